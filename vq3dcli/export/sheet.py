@@ -1,0 +1,72 @@
+"""Contact sheets: images in a grid, with small gaps and optional labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+BACKGROUND = 24
+_LABEL_HEIGHT_PX = 14
+_LABEL_GREY = 220
+
+
+def grid(
+    images: Sequence[Tensor] | Tensor,
+    columns: int | None = None,
+    gap_px: int = 2,
+    *,
+    labels: Sequence[str] | None = None,
+) -> Tensor:
+    """Lay images out row by row on a dark ground.
+
+    Args:
+        images: uint8 `[3, H, W]` each, or `[N, 3, H, W]`; sizes may differ, the largest sets the cell and smaller
+            ones are centred in it.
+        columns: Images a row; the default is about as many columns as rows.
+        gap_px: Space between cells and around the sheet, at least 0.
+        labels: One text an image, written in a strip above it and cut at the cell's width.
+
+    Returns:
+        uint8 `[3, H_sheet, W_sheet]` on the CPU.
+
+    Raises:
+        ValueError: No images, images that are not uint8 `[3, H, W]`, or a different number of labels.
+    """
+    cells = [image.detach().cpu() for image in images]
+    if not cells:
+        raise ValueError("a contact sheet needs at least one image")
+    if any(cell.ndim != 3 or cell.shape[0] != 3 or cell.dtype != torch.uint8 for cell in cells):
+        raise ValueError("images must be uint8 [3, H, W]")
+    if labels is not None and len(labels) != len(cells):
+        raise ValueError(f"{len(labels)} labels for {len(cells)} images")
+    if columns is None:
+        columns = math.ceil(math.sqrt(len(cells)))
+    columns = max(1, min(columns, len(cells)))
+    rows = math.ceil(len(cells) / columns)
+    strip_px = 0 if labels is None else _LABEL_HEIGHT_PX
+    height_px = max(cell.shape[1] for cell in cells)
+    width_px = max(cell.shape[2] for cell in cells)
+    pitch_y, pitch_x = strip_px + height_px + gap_px, width_px + gap_px
+    sheet = torch.full((3, gap_px + rows * pitch_y, gap_px + columns * pitch_x), BACKGROUND, dtype=torch.uint8)
+    for position, cell in enumerate(cells):
+        row, column = divmod(position, columns)
+        top, left = gap_px + row * pitch_y, gap_px + column * pitch_x
+        if labels is not None:
+            sheet[:, top : top + strip_px, left : left + width_px] = label_strip(labels[position], width_px)
+        top += strip_px + (height_px - cell.shape[1]) // 2
+        left += (width_px - cell.shape[2]) // 2
+        sheet[:, top : top + cell.shape[1], left : left + cell.shape[2]] = cell
+    return sheet
+
+
+def label_strip(text: str, width_px: int) -> Tensor:
+    """One line of light text on the dark ground, uint8 `[3, 14, width_px]`."""
+    canvas = Image.new("L", (width_px, _LABEL_HEIGHT_PX), BACKGROUND)
+    font = ImageFont.load_default(size=_LABEL_HEIGHT_PX - 4)
+    ImageDraw.Draw(canvas).text((1, _LABEL_HEIGHT_PX // 2), text, fill=_LABEL_GREY, font=font, anchor="lm")
+    return torch.from_numpy(np.array(canvas))[None].expand(3, -1, -1)

@@ -1,0 +1,89 @@
+"""Files that last: written beside their final name, flushed to disk, renamed; hashed with SHA-256."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vq3dcli.errors import InputMissingError, OutputError, StorageError, Vq3dError
+
+_CANNOT_CREATE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST}
+
+
+def write_error(path: Path, error: OSError) -> Vq3dError:
+    """The named error for an `OSError` met while writing `path`: 73 cannot create, 74 disk or I/O."""
+    reason = error.strerror or str(error)
+    if error.errno in _CANNOT_CREATE:
+        return OutputError(f"cannot create output ({path}): {reason}", remedy="another folder with -o or --out")
+    return StorageError(f"cannot write ({path}): {reason}", remedy="free disk space, then run the same command again")
+
+
+def make_folder(path: Path) -> None:
+    """Create `path` and its parents. Raises `OutputError` or `StorageError`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; on success flush and rename it to `path`, else delete it.
+
+    The temporary name keeps the suffix of `path`, since encoders choose their format by it.
+    Raises `OutputError` or `StorageError` for failing writes.
+    """
+    temporary = path.with_name(f".{path.stem[:64]}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, so that a rename in it survives a crash."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with sorted keys, atomically; NaN and infinity are refused."""
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    write_bytes(path, text.encode() + b"\n")
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hexadecimal SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file. Raises `InputMissingError` if it is not there."""
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise InputMissingError(f"no such file ({path})", remedy="check the path") from error
