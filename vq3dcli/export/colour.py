@@ -68,8 +68,8 @@ def display_range(s: Tensor, *, least: float = 0.1) -> tuple[float, float]:
 def colour_table() -> Tensor:
     """The map itself: uint8 `[256, 3]`, row 0 for far."""
     position = torch.linspace(0.0, 1.0, _ENTRIES, dtype=torch.float64)
-    lightness = torch.lerp(*(torch.full_like(position, end) for end in _LIGHTNESS), position)
-    hue_rad = torch.lerp(*(torch.full_like(position, end) for end in _HUE_RAD), position)
+    lightness = _LIGHTNESS[0] + (_LIGHTNESS[1] - _LIGHTNESS[0]) * position
+    hue_rad = _HUE_RAD[0] + (_HUE_RAD[1] - _HUE_RAD[0]) * position
     # Little chroma at the dark and the bright end, where sRGB has none to give.
     chroma = _CHROMA * torch.sin(math.pi * (0.08 + 0.76 * position)) ** 0.7
     colours = _linear_rgb(lightness, chroma, hue_rad)
