@@ -27,11 +27,10 @@ def spearman(s: Tensor, s_true: Tensor) -> Tensor:
     Returns:
         float64 `[B]` in [-1, 1]; 0 where either image is constant.
     """
-    ranks, ranks_true = average_ranks(_pixels(s)), average_ranks(_pixels(s_true))
-    ranks, ranks_true = _centred(ranks), _centred(ranks_true)
-    norm = ranks.norm(dim=-1) * ranks_true.norm(dim=-1)
-    # Ranks of a non-constant image have a norm of at least sqrt(1/2), so 0.5 only replaces a norm of zero.
-    return (ranks * ranks_true).sum(-1) / norm.clamp(min=0.5)
+    ranks, ranks_true = _centred(average_ranks(_pixels(s))), _centred(average_ranks(_pixels(s_true)))
+    # Centred ranks that are not all equal have a sum of squares of at least 1/2: the bound only replaces zero.
+    norm = (ranks.square().sum(-1) * ranks_true.square().sum(-1)).clamp(min=0.25).sqrt()
+    return (ranks * ranks_true).sum(-1) / norm
 
 
 def average_ranks(values: Tensor) -> Tensor:

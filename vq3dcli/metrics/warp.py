@@ -84,7 +84,7 @@ def plane_z_depth(s_true: Tensor) -> Tensor:
 def _look_up(image: Tensor, source: Camera, target: Camera, points: Tensor) -> Tensor:
     """Bilinear samples of `image` where the source camera sees the world points `[B, N, 3]`."""
     pixels, z_depth = project(source, points)
-    # Behind the source camera nothing is seen; the sign is kept out of the lookup and the nearest edge shown.
+    # A point behind the source camera has mirrored pixel coordinates; it shows the image's first pixel instead.
     pixels = torch.where((z_depth > _SMALLEST_Z)[..., None], pixels, torch.zeros_like(pixels))
     size = torch.tensor([source.width_px, source.height_px], dtype=pixels.dtype, device=pixels.device)
     grid = (2.0 * pixels / size - 1.0).reshape(-1, target.height_px, target.width_px, 2)
