@@ -1,0 +1,223 @@
+"""Every kind of image has one known outcome: the right pixels, or a `DataError` with a reason."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from vq3dcli.data.images import decode_image, encode_jpeg, encode_png, read_image, to_square
+from vq3dcli.errors import DataError, InputMissingError
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def saved(image: Image.Image, image_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def photo(width: int = 48, height: int = 32) -> Image.Image:
+    y, x = np.mgrid[0:height, 0:width]
+    noise = np.random.default_rng(0).integers(0, 40, (height, width, 3))
+    pixels = np.stack([x * 200 // width, y * 200 // height, (x + y) % 200], -1) + noise
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def as_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A valid black 1-bit PNG; built by hand, since encoding it would need the memory that decoding must not."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    compressor = zlib.compressobj(1)
+    row = bytes(1 + (width + 7) // 8)
+    data = b"".join(compressor.compress(row) for _ in range(height)) + compressor.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_lossless_formats_keep_every_pixel(image_format):
+    options = {"lossless": True} if image_format == "WEBP" else {}
+    decoded = decode_image(saved(photo(), image_format, **options), name="x")
+    assert decoded.dtype == torch.uint8
+    assert decoded.is_contiguous()
+    assert torch.equal(decoded, as_tensor(photo()))
+
+
+def test_png_and_jpeg_round_trip():
+    image = as_tensor(photo())
+    assert torch.equal(decode_image(encode_png(image), name="x"), image)
+    assert (decode_image(encode_jpeg(image), name="x").float() - image.float()).abs().mean() < 5
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("image_format", ["TIFF"])
+def test_colour_modes_become_rgb(mode, image_format):
+    image = photo().convert(mode)
+    decoded = decode_image(saved(image, image_format), name="x")
+    assert (decoded.float() - as_tensor(image).float()).abs().max() <= 2
+
+
+def test_cmyk_jpeg_is_not_inverted():
+    white = Image.new("CMYK", (16, 16), (0, 0, 0, 0))
+    assert decode_image(saved(white, "JPEG"), name="x").min() >= 250
+
+
+@pytest.mark.parametrize("scale", [1, 257])
+def test_16_bit_grey_is_scaled_not_clipped(scale):
+    values = (np.arange(256, dtype=np.uint16) * scale).reshape(16, 16)
+    decoded = decode_image(saved(Image.fromarray(values), "PNG"), name="x")
+    expected = np.round(values.astype(np.float64) / 257).astype(np.uint8)
+    assert np.array_equal(decoded[0].numpy(), expected)
+    assert torch.equal(decoded[0], decoded[2])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_lies_over_mid_grey(mode):
+    image = photo().convert(mode)
+    alpha = Image.new("L", image.size, 0)
+    alpha.paste(255, (24, 0, 48, 32))
+    image.putalpha(alpha)
+    decoded = decode_image(saved(image, "PNG"), name="x")
+    assert (decoded[:, :, :24] == 128).all()
+    assert torch.equal(decoded[:, :, 24:], as_tensor(photo().convert(mode[:-1]))[:, :, 24:])
+
+
+def test_palette_transparency_lies_over_mid_grey():
+    image = Image.new("P", (8, 8), 3)
+    image.putpalette([200, 10, 10] * 256)
+    assert (decode_image(saved(image, "PNG", transparency=3), name="x") == 128).all()
+    assert (decode_image(saved(image, "PNG", transparency=bytes([255, 255, 255, 0])), name="x") == 128).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_unless_told_otherwise(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(photo(), "PNG", exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = as_tensor(ImageOps.exif_transpose(image))
+    assert torch.equal(decode_image(data, name="x"), expected)
+    assert torch.equal(decode_image(data, name="x", apply_orientation=False), as_tensor(photo()))
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"]
+)
+def test_broken_exif_is_ignored(exif):
+    assert decode_image(saved(photo(), "JPEG", exif=exif), name="x").shape == (3, 32, 48)
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG"])
+def test_first_frame_of_an_animation(image_format):
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
+    data = saved(frames[0], image_format, save_all=True, append_images=frames[1:])
+    decoded = decode_image(data, name="x").float().mean((1, 2))
+    assert decoded[0] > 240
+    assert decoded[1:].max() < 15
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 0.5, 0.9])
+def test_truncated_files_are_refused(image_format, fraction):
+    data = saved(photo(96, 96), image_format)
+    with pytest.raises(DataError, match=r"cannot decode image \(cut\)"):
+        decode_image(data[: int(len(data) * fraction)], name="cut")
+
+
+def test_truncated_progressive_jpeg_is_refused():
+    data = saved(photo(96, 96), "JPEG", progressive=True)
+    for fraction in (0.25, 0.5, 0.9):
+        with pytest.raises(DataError):
+            decode_image(data[: int(len(data) * fraction)], name="cut")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"hello\n" * 50, b"<!DOCTYPE html><html></html>", pickle.dumps({"a": 1}), b"%!PS-Adobe-3.0 EPSF-3.0\n"],
+)
+def test_what_is_not_an_image_is_refused(data):
+    with pytest.raises(DataError):
+        decode_image(data, name="photo.jpg")
+
+
+def test_floating_point_pixels_are_refused():
+    with pytest.raises(DataError, match="floating-point"):
+        decode_image(saved(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), name="x")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 65500), (65500, 1)])
+def test_extreme_shapes_are_kept(width, height):
+    decoded = decode_image(saved(Image.new("RGB", (width, height), "red"), "PNG"), name="x")
+    assert decoded.shape == (3, height, width)
+    for fit in ("crop", "squash"):
+        square = to_square(decoded, 16, fit=fit)
+        assert square.shape == (3, 16, 16)
+        assert (square[0] == 255).all()
+
+
+@pytest.mark.parametrize(("width", "height"), [(20000, 20000), (12000, 11000)])
+def test_a_decompression_bomb_is_one_clear_error_in_little_memory(tmp_path, width, height):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(huge_png(width, height))
+    script = (
+        "import resource, sys, warnings; warnings.simplefilter('error')\n"
+        "from pathlib import Path\n"
+        "from vq3dcli.data.images import read_image\n"
+        "from vq3dcli.errors import DataError\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    read_image(Path(sys.argv[1]))\n"
+        "except DataError as error:\n    print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+    message, kilobytes = result.stdout.splitlines()
+    assert "over the limit of 128 megapixels" in message
+    assert int(kilobytes) < 50_000
+    assert result.stderr == ""
+
+
+def test_missing_files_and_folders(tmp_path: Path):
+    with pytest.raises(InputMissingError, match="no such file"):
+        read_image(tmp_path / "none.jpg")
+    with pytest.raises(InputMissingError, match="not a file"):
+        read_image(tmp_path)
+    text = tmp_path / "text.jpg"
+    text.write_text("hello")
+    with pytest.raises(DataError, match=r"text\.jpg"):
+        read_image(text)
+    png_named_jpeg = tmp_path / "x.JPEG"
+    png_named_jpeg.write_bytes(saved(photo(), "PNG"))
+    assert torch.equal(read_image(png_named_jpeg), as_tensor(photo()))
+
+
+def test_to_square_takes_the_centre_and_matches_pillow():
+    image = photo(300, 200)
+    square = to_square(as_tensor(image), 64, fit="crop")
+    expected = as_tensor(image.crop((50, 0, 250, 200)).resize((64, 64), Image.Resampling.BICUBIC))
+    assert (square.float() - expected.float()).abs().max() <= 1
+    squashed = to_square(as_tensor(image), 64, fit="squash")
+    expected = as_tensor(image.resize((64, 64), Image.Resampling.BICUBIC))
+    assert (squashed.float() - expected.float()).abs().max() <= 1
