@@ -87,7 +87,7 @@ def pivot_pose(yaw_rad: Tensor, pitch_rad: Tensor, radius: Tensor | float = CAME
     cos_pitch, sin_pitch = torch.cos(pitch_rad), torch.sin(pitch_rad)
     zero = torch.zeros_like(cos_yaw)
     right = torch.stack([cos_yaw, zero, sin_yaw], -1)
-    down = torch.stack([-sin_yaw * sin_pitch, cos_pitch, cos_yaw * sin_pitch], -1)
+    down = torch.stack([sin_yaw * sin_pitch, cos_pitch, -cos_yaw * sin_pitch], -1)
     forward = torch.stack([-sin_yaw * cos_pitch, sin_pitch, cos_yaw * cos_pitch], -1)
     pose = torch.zeros(*yaw_rad.shape, 4, 4, dtype=yaw_rad.dtype, device=yaw_rad.device)
     pose[..., :3, 0] = right
