@@ -1,0 +1,48 @@
+"""The `vq3d` program: prepares the process, then runs the command line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+
+def main() -> int:
+    """Run `vq3d` with the arguments of this process; returns the exit code."""
+    _open_closed_streams()
+    # Ctrl-C and SIGTERM unwind the stack, so that temporary files go and ffmpeg ends. Training replaces the second
+    # with a flag (`vq3dcli.signals`).
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        from vq3dcli import cli
+
+        if "_VQ3D_COMPLETE" in os.environ:
+            cli.complete()
+        code = cli.run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = 141
+    except KeyboardInterrupt:
+        code = 130
+    if code == 141:
+        # The interpreter flushes stdout once more at exit: let that go nowhere instead of failing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return code
+
+
+def _open_closed_streams() -> None:
+    """Point closed standard streams to the null device: else the next file that is opened takes their number."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        # A file name may hold bytes that are no text in the terminal's encoding.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

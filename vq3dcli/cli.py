@@ -1,0 +1,215 @@
+"""The command line: which commands there are, and the one edge where an error becomes a line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+import textwrap
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from vq3dcli import __version__, log
+from vq3dcli.errors import Vq3dError
+
+# Name, module in `vq3dcli.commands`, and the line in `vq3d --help`. A module is imported when its command is used.
+COMMANDS = (
+    ("doctor", "doctor", "Say what works on this machine, what is missing, and what to do about it."),
+    ("quickstart", "quickstart", "Run the whole pipeline at toy scale, from raw images to videos and a report."),
+    ("prepare-data", "prepare_data", "Make shards of a folder of images, or of toy scenes."),
+    ("depth-labels", "depth_labels", "Write disparity labels beside the shards."),
+    ("train-stage1", "train_stage1", "Train the autoencoder from images to NeRFs; run it again to resume."),
+    ("render", "render", "Turn photos into videos of novel views."),
+    ("evaluate", "evaluate", "Measure a model."),
+)
+
+EXIT_CODES = {0, 2, 65, 66, 69, 70, 73, 74, 75, 77, 78, 79, 130, 141}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run `vq3d ARGUMENTS` in this process and return its exit code; nothing but output escapes."""
+    call = _read_call(arguments)
+    try:
+        return _invoke(call.arguments)
+    except BrokenPipeError:
+        return 141
+    except BaseException as error:
+        if call.debug:
+            traceback.print_exception(error)
+        failure = describe(error)
+        if isinstance(error, typer.TyperException) and not failure.remedy:
+            failure = Failure(failure.exit_code, failure.message, f"vq3d {call.command} --help".replace("  ", " "))
+        return _report(failure, call)
+    finally:
+        log.detach()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What is said about an error."""
+
+    exit_code: int
+    message: str
+    remedy: str | None
+
+
+def describe(error: BaseException) -> Failure:
+    """The exit code, the reason and the remedy for any exception."""
+    if isinstance(error, Vq3dError):
+        return Failure(error.exit_code, error.message, error.remedy)
+    if isinstance(error, typer.TyperException):
+        return Failure(error.exit_code, error.format_message().rstrip("."), None)
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return Failure(130, "interrupted", None)
+    if isinstance(error, MemoryError):
+        return Failure(70, "out of memory", "a smaller batch, size or number of samples")
+    if isinstance(error, OSError):
+        return _describe_os_error(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, by name: torch may not be imported here
+        return Failure(70, "out of memory on the device", "--device cpu, or a smaller batch, size or number of samples")
+    if isinstance(error, SystemExit):
+        return Failure(70, f"a library ended the program ({error.code})", "the same command with --debug, and report it")
+    return Failure(
+        70, f"bug: {type(error).__name__}: {error}", "the same command with --debug, and report what it prints"
+    )
+
+
+def _describe_os_error(error: OSError) -> Failure:
+    name = f" ({error.filename})" if error.filename is not None else ""
+    reason = error.strerror or str(error)
+    if error.errno == errno.ENOENT:
+        return Failure(66, f"no such file or folder{name}", "check the path")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return Failure(73, f"no permission{name}: {reason}", "another place, or other permissions")
+    return Failure(74, f"cannot read or write{name}: {reason}", "check the disk and its free space, then run it again")
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What can be told of a call without parsing it: parsing itself may be what fails."""
+
+    arguments: list[str]
+    command: str
+    debug: bool
+    json: bool
+
+
+def _read_call(arguments: Sequence[str]) -> _Call:
+    """Take `--debug` out of the options, wherever it stands, and find the command and `--json`."""
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    options = [a for a in arguments[:end] if a != "--debug"]
+    names = {name for name, _, _ in COMMANDS}
+    command = next((a for a in options if not a.startswith("-")), "")
+    return _Call(
+        arguments=[*options, *arguments[end:]],
+        command=command if command in names else "",
+        debug="--debug" in arguments[:end],
+        json="--json" in options,
+    )
+
+
+def _invoke(arguments: list[str]) -> int:
+    group = build_group()
+    try:
+        with group.make_context("vq3d", arguments or ["--help"]) as context:
+            group.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    return 0
+
+
+def complete() -> None:
+    """Answer a shell's completion request, which arrives in the environment."""
+    build_group().main(prog_name="vq3d")
+
+
+def _report(failure: Failure, call: _Call) -> int:
+    text = f"error: {failure.message}"
+    if failure.remedy:
+        text += f"; try: {failure.remedy}"
+    log.write_line(text)
+    if call.json:
+        from vq3dcli.commands.output import error_json
+
+        try:
+            print(error_json(call.command, failure.message, failure.remedy, failure.exit_code), flush=True)
+        except (OSError, ValueError):
+            return failure.exit_code
+    return failure.exit_code
+
+
+def build_group() -> TyperGroup:
+    """The root of the command line; the commands in it are imported when they are used."""
+    app = typer.Typer(
+        help=ROOT_HELP,
+        rich_markup_mode=None,  # plain help: no boxes in pipes, and rich costs a tenth of a second
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    )
+    app.callback()(_root)
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    for name, module, summary in COMMANDS:
+        group.commands[name] = LazyCommand(name, module, summary)
+    return group
+
+
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; works anywhere.")] = False,
+) -> None:
+    if version:
+        print(f"vq3d {__version__}")
+        raise typer.Exit
+
+
+ROOT_HELP = """
+One photo to a NeRF in one forward pass: novel views, orbits and disparity; and the training of such models.
+
+\b
+Example:
+  vq3d doctor
+  vq3d render photo.jpg --orbit -o orbit.mp4
+"""
+
+
+class LazyCommand(TyperCommand):
+    """Stands for a command in lists; becomes the real one when a context is made for it."""
+
+    def __init__(self, name: str, module: str, summary: str) -> None:
+        super().__init__(name, short_help=summary, rich_markup_mode=None)
+        self.module = module
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """The context of the real command."""
+        return load_command(self.name or "", self.module).make_context(info_name, args, parent, **extra)
+
+
+def load_command(name: str, module: str) -> TyperCommand | TyperGroup:
+    """Import `vq3dcli.commands.MODULE` and build its `command` function, or its `app` of several commands."""
+    loaded = importlib.import_module(f"vq3dcli.commands.{module}")
+    holder = typer.Typer(add_completion=False, rich_markup_mode=None)
+    holder.callback()(lambda: None)
+    if hasattr(loaded, "app"):
+        holder.add_typer(loaded.app, name=name)
+    else:
+        holder.command(name)(loaded.command)
+    group = get_command(holder)
+    assert isinstance(group, TyperGroup)
+    built = group.commands[name]
+    assert isinstance(built, TyperCommand | TyperGroup)
+    for command in [built, *(built.commands.values() if isinstance(built, TyperGroup) else ())]:
+        command.help = keep_indented(command.help or "")
+    return built
+
+
+def keep_indented(help_text: str) -> str:
+    """Mark paragraphs that hold indented lines, so that help prints them as they stand."""
+    paragraphs = textwrap.dedent(help_text).strip().split("\n\n")
+    return "\n\n".join(f"\b\n{p}" if "\n " in p and not p.startswith("\b") else p for p in paragraphs)

@@ -1,0 +1,227 @@
+"""What commands share: their common options, and how they speak.
+
+Results go to stdout, as lines or, with `--json`, as one object; everything else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+import typer
+
+from vq3dcli import __version__, log
+from vq3dcli.commands import progress
+from vq3dcli.errors import UnavailableError
+
+if TYPE_CHECKING:
+    import torch
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress, only warnings and errors.")]
+DeviceOption = Annotated[DeviceName, typer.Option("--device", help="Where to compute; auto takes CUDA where it works.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything that is random.")]
+
+
+class WeightsFile(Protocol):
+    """Weights as the result names them; `checkpoint.LoadedWeights` is one."""
+
+    @property
+    def path(self) -> str:
+        """Where the weights lie."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of the file."""
+        ...
+
+
+class Output:
+    """The voice of one command.
+
+    Args:
+        command: Name of the command, for example `evaluate geometry`.
+        json: Print the result as one JSON object.
+        quiet: Leave out notes and progress.
+        stdout_is_data: stdout carries a file (`-o -`), so result lines go to stderr.
+    """
+
+    def __init__(self, command: str, json: bool, quiet: bool, *, stdout_is_data: bool = False) -> None:
+        self.command = command
+        self.json = json
+        self.quiet = quiet
+        self.stdout_is_data = stdout_is_data
+        self.warnings: list[str] = []
+        self._progress: progress.Progress | None = None
+        log.attach(log.LineHandler(quiet=quiet, write=self._line, on_warning=self.warnings.append))
+
+    def note(self, message: str) -> None:
+        """Say something that is good to know; silent under `--quiet`."""
+        if not self.quiet:
+            self._line(message)
+
+    def warn(self, message: str) -> None:
+        """Say that something is not as it should be; it is repeated in the JSON object."""
+        self.warnings.append(log.one_line(message))
+        self._line(f"warning: {message}")
+
+    @contextmanager
+    def progress(
+        self, description: str, total: int | None = None, *, unit: str = "items", done: int = 0
+    ) -> Iterator[progress.Progress]:
+        """Progress on stderr; see `progress.shown` for the arguments."""
+        with progress.shown(description, total, unit=unit, done=done, quiet=self.quiet) as shown:
+            self._progress = shown
+            try:
+                yield shown
+            finally:
+                self._progress = None
+
+    def finish(
+        self,
+        *,
+        protocol: str | None = None,
+        count: int | None = None,
+        seed: int | None = None,
+        weights: WeightsFile | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        outputs: Sequence[str | Path] = (),
+        table: Sequence[Sequence[object]] | None = None,
+    ) -> None:
+        """Print the result; call it once, last.
+
+        Args:
+            protocol: Name of the definition that the metrics were measured by.
+            count: How many items were processed.
+            seed: Seed of the run, if anything in it was random.
+            weights: Weights that were used.
+            metrics: Figures by name; nested mappings are allowed, NaN and infinity become null in JSON.
+            outputs: Files and folders that were made.
+            table: Rows for the human reader, the first one the heading; without it the metrics are listed.
+        """
+        if self.json:
+            self._print(result_json(self, protocol, count, seed, weights, metrics or {}, outputs))
+            return
+        if table is None:
+            table = [(name, value) for name, value in flat(metrics or {})]
+        for line in table_lines(table):
+            self._print(line)
+        for output in outputs:
+            self._print(log.one_line(str(output)))
+
+    def _line(self, text: str) -> None:
+        if self._progress is None:
+            log.write_line(text)
+        else:
+            self._progress.line(text)
+
+    def _print(self, text: str) -> None:
+        if self.stdout_is_data:
+            log.write_line(text)
+        else:
+            print(text, flush=True)
+
+
+def result_json(
+    output: Output,
+    protocol: str | None,
+    count: int | None,
+    seed: int | None,
+    weights: WeightsFile | None,
+    metrics: Mapping[str, Any],
+    outputs: Sequence[str | Path],
+) -> str:
+    """The JSON object of a finished command, on one line."""
+    value = {
+        "version": __version__,
+        "command": output.command,
+        "protocol": protocol,
+        "count": count,
+        "seed": seed,
+        "weights": None if weights is None else {"path": str(weights.path), "sha256": weights.sha256},
+        "metrics": metrics,
+        "outputs": outputs,
+        "warnings": output.warnings,
+    }
+    return jsonlib.dumps(plain(value), allow_nan=False)
+
+
+def error_json(command: str, message: str, remedy: str | None, exit_code: int) -> str:
+    """The JSON object of a failed command, on one line."""
+    error = {"message": log.one_line(message), "remedy": remedy, "exit_code": exit_code}
+    return jsonlib.dumps({"version": __version__, "command": command, "error": error})
+
+
+def plain(value: Any) -> Any:
+    """`value` as what JSON knows: paths become text, arrays lists, NaN and infinity null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # tensors, arrays and their scalars, without importing torch or numpy
+        return plain(value.tolist())
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def flat(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Nested metrics as pairs of dotted name and value."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def table_lines(rows: Sequence[Sequence[object]]) -> list[str]:
+    """Rows as text in columns: the first column left, figures right."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    columns = max((len(row) for row in cells), default=0)
+    widths = [max((len(row[i]) for row in cells if i < len(row)), default=0) for i in range(columns)]
+    right = [i > 0 and any(_is_number(row[i]) for row in rows if i < len(row)) for i in range(columns)]
+    lines = []
+    for row in cells:
+        padded = [cell.rjust(widths[i]) if right[i] else cell.ljust(widths[i]) for i, cell in enumerate(row)]
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else "-"
+    return log.one_line(str(value))
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for `--device`. Raises `UnavailableError` if CUDA is asked for and is not there."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UnavailableError("no CUDA device is available", remedy="--device cpu, or vq3d doctor to see why")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def stdout_bytes() -> Any:
+    """The binary stream of stdout, for `-o -`. Raises `UnavailableError` if stdout is closed."""
+    if sys.stdout is None:
+        raise UnavailableError("stdout is closed", remedy="a file name with -o")
+    return sys.stdout.buffer

@@ -1,0 +1,73 @@
+"""One line a message, on stderr.
+
+The library logs through the standard `logging` module (`logging.getLogger(__name__)`) and never prints. A command
+line run attaches one `LineHandler`, which writes the lines and hands the warnings to whoever collects them.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+PACKAGES = ("vq3dcli", "data_tools")
+
+
+def one_line(text: str) -> str:
+    """`text` on one line and safe to print: control characters and undecodable bytes of file names are escaped."""
+    flat = " ".join(text.split())
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in flat)
+    return safe
+
+
+def write_line(text: str) -> None:
+    """Write one line to stderr; a closed stderr is not an error, since nobody is left to tell."""
+    stream = sys.stderr
+    if stream is None:
+        return
+    try:
+        stream.write(f"{one_line(text)}\n")
+        stream.flush()
+    except (OSError, ValueError):
+        return
+
+
+class LineHandler(logging.Handler):
+    """Writes records as lines and passes the text of warnings on.
+
+    Args:
+        quiet: Leave out records below WARNING.
+        write: Receives each line, without its newline.
+        on_warning: Receives the text of each record of level WARNING or above.
+    """
+
+    def __init__(self, *, quiet: bool, write: Callable[[str], None], on_warning: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING if quiet else logging.INFO)
+        self._write = write
+        self._on_warning = on_warning
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        text = one_line(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            self._on_warning(text)
+            self._write(f"warning: {text}")
+        else:
+            self._write(text)
+
+
+def attach(handler: LineHandler) -> None:
+    """Send what our packages log to `handler`, in place of an earlier one."""
+    detach()
+    for name in PACKAGES:
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+
+
+def detach() -> None:
+    """Remove the `LineHandler` that `attach` added, if any."""
+    for name in PACKAGES:
+        logger = logging.getLogger(name)
+        for handler in [h for h in logger.handlers if isinstance(h, LineHandler)]:
+            logger.removeHandler(handler)
