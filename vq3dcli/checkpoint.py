@@ -1,0 +1,199 @@
+"""Weights files and training checkpoints: safetensors and JSON, never a pickle.
+
+A weights file is one safetensors file whose metadata holds the format version, the recipe and a card; it is all that
+inference needs. A checkpoint is a folder, renamed whole, that holds everything that training needs to continue to
+the bit: weights, average, optimizer and a manifest with the hash of each file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError, Vq3dError
+from vq3dcli.files import atomic_path, sha256_file, sync_folder, write_error, write_json
+from vq3dcli.model.autoencoder import Autoencoder
+from vq3dcli.model.build import build_autoencoder
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+# Zip archives (torch.save), pickle protocols 2 to 5, and gzip around either.
+_PICKLE_SIGNATURES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x1f\x8b")
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """A model ready for inference and where it came from.
+
+    Attributes:
+        model: The autoencoder, in evaluation mode, float32.
+        recipe: The recipe it was trained with.
+        path: The file.
+        sha256: The file's hash.
+        card: What the file says of itself: data, images seen, figures.
+    """
+
+    model: Autoencoder
+    recipe: Stage1Recipe
+    path: str
+    sha256: str
+    card: dict[str, Any]
+
+
+def embedded_weights_path() -> Path:
+    """Where the package keeps its own weights; the file may be missing in a source tree without them."""
+    return Path(str(resources.files("vq3dcli.weights"))) / "stage1.safetensors"
+
+
+def save_weights(path: Path, model: Autoencoder, recipe: Stage1Recipe, card: Mapping[str, Any]) -> str:
+    """Write a weights file; floating-point tensors are rounded to fp16.
+
+    Returns:
+        The file's SHA-256.
+    """
+    tensors = {
+        name: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
+        for name, value in model.state_dict().items()
+        if not name.startswith(("auxiliary_head.", "quantizer.window_counts"))
+    }
+    metadata = {
+        "format": "vq3d-stage1",
+        "format_version": str(FORMAT_VERSION),
+        "recipe": recipe.model_dump_json(),
+        "card": json.dumps(dict(card), sort_keys=True),
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
+        temporary.chmod(0o644)
+    return sha256_file(path)
+
+
+def load_weights(path: Path | None = None, device: str | torch.device = "cpu") -> LoadedWeights:
+    """Read a weights file.
+
+    Args:
+        path: A weights file or a run's folder; None for the embedded ones.
+        device: Where the model goes.
+
+    Raises:
+        InputMissingError: There is no such file.
+        UnsafeFileError: The file is a pickle.
+        DataError: The file is damaged, or is no weights file of ours.
+        UnavailableError: This installation has no embedded weights.
+    """
+    if path is None:
+        path = embedded_weights_path()
+        if not path.exists():
+            raise UnavailableError(
+                "this installation has no embedded weights", remedy="--weights with a file that train-stage1 wrote"
+            )
+    if path.is_dir():
+        path = path / "weights.safetensors"
+    metadata, tensors = _read_safetensors(path)
+    if metadata.get("format") != "vq3d-stage1":
+        raise DataError(f"not a Stage 1 weights file ({path})", remedy="a file that train-stage1 wrote")
+    if int(metadata.get("format_version", "0")) > FORMAT_VERSION:
+        raise DataError(
+            f"weights of format {metadata['format_version']}, newer than {FORMAT_VERSION} ({path})",
+            remedy="a newer vq3d",
+        )
+    recipe = Stage1Recipe.model_validate_json(metadata["recipe"])
+    inference = recipe.model_copy(update={"model": recipe.model.model_copy(update={"auxiliary_head": False})})
+    model = build_autoencoder(inference)
+    state = model.state_dict()
+    tensors["quantizer.window_counts"] = state["quantizer.window_counts"]
+    _check_shapes(path, state, tensors)
+    model.load_state_dict({name: tensors[name].to(value.dtype) for name, value in state.items()})
+    model.requires_grad_(False).eval().to(device)
+    return LoadedWeights(model, recipe, str(path), sha256_file(path), json.loads(metadata.get("card", "{}")))
+
+
+def _check_shapes(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    wrong = [n for n, v in expected.items() if n not in found or found[n].shape != v.shape]
+    wrong += [name for name in found if name not in expected]
+    if wrong:
+        raise DataError(
+            f"weights do not fit their recipe ({path}): {len(wrong)} tensors, first {wrong[0]}",
+            remedy="weights written by the same version",
+        )
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(8)
+    except FileNotFoundError as error:
+        raise InputMissingError(f"no such weights file ({path})", remedy="check the path") from error
+    except OSError as error:
+        raise InputMissingError(f"cannot read weights ({path}): {error.strerror}", remedy="check the path") from error
+    if head.startswith(_PICKLE_SIGNATURES):
+        raise UnsafeFileError(
+            f"refused weights that are a pickle or an archive ({path}): loading one can run any code",
+            remedy="a .safetensors file",
+        )
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = dict(opened.metadata() or {})
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"damaged weights ({path}): {error}", remedy="another copy of the file") from error
+    return metadata, tensors
+
+
+def write_checkpoint(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any]) -> None:
+    """Write a checkpoint folder whole: into a temporary folder, flushed, hashed, then renamed.
+
+    Args:
+        folder: Its final name; replaced if it exists.
+        parts: File stem to named tensors.
+        manifest: JSON values to keep beside them.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        hashes = {}
+        for stem, tensors in parts.items():
+            path = temporary / f"{stem}.safetensors"
+            save_file({name: value.cpu() for name, value in tensors.items()}, path)
+            path.chmod(0o644)
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+            hashes[path.name] = sha256_file(path)
+        write_json(temporary / MANIFEST, {**manifest, "format_version": FORMAT_VERSION, "sha256": hashes})
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.replace(folder)
+        sync_folder(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise write_error(folder, error if isinstance(error, OSError) else OSError(5, str(error))) from error
+    except Vq3dError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Read and verify a checkpoint folder. Raises `DataError` naming the file that is damaged or missing."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        parts = {}
+        for name, digest in manifest["sha256"].items():
+            if sha256_file(folder / name) != digest:
+                raise DataError(f"damaged checkpoint ({folder / name}): its hash differs from the manifest")
+            parts[Path(name).stem] = load_file(folder / name)
+    except (OSError, ValueError, KeyError, SafetensorError, InputMissingError) as error:
+        raise DataError(f"damaged checkpoint ({folder}): {error}") from error
+    return parts, manifest

@@ -1,0 +1,109 @@
+"""The depth losses of VQ3D and its ablation, in normalised disparity s.
+
+    pointwise:    mean over rays of  sum_i w_i |s_i - S|^2
+    accumulated:  mean over rays of  |sum_i w_i s_i - S|^2
+
+S is the label. With weights that sum to 1, the first is the second plus the variance of s under w: it punishes every
+piece of density away from the surface, where the second is content with floaters that cancel.
+
+Labels are metric (exact; used as they are) or relative (known up to an increasing affine map; aligned first).
+
+Legend: B images, N rays, S samples, H height_px, W width_px.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+DepthKind = Literal["pointwise", "accumulated", "none"]
+
+LABEL_NONE, LABEL_METRIC, LABEL_RELATIVE = 0, 1, 2
+"""Values of `label_kind`."""
+
+_WINSORISE = (0.02, 0.98)
+# The least slope of the least-squares fit: unbounded, the rendering collapses to a flat wall and the fit follows it.
+_LEAST_SLOPE = 0.25
+
+
+def depth_loss(weights: Tensor, samples_s: Tensor, label_s: Tensor, kind: DepthKind) -> Tensor:
+    """The loss of each image.
+
+    Args:
+        weights: Rendering weights `[B, N, S]`, summing to 1 over S.
+        samples_s: The samples' s, `[B, N, S]`.
+        label_s: Aligned labels `[B, N]`.
+        kind: Which loss.
+
+    Returns:
+        `[B]`.
+    """
+    if kind == "pointwise":
+        return (weights * (samples_s - label_s[..., None]).square()).sum(-1).mean(-1)
+    if kind == "accumulated":
+        return ((weights * samples_s).sum(-1) - label_s).square().mean(-1)
+    return weights.new_zeros(weights.shape[0])
+
+
+def align_canonical(label: Tensor, *, mean: float, std: float) -> Tensor:
+    """Bring relative labels to the depth statistics of a typical scene.
+
+    Each image is winsorised at its 2 % and 98 % quantiles, shifted and scaled to `mean` and `std` of s, and clamped
+    to [0, 1]. It does not look at the rendering, so it cannot follow it into a flat wall.
+
+    Args:
+        label: Relative disparity `[B, H, W]`, larger is nearer.
+        mean: Target mean of s.
+        std: Target standard deviation of s.
+    """
+    flat = label.flatten(1).float()
+    low, high = torch.quantile(flat, torch.tensor(_WINSORISE, device=flat.device), dim=1)
+    flat = flat.clamp(low[:, None], high[:, None])
+    centred = flat - flat.mean(1, keepdim=True)
+    # A constant label stays constant: the floor is below the step of 16-bit labels.
+    spread = centred.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
+    return (centred / spread * std + mean).clamp(0.0, 1.0).reshape(label.shape)
+
+
+def align_least_squares(label: Tensor, rendered_s: Tensor) -> Tensor:
+    """Fit a label + b to the rendering in closed form, a bounded from below, both without gradient.
+
+    Args:
+        label: Relative disparity at rays `[B, N]`.
+        rendered_s: Rendered s at the same rays `[B, N]`; detached here.
+
+    Returns:
+        Aligned labels `[B, N]`.
+    """
+    target = rendered_s.detach().float()
+    label_mean, target_mean = label.mean(1, keepdim=True), target.mean(1, keepdim=True)
+    centred = label - label_mean
+    variance = centred.square().mean(1, keepdim=True).clamp(min=1e-12)
+    covariance = (centred * (target - target_mean)).mean(1, keepdim=True)
+    # In units of the label's own spread, so that the bound means the same for every teacher.
+    spread = variance.sqrt()
+    slope = (covariance / spread).clamp(min=_LEAST_SLOPE * 0.18) / spread
+    return slope * centred + target_mean
+
+
+def align_labels(
+    label: Tensor,
+    label_kind: Tensor,
+    rendered_s: Tensor,
+    *,
+    alignment: Literal["canonical", "least_squares"],
+    canonical: Tensor,
+) -> Tensor:
+    """Choose each image's label at its rays: metric ones untouched, relative ones aligned.
+
+    Args:
+        label: Labels as stored, at rays, `[B, N]`.
+        label_kind: `[B]`.
+        rendered_s: Rendered s `[B, N]`.
+        alignment: How relative labels are aligned.
+        canonical: The labels at rays after `align_canonical`, `[B, N]`.
+    """
+    relative = canonical if alignment == "canonical" else align_least_squares(label, rendered_s)
+    return torch.where((label_kind == LABEL_RELATIVE)[:, None], relative, label)

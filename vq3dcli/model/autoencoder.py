@@ -1,0 +1,118 @@
+"""Stage 1: an image to codes to tri-planes.
+
+```
+image -> ViT encoder -> project -> quantizer -> ViT decoder -> plane head -> tri-planes -> field
+                                      |             `-> 2D head (training only)
+                                    codes
+```
+
+Legend: B batch, L tokens, D width, C plane channels, P plane side.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from vq3dcli.model.field import FieldMLP, inference_field, training_field
+from vq3dcli.model.quantizer import Quantized, Quantizer
+from vq3dcli.model.triplane_decoder import PlaneHead
+from vq3dcli.model.vit import Transformer, patchify, unpatchify
+from vq3dcli.rendering.render import Field
+from vq3dcli.rendering.space import Space
+
+
+class Encoded(NamedTuple):
+    """What one pass through the autoencoder gives.
+
+    Attributes:
+        planes: `[B, 3, P, P, C]`.
+        auxiliary: Image of the 2D head `[B, 3, H, W]` in [-1, 1] or beyond, or None.
+        quantized: The quantizer's result.
+    """
+
+    planes: Tensor
+    auxiliary: Tensor | None
+    quantized: Quantized
+
+
+class Autoencoder(nn.Module):
+    """The ViT-VQ autoencoder whose decoder emits a NeRF. Parts are built by `model.build`.
+
+    Args:
+        patch: Pixels a token covers along a side.
+        width: Token channels D.
+        encoder: Transformer over the image's tokens.
+        decoder: Transformer over the codes.
+        quantizer: The codebook.
+        plane_head: Tokens to planes.
+        field_mlp: Plane features to density and colour.
+        space: World points to plane coordinates.
+        radius: Distance of the canonical camera.
+        near: Nearest z_depth.
+        far: Farthest z_depth.
+        auxiliary_head: Build the 2D head that speeds up early training.
+    """
+
+    def __init__(
+        self,
+        *,
+        patch: int,
+        width: int,
+        encoder: Transformer,
+        decoder: Transformer,
+        quantizer: Quantizer,
+        plane_head: PlaneHead,
+        field_mlp: FieldMLP,
+        space: Space,
+        radius: float,
+        near: float,
+        far: float,
+        auxiliary_head: bool,
+    ) -> None:
+        super().__init__()
+        code_dim = quantizer.codebook.shape[1]
+        self.patch, self.space, self.radius, self.near, self.far = patch, space, radius, near, far
+        self.embed_patches = nn.Linear(3 * patch * patch, width)
+        self.encoder = encoder
+        self.to_code = nn.Linear(width, code_dim)
+        self.quantizer = quantizer
+        self.from_code = nn.Linear(code_dim, width)
+        self.decoder = decoder
+        self.plane_head = plane_head
+        self.field_mlp = field_mlp
+        self.auxiliary_head = nn.Linear(width, 3 * patch * patch) if auxiliary_head else None
+
+    def forward(self, images: Tensor) -> Encoded:
+        """Images `[B, 3, H, W]` in [-1, 1] to planes, with gradients through the quantizer."""
+        quantized = self.quantizer(self.encode(images))
+        tokens = self.decoder(self.from_code(quantized.embedding))
+        auxiliary = None
+        if self.auxiliary_head is not None:
+            auxiliary = unpatchify(self.auxiliary_head(tokens), self.patch, 3)
+        return Encoded(self.plane_head(tokens), auxiliary, quantized)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images `[B, 3, H, W]` in [-1, 1] to encoder outputs before normalisation, `[B, L, code_dim]`."""
+        return self.to_code(self.encoder(self.embed_patches(patchify(images, self.patch))))
+
+    def codes(self, images: Tensor) -> Tensor:
+        """Images `[B, 3, H, W]` in [-1, 1] to code indices `[B, L]`."""
+        return self.quantizer.nearest(self.quantizer.project(self.encode(images)))
+
+    def planes_from_codes(self, codes: Tensor) -> Tensor:
+        """Code indices `[B, L]` to planes `[B, 3, P, P, C]`."""
+        return self.plane_head(self.decoder(self.from_code(self.quantizer.embed(codes))))
+
+    def field(self, planes: Tensor) -> Field:
+        """The differentiable field over planes `[B, 3, P, P, C]`."""
+        return training_field(
+            planes, self.field_mlp, self.space, radius=self.radius, near=self.near, far=self.far
+        )
+
+    def frozen_field(self, planes: Tensor) -> Field:
+        """The field for rendering only: faster on a CPU, and bit-exact for any chunking there."""
+        return inference_field(
+            planes, self.field_mlp, self.space, radius=self.radius, near=self.near, far=self.far
+        )

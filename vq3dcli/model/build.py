@@ -1,0 +1,56 @@
+"""Builds models from recipes: the only module of the model that sees a config."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.model.autoencoder import Autoencoder
+from vq3dcli.model.field import FieldMLP
+from vq3dcli.model.quantizer import Quantizer
+from vq3dcli.model.triplane_decoder import PlaneHead
+from vq3dcli.model.vit import Transformer
+from vq3dcli.rendering.cameras import Camera, canonical_camera
+from vq3dcli.rendering.space import ContractedSpace, FrustumSpace, Space
+
+
+def build_space(recipe: Stage1Recipe) -> Space:
+    """The mapping from world points to plane coordinates."""
+    camera = recipe.camera
+    if recipe.model.space == "frustum":
+        return FrustumSpace(camera.radius, math.radians(camera.fov_deg), camera.near, camera.far)
+    return ContractedSpace()
+
+
+def build_autoencoder(recipe: Stage1Recipe, *, seed: int | None = None) -> Autoencoder:
+    """A freshly initialised autoencoder; the weights are a function of `seed` alone (default: the recipe's)."""
+    model = recipe.model
+    tokens = (model.image_size // model.patch) ** 2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.training.seed if seed is None else seed)
+        return Autoencoder(
+            patch=model.patch,
+            width=model.width,
+            encoder=Transformer(tokens, model.width, model.encoder_layers, model.heads),
+            decoder=Transformer(tokens, model.width, model.decoder_layers, model.heads),
+            quantizer=Quantizer(model.codebook_size, model.code_dim),
+            plane_head=PlaneHead(
+                model.width, round(model.patch * model.plane_scale), model.plane_channels, model.plane_head
+            ),
+            field_mlp=FieldMLP(model.plane_channels, model.field_hidden, model.field_layers),
+            space=build_space(recipe),
+            radius=recipe.camera.radius,
+            near=recipe.camera.near,
+            far=recipe.camera.far,
+            auxiliary_head=model.auxiliary_head,
+        )
+
+
+def build_canonical_camera(recipe: Stage1Recipe, size_px: int, batch: int = 1) -> Camera:
+    """The camera that took the input photo, at `size_px` x `size_px`."""
+    camera = recipe.camera
+    return canonical_camera(
+        batch, height_px=size_px, width_px=size_px, radius=camera.radius, fov_rad=math.radians(camera.fov_deg)
+    )

@@ -1,0 +1,93 @@
+"""The radiance field: summed plane features through a small MLP to density and colour.
+
+Density belongs to the world, not to a camera or a sample count:
+    sigma(x) = 24 softplus(raw - 2.5) / (z_c(x)^2 (1/near - 1/far)),
+with z_c the clamped canonical z_depth of x. Since dz = z^2 (1/near - 1/far) ds, a step ds of normalised disparity has
+the optical thickness 24 softplus(raw - 2.5) ds wherever it lies: the network faces the same scale near and far.
+
+Legend: B scenes, N points, C plane channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, NEAR
+from vq3dcli.rendering.planes import gather_planes, sample_planes
+from vq3dcli.rendering.render import Field
+from vq3dcli.rendering.space import Space, canonical_z_depth
+
+_DENSITY_SCALE = 24.0
+# With raw = 0 an untrained ray passes its middle with a third of its light: gradients reach near and far.
+_DENSITY_SHIFT = 2.5
+# Points a matmul: padding the last tile to the same shape makes a point's bits independent of its chunk.
+_TILE = 4096
+
+
+class FieldMLP(nn.Module):
+    """Features to raw density and colour: ReLU hidden layers, colour by sigmoid.
+
+    Args:
+        channels: Plane channels C.
+        hidden: Width of the hidden layers.
+        layers: Number of hidden layers.
+    """
+
+    def __init__(self, channels: int, hidden: int, layers: int) -> None:
+        super().__init__()
+        widths = [channels] + [hidden] * layers
+        self.hidden = nn.ModuleList([nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)])
+        self.out = nn.Linear(widths[-1], 4)
+        for module in self.hidden:
+            assert isinstance(module, nn.Linear)
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """`[..., C]` to raw density `[...]` and rgb `[..., 3]` in [0, 1]."""
+        for layer in self.hidden:
+            features = functional.relu(layer(features))
+        output = self.out(features)
+        return output[..., 0], torch.sigmoid(output[..., 1:])
+
+
+def density(raw: Tensor, points: Tensor, *, radius: float = CAMERA_RADIUS, near: float = NEAR, far: float = FAR) -> Tensor:
+    """The density formula above: raw `[...]` at world points `[..., 3]` to density a metre `[...]`."""
+    z_depth = canonical_z_depth(points, radius=radius, near=near, far=far)
+    thickness = _DENSITY_SCALE * functional.softplus(raw.float() - _DENSITY_SHIFT)
+    return thickness / (z_depth.square() * (1.0 / near - 1.0 / far))
+
+
+def training_field(planes: Tensor, mlp: FieldMLP, space: Space, *, radius: float, near: float, far: float) -> Field:
+    """A differentiable field over planes `[B, 3, P, P, C]`."""
+
+    def field(points: Tensor) -> tuple[Tensor, Tensor]:
+        raw, rgb = mlp(sample_planes(planes, space(points)))
+        return density(raw, points, radius=radius, near=near, far=far), rgb
+
+    return field
+
+
+def inference_field(planes: Tensor, mlp: FieldMLP, space: Space, *, radius: float, near: float, far: float) -> Field:
+    """A field without gradients whose value at a point does not depend on the other points, to the last bit (CPU)."""
+
+    @torch.no_grad()
+    def field(points: Tensor) -> tuple[Tensor, Tensor]:
+        coordinates = space(points)
+        features = gather_planes(planes, coordinates) if points.device.type == "cpu" else sample_planes(planes, coordinates)
+        raw, rgb = _tiled(mlp, features.reshape(-1, features.shape[-1]))
+        shape = points.shape[:-1]
+        return density(raw.reshape(shape), points, radius=radius, near=near, far=far), rgb.reshape(*shape, 3)
+
+    return field
+
+
+def _tiled(mlp: FieldMLP, features: Tensor) -> tuple[Tensor, Tensor]:
+    count = features.shape[0]
+    padded = functional.pad(features, (0, 0, 0, -count % _TILE))
+    parts = [mlp(tile) for tile in padded.split(_TILE)]
+    return torch.cat([raw for raw, _ in parts])[:count], torch.cat([rgb for _, rgb in parts])[:count]

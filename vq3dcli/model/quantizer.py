@@ -1,0 +1,162 @@
+"""Vector quantisation on the unit sphere (ViT-VQGAN, Yu et al., ICLR 2022, sec. 3.2), with remedies against collapse.
+
+```
+z -> (z - running mean) / running std -> l2 norm -> nearest l2-normalised code -> straight-through
+```
+
+Remedies: the normalisation by running statistics (the same in training and evaluation), a small commitment weight, a
+start without quantisation, codes initialised from encoder outputs, dead codes revived from encoder outputs.
+
+Legend: B batch, L tokens, D code_dim, K codebook_size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# A code is dead under this fraction of uniform use ...
+_DEAD_FRACTION = 0.01
+# ... over the last window of this many tokens a code.
+_WINDOW_TOKENS_PER_CODE = 200
+_STATISTICS_MOMENTUM = 0.01
+
+
+class Quantized(NamedTuple):
+    """Result of a quantisation.
+
+    Attributes:
+        embedding: `[B, L, D]`, unit length; carries the straight-through gradient in training.
+        codes: Code indices `[B, L]`, int64.
+        commitment: Squared distance from encoder output to (detached) code, summed over D, mean over tokens.
+        codebook: The same distance, pulling the code to the (detached) encoder output.
+        projected: Encoder outputs on the unit sphere, `[B, L, D]`, detached; revived codes are picked from them.
+        raw: Encoder outputs before normalisation, `[B, L, D]`, detached; the running statistics follow them.
+    """
+
+    embedding: Tensor
+    codes: Tensor
+    commitment: Tensor
+    codebook: Tensor
+    projected: Tensor
+    raw: Tensor
+
+
+class Quantizer(nn.Module):
+    """Nearest code on the unit sphere.
+
+    Args:
+        codebook_size: Number of codes K.
+        code_dim: Channels D.
+
+    The buffers `mean`, `variance`, `window_counts`, `active` and `statistics_seen` are training state and are saved
+    with the weights.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    window_counts: Tensor
+    active: Tensor
+    statistics_seen: Tensor
+
+    def __init__(self, codebook_size: int, code_dim: int) -> None:
+        super().__init__()
+        self.codebook = nn.Parameter(functional.normalize(torch.randn(codebook_size, code_dim), dim=-1))
+        self.register_buffer("mean", torch.zeros(code_dim))
+        self.register_buffer("variance", torch.ones(code_dim))
+        self.register_buffer("window_counts", torch.zeros(codebook_size))
+        self.register_buffer("active", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("statistics_seen", torch.zeros((), dtype=torch.bool))
+
+    def project(self, z: Tensor) -> Tensor:
+        """Encoder outputs `[..., D]` onto the unit sphere, normalised by the running statistics."""
+        # 1e-5 is far below any variance that a trained encoder has; it only guards a dead channel.
+        normalised = (z.float() - self.mean) * torch.rsqrt(self.variance + 1e-5)
+        return functional.normalize(normalised, dim=-1)
+
+    def nearest(self, projected: Tensor) -> Tensor:
+        """Indices `[...]` of the nearest codes: on the sphere the largest inner product."""
+        codebook = functional.normalize(self.codebook, dim=-1)
+        return (projected @ codebook.T).argmax(-1)
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Code indices `[...]` to unit-length embeddings `[..., D]`."""
+        return functional.normalize(functional.embedding(codes, self.codebook), dim=-1)
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Quantise encoder outputs `[B, L, D]`; passes them through, only projected, until `active` is set."""
+        with torch.autocast(z.device.type, enabled=False):
+            projected = self.project(z)
+            with torch.no_grad():
+                codes = self.nearest(projected)
+            if not bool(self.active):
+                zero = projected.sum() * 0.0 + self.codebook.sum() * 0.0
+                return Quantized(projected, codes, zero, zero, projected.detach(), z.detach().float())
+            code = self.embed(codes)
+            commitment = (projected - code.detach()).square().sum(-1).mean()
+            codebook = (projected.detach() - code).square().sum(-1).mean()
+            embedding = projected + (code - projected).detach()
+            return Quantized(embedding, codes, commitment, codebook, projected.detach(), z.detach().float())
+
+    @torch.no_grad()
+    def update_statistics(self, mean: Tensor, mean_square: Tensor) -> None:
+        """Follow the encoder's outputs, once an optimizer step, by figures averaged over all of its tokens.
+
+        Args:
+            mean: `[D]`.
+            mean_square: `[D]`.
+        """
+        variance = (mean_square - mean.square()).clamp(min=0.0)
+        # The first statistics are taken whole: a slow start from (0, 1) would normalise nothing for 100 steps.
+        momentum = _STATISTICS_MOMENTUM if bool(self.statistics_seen) else 1.0
+        self.mean.lerp_(mean, momentum)
+        self.variance.lerp_(variance, momentum)
+        self.statistics_seen.fill_(True)
+
+    @torch.no_grad()
+    def start(self, projected: Tensor, pick: Tensor) -> None:
+        """Take all codes from encoder outputs and begin to quantise.
+
+        Args:
+            projected: Encoder outputs on the sphere, `[N, D]`.
+            pick: Uniform numbers `[K]`, the same on every rank, choosing rows.
+        """
+        self.codebook.copy_(projected[(pick * projected.shape[0]).long()])
+        self.window_counts.zero_()
+        self.active.fill_(True)
+
+    @torch.no_grad()
+    def count(self, counts: Tensor) -> bool:
+        """Add how often each code was used in a step, `[K]`; true when the window is full and codes may be judged."""
+        self.window_counts += counts
+        return bool(self.window_counts.sum() >= _WINDOW_TOKENS_PER_CODE * self.window_counts.shape[0])
+
+    @torch.no_grad()
+    def revive(self, projected: Tensor, pick: Tensor) -> Tensor:
+        """Replace dead codes by encoder outputs and start a new window.
+
+        Args:
+            projected: Encoder outputs on the sphere, `[N, D]`.
+            pick: Uniform numbers `[K]`, the same on every rank, choosing rows.
+
+        Returns:
+            Mask of the revived codes, bool `[K]`; their optimizer and EMA rows are to be reset.
+        """
+        uniform_use = self.window_counts.sum() / self.window_counts.shape[0]
+        dead = self.window_counts < _DEAD_FRACTION * uniform_use
+        self.codebook[dead] = projected[(pick * projected.shape[0]).long()][dead]
+        self.window_counts.zero_()
+        return dead
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp of the entropy of code use: K when all K codes are used alike, 1 when one is.
+
+    Args:
+        counts: How often each code was used, `[K]`.
+    """
+    share = counts.float() / counts.sum().clamp(min=1.0)
+    return torch.exp(torch.special.entr(share).sum())

@@ -1,0 +1,109 @@
+"""A scene: tri-planes with the model that reads them, ready to be looked at from any camera.
+
+Legend: B scenes (or frames of one scene), P plane side, C plane channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vq3dcli.model.autoencoder import Autoencoder
+from vq3dcli.rendering.cameras import Camera, Rays, image_rays
+from vq3dcli.rendering.render import render_chunked
+
+
+class SceneView(NamedTuple):
+    """A rendered view.
+
+    Attributes:
+        rgb: uint8 `[B, 3, H, W]`.
+        s: Expected normalised disparity `[B, H, W]` in [0, 1].
+        weight_variance: Variance of s under the rendering weights `[B, H, W]`.
+    """
+
+    rgb: Tensor
+    s: Tensor
+    weight_variance: Tensor
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One NeRF or a batch of them.
+
+    Attributes:
+        model: The autoencoder whose field reads the planes.
+        planes: `[B, 3, P, P, C]`.
+        codes: The code indices that the planes were decoded from, `[B, L]`.
+    """
+
+    model: Autoencoder
+    planes: Tensor
+    codes: Tensor
+
+    def __len__(self) -> int:
+        """Number of scenes B."""
+        return self.planes.shape[0]
+
+    def __getitem__(self, index: int) -> Scene:
+        """Scene `index` alone, as a batch of one."""
+        chosen = slice(index, index + 1) if index != -1 else slice(-1, None)
+        return Scene(self.model, self.planes[chosen], self.codes[chosen])
+
+    @torch.no_grad()
+    def render(self, camera: Camera, *, samples: int = 96, rays_per_chunk: int = 512) -> SceneView:
+        """Look at the scene.
+
+        Args:
+            camera: One camera a scene, or any number of cameras for a single scene.
+            samples: Samples a ray, at the middles of equal bins of s.
+            rays_per_chunk: Rays at once; changes memory, not the result.
+
+        Returns:
+            A view a camera.
+        """
+        views = camera.cam_to_world.shape[0]
+        if len(self) not in (1, views):
+            raise ValueError(f"{len(self)} scenes cannot be rendered from {views} cameras")
+        rays = image_rays(camera)
+        rays = Rays(rays.origin.to(self.planes.device), rays.direction.to(self.planes.device))
+        # A scene at a time: the lookup table of one scene's planes stays in the cache.
+        parts = []
+        for view in range(views):
+            scene = view if len(self) > 1 else 0
+            field = self.model.frozen_field(self.planes[scene : scene + 1])
+            ray = Rays(rays.origin[view : view + 1], rays.direction[view : view + 1])
+            parts.append(
+                render_chunked(
+                    field,
+                    ray,
+                    samples,
+                    rays_per_chunk=rays_per_chunk,
+                    near=self.model.near,
+                    far=self.model.far,
+                )
+            )
+        rgb, s, variance = (torch.cat(part) for part in zip(*parts, strict=True))
+        size = (views, camera.height_px, camera.width_px)
+        image = rgb.reshape(*size, 3).permute(0, 3, 1, 2)
+        return SceneView((image * 255.0).round().clamp(0, 255).to(torch.uint8), s.reshape(size), variance.reshape(size))
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """uint8 images `[B, 3, H, W]` to floats in [-1, 1]."""
+    return images.float() / 127.5 - 1.0
+
+
+@torch.no_grad()
+def reconstruct_scene(model: Autoencoder, images: Tensor) -> Scene:
+    """Photos to NeRFs in one forward pass, through the codes.
+
+    Args:
+        model: A trained autoencoder.
+        images: uint8 `[B, 3, S, S]` at the model's image size.
+    """
+    codes = model.codes(to_model_range(images))
+    return Scene(model, model.planes_from_codes(codes), codes)

@@ -1,0 +1,87 @@
+"""A pre-norm vision transformer (Dosovitskiy et al., ICLR 2021; the layout of ViT-VQGAN, Yu et al., ICLR 2022).
+
+Legend: B batch, L tokens, D width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens.
+
+    Args:
+        width: Channels D.
+        heads: Number of heads; divides `width`.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        assert width % heads == 0, f"heads {heads} must divide width {width}"
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[B, L, D]` to `[B, L, D]`."""
+        batch, length, width = tokens.shape
+        qkv = self.qkv(tokens).reshape(batch, length, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+class Block(nn.Module):
+    """Attention, then an MLP, each behind a LayerNorm with a residual connection."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: int = 4) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, mlp_ratio * width), nn.GELU(approximate="tanh"), nn.Linear(mlp_ratio * width, width)
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[B, L, D]` to `[B, L, D]`."""
+        tokens = tokens + self.attention(self.norm_attention(tokens))
+        return tokens + self.mlp(self.norm_mlp(tokens))
+
+
+class Transformer(nn.Module):
+    """Learned positions, `layers` blocks and a final LayerNorm."""
+
+    def __init__(self, length: int, width: int, layers: int, heads: int) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(nn.init.trunc_normal_(nn.Parameter().new_empty(1, length, width), std=0.02))
+        self.blocks = nn.ModuleList([Block(width, heads) for _ in range(layers)])
+        self.norm = nn.LayerNorm(width)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[B, L, D]` to `[B, L, D]`."""
+        tokens = tokens + self.positions
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """Images `[B, C, H, W]` to row-major patches `[B, (H/p) (W/p), C p p]`."""
+    batch, channels, height, width = images.shape
+    patches = images.reshape(batch, channels, height // patch, patch, width // patch, patch)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch * patch)
+
+
+def unpatchify(patches: Tensor, patch: int, channels: int) -> Tensor:
+    """Inverse of `patchify` for a square grid: `[B, L, C p p]` to `[B, C, side p, side p]`."""
+    batch, length, _ = patches.shape
+    side = round(length**0.5)
+    images = patches.reshape(batch, side, side, channels, patch, patch)
+    return images.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, side * patch, side * patch)

@@ -1,0 +1,72 @@
+"""Tri-planes: three feature images whose bilinear samples are summed.
+
+Planes are channels-last, `[batch, 3, height, width, channels]`, in the order xy, xz, yz: three different pairs of
+axes. The first axis of a pair runs along the width, the second along the height. Coordinates -1 and 1 are the outer
+edges of the border texels (`align_corners=False`); outside, the border is replicated.
+
+Legend: B batch, N points, C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+PLANE_AXES = ((0, 1), (0, 2), (1, 2))
+
+
+def sample_planes(planes: Tensor, coordinates: Tensor) -> Tensor:
+    """Sum of the three bilinear samples: the path for training.
+
+    Args:
+        planes: `[B, 3, H, W, C]`.
+        coordinates: `[B, N, 3]`, in [-1, 1] inside.
+
+    Returns:
+        Features `[B, N, C]`.
+    """
+    batch, _, height, width, channels = planes.shape
+    grid = torch.stack([coordinates[..., list(axes)] for axes in PLANE_AXES], 1)
+    images = planes.reshape(batch * 3, height, width, channels).permute(0, 3, 1, 2)
+    # float32 whatever the planes are: bfloat16 coordinates would be a quarter of a texel off on 64 texels.
+    features = functional.grid_sample(
+        images.float(), grid.reshape(batch * 3, 1, -1, 2).float(), padding_mode="border", align_corners=False
+    )
+    return features.reshape(batch, 3, channels, -1).sum(1).transpose(1, 2)
+
+
+def gather_planes(planes: Tensor, coordinates: Tensor) -> Tensor:
+    """The same as `sample_planes` by one weighted lookup of 12 rows a point: 2-3 times faster on a CPU, forward only.
+
+    Args:
+        planes: `[B, 3, H, W, C]`.
+        coordinates: `[B, N, 3]`.
+
+    Returns:
+        Features `[B, N, C]`.
+    """
+    batch, _, height, width, channels = planes.shape
+    size = coordinates.new_tensor([width, height])
+    limit = size - 1.0
+    plane_offset = torch.arange(3, device=planes.device) * (height * width)
+    rows, weights = [], []
+    for plane, axes in enumerate(PLANE_AXES):
+        texel = ((coordinates[..., list(axes)] + 1.0) * (0.5 * size) - 0.5).clamp(min=torch.zeros_like(limit), max=limit)
+        lower = texel.floor().clamp(max=(limit - 1.0).clamp(min=0.0))
+        fraction = texel - lower
+        index = lower.to(torch.int64)
+        column, row = index.unbind(-1)
+        next_column = (column + 1).clamp(max=width - 1)
+        next_row = (row + 1).clamp(max=height - 1)
+        right, bottom = fraction.unbind(-1)
+        for row_index, row_weight in ((row, 1.0 - bottom), (next_row, bottom)):
+            for column_index, column_weight in ((column, 1.0 - right), (next_column, right)):
+                rows.append(plane_offset[plane] + row_index * width + column_index)
+                weights.append(row_weight * column_weight)
+    scene_offset = torch.arange(batch, device=planes.device)[:, None, None] * (3 * height * width)
+    table = planes.reshape(-1, channels)
+    index = (torch.stack(rows, -1) + scene_offset).reshape(-1, 12)
+    weight = torch.stack(weights, -1).reshape(-1, 12).to(table.dtype)
+    features = functional.embedding_bag(index, table, per_sample_weights=weight, mode="sum")
+    return features.reshape(batch, -1, channels)

@@ -1,0 +1,56 @@
+"""The few facts and sums that ranks share; with one process all of them are trivial."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who we are among the processes of a run."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files."""
+        return self.rank == 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum of `value` over ranks, the same on all of them."""
+        if self.world_size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean of `value` over ranks."""
+        return self.sum(value) / self.world_size
+
+    def gather(self, value: Tensor) -> Tensor:
+        """Rows of all ranks `[world_size * n, ...]`, in the order of ranks."""
+        if self.world_size == 1:
+            return value
+        parts = [torch.empty_like(value) for _ in range(self.world_size)]
+        dist.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def join_ranks(device: torch.device) -> Ranks:
+    """Join the process group that torchrun's environment describes, if any."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Ranks()
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Ranks(dist.get_rank(), dist.get_world_size())

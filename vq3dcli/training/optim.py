@@ -1,0 +1,71 @@
+"""The optimizer and its schedule, all in images seen."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+# Parameters that are not multiplied with activations as matrices: decay would only shrink them.
+_NO_DECAY_NAMES = ("codebook", "positions")
+
+
+def build_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW with betas (0.9, 0.99), as in ViT-VQGAN; weight decay on matrices only."""
+    decayed, plain = [], []
+    for name, parameter in model.named_parameters():
+        is_matrix = parameter.ndim >= 2 and not name.endswith(_NO_DECAY_NAMES)
+        (decayed if is_matrix else plain).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.99), fused=True)
+
+
+def learning_rate_at(
+    images_seen: int, *, peak: float, warmup_images: int, total_images: int, final_factor: float
+) -> float:
+    """Linear warm-up to `peak`, then a cosine to `final_factor * peak` at `total_images`."""
+    if images_seen < warmup_images:
+        return peak * (images_seen + 1) / (warmup_images + 1)
+    progress = (images_seen - warmup_images) / max(total_images - warmup_images, 1)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+    return peak * (final_factor + (1.0 - final_factor) * cosine)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Give all parameter groups the learning rate `value`."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def reset_rows(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, rows: Tensor) -> None:
+    """Forget the moments of some rows of a parameter, for codes that start anew.
+
+    Args:
+        rows: Mask, bool `[K]`.
+    """
+    state = optimizer.state.get(parameter, {})
+    for name in ("exp_avg", "exp_avg_sq"):
+        if name in state:
+            state[name][rows] = 0.0
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state as flat named tensors, `{parameter}/{moment}`."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}/{moment}": torch.as_tensor(value).detach().contiguous()
+        for parameter, state in optimizer.state.items()
+        for moment, value in state.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Inverse of `optimizer_tensors`."""
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        name, moment = key.rsplit("/", 1)
+        parameter = parameters[name]
+        # Adam's step counter stays where the optimizer made it; moments live beside their parameter.
+        device = parameter.device if value.ndim else value.device
+        optimizer.state[parameter][moment] = value.to(device).clone()
