@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import os
-import sys
 import textwrap
 import traceback
 from collections.abc import Sequence
@@ -30,6 +28,7 @@ COMMANDS = (
     ("evaluate", "evaluate", "Measure a model."),
 )
 
+REPORT = "the same command with --debug, and report what it prints"
 EXIT_CODES = {0, 2, 65, 66, 69, 70, 73, 74, 75, 77, 78, 79, 130, 141}
 
 
@@ -75,7 +74,9 @@ def describe(error: BaseException) -> Failure:
     if type(error).__name__ == "OutOfMemoryError":  # torch's, by name: torch may not be imported here
         return Failure(70, "out of memory on the device", "--device cpu, or a smaller batch, size or number of samples")
     if isinstance(error, SystemExit):
-        return Failure(70, f"a library ended the program ({error.code})", "the same command with --debug, and report it")
+        return Failure(
+            70, f"a library ended the program ({error.code})", "the same command with --debug, and report it"
+        )
     return Failure(
         70, f"bug: {type(error).__name__}: {error}", "the same command with --debug, and report what it prints"
     )

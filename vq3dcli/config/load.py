@@ -1,0 +1,167 @@
+"""Recipes: TOML text and overrides to a validated, frozen model, and back. Knows no schema."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+import vq3dcli
+from vq3dcli.errors import InputMissingError, RecipeError
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def load_recipe(path_or_name: str, schema: type[T], overrides: Sequence[str] = ()) -> T:
+    """Read a recipe, apply overrides, and validate it.
+
+    Args:
+        path_or_name: A TOML file, or the name of a recipe that comes with the package, for example `toy-cpu`.
+        schema: The pydantic model to validate against.
+        overrides: `section.key=value` each; values are TOML, bare words are strings. Later ones win.
+
+    Raises:
+        InputMissingError: There is no such file or name.
+        RecipeError: The text is no TOML, or does not fit the schema; names every problem.
+    """
+    path = find_recipe(path_or_name)
+    values = read_toml(path)
+    problems = []
+    overridden: set[tuple[str, ...]] = set()
+    for override in overrides:
+        try:
+            overridden.add(apply_override(values, override))
+        except ValueError as error:
+            problems.append(str(error))
+    try:
+        recipe = schema.model_validate(values)
+    except ValidationError as error:
+        problems += list(_problems(error, schema, overridden))
+    if problems:
+        count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
+        raise RecipeError(f"recipe has {count} ({path}): {'; '.join(problems)}", remedy="mend them and run again")
+    return recipe
+
+
+def dump_recipe(recipe: BaseModel) -> str:
+    """TOML text that loads back to the same recipe; TOML has no null, so keys that are None are left out."""
+    text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+    assert type(recipe).model_validate(tomllib.loads(text)) == recipe, "a default other than None hides a None"
+    return text
+
+
+def recipes_folder() -> Path:
+    """The folder of the recipes that come with the package: beside it, in the source tree and in an installation."""
+    return Path(vq3dcli.__file__).resolve().parent.parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package, sorted."""
+    return sorted(path.stem for path in recipes_folder().glob("*.toml"))
+
+
+def find_recipe(path_or_name: str) -> Path:
+    """The file of a recipe. Raises `InputMissingError` with the nearest name."""
+    path = Path(path_or_name)
+    if path.suffix == ".toml" or len(path.parts) != 1:
+        if path.is_file():
+            return path
+        raise InputMissingError(f"no such recipe file ({path})", remedy="check the path")
+    names = recipe_names()
+    if path_or_name in names:
+        return recipes_folder() / f"{path_or_name}.toml"
+    if path.is_file():
+        return path
+    near = difflib.get_close_matches(path_or_name, names, n=1)
+    remedy = near[0] if near else ", ".join([*names, "the path of a .toml file"])
+    raise InputMissingError(f"no recipe of that name ({path_or_name})", remedy=remedy)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises `InputMissingError` or `RecipeError` with the line."""
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise InputMissingError(f"cannot read recipe ({path}): {error.strerror}", remedy="check the path") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe is not UTF-8 text ({path})", remedy="save it as UTF-8") from error
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; so is an integer of 5000 digits
+        raise RecipeError(f"recipe is not TOML ({path}): {error}", remedy="mend that line") from error
+
+
+def apply_override(values: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Set one `a.b=value` in nested tables and return its keys. Raises `ValueError`."""
+    name, equals, text = override.partition("=")
+    keys = tuple(key.strip() for key in name.split("."))
+    if not equals or not all(keys):
+        raise ValueError(f"override {override!r} is not of the form section.key=value")
+    table = values
+    for depth, key in enumerate(keys[:-1], start=1):
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise ValueError(f"override {override!r}: {'.'.join(keys[:depth])} is a value, not a section")
+    table[keys[-1]] = parse_value(text.strip())
+    return keys
+
+
+def parse_value(text: str) -> Any:
+    """`text` as a TOML value if it is one, else as a string."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return parsed["value"] if set(parsed) == {"value"} else text
+
+
+def _problems(error: ValidationError, schema: type[BaseModel], overridden: set[tuple[str, ...]]) -> Iterator[str]:
+    for detail in error.errors(include_url=False):
+        keys = tuple(map(str, detail["loc"]))
+        name = ".".join(keys) or "recipe"
+        if keys in overridden:
+            name += " (override)"
+        if detail["type"] == "extra_forbidden":
+            near = nearest_key(keys, schema)
+            yield f"{name}: unknown key" + (f", did you mean {near}?" if near else "")
+        elif detail["type"] == "missing":
+            yield f"{name}: missing"
+        elif isinstance(detail["input"], Mapping):
+            yield f"{name}: {_reason(detail['msg'])}"
+        else:
+            yield f"{name}: {_reason(detail['msg'])}, not {_shown(detail['input'])}"
+
+
+def _reason(message: str) -> str:
+    """Pydantic's message in the voice of our own."""
+    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    return message[:1].lower() + message[1:]
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def nearest_key(keys: tuple[str, ...], schema: type[BaseModel]) -> str | None:
+    """The known key that `keys` was probably meant to be: in its own section first, then anywhere."""
+    known = list(_known_keys(schema))
+    siblings = [key for key in known if key[:-1] == keys[:-1]]
+    by_name = {key[-1]: key for key in reversed([*siblings, *known])}
+    if keys[-1] in by_name:
+        return ".".join(by_name[keys[-1]])
+    for candidates in ({key[-1]: key for key in siblings}, by_name):
+        near = difflib.get_close_matches(keys[-1], candidates, n=1)
+        if near:
+            return ".".join(candidates[near[0]])
+    return None
+
+
+def _known_keys(schema: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, field in schema.model_fields.items():
+        yield (*prefix, name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _known_keys(field.annotation, (*prefix, name))
