@@ -1,0 +1,68 @@
+# make demo   install into .venv, then turn a photo and a toy scene into videos in demo-out/
+# make test   the same environment, then linters, the type checker and the test suite
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint install format docs
+
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+
+# The first Python on the path that is new enough; `make PYTHON=/path/to/python3` overrides it.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
+
+# Idle OpenMP threads sleep instead of spinning: several times faster where cores are shared.
+export OMP_WAIT_POLICY ?= PASSIVE
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+demo: $(VENV)/.demo-installed
+	$(VENV)/bin/vq3d demo --out demo-out
+
+test: lint
+	@echo "== tests"
+	@$(RUN) pytest -q --durations=10
+
+lint: $(VENV)/.test-installed
+	@echo "== ruff"
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@echo "== mypy"
+	@$(RUN) mypy
+
+format: $(VENV)/.test-installed
+	$(RUN) ruff check --fix-only .
+	$(RUN) ruff format .
+
+docs: $(VENV)/.test-installed
+	$(VENV)/bin/python docs/generate_commands.py
+
+install: $(VENV)/.demo-installed
+
+$(VENV)/.created:
+	@if [ -z "$(PYTHON)" ]; then echo "error: no Python 3.11 or newer found; try: make PYTHON=/path/to/python3.11" >&2; exit 1; fi
+	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo "error: $(PYTHON) is older than 3.11; try: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "error: $(PYTHON) has no venv module; try: apt install python3-venv, or another Python by PYTHON=" >&2; exit 1; }
+	@[ -x $(VENV)/bin/python ] || { echo "Creating $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
+	@touch $@
+
+# pip is silent for minutes or prints two hundred lines: show the large downloads only. Errors go to stderr as they are.
+define install
+	@echo "Installing vq3d and PyTorch into $(VENV): about 2 minutes and 6 GB where PyTorch comes with CUDA ..."
+	@$(RUN) pip install --progress-bar off -e '.[$(1)]' | sed -E -n -u \
+		-e '/(Downloading|Using cached).*([0-9]{2}\.[0-9] MB|GB)/ { s/^ */  /; p; }' \
+		-e 's/^Installing collected packages.*/  Unpacking .../p'
+	@touch $@
+	@echo "Installed: $$($(RUN) vq3dcli --version)"
+endef
+
+$(VENV)/.demo-installed: pyproject.toml $(VENV)/.created
+	$(call install,demo)
+
+$(VENV)/.test-installed: pyproject.toml $(VENV)/.created
+	$(call install,test)
