@@ -1,0 +1,142 @@
+"""The figures of predictors whose score is known beforehand."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from vq3dcli.data.toyscenes import ToyScenes, render_scenes, sample_scenes
+from vq3dcli.errors import UsageError
+from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, flat_warp
+from vq3dcli.pipelines.evaluate_geometry import EVALUATION_SAMPLES, evaluate_baselines, evaluate_geometry
+from vq3dcli.pipelines.exact_scenes import Template, exact_batches, toy_template
+from vq3dcli.rendering.cameras import Camera, canonical_camera
+
+SIZE = 24
+COUNT = 18
+SEED = 3
+WALL_Z = 3.0
+
+
+class View(NamedTuple):
+    rgb: Tensor
+    s: Tensor
+    weight_variance: Tensor
+
+
+class TrueScene:
+    """The scene itself."""
+
+    def __init__(self, scenes: ToyScenes) -> None:
+        self.scenes = scenes
+
+    def render(self, camera: Camera, *, samples: int) -> View:
+        assert samples == EVALUATION_SAMPLES
+        views = render_scenes(self.scenes, camera)
+        return View(views.rgb, views.s, torch.zeros_like(views.s))
+
+
+class PaintedWall:
+    """The input, painted on a plane through the pivot: a perfect main view without geometry."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+        self.camera = canonical_camera(len(images), height_px=SIZE, width_px=SIZE)
+
+    def render(self, camera: Camera, *, samples: int) -> View:
+        warped = flat_warp(self.images, self.camera, camera, torch.full((len(self.images),), WALL_Z))
+        s = torch.full((len(self.images), SIZE, SIZE), 0.45)
+        return View((warped * 255).round().to(torch.uint8), s, torch.zeros_like(s))
+
+
+@pytest.fixture(scope="module")
+def template() -> Template:
+    return toy_template(SIZE, scenes=64)
+
+
+@pytest.fixture(scope="module")
+def perfect(template):
+    done = 0
+
+    def predictor(images: Tensor) -> TrueScene:
+        nonlocal done
+        index = torch.arange(done, done + len(images))
+        done += len(images)
+        return TrueScene(sample_scenes(index, seed=SEED, purpose="eval"))
+
+    return evaluate_geometry(predictor, count=COUNT, seed=SEED, size_px=SIZE, template=template)
+
+
+@pytest.fixture(scope="module")
+def wall(template):
+    return evaluate_geometry(PaintedWall, count=COUNT, seed=SEED, size_px=SIZE, template=template)
+
+
+def test_the_true_scenes_score_perfectly(perfect):
+    metrics = perfect.metrics
+    assert metrics["psnr"] == metrics["novel_psnr"] == 100.0
+    assert metrics["spearman"] == pytest.approx(1.0)
+    assert metrics["ssi_error"] == pytest.approx(0.0, abs=1e-9)
+    assert metrics["relief"] == pytest.approx(1.0)
+    assert metrics["weight_variance"] == 0.0
+    assert metrics["copy_psnr"] < metrics["warp_psnr"] < 40
+    assert set(perfect.view_psnr) == {f"{yaw},{pitch}" for yaw, pitch in EVALUATION_VIEWS_DEG}
+    assert set(perfect.view_psnr.values()) == {100.0}
+
+
+def test_a_painted_wall_is_exposed(wall, perfect):
+    metrics = wall.metrics
+    assert metrics["psnr"] > 50
+    assert metrics["spearman"] < metrics["template_spearman"]
+    assert metrics["ssi_error"] > metrics["template_ssi_error"]
+    assert metrics["relief"] < 0.01
+    assert metrics["novel_psnr"] < metrics["warp_psnr"]
+    # Its reconstruction is the input, so that its own baselines are those of a perfect reconstruction.
+    assert metrics["copy_psnr"] == pytest.approx(perfect.metrics["copy_psnr"], abs=0.02)
+
+
+def test_the_template_is_exposed_by_its_own_figures(template):
+    class Blind:
+        def __init__(self, images: Tensor) -> None:
+            self.count = len(images)
+
+        def render(self, camera: Camera, *, samples: int) -> View:
+            rgb = (template.rgb * 255).round().to(torch.uint8).expand(self.count, -1, -1, -1)
+            s = template.s.expand(self.count, -1, -1)
+            return View(rgb, s, torch.zeros_like(s))
+
+    metrics = evaluate_geometry(Blind, count=COUNT, seed=SEED, size_px=SIZE, template=template).metrics
+    for name in ("spearman", "ssi_error", "relief"):
+        assert metrics[name] == metrics[f"template_{name}"]
+    assert metrics["psnr"] == pytest.approx(metrics["template_psnr"], abs=0.02)
+    assert metrics["template_spearman"] > 0.5
+
+
+def test_baselines_need_no_model(template, perfect):
+    metrics = evaluate_baselines(count=COUNT, seed=SEED, size_px=SIZE, template=template)
+    for name, value in metrics.items():
+        if not name.startswith("input_"):
+            assert value == perfect.metrics[name]
+    assert metrics["input_copy_psnr"] == perfect.metrics["copy_psnr"]
+    assert metrics["input_flat_psnr"] == perfect.metrics["flat_psnr"]
+
+
+def test_a_scene_is_the_same_in_any_count():
+    few = torch.cat([batch.novel_rgb for batch in exact_batches(3, seed=SEED, size_px=SIZE)])
+    many = torch.cat([batch.novel_rgb for batch in exact_batches(COUNT, seed=SEED, size_px=SIZE)])
+    assert len(many) == COUNT
+    assert torch.equal(few, many[:3])
+
+
+def test_examples_are_the_first_scenes(wall):
+    examples = wall.examples
+    assert examples.novel_rgb.shape == examples.exact.novel_rgb.shape == (16, 6, 3, SIZE, SIZE)
+    assert torch.equal(examples.exact.rgb, next(exact_batches(16, seed=SEED, size_px=SIZE)).rgb)
+
+
+def test_nothing_to_measure_is_a_usage_error(template):
+    with pytest.raises(UsageError):
+        evaluate_geometry(PaintedWall, count=0, seed=SEED, size_px=SIZE, template=template)
+    with pytest.raises(UsageError):
+        evaluate_baselines(count=0, seed=SEED, size_px=SIZE, template=template)

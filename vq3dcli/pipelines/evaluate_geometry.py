@@ -1,0 +1,229 @@
+"""Measure reconstructions against toy scenes, whose images and disparities are exact for every camera.
+
+    exact scenes -> predictor -> rendered views -> figures, beside those of the image-blind template and of warps
+
+The definitions are written down in `docs/measurements.md`: values per image, mean over views, then over images.
+
+Legend: B scenes of a batch, V evaluation views, H height_px, W width_px.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vq3dcli.errors import UsageError
+from vq3dcli.metrics.geometry import mean_weight_variance, relief, spearman, ssi_error
+from vq3dcli.metrics.image import psnr
+from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, exact_warp, flat_warp, plane_z_depth
+from vq3dcli.pipelines.exact_scenes import ExactScenes, Template, exact_batches
+from vq3dcli.rendering.cameras import Camera
+
+# 96 samples at the middles of equal bins of s: part of the definition of every figure.
+EVALUATION_SAMPLES = 96
+PROTOCOL = "geometry-toyscenes-1"
+
+
+class RenderedView(Protocol):
+    """One view of a batch of scenes."""
+
+    @property
+    def rgb(self) -> Tensor:
+        """uint8 `[B, 3, H, W]`."""
+
+    @property
+    def s(self) -> Tensor:
+        """Normalised disparity, float32 `[B, H, W]`."""
+
+    @property
+    def weight_variance(self) -> Tensor:
+        """Variance of s under the rendering weights, float32 `[B, H, W]`."""
+
+
+class RenderedScene(Protocol):
+    """What a predictor makes of a batch of images: something that any camera can look at."""
+
+    def render(self, camera: Camera, *, samples: int) -> RenderedView:
+        """Render with `samples` samples a ray, at the middles of equal bins of s; B cameras."""
+
+
+Predictor = Callable[[Tensor], RenderedScene]
+"""Images uint8 `[B, 3, H, W]` to scenes; called once a batch, in the order of the scenes."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Some measured scenes, for pictures.
+
+    Attributes:
+        exact: The scenes as they are.
+        rgb: Reconstructions, uint8 `[B, 3, H, W]`.
+        s: Rendered normalised disparity `[B, H, W]`.
+        novel_rgb: Rendered evaluation views, uint8 `[B, V, 3, H, W]`.
+    """
+
+    exact: ExactScenes
+    rgb: Tensor
+    s: Tensor
+    novel_rgb: Tensor
+
+
+@dataclass(frozen=True)
+class GeometryResult:
+    """What was measured.
+
+    Attributes:
+        metrics: Figures by name; those that end in `psnr` are in dB.
+        view_psnr: The part of each view in `novel_psnr`, by "yaw,pitch" in degrees.
+        examples: The first batch of scenes.
+    """
+
+    metrics: dict[str, float]
+    view_psnr: dict[str, float]
+    examples: Examples
+
+
+@torch.inference_mode()
+def evaluate_geometry(
+    predictor: Predictor,
+    *,
+    count: int,
+    seed: int,
+    size_px: int,
+    template: Template,
+    on_progress: Callable[[int], None] = lambda scenes: None,
+) -> GeometryResult:
+    """Measure `predictor` on evaluation scenes 0 to `count` - 1 of `seed`.
+
+    Args:
+        predictor: Reconstructs images of `size_px` x `size_px`.
+        count: Scenes.
+        seed: Of the scenes.
+        size_px: Side of images and views.
+        template: From `toy_template` at the same size.
+        on_progress: Called with the number of scenes finished since the last call.
+
+    Raises:
+        UsageError: `count` is not positive.
+    """
+    _check_count(count)
+    figures, views = _Figures(), _Figures()
+    examples: Examples | None = None
+    for exact in exact_batches(count, seed=seed, size_px=size_px):
+        scene = predictor(exact.rgb)
+        main = scene.render(exact.camera, samples=EVALUATION_SAMPLES)
+        rendered = [scene.render(camera, samples=EVALUATION_SAMPLES).rgb for camera in exact.novel_cameras]
+        novel_rgb = torch.stack(rendered, 1)
+        novel_psnr = _view_psnr(novel_rgb, exact)
+        figures.add("psnr", psnr(main.rgb, exact.rgb))
+        figures.add("novel_psnr", novel_psnr.mean(1))
+        figures.add("copy_psnr", _copy_psnr(main.rgb, exact))
+        figures.add("flat_psnr", _flat_psnr(main.rgb, exact))
+        figures.add("spearman", spearman(main.s, exact.s))
+        figures.add("ssi_error", ssi_error(main.s, exact.s))
+        figures.add("relief", relief(main.s, exact.s))
+        figures.add("weight_variance", mean_weight_variance(main.weight_variance))
+        _add_baselines(figures, exact, template)
+        for number, (yaw_deg, pitch_deg) in enumerate(EVALUATION_VIEWS_DEG):
+            views.add(f"{yaw_deg:g},{pitch_deg:g}", novel_psnr[:, number])
+        examples = examples or Examples(exact, main.rgb, main.s, novel_rgb)
+        on_progress(exact.rgb.shape[0])
+    assert examples is not None
+    return GeometryResult(figures.summary(), views.summary(), examples)
+
+
+@torch.inference_mode()
+def evaluate_baselines(
+    *,
+    count: int,
+    seed: int,
+    size_px: int,
+    template: Template,
+    on_progress: Callable[[int], None] = lambda scenes: None,
+) -> dict[str, float]:
+    """The figures that need no model: the template's, and warps of the input itself.
+
+    `input_copy_psnr` and `input_flat_psnr` are the `copy_psnr` and `flat_psnr` of a perfect reconstruction: beside
+    `warp_psnr` they tell how much of a novel view is explained by nothing, by one plane and by exact geometry.
+
+    Args:
+        count: Scenes.
+        seed: Of the scenes.
+        size_px: Side of images and views.
+        template: From `toy_template` at the same size.
+        on_progress: Called with the number of scenes finished since the last call.
+
+    Raises:
+        UsageError: `count` is not positive.
+    """
+    _check_count(count)
+    figures = _Figures()
+    for exact in exact_batches(count, seed=seed, size_px=size_px):
+        figures.add("input_copy_psnr", _copy_psnr(exact.rgb, exact))
+        figures.add("input_flat_psnr", _flat_psnr(exact.rgb, exact))
+        _add_baselines(figures, exact, template)
+        on_progress(exact.rgb.shape[0])
+    return figures.summary()
+
+
+class _Figures:
+    """Values per image by name, and one number for each at the end."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Append one value an image, `[B]`."""
+        self._values[name].append(values.double().cpu())
+
+    def summary(self) -> dict[str, float]:
+        """Means over images; the median for relief, a ratio with outliers."""
+        joined = {name: torch.cat(values) for name, values in self._values.items()}
+        # quantile, not median: torch's median of an even count is the lower of the two middle values.
+        return {
+            name: float(values.quantile(0.5) if name.endswith("relief") else values.mean())
+            for name, values in joined.items()
+        }
+
+
+def _add_baselines(figures: _Figures, exact: ExactScenes, template: Template) -> None:
+    """The ceiling `warp_psnr` and the template's figures."""
+    warped = [
+        exact_warp(exact.rgb, exact.camera, camera, exact.novel_s[:, number])
+        for number, camera in enumerate(exact.novel_cameras)
+    ]
+    rgb, s = template.rgb.expand(exact.rgb.shape), template.s.expand(exact.s.shape)
+    figures.add("warp_psnr", _view_psnr(torch.stack(warped, 1), exact).mean(1))
+    figures.add("template_psnr", psnr(rgb, exact.rgb))
+    figures.add("template_copy_psnr", _copy_psnr(rgb, exact))
+    figures.add("template_flat_psnr", _flat_psnr(rgb, exact))
+    figures.add("template_spearman", spearman(s, exact.s))
+    figures.add("template_ssi_error", ssi_error(s, exact.s))
+    figures.add("template_relief", relief(s, exact.s))
+
+
+def _view_psnr(images: Tensor, exact: ExactScenes) -> Tensor:
+    """PSNR `[B, V]` of novel views `[B, V, 3, H, W]`."""
+    return psnr(images.flatten(0, 1), exact.novel_rgb.flatten(0, 1)).reshape(images.shape[:2])
+
+
+def _copy_psnr(image: Tensor, exact: ExactScenes) -> Tensor:
+    """Mean over views `[B]` of `image` `[B, 3, H, W]` shown as every novel view."""
+    return _view_psnr(image[:, None].expand(exact.novel_rgb.shape), exact).mean(1)
+
+
+def _flat_psnr(image: Tensor, exact: ExactScenes) -> Tensor:
+    """Mean over views `[B]` of `image` `[B, 3, H, W]` painted on a plane at the scene's mean disparity."""
+    z_depth = plane_z_depth(exact.s)
+    warped = [flat_warp(image, exact.camera, camera, z_depth) for camera in exact.novel_cameras]
+    return _view_psnr(torch.stack(warped, 1), exact).mean(1)
+
+
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise UsageError(f"--count {count}: nothing to measure", remedy="--count 64")
