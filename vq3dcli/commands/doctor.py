@@ -1,15 +1,32 @@
-"""`vq3d doctor`: what works here, what is missing, and what to do."""
+"""`vq3d doctor`."""
 
 from __future__ import annotations
 
+import typer
+
 from vq3dcli.commands.output import JsonOption, Output, QuietOption
+from vq3dcli.errors import UnavailableError
 
 
 def command(json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Say what works on this machine, what is missing, and what to do about it.
 
+    Ends with code 69 if something is missing that vq3d cannot do without.
+
     Example:
       vq3d doctor
       vq3d doctor --json
     """
-    Output("doctor", json, quiet).finish()
+    from vq3dcli.pipelines.doctor import check_all
+
+    output = Output("doctor", json, quiet)
+    checks = check_all()
+    for check in checks:
+        if check.status != "ok":
+            output.warn(f"{check.name} is {check.status}: {check.detail}; try: {check.remedy}")
+    output.finish(
+        metrics={check.name: {"status": check.status, "detail": check.detail, **check.facts} for check in checks},
+        table=[("part", "status", "found"), *((check.name, check.status, check.detail) for check in checks)],
+    )
+    if any(check.required and check.status != "ok" for check in checks):
+        raise typer.Exit(UnavailableError.exit_code)

@@ -1,0 +1,230 @@
+"""What works on this machine: independent checks, each of which reports and never raises."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from vq3dcli.files import sha256_file
+
+Status = Literal["ok", "low", "missing", "broken"]
+
+LOW_MEMORY_BYTES = 2 * 2**30  # rendering and the toy recipe stay below this
+LOW_DISK_BYTES = 2**30
+
+# Import name, distribution, and what stops working without it.
+REQUIRED_PACKAGES = (
+    ("numpy", "numpy", "everything"),
+    ("pydantic", "pydantic", "recipes"),
+    ("PIL.Image", "pillow", "reading photos"),
+    ("safetensors.torch", "safetensors", "weights and checkpoints"),
+    ("rich.progress", "rich", "progress bars"),
+    ("tomli_w", "tomli-w", "saving recipes"),
+)
+# ... and the extra that brings it.
+OPTIONAL_PACKAGES = (("skimage.data", "scikit-image", "the photos of vq3d demo", "demo"),)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding.
+
+    Args:
+        name: What was looked at.
+        status: Whether it works.
+        detail: What was found, in one line for people.
+        remedy: What to do, unless all is well.
+        required: Whether vq3d works at all without it.
+        facts: The same in figures and names.
+    """
+
+    name: str
+    status: Status
+    detail: str
+    remedy: str | None = None
+    required: bool = True
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def check_all() -> list[Check]:
+    """Run every check; one that fails in an unforeseen way is reported as broken."""
+    checks: list[tuple[str, Callable[[], Check]]] = [
+        ("python", check_python),
+        ("torch", check_torch),
+        ("memory", check_memory),
+        ("disk", check_disk),
+        ("ffmpeg", check_ffmpeg),
+        ("weights", check_weights),
+    ]
+    found = [_guarded(name, check) for name, check in checks]
+    for module, name, purpose in REQUIRED_PACKAGES:
+        remedy = f"pip install --force-reinstall {name}"
+        found.append(_guarded(name, partial(check_package, module, name, purpose, remedy, required=True)))
+    for module, name, purpose, extra in OPTIONAL_PACKAGES:
+        remedy = f"pip install 'vq3d[{extra}]'"
+        found.append(_guarded(name, partial(check_package, module, name, purpose, remedy, required=False)))
+    return found
+
+
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return check()
+    except Exception as error:  # a broken installation may raise anything
+        return Check(name, "broken", f"{type(error).__name__}: {error}", "reinstall it, or report this")
+
+
+def check_python() -> Check:
+    """The interpreter."""
+    detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    facts = {"version": platform.python_version(), "executable": sys.executable, "cores": os.cpu_count()}
+    return Check("python", "ok", detail, facts=facts)
+
+
+def check_torch() -> Check:
+    """PyTorch, its threads, and whether CUDA computes and in which precision."""
+    try:
+        import torch
+    except Exception as error:
+        status: Status = "missing" if isinstance(error, ModuleNotFoundError) and error.name == "torch" else "broken"
+        return Check("torch", status, str(error), "pip install --force-reinstall torch")
+    facts: dict[str, Any] = {"version": torch.__version__, "threads": torch.get_num_threads(), "cuda": None}
+    detail = f"{torch.__version__}, {torch.get_num_threads()} threads"
+    if not torch.cuda.is_available():
+        return Check("torch", "ok", f"{detail}, no CUDA device: computes on the CPU", facts=facts)
+    name = torch.cuda.get_device_name()
+    free, total = torch.cuda.mem_get_info()
+    bf16 = torch.cuda.is_bf16_supported()
+    facts["cuda"] = {"device": name, "count": torch.cuda.device_count(), "total_bytes": total, "free_bytes": free}
+    facts["cuda"]["bf16"] = bf16
+    try:
+        torch.ones(8, 8, device="cuda").matmul(torch.ones(8, 8, device="cuda")).sum().item()
+    except RuntimeError as error:
+        return Check(
+            "torch", "broken", f"{detail}, CUDA fails: {error}", "--device cpu, or another driver", facts=facts
+        )
+    precision = "bfloat16" if bf16 else "no bfloat16"
+    detail = f"{detail}, CUDA: {facts['cuda']['count']} x {name}, {_gib(free)} of {_gib(total)} free, {precision}"
+    return Check("torch", "ok", detail, facts=facts)
+
+
+def check_memory() -> Check:
+    """Main memory, within the limit of a container."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = _meminfo_available()
+    limit, used = _number_in("/sys/fs/cgroup/memory.max"), _number_in("/sys/fs/cgroup/memory.current")
+    if limit is not None and limit < total:
+        total = limit
+        available = min(available or limit, limit - (used or 0))
+    facts = {"total_bytes": total, "available_bytes": available}
+    detail = f"{_gib(total)}" + (f", {_gib(available)} available" if available is not None else "")
+    if available is not None and available < LOW_MEMORY_BYTES:
+        return Check("memory", "low", detail, "end other programs: 2 GiB are needed", required=False, facts=facts)
+    return Check("memory", "ok", detail, facts=facts)
+
+
+def check_disk() -> Check:
+    """Free space where the command runs."""
+    usage = shutil.disk_usage(Path.cwd())
+    facts = {"path": str(Path.cwd()), "total_bytes": usage.total, "free_bytes": usage.free}
+    detail = f"{_gib(usage.free)} of {_gib(usage.total)} free in the current folder"
+    if usage.free < LOW_DISK_BYTES:
+        return Check("disk", "low", detail, "free some space: 1 GiB is needed", required=False, facts=facts)
+    return Check("disk", "ok", detail, facts=facts)
+
+
+def check_ffmpeg() -> Check:
+    """The ffmpeg that writes videos: it must run and encode H.264."""
+    try:
+        import imageio_ffmpeg
+
+        executable = imageio_ffmpeg.get_ffmpeg_exe()
+    except Exception as error:  # ImportError, or RuntimeError where the wheel ships no executable
+        return Check("ffmpeg", "missing", str(error), "pip install imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE")
+    command = [executable, "-hide_banner", "-encoders"]
+    try:
+        listed = subprocess.run(
+            command, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        remedy = "pip install --force-reinstall imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE"
+        return Check("ffmpeg", "broken", f"{executable}: {error}", remedy, facts={"executable": executable})
+    encoders = {name: name in listed.stdout for name in ("libx264", "libvpx-vp9")}
+    facts = {"executable": executable, "encoders": encoders}
+    if not all(encoders.values()):
+        lacking = ", ".join(name for name, there in encoders.items() if not there)
+        return Check("ffmpeg", "broken", f"{executable} lacks {lacking}", "pip install imageio-ffmpeg", facts=facts)
+    return Check("ffmpeg", "ok", f"{Path(executable).name}, mp4 and webm", facts=facts)
+
+
+def check_weights() -> Check:
+    """The embedded weights: whether they are there, and a sound safetensors file."""
+    path = Path(str(files("vq3dcli.weights"))) / "stage1.safetensors"
+    if not path.is_file():
+        remedy = "--weights with a file of your own (vq3d train-stage1), or pip install --force-reinstall vq3d"
+        return Check("weights", "missing", "no embedded weights", remedy, required=False, facts={"path": str(path)})
+    size = path.stat().st_size
+    facts = {"path": str(path), "bytes": size, "sha256": sha256_file(path)}
+    if size < _safetensors_end(path):
+        return Check("weights", "broken", "the file is cut short", "pip install --force-reinstall vq3d", facts=facts)
+    return Check("weights", "ok", f"{size / 1e6:.1f} MB, sha256 {facts['sha256'][:12]}", facts=facts)
+
+
+def check_package(module: str, distribution: str, purpose: str, remedy: str, *, required: bool) -> Check:
+    """Whether a package can be imported, and what it is for."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        gone = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
+        detail = f"needed for {purpose}" if gone else f"needed for {purpose}: {error}"
+        return Check(distribution, "missing" if gone else "broken", detail, remedy, required=required)
+    try:
+        installed = version(distribution)
+    except PackageNotFoundError:
+        installed = "unknown version"
+    return Check(distribution, "ok", f"{installed}, for {purpose}", required=required, facts={"version": installed})
+
+
+def _safetensors_end(path: Path) -> int:
+    """How long a safetensors file must be, by its own header. Raises `ValueError` if that is no header."""
+    with path.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header: dict[str, dict[str, list[int]]] = json.loads(handle.read(length))
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return 8 + length + max(ends, default=0)
+
+
+def _meminfo_available() -> int | None:
+    """Bytes that programs can still take, where the system says so."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        return None
+    return None
+
+
+def _number_in(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):  # `max` stands for no limit
+        return None
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
