@@ -55,6 +55,7 @@ def display_range(s: Tensor, *, least: float = 0.1) -> tuple[float, float]:
 
     Args:
         s: Any shape, in [0, 1].
+        least: Smallest extent of the range, at most 1: noise on a flat wall is not blown up to full contrast.
     """
     # A stride bounds the cost: the percentiles of a hundred thousand pixels are as good as those of all.
     values = s.detach().flatten().float()

@@ -1,0 +1,153 @@
+"""One run of ffmpeg that reads raw frames on stdin, and an honest account of how it ended.
+
+ffmpeg reports a full disk only in its exit code and on stderr, so both are read; an interrupted run is killed, and
+nobody but the caller of this module ever sees its unfinished file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from vq3dcli.errors import UnavailableError, Vq3dError
+from vq3dcli.files import write_error
+
+_STDERR_BYTES = 8192
+_WRITE_BYTES = 1 << 20
+
+# What ffmpeg says, and which error of the operating system it means.
+_REASONS = {
+    "No space left on device": errno.ENOSPC,
+    "Disk quota exceeded": errno.EDQUOT,
+    "File too large": errno.EFBIG,
+    "Input/output error": errno.EIO,
+    "Read-only file system": errno.EROFS,
+    "Permission denied": errno.EACCES,
+    "Operation not permitted": errno.EPERM,
+    "No such file or directory": errno.ENOENT,
+    "Is a directory": errno.EISDIR,
+}
+
+
+def find_ffmpeg() -> str:
+    """Path of the ffmpeg that the package imageio-ffmpeg ships. Raises `UnavailableError` if there is none."""
+    remedy = "pip install --force-reinstall imageio-ffmpeg, or -o FOLDER/ for PNG frames"
+    try:
+        import imageio_ffmpeg
+
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except (ImportError, RuntimeError, OSError) as error:
+        raise UnavailableError(
+            "videos need ffmpeg, and the package imageio-ffmpeg brings none", remedy=remedy
+        ) from error
+
+
+@contextlib.contextmanager
+def ffmpeg_run(arguments: Sequence[str], *, output: Path) -> Iterator[FfmpegRun]:
+    """Run ffmpeg for the time of the `with` block; feed it by `FfmpegRun.write`.
+
+    At the end of the block stdin is closed and ffmpeg has to succeed; an exception in the block, an interrupt
+    included, kills it.
+
+    Args:
+        arguments: All arguments but the general ones (quiet, overwrite, ignore the terminal).
+        output: The file that messages name.
+
+    Raises:
+        UnavailableError: ffmpeg is missing, cannot start, or does not know an encoder.
+        OutputError: It cannot create its file.
+        StorageError: The disk is full or failed.
+    """
+    command = [find_ffmpeg(), "-hide_banner", "-nostats", "-loglevel", "error", "-y", *arguments]
+    try:
+        # Its own session: Ctrl-C at the terminal reaches us alone, and we decide what becomes of the encoder.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise UnavailableError(f"cannot start ffmpeg ({command[0]}): {error.strerror}", remedy="vq3d doctor") from error
+    run = FfmpegRun(process, output)
+    try:
+        yield run
+        run.finish()
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        # Waits for the process, so that none is left behind, and releases its pipes.
+        run.close()
+
+
+class FfmpegRun:
+    """A running ffmpeg. Made by `ffmpeg_run`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        self._process = process
+        self._output = output
+        self._stdin: IO[bytes] = process.stdin
+        self._stderr: IO[bytes] = process.stderr
+        self._messages = bytearray()
+        # stderr is read all the time: a full pipe would stop ffmpeg, and with it our next write.
+        self._reader = threading.Thread(target=self._read_stderr, daemon=True)
+        self._reader.start()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Feed raw bytes. Raises the error that ended ffmpeg, if it has ended."""
+        view = memoryview(data)
+        try:
+            for start in range(0, len(view), _WRITE_BYTES):
+                self._stdin.write(view[start : start + _WRITE_BYTES])
+        except BrokenPipeError:
+            self._process.wait()
+            self._check(early=True)
+
+    def finish(self) -> None:
+        """Close stdin, wait, and raise the named error if ffmpeg did not succeed."""
+        with contextlib.suppress(BrokenPipeError):
+            self._stdin.close()
+        self._process.wait()
+        self._check()
+
+    def close(self) -> None:
+        """Wait for the end of the process and release its pipes."""
+        with contextlib.suppress(OSError):
+            self._stdin.close()
+        self._process.wait()
+        self._reader.join()
+        self._stderr.close()
+
+    def _read_stderr(self) -> None:
+        while chunk := self._stderr.read(4096):
+            self._messages += chunk
+            del self._messages[:-_STDERR_BYTES]
+
+    def _check(self, *, early: bool = False) -> None:
+        self._reader.join()
+        messages = self._messages.decode(errors="replace")
+        if self._process.returncode != 0 or early:
+            raise _failure(self._process.returncode, messages, self._output)
+
+
+def _failure(exit_code: int, messages: str, output: Path) -> Vq3dError:
+    """The named error for an ffmpeg that failed."""
+    if exit_code == -signal.SIGXFSZ:
+        return write_error(output, OSError(errno.EFBIG, "File too large"))
+    for reason, number in _REASONS.items():
+        if reason in messages:
+            return write_error(output, OSError(number, reason))
+    lines = [line.strip() for line in messages.splitlines() if line.strip()]
+    ending = f"it was killed by signal {-exit_code}" if exit_code < 0 else f"it ended with code {exit_code}"
+    reason = lines[-1] if lines else ending
+    return UnavailableError(f"ffmpeg could not encode ({output}): {reason}", remedy="vq3d doctor, or another --format")

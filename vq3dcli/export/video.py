@@ -1,0 +1,274 @@
+"""Videos and picture series from a stream of frames: mp4, webm, gif, PNG frames, contact sheet.
+
+Frames are encoded as they come, so memory does not grow with the length of a video, and every output appears under
+its final name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, Protocol, get_args
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from vq3dcli.errors import OutputError, UsageError
+from vq3dcli.export.ffmpeg import FfmpegRun, ffmpeg_run, find_ffmpeg
+from vq3dcli.export.sheet import grid
+from vq3dcli.files import atomic_path, make_folder, sync_folder, write_error
+
+VideoFormat = Literal["mp4", "webm", "gif", "png", "frames"]
+"""`png` is a contact sheet of up to 12 frames, `frames` a folder with a PNG file a frame."""
+
+FORMATS: tuple[VideoFormat, ...] = get_args(VideoFormat)
+MAX_GIF_FPS = 50.0
+_SHEET_FRAMES = 12
+_SHEET_COLUMNS = 4
+_FRAME_NAME = "frame_{:05d}.png"
+_FRAME_PATTERN = "frame_[0-9][0-9][0-9][0-9][0-9].png"
+
+# yuv420p holds video-range BT.709 here and says so in its header: players guess wrongly for small sizes otherwise.
+_TO_YUV = ["-vf", "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int", "-pix_fmt", "yuv420p"]
+_TAGS = ["-color_range", "tv", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
+# No encoder name and version in the header: the same frames give the same bytes.
+_NO_VERSIONS = ["-map_metadata", "-1", "-fflags", "+bitexact", "-flags:v", "+bitexact"]
+_MP4 = ["-c:v", "libx264", "-preset", "medium", "-crf", "18", *_TO_YUV, *_TAGS, "-movflags", "+faststart"]
+_WEBM_SPEED = ["-deadline", "good", "-cpu-used", "5", "-row-mt", "1"]
+_WEBM = ["-c:v", "libvpx-vp9", "-crf", "24", "-b:v", "0", *_WEBM_SPEED, *_TO_YUV, *_TAGS]
+_ENCODERS = {"mp4": [*_MP4, *_NO_VERSIONS, "-f", "mp4"], "webm": [*_WEBM, *_NO_VERSIONS, "-f", "webm"]}
+_LOSSLESS = ["-c:v", "libx264rgb", "-preset", "ultrafast", "-qp", "0", "-f", "matroska"]
+
+
+class FrameSink(Protocol):
+    """Where frames go."""
+
+    def write(self, frames: Tensor) -> None:
+        """Append uint8 frames `[B, 3, H, W]`; all frames of one sink have the same size."""
+        ...
+
+
+def format_of(path: Path) -> VideoFormat:
+    """The format that a file name asks for. Raises `UsageError` for a suffix that is none."""
+    suffix = path.suffix.lower().removeprefix(".")
+    for name in FORMATS:
+        if suffix == name and name != "frames":
+            return name
+    raise UsageError(f"cannot tell the format from the name ({path})", remedy=".mp4, .webm, .gif, .png or --format")
+
+
+def check_output(path: Path, video_format: VideoFormat) -> None:
+    """Find out before the work starts whether `path` can be written; creates the folder it goes into.
+
+    Raises:
+        UnavailableError: The format needs ffmpeg, which is missing.
+        OutputError: The folder cannot be created or written, or the name is taken by something of another kind.
+        StorageError: The disk is full.
+    """
+    if video_format not in ("png", "frames"):
+        find_ffmpeg()
+    folder = path if video_format == "frames" and path.is_dir() else path.parent
+    if video_format == "frames" and path.exists() and not path.is_dir():
+        raise OutputError(f"cannot create output ({path}): it is a file", remedy="another folder with -o")
+    if video_format != "frames" and path.is_dir():
+        raise OutputError(f"cannot create output ({path}): it is a folder", remedy=f"-o {path}/NAME.{video_format}")
+    make_folder(folder)
+    probe = folder / f".{secrets.token_hex(6)}.tmp"
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+@contextlib.contextmanager
+def video_writer(path: Path, *, frames: int, fps: float, video_format: VideoFormat) -> Iterator[FrameSink]:
+    """Open an output for exactly `frames` frames; it lies at `path` when the `with` block has ended.
+
+    For mp4 and webm, odd sizes gain a copy of their last row or column, since yuv420p needs even ones; gif and PNG
+    keep every size. An exception in the block leaves nothing behind.
+
+    Args:
+        path: File, or folder for `frames`; frames of an earlier video in that folder are replaced.
+        frames: How many frames will be written.
+        fps: Frames a second, above 0; at most 50 for gif.
+        video_format: One of `FORMATS`.
+
+    Raises:
+        UnavailableError: ffmpeg is missing or cannot encode this.
+        OutputError: The output cannot be created.
+        StorageError: The disk is full or failed.
+        ValueError: More or fewer than `frames` frames were written, or the sizes differ.
+    """
+    with _SINKS[video_format](path, frames, fps) as sink:
+        counted = _CountedSink(sink, frames)
+        yield counted
+        if counted.written != frames:
+            raise ValueError(f"{frames} frames were promised, {counted.written} were written")
+
+
+class _CountedSink:
+    """Checks shapes and counts frames."""
+
+    def __init__(self, sink: FrameSink, frames: int) -> None:
+        self._sink = sink
+        self._frames = frames
+        self._size: torch.Size | None = None
+        self.written = 0
+
+    def write(self, frames: Tensor) -> None:
+        if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8:
+            raise ValueError(f"frames must be uint8 [B, 3, H, W], got {frames.dtype} {list(frames.shape)}")
+        if self._size is not None and frames.shape[2:] != self._size:
+            raise ValueError(f"frames of {list(frames.shape[2:])} after frames of {list(self._size)}")
+        if self.written + len(frames) > self._frames:
+            raise ValueError(f"more than the {self._frames} frames that were promised")
+        self._size = frames.shape[2:]
+        self.written += len(frames)
+        self._sink.write(frames.detach().cpu())
+
+
+class _PipeSink:
+    """Sends frames to an ffmpeg that starts with the first one, when the size is known."""
+
+    def __init__(self, start: Callable[[int, int], FfmpegRun], *, even: bool) -> None:
+        self._start = start
+        self._even = even
+        self._run: FfmpegRun | None = None
+
+    def write(self, frames: Tensor) -> None:
+        frames = even_size(frames) if self._even else frames
+        if self._run is None:
+            self._run = self._start(frames.shape[2], frames.shape[3])
+        self._run.write(frames.permute(0, 2, 3, 1).contiguous().numpy().data.cast("B"))
+
+
+@contextlib.contextmanager
+def _ffmpeg_sink(video_format: str, path: Path, fps: float) -> Iterator[FrameSink]:
+    with atomic_path(path) as temporary, contextlib.ExitStack() as stack:
+
+        def start(height_px: int, width_px: int) -> FfmpegRun:
+            arguments = [*_raw_input(height_px, width_px, fps), *_ENCODERS[video_format], _file(temporary)]
+            return stack.enter_context(ffmpeg_run(arguments, output=path))
+
+        yield _PipeSink(start, even=True)
+
+
+@contextlib.contextmanager
+def _gif_sink(path: Path, fps: float) -> Iterator[FrameSink]:
+    """A gif takes two passes, since its palette depends on all frames: they wait in a lossless file meanwhile."""
+    if fps > MAX_GIF_FPS:
+        raise ValueError(f"gif knows at most {MAX_GIF_FPS:g} frames a second, got {fps:g}")
+    with atomic_path(path) as temporary, contextlib.ExitStack() as files:
+        lossless, palette = temporary.with_suffix(".mkv"), temporary.with_suffix(".png")
+        for extra in (lossless, palette):
+            files.callback(extra.unlink, missing_ok=True)
+        with contextlib.ExitStack() as stack:
+
+            def start(height_px: int, width_px: int) -> FfmpegRun:
+                split = ["-filter_complex", "[0:v]split[whole][seen];[seen]palettegen[palette]"]
+                outputs = ["-map", "[whole]", *_LOSSLESS, _file(lossless), "-map", "[palette]", "-f", "image2"]
+                arguments = [*_raw_input(height_px, width_px, fps), *split, *outputs, "-update", "1", _file(palette)]
+                return stack.enter_context(ffmpeg_run(arguments, output=path))
+
+            yield _PipeSink(start, even=False)
+        dither = "paletteuse=dither=sierra2_4a:diff_mode=rectangle"
+        arguments = ["-i", _file(lossless), "-i", _file(palette), "-filter_complex", dither, *_NO_VERSIONS]
+        with ffmpeg_run([*arguments, "-loop", "0", "-f", "gif", _file(temporary)], output=path):
+            pass
+
+
+class _FolderSink:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+
+    def write(self, frames: Tensor) -> None:
+        for frame in frames:
+            _save_png(frame, self._folder / _FRAME_NAME.format(self._count))
+            self._count += 1
+
+
+@contextlib.contextmanager
+def _folder_sink(path: Path) -> Iterator[FrameSink]:
+    """Frames gather in a hidden folder inside of `path` and move up together."""
+    existed = path.is_dir()
+    make_folder(path)
+    staging = path / f".frames.{secrets.token_hex(4)}.tmp"
+    done = False
+    try:
+        staging.mkdir()
+        yield _FolderSink(staging)
+        for old in path.glob(_FRAME_PATTERN):
+            old.unlink()
+        for new in sorted(staging.iterdir()):
+            new.replace(path / new.name)
+        sync_folder(path)
+        done = True
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if not done and not existed:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+class _SheetSink:
+    """Keeps a few evenly spaced frames."""
+
+    def __init__(self, frames: int) -> None:
+        shown = min(frames, _SHEET_FRAMES)
+        self._wanted = {index * frames // shown for index in range(shown)}
+        self._count = 0
+        self.kept: list[Tensor] = []
+
+    def write(self, frames: Tensor) -> None:
+        for frame in frames:
+            if self._count in self._wanted:
+                self.kept.append(frame.clone())
+            self._count += 1
+
+
+@contextlib.contextmanager
+def _sheet_sink(path: Path, frames: int) -> Iterator[FrameSink]:
+    with atomic_path(path) as temporary:
+        sink = _SheetSink(frames)
+        yield sink
+        _save_png(grid(sink.kept, _SHEET_COLUMNS), temporary)
+
+
+_SINKS: dict[VideoFormat, Callable[[Path, int, float], contextlib.AbstractContextManager[FrameSink]]] = {
+    "mp4": lambda path, _, fps: _ffmpeg_sink("mp4", path, fps),
+    "webm": lambda path, _, fps: _ffmpeg_sink("webm", path, fps),
+    "gif": lambda path, _, fps: _gif_sink(path, fps),
+    "png": lambda path, frames, _: _sheet_sink(path, frames),
+    "frames": lambda path, _, __: _folder_sink(path),
+}
+
+
+def even_size(frames: Tensor) -> Tensor:
+    """Frames `[B, 3, H, W]` with a copy of the last row or column added where H or W is odd."""
+    height_px, width_px = frames.shape[2:]
+    if height_px % 2 == 0 and width_px % 2 == 0:
+        return frames
+    return functional.pad(frames.float(), (0, width_px % 2, 0, height_px % 2), mode="replicate").to(torch.uint8)
+
+
+def _raw_input(height_px: int, width_px: int, fps: float) -> list[str]:
+    return ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width_px}x{height_px}", "-r", f"{fps:.6g}", "-i", "pipe:0"]
+
+
+def _file(path: Path) -> str:
+    """A path that ffmpeg takes for a file whatever its name looks like."""
+    return f"file:{os.path.abspath(path)}"
+
+
+def _save_png(image: Tensor, path: Path) -> None:
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path, "PNG")
