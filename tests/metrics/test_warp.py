@@ -6,6 +6,7 @@ import torch
 from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, evaluation_cameras, exact_warp, flat_warp, plane_z_depth
 from vq3dcli.rendering.cameras import (
     CAMERA_RADIUS,
+    Camera,
     canonical_camera,
     image_rays,
     pivot_camera,
@@ -33,7 +34,8 @@ def plane_s(z_depth: torch.Tensor) -> torch.Tensor:
 
 def test_no_motion_changes_nothing(image):
     assert torch.allclose(flat_warp(image, SOURCE, SOURCE, PLANE_Z), image, atol=1e-4)
-    assert torch.allclose(exact_warp(image, SOURCE, SOURCE, torch.full((2, SIZE, SIZE), 0.3)), image, atol=1e-4)
+    s = torch.full((2, SIZE, SIZE), 0.3)
+    assert torch.allclose(exact_warp(image, SOURCE, SOURCE, s, s), image, atol=1e-4)
 
 
 def test_bytes_become_the_unit_range(image):
@@ -66,8 +68,38 @@ def test_flat_warp_is_the_homography_of_the_plane(image):
 
 
 def test_flat_and_exact_warp_agree_on_a_plane(image):
-    exact = exact_warp(image, SOURCE, TARGET, plane_s(PLANE_Z))
+    s_source = s_from_z_depth(PLANE_Z)[:, None, None].expand(2, SIZE, SIZE)
+    exact = exact_warp(image, SOURCE, TARGET, s_source, plane_s(PLANE_Z))
     assert torch.allclose(flat_warp(image, SOURCE, TARGET, PLANE_Z), exact, atol=1e-3)
+
+
+def test_what_an_object_hides_is_not_painted_with_it():
+    # A red board at z = 2 before a wall at z = 5 whose left half is green and right half is blue.
+    wall_z, board_z, half_width = 5.0, 2.0, 0.15
+
+    def look(camera: Camera) -> tuple[torch.Tensor, torch.Tensor]:
+        rays = image_rays(camera)
+        on_board = rays.origin + ((board_z - CAMERA_RADIUS - rays.origin[..., 2:]) / rays.direction[..., 2:]) * (
+            rays.direction
+        )
+        hit = on_board[..., 0].abs() < half_width
+        z_depth = torch.where(hit, board_z, wall_z) - CAMERA_RADIUS - rays.origin[..., 2]
+        z_depth = z_depth / rays.direction[..., 2]
+        wall_x = rays.origin[..., 0] + z_depth * rays.direction[..., 0]
+        red, green = hit.float(), (~hit & (wall_x < 0)).float()
+        rgb = torch.stack([red, green, 1 - red - green], 1).reshape(1, 3, SIZE, SIZE)
+        return rgb, s_from_z_depth(z_depth).reshape(1, SIZE, SIZE)
+
+    source = canonical_camera(1, height_px=SIZE, width_px=SIZE)
+    target = pivot_camera(torch.tensor([0.3]), torch.zeros(1), height_px=SIZE, width_px=SIZE)
+    image, s_source = look(source)
+    true, s_target = look(target)
+    warped = exact_warp(image, source, target, s_source, s_target)
+    board_pixels = true[0, 0].sum()
+    assert board_pixels > 2 * SIZE
+    assert warped[0, 0].sum() == pytest.approx(board_pixels.item(), rel=0.35)
+    naive = exact_warp(image, source, target, torch.zeros_like(s_source), s_target)
+    assert naive[0, 0].sum() > 1.6 * board_pixels
 
 
 def test_edges_are_replicated():

@@ -91,7 +91,8 @@ def test_a_painted_wall_is_exposed(wall, perfect):
     assert metrics["spearman"] < metrics["template_spearman"]
     assert metrics["ssi_error"] > metrics["template_ssi_error"]
     assert metrics["relief"] < 0.01
-    assert metrics["novel_psnr"] < metrics["warp_psnr"]
+    assert metrics["novel_psnr"] == pytest.approx(metrics["pivot_psnr"], abs=0.02)
+    assert metrics["novel_psnr"] < metrics["warp_psnr"] - 2
     # Its reconstruction is the input, so that its own baselines are those of a perfect reconstruction.
     assert metrics["copy_psnr"] == pytest.approx(perfect.metrics["copy_psnr"], abs=0.02)
 

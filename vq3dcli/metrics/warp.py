@@ -1,8 +1,8 @@
 """Novel views without a model: baselines and ceilings that a rendered view is compared with.
 
 Each warp looks up a source image at the places that the pixels of a novel view see, given some geometry: one flat plane
-(`flat_warp`, what a painted wall could do at best) or the novel view's exact disparity (`exact_warp`, what moving the
-input's own pixels could do at best; what the input does not see is filled with what hides it).
+(`flat_warp`, what a painted wall can do) or the exact disparity of both views (`exact_warp`, a ceiling for what only
+moves the pixels of its input).
 
 Legend: B images, H height_px, W width_px, N pixels of an image.
 """
@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.rendering.cameras import FAR, NEAR, Camera, image_rays, pivot_camera, project, z_depth_from_s
+from vq3dcli.rendering.cameras import (
+    FAR,
+    NEAR,
+    Camera,
+    image_rays,
+    pivot_camera,
+    pixel_centres,
+    project,
+    s_from_z_depth,
+    z_depth_from_s,
+)
 
 # (yaw, pitch) in degrees around the pivot at the canonical radius.
 EVALUATION_VIEWS_DEG: tuple[tuple[float, float], ...] = ((10, 0), (-10, 0), (20, 0), (-20, 0), (0, 10), (0, -10))
@@ -23,6 +33,12 @@ EVALUATION_VIEWS_DEG: tuple[tuple[float, float], ...] = ((10, 0), (-10, 0), (20,
 # Rays nearly parallel to the plane, or points behind the source camera, would be divided by zero or mirrored. Within
 # 50 degrees of the canonical view neither happens.
 _SMALLEST_Z = 1e-3
+
+# A pixel is hidden if the source camera sees something nearer by this much in s: several times the step between
+# neighbouring pixels of a slanted ground, several times less than that between an object and what is behind it.
+_HIDDEN_S = 0.02
+# A difference of 1 in s counts as many image widths when a hidden pixel looks for its nearest neighbour.
+_WIDTHS_PER_S = 5.0
 
 
 def evaluation_cameras(batch: int, *, height_px: int, width_px: int) -> list[Camera]:
@@ -58,21 +74,44 @@ def flat_warp(image: Tensor, source: Camera, target: Camera, z_depth: Tensor) ->
     return _look_up(image, source, target, rays.origin + distance[..., None] * rays.direction)
 
 
-def exact_warp(image: Tensor, source: Camera, target: Camera, s_target: Tensor) -> Tensor:
-    """`image` seen from `target`, whose geometry `s_target` is known.
+def exact_warp(image: Tensor, source: Camera, target: Camera, s_source: Tensor, s_target: Tensor) -> Tensor:
+    """`image` seen from `target`, with exact geometry.
+
+    A surface that something hides from the source camera takes the colour of the nearest visible pixel at a similar
+    disparity. Without that each object would be painted a second time onto what it hides, and the warp would score
+    below a painted wall.
 
     Args:
         image: What the source camera sees, `[B, 3, H, W]`, uint8 or float in [0, 1].
         source: Camera of `image`, B of them.
         target: Camera of the result, B of them.
+        s_source: Normalised disparity in the source camera, `[B, H, W]`.
         s_target: Normalised disparity in the target camera, `[B, H, W]` at its size.
 
     Returns:
-        float32 `[B, 3, H, W]` in [0, 1]; places outside `image` show its nearest edge.
+        float32 `[B, 3, H, W]` in [0, 1]; what lies outside the frame of `image` shows its nearest edge.
     """
     rays = image_rays(target)
-    z_depth = z_depth_from_s(s_target.flatten(1))
-    return _look_up(image, source, target, rays.origin + z_depth[..., None] * rays.direction)
+    points = rays.origin + z_depth_from_s(s_target.flatten(1))[..., None] * rays.direction
+    warped = _look_up(image, source, target, points)
+    s_seen = _look_up(s_source[:, None], source, target, points, mode="nearest")[:, 0]
+    s_here = s_from_z_depth(project(source, points)[1]).reshape(s_seen.shape)
+    hidden = s_seen - s_here > _HIDDEN_S
+    for picture, s, mask in zip(warped, s_target, hidden, strict=True):
+        _fill(picture, s, mask)
+    return warped
+
+
+def _fill(picture: Tensor, s: Tensor, hidden: Tensor) -> None:
+    """Give the hidden pixels of `picture` `[3, H, W]` the colour of the nearest other one in (x, y, s), in place."""
+    height_px, width_px = s.shape
+    position = torch.cat(
+        [pixel_centres(height_px, width_px, s.device), s.reshape(-1, 1) * _WIDTHS_PER_S * width_px], -1
+    )
+    mask = hidden.flatten()
+    if mask.any() and not mask.all():
+        nearest = torch.cdist(position[mask], position[~mask]).argmin(-1)
+        picture[:, hidden] = picture[:, ~hidden][:, nearest]
 
 
 def plane_z_depth(s_true: Tensor) -> Tensor:
@@ -81,12 +120,12 @@ def plane_z_depth(s_true: Tensor) -> Tensor:
     return 1.0 / disparity.flatten(1).mean(-1)
 
 
-def _look_up(image: Tensor, source: Camera, target: Camera, points: Tensor) -> Tensor:
-    """Bilinear samples of `image` where the source camera sees the world points `[B, N, 3]`."""
+def _look_up(image: Tensor, source: Camera, target: Camera, points: Tensor, mode: str = "bilinear") -> Tensor:
+    """Samples of `image` `[B, C, H, W]` where the source camera sees the world points `[B, N, 3]`."""
     pixels, z_depth = project(source, points)
     # A point behind the source camera has mirrored pixel coordinates; it shows the image's first pixel instead.
     pixels = torch.where((z_depth > _SMALLEST_Z)[..., None], pixels, torch.zeros_like(pixels))
     size = torch.tensor([source.width_px, source.height_px], dtype=pixels.dtype, device=pixels.device)
     grid = (2.0 * pixels / size - 1.0).reshape(-1, target.height_px, target.width_px, 2)
     values = image.float() / 255.0 if image.dtype == torch.uint8 else image.float()
-    return functional.grid_sample(values, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return functional.grid_sample(values, grid, mode=mode, padding_mode="border", align_corners=False)

@@ -9,6 +9,7 @@ Legend: B scenes of a batch, V evaluation views, H height_px, W width_px.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +18,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.errors import UsageError
+from vq3dcli.export.colour import colour_map
+from vq3dcli.export.sheet import grid
 from vq3dcli.metrics.geometry import mean_weight_variance, relief, spearman, ssi_error
 from vq3dcli.metrics.image import psnr
 from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, exact_warp, flat_warp, plane_z_depth
+from vq3dcli.model.scene import Scene, SceneView, reconstruct_scene
 from vq3dcli.pipelines.exact_scenes import ExactScenes, Template, exact_batches
-from vq3dcli.rendering.cameras import Camera
+from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, FOV_RAD, NEAR, Camera
 
 # 96 samples at the middles of equal bins of s: part of the definition of every figure.
 EVALUATION_SAMPLES = 96
@@ -54,6 +59,34 @@ class RenderedScene(Protocol):
 
 Predictor = Callable[[Tensor], RenderedScene]
 """Images uint8 `[B, 3, H, W]` to scenes; called once a batch, in the order of the scenes."""
+
+
+def model_predictor(weights: LoadedWeights) -> Predictor:
+    """The predictor of trained weights; its views come back on the CPU.
+
+    Raises:
+        UsageError: The weights were trained for another camera than that of the toy scenes.
+    """
+    camera = weights.recipe.camera
+    found = (math.radians(camera.fov_deg), camera.radius, camera.near, camera.far)
+    expected = (FOV_RAD, CAMERA_RADIUS, NEAR, FAR)
+    if any(not math.isclose(a, b, rel_tol=1e-6) for a, b in zip(found, expected, strict=True)):
+        raise UsageError(
+            f"these weights have another camera than the toy scenes ({weights.path})",
+            remedy=f"weights with fov_deg {math.degrees(FOV_RAD):g}, radius {CAMERA_RADIUS}, near {NEAR}, far {FAR}",
+        )
+    device = next(weights.model.parameters()).device
+    return lambda images: _OnCpu(reconstruct_scene(weights.model, images.to(device)))
+
+
+@dataclass(frozen=True)
+class _OnCpu:
+    """A scene on any device whose views lie on the CPU, where the exact ones are."""
+
+    scene: Scene
+
+    def render(self, camera: Camera, *, samples: int) -> SceneView:
+        return SceneView(*(part.cpu() for part in self.scene.render(camera, samples=samples)))
 
 
 @dataclass(frozen=True)
@@ -123,7 +156,8 @@ def evaluate_geometry(
         figures.add("psnr", psnr(main.rgb, exact.rgb))
         figures.add("novel_psnr", novel_psnr.mean(1))
         figures.add("copy_psnr", _copy_psnr(main.rgb, exact))
-        figures.add("flat_psnr", _flat_psnr(main.rgb, exact))
+        figures.add("flat_psnr", _flat_psnr(main.rgb, exact, plane_z_depth(exact.s)))
+        figures.add("pivot_psnr", _flat_psnr(main.rgb, exact, _pivot_z_depth(exact)))
         figures.add("spearman", spearman(main.s, exact.s))
         figures.add("ssi_error", ssi_error(main.s, exact.s))
         figures.add("relief", relief(main.s, exact.s))
@@ -148,7 +182,7 @@ def evaluate_baselines(
 ) -> dict[str, float]:
     """The figures that need no model: the template's, and warps of the input itself.
 
-    `input_copy_psnr` and `input_flat_psnr` are the `copy_psnr` and `flat_psnr` of a perfect reconstruction: beside
+    `input_copy_psnr`, `input_flat_psnr` and `input_pivot_psnr` are those of a perfect reconstruction: beside
     `warp_psnr` they tell how much of a novel view is explained by nothing, by one plane and by exact geometry.
 
     Args:
@@ -165,7 +199,8 @@ def evaluate_baselines(
     figures = _Figures()
     for exact in exact_batches(count, seed=seed, size_px=size_px):
         figures.add("input_copy_psnr", _copy_psnr(exact.rgb, exact))
-        figures.add("input_flat_psnr", _flat_psnr(exact.rgb, exact))
+        figures.add("input_flat_psnr", _flat_psnr(exact.rgb, exact, plane_z_depth(exact.s)))
+        figures.add("input_pivot_psnr", _flat_psnr(exact.rgb, exact, _pivot_z_depth(exact)))
         _add_baselines(figures, exact, template)
         on_progress(exact.rgb.shape[0])
     return figures.summary()
@@ -194,14 +229,14 @@ class _Figures:
 def _add_baselines(figures: _Figures, exact: ExactScenes, template: Template) -> None:
     """The ceiling `warp_psnr` and the template's figures."""
     warped = [
-        exact_warp(exact.rgb, exact.camera, camera, exact.novel_s[:, number])
+        exact_warp(exact.rgb, exact.camera, camera, exact.s, exact.novel_s[:, number])
         for number, camera in enumerate(exact.novel_cameras)
     ]
     rgb, s = template.rgb.expand(exact.rgb.shape), template.s.expand(exact.s.shape)
     figures.add("warp_psnr", _view_psnr(torch.stack(warped, 1), exact).mean(1))
     figures.add("template_psnr", psnr(rgb, exact.rgb))
     figures.add("template_copy_psnr", _copy_psnr(rgb, exact))
-    figures.add("template_flat_psnr", _flat_psnr(rgb, exact))
+    figures.add("template_flat_psnr", _flat_psnr(rgb, exact, plane_z_depth(exact.s)))
     figures.add("template_spearman", spearman(s, exact.s))
     figures.add("template_ssi_error", ssi_error(s, exact.s))
     figures.add("template_relief", relief(s, exact.s))
@@ -217,13 +252,32 @@ def _copy_psnr(image: Tensor, exact: ExactScenes) -> Tensor:
     return _view_psnr(image[:, None].expand(exact.novel_rgb.shape), exact).mean(1)
 
 
-def _flat_psnr(image: Tensor, exact: ExactScenes) -> Tensor:
-    """Mean over views `[B]` of `image` `[B, 3, H, W]` painted on a plane at the scene's mean disparity."""
-    z_depth = plane_z_depth(exact.s)
+def _flat_psnr(image: Tensor, exact: ExactScenes, z_depth: Tensor) -> Tensor:
+    """Mean over views `[B]` of `image` `[B, 3, H, W]` painted on planes at `z_depth` `[B]`."""
     warped = [flat_warp(image, exact.camera, camera, z_depth) for camera in exact.novel_cameras]
     return _view_psnr(torch.stack(warped, 1), exact).mean(1)
+
+
+def _pivot_z_depth(exact: ExactScenes) -> Tensor:
+    """The plane through the pivot, where a painted wall does best: all cameras look at it."""
+    return torch.full(exact.s.shape[:1], CAMERA_RADIUS)
 
 
 def _check_count(count: int) -> None:
     if count < 1:
         raise UsageError(f"--count {count}: nothing to measure", remedy="--count 64")
+
+
+def example_sheet(examples: Examples, scenes: int = 6) -> Tensor:
+    """A contact sheet uint8 `[3, H, W]`, two rows a scene, the exact one above: input, disparity, evaluation views.
+
+    Args:
+        examples: Of a result.
+        scenes: How many to show at most.
+    """
+    exact = examples.exact
+    tiles: list[Tensor] = []
+    for number in range(min(scenes, len(exact.rgb))):
+        tiles += [exact.rgb[number], colour_map(exact.s[number]), *exact.novel_rgb[number]]
+        tiles += [examples.rgb[number], colour_map(examples.s[number]), *examples.novel_rgb[number]]
+    return grid(tiles, columns=2 + exact.novel_rgb.shape[1])

@@ -1,0 +1,76 @@
+import json
+
+import pytest
+
+from vq3dcli.checkpoint import save_weights
+from vq3dcli.cli import run
+from vq3dcli.config.load import load_recipe
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.data.images import read_image
+from vq3dcli.model.build import build_autoencoder
+
+
+def test_baselines_without_weights(capsys):
+    assert run(["evaluate", "geometry", "--baselines", "--count", "2", "--size", "16", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["command"] == "evaluate geometry"
+    assert (result["count"], result["seed"], result["weights"]) == (2, 0, None)
+    assert set(result["metrics"]) >= {"warp_psnr", "template_spearman", "template_ssi_error", "template_relief"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--weights", "no-such-file"], 66),
+        (["--baselines", "--out", "figures"], 2),
+        (["--count", "0"], 2),
+        (["--data", "photos"], 2),
+    ],
+)
+def test_what_cannot_be_measured(arguments, code, capsys):
+    assert run(["evaluate", "geometry", *arguments]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+
+
+@pytest.fixture
+def weights(tmp_path):
+    shape = [
+        "image_size=16",
+        "width=32",
+        "heads=1",
+        "encoder_layers=1",
+        "decoder_layers=1",
+        "codebook_size=16",
+        "field_hidden=8",
+    ]
+    recipe = load_recipe("toy-cpu", Stage1Recipe, [f"model.{part}" for part in shape])
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, build_autoencoder(recipe), recipe, {})
+    return path
+
+
+def test_weights_are_measured_and_shown(weights, tmp_path, capsys):
+    out = tmp_path / "figures"
+    options = ["--weights", str(weights), "--count", "3", "--device", "cpu", "--out", str(out), "--json"]
+    assert run(["evaluate", "geometry", *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["weights"]["path"] == str(weights)
+    assert set(result["metrics"]) >= {
+        *("psnr", "novel_psnr", "copy_psnr", "flat_psnr", "warp_psnr"),
+        *("spearman", "ssi_error", "relief", "weight_variance"),
+        *("template_psnr", "template_spearman", "template_ssi_error", "template_relief"),
+    }
+    assert len(result["metrics"]["view_psnr"]) == 6
+    assert all(value is not None for value in result["metrics"].values())
+    assert read_image(out / "geometry.png").shape == (3, 2 + 6 * 18, 2 + 8 * 18)
+
+
+def test_weights_for_another_camera_are_refused(tmp_path, capsys):
+    recipe = load_recipe("toy-cpu", Stage1Recipe, ["camera.fov_deg=50", "model.image_size=16"])
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, build_autoencoder(recipe), recipe, {})
+    assert run(["evaluate", "geometry", "--weights", str(path), "--count", "1"]) == 2
+    assert "another camera" in capsys.readouterr().err
