@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vq3dcli.config import load
 from vq3dcli.errors import InputMissingError, RecipeError
@@ -24,6 +24,12 @@ class Optimizer(_Section):
     kind: Literal["adamw", "sgd"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float | None = None
+
+    @model_validator(mode="after")
+    def _sgd_is_slow(self) -> Self:
+        if self.kind == "sgd" and self.learning_rate > 1:
+            raise ValueError("sgd needs a learning_rate of at most 1")
+        return self
 
 
 class Recipe(_Section):
@@ -86,6 +92,12 @@ def test_all_problems_at_once_with_the_file_and_the_nearest_keys(tmp_path: Path)
         "images is a value, not a section",
     ):
         assert part in text, text
+
+
+def test_a_check_across_keys_is_reported_beside_unknown_keys(recipe_file: Path) -> None:
+    overrides = ["optimizer.kind=sgd", "optimizer.learning_rate=2", "optimizer.klip=1"]
+    with pytest.raises(RecipeError, match=r"2 problems.*klip.*sgd needs a learning_rate of at most 1"):
+        load.load_recipe(str(recipe_file), Recipe, overrides)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])

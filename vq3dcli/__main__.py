@@ -19,14 +19,14 @@ def main() -> int:
         if "_VQ3D_COMPLETE" in os.environ:
             cli.complete()
         code = cli.run(sys.argv[1:])
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = 141
     except KeyboardInterrupt:
         code = 130
-    if code == 141:
-        # The interpreter flushes stdout once more at exit: let that go nowhere instead of failing.
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # The interpreter flushes once more at exit: let that go nowhere instead of failing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return code or (141 if isinstance(error, BrokenPipeError) else 74)
     return code
 
 

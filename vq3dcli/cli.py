@@ -161,13 +161,19 @@ def build_group() -> TyperGroup:
     return group
 
 
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; works anywhere.")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(f"vq3d {__version__}")
         raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; works anywhere.")] = False,
+) -> None:
+    """Hold the options of `vq3d` itself; `_read_call` has acted on `--debug` before."""
 
 
 ROOT_HELP = """
@@ -205,6 +211,7 @@ def load_command(name: str, module: str) -> TyperCommand | TyperGroup:
     assert isinstance(group, TyperGroup)
     built = group.commands[name]
     assert isinstance(built, TyperCommand | TyperGroup)
+    built.no_args_is_help = False  # `vq3d evaluate` is a usage error like any other
     for command in [built, *(built.commands.values() if isinstance(built, TyperGroup) else ())]:
         command.help = keep_indented(command.help or "")
     return built

@@ -38,11 +38,9 @@ def load_recipe(path_or_name: str, schema: type[T], overrides: Sequence[str] = (
             overridden.add(apply_override(values, override))
         except ValueError as error:
             problems.append(str(error))
-    try:
-        recipe = schema.model_validate(values)
-    except ValidationError as error:
-        problems += list(_problems(error, schema, overridden))
-    if problems:
+    recipe, found = _validate(values, schema, overridden)
+    problems += found
+    if recipe is None or problems:
         count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
         raise RecipeError(f"recipe has {count} ({path}): {'; '.join(problems)}", remedy="mend them and run again")
     return recipe
@@ -116,6 +114,26 @@ def parse_value(text: str) -> Any:
     except (ValueError, RecursionError):
         return text
     return parsed["value"] if set(parsed) == {"value"} else text
+
+
+def _validate(values: dict[str, Any], schema: type[T], overridden: set[tuple[str, ...]]) -> tuple[T | None, list[str]]:
+    """Validate twice: pydantic runs no checks across keys while there are unknown ones, so those go first."""
+    problems: list[str] = []
+    try:
+        return schema.model_validate(values), problems
+    except ValidationError as error:
+        unknown = [detail["loc"] for detail in error.errors() if detail["type"] == "extra_forbidden"]
+        problems += _problems(error, schema, overridden)
+    for keys in unknown:
+        table = values
+        for key in keys[:-1]:
+            table = table[key]  # type: ignore[index] # pydantic found the key here
+        del table[keys[-1]]  # type: ignore[arg-type]
+    try:
+        schema.model_validate(values)
+    except ValidationError as error:
+        problems += [problem for problem in _problems(error, schema, overridden) if problem not in problems]
+    return None, problems
 
 
 def _problems(error: ValidationError, schema: type[BaseModel], overridden: set[tuple[str, ...]]) -> Iterator[str]:

@@ -178,10 +178,11 @@ def check_weights() -> Check:
         remedy = "--weights with a file of your own (vq3d train-stage1), or pip install --force-reinstall vq3d"
         return Check("weights", "missing", "no embedded weights", remedy, required=False, facts={"path": str(path)})
     size = path.stat().st_size
-    facts = {"path": str(path), "bytes": size, "sha256": sha256_file(path)}
+    digest = sha256_file(path)
+    facts = {"path": str(path), "bytes": size, "sha256": digest}
     if size < _safetensors_end(path):
         return Check("weights", "broken", "the file is cut short", "pip install --force-reinstall vq3d", facts=facts)
-    return Check("weights", "ok", f"{size / 1e6:.1f} MB, sha256 {facts['sha256'][:12]}", facts=facts)
+    return Check("weights", "ok", f"{size / 1e6:.1f} MB, sha256 {digest[:12]}", facts=facts)
 
 
 def check_package(module: str, distribution: str, purpose: str, remedy: str, *, required: bool) -> Check:

@@ -1,0 +1,413 @@
+"""The command line as a user meets it: help, errors, exit codes, pipes, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.core import TyperGroup
+
+from vq3dcli import __version__, cli
+from vq3dcli.commands.output import JsonOption, Output, QuietOption
+from vq3dcli.errors import DataError
+
+ROOT = Path(__file__).resolve().parent.parent
+VQ3D = (sys.executable, "-m", "vq3dcli")
+
+
+def vq3d(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*VQ3D, *arguments], capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def every_command() -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for name, module, _ in cli.COMMANDS:
+        command = cli.load_command(name, module)
+        inner = command.commands if isinstance(command, TyperGroup) else {}
+        found += [(name,), *((name, word) for word in inner)]
+    return found
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+def test_help_answers_at_once_without_the_heavy_libraries() -> None:
+    code = "import sys; from vq3dcli.__main__ import main; main(); print(*sys.modules, file=sys.stderr)"
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        ended = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=60)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # Processor time: what the wall clock shows on an idle machine, and the same on a busy one.
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert ended.returncode == 0
+    assert min(seconds) < 0.5
+    assert not {"torch", "numpy", "pydantic", "rich"} & set(ended.stderr.split())
+
+
+@pytest.mark.parametrize("words", every_command(), ids=" ".join)
+def test_every_command_has_help_with_an_example(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*words, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"Usage: vq3d {' '.join(words)}")
+    assert re.search(rf"Example.*\n +vq3d {' '.join(words)}", text, re.DOTALL)
+    for option in re.findall(r"^  (-\S.*)$", text, re.MULTILINE):
+        assert re.search(r"\S  +\S|[a-z>]$", option), f"no help for {option}"
+
+
+def test_help_of_commands_needs_no_torch() -> None:
+    lines = [f"cli.run([*{words!r}, '--help'])" for words in every_command()]
+    code = "\n".join(["import sys; from vq3dcli import cli", *lines, "assert 'torch' not in sys.modules"])
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_the_list_of_commands_is_complete_and_says_what_they_say() -> None:
+    for name, module, summary in cli.COMMANDS:
+        assert " ".join((cli.load_command(name, module).help or "").split("\n\n")[0].split()) == summary
+    listed = {module for _, module, _ in cli.COMMANDS}
+    for path in (ROOT / "vq3dcli" / "commands").glob("*.py"):
+        is_command = re.search(r"^(def command\(|app = )", path.read_text(), re.MULTILINE)
+        assert bool(is_command) == (path.stem in listed), f"{path.stem}: is it in cli.COMMANDS?"
+
+
+def test_the_page_of_commands_has_not_drifted() -> None:
+    generator = types.ModuleType("generate_commands")
+    generator.__file__ = str(ROOT / "docs" / "generate_commands.py")
+    exec(Path(generator.__file__).read_text(), vars(generator))
+    assert (ROOT / "docs" / "commands.md").read_text() == generator.page(), "run `make docs`"
+
+
+def test_the_page_of_errors_has_every_code() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text()
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == cli.EXIT_CODES
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], None]:
+    """Adds a command `probe` for one test."""
+
+    def add(function: Callable[..., None]) -> None:
+        module = types.ModuleType("vq3dcli.commands.probe")
+        module.command = function  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "vq3dcli.commands.probe", module)
+        monkeypatch.setattr(cli, "COMMANDS", (*cli.COMMANDS, ("probe", "probe", "For tests.")))
+
+    return add
+
+
+def raises(error: BaseException) -> Callable[..., None]:
+    def probe(json: JsonOption = False) -> None:
+        raise error
+
+    return probe
+
+
+def test_an_error_is_one_line_and_a_code(
+    command: Callable[[Callable[..., None]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(raises(DataError("cannot decode (a\x1b[31m\n.jpg): cut short", remedy="another photo")))
+    assert cli.run(["probe"]) == 65
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "error: cannot decode (a\\x1b[31m .jpg): cut short; try: another photo\n"
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "probe"], ["probe", "--debug"]])
+def test_debug_shows_the_traceback(
+    command: Callable[[Callable[..., None]], None], capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    command(raises(ZeroDivisionError("oops")))
+    assert cli.run(["probe"]) == 70
+    assert capsys.readouterr().err.startswith("error: bug: ZeroDivisionError: oops; try: the same command with --debug")
+    assert cli.run(arguments) == 70
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_an_error_with_json_is_an_object_too(
+    command: Callable[[Callable[..., None]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(raises(DataError("cut short", remedy="another")))
+    assert cli.run(["probe", "--json"]) == 65
+    error = {"message": "cut short", "remedy": "another", "exit_code": 65}
+    assert json.loads(capsys.readouterr().out) == {"version": __version__, "command": "probe", "error": error}
+    assert cli.run(["probe", "--json", "--jsn"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["rendr"], "Did you mean 'render'"),
+        (["doctor", "--jso"], "--json"),
+        (["doctor", "extra"], "extra"),
+        (["evaluate"], "Missing command"),
+        (["--no-such-option"], "--no-such-option"),
+    ],
+)
+def test_usage_errors(arguments: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert part in lines[0]
+    assert "--help" in lines[0]
+
+
+def test_no_arguments_show_help_and_version_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([]) == 0
+    assert "Commands:" in capsys.readouterr().out
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"vq3d {__version__}\n"
+
+
+def test_doctor_reports_every_part(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["doctor", "--json"]) in (0, 69)
+    parts = json.loads(capsys.readouterr().out)["metrics"]
+    assert {"python", "torch", "memory", "disk", "ffmpeg", "weights"} <= set(parts)
+    assert all(part["status"] in ("ok", "low", "missing", "broken") for part in parts.values())
+
+
+_WORDS = [name for name, _, _ in cli.COMMANDS]
+_OPTIONS = [
+    "--json",
+    "--quiet",
+    "--seed",
+    "--device",
+    "--out",
+    "-o",
+    "--set",
+    "--size",
+    "--count",
+    "--help",
+    "--",
+    "-",
+    "-5",
+]
+# These begin to work without an input file, so they always get an option that does not exist.
+_NEED_NO_INPUT = {"quickstart", "evaluate", "doctor", "demo"}
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(_WORDS),
+    before=st.lists(st.sampled_from(["--debug=1", "--version=x", "--quiet", "-"]), max_size=1),
+    rest=st.lists(st.sampled_from(_OPTIONS) | st.text(max_size=8), max_size=6),
+)
+def test_any_arguments_end_with_a_code_of_the_table(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    before: list[str],
+    rest: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rest = ["--no-such-option", *rest] if name in _NEED_NO_INPUT else rest
+    code = cli.run([*before, name, *rest])
+    captured = capfd.readouterr()
+    assert code in cli.EXIT_CODES - {70}, captured.err
+    assert "Traceback" not in captured.err
+    if code:
+        assert captured.err.splitlines()[-1].startswith("error: ")
+
+
+# --- pipes and streams -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--json"], ["--version"]])
+def test_a_reader_that_went_away_is_no_error(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run([*VQ3D, *arguments], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert ended.returncode == 141
+    assert "Error" not in ended.stderr
+    assert "error" not in ended.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_stdout_is_told(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([*VQ3D, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert ended.returncode == 74
+    assert ended.stderr.startswith("error: cannot read or write: No space left on device")
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_change_no_exit_code(closed: str) -> None:
+    for arguments, code in (("--help", 0), ("rendr --json", 2)):
+        line = f'"{sys.executable}" -m vq3dcli {arguments} {closed}'
+        ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+        assert ended.returncode == code, ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+PROGRESS = """
+import time
+from vq3dcli.commands import output
+out = output.Output("probe", False, False)
+with out.progress("working", 3, unit="images") as progress:
+    for _ in range(3):
+        time.sleep(0.15)
+        progress.advance(status="loss 0.5")
+        out.note("a note")
+out.finish(metrics={"psnr": 22.5}, outputs=["a.mp4"])
+"""
+
+
+def in_terminal(code: str, **environment: str) -> str:
+    """What `python -c CODE` writes when stdin, stdout and stderr are a terminal."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "--help"],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env={k: v for k, v in os.environ.items() if k != "NO_COLOR"} | environment,
+    )
+    os.close(follower)
+    written = b""
+    while True:
+        try:
+            piece = os.read(leader, 65536)
+        except OSError:  # how Linux says that the other end is closed
+            break
+        if not piece:
+            break
+        written += piece
+    os.close(leader)
+    assert process.wait(60) == 0, written
+    return written.decode()
+
+
+def test_a_terminal_gets_a_bar_and_a_plain_one_gets_none() -> None:
+    bar = in_terminal(PROGRESS, TERM="xterm-256color")
+    assert "\x1b[" in bar
+    assert "3/3 images (100 %)" in bar
+    for environment in ({"TERM": "dumb"}, {"TERM": "xterm-256color", "NO_COLOR": "1"}):
+        plain = in_terminal(PROGRESS, **environment)
+        assert "\x1b" not in plain
+        assert plain.split() == ["a", "note"] * 3 + ["psnr", "22.5", "a.mp4"]
+    assert "\x1b" not in in_terminal("from vq3dcli.__main__ import main; main()", TERM="dumb")
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+SLEEPER = """
+import sys, time, types
+from pathlib import Path
+from vq3dcli import __main__, cli, files, signals
+def command(target: str):
+    if target == "flag":
+        signals.watch()
+        print("ready", flush=True)
+        while not signals.stop_requested():
+            time.sleep(0.01)
+        print("asked", flush=True)
+        time.sleep(30)
+    with files.atomic_path(Path(target)) as temporary:
+        temporary.write_bytes(b"half")
+        print("ready", flush=True)
+        time.sleep(30)
+module = types.ModuleType("probe")
+module.command = command
+sys.modules["vq3dcli.commands.probe"] = module
+cli.COMMANDS = (("probe", "probe", "For tests."),)
+sys.exit(__main__.main())
+"""
+
+
+def start_sleeper(target: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, "probe", target], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_cleans_up(tmp_path: Path, number: int) -> None:
+    process = start_sleeper(str(tmp_path / "out.bin"))
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "error: interrupted\n"
+    assert not os.listdir(tmp_path)
+
+
+def test_training_sees_the_first_sigterm_and_the_second_ends_it() -> None:
+    process = start_sleeper("flag")
+    assert process.stdout is not None
+    process.terminate()
+    assert process.stdout.readline() == "asked\n"
+    start = time.monotonic()
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGTERM
+    assert time.monotonic() - start < 10
+
+
+# --- the voice of a command ------------------------------------------------------------------------------------------
+
+
+def test_quiet_leaves_results_and_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output("probe", False, True)
+    output.note("a note")
+    output.warn("a warning")
+    with output.progress("working", 1) as progress:
+        progress.advance()
+    output.finish(outputs=[Path("a.mp4")])
+    captured = capsys.readouterr()
+    assert captured.out == "a.mp4\n"
+    assert captured.err == "warning: a warning\n"
+
+
+def test_the_pieces_of_a_command_fit(
+    command: Callable[[Callable[..., None]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def probe(json: JsonOption = False, quiet: QuietOption = False) -> None:
+        import logging
+
+        output = Output("probe", json, quiet)
+        logging.getLogger("vq3dcli.checkpoint").warning("checkpoint is damaged, taking the one before")
+        logging.getLogger("data_tools.folder").info("42 images")
+        output.finish(
+            protocol="vq3d-v1", count=2, seed=0, metrics={"psnr": float("nan"), "views": {"left": (1, 2.5)}}, outputs=[]
+        )
+
+    command(probe)
+    assert cli.run(["probe", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {
+        "version": __version__,
+        "command": "probe",
+        "protocol": "vq3d-v1",
+        "count": 2,
+        "seed": 0,
+        "weights": None,
+        "metrics": {"psnr": None, "views": {"left": [1, 2.5]}},
+        "outputs": [],
+        "warnings": ["checkpoint is damaged, taking the one before"],
+    }
+    assert captured.err == "warning: checkpoint is damaged, taking the one before\n42 images\n"
+    assert cli.run(["probe", "--quiet"]) == 0
+    assert capsys.readouterr().err == "warning: checkpoint is damaged, taking the one before\n"

@@ -1,0 +1,97 @@
+"""A file under its final name is whole, whatever fails while it is written."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from vq3dcli import files
+from vq3dcli.errors import InputMissingError, OutputError, StorageError
+
+
+def test_writes_replace_and_leave_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    files.write_bytes(path, b"old")
+    files.write_json(path, {"b": [1.5, None], "a": "é"})
+    assert json.loads(path.read_text()) == {"a": "é", "b": [1.5, None]}
+    assert path.read_bytes().endswith(b"\n")
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_refuses_what_is_no_number(tmp_path: Path, value: float) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(tmp_path / "a.json", {"a": value})
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+@pytest.mark.parametrize("call", ["write_bytes", "fsync", "replace"])
+def test_a_failing_disk_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    path = tmp_path / "a.bin"
+    files.write_bytes(path, b"old")
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os if call == "fsync" else Path, call, fail)
+    with pytest.raises(StorageError, match=r"a\.bin"):
+        files.write_bytes(path, b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_an_exception_of_the_writer_passes_and_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "video.mp4"
+    files.write_bytes(path, b"old")
+
+    def write_half() -> None:
+        with files.atomic_path(path) as temporary:
+            assert temporary.suffix == ".mp4"
+            assert temporary.parent == path.parent
+            temporary.write_bytes(b"half")
+            raise RuntimeError("encoder failed")
+
+    with pytest.raises(RuntimeError, match="encoder"):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["video.mp4"]
+
+
+def test_places_that_cannot_be_written_are_output_errors(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "none" / "a", tmp_path / "file" / "a", tmp_path / "folder"):
+        with pytest.raises(OutputError, match="cannot create"):
+            files.write_bytes(path, b"x")
+    with pytest.raises(OutputError):
+        files.make_folder(tmp_path / "file" / "below")
+    with pytest.raises(OutputError):
+        files.make_folder(tmp_path / "file")
+    files.make_folder(tmp_path / "new" / "below")
+    files.make_folder(tmp_path / "new" / "below")
+    assert (tmp_path / "new" / "below").is_dir()
+
+
+def test_the_error_says_which_code(tmp_path: Path) -> None:
+    denied = files.write_error(tmp_path, OSError(errno.EROFS, "Read-only file system"))
+    full = files.write_error(tmp_path, OSError(errno.ENOSPC, "No space left on device"))
+    assert (denied.exit_code, full.exit_code) == (73, 74)
+    assert "No space left on device" in str(full)
+
+
+def test_hashes_are_sha256(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 5000
+    (tmp_path / "a").write_bytes(data)
+    assert files.sha256_bytes(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert files.sha256_file(tmp_path / "a") == files.sha256_bytes(data) == hashlib.sha256(data).hexdigest()
+    with pytest.raises(InputMissingError, match="none"):
+        files.sha256_file(tmp_path / "none")
