@@ -9,6 +9,7 @@ Legend: n points. Points are three tensors x, y, z, dimensions a few tensors, al
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,34 +20,41 @@ from torch import Tensor
 NUM_DIMENSIONS = 3  # numbers that describe a shape's size
 Dimensions = Sequence[Tensor]
 Extent = tuple[Tensor, Tensor, Tensor]
+Pieces = Callable[[Tensor, Tensor, Tensor, Dimensions], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One class of object.
+    """One class of object: the union of its pieces.
 
     Attributes:
         name: Class name.
         ranges_m: Smallest and largest value of each dimension, NUM_DIMENSIONS pairs.
         extent: Dimensions -> half width in x, full height, half width in z: the box that holds the shape.
-        parts: (x, y, z, dimensions) -> one distance a part; parts differ in colour, their union is the shape.
+        pieces: (x, y, z, dimensions) -> distances.
+        num_accents: This many of the last pieces have the second colour.
+        convex_pieces: Every piece's distance is a convex function, which the tracer makes use of.
+        casts_on_itself: False for shapes that are convex as a whole.
         max_yaw_rad: Flat shapes turn less, so that they never show only their edge.
-        convex: A convex shape casts no shadow on itself.
     """
 
     name: str
     ranges_m: tuple[tuple[float, float], ...]
     extent: Callable[[Dimensions], Extent]
-    parts: Callable[[Tensor, Tensor, Tensor, Dimensions], tuple[Tensor, ...]]
+    pieces: Pieces
+    num_accents: int = 0
+    convex_pieces: bool = True
+    casts_on_itself: bool = False
     max_yaw_rad: float = math.pi
-    convex: bool = False
 
     def distance(self, x: Tensor, y: Tensor, z: Tensor, dims: Dimensions) -> Tensor:
         """Signed distance `[n]`, negative inside."""
-        nearest, *others = self.parts(x, y, z, dims)
-        for other in others:
-            nearest = torch.minimum(nearest, other)
-        return nearest
+        return union(self.pieces(x, y, z, dims))
+
+
+def union(distances: Sequence[Tensor]) -> Tensor:
+    """Signed distance of what the pieces cover together."""
+    return functools.reduce(torch.minimum, distances)
 
 
 def _length(x: Tensor, y: Tensor) -> Tensor:
@@ -118,11 +126,10 @@ def _prism(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]
 
 def _snowman(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
     r = d[0]
-    body = torch.minimum(_ball(x, y - r, z, r), _ball(x, y - 2.1 * r, z, 0.7 * r))
-    body = torch.minimum(body, _ball(x, y - 2.95 * r, z, 0.48 * r))
     brim = _rod(x, y - 3.28 * r, z, 0.56 * r, 0.05 * r)
     crown = _rod(x, y - 3.5 * r, z, 0.34 * r, 0.25 * r)
-    return body, torch.minimum(brim, crown)
+    belly, chest = _ball(x, y - r, z, r), _ball(x, y - 2.1 * r, z, 0.7 * r)
+    return belly, chest, _ball(x, y - 2.95 * r, z, 0.48 * r), brim, crown
 
 
 def _tower(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
@@ -131,13 +138,14 @@ def _tower(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]
     bottom = _block(x, y - h, z, a, h, a)
     middle = _block(turned_x, y - 3.0 * h, turned_z, 0.75 * a, h, 0.75 * a)
     top = _block(x, y - 5.0 * h, z, 0.5 * a, h, 0.5 * a)
-    return torch.minimum(bottom, top), middle
+    return bottom, top, middle
 
 
 def _dumbbell(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
     radius, half = d[0], d[1]
     above = y - radius
-    return _ball(x.abs() - half, above, z, radius), _rod(above, x, z, 0.35 * radius, half)
+    bar = _rod(above, x, z, 0.35 * radius, half)
+    return _ball(x - half, above, z, radius), _ball(x + half, above, z, radius), bar
 
 
 def _mushroom(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
@@ -151,16 +159,15 @@ def _table(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]
     half_x, height, half_z = d[0], d[1], d[2]
     thick = 0.1 * height
     top = _block(x, y - (height - thick), z, half_x, thick, half_z)
-    leg_half, leg_height = 0.14 * half_x, 0.5 * height
-    legs = _block(
-        x.abs() - (half_x - 1.6 * leg_half),
-        y - leg_height,
-        z.abs() - (half_z - 1.6 * leg_half),
-        leg_half,
-        leg_height,
-        leg_half,
-    )
-    return top, legs
+    leg, leg_height = 0.14 * half_x, 0.5 * height
+    apart_x, apart_z = half_x - 1.6 * leg, half_z - 1.6 * leg
+    above = y - leg_height
+    legs = [
+        _block(x + side * apart_x, above, z + end * apart_z, leg, leg_height, leg)
+        for side in (-1.0, 1.0)
+        for end in (-1.0, 1.0)
+    ]
+    return top, *legs
 
 
 def _arch(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
@@ -175,66 +182,89 @@ def _lollipop(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, .
     sweet = _rod(x, z, y - (stick + radius), radius, thick)
     half = 0.5 * stick
     foot = _rod(x, y - 0.04, z, 0.6 * radius, torch.full_like(radius, 0.04))
-    return sweet, torch.minimum(_rod(x, y - half, z, 0.13 * radius, half), foot)
+    return sweet, _rod(x, y - half, z, 0.13 * radius, half), foot
 
 
 _FLAT_RAD = math.radians(55.0)
 _ANY = (0.0, 0.0)  # a dimension that the shape does not use
 
 SHAPES: tuple[Shape, ...] = (
-    Shape("sphere", ((0.36, 0.66), _ANY, _ANY), lambda d: (d[0], 2.0 * d[0], d[0]), _sphere, convex=True),
-    Shape(
-        "box", ((0.25, 0.55), (0.25, 0.65), (0.25, 0.55)), lambda d: (d[0], 2.0 * d[1], d[2]), _box, convex=True
-    ),
-    Shape("cylinder", ((0.26, 0.52), (0.3, 0.7), _ANY), lambda d: (d[0], 2.0 * d[1], d[0]), _cylinder, convex=True),
-    Shape("cone", ((0.38, 0.66), (0.8, 1.6), _ANY), lambda d: (d[0], d[1], d[0]), _cone, convex=True),
+    Shape("sphere", ((0.36, 0.66), _ANY, _ANY), lambda d: (d[0], 2.0 * d[0], d[0]), _sphere),
+    Shape("box", ((0.25, 0.55), (0.25, 0.65), (0.25, 0.55)), lambda d: (d[0], 2.0 * d[1], d[2]), _box),
+    Shape("cylinder", ((0.26, 0.52), (0.3, 0.7), _ANY), lambda d: (d[0], 2.0 * d[1], d[0]), _cylinder),
+    Shape("cone", ((0.38, 0.66), (0.8, 1.6), _ANY), lambda d: (d[0], d[1], d[0]), _cone),
     Shape(
         "torus",
         ((0.34, 0.5), (0.12, 0.21), _ANY),
         lambda d: (d[0] + d[1], 2.0 * (d[0] + d[1]), d[1]),
         _torus,
         max_yaw_rad=_FLAT_RAD,
+        convex_pieces=False,
+        casts_on_itself=True,
     ),
-    Shape(
-        "capsule", ((0.22, 0.4), (0.2, 0.5), _ANY), lambda d: (d[0], 2.0 * (d[0] + d[1]), d[0]), _capsule, convex=True
-    ),
+    Shape("capsule", ((0.22, 0.4), (0.2, 0.5), _ANY), lambda d: (d[0], 2.0 * (d[0] + d[1]), d[0]), _capsule),
     Shape(
         "ellipsoid",
         ((0.45, 0.7), (0.28, 0.5), (0.34, 0.55)),
         lambda d: (d[0], 2.0 * d[1], d[2]),
         _ellipsoid,
-        convex=True,
     ),
-    Shape("octahedron", ((0.5, 0.75), (0.5, 0.85), _ANY), lambda d: (d[0], 2.0 * d[1], d[0]), _octahedron, convex=True),
+    Shape("octahedron", ((0.5, 0.75), (0.5, 0.85), _ANY), lambda d: (d[0], 2.0 * d[1], d[0]), _octahedron),
     Shape(
         "prism",
         ((0.3, 0.5), (0.35, 0.7), _ANY),
         lambda d: (d[0] * (2.0 / math.sqrt(3.0)), 2.0 * d[1], d[0]),
         _prism,
-        convex=True,
     ),
-    Shape("snowman", ((0.3, 0.46), _ANY, _ANY), lambda d: (d[0], 3.75 * d[0], d[0]), _snowman),
-    Shape("tower", ((0.34, 0.52), (0.17, 0.28), _ANY), lambda d: (1.06 * d[0], 6.0 * d[1], 1.06 * d[0]), _tower),
+    Shape(
+        "snowman",
+        ((0.3, 0.46), _ANY, _ANY),
+        lambda d: (d[0], 3.75 * d[0], d[0]),
+        _snowman,
+        num_accents=2,
+        casts_on_itself=True,
+    ),
+    Shape(
+        "tower",
+        ((0.34, 0.52), (0.17, 0.28), _ANY),
+        lambda d: (1.06 * d[0], 6.0 * d[1], 1.06 * d[0]),
+        _tower,
+        num_accents=1,
+        casts_on_itself=True,
+    ),
     Shape(
         "dumbbell",
         ((0.27, 0.4), (0.42, 0.58), _ANY),
         lambda d: (d[0] + d[1], 2.0 * d[0], d[0]),
         _dumbbell,
         max_yaw_rad=_FLAT_RAD,
+        num_accents=1,
+        casts_on_itself=True,
     ),
     Shape(
         "mushroom",
         ((0.42, 0.66), (0.45, 0.85), (0.13, 0.22)),
         lambda d: (d[0], d[1] + 0.75 * d[0], d[0]),
         _mushroom,
+        num_accents=1,
+        casts_on_itself=True,
     ),
-    Shape("table", ((0.48, 0.72), (0.55, 0.95), (0.34, 0.55)), lambda d: (d[0], d[1], d[2]), _table),
+    Shape(
+        "table",
+        ((0.48, 0.72), (0.55, 0.95), (0.34, 0.55)),
+        lambda d: (d[0], d[1], d[2]),
+        _table,
+        num_accents=4,
+        casts_on_itself=True,
+    ),
     Shape(
         "arch",
         ((0.5, 0.68), (0.95, 1.4), (0.17, 0.32)),
         lambda d: (d[0], d[1], d[2]),
         _arch,
         max_yaw_rad=_FLAT_RAD,
+        convex_pieces=False,
+        casts_on_itself=True,
     ),
     Shape(
         "lollipop",
@@ -242,5 +272,7 @@ SHAPES: tuple[Shape, ...] = (
         lambda d: (d[0], d[1] + 2.0 * d[0], torch.maximum(d[2], 0.6 * d[0])),
         _lollipop,
         max_yaw_rad=_FLAT_RAD,
+        num_accents=2,
+        casts_on_itself=True,
     ),
 )
