@@ -1,0 +1,84 @@
+"""Toy scenes as a shard folder: pictures of the canonical camera with their exact disparity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from data_tools.shards import SHARD_SIZE, Job, Sample, compact_json, shard_ranges, write_folder
+from vq3dcli.data.images import encode_png
+from vq3dcli.data.schema import DISPARITY_EXTENSION, DISPARITY_LEVELS, Manifest, sample_key
+from vq3dcli.data.shards import encode_levels
+from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
+from vq3dcli.rendering.cameras import canonical_camera
+
+PURPOSE = "train"
+_SCENES_AT_ONCE = 32
+
+
+def prepare_toyscenes(
+    out: Path,
+    *,
+    count: int,
+    size: int,
+    seed: int,
+    shard_size: int = SHARD_SIZE,
+    force: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Manifest:
+    """Write toy scenes 0 .. count - 1 of a seed; equal arguments give equal bytes.
+
+    Args:
+        size: Side of the images in pixels.
+        force: Replace a shard folder that was made with other options.
+        progress: Called with (scenes done, count).
+    """
+    plan = {
+        "preset": "toyscenes",
+        "count": count,
+        "size": size,
+        "seed": seed,
+        "purpose": PURPOSE,
+        "shard_size": shard_size,
+    }
+    job = Job(
+        kind="images",
+        preset="toyscenes",
+        image_size=size,
+        margin=1.0,
+        own_disparity=True,
+        class_names=list(CLASS_NAMES),
+        shards=shard_ranges(count, shard_size),
+        plan=plan,
+        make=lambda positions: toy_samples(positions, size=size, seed=seed),
+    )
+    return write_folder(out, job, force=force, progress=progress)
+
+
+def toy_samples(positions: range, *, size: int, seed: int) -> Iterator[Sample]:
+    """The samples of scenes number `positions`."""
+    for start in range(positions.start, positions.stop, _SCENES_AT_ONCE):
+        chunk = range(start, min(start + _SCENES_AT_ONCE, positions.stop))
+        scenes = sample_scenes(torch.tensor(chunk), seed=seed, purpose=PURPOSE)
+        views = render_scenes(scenes, canonical_camera(len(chunk), height_px=size, width_px=size))
+        levels = (views.s.to(torch.float64) * DISPARITY_LEVELS).round().to(torch.int32)
+        for row, index in enumerate(chunk):
+            class_index = int(scenes.class_index[row])
+            info = {
+                "seed": seed,
+                "purpose": PURPOSE,
+                "index": index,
+                "class": CLASS_NAMES[class_index],
+                "kind": "metric",
+                "lo": 0.0,
+                "hi": 1.0,
+            }
+            members = {
+                "png": encode_png(views.rgb[row]),
+                "cls": str(class_index).encode(),
+                "json": compact_json(info),
+                DISPARITY_EXTENSION: encode_levels(levels[row]),
+            }
+            yield Sample(sample_key(index), class_index, members)

@@ -1,0 +1,277 @@
+"""The training loader: an endless stream of samples that can start at any position.
+
+Position p of the stream belongs to epoch p // n; the order of an epoch is a permutation that depends only on
+(seed, epoch), the crop and flip of a position only on (seed, p). So a run resumes by images seen, and the stream does
+not depend on the number of ranks or on the batch size.
+
+Legend: B samples of this rank, n samples in all folders, S side of the training images in pixels.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vq3dcli.data.images import decode_image, resize
+from vq3dcli.data.schema import stored_size
+from vq3dcli.data.shards import LabelFolder, ShardFolder
+from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.seeding import generator, uniform
+
+LABEL_KIND = {"none": 0, "metric": 1, "relative": 2}
+CACHE_BYTES = 1 << 30
+_PREFETCHED_BATCHES = 4
+_STOP_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one step on one rank.
+
+    Attributes:
+        image: uint8 `[B, 3, S, S]`.
+        s: Disparity labels float32 `[B, S, S]` at the image's pixels, in [0, 1] where metric; zeros where unlabelled.
+        label_kind: int8 `[B]`, see `LABEL_KIND`.
+        class_index: Index into the loader's class names, int64 `[B]`, -1 for no class.
+        index: Positions in the endless stream, int64 `[B]`.
+        keys: `folder/key` of each sample, for messages.
+    """
+
+    image: Tensor
+    s: Tensor
+    label_kind: Tensor
+    class_index: Tensor
+    index: Tensor
+    keys: list[str]
+
+
+class TrainingLoader:
+    """Batches from one or several shard folders, which together are one data set.
+
+    Args:
+        folders: Shard folders of kind `images`.
+        labels: Name of the disparity labels (`disparity/NAME`), or None. A folder without them is unlabelled, unless
+            it carries a disparity of its own: then they are asked for.
+        batch_size: Of all ranks together.
+        size: S. Larger stored images are resized, so that a crop has the same margin at any size.
+        seed: Of order, crops and flips.
+        flip: Mirror half of the samples.
+        crop: Cut at a random place of images that were stored with a margin; otherwise the whole image is resized.
+        rank: This process takes rows `rank * B ... (rank + 1) * B - 1` of each global batch.
+        world_size: Number of processes; must divide `batch_size`.
+        cache_bytes: Decoded samples are kept in memory if all of them fit into this.
+
+    Attributes:
+        num_samples: n.
+        num_labelled: Samples with a label, over all folders.
+        class_names: Union of the folders' classes, in the order of first appearance.
+
+    Raises:
+        InputMissingError, DataError, UsageError: At once for what is missing or contradicts; `DataError` from
+            `batches` for damaged samples, naming shard and key.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        *,
+        labels: str | None = "exact",
+        batch_size: int,
+        size: int,
+        seed: int,
+        flip: bool,
+        crop: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        if batch_size % world_size:
+            raise UsageError(f"the batch size ({batch_size}) is not a multiple of the number of ranks ({world_size})")
+        self._sources = [_Source(ShardFolder(folder), labels, size=size, crop=crop) for folder in folders]
+        self._starts = torch.tensor([0, *(len(source) for source in self._sources)]).cumsum(0)
+        self.num_samples = int(self._starts[-1])
+        if self.num_samples == 0:
+            raise DataError(f"no samples in {', '.join(map(str, folders)) or 'no folders'}", remedy="other folders")
+        self.num_labelled = sum(source.num_labelled for source in self._sources)
+        self.class_names = list(dict.fromkeys(name for source in self._sources for name in source.images.class_names))
+        self._class_of = [
+            torch.tensor([self.class_names.index(n) for n in source.images.class_names] + [-1])
+            for source in self._sources
+        ]
+        self._size, self._seed, self._flip = size, seed, flip
+        self.batch_size = batch_size
+        self._rows = slice(rank * (batch_size // world_size), (rank + 1) * (batch_size // world_size))
+        self._orders: dict[int, Tensor] = {}
+        if sum(source.cached_bytes for source in self._sources) <= cache_bytes:
+            for source in self._sources:
+                source.allocate_cache()
+
+    def batches(self, images_seen: int) -> Iterator[Batch]:
+        """This rank's rows of the global batches from position `images_seen` on, endless, decoded in a thread."""
+        return _prefetched(self, images_seen)
+
+    def batch_at(self, images_seen: int) -> Batch:
+        """This rank's rows of the global batch that starts at position `images_seen`."""
+        position = torch.arange(images_seen, images_seen + self.batch_size)[self._rows]
+        place = uniform(self._seed, "crop", position, 2)
+        mirrored = (
+            uniform(self._seed, "flip", position, 1)[:, 0] < 0.5 if self._flip else torch.zeros(len(position)) > 0
+        )
+        samples = [self._sample(int(p), place[row], bool(mirrored[row])) for row, p in enumerate(position)]
+        return Batch(
+            image=torch.stack([sample.image for sample in samples]),
+            s=torch.stack([sample.s for sample in samples]),
+            label_kind=torch.tensor([sample.label_kind for sample in samples], dtype=torch.int8),
+            class_index=torch.tensor([sample.class_index for sample in samples]),
+            index=position,
+            keys=[sample.key for sample in samples],
+        )
+
+    def order(self, epoch: int) -> Tensor:
+        """The permutation of all samples in an epoch, int64 `[n]`."""
+        if epoch not in self._orders:
+            if len(self._orders) > 1:
+                self._orders.clear()
+            self._orders[epoch] = torch.randperm(self.num_samples, generator=generator(self._seed, "order", epoch))
+        return self._orders[epoch]
+
+    def _sample(self, position: int, place: Tensor, mirrored: bool) -> _Sample:
+        epoch, step = divmod(position, self.num_samples)
+        i = int(self.order(epoch)[step])
+        number = int(torch.searchsorted(self._starts, i, right=True)) - 1
+        source = self._sources[number]
+        sample = source.sample(i - int(self._starts[number]))
+        # The same window and mirror for image and label. The top place is 1 - 2^-24, so the window never sticks out.
+        top, left = (place * (sample.s.shape[0] - self._size + 1)).to(torch.int64).tolist()
+        window = (..., slice(top, top + self._size), slice(left, left + self._size))
+        image, s = sample.image[window], sample.s[window]
+        if mirrored:
+            image, s = image.flip(-1), s.flip(-1)
+        class_index = int(self._class_of[number][sample.class_index])
+        return _Sample(image, s, sample.label_kind, class_index, sample.key)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One sample: image uint8 `[3, T, T]`, s float32 `[T, T]`."""
+
+    image: Tensor
+    s: Tensor
+    label_kind: int
+    class_index: int
+    key: str
+
+
+class _Source:
+    """One shard folder, decoded at the side T that leaves the room for crops, with an optional cache."""
+
+    def __init__(self, images: ShardFolder, labels: str | None, *, size: int, crop: bool) -> None:
+        manifest = images.manifest
+        if manifest.kind != "images":
+            raise UsageError(f"holds labels, not images ({images.path})", remedy="the shard folder above it")
+        if size > manifest.image_size:
+            raise UsageError(
+                f"the images are smaller ({manifest.image_size}) than the training size ({size}) ({images.path})",
+                remedy=f"vq3d prepare-data with --size {size}",
+            )
+        self.images = images
+        self._labels = _open_labels(images, labels)
+        self._side = stored_size(size, manifest.margin) if crop else size
+        self._cache: list[_Sample | None] | None = None
+
+    def __len__(self) -> int:
+        return self.images.num_samples
+
+    @property
+    def num_labelled(self) -> int:
+        return 0 if self._labels is None else len(self._labels)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Memory that all decoded samples take: three bytes of colour and four of label a pixel."""
+        return len(self) * self._side**2 * 7
+
+    def allocate_cache(self) -> None:
+        self._cache = [None] * len(self)
+
+    def sample(self, i: int) -> _Sample:
+        if self._cache is None:
+            return self._decode(i)
+        cached = self._cache[i]
+        if cached is None:
+            cached = self._cache[i] = self._decode(i)
+        return cached
+
+    def _decode(self, i: int) -> _Sample:
+        entry = self.images.entry(i)
+        name = f"{self.images.path}, key {entry.key}"
+        extension = self.images.image_extension(i)
+        image = decode_image(self.images.read(i, [extension])[extension], name=name, apply_orientation=False)
+        if image.shape[1] != image.shape[2]:
+            raise DataError(f"stored image is not square ({name})", remedy="vq3d prepare-data with --force")
+        image = resize(image, self._side, self._side)
+        label = None if self._labels is None else self._labels.read(i)
+        if label is None:
+            s, kind = torch.zeros(self._side, self._side), LABEL_KIND["none"]
+        else:
+            s, kind = _resize_label(label.values, self._side), LABEL_KIND[label.info.kind]
+        return _Sample(image, s, kind, -1 if entry.class_index is None else entry.class_index, name)
+
+
+def _open_labels(images: ShardFolder, name: str | None) -> LabelFolder | None:
+    if name is None:
+        return None
+    try:
+        return LabelFolder(images, name)
+    except InputMissingError:
+        if images.manifest.own_disparity:
+            raise
+        return None
+
+
+def _resize_label(values: Tensor, side: int) -> Tensor:
+    """Nearest neighbour: a mixture of near and far across an edge would be a surface that is nowhere."""
+    if values.shape == (side, side):
+        return values
+    return functional.interpolate(values[None, None], size=(side, side), mode="nearest-exact")[0, 0]
+
+
+def _prefetched(loader: TrainingLoader, images_seen: int) -> Iterator[Batch]:
+    """Batches made ahead in a thread, which ends with the iterator."""
+    ready: queue.Queue[Batch | BaseException] = queue.Queue(_PREFETCHED_BATCHES)
+    stop = threading.Event()
+
+    def put(item: Batch | BaseException) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=_STOP_POLL_SECONDS)
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        position = images_seen
+        while not stop.is_set():
+            try:
+                put(loader.batch_at(position))
+            except BaseException as error:
+                return put(error)
+            position += loader.batch_size
+
+    thread = threading.Thread(target=produce, name="vq3d-loader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,184 @@
+"""What lies on disk: the shard index, the manifest and the names in a shard folder.
+
+A shard folder holds
+    plan.json                 what was asked for, written first; the same command run again must ask for the same
+    shard-000000.tar          samples of source positions 0 .. shard_size - 1, members `{key:08d}.{extension}`
+    shard-000000.index.json   where each member lies, its SHA-256, and the rejects among these source positions
+    rejects.jsonl             one line a rejected file, written at the end
+    manifest.json             what came out, written last: a folder without it is unfinished
+    disparity/NAME/           label shards with the same names and keys, a shard folder of kind "disparity"
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vq3dcli.errors import DataError, InputMissingError, StorageError
+
+FORMAT_VERSION = 1
+PLAN_NAME = "plan.json"
+MANIFEST_NAME = "manifest.json"
+REJECTS_NAME = "rejects.jsonl"
+
+DISPARITY_FOLDER = "disparity"
+DISPARITY_EXTENSION = "disparity.npy"
+DISPARITY_INFO_EXTENSION = "disparity.json"
+DISPARITY_LEVELS = 65535
+IMAGE_EXTENSIONS = ("png", "jpg")
+
+LabelKind = Literal["metric", "relative"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Member(_Record):
+    """One file inside a shard."""
+
+    offset: int = Field(ge=0)
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class SampleEntry(_Record):
+    """One sample of a shard; `members` are keyed by extension, for example `png` or `disparity.npy`."""
+
+    key: str
+    class_index: int | None
+    members: dict[str, Member]
+
+
+class RejectEntry(_Record):
+    """A source file that is not in the shards."""
+
+    path: str
+    reason: str
+
+
+class ShardIndex(_Record):
+    """`shard-000000.index.json`."""
+
+    format_version: int
+    name: str
+    size: int
+    sha256: str
+    plan_sha256: str
+    samples: list[SampleEntry]
+    rejects: list[RejectEntry]
+
+
+class ShardEntry(_Record):
+    """One shard as the manifest lists it."""
+
+    name: str
+    samples: int = Field(ge=0)
+    size: int = Field(ge=0)
+    sha256: str
+    index_sha256: str
+
+
+class Manifest(_Record):
+    """`manifest.json`.
+
+    Attributes:
+        kind: `images`, or `disparity` for label shards.
+        preset: How the shards were made: `toyscenes`, `folder`, or the name of a depth model.
+        image_size: Side in pixels that training reads; what is stored is `margin` times larger.
+        margin: Room for random crops, 1 for none.
+        own_disparity: Whether the samples carry a disparity of their own.
+        num_samples: Samples in all shards.
+        num_rejects: Lines in `rejects.jsonl`.
+        class_names: By class index.
+        options: The plan: everything that the bytes depend on.
+    """
+
+    format_version: int
+    kind: Literal["images", "disparity"]
+    preset: str
+    image_size: int = Field(ge=1)
+    margin: float = Field(ge=1)
+    own_disparity: bool
+    num_samples: int = Field(ge=0)
+    num_rejects: int = Field(ge=0)
+    class_names: list[str]
+    options: dict[str, Any]
+    shards: list[ShardEntry]
+
+    @property
+    def stored_size(self) -> int:
+        """Side of the stored images in pixels."""
+        return stored_size(self.image_size, self.margin)
+
+
+class DisparityInfo(_Record):
+    """`{key}.disparity.json`: the disparity is `lo + (hi - lo) * u16 / 65535`.
+
+    Attributes:
+        kind: `metric`: normalised disparity s itself; `relative`: known up to scale and shift.
+        flags: What is wrong with the label, for example `constant`; empty if nothing is.
+        sha256: Of the image member that it was made for.
+    """
+
+    kind: LabelKind
+    lo: float
+    hi: float
+    flags: list[str]
+    sha256: str
+
+
+def shard_name(number: int) -> str:
+    """`shard-000000` for number 0, without a suffix."""
+    return f"shard-{number:06d}"
+
+
+def sample_key(position: int) -> str:
+    """Key of the sample at a source position: eight digits, no dot, since webdataset splits names at the first dot."""
+    return f"{position:08d}"
+
+
+def stored_size(image_size: int, margin: float) -> int:
+    """Side in pixels of what is stored for training images of side `image_size`."""
+    return round(image_size * margin)
+
+
+Record = TypeVar("Record", bound=BaseModel)
+
+
+def read_record(path: Path, schema: type[Record], remedy: str) -> Record:
+    """Read one JSON file of ours.
+
+    Raises:
+        InputMissingError: It is not there.
+        DataError: It is damaged, or of another format version.
+    """
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputMissingError(f"no such file ({path})", remedy=remedy) from error
+    except OSError as error:
+        raise StorageError(f"cannot read file ({path}): {error.strerror or error}") from error
+    return parse_record(text, schema, name=str(path), remedy=remedy)
+
+
+def parse_record(text: bytes, schema: type[Record], *, name: str, remedy: str) -> Record:
+    """Parse JSON of ours; see `read_record`."""
+    try:
+        value = json.loads(text)
+        version = value.get("format_version", FORMAT_VERSION)
+        if version != FORMAT_VERSION:
+            raise DataError(
+                f"unknown format version {version!r} ({name})",
+                remedy="the version of vq3d that wrote it, or a newer one",
+            )
+        return schema.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(f"damaged file ({name}): {place}: {first['msg']}", remedy=remedy) from error
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"damaged file ({name}): not a JSON object", remedy=remedy) from error

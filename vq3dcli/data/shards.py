@@ -1,0 +1,229 @@
+"""Reading shard folders: any sample in any order, by positional reads through the index, every byte checked."""
+
+from __future__ import annotations
+
+import bisect
+import io
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Collection
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vq3dcli.data.schema import (
+    DISPARITY_EXTENSION,
+    DISPARITY_FOLDER,
+    DISPARITY_INFO_EXTENSION,
+    DISPARITY_LEVELS,
+    IMAGE_EXTENSIONS,
+    MANIFEST_NAME,
+    DisparityInfo,
+    Manifest,
+    Member,
+    SampleEntry,
+    ShardIndex,
+    parse_record,
+    read_record,
+)
+from vq3dcli.errors import DataError, InputMissingError, StorageError
+from vq3dcli.files import sha256_bytes
+
+PREPARE_AGAIN = "vq3d prepare-data again, with --force if need be"
+_MAX_OPEN_FILES = 64
+
+
+class Disparity(NamedTuple):
+    """A label: `values` float32 `[h, w]`, and what is known about it."""
+
+    values: Tensor
+    info: DisparityInfo
+
+
+class ShardFolder:
+    """A finished shard folder; threads may share one.
+
+    Args:
+        path: The folder that holds `manifest.json`.
+
+    Attributes:
+        manifest: What the folder holds.
+
+    Raises:
+        InputMissingError: Not a shard folder, or an unfinished one.
+        DataError: A damaged manifest or index, when it is read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: Manifest = read_record(path / MANIFEST_NAME, Manifest, "vq3d prepare-data, until it ends")
+        self._ends = list(accumulate(shard.samples for shard in self.manifest.shards))
+        self._indices: dict[int, ShardIndex] = {}
+        self._files: OrderedDict[int, io.FileIO] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the folder."""
+        return self.manifest.num_samples
+
+    @property
+    def class_names(self) -> list[str]:
+        """By class index."""
+        return self.manifest.class_names
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Keys of all samples in order; reads every index."""
+        return [entry.key for shard in range(len(self._ends)) for entry in self.index(shard).samples]
+
+    @cached_property
+    def class_index(self) -> Tensor:
+        """Class of each sample, int64 `[num_samples]`, -1 where it has none; reads every index."""
+        entries = (entry for shard in range(len(self._ends)) for entry in self.index(shard).samples)
+        return torch.tensor([-1 if e.class_index is None else e.class_index for e in entries], dtype=torch.int64)
+
+    def index(self, shard: int) -> ShardIndex:
+        """The index of shard number `shard` in the manifest's order."""
+        if shard not in self._indices:
+            listed = self.manifest.shards[shard]
+            path = self.path / f"{listed.name}.index.json"
+            index = read_record(path, ShardIndex, PREPARE_AGAIN)
+            if (index.sha256, len(index.samples)) != (listed.sha256, listed.samples):
+                raise DataError(f"the index is not the manifest's ({path})", remedy=PREPARE_AGAIN)
+            self._indices[shard] = index
+        return self._indices[shard]
+
+    def locate(self, i: int) -> tuple[int, int]:
+        """Shard number of sample `i` and its place in that shard."""
+        if not 0 <= i < self.num_samples:
+            raise IndexError(f"sample {i} of {self.num_samples}")
+        shard = bisect.bisect_right(self._ends, i)
+        return shard, i - (self._ends[shard - 1] if shard else 0)
+
+    def entry(self, i: int) -> SampleEntry:
+        """What the index says about sample `i`."""
+        shard, place = self.locate(i)
+        return self.index(shard).samples[place]
+
+    def read(self, i: int, extensions: Collection[str] | None = None) -> dict[str, bytes]:
+        """Members of sample `i` by extension, all or the named ones that it has.
+
+        Raises:
+            DataError: The bytes are not those that were written; names the shard and the key.
+        """
+        shard, place = self.locate(i)
+        entry = self.index(shard).samples[place]
+        wanted = entry.members if extensions is None else {e: m for e, m in entry.members.items() if e in extensions}
+        return {extension: self._member(shard, entry.key, extension, m) for extension, m in wanted.items()}
+
+    def image_extension(self, i: int) -> str:
+        """Extension of the image of sample `i`."""
+        entry = self.entry(i)
+        for extension in IMAGE_EXTENSIONS:
+            if extension in entry.members:
+                return extension
+        raise DataError(f"sample without an image ({self.path}, key {entry.key})", remedy=PREPARE_AGAIN)
+
+    def close(self) -> None:
+        """Close the open shards; they open again when they are read."""
+        with self._lock:
+            while self._files:
+                self._files.popitem()[1].close()
+
+    def _member(self, shard: int, key: str, extension: str, member: Member) -> bytes:
+        data = self._read_at(shard, member.offset, member.size)
+        if sha256_bytes(data) != member.sha256:
+            name = self.path / f"{self.manifest.shards[shard].name}.tar"
+            raise DataError(f"damaged shard ({name}, key {key}, member {extension})", remedy=PREPARE_AGAIN)
+        return data
+
+    def _read_at(self, shard: int, offset: int, size: int) -> bytes:
+        path = self.path / f"{self.manifest.shards[shard].name}.tar"
+        # The lock also keeps a file from being closed by another thread between looking it up and reading it.
+        with self._lock:
+            try:
+                if shard not in self._files:
+                    self._files[shard] = io.FileIO(path)
+                    if len(self._files) > _MAX_OPEN_FILES:
+                        self._files.popitem(last=False)[1].close()
+                self._files.move_to_end(shard)
+                return os.pread(self._files[shard].fileno(), size, offset)
+            except FileNotFoundError as error:
+                raise InputMissingError(f"no such shard ({path})", remedy=PREPARE_AGAIN) from error
+            except OSError as error:
+                raise StorageError(f"cannot read shard ({path}): {error.strerror or error}") from error
+
+
+class LabelFolder:
+    """The disparity labels `name` of a shard folder; `None` for samples that have none.
+
+    Raises:
+        InputMissingError: There are none of that name, or they are unfinished.
+        DataError: They are damaged, or were made for other images.
+    """
+
+    def __init__(self, images: ShardFolder, name: str) -> None:
+        self._images = images
+        self._remedy = f"vq3d depth-labels {images.path} --model {name}, with --force if need be"
+        path = label_folder(images.path, name)
+        if not (path / MANIFEST_NAME).is_file():
+            raise InputMissingError(f"no finished disparity labels ({path})", remedy=self._remedy)
+        self._labels = ShardFolder(path)
+        self._position = {key: i for i, key in enumerate(self._labels.keys)}
+
+    def __len__(self) -> int:
+        return self._labels.num_samples
+
+    def read(self, i: int) -> Disparity | None:
+        """The label of image sample `i`."""
+        entry = self._images.entry(i)
+        position = self._position.get(entry.key)
+        if position is None:
+            return None
+        members = self._labels.read(position)
+        name = f"{self._labels.path}, key {entry.key}"
+        label = decode_disparity(members[DISPARITY_EXTENSION], members[DISPARITY_INFO_EXTENSION], name=name)
+        if label.info.sha256 != entry.members[self._images.image_extension(i)].sha256:
+            raise DataError(f"labels of another image ({name})", remedy=self._remedy)
+        return label
+
+
+def label_folder(images: Path, name: str) -> Path:
+    """Where the labels `name` of the shard folder `images` lie."""
+    return images / DISPARITY_FOLDER / name
+
+
+def decode_disparity(array: bytes, info: bytes, *, name: str) -> Disparity:
+    """A label from the bytes of its two members. Raises `DataError`."""
+    record = parse_record(info, DisparityInfo, name=name, remedy="vq3d depth-labels again, with --force")
+    levels = decode_levels(array, name=name)
+    # The quotient comes first: it is exactly 1 at the top level, so s never leaves [0, 1] by rounding.
+    values = levels.to(torch.float32) / DISPARITY_LEVELS * (record.hi - record.lo) + record.lo
+    return Disparity(values, record)
+
+
+def decode_levels(array: bytes, *, name: str) -> Tensor:
+    """Levels 0..65535 as int32 `[h, w]` from the bytes of a uint16 `.npy` file. Raises `DataError`; never unpickles."""
+    try:
+        levels = np.load(io.BytesIO(array), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(
+            f"damaged disparity ({name}): {error}", remedy="vq3d depth-labels again, with --force"
+        ) from error
+    if levels.dtype != np.uint16 or levels.ndim != 2:
+        raise DataError(f"disparity is not a uint16 image ({name}): {levels.dtype} {levels.shape}")
+    return torch.from_numpy(levels.astype(np.int32))
+
+
+def encode_levels(levels: Tensor) -> bytes:
+    """Bytes of a uint16 `.npy` file of integer levels 0..65535 `[h, w]`."""
+    buffer = io.BytesIO()
+    np.save(buffer, levels.cpu().numpy().astype(np.uint16), allow_pickle=False)
+    return buffer.getvalue()
