@@ -1,0 +1,142 @@
+"""Minutes to images, once: a run's length is counted in images, so that resuming cannot change it.
+
+A short calibration trains for some seconds and takes its speed; what follows from it is recorded beside the run, and
+a later call reads the record instead of measuring again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.errors import DataError, StoppedError, UsageError
+from vq3dcli.files import write_json
+from vq3dcli.training.stage1 import Data, Progress, train
+
+DEFAULT_MINUTES = 6.0
+CALIBRATION_SECONDS = 12.0
+# The first steps pay for memory and thread pools, and would make the run too short.
+_WARM_STEPS = 4
+# What checkpoints, contact sheets and the averaging of the weights take of the time.
+_USEFUL_SHARE = 0.92
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a run is and why.
+
+    Attributes:
+        minutes: What was asked for.
+        images_per_second: What the calibration measured.
+        images: What follows, a multiple of the batch size.
+        seed: Of the run.
+    """
+
+    minutes: float
+    images_per_second: float
+    images: int
+    seed: int
+
+
+def recorded_budget(path: Path, *, minutes: float | None, seed: int) -> Budget | None:
+    """The budget in the file `path`, or None if there is none yet.
+
+    Args:
+        path: What `measure_budget` wrote.
+        minutes: What is asked for now; None takes what is recorded.
+        seed: What is asked for now.
+
+    Raises:
+        UsageError: Something else is recorded.
+        DataError: The record is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        budget = Budget(**json.loads(path.read_text()))
+        budget.minutes + budget.images_per_second + budget.images + budget.seed
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"damaged record ({path}): {error}", remedy="another --out") from error
+    if (minutes is not None and minutes != budget.minutes) or seed != budget.seed:
+        raise UsageError(
+            f"this run was begun with --minutes {budget.minutes:g} --seed {budget.seed} ({path.parent})",
+            remedy="the same options, or another --out",
+        )
+    return budget
+
+
+def measure_budget(
+    path: Path,
+    recipe: Stage1Recipe,
+    data: Data,
+    *,
+    minutes: float,
+    device: torch.device,
+    seconds: float = CALIBRATION_SECONDS,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Budget:
+    """Train for some seconds beside `path`, throw that away, and record the budget in `path`.
+
+    Args:
+        path: JSON file to write.
+        recipe: What will be trained, but for its length.
+        data: A loader made with the recipe's batch size and seed.
+        minutes: How long the training should take.
+        device: Where it trains.
+        seconds: How long to calibrate.
+        should_stop: Polled between steps.
+
+    Raises:
+        StoppedError: `should_stop` became true.
+    """
+    folder = path.parent / "calibration"
+    shutil.rmtree(folder, ignore_errors=True)
+    moments: list[float] = []
+
+    def step(progress: Progress) -> None:
+        moments.append(time.perf_counter())
+
+    def enough() -> bool:
+        return should_stop() or (len(moments) > _WARM_STEPS and moments[-1] - moments[0] > seconds)
+
+    try:
+        train(recipe, data, folder, device=device, report=step, should_stop=enough)
+    except StoppedError:
+        if should_stop():
+            raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    warm = moments[min(_WARM_STEPS, len(moments) - 2) :]
+    rate = recipe.training.batch_size * (len(warm) - 1) / (warm[-1] - warm[0])
+    budget = budget_of(minutes, rate, batch_size=recipe.training.batch_size, seed=recipe.training.seed)
+    write_json(path, asdict(budget))
+    return budget
+
+
+def budget_of(minutes: float, images_per_second: float, *, batch_size: int, seed: int) -> Budget:
+    """The budget for a measured speed: at least 20 steps, whole steps."""
+    steps = int(minutes * 60.0 * images_per_second * _USEFUL_SHARE / batch_size)
+    return Budget(minutes, round(images_per_second, 3), max(20, steps) * batch_size, seed)
+
+
+def with_length(recipe: Stage1Recipe, images: int) -> Stage1Recipe:
+    """`recipe` for a run of `images` images: the parts of its schedule keep their share, and none gets longer."""
+    old = recipe.training
+    share = min(1.0, images / old.images)
+    changes = {
+        "images": images,
+        "warmup_images": int(old.warmup_images * share),
+        "quantize_from_images": int(old.quantize_from_images * share),
+        "ema_half_life_images": old.ema_half_life_images * share,
+        "log_every_images": max(old.batch_size, images // 100),
+        "sheet_every_images": max(old.batch_size, images // 4),
+        "checkpoint_every_images": max(old.batch_size, images // 10),
+    }
+    return recipe.model_copy(update={"training": old.model_copy(update=changes)})
