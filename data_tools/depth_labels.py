@@ -41,7 +41,7 @@ def label_exact(
     if not images.manifest.own_disparity:
         raise DataError(
             f"these images have no disparity of their own ({shards})",
-            remedy="--model with the name or path of a depth network; only toy scenes are labelled exactly",
+            remedy="training without a depth loss, or on toy scenes",
         )
     return write_labels(
         images, EXACT, lambda positions: _exact_samples(images, positions), force=force, progress=progress

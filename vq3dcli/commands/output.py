@@ -9,8 +9,8 @@ import json as jsonlib
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -85,6 +85,23 @@ class Output:
                 yield shown
             finally:
                 self._progress = None
+
+    @contextmanager
+    def counting(self, description: str, *, unit: str = "items") -> Iterator[Callable[[int, int], None]]:
+        """Progress for work that finds its total itself: it calls what this yields with (done, total)."""
+        with ExitStack() as stack:
+            shown: progress.Progress | None = None
+            last = 0
+
+            def report(done: int, total: int) -> None:
+                nonlocal shown, last
+                if shown is None:
+                    shown = stack.enter_context(self.progress(description, total, unit=unit, done=done))
+                else:
+                    shown.advance(done - last)
+                last = done
+
+            yield report
 
     def finish(
         self,
