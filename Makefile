@@ -53,7 +53,7 @@ $(VENV)/.created:
 
 # pip is silent for minutes or prints two hundred lines: show the large downloads only. Errors go to stderr as they are.
 define install
-	@echo "Installing vq3d and PyTorch into $(VENV): about 2 minutes and 6 GB where PyTorch comes with CUDA ..."
+	@echo "Installing vq3d and PyTorch into $(VENV): 2 to 5 minutes, 6 GB where PyTorch comes with CUDA ..."
 	@$(RUN) pip install --progress-bar off -e '.[$(1)]' | sed -E -n -u \
 		-e '/(Downloading|Using cached).*([0-9]{2}\.[0-9] MB|GB)/ { s/^ */  /; p; }' \
 		-e 's/^Installing collected packages.*/  Unpacking .../p'

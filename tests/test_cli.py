@@ -29,7 +29,7 @@ VQ3D = (sys.executable, "-m", "vq3dcli")
 
 
 def vq3d(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*VQ3D, *arguments], capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run([*VQ3D, *arguments], capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload]
 
 
 def every_command() -> list[tuple[str, ...]]:

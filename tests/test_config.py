@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vq3dcli.config import load
+from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import InputMissingError, RecipeError
 
 
@@ -169,3 +170,24 @@ def test_any_text_is_refused_with_one_line(
     with pytest.raises(RecipeError) as caught:
         load.load_recipe(str(path), Recipe, overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_the_recipes_of_the_package_validate_and_round_trip() -> None:
+    assert "toy-cpu" in load.recipe_names()
+    for name in load.recipe_names():
+        recipe = load.load_recipe(name, Stage1Recipe)
+        assert Stage1Recipe.model_validate(tomllib.loads(load.dump_recipe(recipe))) == recipe
+
+
+_KEYS = [".".join(keys) for keys in load._known_keys(Stage1Recipe)]
+_VALUES = (
+    st.integers() | st.floats() | st.booleans() | st.text(max_size=6) | st.sampled_from(["[]", "{}", "1979-05-27"])
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(_KEYS) | st.text(max_size=6), _VALUES), max_size=3))
+def test_a_recipe_with_anything_changed_loads_or_is_refused(changes: list[tuple[str, object]]) -> None:
+    try:
+        load.load_recipe("toy-cpu", Stage1Recipe, [f"{key}={value}" for key, value in changes])
+    except RecipeError as error:
+        assert error.exit_code == 78  # noqa: PT017 # either outcome is fine, any other exception is not

@@ -6,12 +6,14 @@ import errno
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from vq3dcli import files
-from vq3dcli.errors import InputMissingError, OutputError, StorageError
+from vq3dcli.errors import InputMissingError, OutputError, StoppedError, StorageError
 
 
 def test_writes_replace_and_leave_nothing_else(tmp_path: Path) -> None:
@@ -86,6 +88,31 @@ def test_the_error_says_which_code(tmp_path: Path) -> None:
     full = files.write_error(tmp_path, OSError(errno.ENOSPC, "No space left on device"))
     assert (denied.exit_code, full.exit_code) == (73, 74)
     assert "No space left on device" in str(full)
+
+
+def test_a_real_limit_on_the_file_size_keeps_the_old_file(tmp_path: Path) -> None:
+    code = """
+import resource, sys
+from pathlib import Path
+from vq3dcli import errors, files
+path = Path(sys.argv[1])
+files.write_bytes(path, b"old")
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    files.write_bytes(path, bytes(100_000))
+except errors.StorageError:
+    sys.exit(74)
+"""
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.bin")], timeout=60).returncode == 74
+    assert (tmp_path / "a.bin").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_folder_is_held_by_one_run_at_a_time(tmp_path: Path) -> None:
+    with files.lock_folder(tmp_path), pytest.raises(StoppedError, match="another"), files.lock_folder(tmp_path):
+        pass
+    with files.lock_folder(tmp_path):
+        pass
 
 
 def test_hashes_are_sha256(tmp_path: Path) -> None:
