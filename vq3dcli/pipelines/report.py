@@ -19,6 +19,7 @@ _LOG_SCALE = ("loss", "l1", "l2", "depth", "vq", "commitment", "codebook", "auxi
 _FIRST_CURVES = ("loss", "l2", "l1", "depth", "perplexity", "images_per_second")
 _SHEETS = 4
 _SHEET_WIDTH_PX = 560
+_VIDEO_WIDTH_PX = 256
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,20 @@ def geometry_section(metrics: Metrics, sheet: Path | None = None) -> Section:
         caption = "Two rows a scene, the exact one above: input, disparity, then the six evaluation views."
         blocks.append(Media(sheet, caption, width_px=1040))
     return Section("Geometry on toy scenes never trained on", blocks)
+
+
+def videos_section(rows: Sequence[tuple[Path, Path, Path]], text: str) -> Section:
+    """A row a scene: the input picture, a video and its disparity; `text` says what they are."""
+    blocks: list[Block] = [Text(text)]
+    for picture, video, disparity in rows:
+        names = ((picture, picture.stem), (video, video.stem), (disparity, "disparity"))
+        blocks.append(Row([Media(path, name, width_px=_VIDEO_WIDTH_PX) for path, name in names]))
+    return Section("From one picture to novel views", blocks)
+
+
+def commands_section(commands: Sequence[str]) -> Section:
+    """Commands to go on with."""
+    return Section("Go on", [Code("\n".join(commands))])
 
 
 def _curves(records: Sequence[Mapping[str, Any]]) -> list[Svg]:

@@ -1,0 +1,106 @@
+"""A quickstart of a tiny model: interrupted, continued, and run once more."""
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from vq3dcli.cli import run
+from vq3dcli.errors import StoppedError, UsageError
+from vq3dcli.pipelines.quickstart import Quickstart, Size, quickstart
+
+TINY = Size(
+    scenes=48,
+    evaluated=2,
+    frames=3,
+    video_px=32,
+    calibration_seconds=0.1,
+    overrides=(
+        *("model.image_size=16", "model.width=16", "model.heads=1", "model.encoder_layers=1", "model.decoder_layers=1"),
+        *("model.codebook_size=16", "model.field_hidden=8", "rendering.samples=4", "rendering.rays_per_image=16"),
+        *("training.batch_size=8", "training.quantize_from_images=320"),
+    ),
+)
+
+
+def start(out: Path, *, minutes: float | None = 0.001, should_stop=lambda: False) -> tuple[Quickstart, list[str]]:
+    parts: list[str] = []
+
+    @contextmanager
+    def counting(description: str, unit: str):
+        parts.append(description)
+        yield lambda done, total: None
+
+    made = quickstart(
+        out,
+        minutes=minutes,
+        seed=0,
+        device=torch.device("cpu"),
+        counting=counting,
+        should_stop=should_stop,
+        size=TINY,
+    )
+    return made, parts
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("quickstart") / "out"
+
+
+@pytest.fixture(scope="module")
+def interrupted(out):
+    """What lies in the folder after a call that was stopped in the middle of training."""
+    metrics = out / "run" / "metrics.jsonl"
+    with pytest.raises(StoppedError):
+        start(out, should_stop=lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 5)
+    return {"budget": (out / "budget.json").read_text(), "checkpoints": list((out / "run" / "checkpoints").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def finished(out, interrupted):
+    assert interrupted["checkpoints"]
+    return start(out, minutes=None)
+
+
+def test_an_interrupted_quickstart_continues_with_the_same_budget(out, interrupted, finished):
+    made, parts = finished
+    assert "calibrating" not in parts
+    assert {"training", "rendering", "measuring"} <= set(parts)
+    assert (out / "budget.json").read_text() == interrupted["budget"]
+    assert json.loads((out / "run" / "metrics.jsonl").read_text().splitlines()[-1])["images_seen"] == made.budget.images
+    assert not (out / "calibration").exists()
+
+
+def test_the_report_holds_everything(finished):
+    made, _ = finished
+    page = made.report.read_text()
+    assert page.count("<video") == len(made.videos) == 6
+    assert "<svg" in page
+    assert "template_spearman" in page
+    assert "kind = &quot;stage1&quot;" in page
+    assert all(path.stat().st_size > 0 for path in made.videos)
+
+
+def test_a_finished_quickstart_does_nothing_again(out, finished):
+    made, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in [*made.videos, Path(made.weights.path), out / "geometry.json"]}
+    again, parts = start(out)
+    assert not {"calibrating", "training", "rendering", "measuring"} & set(parts)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert again.metrics == made.metrics
+
+
+def test_other_options_are_refused(out, finished, capsys):
+    with pytest.raises(UsageError, match="begun with"):
+        start(out, minutes=1.0)
+    assert run(["quickstart", "--out", str(out), "--seed", "1"]) == 2
+    assert "begun with --minutes 0.001 --seed 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "x"])
+def test_minutes_are_checked(minutes, tmp_path, capsys):
+    assert run(["quickstart", "--minutes", minutes, "--out", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,55 @@
+"""`vq3d quickstart`: the whole pipeline at toy scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vq3dcli import signals
+from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device
+
+
+def command(
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=0.1, max=1440, help="Training time; 6, or what the run began with.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything that is made.")] = Path("quickstart"),
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run the whole pipeline at toy scale, from raw images to videos and a report.
+
+    Makes toy scenes and their labels, trains Stage 1 for some minutes, renders videos from one picture each, measures
+    the geometry, and ends with a page that holds all of it. The minutes become a number of images once, after a short
+    calibration; run the command again after an interruption to continue.
+
+    Example:
+      vq3d quickstart
+      vq3d quickstart --minutes 2 --out /tmp/quickstart
+    """
+    signals.watch()
+    output = Output("quickstart", json, quiet)
+
+    from vq3dcli.pipelines.evaluate_geometry import PROTOCOL
+    from vq3dcli.pipelines.quickstart import quickstart
+
+    result = quickstart(
+        out,
+        minutes=minutes,
+        seed=seed,
+        device=pick_device(device),
+        counting=lambda description, unit: output.counting(description, unit=unit),
+        should_stop=signals.stop_requested,
+    )
+    output.finish(
+        protocol=PROTOCOL,
+        count=result.budget.images,
+        seed=seed,
+        weights=result.weights,
+        metrics=result.metrics,
+        outputs=[*result.videos, result.report],
+    )

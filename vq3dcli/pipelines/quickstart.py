@@ -1,0 +1,284 @@
+"""The whole pipeline at toy scale, from raw images to videos and a report, in minutes on a CPU.
+
+    toy scenes -> shards -> exact labels -> calibration -> Stage 1 -> videos, figures -> report.html
+
+Every part continues where an interrupted call ended, and a finished part is not done again:
+
+```
+OUT/data/  budget.json  run/  inputs/  videos/  geometry.json  geometry.png  report.html
+```
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from data_tools.depth_labels import EXACT, label_exact
+from data_tools.toyscenes import prepare_toyscenes
+from vq3dcli.checkpoint import LoadedWeights, load_weights
+from vq3dcli.config.load import load_recipe
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.data.images import encode_png
+from vq3dcli.data.loader import TrainingLoader
+from vq3dcli.errors import StoppedError
+from vq3dcli.export.page import write_page
+from vq3dcli.files import lock_folder, make_folder, write_bytes, write_json
+from vq3dcli.pipelines.budget import DEFAULT_MINUTES, Budget, measure_budget, recorded_budget, with_length
+from vq3dcli.pipelines.evaluate_geometry import PROTOCOL, evaluate_geometry, example_sheet, model_predictor
+from vq3dcli.pipelines.exact_scenes import toy_template
+from vq3dcli.pipelines.film import Shot
+from vq3dcli.pipelines.inputs import parse_sources, read_picture
+from vq3dcli.pipelines.render import read_all, render_all
+from vq3dcli.pipelines.report import commands_section, geometry_section, training_section, videos_section
+from vq3dcli.pipelines.targets import check_targets, plan_targets
+from vq3dcli.training.stage1 import train
+
+RECIPE = "toy-cpu"
+TOY_INPUTS = ("toyscene:mushroom", "toyscene:arch")
+
+_VIDEOS_TEXT = (
+    "Each row began as one picture: what the model saw, an orbit around the scene that it made of it in one forward "
+    "pass, and the disparity of that scene (bright is near). It was trained on toy scenes only and never saw a photo."
+)
+_NEXT_COMMANDS = (
+    "vq3d render photo.jpg --orbit --disparity --weights {weights}",
+    "vq3d evaluate geometry --count 256 --weights {weights} --json",
+    "vq3d prepare-data photos/ shards/ --preset folder --size 64",
+)
+
+Count = Callable[[int, int], None]
+Counting = Callable[[str, str], AbstractContextManager[Count]]
+"""Opens progress for (description, unit); what it yields is called with (done, total)."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done of what.
+
+    Attributes:
+        scenes: Training scenes.
+        evaluated: Scenes that the figures are measured on.
+        frames: Frames a video.
+        video_px: Side of the videos.
+        calibration_seconds: Length of the calibration.
+        overrides: Changes to the recipe `toy-cpu`, as `a.b=c`.
+    """
+
+    scenes: int = 4000
+    evaluated: int = 32
+    frames: int = 48
+    video_px: int = 128
+    calibration_seconds: float = 12.0
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """What a quickstart made.
+
+    Attributes:
+        report: The HTML page.
+        videos: Orbits and their disparity.
+        weights: The trained weights.
+        metrics: Figures of `evaluate_geometry`.
+        budget: How long it trained.
+    """
+
+    report: Path
+    videos: list[Path]
+    weights: LoadedWeights
+    metrics: Mapping[str, float]
+    budget: Budget
+
+
+def quickstart(
+    out: Path,
+    *,
+    minutes: float | None,
+    seed: int,
+    device: torch.device,
+    counting: Counting,
+    should_stop: Callable[[], bool] = lambda: False,
+    size: Size | None = None,
+) -> Quickstart:
+    """Run or continue a quickstart in `out`.
+
+    Args:
+        out: Its folder.
+        minutes: Of training; None for what an earlier call chose, else 6.
+        seed: Of data, training and evaluation.
+        device: Where to compute.
+        counting: Shows progress.
+        should_stop: Polled between parts and between training steps.
+        size: How much of everything.
+
+    Raises:
+        StoppedError: `should_stop` became true, or another process works in `out`.
+        UsageError: `out` was begun with other options.
+    """
+    size = size or Size()
+    make_folder(out)
+    with lock_folder(out):
+        recipe = load_recipe(RECIPE, Stage1Recipe, [*size.overrides, f"training.seed={seed}"])
+        budget = recorded_budget(out / "budget.json", minutes=minutes, seed=seed)
+        data = _data(out / "data", recipe, size.scenes, seed, counting)
+        _stop_between(should_stop, out)
+        if budget is None:
+            with counting("calibrating", "steps"):
+                budget = measure_budget(
+                    out / "budget.json",
+                    recipe,
+                    data,
+                    minutes=minutes or DEFAULT_MINUTES,
+                    device=device,
+                    seconds=size.calibration_seconds,
+                    should_stop=should_stop,
+                )
+        run = _trained(out / "run", with_length(recipe, budget.images), data, device, counting, should_stop)
+        weights = load_weights(run, device)
+        _stop_between(should_stop, out)
+        videos = _videos(out, weights, size, counting)
+        _stop_between(should_stop, out)
+        metrics = _figures(out, weights, size, seed, counting)
+        report = out / "report.html"
+        pictures = [out / "inputs" / f"{video.stem.removesuffix('_orbit')}_input.png" for video in videos[::2]]
+        write_page(
+            report,
+            "vq3d quickstart",
+            f"{budget.images} images of {size.scenes} toy scenes, at {budget.images_per_second:.0f} images a second "
+            f"on {device.type}, seed {seed}",
+            [
+                videos_section(list(zip(pictures, videos[::2], videos[1::2], strict=True)), _VIDEOS_TEXT),
+                geometry_section(metrics, out / "geometry.png"),
+                training_section(run),
+                commands_section([command.format(weights=run) for command in _NEXT_COMMANDS]),
+            ],
+        )
+    return Quickstart(report, videos, weights, metrics, budget)
+
+
+def _data(folder: Path, recipe: Stage1Recipe, scenes: int, seed: int, counting: Counting) -> TrainingLoader:
+    """Shards and labels, and the loader that training reads them with."""
+    side_px = recipe.model.image_size
+    with counting("making toy scenes", "scenes") as count:
+        prepare_toyscenes(folder, count=scenes, size=side_px, seed=seed, progress=count)
+    with counting("labelling", "scenes") as count:
+        label_exact(folder, progress=count)
+    schedule = recipe.training
+    return TrainingLoader(
+        [folder],
+        labels=EXACT,
+        batch_size=schedule.batch_size,
+        size=side_px,
+        seed=schedule.seed,
+        flip=schedule.flip,
+        crop=schedule.crop,
+    )
+
+
+def _trained(
+    run: Path,
+    recipe: Stage1Recipe,
+    data: TrainingLoader,
+    device: torch.device,
+    counting: Counting,
+    should_stop: Callable[[], bool],
+) -> Path:
+    """The run's folder with its weights."""
+    if not (run / "weights.safetensors").exists():
+        with counting("training", "images") as count:
+            train(
+                recipe,
+                data,
+                run,
+                device=device,
+                facts={"data": "toyscenes", "scenes": data.num_samples},
+                report=lambda progress: count(progress.images_seen, progress.total_images),
+                should_stop=should_stop,
+            )
+    return run
+
+
+def _videos(out: Path, weights: LoadedWeights, size: Size, counting: Counting) -> list[Path]:
+    """Orbits with disparity of a photo, where scikit-image is at hand, and of toy scenes; what they began with too."""
+    texts = list(TOY_INPUTS)
+    photo = _photo(out / "inputs")
+    if photo is not None:
+        texts.insert(0, str(photo))
+    sources = parse_sources(texts)
+    targets = plan_targets(sources, f"{out / 'videos'}/", "mp4", path="orbit", disparity=True)
+    paths = [path for target in targets for path in target.paths]
+    made_from = Path(weights.path).stat().st_mtime
+    if all(path.exists() and path.stat().st_mtime >= made_from for path in paths):
+        return paths
+    check_targets(targets)
+    side_px = weights.recipe.model.image_size
+    for source in sources:
+        picture = read_picture(source, side_px, fit="crop")
+        write_bytes(out / "inputs" / f"{source.stem}_input.png", encode_png(picture.image))
+    readable, failures = read_all(sources, targets, side_px, fit="crop", stdin=None)
+    assert not failures, failures
+    shot = Shot("orbit", frames=size.frames, size_px=size.video_px)
+    total, done = size.frames * len(readable), 0
+    with counting("rendering", "frames") as count:
+
+        def on_frames(frames: int) -> None:
+            nonlocal done
+            done += frames
+            count(done, total)
+
+        render_all(weights, readable, shot, on_frames=on_frames)
+    return paths
+
+
+def _photo(folder: Path) -> Path | None:
+    """A photo in the public domain that scikit-image brings, as a file in `folder`; None without scikit-image."""
+    make_folder(folder)
+    path = folder / "cat.png"
+    if not path.exists():
+        if find_spec("skimage") is None:
+            return None
+        pixels = import_module("skimage.data").chelsea()
+        write_bytes(path, encode_png(torch.from_numpy(pixels).permute(2, 0, 1).contiguous()))
+    return path
+
+
+def _figures(out: Path, weights: LoadedWeights, size: Size, seed: int, counting: Counting) -> dict[str, float]:
+    """Figures of these weights, measured once and kept in `geometry.json`."""
+    path = out / "geometry.json"
+    identity = {"protocol": PROTOCOL, "weights": weights.sha256, "count": size.evaluated, "seed": seed}
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if {name: known.get(name) for name in identity} == identity:
+        return dict(known["metrics"])
+    side_px, done = weights.recipe.model.image_size, 0
+    with counting("measuring", "scenes") as count:
+
+        def on_progress(scenes: int) -> None:
+            nonlocal done
+            done += scenes
+            count(done, size.evaluated)
+
+        result = evaluate_geometry(
+            model_predictor(weights),
+            count=size.evaluated,
+            seed=seed,
+            size_px=side_px,
+            template=toy_template(side_px),
+            on_progress=on_progress,
+        )
+    write_bytes(out / "geometry.png", encode_png(example_sheet(result.examples)))
+    write_json(path, {**identity, "metrics": result.metrics, "view_psnr": result.view_psnr})
+    return result.metrics
+
+
+def _stop_between(should_stop: Callable[[], bool], out: Path) -> None:
+    if should_stop():
+        raise StoppedError(f"stopped as asked ({out})", remedy="the same command again continues")
