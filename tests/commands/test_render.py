@@ -1,0 +1,174 @@
+"""`vq3d render` end to end, with a tiny model that was never trained."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from vq3dcli.cli import run
+from vq3dcli.commands.render import FormatName
+from vq3dcli.export.video import VideoFormat
+
+FAST = ["--frames", "3", "--size", "16", "--samples", "4", "--device", "cpu"]
+
+
+@pytest.fixture
+def weights(tiny_weights: Path) -> str:
+    return str(tiny_weights)
+
+
+@pytest.fixture
+def photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A photo, in a folder of its own that is the current one."""
+    monkeypatch.chdir(tmp_path)
+    Image.effect_noise((40, 30), 60.0).save("photo.jpg")
+    return "photo.jpg"
+
+
+def test_the_formats_are_the_library_s() -> None:
+    assert FormatName == VideoFormat
+
+
+@pytest.mark.parametrize("path", ["orbit", "swing", "spiral", "dolly", "dolly-zoom"])
+def test_each_path_names_its_output(photo: str, weights: str, path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["render", photo, f"--{path}", "--weights", weights, *FAST, "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"photo_{path}.mp4\n"
+    assert captured.err == ""
+    assert sorted(os.listdir()) == ["photo.jpg", f"photo_{path}.mp4"]
+
+
+def test_json_tells_what_was_made(photo: str, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--disparity", "--fit", "squash", "--size", "32", "--json", "-o", "new/a.gif"]
+    assert run(["render", photo, "--weights", weights, *FAST, *options]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert result["command"] == "render"
+    assert result["count"] == 1
+    assert result["outputs"] == ["new/a.gif", "new/a_disparity.gif"]
+    assert result["metrics"]["fov_deg"] == 40.0
+    assert result["weights"]["path"] == weights
+    assert result["warnings"] == []
+    assert "40 degrees" in captured.err
+    with Image.open("new/a.gif") as image:
+        assert image.size == (32, 24)
+
+
+def test_one_bad_input_does_not_lose_the_others(photo: str, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("text.jpg").write_text("<html>not found</html>")
+    Path("cut.jpg").write_bytes(Path(photo).read_bytes()[:300])
+    inputs = ["text.jpg", photo, "missing.png", "cut.jpg", "toyscene:box:3"]
+    assert run(["render", *inputs, "--weights", weights, *FAST, "--json", "-o", "out/"]) == 65
+    result = json.loads(capsys.readouterr().out)
+    assert sorted(os.listdir("out")) == ["photo_orbit.mp4", "toyscene-box-3_orbit.mp4"]
+    assert result["outputs"] == ["out/photo_orbit.mp4", "out/toyscene-box-3_orbit.mp4"]
+    assert len(result["warnings"]) == 3
+    for name in ("text.jpg", "missing.png", "cut.jpg"):
+        assert sum(name in warning for warning in result["warnings"]) == 1
+    assert result["metrics"]["failed"] == 3
+
+
+@pytest.fixture(scope="module")
+def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small file that would be 400 megapixels."""
+    path = tmp_path_factory.mktemp("huge") / "huge.png"
+    Image.new("1", (20000, 20000)).save(path)
+    return path
+
+
+def make_bad_inputs(huge: Path) -> None:
+    """Files that no input may be, in the current folder."""
+    os.link(huge, "huge.png")
+    Path("empty.jpg").write_bytes(b"")
+    Path("folder").mkdir()
+    Path("file").write_text("")
+    torch.save({"a": torch.zeros(1)}, "pickle.safetensors")
+    Path("damaged.safetensors").write_bytes(b"\x20" + bytes(7) + b"{" * 40)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code"),
+    [
+        (["missing.jpg"], 66),
+        (["folder"], 66),
+        (["empty.jpg"], 65),
+        (["huge.png"], 65),
+        (["photo.jpg", "--frames", "0"], 2),
+        (["photo.jpg", "--size", "4096"], 2),
+        (["photo.jpg", "--fov", "nan"], 2),
+        (["photo.jpg", "--orbit", "--swing"], 2),
+        (["photo.jpg", "--fit", "stretch"], 2),
+        (["photo.jpg", "-o", "a.avi"], 2),
+        (["photo.jpg", "-o", "-"], 2),
+        (["photo.jpg", "-o", "-", "--format", "frames"], 2),
+        (["photo.jpg", "-o", "-", "--format", "mp4", "--json"], 2),
+        (["photo.jpg", "-o", "-", "--format", "mp4", "--disparity"], 2),
+        (["toyscene:spere"], 2),
+        (["photo.jpg", "-o", "file/a.mp4"], 73),
+        (["photo.jpg", "-o", "/proc/a.mp4"], 73),
+        (["photo.jpg", "-o", "folder", "--format", "mp4", "--weights", "missing.safetensors"], 66),
+        (["photo.jpg", "--weights", "pickle.safetensors"], 77),
+        (["photo.jpg", "--weights", "damaged.safetensors"], 65),
+    ],
+)
+def test_bad_input_is_one_line_and_a_code(
+    photo: str, weights: str, huge: Path, arguments: list[str], exit_code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_bad_inputs(huge)
+    before = sorted(os.listdir())
+    with_weights = arguments if "--weights" in arguments else [*arguments, "--weights", weights]
+    assert run(["render", *with_weights, "--device", "cpu"]) == exit_code
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert sorted(os.listdir()) == before
+    assert os.listdir("folder") == []
+
+
+class Stream(io.TextIOWrapper):
+    """A text stream over bytes that can be looked at afterwards."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.bytes = io.BytesIO(data)
+        super().__init__(self.bytes)
+
+
+def test_from_stdin_to_stdout(photo: str, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stdout = Stream()
+    monkeypatch.setattr(sys, "stdin", Stream(Path(photo).read_bytes()))
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert run(["render", "-", "-o", "-", "--format", "mp4", "--weights", weights, *FAST]) == 0
+    data = stdout.bytes.getvalue()
+    assert data[4:8] == b"ftyp"
+    assert 0 < data.index(b"moov") < data.index(b"mdat")
+    assert os.listdir() == ["photo.jpg"]
+
+
+def test_a_reader_that_went_away(photo: str, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb", buffering=0) as pipe:
+        monkeypatch.setattr(sys, "stdout", types.SimpleNamespace(buffer=pipe, isatty=lambda: False))
+        assert run(["render", photo, "-o", "-", "--format", "gif", "--weights", weights, *FAST, "--quiet"]) == 141
+
+
+def test_a_failing_disk_in_the_middle(
+    photo: str, weights: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Path("ffmpeg")
+    script.write_text("#!/bin/sh\nhead -c 1000 >/dev/null\necho 'No space left on device' >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(script.resolve()))
+    assert run(["render", photo, "--weights", weights, *FAST, "--quiet"]) == 74
+    assert capsys.readouterr().err.startswith("error: cannot write (photo_orbit.mp4): No space left on device")
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
+    assert run(["render", photo, "--weights", weights, *FAST, "--quiet"]) == 69
+    assert sorted(os.listdir()) == ["ffmpeg", "photo.jpg"]

@@ -1,0 +1,137 @@
+"""Filming: sizes, cameras, streaming; with a scene in closed form instead of a model."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vq3dcli.errors import UsageError
+from vq3dcli.export.video import VideoFormat
+from vq3dcli.pipelines.film import Shot, check_shot, film, output_size, shot_camera
+from vq3dcli.pipelines.targets import Target
+from vq3dcli.rendering.cameras import Camera, image_rays, s_from_z_depth
+
+
+class View(NamedTuple):
+    rgb: Tensor
+    s: Tensor
+
+
+class Wall:
+    """The plane z = 1 with a coloured ramp on it; counts how many frames it is asked for at once."""
+
+    def __init__(self) -> None:
+        self.largest_batch = 0
+
+    def render(self, camera: Camera, *, samples: int = 0, rays_per_chunk: int = 0) -> View:
+        assert samples > 0
+        assert rays_per_chunk > 0
+        rays = image_rays(camera)
+        z_depth = (1.0 - rays.origin[..., 2]) / rays.direction[..., 2]
+        point = rays.origin + z_depth[..., None] * rays.direction
+        size = (camera.cam_to_world.shape[0], camera.height_px, camera.width_px)
+        rgb = (point.clamp(-1.0, 1.0) * 100.0 + 120.0).to(torch.uint8).reshape(*size, 3).permute(0, 3, 1, 2)
+        self.largest_batch = max(self.largest_batch, size[0])
+        return View(rgb, s_from_z_depth(z_depth).reshape(size))
+
+
+@pytest.mark.parametrize(
+    ("size_px", "aspect", "expected"),
+    [
+        (128, 1.0, (128, 128)),
+        (63, 1.0, (63, 63)),
+        (128, 4 / 3, (96, 128)),
+        (128, 3 / 4, (128, 96)),
+        (100, 1.5, (66, 100)),
+        (256, 65500.0, (16, 256)),
+    ],
+)
+def test_output_size(size_px: int, aspect: float, expected: tuple[int, int]) -> None:
+    assert output_size(size_px, aspect) == expected
+
+
+def test_a_squashed_picture_is_spanned_on_both_axes() -> None:
+    camera = shot_camera(Shot("swing", frames=1, size_px=60), radius=3.0, fov_deg=40.0, aspect=2.0)
+    assert (camera.height_px, camera.width_px) == (30, 60)
+    half = math.tan(math.radians(20.0))
+    torch.testing.assert_close(camera.intrinsics[0, 0, 0], torch.tensor(30.0 / half))
+    torch.testing.assert_close(camera.intrinsics[0, 1, 1], torch.tensor(15.0 / half))
+
+
+def test_the_field_of_view_zooms() -> None:
+    near, far = (
+        shot_camera(Shot("swing", frames=1, fov_deg=fov_deg), radius=3.0, fov_deg=40.0) for fov_deg in (20.0, None)
+    )
+    assert float(near.intrinsics[0, 0, 0]) > 2.0 * float(far.intrinsics[0, 0, 0])
+
+
+@pytest.mark.parametrize("video_format", ["mp4", "frames"])
+def test_video_and_disparity(tmp_path: Path, video_format: VideoFormat) -> None:
+    target = Target(tmp_path / "a", tmp_path / "b", video_format)
+    scene = Wall()
+    seen: list[int] = []
+    camera = shot_camera(Shot("dolly", frames=7, size_px=128), radius=3.0, fov_deg=40.0)
+    film(scene, camera, target, fps=24, samples=8, on_frames=seen.append)
+    assert sum(seen) == 7
+    assert scene.largest_batch == 2
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+    if video_format == "frames":
+        with Image.open(tmp_path / "a" / "frame_00000.png") as image:
+            assert np.array_equal(
+                np.asarray(image), scene.render(camera, samples=1, rays_per_chunk=1).rgb[0].permute(1, 2, 0)
+            )
+        with (
+            Image.open(tmp_path / "b" / "frame_00000.png") as first,
+            Image.open(tmp_path / "b" / "frame_00003.png") as near,
+        ):
+            # The same colours all along: the wall gets brighter as the camera comes near.
+            assert np.asarray(near).mean() > np.asarray(first).mean() + 10
+
+
+def test_a_scene_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    class Broken(Wall):
+        def render(self, camera: Camera, *, samples: int = 0, rays_per_chunk: int = 0) -> View:
+            if self.largest_batch:
+                raise RuntimeError("out of memory")
+            return super().render(camera, samples=samples, rays_per_chunk=rays_per_chunk)
+
+    camera = shot_camera(Shot(frames=5, size_px=128), radius=3.0, fov_deg=40.0)
+    target = Target(tmp_path / "a.mp4", tmp_path / "b.mp4", "mp4")
+    with pytest.raises(RuntimeError, match="memory"):
+        film(Broken(), camera, target, fps=24, samples=8, on_frames=lambda count: None)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "shot",
+    [
+        Shot(frames=0),
+        Shot(fps=0.0),
+        Shot(fps=math.nan),
+        Shot(size_px=2049),
+        Shot(size_px=1),
+        Shot(fov_deg=0.0),
+        Shot(fov_deg=179.0),
+        Shot(amplitude_deg=-1.0),
+        Shot(amplitude_deg=math.inf),
+        Shot(samples=1),
+        Shot("figure-eight"),
+    ],
+)
+def test_values_out_of_range(shot: Shot) -> None:
+    with pytest.raises(UsageError):
+        check_shot(shot, "mp4")
+
+
+def test_gif_is_slower() -> None:
+    check_shot(Shot(fps=60.0), "mp4")
+    with pytest.raises(UsageError, match="gif"):
+        check_shot(Shot(fps=60.0), "gif")

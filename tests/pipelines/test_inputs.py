@@ -1,0 +1,133 @@
+"""Inputs and outputs of commands: what the words on the command line mean."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from vq3dcli.data.toyscenes import CLASS_NAMES
+from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.pipelines.inputs import parse_sources, read_picture
+from vq3dcli.pipelines.targets import plan_targets
+
+
+def plan(
+    inputs: list[str], output: str | None, video_format: str | None = None, *, disparity: bool = False
+) -> list[str]:
+    targets = plan_targets(parse_sources(inputs), output, video_format, path="orbit", disparity=disparity)
+    return [f"{target.video_format}:{path}" for target in targets for path in target.paths]
+
+
+def test_stems() -> None:
+    sources = parse_sources(["a/cat.jpg", "b/cat.png", "-", "toyscene:sphere", "toyscene:sphere:7", "cat_2.webp"])
+    assert [source.stem for source in sources] == [
+        "cat",
+        "cat_2",
+        "stdin",
+        "toyscene-sphere",
+        "toyscene-sphere-7",
+        "cat_2_2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ([], "no input"),
+        (["-", "a.png", "-"], "stdin"),
+        (["toyscene:shpere"], "toyscene:sphere"),
+        (["toyscene:zzz"], "one of"),
+        (["toyscene:sphere:x"], "whole number"),
+        (["toyscene:sphere:-1"], "whole number"),
+        (["toyscene:sphere:99999999999999999999"], "whole number"),
+    ],
+)
+def test_words_that_mean_nothing(texts: list[str], says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_sources(texts)
+    assert says in str(caught.value)
+
+
+def test_toy_scenes_are_a_function_of_class_and_seed() -> None:
+    texts = ["toyscene:cone", "toyscene:cone:0", "toyscene:cone:1", f"toyscene:{CLASS_NAMES[0]}"]
+    images = [read_picture(source, 24, fit="crop").image for source in parse_sources(texts)]
+    assert all(image.shape == (3, 24, 24) and image.dtype == torch.uint8 for image in images)
+    assert torch.equal(images[0], images[1])
+    assert not torch.equal(images[0], images[2])
+    assert not torch.equal(images[0], images[3])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "I;16", "CMYK"])
+def test_pictures_of_any_mode_and_shape(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    Image.new(mode, (40, 10)).save(path)
+    (source,) = parse_sources([str(path)])
+    cropped, squashed = (read_picture(source, 16, fit=fit) for fit in ("crop", "squash"))
+    assert cropped.image.shape == squashed.image.shape == (3, 16, 16)
+    assert (cropped.aspect, squashed.aspect) == (1.0, 4.0)
+
+
+def test_stdin() -> None:
+    (source,) = parse_sources(["-"])
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 9), (200, 0, 0)).save(buffer, "PNG")
+    picture = read_picture(source, 8, fit="crop", stdin=io.BytesIO(buffer.getvalue()))
+    assert picture.image[:, 4, 4].tolist() == [200, 0, 0]
+    with pytest.raises(DataError, match="stdin"):
+        read_picture(source, 8, fit="crop", stdin=io.BytesIO(b"no image"))
+    with pytest.raises(InputMissingError, match="closed"):
+        read_picture(source, 8, fit="crop", stdin=None)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "video_format", "expected"),
+    [
+        (["x/a.jpg"], None, None, ["mp4:a_orbit.mp4"]),
+        (["x/a.jpg"], None, "gif", ["gif:a_orbit.gif"]),
+        (["x/a.jpg"], None, "frames", ["frames:a_orbit"]),
+        (["a.jpg"], "v/b.webm", None, ["webm:v/b.webm"]),
+        (["a.jpg"], "b.png", None, ["png:b.png"]),
+        (["a.jpg"], "b", "mp4", ["mp4:b"]),
+        (["a.jpg"], "b.2026", "mp4", ["mp4:b.2026"]),
+        (["a.jpg"], "v/", None, ["frames:v"]),
+        (["a.jpg"], "v/", "frames", ["frames:v"]),
+        (["a.jpg"], "v/", "gif", ["gif:v/a_orbit.gif"]),
+        (["a.jpg", "b.jpg"], None, None, ["mp4:a_orbit.mp4", "mp4:b_orbit.mp4"]),
+        (["a.jpg", "b.jpg"], "v", None, ["mp4:v/a_orbit.mp4", "mp4:v/b_orbit.mp4"]),
+        (["a.jpg", "b.jpg"], "v/", "frames", ["frames:v/a_orbit", "frames:v/b_orbit"]),
+        (["a.jpg", "b.jpg"], "v/{name}.gif", None, ["gif:v/a.gif", "gif:v/b.gif"]),
+    ],
+)
+def test_where_outputs_go(inputs: list[str], output: str | None, video_format: str | None, expected: list[str]) -> None:
+    assert plan(inputs, output, video_format) == expected
+
+
+def test_the_disparity_lies_beside() -> None:
+    assert plan(["a.jpg"], "v/x.y.mp4", disparity=True) == ["mp4:v/x.y.mp4", "mp4:v/x.y_disparity.mp4"]
+    assert plan(["a.jpg"], "v/", disparity=True) == ["frames:v", "frames:v_disparity"]
+    assert plan(["a.jpg"], "x", "mp4", disparity=True) == ["mp4:x", "mp4:x_disparity"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "video_format"),
+    [
+        (["a.jpg"], "b", None),
+        (["a.jpg"], "b.avi", None),
+        (["a.jpg"], "b.mp4", "gif"),
+        (["a.jpg"], "b.mp4", "avi"),
+        (["a.jpg", "b.jpg"], "c.mp4", None),
+        (["a.png"], "a.png", None),
+        (["a.png"], "./x/../a.png", None),
+    ],
+)
+def test_outputs_that_make_no_sense(inputs: list[str], output: str, video_format: str | None) -> None:
+    with pytest.raises(UsageError):
+        plan(inputs, output, video_format)
+
+
+def test_an_existing_folder_takes_frames(tmp_path: Path) -> None:
+    assert plan(["a.jpg"], str(tmp_path)) == [f"frames:{tmp_path}"]

@@ -1,0 +1,138 @@
+"""`vq3d render`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, stdout_bytes
+from vq3dcli.errors import UsageError
+
+FormatName = Literal["mp4", "webm", "gif", "png", "frames"]
+
+INPUTS = "Photos (JPEG, PNG, WebP), - for stdin, or toyscene:CLASS[:SEED]."
+OUTPUT = (
+    "NAME.mp4, .webm or .gif; NAME.png, a contact sheet; FOLDER/, PNG frames; with several inputs FOLDER/ or a pattern "
+    "with {name}; - for stdout. Default: INPUT_orbit.mp4 in the current folder."
+)
+FORMAT = "Format, where the name does not tell it: mp4, webm, gif, png (contact sheet) or frames (a PNG each)."
+FIT = "crop takes the centre square; squash shows all of the photo and keeps its shape."
+
+
+def command(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help=INPUTS)],
+    orbit: Annotated[bool, typer.Option("--orbit", help="Circle around the first view; the default.")] = False,
+    swing: Annotated[bool, typer.Option("--swing", help="Right, left and back.")] = False,
+    spiral: Annotated[bool, typer.Option("--spiral", help="Widening circles from the first view and back.")] = False,
+    dolly: Annotated[bool, typer.Option("--dolly", help="Towards the subject and back.")] = False,
+    dolly_zoom: Annotated[bool, typer.Option("--dolly-zoom", help="The same, the subject keeping its size.")] = False,
+    frames: Annotated[int, typer.Option(help="Frames of the video, which loops.")] = 60,
+    fps: Annotated[float, typer.Option(help="Frames a second.")] = 24.0,
+    size: Annotated[int, typer.Option(help="Longer side of the video in pixels.")] = 128,
+    fov: Annotated[
+        float | None, typer.Option(help="Field of view in degrees; less zooms in. Default: the model's.")
+    ] = None,
+    amplitude: Annotated[
+        float | None, typer.Option(help="How far the camera goes, in degrees. Default: 20, dolly 12.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Samples a ray; more are slower and a little cleaner.")] = 32,
+    disparity: Annotated[bool, typer.Option("--disparity", help="Also write NAME_disparity: near is bright.")] = False,
+    fit: Annotated[Literal["crop", "squash"], typer.Option(help=FIT)] = "crop",
+    video_format: Annotated[FormatName | None, typer.Option("--format", help=FORMAT)] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights file or run folder. Default: the embedded ones.")
+    ] = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="PATH", help=OUTPUT)] = None,
+) -> None:
+    """Turn photos into videos of novel views.
+
+    Example:
+      vq3d render photo.jpg --orbit --disparity
+      vq3d render *.jpg --swing --size 256 -o videos/
+      vq3d render toyscene:snowman -o snowman.gif
+      curl -s https://example.org/cat.png | vq3d render - -o - --format mp4 > cat.mp4
+    """
+    paths = {"orbit": orbit, "swing": swing, "spiral": spiral, "dolly": dolly, "dolly-zoom": dolly_zoom}
+    path = _only_path([name for name, wanted in paths.items() if wanted])
+    to_stdout = output == "-"
+    if to_stdout:
+        _check_stdout(len(inputs), video_format, json=json, disparity=disparity)
+    said = Output("render", json, quiet, stdout_is_data=to_stdout)
+
+    from vq3dcli.checkpoint import load_weights
+    from vq3dcli.pipelines.film import Shot, check_shot
+    from vq3dcli.pipelines.inputs import parse_sources
+    from vq3dcli.pipelines.render import read_all, render_all
+    from vq3dcli.pipelines.targets import check_targets, plan_targets
+
+    shot = Shot(path, frames, fps, size, fov, amplitude, samples)
+    with ExitStack() as stack:
+        place = stack.enter_context(_file_for_stdout(video_format)) if to_stdout else output
+        sources = parse_sources(inputs)
+        targets = plan_targets(sources, place, video_format, path=path, disparity=disparity)
+        check_shot(shot, targets[0].video_format)
+        check_targets(targets)
+        loaded = load_weights(weights, pick_device(device))
+        stdin = None if sys.stdin is None else sys.stdin.buffer
+        readable, failures = read_all(sources, targets, loaded.recipe.model.image_size, fit=fit, stdin=stdin)
+        if failures and not readable and len(sources) == 1:
+            raise failures[0].error
+        for failure in failures:
+            said.warn(f"left out: {failure.error}")
+        fov_deg = loaded.recipe.camera.fov_deg if fov is None else fov
+        said.note(f"{path} of {frames} frames, field of view {fov_deg:g} degrees, weights {loaded.path}")
+        with said.progress("rendering", frames * len(readable), unit="frames") as progress:
+            outputs = render_all(loaded, readable, shot, on_frames=progress.advance)
+    said.finish(
+        count=len(readable),
+        weights=loaded,
+        metrics={"path": path, "frames": frames, "fps": fps, "fov_deg": fov_deg, "failed": len(failures)},
+        table=[],
+        outputs=["-"] if to_stdout else outputs,
+    )
+    if failures:
+        raise typer.Exit(failures[0].error.exit_code)
+
+
+def _only_path(wanted: list[str]) -> str:
+    if len(wanted) > 1:
+        raise UsageError(f"one camera path at a time, not {' and '.join(f'--{name}' for name in wanted)}")
+    return wanted[0] if wanted else "orbit"
+
+
+def _check_stdout(inputs: int, video_format: str | None, *, json: bool, disparity: bool) -> None:
+    if video_format is None or video_format == "frames":
+        raise UsageError("-o - needs the format of a single file", remedy="--format mp4")
+    if json:
+        raise UsageError("-o - and --json both want stdout", remedy="a file name with -o")
+    if disparity or inputs > 1:
+        raise UsageError("only one video fits into stdout", remedy="-o FOLDER/")
+    if sys.stdout is not None and sys.stdout.isatty():
+        raise UsageError(
+            "a video would garble the terminal", remedy="a pipe behind the command, or a file name with -o"
+        )
+
+
+@contextmanager
+def _file_for_stdout(video_format: str | None) -> Iterator[str]:
+    """A temporary file that goes to stdout when it is complete.
+
+    An mp4 with its index in front cannot be written to a pipe, and half a video is better not sent at all.
+    """
+    with tempfile.TemporaryDirectory(prefix="vq3d-") as folder:
+        file = Path(folder) / f"video.{video_format}"
+        yield str(file)
+        stdout = stdout_bytes()
+        with file.open("rb") as handle:
+            shutil.copyfileobj(handle, stdout)
+        stdout.flush()

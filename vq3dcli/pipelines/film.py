@@ -1,0 +1,166 @@
+"""Filming a scene: the cameras of a shot, and frames that stream to the encoder.
+
+Legend: F frames, H height_px, W width_px.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from vq3dcli.errors import UsageError
+from vq3dcli.export.colour import colour_map, display_range
+from vq3dcli.export.video import MAX_GIF_FPS, VideoFormat, video_writer
+from vq3dcli.pipelines.targets import Target
+from vq3dcli.rendering.cameras import Camera
+from vq3dcli.rendering.trajectories import PATHS, trajectory
+
+# Fewer samples a ray than evaluation takes (96): a third of the time, and no difference that a video shows.
+SAMPLES = 32
+MAX_SIZE_PX = 2048
+_MIN_SIDE_PX = 16
+_PIXELS_AT_ONCE = 128 * 128 * 2
+# Points that a chunk of rays holds whatever the samples a ray: what fits the cache.
+_POINTS_PER_CHUNK = 1024 * 32
+
+
+class SceneView(Protocol):
+    """A rendered view: `rgb` uint8 `[B, 3, H, W]`, `s` `[B, H, W]`."""
+
+    @property
+    def rgb(self) -> Tensor:
+        """Colours."""
+        ...
+
+    @property
+    def s(self) -> Tensor:
+        """Normalised disparity."""
+        ...
+
+
+class Scene(Protocol):
+    """What can be filmed; `model.scene.Scene` is one."""
+
+    def render(self, camera: Camera, *, samples: int = ..., rays_per_chunk: int = ...) -> SceneView:
+        """Look at the scene through a batch of cameras."""
+        ...
+
+
+@dataclass(frozen=True)
+class Shot:
+    """How a scene is filmed.
+
+    Attributes:
+        path: A name in `trajectories.PATHS`.
+        frames: Length.
+        fps: Frames a second.
+        size_px: The longer side of the output.
+        fov_deg: Field of view of the output; None is the model's own.
+        amplitude_deg: How far the path goes; None is the path's own.
+        samples: Samples a ray.
+    """
+
+    path: str = "orbit"
+    frames: int = 60
+    fps: float = 24.0
+    size_px: int = 128
+    fov_deg: float | None = None
+    amplitude_deg: float | None = None
+    samples: int = SAMPLES
+
+
+def check_shot(shot: Shot, video_format: VideoFormat) -> None:
+    """Raise `UsageError` for the first value that is out of range."""
+    limits = (
+        ("--frames", shot.frames, 1, 10_000),
+        ("--fps", shot.fps, 0.1, MAX_GIF_FPS if video_format == "gif" else 240.0),
+        ("--size", shot.size_px, _MIN_SIDE_PX, MAX_SIZE_PX),
+        ("--fov", shot.fov_deg, 5.0, 120.0),
+        ("--amplitude", shot.amplitude_deg, 0.0, 60.0),
+        ("--samples", shot.samples, 4, 512),
+    )
+    for option, value, low, high in limits:
+        # Written so that NaN, which fails every comparison, is refused too.
+        if value is not None and not low <= value <= high:
+            of_gif = " for gif" if option == "--fps" and video_format == "gif" else ""
+            raise UsageError(f"{option} is {value:g}, must be {low:g} to {high:g}{of_gif}")
+    if shot.path not in PATHS:
+        raise UsageError(f"no camera path {shot.path!r}", remedy=", ".join(f"--{name}" for name in PATHS))
+
+
+def shot_camera(shot: Shot, *, radius: float, fov_deg: float, aspect: float = 1.0) -> Camera:
+    """The cameras of a shot, F of them.
+
+    The rays span the field of view on both axes, so a picture that was squashed to a square regains its `aspect`.
+
+    Args:
+        shot: How to film.
+        radius: The canonical camera's distance from the pivot.
+        fov_deg: The model's field of view, for a shot that has none of its own.
+        aspect: Width / height of the output.
+    """
+    height_px, width_px = output_size(shot.size_px, aspect)
+    fov_rad = math.radians(shot.fov_deg or fov_deg)
+    return trajectory(
+        shot.path,
+        shot.frames,
+        height_px=height_px,
+        width_px=width_px,
+        amplitude_rad=None if shot.amplitude_deg is None else math.radians(shot.amplitude_deg),
+        radius=radius,
+        fov_rad=fov_rad,
+        fov_y_rad=fov_rad,
+    )
+
+
+def output_size(size_px: int, aspect: float) -> tuple[int, int]:
+    """Height and width: the longer side is `size_px`, the other at least 16 px and rounded to an even number."""
+    ratio = min(aspect, 1.0 / aspect)
+    short_px = max(_MIN_SIDE_PX, 2 * round(0.5 * size_px * ratio)) if ratio < 1.0 else size_px
+    return (short_px, size_px) if aspect >= 1.0 else (size_px, short_px)
+
+
+def film(
+    scene: Scene, camera: Camera, target: Target, *, fps: float, samples: int, on_frames: Callable[[int], object]
+) -> None:
+    """Render a scene frame by frame into its target; memory does not grow with the number of frames.
+
+    Args:
+        scene: One scene.
+        camera: The camera of each frame, F of them.
+        target: Where to; `check_targets` has seen it.
+        fps: Frames a second.
+        samples: Samples a ray.
+        on_frames: Called with the number of frames just rendered.
+
+    Raises:
+        UnavailableError, OutputError, StorageError: See `export.video.video_writer`.
+    """
+    frames = camera.cam_to_world.shape[0]
+    with contextlib.ExitStack() as stack:
+        # Both outputs get their final names at the end, the disparity first.
+        sinks = [
+            stack.enter_context(video_writer(path, frames=frames, fps=fps, video_format=target.video_format))
+            for path in target.paths
+        ]
+        shown: tuple[float, float] | None = None
+        for part in _camera_batches(camera):
+            view = scene.render(part, samples=samples, rays_per_chunk=max(1, _POINTS_PER_CHUNK // samples))
+            sinks[0].write(view.rgb)
+            if len(sinks) > 1:
+                # One range of colours for the whole video: it would flicker otherwise.
+                shown = shown or display_range(view.s[0])
+                sinks[1].write(colour_map(view.s, *shown))
+            on_frames(part.cam_to_world.shape[0])
+
+
+def _camera_batches(camera: Camera) -> Iterator[Camera]:
+    at_once = max(1, _PIXELS_AT_ONCE // (camera.height_px * camera.width_px))
+    poses, intrinsics = camera.cam_to_world.split(at_once), camera.intrinsics.split(at_once)
+    for pose, matrix in zip(poses, intrinsics, strict=True):
+        yield Camera(pose, matrix, camera.height_px, camera.width_px)
