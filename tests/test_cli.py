@@ -177,6 +177,14 @@ def test_no_arguments_show_help_and_version_is_known(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == f"vq3d {__version__}\n"
 
 
+def test_a_shell_gets_its_completions() -> None:
+    asked = {"_VQ3D_COMPLETE": "complete_bash", "COMP_WORDS": "vq3d doc", "COMP_CWORD": "1"}
+    assert vq3d(env=os.environ | asked).stdout.split() == ["doctor"]
+    shown = vq3d("--show-completion", "bash")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "_VQ3D_COMPLETE" in shown.stdout
+
+
 def test_doctor_reports_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["doctor", "--json"]) in (0, 69)
     parts = json.loads(capsys.readouterr().out)["metrics"]

@@ -23,7 +23,6 @@ COMMANDS = (
     ("quickstart", "quickstart", "Run the whole pipeline at toy scale, from raw images to videos and a report."),
     ("prepare-data", "prepare_data", "Make shards of a folder of images, or of toy scenes."),
     ("depth-labels", "depth_labels", "Write disparity labels beside the shards."),
-    ("train-stage1", "train_stage1", "Train the autoencoder from images to NeRFs; run it again to resume."),
     ("render", "render", "Turn photos into videos of novel views."),
     ("evaluate", "evaluate", "Measure a model."),
 )
@@ -40,6 +39,8 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return 141
     except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:  # typer's --show-completion ends like this
+            return 0
         if call.debug:
             traceback.print_exception(error)
         failure = describe(error)
