@@ -18,7 +18,9 @@ object's own frame has y up from the ground.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -59,9 +61,27 @@ class ToyViews(NamedTuple):
     s: Tensor
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Small operations are slower on several threads, and twenty times so when the machine is busy.
+
+    The setting leaks from one thread into others, where undoing it does not reach, so only the main thread changes it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @torch.no_grad()
+@_one_thread()
 def render_scenes(scenes: ToyScenes, camera: Camera, *, supersample: int = 2) -> ToyViews:
-    """Pictures and exact disparity.
+    """Pictures and exact disparity, on one core; large batches are faster, since scenes of a class go together.
 
     Args:
         scenes: n scenes.

@@ -68,7 +68,8 @@ def _brackets(
                 if before is not None:
                     step = torch.maximum(step, _secant_step(pieces, before, moved))
                 before = pieces
-            moved = torch.where(outside, step.clamp(min=min_step), 0.0)
+            # Stopping short leaves the crossing to a step of min_step; rounding would else make long brackets.
+            moved = torch.where(outside, (step - 0.5 * min_step).clamp(min=min_step), 0.0)
             t = t + moved
         within = t <= end
         arrived = torch.nonzero(~outside & within)[:, 0]
