@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vq3dcli.errors import InputMissingError, OutputError, StorageError, Vq3dError
+from vq3dcli.errors import InputMissingError, OutputError, StoppedError, StorageError, Vq3dError
 
 _CANNOT_CREATE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST}
 
@@ -31,6 +32,27 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(path, error) from error
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; the lock ends with the process, however it ends.
+
+    Raises `StoppedError` if another process holds it.
+    """
+    path = folder / ".lock"
+    try:
+        handle = path.open("a")
+    except OSError as error:
+        raise write_error(path, error) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StoppedError(
+                f"another process is writing here ({folder})", remedy="wait for it to end, or another output folder"
+            ) from error
+        yield
 
 
 @contextlib.contextmanager

@@ -27,7 +27,10 @@ def build_space(recipe: Stage1Recipe) -> Space:
 def build_autoencoder(recipe: Stage1Recipe, *, seed: int | None = None) -> Autoencoder:
     """A freshly initialised autoencoder; the weights are a function of `seed` alone (default: the recipe's)."""
     model = recipe.model
-    tokens = (model.image_size // model.patch) ** 2
+    grid = model.image_size // model.patch
+    tokens = grid**2
+    plane_patch = round(model.patch * model.plane_scale)
+    side = grid * plane_patch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed if seed is None else seed)
         return Autoencoder(
@@ -36,9 +39,7 @@ def build_autoencoder(recipe: Stage1Recipe, *, seed: int | None = None) -> Autoe
             encoder=Transformer(tokens, model.width, model.encoder_layers, model.heads),
             decoder=Transformer(tokens, model.width, model.decoder_layers, model.heads),
             quantizer=Quantizer(model.codebook_size, model.code_dim),
-            plane_head=PlaneHead(
-                model.width, round(model.patch * model.plane_scale), model.plane_channels, model.plane_head
-            ),
+            plane_head=PlaneHead(model.width, plane_patch, model.plane_channels, model.plane_head, side),
             field_mlp=FieldMLP(model.plane_channels, model.field_hidden, model.field_layers),
             space=build_space(recipe),
             radius=recipe.camera.radius,

@@ -55,11 +55,17 @@ class FieldMLP(nn.Module):
         return output[..., 0], torch.sigmoid(output[..., 1:])
 
 
-def density(raw: Tensor, points: Tensor, *, radius: float = CAMERA_RADIUS, near: float = NEAR, far: float = FAR) -> Tensor:
-    """The density formula above: raw `[...]` at world points `[..., 3]` to density a metre `[...]`."""
+def thickness(raw: Tensor) -> Tensor:
+    """24 softplus(raw - 2.5): optical thickness a unit of s, `[...]`."""
+    return _DENSITY_SCALE * functional.softplus(raw.float() - _DENSITY_SHIFT)
+
+
+def density(
+    thickness_s: Tensor, points: Tensor, *, radius: float = CAMERA_RADIUS, near: float = NEAR, far: float = FAR
+) -> Tensor:
+    """Thickness a unit of s `[...]` at world points `[..., 3]` to density a metre `[...]`."""
     z_depth = canonical_z_depth(points, radius=radius, near=near, far=far)
-    thickness = _DENSITY_SCALE * functional.softplus(raw.float() - _DENSITY_SHIFT)
-    return thickness / (z_depth.square() * (1.0 / near - 1.0 / far))
+    return thickness_s / (z_depth.square() * (1.0 / near - 1.0 / far))
 
 
 def training_field(planes: Tensor, mlp: FieldMLP, space: Space, *, radius: float, near: float, far: float) -> Field:
@@ -67,27 +73,32 @@ def training_field(planes: Tensor, mlp: FieldMLP, space: Space, *, radius: float
 
     def field(points: Tensor) -> tuple[Tensor, Tensor]:
         raw, rgb = mlp(sample_planes(planes, space(points)))
-        return density(raw, points, radius=radius, near=near, far=far), rgb
+        return density(thickness(raw), points, radius=radius, near=near, far=far), rgb
 
     return field
 
 
 def inference_field(planes: Tensor, mlp: FieldMLP, space: Space, *, radius: float, near: float, far: float) -> Field:
     """A field without gradients whose value at a point does not depend on the other points, to the last bit (CPU)."""
+    sample = gather_planes if planes.device.type == "cpu" else sample_planes
 
     @torch.no_grad()
     def field(points: Tensor) -> tuple[Tensor, Tensor]:
-        coordinates = space(points)
-        features = gather_planes(planes, coordinates) if points.device.type == "cpu" else sample_planes(planes, coordinates)
-        raw, rgb = _tiled(mlp, features.reshape(-1, features.shape[-1]))
+        features = sample(planes, space(points))
+        thickness_s, rgb = _tiled(mlp, features.reshape(-1, features.shape[-1]))
         shape = points.shape[:-1]
-        return density(raw.reshape(shape), points, radius=radius, near=near, far=far), rgb.reshape(*shape, 3)
+        sigma = density(thickness_s.reshape(shape), points, radius=radius, near=near, far=far)
+        return sigma, rgb.reshape(*shape, 3)
 
     return field
 
 
 def _tiled(mlp: FieldMLP, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features `[N, C]` to thickness `[N]` and rgb `[N, 3]`, in tiles of one shape.
+
+    Matmuls, and softplus and sigmoid in the last few elements of a tensor, round differently with the shape.
+    """
     count = features.shape[0]
     padded = functional.pad(features, (0, 0, 0, -count % _TILE))
     parts = [mlp(tile) for tile in padded.split(_TILE)]
-    return torch.cat([raw for raw, _ in parts])[:count], torch.cat([rgb for _, rgb in parts])[:count]
+    return torch.cat([thickness(raw) for raw, _ in parts])[:count], torch.cat([rgb for _, rgb in parts])[:count]

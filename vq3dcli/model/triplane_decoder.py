@@ -1,5 +1,9 @@
 """Decoder tokens to tri-planes.
 
+The planes are a learnt base, the same for every image, plus what the tokens say. The base starts as Fourier features
+of the coordinates, so that the field can tell near from far at its first step; without it, density grows everywhere
+alike, and the geometry locks as an opaque wall before the tokens know where they are.
+
 Legend: B batch, L tokens, D width, C plane channels, P plane side in texels.
 """
 
@@ -7,17 +11,22 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from vq3dcli.model.vit import unpatchify
 
 PlaneHeadKind = Literal["linear", "residual", "convolution"]
 
+# Radians a half side: from near to far a channel turns about once.
+_BASE_FREQUENCY = 3.0
+_BASE_AMPLITUDE = 0.5
+
 
 class PlaneHead(nn.Module):
     """Each token becomes a patch of each of the three planes.
 
-    `linear` unpatchifies and shows the token grid; `residual` adds a zero-initialised 3x3 convolution, GELU, 3x3 a
+    `linear` unpatchifies and shows the token grid; `residual` adds a zero-initialised 3x3 convolution, ReLU, 3x3 a
     plane, which may soften the seams; `convolution` unpatchifies to twice the channels and convolves them down.
 
     Args:
@@ -25,9 +34,10 @@ class PlaneHead(nn.Module):
         patch: Texels a token covers along a side.
         channels: Plane channels C.
         kind: Which head.
+        side: Plane side P.
     """
 
-    def __init__(self, width: int, patch: int, channels: int, kind: PlaneHeadKind) -> None:
+    def __init__(self, width: int, patch: int, channels: int, kind: PlaneHeadKind, side: int) -> None:
         super().__init__()
         self.patch, self.channels, self.kind = patch, channels, kind
         inner = 3 * channels * (2 if kind == "convolution" else 1)
@@ -35,11 +45,12 @@ class PlaneHead(nn.Module):
         self.unpatchify = nn.Linear(width, inner * patch * patch)
         nn.init.trunc_normal_(self.unpatchify.weight, std=0.02)
         nn.init.zeros_(self.unpatchify.bias)
+        self.base = nn.Parameter(_fourier_base(side, channels))
         self.convolutions: nn.Sequential | None = None
         if kind != "linear":
             self.convolutions = nn.Sequential(
                 nn.Conv2d(inner, 6 * channels, 3, padding=1, padding_mode="replicate", groups=3),
-                nn.GELU(approximate="tanh"),
+                nn.ReLU(),
                 nn.Conv2d(6 * channels, 3 * channels, 3, padding=1, padding_mode="replicate", groups=3),
             )
         if kind == "residual" and self.convolutions is not None:
@@ -55,4 +66,15 @@ class PlaneHead(nn.Module):
             convolved = self.convolutions(images)
             images = images + convolved if self.kind == "residual" else convolved
         batch, _, side, _ = images.shape
-        return images.reshape(batch, 3, self.channels, side, side).permute(0, 1, 3, 4, 2).contiguous()
+        planes = images.reshape(batch, 3, self.channels, side, side).permute(0, 1, 3, 4, 2)
+        return planes + self.base
+
+
+def _fourier_base(side: int, channels: int) -> Tensor:
+    """cos(f . u + phase) at the texel centres u in [-1, 1]^2, random low frequencies, `[1, 3, P, P, C]`."""
+    centres = (torch.arange(side) + 0.5) / side * 2.0 - 1.0
+    down, across = torch.meshgrid(centres, centres, indexing="ij")
+    frequency = torch.randn(2, 3, 1, 1, channels) * _BASE_FREQUENCY
+    phase = torch.rand(3, 1, 1, channels) * (2.0 * torch.pi)
+    wave = frequency[0] * across[..., None] + frequency[1] * down[..., None] + phase
+    return (_BASE_AMPLITUDE * torch.cos(wave))[None]

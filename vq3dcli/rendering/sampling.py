@@ -47,8 +47,11 @@ def importance_s(samples_s: Tensor, weights: Tensor, jitter: Tensor) -> Tensor:
         `[..., M]`, descending.
     """
     edges = bin_edges(samples_s)
-    # The floor keeps a ray without any weight from dividing by zero and spreads its samples evenly.
-    mass = weights.detach() + 1e-5
+    # A surface lies between the last empty sample and the first full one, so a neighbour's weight counts too
+    # (mip-NeRF, Barron et al., ICCV 2021, sec. 3.1). The floor spreads the samples of an empty ray evenly.
+    weights = weights.detach()
+    beside = torch.maximum(weights[..., 1:], weights[..., :-1])
+    mass = torch.cat([weights[..., :1], beside], -1) + torch.cat([beside, weights[..., -1:]], -1) + 1e-5
     cdf = torch.cumsum(mass / mass.sum(-1, keepdim=True), -1)
     cdf = torch.cat([torch.zeros_like(cdf[..., :1]), cdf], -1)
     count = jitter.shape[-1]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 # Parameters that are not multiplied with activations as matrices: decay would only shrink them.
-_NO_DECAY_NAMES = ("codebook", "positions")
+_NO_DECAY_NAMES = ("codebook", "positions", "base")
 
 
 def build_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
@@ -66,6 +66,4 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
     for key, value in tensors.items():
         name, moment = key.rsplit("/", 1)
         parameter = parameters[name]
-        # Adam's step counter stays where the optimizer made it; moments live beside their parameter.
-        device = parameter.device if value.ndim else value.device
-        optimizer.state[parameter][moment] = value.to(device).clone()
+        optimizer.state[parameter][moment] = value.to(parameter.device).clone()

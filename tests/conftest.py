@@ -1,0 +1,55 @@
+"""Tiny recipes that tests train and render with: the real model, only small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vq3dcli.config.load import load_recipe
+from vq3dcli.config.schema import Stage1Recipe
+
+_TINY = (
+    "model.image_size=16",
+    "model.patch=4",
+    "model.width=32",
+    "model.heads=2",
+    "model.encoder_layers=1",
+    "model.decoder_layers=1",
+    "model.codebook_size=32",
+    "model.code_dim=8",
+    "model.plane_channels=8",
+    "model.field_hidden=16",
+    "rendering.samples=12",
+    "rendering.rays_per_image=64",
+    "training.images=64",
+    "training.batch_size=8",
+    "training.warmup_images=8",
+    "training.quantize_from_images=16",
+    "training.log_every_images=8",
+    "training.sheet_every_images=32",
+    "training.checkpoint_every_images=32",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> Callable[..., Stage1Recipe]:
+    """A recipe of a 16-pixel model; further overrides as arguments."""
+
+    def make(*overrides: str) -> Stage1Recipe:
+        return load_recipe("toy-cpu", Stage1Recipe, [*_TINY, *overrides])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tiny_recipe: Callable[..., Stage1Recipe], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file of an untrained 16-pixel model."""
+    from vq3dcli.checkpoint import save_weights
+    from vq3dcli.model.build import build_autoencoder
+
+    recipe = tiny_recipe()
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_weights(path, build_autoencoder(recipe), recipe, {"images_seen": 0})
+    return path

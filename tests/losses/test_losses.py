@@ -1,0 +1,92 @@
+"""The depth losses against their identity, and label alignment."""
+
+from __future__ import annotations
+
+import torch
+
+from vq3dcli.losses.depth import (
+    LABEL_METRIC,
+    LABEL_RELATIVE,
+    align_canonical,
+    align_labels,
+    align_least_squares,
+    depth_loss,
+)
+from vq3dcli.losses.reconstruction import chroma_ratio, l1, l2
+
+
+def _rays() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    weights = torch.softmax(torch.randn(3, 20, 16).double() * 2, -1)
+    samples_s = torch.rand(3, 20, 16).double().sort(-1, descending=True).values
+    return weights, samples_s, torch.rand(3, 20).double()
+
+
+def test_pointwise_minus_accumulated_is_the_variance_under_the_weights() -> None:
+    weights, samples_s, label = _rays()
+    mean = (weights * samples_s).sum(-1, keepdim=True)
+    variance = (weights * (samples_s - mean).square()).sum(-1).mean(-1)
+    difference = depth_loss(weights, samples_s, label, "pointwise") - depth_loss(
+        weights, samples_s, label, "accumulated"
+    )
+    torch.testing.assert_close(difference, variance, rtol=1e-10, atol=1e-12)
+
+
+def test_a_pair_of_floaters_that_cancel_is_seen_by_the_pointwise_loss_only() -> None:
+    weights = torch.tensor([[[0.5, 0.0, 0.5]]])
+    samples_s = torch.tensor([[[0.9, 0.5, 0.1]]])
+    label = torch.tensor([[0.5]])
+    assert depth_loss(weights, samples_s, label, "accumulated").item() < 1e-12
+    assert abs(depth_loss(weights, samples_s, label, "pointwise").item() - 0.16) < 1e-6
+
+
+def test_none_is_zero() -> None:
+    weights, samples_s, label = _rays()
+    assert (depth_loss(weights, samples_s, label, "none") == 0).all()
+
+
+def test_canonical_alignment_has_the_wanted_statistics_and_forgets_scale() -> None:
+    label = torch.rand(4, 32, 32)
+    aligned = align_canonical(label, mean=0.4, std=0.18)
+    torch.testing.assert_close(aligned.flatten(1).mean(1), torch.full((4,), 0.4), atol=0.01, rtol=0)
+    torch.testing.assert_close(aligned.flatten(1).std(1), torch.full((4,), 0.18), atol=0.01, rtol=0)
+    torch.testing.assert_close(align_canonical(label * 37 - 5, mean=0.4, std=0.18), aligned, atol=1e-4, rtol=0)
+    assert torch.isfinite(align_canonical(torch.ones(1, 8, 8), mean=0.4, std=0.18)).all()
+
+
+def test_canonical_alignment_withstands_outliers() -> None:
+    label = torch.rand(1, 64, 64)
+    spoiled = label.clone()
+    spoiled[0, 0, 0] = 1e6
+    aligned = align_canonical(spoiled, mean=0.4, std=0.18) - align_canonical(label, mean=0.4, std=0.18)
+    assert aligned[0, 1:].abs().max() < 0.01
+
+
+def test_least_squares_recovers_an_increasing_affine_map() -> None:
+    rendered = torch.rand(2, 100) * 0.5 + 0.2
+    torch.testing.assert_close(align_least_squares(rendered * 9 - 4, rendered), rendered, atol=1e-5, rtol=0)
+
+
+def test_least_squares_does_not_follow_a_flat_wall() -> None:
+    label = torch.rand(2, 100)
+    aligned = align_least_squares(label, torch.full((2, 100), 0.4))
+    assert (aligned.std(1) > 0.02).all()
+    assert (torch.corrcoef(torch.stack([aligned[0], label[0]]))[0, 1]) > 0.999
+
+
+def test_metric_labels_are_never_touched() -> None:
+    label = torch.rand(2, 30)
+    kind = torch.tensor([LABEL_METRIC, LABEL_RELATIVE])
+    for alignment in ("canonical", "least_squares"):
+        aligned = align_labels(label, kind, torch.rand(2, 30), alignment=alignment, canonical=label * 0.5)  # type: ignore[arg-type]
+        assert torch.equal(aligned[0], label[0])
+        assert not torch.equal(aligned[1], label[1])
+
+
+def test_reconstruction_losses() -> None:
+    a, b = torch.zeros(2, 5, 3), torch.full((2, 5, 3), 0.5)
+    assert l2(a, b).item() == 0.25
+    assert l1(a, b).item() == 0.5
+    colourful = torch.rand(2, 50, 3)
+    grey = colourful.mean(-1, keepdim=True).expand_as(colourful)
+    assert chroma_ratio(grey, colourful).item() < 1e-3
+    assert abs(chroma_ratio(colourful, colourful).item() - 1) < 1e-6

@@ -1,0 +1,153 @@
+"""Volume rendering against closed forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from vq3dcli.rendering.cameras import (
+    FAR,
+    NEAR,
+    Rays,
+    canonical_camera,
+    image_rays,
+    pivot_camera,
+    pixel_centres,
+    project,
+    rays_at_pixels,
+    s_from_z_depth,
+    z_depth_from_s,
+)
+from vq3dcli.rendering.composite import ray_weights
+from vq3dcli.rendering.render import render_chunked, render_rays, render_with_importance
+from vq3dcli.rendering.sampling import bin_edges, importance_s, merge_s, stratified_s, uniform_s
+
+
+def _sphere_field(radius: float, sharpness: float) -> object:
+    def field(points: Tensor) -> tuple[Tensor, Tensor]:
+        inside = (points.square().sum(-1).sqrt() < radius).float()
+        return inside * sharpness, points.mul(0.5).add(0.5).clamp(0, 1)
+
+    return field
+
+
+def test_pixel_to_ray_to_pixel() -> None:
+    camera = pivot_camera(torch.tensor([0.3, -0.2]), torch.tensor([0.1, -0.15]), height_px=12, width_px=16)
+    pixels = pixel_centres(12, 16)
+    rays = rays_at_pixels(camera, pixels)
+    z = torch.linspace(1.0, 9.0, pixels.shape[0])
+    back, z_back = project(camera, rays.origin + z[:, None] * rays.direction)
+    torch.testing.assert_close(back, pixels.expand(2, -1, -1), atol=1e-3, rtol=0)
+    torch.testing.assert_close(z_back, z.expand(2, -1), atol=1e-4, rtol=1e-5)
+
+
+def test_canonical_camera_looks_along_z_and_its_middle_pixel_at_the_pivot() -> None:
+    camera = canonical_camera(1, height_px=64, width_px=64)
+    pixels, z_depth = project(camera, torch.zeros(1, 1, 3))
+    torch.testing.assert_close(pixels, torch.full((1, 1, 2), 32.0))
+    torch.testing.assert_close(z_depth, torch.full((1, 1), 3.0))
+    assert (image_rays(camera).direction[..., 2] == 1.0).all()
+
+
+def test_s_runs_from_one_at_near_to_zero_at_far() -> None:
+    z = torch.tensor([NEAR, 3.0, FAR, 1e9, 0.1])
+    s = s_from_z_depth(z)
+    assert s[0] == 1.0
+    assert s[2] == 0.0
+    assert s[3] == 0.0
+    assert s[4] == 1.0
+    torch.testing.assert_close(z_depth_from_s(s[:3]), z[:3], rtol=1e-4, atol=0)
+
+
+def test_a_constant_slab_absorbs_by_its_thickness() -> None:
+    """Between two edges of the bins the quadrature is exact: 1 - exp(-sigma L), L along the slanted ray."""
+    samples, sigma = 32, 0.7
+    edges = z_depth_from_s(bin_edges(uniform_s(samples)))
+    front, back = float(edges[10]), float(edges[20])
+
+    def field(points: Tensor) -> tuple[Tensor, Tensor]:
+        z = points[..., 2]
+        return sigma * ((z > front) & (z < back)).float(), torch.ones_like(points)
+
+    direction = torch.tensor([[[0.0, 0.0, 1.0], [0.5, -0.25, 1.0]]])
+    rays = Rays(torch.zeros_like(direction), direction)
+    rendering = render_rays(field, rays, uniform_s(samples).expand(1, 2, samples), opaque_end=False)
+    length = (back - front) * direction.square().sum(-1).sqrt()
+    torch.testing.assert_close(rendering.rgb[..., 0], 1.0 - torch.exp(-sigma * length), rtol=1e-5, atol=1e-6)
+
+
+def test_an_opaque_sphere_renders_to_its_disparity() -> None:
+    camera = canonical_camera(1, height_px=24, width_px=24)
+    rays = image_rays(camera)
+    samples = 1536
+    rendering = render_rays(_sphere_field(0.8, 1e4), rays, uniform_s(samples).expand(1, 576, samples))
+    a = rays.direction.square().sum(-1)
+    b = (rays.origin * rays.direction).sum(-1)
+    c = rays.origin.square().sum(-1) - 0.64
+    root = b.square() - a * c
+    hit = root > 0.02
+    exact = s_from_z_depth((-b - root.clamp(min=0).sqrt()) / a)
+    assert hit.sum() > 100
+    assert (rendering.s - exact)[hit].abs().max() < 1.5 / samples
+    assert rendering.weight_variance[hit].max() < 1e-5
+
+
+def test_weights_sum_to_at_most_one_and_to_one_with_an_opaque_end() -> None:
+    tau = torch.rand(7, 50) * torch.logspace(-6, 6, 7)[:, None]
+    open_weights = ray_weights(tau, opaque_end=False)
+    assert (open_weights >= 0).all()
+    assert (open_weights.sum(-1) <= 1 + 1e-5).all()
+    torch.testing.assert_close(open_weights.sum(-1), 1 - torch.exp(-tau.double().sum(-1)).float(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ray_weights(tau, opaque_end=True).sum(-1), torch.ones(7), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-6, 1.0, 1e6, 1e30])
+def test_gradients_are_finite_over_huge_ranges(scale: float) -> None:
+    tau = torch.full((3, 16), scale, requires_grad=True)
+    weights = ray_weights(tau, opaque_end=True)
+    (weights * torch.linspace(0, 1, 16)).sum().backward()
+    assert tau.grad is not None
+    assert torch.isfinite(tau.grad).all()
+
+
+def test_chunks_do_not_change_a_bit() -> None:
+    rays = image_rays(pivot_camera(torch.tensor([0.2]), torch.tensor([0.1]), height_px=20, width_px=20))
+    field = _sphere_field(0.9, 3.0)
+    whole = render_chunked(field, rays, 40, rays_per_chunk=400)
+    for rays_per_chunk in (1, 7, 128):
+        parts = render_chunked(field, rays, 40, rays_per_chunk=rays_per_chunk)
+        assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+def test_stratified_samples_stay_in_their_bins_and_descend() -> None:
+    samples_s = stratified_s(torch.rand(5, 32))
+    middle = uniform_s(32)
+    assert (samples_s - middle).abs().max() <= 0.5 / 32 + 1e-6
+    assert (samples_s[:, 1:] < samples_s[:, :-1]).all()
+
+
+def test_importance_samples_follow_the_weights_and_carry_no_gradient() -> None:
+    samples_s = uniform_s(16).expand(4, 16)
+    weights = torch.zeros(4, 16)
+    weights[:, 5] = 1.0
+    weights.requires_grad_()
+    fine = importance_s(samples_s, weights, torch.rand(4, 64))
+    assert not fine.requires_grad
+    near_peak = (fine - samples_s[:, 5:6]).abs() <= 0.5 / 16 + 1e-6
+    assert near_peak.float().mean() > 0.45
+    assert ((fine - samples_s[:, 5:6]).abs() <= 1.5 / 16 + 1e-6).float().mean() > 0.95
+    merged = merge_s(samples_s, fine)
+    assert (merged[:, 1:] <= merged[:, :-1]).all()
+
+
+def test_an_importance_pass_sharpens_a_surface() -> None:
+    camera = canonical_camera(1, height_px=8, width_px=8)
+    field = _sphere_field(0.8, 1e4)
+    jitter = torch.full((1, 64, 64), 0.5)
+    coarse = uniform_s(24).expand(1, 64, 24)
+    fine = render_with_importance(field, image_rays(camera), coarse, jitter)
+    reference = render_rays(field, image_rays(camera), uniform_s(1536).expand(1, 64, 1536))
+    plain = render_rays(field, image_rays(camera), coarse)
+    hit = reference.s > 0.5
+    assert (fine.s - reference.s)[hit].abs().mean() < 0.2 * (plain.s - reference.s)[hit].abs().mean()

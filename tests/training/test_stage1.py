@@ -1,0 +1,165 @@
+"""Training: it learns, it resumes to the bit, it stops before damage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vq3dcli.checkpoint import load_weights
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.data.loader import Batch
+from vq3dcli.data.toyscenes import render_scenes, sample_scenes
+from vq3dcli.errors import DivergedError, RecipeError, StoppedError
+from vq3dcli.model.build import build_autoencoder
+from vq3dcli.rendering.cameras import canonical_camera
+from vq3dcli.training.objective import Stage1Objective
+from vq3dcli.training.optim import build_optimizer, learning_rate_at
+from vq3dcli.training.stage1 import train
+
+Make = Callable[..., Stage1Recipe]
+
+
+class _ToyBatches:
+    """Toy scenes as a stream, without shards."""
+
+    def __init__(self, batch_size: int, size: int = 16) -> None:
+        self.batch_size, self.size = batch_size, size
+        views = render_scenes(
+            sample_scenes(torch.arange(24), seed=0), canonical_camera(24, height_px=size, width_px=size)
+        )
+        self.rgb, self.s = views.rgb, views.s
+
+    def batches(self, images_seen: int) -> Iterator[Batch]:
+        while True:
+            index = torch.arange(images_seen, images_seen + self.batch_size)
+            rows = index % 24
+            yield Batch(
+                image=self.rgb[rows],
+                s=self.s[rows],
+                label_kind=torch.ones(self.batch_size, dtype=torch.int8),
+                class_index=torch.zeros(self.batch_size, dtype=torch.int64),
+                index=index,
+                keys=[f"{row:08d}" for row in rows.tolist()],
+            )
+            images_seen += self.batch_size
+
+
+def _bits(run: Path) -> dict[str, torch.Tensor]:
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    return {f"{p.stem}/{k}": v for p in newest.glob("*.safetensors") for k, v in load_file(p).items()}
+
+
+def test_n_plus_n_steps_equal_2n_to_the_bit(tiny_recipe: Make, tmp_path: Path) -> None:
+    recipe, data = tiny_recipe(), _ToyBatches(8)
+    train(recipe, data, tmp_path / "whole")
+    with pytest.raises(StoppedError, match="32 of 64"):
+        train(recipe, data, tmp_path / "halves", stop_after_images=32)
+    result = train(recipe, data, tmp_path / "halves")
+    whole, halves = _bits(tmp_path / "whole"), _bits(tmp_path / "halves")
+    assert whole.keys() == halves.keys()
+    assert all(torch.equal(whole[name], halves[name]) for name in whole)
+    assert result.sha256 == train(recipe, data, tmp_path / "whole").sha256
+    seen = [json.loads(line)["images_seen"] for line in (tmp_path / "halves/metrics.jsonl").read_text().splitlines()]
+    assert seen == list(range(8, 65, 8))
+
+
+def test_a_run_writes_what_it_promises(tiny_recipe: Make, tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+    reports = []
+    train(recipe, _ToyBatches(8), tmp_path, report=reports.append)
+    assert reports[-1].images_seen == 64
+    assert (tmp_path / "recipe.toml").exists()
+    assert sorted(p.name for p in (tmp_path / "sheets").iterdir()) == [
+        "images-000000000032.png",
+        "images-000000000064.png",
+    ]
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"loss", "l2", "l1", "depth", "perplexity", "relief", "weight_variance", "images_per_second"} <= last.keys()
+    assert last["quantizing"] is True
+    loaded = load_weights(tmp_path)
+    assert loaded.recipe == recipe
+    assert loaded.card["images_seen"] == 64
+
+
+def test_overfitting_one_batch(tiny_recipe: Make) -> None:
+    recipe = tiny_recipe("loss.commitment=0.01")
+    model = build_autoencoder(recipe)
+    objective = Stage1Objective(model, recipe)
+    optimizer = build_optimizer(model, learning_rate=3e-3, weight_decay=0.0)
+    batch = next(_ToyBatches(4).batches(0))
+    losses = []
+    for step in range(120):
+        result = objective(batch.image, batch.s, batch.label_kind, batch.index + 4 * step, torch.tensor(1.0))
+        optimizer.zero_grad()
+        result.loss.backward()
+        optimizer.step()
+        losses.append(result.terms)
+    assert losses[-1]["l2"] < 0.15 * losses[0]["l2"]
+    assert losses[-1]["depth"] < 0.25 * losses[0]["depth"]
+
+
+def test_an_unlabelled_sample_has_no_depth_loss(tiny_recipe: Make) -> None:
+    recipe = tiny_recipe()
+    objective = Stage1Objective(build_autoencoder(recipe), recipe)
+    batch = next(_ToyBatches(4).batches(0))
+    kind = torch.tensor([1, 0, 1, 0], dtype=torch.int8)
+    share = torch.tensor(0.5)
+    masked = objective(batch.image, batch.s, kind, batch.index, share).terms["depth"]
+    garbage = torch.where((kind == 0)[:, None, None], torch.rand_like(batch.s), batch.s)
+    assert torch.equal(masked, objective(batch.image, garbage, kind, batch.index, share).terms["depth"])
+    pair = objective(batch.image[::2], batch.s[::2], kind[::2], batch.index[::2], torch.tensor(1.0)).terms["depth"]
+    torch.testing.assert_close(masked, pair, rtol=1e-4, atol=1e-6)
+
+
+class _Poisoned(_ToyBatches):
+    """The real stream with a non-finite label from some position on."""
+
+    def batches(self, images_seen: int) -> Iterator[Batch]:
+        for batch in super().batches(images_seen):
+            if int(batch.index[0]) >= 40:
+                batch.s[2] = torch.nan
+            yield batch
+
+
+def test_a_non_finite_loss_stops_before_the_update_and_names_the_samples(tiny_recipe: Make, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match=r"40 images \(samples 00000016") as caught:
+        train(tiny_recipe(), _Poisoned(8), tmp_path)
+    assert caught.value.exit_code == 79
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["images-000000000032"]
+    assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_a_changed_recipe_is_refused(tiny_recipe: Make, tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        train(tiny_recipe(), _ToyBatches(8), tmp_path, stop_after_images=8)
+    with pytest.raises(RecipeError, match=r"loss\.depth: 1\.0 -> 2\.0"):
+        train(tiny_recipe("loss.depth=2.0"), _ToyBatches(8), tmp_path)
+
+
+def test_a_damaged_newest_checkpoint_falls_back(tiny_recipe: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe, data = tiny_recipe(), _ToyBatches(8)
+    train(recipe, data, tmp_path)
+    expected = _bits(tmp_path)
+    weights = tmp_path / "checkpoints/images-000000000064/weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    train(recipe, data, tmp_path)
+    assert "damaged checkpoint" in caplog.text
+    again = _bits(tmp_path)
+    assert all(torch.equal(expected[name], again[name]) for name in expected)
+
+
+def test_the_schedule_warms_up_and_decays() -> None:
+    def rate(seen: int) -> float:
+        return learning_rate_at(seen, peak=1.0, warmup_images=100, total_images=1100, final_factor=0.1)
+
+    assert rate(0) < 0.02
+    assert rate(100) == 1.0
+    assert abs(rate(600) - 0.55) < 1e-6
+    assert abs(rate(1100) - 0.1) < 1e-6

@@ -1,0 +1,149 @@
+"""A run's folder: its lock, its resolved recipe, its metrics, its checkpoints.
+
+```
+RUN/recipe.toml  metrics.jsonl  sheets/  checkpoints/images-000012800/  weights.safetensors
+```
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vq3dcli.checkpoint import read_checkpoint, write_checkpoint
+from vq3dcli.config.load import dump_recipe, load_recipe
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.errors import DataError, RecipeError
+from vq3dcli.files import lock_folder, make_folder, write_bytes, write_error
+
+_log = logging.getLogger(__name__)
+
+# Keys that may change between two calls of the same run: they change what is written, not what is learnt.
+_FREE_KEYS = frozenset(
+    f"training.{name}"
+    for name in ("log_every_images", "sheet_every_images", "checkpoint_every_images", "keep_checkpoints")
+)
+
+
+class RunFolder:
+    """The files of one run. Hold it open with `opened` so that no second run writes here.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.sheets = path / "sheets"
+        self.weights = path / "weights.safetensors"
+
+    @contextlib.contextmanager
+    def opened(self, recipe: Stage1Recipe, facts: Mapping[str, Any]) -> Iterator[None]:
+        """Create and lock the folder, and record or compare the recipe.
+
+        Args:
+            recipe: The resolved recipe.
+            facts: What else must stay the same over the run's life, for example the data; JSON values.
+
+        Raises:
+            StoppedError: Another run holds the folder.
+            RecipeError: The folder belongs to a run with another recipe or other data.
+        """
+        make_folder(self.path)
+        with lock_folder(self.path):
+            make_folder(self.checkpoints)
+            make_folder(self.sheets)
+            self._compare(recipe, facts)
+            yield
+
+    def _compare(self, recipe: Stage1Recipe, facts: Mapping[str, Any]) -> None:
+        recipe_path, facts_path = self.path / "recipe.toml", self.path / "run.json"
+        if recipe_path.exists() and facts_path.exists():
+            changed = _differences(load_recipe(str(recipe_path), Stage1Recipe), recipe)
+            recorded = json.loads(facts_path.read_text())
+            changed += [f"{k}: {recorded.get(k)} -> {v}" for k, v in facts.items() if recorded.get(k) != v]
+            if changed:
+                raise RecipeError(
+                    f"the run was started otherwise ({self.path}): {'; '.join(changed)}",
+                    remedy="the same command as before, or another --out",
+                )
+        write_bytes(recipe_path, dump_recipe(recipe).encode())
+        write_bytes(facts_path, json.dumps(dict(facts), indent=2, sort_keys=True).encode() + b"\n")
+
+    def save(
+        self, images_seen: int, parts: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any], keep: int
+    ) -> None:
+        """Write a checkpoint and delete all but the newest `keep`."""
+        write_checkpoint(self.checkpoints / f"images-{images_seen:012d}", parts, manifest)
+        for old in self._saved()[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def newest(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+        """The newest checkpoint that is whole; damaged ones are passed over with a warning. None in a new run.
+
+        Raises:
+            DataError: There are checkpoints, but all are damaged.
+        """
+        saved = self._saved()
+        for folder in reversed(saved):
+            try:
+                return read_checkpoint(folder)
+            except DataError as error:
+                _log.warning("%s; falling back to an older checkpoint", error)
+        if saved:
+            raise DataError(f"every checkpoint is damaged ({self.checkpoints})", remedy="another --out")
+        return None
+
+    def _saved(self) -> Sequence[Path]:
+        return sorted(p for p in self.checkpoints.iterdir() if re.fullmatch(r"images-\d{12}", p.name))
+
+    def forget_metrics_after(self, images_seen: int) -> None:
+        """Drop the lines that a run wrote after its last checkpoint, and half a line that a crash left."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(errors="replace").splitlines():
+            try:
+                if json.loads(line)["images_seen"] <= images_seen:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue
+        write_bytes(self.metrics, "".join(f"{line}\n" for line in kept).encode())
+
+    def last_metrics(self) -> dict[str, Any]:
+        """The newest line of the metrics; empty in a new run."""
+        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        return dict(json.loads(lines[-1])) if lines else {}
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to the metrics."""
+        try:
+            with self.metrics.open("a") as handle:
+                handle.write(json.dumps(dict(record), allow_nan=False) + os.linesep)
+        except OSError as error:
+            raise write_error(self.metrics, error) from error
+
+
+def _differences(old: Stage1Recipe, new: Stage1Recipe) -> list[str]:
+    """Keys whose values differ and may not, as `a.b: old -> new`."""
+    before, after = old.model_dump(), new.model_dump()
+    lines = []
+    for section, values in after.items():
+        pairs = values.items() if isinstance(values, dict) else [("", values)]
+        for name, value in pairs:
+            key = f"{section}.{name}".rstrip(".")
+            was = before[section][name] if name else before[section]
+            if was != value and key not in _FREE_KEYS:
+                lines.append(f"{key}: {was} -> {value}")
+    return lines
