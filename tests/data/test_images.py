@@ -178,23 +178,27 @@ def test_extreme_shapes_are_kept(width, height):
         assert (square[0] == 255).all()
 
 
-@pytest.mark.parametrize(("width", "height"), [(20000, 20000), (12000, 11000)])
-def test_a_decompression_bomb_is_one_clear_error_in_little_memory(tmp_path, width, height):
-    path = tmp_path / "bomb.png"
-    path.write_bytes(huge_png(width, height))
+def test_decompression_bombs_are_one_clear_error_in_little_memory(tmp_path: Path):
+    sizes = [(20000, 20000), (12000, 11000)]  # above and below Pillow's own limit
+    paths = [tmp_path / f"{width}.png" for width, _ in sizes]
+    for path, (width, height) in zip(paths, sizes, strict=True):
+        path.write_bytes(huge_png(width, height))
     script = (
         "import resource, sys, warnings; warnings.simplefilter('error')\n"
         "from pathlib import Path\n"
         "from vq3dcli.data.images import read_image\n"
         "from vq3dcli.errors import DataError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try:\n    read_image(Path(sys.argv[1]))\n"
-        "except DataError as error:\n    print(error)\n"
+        "for path in sys.argv[1:]:\n"
+        "    try:\n        read_image(Path(path))\n"
+        "    except DataError as error:\n        print(error)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
-    result = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
-    message, kilobytes = result.stdout.splitlines()
-    assert "over the limit of 128 megapixels" in message
+    command = [sys.executable, "-c", script, *map(str, paths)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    *messages, kilobytes = result.stdout.splitlines()
+    assert len(messages) == 2
+    assert all("over the limit of 128 megapixels" in message for message in messages)
     assert int(kilobytes) < 50_000
     assert result.stderr == ""
 

@@ -156,13 +156,17 @@ def read_record(path: Path, schema: type[Record], remedy: str) -> Record:
         InputMissingError: It is not there.
         DataError: It is damaged, or of another format version.
     """
+    return parse_record(read_record_bytes(path, remedy), schema, name=str(path), remedy=remedy)
+
+
+def read_record_bytes(path: Path, remedy: str) -> bytes:
+    """The bytes of one JSON file of ours. Raises `InputMissingError` or `StorageError`."""
     try:
-        text = path.read_bytes()
+        return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputMissingError(f"no such file ({path})", remedy=remedy) from error
     except OSError as error:
         raise StorageError(f"cannot read file ({path}): {error.strerror or error}") from error
-    return parse_record(text, schema, name=str(path), remedy=remedy)
 
 
 def parse_record(text: bytes, schema: type[Record], *, name: str, remedy: str) -> Record:
@@ -180,5 +184,5 @@ def parse_record(text: bytes, schema: type[Record], *, name: str, remedy: str) -
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise DataError(f"damaged file ({name}): {place}: {first['msg']}", remedy=remedy) from error
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"damaged file ({name}): not a JSON object", remedy=remedy) from error

@@ -31,6 +31,7 @@ from vq3dcli.data.schema import (
     ShardIndex,
     parse_record,
     read_record,
+    read_record_bytes,
 )
 from vq3dcli.errors import DataError, InputMissingError, StorageError
 from vq3dcli.files import sha256_bytes
@@ -94,10 +95,10 @@ class ShardFolder:
         if shard not in self._indices:
             listed = self.manifest.shards[shard]
             path = self.path / f"{listed.name}.index.json"
-            index = read_record(path, ShardIndex, PREPARE_AGAIN)
-            if (index.sha256, len(index.samples)) != (listed.sha256, listed.samples):
-                raise DataError(f"the index is not the manifest's ({path})", remedy=PREPARE_AGAIN)
-            self._indices[shard] = index
+            text = read_record_bytes(path, PREPARE_AGAIN)
+            if sha256_bytes(text) != listed.index_sha256:
+                raise DataError(f"damaged index ({path})", remedy=PREPARE_AGAIN)
+            self._indices[shard] = parse_record(text, ShardIndex, name=str(path), remedy=PREPARE_AGAIN)
         return self._indices[shard]
 
     def locate(self, i: int) -> tuple[int, int]:

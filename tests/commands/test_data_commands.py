@@ -1,0 +1,54 @@
+"""`vq3d prepare-data` and `vq3d depth-labels`, in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vq3dcli.cli import run
+
+
+def test_from_nothing_to_labelled_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = str(tmp_path / "toy")
+    assert run(["prepare-data", "toyscenes", out, "--count", "6", "--size", "16", "--seed", "2", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["command"], result["count"], result["seed"]) == ("prepare-data", 6, 2)
+    assert result["metrics"]["rejects"] == 0
+    assert result["outputs"] == [out]
+    assert run(["depth-labels", out, "--model", "exact", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["command"], result["metrics"]["labels"]) == ("depth-labels", 6)
+    assert (tmp_path / "toy" / "disparity" / "exact" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["toyscenes", "OUT"], 2),
+        (["toyscenes", "OUT", "--count", "4", "--margin", "1.1"], 2),
+        (["SRC", "OUT", "--count", "4"], 2),
+        (["SRC/none", "OUT"], 66),
+        (["SRC", "OUT"], 65),
+        (["SRC", "SRC/text.jpg"], 73),
+        (["./toyscenes", "OUT"], 66),
+    ],
+)
+def test_errors_are_one_line_with_a_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int
+):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "text.jpg").write_text("text")
+    names = [a.replace("SRC", str(tmp_path / "src")).replace("OUT", str(tmp_path / "out")) for a in arguments]
+    assert run(["prepare-data", *names, "--quiet"]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_labels_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(["depth-labels", str(tmp_path), "--model", "dpt"]) == 69
+    assert run(["depth-labels", str(tmp_path), "--model", "exact"]) == 66
+    assert capsys.readouterr().err.count("error: ") == 2

@@ -1,0 +1,218 @@
+"""The stream is a function of the seed and the position alone, and images stay with their labels."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from data_tools.depth_labels import label_sample, write_labels
+from data_tools.shards import Job, Sample, shard_ranges, write_folder
+from vq3dcli.data.images import encode_png
+from vq3dcli.data.loader import LABEL_KIND, Batch, TrainingLoader
+from vq3dcli.data.schema import DisparityInfo, sample_key, stored_size
+from vq3dcli.data.shards import ShardFolder, encode_levels
+from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.losses import depth
+
+
+def loader(*folders: Path, **changes: object) -> TrainingLoader:
+    options: dict[str, object] = {"batch_size": 4, "size": 16, "seed": 5, "flip": True, "crop": True, **changes}
+    return TrainingLoader(list(folders), **options)  # type: ignore[arg-type]
+
+
+def take(stream: Iterator[Batch], count: int) -> list[Batch]:
+    return list(itertools.islice(stream, count))
+
+
+def same(a: Batch, b: Batch) -> bool:
+    tensors = all(
+        torch.equal(getattr(a, n), getattr(b, n)) for n in ("image", "s", "label_kind", "class_index", "index")
+    )
+    return tensors and a.keys == b.keys
+
+
+def colour_ramps(
+    out: Path, *, count: int = 10, size: int = 16, margin: float = 1.0, classes: tuple[str, ...] = ()
+) -> Path:
+    """Images whose red channel is 255 s of their label, so that any misplacement of one against the other shows."""
+    side = stored_size(size, margin)
+    progress = lambda done, total: None  # noqa: E731
+
+    def pixels(i: int) -> Tensor:
+        return torch.randint(0, 256, (3, side, side), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+
+    def image(i: int) -> Sample:
+        return Sample(sample_key(i), i % len(classes) if classes else None, {"png": encode_png(pixels(i))})
+
+    job = Job(
+        kind="images",
+        preset="folder",
+        image_size=size,
+        margin=margin,
+        own_disparity=False,
+        class_names=list(classes),
+        shards=shard_ranges(count, 4),
+        plan={"preset": "ramps"},
+        make=lambda positions: map(image, positions),
+    )
+    write_folder(out, job, force=False, progress=progress)
+    images = ShardFolder(out)
+
+    def label(i: int) -> Sample:
+        sha256 = images.entry(i).members["png"].sha256
+        info = DisparityInfo(kind="relative", lo=0.0, hi=1.0, flags=[], sha256=sha256)
+        return label_sample(images.keys[i], None, encode_levels(pixels(i)[0].to(torch.int32) * 257), info)
+
+    write_labels(images, "red", lambda positions: map(label, positions), force=False, progress=progress)
+    return out
+
+
+def test_every_epoch_is_another_permutation(toy_shards: Path):
+    data = loader(toy_shards, batch_size=22)
+    first, second = take(data.batches(0), 2)
+    everything = sorted(f"{toy_shards}, key {i:08d}" for i in range(22))
+    assert sorted(first.keys) == sorted(second.keys) == everything
+    assert first.keys != second.keys != everything
+    assert same(first, loader(toy_shards, batch_size=22).batch_at(0))
+    assert loader(toy_shards, batch_size=22, seed=6).batch_at(0).keys != first.keys
+
+
+def test_resuming_anywhere_gives_the_same_stream(toy_shards: Path):
+    whole = take(loader(toy_shards).batches(0), 14)  # past two ends of an epoch
+    for start in (1, 5, 6, 11):
+        resumed = take(loader(toy_shards).batches(4 * start), 14 - start)
+        assert all(same(a, b) for a, b in zip(whole[start:], resumed, strict=True))
+
+
+def test_positions_do_not_depend_on_the_batch_size(toy_shards: Path):
+    small = take(loader(toy_shards, batch_size=3).batches(0), 10)
+    large = take(loader(toy_shards, batch_size=15).batches(0), 2)
+    for name in ("image", "s", "index", "class_index", "label_kind"):
+        assert torch.equal(torch.cat([getattr(b, name) for b in small]), torch.cat([getattr(b, name) for b in large]))
+    assert torch.cat([b.index for b in small]).tolist() == list(range(30))
+
+
+def test_ranks_share_each_global_batch(toy_shards: Path):
+    whole = loader(toy_shards, batch_size=6).batch_at(18)
+    parts = [loader(toy_shards, batch_size=6, rank=rank, world_size=3).batch_at(18) for rank in range(3)]
+    assert torch.equal(torch.cat([p.image for p in parts]), whole.image)
+    assert torch.equal(torch.cat([p.s for p in parts]), whole.s)
+    assert torch.cat([p.index for p in parts]).tolist() == list(range(18, 24))
+    assert [k for p in parts for k in p.keys] == whole.keys
+    with pytest.raises(UsageError, match="multiple"):
+        loader(toy_shards, batch_size=6, world_size=4)
+
+
+@pytest.mark.parametrize("margin", [1.0, 1.25])
+def test_image_and_label_get_the_same_crop_and_flip(tmp_path: Path, margin: float):
+    data = loader(colour_ramps(tmp_path / "x", margin=margin), labels="red", batch_size=40)
+    batch = data.batch_at(0)
+    assert batch.image.shape == (40, 3, 16, 16)
+    assert torch.equal((batch.s * 255).round().to(torch.uint8), batch.image[:, 0])
+    assert (batch.label_kind == LABEL_KIND["relative"]).all()
+    views: dict[str, set[bytes]] = {}
+    for key, image in zip(batch.keys, batch.image, strict=True):
+        views.setdefault(key, set()).add(image.numpy().tobytes())
+    assert len(views) == 10
+    assert max(map(len, views.values())) >= (2 if margin == 1.0 else 3)  # two ways round; more places with a margin
+
+
+def test_without_flip_and_crop_the_stored_image_comes(tmp_path: Path):
+    folder = ShardFolder(colour_ramps(tmp_path / "x"))
+    data = loader(folder.path, labels=None, flip=False, crop=False, batch_size=10)
+    batch = data.batch_at(0)
+    assert not batch.s.any()
+    assert (batch.label_kind == LABEL_KIND["none"]).all()
+    assert data.num_labelled == 0
+    for key, image in zip(batch.keys, batch.image, strict=True):
+        i = folder.keys.index(key.rsplit(" ", 1)[1])
+        assert encode_png(image) == folder.read(i)["png"]
+
+
+def test_a_margin_is_resized_away_without_crop(tmp_path: Path):
+    data = loader(colour_ramps(tmp_path / "x", size=16, margin=1.25), labels="red", flip=False, crop=False, size=8)
+    batch = data.batch_at(0)
+    assert batch.image.shape == (4, 3, 8, 8)
+    assert batch.s.shape == (4, 8, 8)
+    assert torch.equal(batch.s, batch.s.mul(255).round() / 255)  # nearest: no mixture of two levels
+
+
+def test_half_of_the_positions_are_flipped(toy_shards: Path):
+    plain = loader(toy_shards, flip=False, batch_size=220).batch_at(0)
+    flipped = loader(toy_shards, flip=True, batch_size=220).batch_at(0)
+    unchanged = (plain.s == flipped.s).flatten(1).all(1)
+    assert torch.equal(plain.image[unchanged], flipped.image[unchanged])
+    assert torch.equal(plain.image[~unchanged].flip(-1), flipped.image[~unchanged])
+    assert 70 < int(unchanged.sum()) < 150
+
+
+def test_several_folders_are_one_data_set(toy_shards: Path, tmp_path: Path):
+    photos = colour_ramps(tmp_path / "photos", classes=("cat", "sphere"))
+    unclassed = colour_ramps(tmp_path / "unclassed", count=3)
+    data = loader(toy_shards, photos, unclassed, batch_size=35)
+    assert data.num_samples == 35
+    assert data.num_labelled == 22
+    assert data.class_names[0] == "sphere"
+    assert data.class_names[-1] == "cat"
+    batch = data.batch_at(0)
+    assert len(set(batch.keys)) == 35
+    for key, kind, class_index in zip(batch.keys, batch.label_kind, batch.class_index, strict=True):
+        folder, i = key.split(", key ")
+        assert (kind == LABEL_KIND["metric"]) == (folder == str(toy_shards))
+        if folder == str(photos):
+            assert data.class_names[int(class_index)] == ("cat", "sphere")[int(i) % 2]
+        elif folder == str(unclassed):
+            assert class_index == -1
+
+
+def test_the_cache_changes_nothing(toy_shards: Path):
+    cached, uncached = loader(toy_shards), loader(toy_shards, cache_bytes=0)
+    for a, b in zip(take(cached.batches(0), 12), take(uncached.batches(0), 12), strict=True):
+        assert same(a, b)
+
+
+def test_damage_is_raised_from_the_stream_and_names_shard_and_key(toy_shards: Path):
+    member = ShardFolder(toy_shards).entry(9).members["png"]
+    path = toy_shards / "shard-000001.tar"
+    data = bytearray(path.read_bytes())
+    data[member.offset + 40] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"shard-000001\.tar, key 00000009"):
+        take(loader(toy_shards).batches(0), 6)
+
+
+def test_the_thread_ends_with_the_stream(toy_shards: Path):
+    before = threading.active_count()
+    stream = loader(toy_shards).batches(0)
+    next(stream)
+    assert threading.active_count() == before + 1
+    stream.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+def test_what_is_missing_or_contradicts_is_said_at_once(toy_shards: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match="smaller"):
+        loader(toy_shards, size=32)
+    with pytest.raises(UsageError, match="labels, not images"):
+        loader(toy_shards / "disparity" / "exact")
+    with pytest.raises(InputMissingError):
+        loader(tmp_path / "none")
+    (toy_shards / "disparity" / "exact" / "manifest.json").unlink()
+    with pytest.raises(InputMissingError, match="no finished disparity labels"):
+        loader(toy_shards)
+    with pytest.raises(DataError, match="no samples"):
+        loader()
+
+
+def test_label_kinds_are_those_of_the_losses():
+    assert (LABEL_KIND["none"], LABEL_KIND["metric"], LABEL_KIND["relative"]) == (
+        depth.LABEL_NONE,
+        depth.LABEL_METRIC,
+        depth.LABEL_RELATIVE,
+    )

@@ -1,0 +1,140 @@
+"""Shard folders are read whole and checked: damage is always found and named."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vq3dcli.data.images import decode_image
+from vq3dcli.data.schema import DisparityInfo
+from vq3dcli.data.shards import LabelFolder, ShardFolder, decode_levels, encode_levels
+from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
+from vq3dcli.errors import DataError, InputMissingError
+from vq3dcli.rendering.cameras import canonical_camera
+
+
+def test_samples_are_the_scenes_they_say_they_are(toy_shards: Path):
+    folder = ShardFolder(toy_shards)
+    assert folder.num_samples == 22
+    assert folder.keys == [f"{i:08d}" for i in range(22)]
+    assert folder.class_names == list(CLASS_NAMES)
+    labels = LabelFolder(folder, "exact")
+    scenes = sample_scenes(torch.arange(22), seed=3, purpose="train")
+    views = render_scenes(scenes, canonical_camera(22, height_px=16, width_px=16))
+    assert torch.equal(folder.class_index, scenes.class_index)
+    for i in (0, 7, 8, 21):
+        members = folder.read(i)
+        assert set(members) == {"png", "cls", "json", "disparity.npy"}
+        assert torch.equal(decode_image(members["png"], name="x"), views.rgb[i])
+        assert int(members["cls"]) == scenes.class_index[i]
+        info = json.loads(members["json"])
+        assert (info["seed"], info["purpose"], info["index"], info["kind"]) == (3, "train", i, "metric")
+        label = labels.read(i)
+        assert label is not None
+        assert label.info.kind == "metric"
+        assert (label.values - views.s[i]).abs().max() <= 0.51 / 65535
+    assert set(folder.read(3, ["png", "jpg"])) == {"png"}
+    folder.close()
+    assert folder.read(0)["cls"] == str(int(scenes.class_index[0])).encode()
+    with pytest.raises(IndexError):
+        folder.read(22)
+
+
+def test_every_flipped_bit_of_a_member_is_found_and_named(toy_shards: Path):
+    entry = ShardFolder(toy_shards).entry(9)
+    path = toy_shards / "shard-000001.tar"
+    whole = path.read_bytes()
+    for extension, member in entry.members.items():
+        for place in {0, member.size // 2, member.size - 1}:
+            damaged = bytearray(whole)
+            damaged[member.offset + place] ^= 0x10
+            path.write_bytes(damaged)
+            with pytest.raises(DataError, match=rf"shard-000001\.tar, key 00000009, member {extension}"):
+                ShardFolder(toy_shards).read(9)
+
+
+def test_a_cut_shard_is_found(toy_shards: Path):
+    path = toy_shards / "shard-000002.tar"
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(DataError, match=r"shard-000002\.tar"):
+        ShardFolder(toy_shards).read(21)
+    path.unlink()
+    with pytest.raises(InputMissingError, match=r"shard-000002\.tar"):
+        ShardFolder(toy_shards).read(21)
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b"{", b'{"format_version": 1}', b"\xff\xfe", b"null", b"[" * 100_000])
+def test_damaged_json_is_found(toy_shards: Path, damage: bytes):
+    (toy_shards / "shard-000000.index.json").write_bytes(damage)
+    with pytest.raises(DataError, match=r"shard-000000\.index\.json"):
+        ShardFolder(toy_shards).read(0)
+    (toy_shards / "manifest.json").write_bytes(damage)
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        ShardFolder(toy_shards)
+
+
+def test_an_index_of_another_run_is_refused(toy_shards: Path):
+    other = (toy_shards / "shard-000001.index.json").read_bytes()
+    (toy_shards / "shard-000000.index.json").write_bytes(other)
+    with pytest.raises(DataError, match="damaged index"):
+        ShardFolder(toy_shards).read(0)
+
+
+def test_an_unknown_format_version_is_named(toy_shards: Path):
+    manifest = json.loads((toy_shards / "manifest.json").read_bytes())
+    (toy_shards / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
+    with pytest.raises(DataError, match="version 99"):
+        ShardFolder(toy_shards)
+
+
+def test_unfinished_folders_are_refused(toy_shards: Path, tmp_path: Path):
+    (toy_shards / "manifest.json").unlink()
+    for path in (toy_shards, tmp_path / "none", toy_shards / "shard-000000.tar"):
+        with pytest.raises(InputMissingError):
+            ShardFolder(path)
+
+
+def test_labels_of_other_images_are_refused(toy_shards: Path, tmp_path: Path):
+    from data_tools.toyscenes import prepare_toyscenes
+
+    prepare_toyscenes(tmp_path / "other", count=22, size=16, seed=4, shard_size=8)
+    (toy_shards / "disparity").rename(tmp_path / "other" / "disparity")
+    with pytest.raises(DataError, match="labels of another image"):
+        LabelFolder(ShardFolder(tmp_path / "other"), "exact").read(0)
+
+
+def test_levels_round_trip_and_the_ends_are_exact():
+    levels = torch.tensor([[0, 1, 32768, 65535]], dtype=torch.int32)
+    assert torch.equal(decode_levels(encode_levels(levels), name="x"), levels)
+    from vq3dcli.data.shards import decode_disparity
+
+    info = DisparityInfo(kind="relative", lo=-2.0, hi=6.0, flags=[], sha256="").model_dump_json().encode()
+    values = decode_disparity(encode_levels(levels), info, name="x").values
+    assert values[0, 0] == -2.0
+    assert values[0, 3] == 6.0
+
+
+def test_arrays_that_are_not_levels_are_refused(tmp_path: Path):
+    def npy(array: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=True)
+        return buffer.getvalue()
+
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "executed",))
+
+    good = npy(np.zeros((2, 2), np.uint16))
+    objects = npy(np.array([[Bomb()]], dtype=object))
+    for data in (b"", good[:-1], npy(np.zeros((2, 2), np.float32)), npy(np.zeros(4, np.uint16)), objects):
+        with pytest.raises(DataError):
+            decode_levels(data, name="x")
+    with pytest.raises(DataError):
+        decode_levels(pickle.dumps(Bomb()), name="x")
+    assert not (tmp_path / "executed").exists()

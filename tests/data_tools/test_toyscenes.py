@@ -1,0 +1,71 @@
+"""Toy shards and their exact labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_tools.depth_labels import label_exact
+from data_tools.folder import prepare_folder
+from data_tools.toyscenes import prepare_toyscenes
+from vq3dcli.data.images import encode_png
+from vq3dcli.data.shards import ShardFolder
+from vq3dcli.errors import DataError, InputMissingError, UsageError
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_equal_seeds_give_equal_bytes_on_any_number_of_threads(tmp_path: Path):
+    threads = torch.get_num_threads()
+    try:
+        for name, count in (("one", 1), ("two", 2)):
+            torch.set_num_threads(count)
+            prepare_toyscenes(tmp_path / name, count=20, size=16, seed=7, shard_size=15)
+            label_exact(tmp_path / name)
+    finally:
+        torch.set_num_threads(threads)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    prepare_toyscenes(tmp_path / "other", count=1, size=16, seed=8)
+    assert ShardFolder(tmp_path / "other").read(0)["png"] != ShardFolder(tmp_path / "one").read(0)["png"]
+
+
+def test_scenes_do_not_depend_on_how_many_there_are_or_on_the_shards(tmp_path: Path):
+    prepare_toyscenes(tmp_path / "one", count=5, size=16, seed=7)
+    prepare_toyscenes(tmp_path / "two", count=9, size=16, seed=7, shard_size=4)
+    one, two = ShardFolder(tmp_path / "one"), ShardFolder(tmp_path / "two")
+    assert [one.read(i) for i in range(5)] == [two.read(i) for i in range(5)]
+
+
+def test_label_shards_mirror_the_image_shards(tmp_path: Path):
+    prepare_toyscenes(tmp_path, count=9, size=16, seed=7, shard_size=4)
+    manifest = label_exact(tmp_path)
+    images, labels = ShardFolder(tmp_path), ShardFolder(tmp_path / "disparity" / "exact")
+    assert manifest.kind == "disparity"
+    assert [s.name for s in labels.manifest.shards] == [s.name for s in images.manifest.shards]
+    assert labels.keys == images.keys
+    assert labels.read(8)["disparity.npy"] == images.read(8)["disparity.npy"]
+    assert set(labels.read(8)) == {"disparity.npy", "disparity.json"}
+
+
+def test_labels_of_changed_images_are_refused_unless_forced(tmp_path: Path):
+    prepare_toyscenes(tmp_path, count=4, size=16, seed=7)
+    label_exact(tmp_path)
+    prepare_toyscenes(tmp_path, count=5, size=16, seed=7, force=True)
+    with pytest.raises(UsageError, match="images_manifest_sha256"):
+        label_exact(tmp_path)
+    assert label_exact(tmp_path, force=True).num_samples == 5
+
+
+def test_what_cannot_be_labelled_exactly(tmp_path: Path):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.png").write_bytes(encode_png(torch.zeros(3, 20, 20, dtype=torch.uint8)))
+    prepare_folder(tmp_path / "src", tmp_path / "out", size=16)
+    with pytest.raises(DataError, match="no disparity of their own"):
+        label_exact(tmp_path / "out")
+    assert not (tmp_path / "out" / "disparity").exists()
+    with pytest.raises(InputMissingError):
+        label_exact(tmp_path / "none")
