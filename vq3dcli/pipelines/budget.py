@@ -126,17 +126,20 @@ def budget_of(minutes: float, images_per_second: float, *, batch_size: int, seed
     return Budget(minutes, round(images_per_second, 3), max(20, steps) * batch_size, seed)
 
 
-def with_length(recipe: Stage1Recipe, images: int) -> Stage1Recipe:
-    """`recipe` for a run of `images` images: the parts of its schedule keep their share, and none gets longer."""
+def with_budget(recipe: Stage1Recipe, budget: Budget) -> Stage1Recipe:
+    """`recipe` for a run of `budget.images` images: the parts of its schedule keep their share, and none gets longer.
+
+    Checkpoints come once a minute and contact sheets three times, since both take seconds.
+    """
     old = recipe.training
-    share = min(1.0, images / old.images)
+    share = min(1.0, budget.images / old.images)
     changes = {
-        "images": images,
+        "images": budget.images,
         "warmup_images": int(old.warmup_images * share),
         "quantize_from_images": int(old.quantize_from_images * share),
         "ema_half_life_images": old.ema_half_life_images * share,
-        "log_every_images": max(old.batch_size, images // 100),
-        "sheet_every_images": max(old.batch_size, images // 4),
-        "checkpoint_every_images": max(old.batch_size, images // 10),
+        "log_every_images": max(old.batch_size, budget.images // 100),
+        "sheet_every_images": max(old.batch_size, budget.images // 3),
+        "checkpoint_every_images": max(old.batch_size, int(60 * budget.images_per_second)),
     }
     return recipe.model_copy(update={"training": old.model_copy(update=changes)})

@@ -31,7 +31,7 @@ from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.errors import StoppedError
 from vq3dcli.export.page import write_page
 from vq3dcli.files import lock_folder, make_folder, write_bytes, write_json
-from vq3dcli.pipelines.budget import DEFAULT_MINUTES, Budget, measure_budget, recorded_budget, with_length
+from vq3dcli.pipelines.budget import DEFAULT_MINUTES, Budget, measure_budget, recorded_budget, with_budget
 from vq3dcli.pipelines.evaluate_geometry import PROTOCOL, evaluate_geometry, example_sheet, model_predictor
 from vq3dcli.pipelines.exact_scenes import toy_template
 from vq3dcli.pipelines.film import Shot
@@ -73,7 +73,7 @@ class Size:
     """
 
     scenes: int = 4000
-    evaluated: int = 32
+    evaluated: int = 24
     frames: int = 48
     video_px: int = 128
     calibration_seconds: float = 12.0
@@ -142,7 +142,7 @@ def quickstart(
                     seconds=size.calibration_seconds,
                     should_stop=should_stop,
                 )
-        run = _trained(out / "run", with_length(recipe, budget.images), data, device, counting, should_stop)
+        run = _trained(out / "run", with_budget(recipe, budget), data, device, counting, should_stop)
         weights = load_weights(run, device)
         _stop_between(should_stop, out)
         videos = _videos(out, weights, size, counting)
