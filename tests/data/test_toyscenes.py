@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vq3dcli.data import toyscenes
 from vq3dcli.data.toyscenes import CLASS_NAMES, ToyScenes, render_scenes, sample_scenes
 from vq3dcli.data.toyshapes import SHAPES
 from vq3dcli.rendering.cameras import (
@@ -73,6 +74,16 @@ def test_a_picture_has_the_same_bytes_in_any_batch(yaw_deg: float, pitch_deg: fl
         alone = render_scenes(scenes.select(torch.tensor([i])), camera_at(1, yaw_deg, pitch_deg, 29))
         assert torch.equal(alone.rgb[0], views.rgb[i]), i
         assert torch.equal(alone.s[0], views.s[i]), i
+
+
+def test_rendering_in_small_blocks_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = sample_scenes(torch.arange(20), seed=4)
+    camera = camera_at(20, 5.0, 5.0, 23)
+    whole = render_scenes(scenes, camera)
+    monkeypatch.setattr(toyscenes, "_MAX_RAYS", 601)
+    blocks = render_scenes(scenes, camera)
+    assert torch.equal(whole.rgb, blocks.rgb)
+    assert torch.equal(whole.s, blocks.s)
 
 
 def test_views_have_the_promised_types_and_scenes_their_own_cameras() -> None:
