@@ -20,9 +20,11 @@ from vq3dcli.errors import Vq3dError
 # Name, module in `vq3dcli.commands`, and the line in `vq3d --help`. A module is imported when its command is used.
 COMMANDS = (
     ("doctor", "doctor", "Say what works on this machine, what is missing, and what to do about it."),
+    ("demo", "demo", "Turn a photo and toy scenes into videos with the embedded weights."),
     ("quickstart", "quickstart", "Run the whole pipeline at toy scale, from raw images to videos and a report."),
     ("prepare-data", "prepare_data", "Make shards of a folder of images, or of toy scenes."),
     ("depth-labels", "depth_labels", "Write disparity labels beside the shards."),
+    ("train-stage1", "train_stage1", "Train the autoencoder whose decoder emits a NeRF; run it again to continue."),
     ("render", "render", "Turn photos into videos of novel views."),
     ("evaluate", "evaluate", "Measure a model."),
 )

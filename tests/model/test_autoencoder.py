@@ -95,6 +95,4 @@ def test_planes_from_codes_are_the_planes_of_the_quantised_pass(tiny_recipe: Mak
     model = build_autoencoder(tiny_recipe()).eval()
     model.quantizer.active.fill_(True)
     images = torch.rand(2, 3, 16, 16) * 2 - 1
-    torch.testing.assert_close(
-        model.planes_from_codes(model.codes(images)), model(images).planes, atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(model.planes_from_codes(model.codes(images)), model(images).planes, atol=1e-5, rtol=1e-4)

@@ -141,7 +141,9 @@ def test_a_changed_recipe_is_refused(tiny_recipe: Make, tmp_path: Path) -> None:
         train(tiny_recipe("loss.depth=2.0"), _ToyBatches(8), tmp_path)
 
 
-def test_a_damaged_newest_checkpoint_falls_back(tiny_recipe: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_newest_checkpoint_falls_back(
+    tiny_recipe: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     recipe, data = tiny_recipe(), _ToyBatches(8)
     train(recipe, data, tmp_path)
     expected = _bits(tmp_path)

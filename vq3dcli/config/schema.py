@@ -55,7 +55,9 @@ class ModelSection(_Section):
         if self.width % self.heads:
             raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
         if (self.patch * self.plane_scale) % 1:
-            raise ValueError(f"patch x plane_scale ({self.patch} x {self.plane_scale}) must be a whole number of texels")
+            raise ValueError(
+                f"patch x plane_scale ({self.patch} x {self.plane_scale}) must be a whole number of texels"
+            )
         return self
 
 

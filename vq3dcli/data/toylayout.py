@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -153,7 +153,7 @@ _Record = TypeVar("_Record", ToyScenes, Texture)
 
 def select(record: _Record, index: Tensor) -> _Record:
     """The records at the positions `index`, int64 `[any]`."""
-    chosen = {}
+    chosen: dict[str, Any] = {}
     for field in fields(record):
         value = getattr(record, field.name)
         chosen[field.name] = select(value, index) if isinstance(value, Texture) else value[index]

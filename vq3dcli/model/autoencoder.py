@@ -107,12 +107,8 @@ class Autoencoder(nn.Module):
 
     def field(self, planes: Tensor) -> Field:
         """The differentiable field over planes `[B, 3, P, P, C]`."""
-        return training_field(
-            planes, self.field_mlp, self.space, radius=self.radius, near=self.near, far=self.far
-        )
+        return training_field(planes, self.field_mlp, self.space, radius=self.radius, near=self.near, far=self.far)
 
     def frozen_field(self, planes: Tensor) -> Field:
         """The field for rendering only: faster on a CPU, and bit-exact for any chunking there."""
-        return inference_field(
-            planes, self.field_mlp, self.space, radius=self.radius, near=self.near, far=self.far
-        )
+        return inference_field(planes, self.field_mlp, self.space, radius=self.radius, near=self.near, far=self.far)

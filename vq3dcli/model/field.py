@@ -10,6 +10,8 @@ Legend: B scenes, N points, C plane channels.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -38,7 +40,7 @@ class FieldMLP(nn.Module):
     def __init__(self, channels: int, hidden: int, layers: int) -> None:
         super().__init__()
         widths = [channels] + [hidden] * layers
-        self.hidden = nn.ModuleList([nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)])
+        self.hidden = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(widths)])
         self.out = nn.Linear(widths[-1], 4)
         for module in self.hidden:
             assert isinstance(module, nn.Linear)

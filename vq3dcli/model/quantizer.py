@@ -153,7 +153,7 @@ class Quantizer(nn.Module):
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """exp of the entropy of code use: K when all K codes are used alike, 1 when one is.
+    """Effective number of codes, exp of the entropy of their use: K when all K codes are used alike, 1 when one is.
 
     Args:
         counts: How often each code was used, `[K]`.

@@ -52,7 +52,9 @@ def gather_planes(planes: Tensor, coordinates: Tensor) -> Tensor:
     plane_offset = torch.arange(3, device=planes.device) * (height * width)
     rows, weights = [], []
     for plane, axes in enumerate(PLANE_AXES):
-        texel = ((coordinates[..., list(axes)] + 1.0) * (0.5 * size) - 0.5).clamp(min=torch.zeros_like(limit), max=limit)
+        texel = ((coordinates[..., list(axes)] + 1.0) * (0.5 * size) - 0.5).clamp(
+            min=torch.zeros_like(limit), max=limit
+        )
         lower = texel.floor().clamp(max=(limit - 1.0).clamp(min=0.0))
         fraction = texel - lower
         index = lower.to(torch.int64)

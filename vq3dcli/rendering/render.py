@@ -105,9 +105,7 @@ def render_chunked(
     positions = uniform_s(samples, rays.origin.device)
     outputs = []
     for start in range(0, count, rays_per_chunk):
-        chunk = Rays(
-            rays.origin[:, start : start + rays_per_chunk], rays.direction[:, start : start + rays_per_chunk]
-        )
+        chunk = Rays(rays.origin[:, start : start + rays_per_chunk], rays.direction[:, start : start + rays_per_chunk])
         samples_s = positions.expand(batch, chunk.origin.shape[1], samples)
         rendering = render_rays(field, chunk, samples_s, near=near, far=far, opaque_end=opaque_end)
         outputs.append((rendering.rgb, rendering.s, rendering.weight_variance))

@@ -79,9 +79,7 @@ def contract(points: Tensor) -> Tensor:
     return points * ((2.0 - 1.0 / norm) / norm)
 
 
-def canonical_z_depth(
-    points: Tensor, *, radius: float = CAMERA_RADIUS, near: float = NEAR, far: float = FAR
-) -> Tensor:
+def canonical_z_depth(points: Tensor, *, radius: float = CAMERA_RADIUS, near: float = NEAR, far: float = FAR) -> Tensor:
     """z_depth `[...]` of world points in the canonical camera, clamped to [near, far].
 
     The clamp keeps points behind the canonical camera, which novel cameras reach, from dividing by zero.

@@ -60,7 +60,9 @@ class Stage1Objective(nn.Module):
         self.autoencoder = autoencoder
         self.recipe = recipe
 
-    def forward(self, image: Tensor, label: Tensor, label_kind: Tensor, index: Tensor, labelled_share: Tensor) -> Objective:
+    def forward(
+        self, image: Tensor, label: Tensor, label_kind: Tensor, index: Tensor, labelled_share: Tensor
+    ) -> Objective:
         """Compute the objective.
 
         Args:

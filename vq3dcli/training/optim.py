@@ -13,7 +13,8 @@ _NO_DECAY_NAMES = ("codebook", "positions", "base")
 
 def build_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW with betas (0.9, 0.99), as in ViT-VQGAN; weight decay on matrices only."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim >= 2 and not name.endswith(_NO_DECAY_NAMES)
         (decayed if is_matrix else plain).append(parameter)
@@ -52,7 +53,7 @@ def reset_rows(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, rows: 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The optimizer's state as flat named tensors, `{parameter}/{moment}`."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}/{moment}": torch.as_tensor(value).detach().contiguous()
         for parameter, state in optimizer.state.items()

@@ -244,9 +244,7 @@ def _train(
                 sheet_batch.s,
                 sheet_batch.label_kind,
             )
-        if ranks.is_main and (
-            done or stopping or _passed(seen, schedule.checkpoint_every_images, schedule.batch_size)
-        ):
+        if ranks.is_main and (done or stopping or _passed(seen, schedule.checkpoint_every_images, schedule.batch_size)):
             _save(folder, recipe, model, average, optimizer, state)
         if stopping:
             ranks.barrier()
@@ -392,4 +390,3 @@ def _resume(
         )
     assert math.isfinite(manifest["chroma"])
     return _State(int(manifest["images_seen"]), float(manifest["chroma"]))
-
