@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from vq3dcli.data import images
 from vq3dcli.data.images import decode_image, encode_jpeg, encode_png, read_image, to_square
 from vq3dcli.errors import DataError, InputMissingError
 
@@ -201,6 +202,14 @@ def test_decompression_bombs_are_one_clear_error_in_little_memory(tmp_path: Path
     assert all("over the limit of 128 megapixels" in message for message in messages)
     assert int(kilobytes) < 50_000
     assert result.stderr == ""
+
+
+def test_large_images_are_converted_in_strips_without_a_seam(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(images, "_STRIP_PIXELS", 500)
+    assert torch.equal(decode_image(saved(photo(), "PNG"), name="x"), as_tensor(photo()))
+    palette = photo().quantize(16)
+    decoded = decode_image(saved(palette, "PNG", transparency=bytes([0] * 8)), name="x")
+    assert torch.equal(decoded, as_tensor(palette).where(torch.from_numpy(np.array(palette)) >= 8, 128))
 
 
 def test_missing_files_and_folders(tmp_path: Path):

@@ -28,15 +28,18 @@ ALPHA_BACKGROUND = 128
 JPEG_QUALITY = 95
 
 _EXIF_ORIENTATION = 0x0112
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# Orientation: whether rows and columns are swapped, then which of the axes (-2 rows, -1 columns) are mirrored.
+_TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
+    2: (False, (-1,)),
+    3: (False, (-2, -1)),
+    4: (False, (-2,)),
+    5: (True, ()),
+    6: (True, (-1,)),
+    7: (True, (-2, -1)),
+    8: (True, (-2,)),
 }
+# A strip is converted at once: a 128-megapixel image then needs one copy beside the decoder's, 0.9 GB in all.
+_STRIP_PIXELS = 1 << 22
 # `warnings.catch_warnings` changes the whole process, so two threads must not be inside it at once.
 _WARNINGS_LOCK = threading.Lock()
 
@@ -57,13 +60,8 @@ def decode_image(data: bytes, *, name: str, apply_orientation: bool = True) -> T
     Raises:
         DataError: Not an image, damaged, or more than `MAX_PIXELS`, which is found before any pixel is decoded.
     """
-    image: Image.Image | None = None
     try:
-        image = _open(data)
-        _check_size(image.width, image.height)
-        image.load()
-        image = _oriented(image) if apply_orientation else image
-        pixels = np.array(_rgb(image))
+        pixels, orientation = _decode(data)
     except Image.DecompressionBombError as error:
         raise _undecodable(name, f"over the limit of {MAX_PIXELS // 10**6} megapixels") from error
     except UnidentifiedImageError as error:
@@ -72,8 +70,7 @@ def decode_image(data: bytes, *, name: str, apply_orientation: bool = True) -> T
     except Exception as error:
         # Pillow's decoders raise almost any type on damaged bytes: OSError, SyntaxError, struct.error, IndexError...
         raise _undecodable(name, str(error) or type(error).__name__) from error
-    image = None  # frees Pillow's copy before the next one: a 128-megapixel image stays below 1 GB
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return _oriented(pixels, orientation if apply_orientation else 1)
 
 
 def read_file(path: Path) -> bytes:
@@ -159,19 +156,39 @@ def _open(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
-def _check_size(width_px: int, height_px: int) -> None:
-    if width_px * height_px > MAX_PIXELS:
-        raise Image.DecompressionBombError
+def _decode(data: bytes) -> tuple[Tensor, int]:
+    """Pixels as they are stored, and their EXIF orientation; Pillow's own copy is gone when this returns."""
+    with _open(data) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        image.load()
+        return _pixels(image), _orientation(image)
 
 
-def _oriented(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
     try:
         with _without_warnings():
-            orientation = image.getexif().get(_EXIF_ORIENTATION)
-        method = _TRANSPOSE.get(int(orientation or 1))
+            return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # damaged EXIF raises almost any type, and says nothing about the pixels
-        return image
-    return image if method is None else image.transpose(method)
+        return 1
+
+
+def _oriented(pixels: Tensor, orientation: int) -> Tensor:
+    swapped, mirrored = _TURNS.get(orientation, (False, ()))
+    if swapped:
+        pixels = pixels.transpose(-2, -1)
+    return pixels.flip(mirrored) if mirrored else pixels.contiguous()
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """uint8 `[3, H, W]` from an image of any mode."""
+    pixels = torch.empty(3, image.height, image.width, dtype=torch.uint8)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        strip = _rgb(image.crop((0, top, image.width, bottom)))
+        pixels[:, top:bottom] = torch.from_numpy(np.array(strip)).permute(2, 0, 1)
+    return pixels
 
 
 def _rgb(image: Image.Image) -> Image.Image:
