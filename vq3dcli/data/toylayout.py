@@ -21,7 +21,7 @@ class ToyScenes:
 
     Attributes:
         class_index: Index into CLASS_NAMES, int64 `[n]`.
-        dimensions: Of the object, see its `Shape` `[n, NUM_DIMENSIONS]`.
+        dimensions: Of the object, see its `Shape`; zero where it has fewer `[n, NUM_DIMENSIONS]`.
         extent: Half width x, height, half width z of the object's box in its own frame `[n, 3]`.
         object_xz: Where the object stands `[n, 2]`.
         object_turn: Cosine and sine of its yaw `[n, 2]`.
@@ -84,8 +84,8 @@ def sample_scenes(index: Tensor, *, seed: int, purpose: str = "train") -> ToySce
     max_yaw_rad = torch.zeros(index.shape, device=index.device)
     for number, shape in enumerate(SHAPES):
         chosen = class_index == number
-        metres = [between(u[chosen], *limits) for u, limits in zip(size, shape.ranges_m, strict=True)]
-        dimensions[chosen] = torch.stack(metres, -1)
+        metres = [between(u[chosen], *limits) for u, limits in zip(size, shape.ranges_m, strict=False)]
+        dimensions[chosen, : len(metres)] = torch.stack(metres, -1)
         extent[chosen] = torch.stack(shape.extent(metres), -1)
         max_yaw_rad[chosen] = shape.max_yaw_rad
 

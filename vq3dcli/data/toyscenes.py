@@ -160,7 +160,7 @@ def _first_hits(scenes: ToyScenes, shape: Shape, origin: Vector, direction: Vect
     leave = torch.minimum(leave, limit)
     rays = torch.nonzero((enter < leave).flatten())[:, 0]
     scene = rays // num_rays
-    dims = [column[scene] for column in scenes.dimensions.unbind(-1)]
+    dims = _dimensions(scenes, shape, scene)
     start, end = enter.flatten()[rays], leave.flatten()[rays]
     t = first_hits(shape, dims, gather(local_origin, scene), gather(local_direction, rays), start, end)
     to_object = _put(torch.full_like(limit, torch.inf), rays, t)
@@ -179,7 +179,7 @@ def _shade(scenes: ToyScenes, shape: Shape, origin: Vector, direction: Vector, h
     rays = torch.nonzero(on_object.flatten())[:, 0]
     scene = rays // nearest.shape[1]
     object_point = gather(local_point, rays)
-    dims = [column[scene] for column in scenes.dimensions.unbind(-1)]
+    dims = _dimensions(scenes, shape, scene)
     normal = normals(shape, dims, object_point)
     light = _rows(scenes.light)
     facing = dot(normal, gather(_turn_to_local(scenes, light), scene)).clamp(min=0.0)
@@ -222,7 +222,7 @@ def _shadow(scenes: ToyScenes, shape: Shape, local_point: Vector, wanted: Tensor
     enter, leave = box_hits(_rows(scenes.extent), local_point, light)
     points = torch.nonzero((wanted & (enter < leave) & (leave > 0.0)).flatten())[:, 0]
     scene = points // wanted.shape[1]
-    dims = [column[scene] for column in scenes.dimensions.unbind(-1)]
+    dims = _dimensions(scenes, shape, scene)
     start, end = enter.flatten()[points].clamp(min=0.0), leave.flatten()[points]
     blocked = is_blocked(shape, dims, gather(local_point, points), gather(light, scene), start, end)
     return _put(torch.zeros_like(enter), points, blocked.to(enter.dtype))
@@ -243,7 +243,7 @@ def _object_colour(
     light_level = ambient * (1.0 + 0.25 * normal[1]) + (1.15 - ambient) * diffuse
     red, green, blue = paint(select(scenes.object_texture, scene), point[0] + point[2], point[1])
     if shape.num_accents:
-        pieces = shape.pieces(*point, [column[scene] for column in scenes.dimensions.unbind(-1)])
+        pieces = shape.pieces(*point, _dimensions(scenes, shape, scene))
         accented = union(pieces[-shape.num_accents :]) < union(pieces[: -shape.num_accents])
         accent = scenes.accent[scene].unbind(-1)
         red, green, blue = (torch.where(accented, a, b) for a, b in zip(accent, (red, green, blue), strict=True))
@@ -280,6 +280,11 @@ def _directions(camera: Camera, pixels: Tensor) -> Vector:
         x * across[1] + y * down[1] + forward[1],
         x * across[2] + y * down[2] + forward[2],
     )
+
+
+def _dimensions(scenes: ToyScenes, shape: Shape, scene: Tensor) -> list[Tensor]:
+    """The shape's dimensions for k rays of the scenes numbered by `scene`."""
+    return [scenes.dimensions[:, i][scene] for i in range(len(shape.ranges_m))]
 
 
 def _put(values: Tensor, index: Tensor, new: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NUM_DIMENSIONS = 3  # numbers that describe a shape's size
+NUM_DIMENSIONS = 3  # most numbers that describe a shape's size
 Dimensions = Sequence[Tensor]
 Extent = tuple[Tensor, Tensor, Tensor]
 Pieces = Callable[[Tensor, Tensor, Tensor, Dimensions], tuple[Tensor, ...]]
@@ -29,7 +29,7 @@ class Shape:
 
     Attributes:
         name: Class name.
-        ranges_m: Smallest and largest value of each dimension, NUM_DIMENSIONS pairs.
+        ranges_m: Smallest and largest value of each dimension, at most NUM_DIMENSIONS pairs.
         extent: Dimensions -> half width in x, full height, half width in z: the box that holds the shape.
         pieces: (x, y, z, dimensions) -> distances.
         num_accents: This many of the last pieces have the second colour.
@@ -186,39 +186,38 @@ def _lollipop(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, .
 
 
 _FLAT_RAD = math.radians(55.0)
-_ANY = (0.0, 0.0)  # a dimension that the shape does not use
 
 SHAPES: tuple[Shape, ...] = (
-    Shape("sphere", ((0.36, 0.66), _ANY, _ANY), lambda d: (d[0], 2.0 * d[0], d[0]), _sphere),
+    Shape("sphere", ((0.36, 0.66),), lambda d: (d[0], 2.0 * d[0], d[0]), _sphere),
     Shape("box", ((0.25, 0.55), (0.25, 0.65), (0.25, 0.55)), lambda d: (d[0], 2.0 * d[1], d[2]), _box),
-    Shape("cylinder", ((0.26, 0.52), (0.3, 0.7), _ANY), lambda d: (d[0], 2.0 * d[1], d[0]), _cylinder),
-    Shape("cone", ((0.38, 0.66), (0.8, 1.6), _ANY), lambda d: (d[0], d[1], d[0]), _cone),
+    Shape("cylinder", ((0.26, 0.52), (0.3, 0.7)), lambda d: (d[0], 2.0 * d[1], d[0]), _cylinder),
+    Shape("cone", ((0.38, 0.66), (0.8, 1.6)), lambda d: (d[0], d[1], d[0]), _cone),
     Shape(
         "torus",
-        ((0.34, 0.5), (0.12, 0.21), _ANY),
+        ((0.34, 0.5), (0.12, 0.21)),
         lambda d: (d[0] + d[1], 2.0 * (d[0] + d[1]), d[1]),
         _torus,
         max_yaw_rad=_FLAT_RAD,
         convex_pieces=False,
         casts_on_itself=True,
     ),
-    Shape("capsule", ((0.22, 0.4), (0.2, 0.5), _ANY), lambda d: (d[0], 2.0 * (d[0] + d[1]), d[0]), _capsule),
+    Shape("capsule", ((0.22, 0.4), (0.2, 0.5)), lambda d: (d[0], 2.0 * (d[0] + d[1]), d[0]), _capsule),
     Shape(
         "ellipsoid",
         ((0.45, 0.7), (0.28, 0.5), (0.34, 0.55)),
         lambda d: (d[0], 2.0 * d[1], d[2]),
         _ellipsoid,
     ),
-    Shape("octahedron", ((0.5, 0.75), (0.5, 0.85), _ANY), lambda d: (d[0], 2.0 * d[1], d[0]), _octahedron),
+    Shape("octahedron", ((0.5, 0.75), (0.5, 0.85)), lambda d: (d[0], 2.0 * d[1], d[0]), _octahedron),
     Shape(
         "prism",
-        ((0.3, 0.5), (0.35, 0.7), _ANY),
+        ((0.3, 0.5), (0.35, 0.7)),
         lambda d: (d[0] * (2.0 / math.sqrt(3.0)), 2.0 * d[1], d[0]),
         _prism,
     ),
     Shape(
         "snowman",
-        ((0.3, 0.46), _ANY, _ANY),
+        ((0.3, 0.46),),
         lambda d: (d[0], 3.75 * d[0], d[0]),
         _snowman,
         num_accents=2,
@@ -226,7 +225,7 @@ SHAPES: tuple[Shape, ...] = (
     ),
     Shape(
         "tower",
-        ((0.34, 0.52), (0.17, 0.28), _ANY),
+        ((0.34, 0.52), (0.17, 0.28)),
         lambda d: (1.06 * d[0], 6.0 * d[1], 1.06 * d[0]),
         _tower,
         num_accents=1,
@@ -234,7 +233,7 @@ SHAPES: tuple[Shape, ...] = (
     ),
     Shape(
         "dumbbell",
-        ((0.27, 0.4), (0.42, 0.58), _ANY),
+        ((0.27, 0.4), (0.42, 0.58)),
         lambda d: (d[0] + d[1], 2.0 * d[0], d[0]),
         _dumbbell,
         max_yaw_rad=_FLAT_RAD,

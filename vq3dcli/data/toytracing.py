@@ -54,7 +54,7 @@ def _brackets(
     number = torch.arange(start.shape[0], device=start.device)
     inverse_length = 1.0 / norm(direction)
     t = low = start
-    moved, before = torch.zeros_like(start), None
+    before: tuple[Tensor, ...] | None = None
     for sweep in range(_SWEEPS):
         # Grazing rays may follow a surface that is not convex for long: their steps grow, up to fourfold.
         min_step = _MIN_STEP * min(4.0, 1.0 + sweep / 8.0)
@@ -62,15 +62,14 @@ def _brackets(
             pieces = shape.pieces(*along(origin, direction, t), dims)
             distance = union(pieces)
             outside = distance > 0.0
-            low = torch.where(outside, t, low)
             step = distance * inverse_length
             if shape.convex_pieces:
                 if before is not None:
-                    step = torch.maximum(step, _secant_step(pieces, before, moved))
+                    step = torch.maximum(step, _secant_step(pieces, before, t - low))
                 before = pieces
+            low = torch.where(outside, t, low)
             # Stopping short leaves the crossing to a step of min_step; rounding would else make long brackets.
-            moved = torch.where(outside, (step - 0.5 * min_step).clamp(min=min_step), 0.0)
-            t = t + moved
+            t = torch.where(outside, t + (step - 0.5 * min_step).clamp(min=min_step), t)
         within = t <= end
         arrived = torch.nonzero(~outside & within)[:, 0]
         low_of[number[arrived]], high_of[number[arrived]] = low[arrived], t[arrived]
@@ -78,8 +77,7 @@ def _brackets(
         if not len(keep):
             break
         number, t, low, end = number[keep], t[keep], low[keep], end[keep]
-        inverse_length, moved = inverse_length[keep], moved[keep]
-        origin, direction = gather(origin, keep), gather(direction, keep)
+        origin, direction, inverse_length = gather(origin, keep), gather(direction, keep), inverse_length[keep]
         dims = [column[keep] for column in dims]
         before = None if before is None else tuple(piece[keep] for piece in before)
     return low_of, high_of
