@@ -63,7 +63,7 @@ def test_density_gives_equal_thickness_to_equal_steps_of_s() -> None:
     """sigma dz / ds is the same at every distance: 24 softplus(raw - 2.5)."""
     z = torch.tensor([NEAR, 2.0, 5.0, 20.0, FAR])
     points = torch.stack([torch.zeros(5), torch.zeros(5), z - 3.0], -1)
-    sigma = density(thickness(torch.full((5,), 2.5)), points)
+    sigma = density(thickness(torch.full((5,), 2.5), torch.zeros(5)), points, radius=3.0, near=NEAR, far=FAR)
     dz_ds = z.square() * (1 / NEAR - 1 / FAR)
     torch.testing.assert_close(sigma * dz_ds, torch.full((5,), 24 * torch.log(torch.tensor(2.0)).item()))
 

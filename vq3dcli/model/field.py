@@ -1,9 +1,11 @@
 """The radiance field: summed plane features through a small MLP to density and colour.
 
 Density belongs to the world, not to a camera or a sample count:
-    sigma(x) = 24 softplus(raw - 2.5) / (z_c(x)^2 (1/near - 1/far)),
-with z_c the clamped canonical z_depth of x. Since dz = z^2 (1/near - 1/far) ds, a step ds of normalised disparity has
-the optical thickness 24 softplus(raw - 2.5) ds wherever it lies: the network faces the same scale near and far.
+    sigma(x) = 24 softplus(raw + 8 (0.45 - s_c(x)) - 2.5) / (z_c(x)^2 (1/near - 1/far)),
+with z_c the clamped canonical z_depth of x and s_c its normalised disparity. Since dz = z^2 (1/near - 1/far) ds, a
+step ds has the optical thickness 24 softplus(...) ds wherever it lies: the network faces the same scale near and far.
+The term 8 (0.45 - s_c) says that space is empty near the camera and filled far away. Without it, the depth loss first
+thins the density everywhere, since half of the range is in front of the surface, and it may never come back.
 
 Legend: B scenes, N points, C plane channels.
 """
@@ -16,14 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, NEAR
+from vq3dcli.rendering.cameras import s_from_z_depth
 from vq3dcli.rendering.planes import gather_planes, sample_planes
 from vq3dcli.rendering.render import Field
 from vq3dcli.rendering.space import Space, canonical_z_depth
 
 _DENSITY_SCALE = 24.0
-# With raw = 0 an untrained ray passes its middle with a third of its light: gradients reach near and far.
 _DENSITY_SHIFT = 2.5
+# An untrained ray (raw = 0) ends around s = 0.25, the mean of toy scenes, with weight on either side.
+_PRIOR_SLOPE = 8.0
+_PRIOR_MIDDLE_S = 0.45
 # Points a matmul: padding the last tile to the same shape makes a point's bits independent of its chunk.
 _TILE = 4096
 
@@ -57,14 +61,18 @@ class FieldMLP(nn.Module):
         return output[..., 0], torch.sigmoid(output[..., 1:])
 
 
-def thickness(raw: Tensor) -> Tensor:
-    """24 softplus(raw - 2.5): optical thickness a unit of s, `[...]`."""
-    return _DENSITY_SCALE * functional.softplus(raw.float() - _DENSITY_SHIFT)
+def density_prior(points: Tensor, *, radius: float, near: float, far: float) -> Tensor:
+    """8 (0.45 - s_c) at world points `[..., 3]`: `[...]`, from -4.4 at near to 3.6 at far."""
+    s = s_from_z_depth(canonical_z_depth(points, radius=radius, near=near, far=far), near, far)
+    return _PRIOR_SLOPE * (_PRIOR_MIDDLE_S - s)
 
 
-def density(
-    thickness_s: Tensor, points: Tensor, *, radius: float = CAMERA_RADIUS, near: float = NEAR, far: float = FAR
-) -> Tensor:
+def thickness(raw: Tensor, prior: Tensor) -> Tensor:
+    """24 softplus(raw + prior - 2.5): optical thickness a unit of s, `[...]`."""
+    return _DENSITY_SCALE * functional.softplus(raw.float() + prior - _DENSITY_SHIFT)
+
+
+def density(thickness_s: Tensor, points: Tensor, *, radius: float, near: float, far: float) -> Tensor:
     """Thickness a unit of s `[...]` at world points `[..., 3]` to density a metre `[...]`."""
     z_depth = canonical_z_depth(points, radius=radius, near=near, far=far)
     return thickness_s / (z_depth.square() * (1.0 / near - 1.0 / far))
@@ -75,7 +83,8 @@ def training_field(planes: Tensor, mlp: FieldMLP, space: Space, *, radius: float
 
     def field(points: Tensor) -> tuple[Tensor, Tensor]:
         raw, rgb = mlp(sample_planes(planes, space(points)))
-        return density(thickness(raw), points, radius=radius, near=near, far=far), rgb
+        thickness_s = thickness(raw, density_prior(points, radius=radius, near=near, far=far))
+        return density(thickness_s, points, radius=radius, near=near, far=far), rgb
 
     return field
 
@@ -87,7 +96,8 @@ def inference_field(planes: Tensor, mlp: FieldMLP, space: Space, *, radius: floa
     @torch.no_grad()
     def field(points: Tensor) -> tuple[Tensor, Tensor]:
         features = sample(planes, space(points))
-        thickness_s, rgb = _tiled(mlp, features.reshape(-1, features.shape[-1]))
+        prior = density_prior(points, radius=radius, near=near, far=far)
+        thickness_s, rgb = _tiled(mlp, features.reshape(-1, features.shape[-1]), prior.reshape(-1))
         shape = points.shape[:-1]
         sigma = density(thickness_s.reshape(shape), points, radius=radius, near=near, far=far)
         return sigma, rgb.reshape(*shape, 3)
@@ -95,12 +105,19 @@ def inference_field(planes: Tensor, mlp: FieldMLP, space: Space, *, radius: floa
     return field
 
 
-def _tiled(mlp: FieldMLP, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Features `[N, C]` to thickness `[N]` and rgb `[N, 3]`, in tiles of one shape.
+def _tiled(mlp: FieldMLP, features: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+    """Features `[N, C]` and priors `[N]` to thickness `[N]` and rgb `[N, 3]`, in tiles of one shape.
 
     Matmuls, and softplus and sigmoid in the last few elements of a tensor, round differently with the shape.
     """
     count = features.shape[0]
-    padded = functional.pad(features, (0, 0, 0, -count % _TILE))
-    parts = [mlp(tile) for tile in padded.split(_TILE)]
-    return torch.cat([thickness(raw) for raw, _ in parts])[:count], torch.cat([rgb for _, rgb in parts])[:count]
+    excess = -count % _TILE
+    parts = []
+    for tile, tile_prior in zip(
+        functional.pad(features, (0, 0, 0, excess)).split(_TILE),
+        functional.pad(prior, (0, excess)).split(_TILE),
+        strict=True,
+    ):
+        raw, rgb = mlp(tile)
+        parts.append((thickness(raw, tile_prior), rgb))
+    return torch.cat([part[0] for part in parts])[:count], torch.cat([part[1] for part in parts])[:count]

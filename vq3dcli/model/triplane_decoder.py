@@ -49,9 +49,9 @@ class PlaneHead(nn.Module):
         self.convolutions: nn.Sequential | None = None
         if kind != "linear":
             self.convolutions = nn.Sequential(
-                nn.Conv2d(inner, 6 * channels, 3, padding=1, padding_mode="replicate", groups=3),
+                nn.Conv2d(inner, 3 * channels, 3, padding=1, padding_mode="replicate", groups=3),
                 nn.ReLU(),
-                nn.Conv2d(6 * channels, 3 * channels, 3, padding=1, padding_mode="replicate", groups=3),
+                nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, padding_mode="replicate", groups=3),
             )
         if kind == "residual" and self.convolutions is not None:
             last = self.convolutions[-1]
