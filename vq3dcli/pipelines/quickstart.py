@@ -15,8 +15,6 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -32,8 +30,10 @@ from vq3dcli.errors import StoppedError
 from vq3dcli.export.page import write_page
 from vq3dcli.files import lock_folder, make_folder, write_bytes, write_json
 from vq3dcli.pipelines.budget import DEFAULT_MINUTES, Budget, measure_budget, recorded_budget, with_budget
+from vq3dcli.pipelines.demo import TOY_INPUTS
 from vq3dcli.pipelines.evaluate_geometry import PROTOCOL, evaluate_geometry, example_sheet, model_predictor
 from vq3dcli.pipelines.exact_scenes import toy_template
+from vq3dcli.pipelines.example_photo import example_photo
 from vq3dcli.pipelines.film import Shot
 from vq3dcli.pipelines.inputs import parse_sources, read_picture
 from vq3dcli.pipelines.render import read_all, render_all
@@ -42,7 +42,6 @@ from vq3dcli.pipelines.targets import check_targets, plan_targets
 from vq3dcli.training.stage1 import train
 
 RECIPE = "toy-cpu"
-TOY_INPUTS = ("toyscene:mushroom", "toyscene:arch")
 
 _VIDEOS_TEXT = (
     "Each row began as one picture: what the model saw, an orbit around the scene that it made of it in one forward "
@@ -210,7 +209,7 @@ def _trained(
 def _videos(out: Path, weights: LoadedWeights, size: Size, counting: Counting) -> list[Path]:
     """Orbits with disparity of a photo, where scikit-image is at hand, and of toy scenes; what they began with too."""
     texts = list(TOY_INPUTS)
-    photo = _photo(out / "inputs")
+    photo = example_photo(out / "inputs")
     if photo is not None:
         texts.insert(0, str(photo))
     sources = parse_sources(texts)
@@ -237,18 +236,6 @@ def _videos(out: Path, weights: LoadedWeights, size: Size, counting: Counting) -
 
         render_all(weights, readable, shot, on_frames=on_frames)
     return paths
-
-
-def _photo(folder: Path) -> Path | None:
-    """A photo in the public domain that scikit-image brings, as a file in `folder`; None without scikit-image."""
-    make_folder(folder)
-    path = folder / "cat.png"
-    if not path.exists():
-        if find_spec("skimage") is None:
-            return None
-        pixels = import_module("skimage.data").chelsea()
-        write_bytes(path, encode_png(torch.from_numpy(pixels).permute(2, 0, 1).contiguous()))
-    return path
 
 
 def _figures(out: Path, weights: LoadedWeights, size: Size, seed: int, counting: Counting) -> dict[str, float]:

@@ -1,0 +1,96 @@
+"""The bake-off of representations: short runs of equal budget in images, a table of figures.
+
+Example:
+    python benchmarks/bake_off.py --data toys/ --out bake-off/ --seeds 0 1
+    python benchmarks/bake_off.py --data toys/ --out bake-off/ --only frustum contracted
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from vq3dcli.checkpoint import load_weights
+from vq3dcli.config.load import load_recipe
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.data.loader import TrainingLoader
+from vq3dcli.pipelines.evaluate_geometry import evaluate_geometry, model_predictor
+from vq3dcli.pipelines.exact_scenes import toy_template
+from vq3dcli.training.stage1 import train
+
+BUDGET = (
+    "training.images=3200",
+    "training.batch_size=8",
+    "training.warmup_images=240",
+    "training.quantize_from_images=1200",
+    "training.ema_half_life_images=400",
+    "training.sheet_every_images=3200",
+    "training.checkpoint_every_images=3200",
+    "training.keep_checkpoints=1",
+    "rendering.rays_per_image=256",
+)
+VARIANTS = {
+    "frustum": (),
+    "contracted": ("model.space=contracted",),
+    "contracted-1.5": ("model.space=contracted", "model.plane_scale=1.5"),
+    "linear-head": ("model.plane_head=linear",),
+    "convolution-head": ("model.plane_head=convolution",),
+    "no-auxiliary": ("model.auxiliary_head=false",),
+    "patch-4": ("model.patch=4",),
+}
+FIGURES = ("psnr", "novel_psnr", "copy_psnr", "pivot_psnr", "spearman", "ssi_error", "relief", "weight_variance")
+EVALUATED = 32
+
+
+def run(name: str, seed: int, data: Path, out: Path) -> dict[str, float]:
+    """Train and measure one variant once; a finished one is read from its file."""
+    folder = out / f"{name}-{seed}"
+    result = folder / "figures.json"
+    if result.exists():
+        return dict(json.loads(result.read_text()))
+    recipe = load_recipe("toy-cpu", Stage1Recipe, [*BUDGET, *VARIANTS[name], f"training.seed={seed}"])
+    schedule = recipe.training
+    loader = TrainingLoader(
+        [data], batch_size=schedule.batch_size, size=recipe.model.image_size, seed=seed, flip=True, crop=False
+    )
+    started = time.process_time()
+    train(recipe, loader, folder)
+    seconds = time.process_time() - started
+    size = recipe.model.image_size
+    measured = evaluate_geometry(
+        model_predictor(load_weights(folder)),
+        count=EVALUATED,
+        seed=0,
+        size_px=size,
+        template=toy_template(size),
+        on_progress=lambda scenes: None,
+    )
+    figures = {**{key: measured.metrics[key] for key in FIGURES}, "cpu_seconds": seconds}
+    result.write_text(json.dumps(figures))
+    return figures
+
+
+def main() -> None:
+    """Run what is asked for and print a table in Markdown, mean over seeds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    columns = (*FIGURES, "cpu_seconds")
+    print(f"| variant | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for name in options.only:
+        rows = [run(name, seed, options.data, options.out) for seed in options.seeds]
+        mean = [sum(row[key] for row in rows) / len(rows) for key in columns]
+        print(f"| {name} | {' | '.join(f'{value:.4g}' for value in mean)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
