@@ -14,16 +14,16 @@ from vq3dcli.data.toyshapes import Dimensions, Shape, union
 Vector = tuple[Tensor, Tensor, Tensor]
 
 _MIN_STEP = 1e-3  # in t: the last step crosses the surface, which brackets it this tightly before bisection
+_MIN_STEP_TO_LIGHT = 4e-3  # shadows need no place; a chord this short lies within 1e-4 m of a shadow's edge
 _BISECTIONS = 5
 _SLACK_M = 1e-3  # boxes are this much larger than what they hold, so that rays start outside of it
-_NOWHERE = 1e3  # beyond every object
 _STEPS = 3  # between two removals of finished rays
 _SWEEPS = 64
 
 
 def first_hits(shape: Shape, dims: Dimensions, origin: Vector, direction: Vector, start: Tensor, end: Tensor) -> Tensor:
     """Where k rays enter a shape between `start` and `end`: t `[k]`, infinite where they miss it."""
-    low, high = _brackets(shape, dims, origin, direction, start, end)
+    low, high = _brackets(shape, dims, origin, direction, start, end, _MIN_STEP)
     hit = torch.nonzero(high < torch.inf)[:, 0]
     low, high = low[hit], high[hit]
     origin, direction = gather(origin, hit), gather(direction, hit)
@@ -37,12 +37,12 @@ def first_hits(shape: Shape, dims: Dimensions, origin: Vector, direction: Vector
 
 def is_blocked(shape: Shape, dims: Dimensions, origin: Vector, direction: Vector, start: Tensor, end: Tensor) -> Tensor:
     """Whether k rays meet a shape between `start` and `end`, bool `[k]`."""
-    _, high = _brackets(shape, dims, origin, direction, start, end)
+    _, high = _brackets(shape, dims, origin, direction, start, end, _MIN_STEP_TO_LIGHT)
     return high < torch.inf
 
 
 def _brackets(
-    shape: Shape, dims: Dimensions, origin: Vector, direction: Vector, start: Tensor, end: Tensor
+    shape: Shape, dims: Dimensions, origin: Vector, direction: Vector, start: Tensor, end: Tensor, least_step: float
 ) -> tuple[Tensor, Tensor]:
     """Sphere tracing: the last t outside and the first inside `[k]`; both infinite where a ray meets nothing.
 
@@ -57,7 +57,7 @@ def _brackets(
     before: tuple[Tensor, ...] | None = None
     for sweep in range(_SWEEPS):
         # Grazing rays may follow a surface that is not convex for long: their steps grow, up to fourfold.
-        min_step = _MIN_STEP * min(4.0, 1.0 + sweep / 8.0)
+        min_step = least_step * min(4.0, 1.0 + sweep / 8.0)
         for _ in range(_STEPS):
             pieces = shape.pieces(*along(origin, direction, t), dims)
             distance = union(pieces)
@@ -85,11 +85,8 @@ def _brackets(
 
 def _secant_step(pieces: tuple[Tensor, ...], before: tuple[Tensor, ...], moved: Tensor) -> Tensor:
     """The step to the nearest root of the pieces' secants; a piece that recedes has none."""
-    steps = []
-    for now, then in zip(pieces, before, strict=True):
-        fallen = then - now
-        steps.append(torch.where(fallen > 0.0, now * moved / fallen, _NOWHERE))
-    return union(steps)
+    # The floor of the fall makes the step of a receding piece longer than any scene, and no division by zero.
+    return union([now * moved / (then - now).clamp(min=1e-12) for now, then in zip(pieces, before, strict=True)])
 
 
 def box_hits(extent: Vector, origin: Vector, direction: Vector) -> tuple[Tensor, Tensor]:
