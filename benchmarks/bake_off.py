@@ -43,7 +43,7 @@ VARIANTS = {
     "patch-4": ("model.patch=4",),
 }
 FIGURES = ("psnr", "novel_psnr", "copy_psnr", "pivot_psnr", "spearman", "ssi_error", "relief", "weight_variance")
-EVALUATED = 32
+EVALUATED = 16
 
 
 def run(name: str, seed: int, data: Path, out: Path) -> dict[str, float]:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# As `vq3dcli.__main__` does, before torch is imported: bits may not depend on the machine's load.
+os.environ.setdefault("MKL_DYNAMIC", "FALSE")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from collections.abc import Callable
 from pathlib import Path
 

@@ -10,6 +10,7 @@ import sys
 def main() -> int:
     """Run `vq3d` with the arguments of this process; returns the exit code."""
     _open_closed_streams()
+    _settle_threads()
     # Ctrl-C and SIGTERM unwind the stack, so that temporary files go and ffmpeg ends. Training replaces the second
     # with a flag (`vq3dcli.signals`).
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -28,6 +29,16 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return code or (141 if isinstance(error, BrokenPipeError) else 74)
     return code
+
+
+def _settle_threads() -> None:
+    """Settings that the maths libraries read when torch is imported; what the user has set stays.
+
+    MKL chooses its number of threads by the load of the machine, which changes the last bits of a sum. Idle OpenMP
+    threads that spin make everything several times slower where cores are shared.
+    """
+    os.environ.setdefault("MKL_DYNAMIC", "FALSE")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _open_closed_streams() -> None:

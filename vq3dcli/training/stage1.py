@@ -136,12 +136,10 @@ def train(
         RecipeError: `out` holds a run with another recipe or other facts.
     """
     device = device or torch.device("cpu")
-    # Gradients behind opaque surfaces, and their squares in Adam, are denormal: a step takes five times as long.
-    torch.set_flush_denormal(True)
     ranks = join_ranks(device)
     folder = RunFolder(out)
     lock = folder.opened(recipe, facts or {}) if ranks.is_main else contextlib.nullcontext()
-    with lock:
+    with lock, _denormals_flushed():
         ranks.barrier()
         return _train(recipe, data, folder, device, ranks, report, should_stop, stop_after_images)
 
@@ -261,6 +259,16 @@ def _train(
         digest = save_weights(folder.weights, average, recipe, card)
     ranks.barrier()
     return Result(folder.weights, digest, state.images_seen, metrics)
+
+
+@contextlib.contextmanager
+def _denormals_flushed() -> Iterator[None]:
+    """Gradients behind opaque surfaces, and their squares in Adam, are denormal and make a CPU several times slower."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
