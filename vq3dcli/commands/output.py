@@ -228,13 +228,25 @@ def _cell(value: object) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device for `--device`. Raises `UnavailableError` if CUDA is asked for and is not there."""
+    """The device for `--device`; under torchrun each process gets the GPU of its local rank.
+
+    Raises:
+        UnavailableError: CUDA is asked for and is not there, or there are fewer GPUs than processes.
+    """
     import torch
 
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UnavailableError("no CUDA device is available", remedy="--device cpu, or vq3d doctor to see why")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    if not available or name == "cpu":
+        return torch.device("cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if local_rank >= torch.cuda.device_count():
+        raise UnavailableError(
+            f"process {local_rank} of this machine has no GPU of its own ({torch.cuda.device_count()} are there)",
+            remedy=f"torchrun --nproc-per-node {torch.cuda.device_count()}",
+        )
+    return torch.device("cuda", local_rank)
 
 
 def stdout_bytes() -> Any:

@@ -62,7 +62,8 @@ def command(
     )
     facts = {"samples": loader.num_samples, "labelled": loader.num_labelled, "labels": labels}
     if dry_run:
-        said.finish(seed=schedule.seed, metrics={**plan_run(resolved, chosen_device), **facts})
+        if main_rank:
+            said.finish(seed=schedule.seed, metrics={**plan_run(resolved, chosen_device), **facts})
         return
     said.note(f"{loader.num_samples} samples, {loader.num_labelled} labelled, on {chosen_device}")
     with said.progress("training", schedule.images, unit="images") as progress:

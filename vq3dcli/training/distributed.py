@@ -33,6 +33,15 @@ class Ranks:
         """Mean of `value` over ranks."""
         return self.sum(value) / self.world_size
 
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether `flag` is true on any rank, the same answer on all of them.
+
+        Args:
+            flag: Of this rank.
+            device: One that the process group can reach: this rank's GPU under NCCL.
+        """
+        return bool(self.sum(torch.tensor(float(flag), device=device)) > 0) if self.world_size > 1 else flag
+
     def gather(self, value: Tensor) -> Tensor:
         """Rows of all ranks `[world_size * n, ...]`, in the order of ranks."""
         if self.world_size == 1:
@@ -48,9 +57,15 @@ class Ranks:
 
 
 def join_ranks(device: torch.device) -> Ranks:
-    """Join the process group that torchrun's environment describes, if any."""
+    """Join the process group that torchrun's environment describes, if any.
+
+    Args:
+        device: Where this rank computes. On GPUs all that ranks exchange must lie there, since NCCL moves nothing else.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # barriers and unindexed `cuda` would all go to the first GPU
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Ranks(dist.get_rank(), dist.get_world_size())

@@ -8,14 +8,18 @@ import torch
 
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.model.build import build_autoencoder
-from vq3dcli.training.stage1 import resolve_precision
+from vq3dcli.training.arithmetic import resolve_precision
 
 # Weights, their average, their gradient and Adam's two moments, in float32.
 _BYTES_A_PARAMETER = 5 * 4
 
 
 def plan_run(recipe: Stage1Recipe, device: torch.device) -> dict[str, Any]:
-    """Figures of a run by name: `parameters` (by part and in all), `training_bytes`, `steps`, `tokens`, `precision`."""
+    """Figures of a run by name.
+
+    `parameters` by part and in all; `training_bytes` of weights, average, gradient and moments, without activations;
+    `steps`, `images`, `tokens` an image, `precision`, `device`.
+    """
     with torch.device("meta"):
         model = build_autoencoder(recipe)
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}

@@ -31,6 +31,7 @@ from vq3dcli.losses.depth import LABEL_NONE
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.model.quantizer import perplexity
+from vq3dcli.training.arithmetic import denormals_flushed, resolve_precision
 from vq3dcli.training.distributed import Ranks, join_ranks
 from vq3dcli.training.ema import as_mapping, average_of, update_average
 from vq3dcli.training.objective import Objective, Stage1Objective
@@ -88,7 +89,7 @@ class Result:
 
     Attributes:
         weights: The exported weights file.
-        sha256: Its hash.
+        sha256: Its hash; empty on ranks other than the first, which do not write it.
         images_seen: Images seen.
         metrics: The last line of the metrics.
     """
@@ -124,7 +125,7 @@ def train(
         recipe: The resolved recipe.
         data: A loader made with the recipe's batch size and seed.
         out: The run's folder.
-        device: Where to train; the CPU by default.
+        device: Where to train, on many GPUs this rank's own; the CPU by default.
         facts: Recorded with the run; a later call with other facts is refused.
         report: Called after each step.
         should_stop: Polled between steps; when true, the run is saved and `StoppedError` raised.
@@ -139,7 +140,7 @@ def train(
     ranks = join_ranks(device)
     folder = RunFolder(out)
     lock = folder.opened(recipe, facts or {}) if ranks.is_main else contextlib.nullcontext()
-    with lock, _denormals_flushed():
+    with lock, denormals_flushed():
         ranks.barrier()
         return _train(recipe, data, folder, device, ranks, report, should_stop, stop_after_images)
 
@@ -184,14 +185,14 @@ def _train(
         )
 
         # --- loss and gradient
-        labelled = ranks.mean((batch.label_kind != LABEL_NONE).float().mean())
+        labelled = ranks.mean((batch.label_kind != LABEL_NONE).float().mean().to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast_dtype == torch.bfloat16):
             result: Objective = forward(
                 batch.image.to(device),
                 batch.s.to(device),
                 batch.label_kind.to(device),
                 batch.index.to(device),
-                labelled.to(device),
+                labelled,
             )
         optimizer.zero_grad(set_to_none=True)
         result.loss.backward()
@@ -217,7 +218,9 @@ def _train(
         rate = (seen - interval_images) / max(elapsed, 1e-9)
         report(Progress(seen, schedule.images, rate, float(result.loss.detach())))
         done = seen >= schedule.images
-        stopping = should_stop() or (stop_after_images is not None and seen >= stop_after_images and not done)
+        asked = should_stop() or (stop_after_images is not None and seen >= stop_after_images and not done)
+        # A signal may reach the ranks at different steps: all of them stop as soon as one is asked to.
+        stopping = ranks.any(asked, device)
         if _passed(seen, schedule.log_every_images, schedule.batch_size) or done:
             terms = {name: float(ranks.mean(value)) for name, value in result.terms.items()}
             record = {
@@ -251,44 +254,14 @@ def _train(
                 remedy="the same command again continues",
             )
 
-    digest, metrics = "", folder.last_metrics()
+    digest = ""
     if ranks.is_main:
         # Without the speed, the same run gives the same file on any machine of its kind.
-        figures = {name: value for name, value in metrics.items() if name != "images_per_second"}
+        figures = {name: value for name, value in folder.last_metrics().items() if name != "images_per_second"}
         card = {"images_seen": state.images_seen, "training": figures}
         digest = save_weights(folder.weights, average, recipe, card)
     ranks.barrier()
-    return Result(folder.weights, digest, state.images_seen, metrics)
-
-
-@contextlib.contextmanager
-def _denormals_flushed() -> Iterator[None]:
-    """Gradients behind opaque surfaces, and their squares in Adam, are denormal and make a CPU several times slower."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-
-
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """float32 or bfloat16; `auto` is bfloat16 where the device multiplies it faster: CUDA, and CPUs made for it.
-
-    A CPU without bf16 instructions emulates them: 60 times slower than float32, measured.
-    """
-    if precision != "auto":
-        return torch.bfloat16 if precision == "bfloat16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    capabilities = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
-    has_bf16 = "AVX512" in capabilities and _cpu_has("avx512_bf16")
-    return torch.bfloat16 if has_bf16 else torch.float32
-
-
-def _cpu_has(flag: str) -> bool:
-    with contextlib.suppress(OSError):
-        return flag in Path("/proc/cpuinfo").read_text().split("flags", 2)[1].split()
-    return False
+    return Result(folder.weights, digest, state.images_seen, folder.last_metrics())
 
 
 def _update_codes(
@@ -337,7 +310,7 @@ def _require_finite(loss: Tensor, gradient_norm: Tensor, batch: Batch, state: _S
         raise DivergedError(
             f"the loss is {float(loss.detach())} and the gradient norm {float(gradient_norm)} "
             f"at {state.images_seen} images (samples {names}); this step was not applied",
-            remedy="a lower training.learning_rate; the last checkpoint is intact",
+            remedy="a lower training.learning_rate with another --out; the last checkpoint is intact",
         )
 
 

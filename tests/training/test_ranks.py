@@ -1,0 +1,108 @@
+"""Training on two processes that talk over gloo: the same model as on one, and they stop together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_tools.depth_labels import label_exact
+from data_tools.toyscenes import prepare_toyscenes
+from vq3dcli.config.load import dump_recipe
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.data.loader import TrainingLoader
+from vq3dcli.training.stage1 import train
+
+Make = Callable[..., Stage1Recipe]
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toys")
+    prepare_toyscenes(folder, count=24, size=16, seed=0)
+    label_exact(folder)
+    return folder
+
+
+def _start(recipe: Path, data: Path, out: Path, *options: str) -> list[subprocess.Popen[str]]:
+    """Two ranks, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vq3dcli", "train-stage1", str(recipe), "--data", str(data), "--out", str(out)]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [*command, "--device", "cpu", *options],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def _end(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    try:
+        return [(p.wait(100), *p.communicate()) for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_ranks_train_the_model_of_one(tiny_recipe: Make, toys: Path, tmp_path: Path) -> None:
+    # Codes from the first step on: their statistics, counts and restarts are what ranks must agree on.
+    recipe = tiny_recipe("training.images=32", "training.quantize_from_images=0")
+    (tmp_path / "recipe.toml").write_text(dump_recipe(recipe))
+    ended = _end(_start(tmp_path / "recipe.toml", toys, tmp_path / "two", "--json"))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert json.loads(ended[0][1])["count"] == 32
+    assert ended[1][1] == ""
+    one = TrainingLoader([toys], batch_size=8, size=16, seed=0, flip=True, crop=False)
+    train(recipe, one, tmp_path / "one")
+    for alone, together in zip(_metrics(tmp_path / "one"), _metrics(tmp_path / "two"), strict=True):
+        for name in ("loss", "l2", "depth", "gradient_norm", "perplexity"):
+            assert together[name] == pytest.approx(alone[name], rel=2e-2), name
+    parts = [
+        load_file(tmp_path / run / "checkpoints/images-000000000032/weights.safetensors") for run in ("one", "two")
+    ]
+    for name in ("quantizer.mean", "quantizer.variance", "quantizer.active"):
+        torch.testing.assert_close(parts[1][name], parts[0][name], rtol=1e-2, atol=1e-3)
+
+
+def test_ranks_stop_together_when_one_is_asked_to(tiny_recipe: Make, toys: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe("training.images=1000000", "training.sheet_every_images=1000000")
+    (tmp_path / "recipe.toml").write_text(dump_recipe(recipe))
+    processes = _start(tmp_path / "recipe.toml", toys, tmp_path / "run")
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "run/metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    ended = _end(processes)
+    assert [code for code, _, _ in ended] == [75, 75], ended
+    assert "the same command again continues" in ended[0][2]
+    assert list((tmp_path / "run/checkpoints").iterdir())
+
+
+def test_a_dry_run_speaks_once(tiny_recipe: Make, toys: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(dump_recipe(tiny_recipe()))
+    ended = _end(_start(tmp_path / "recipe.toml", toys, tmp_path / "run", "--dry-run", "--json"))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert json.loads(ended[0][1])["metrics"]["steps"] == 8
+    assert ended[1][1] == ""
