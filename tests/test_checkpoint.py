@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vq3dcli.checkpoint import load_weights
+from vq3dcli.checkpoint import load_weights, save_weights
+from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import DataError, InputMissingError, UnsafeFileError
+from vq3dcli.model.build import build_autoencoder
 
 
 def test_weights_are_rounded_once_and_load_as_written(tiny_weights: Path) -> None:
@@ -56,3 +60,47 @@ def test_other_safetensors_are_not_ours(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2)}, path)
     with pytest.raises(DataError, match="not a Stage 1 weights file"):
         load_weights(path)
+
+
+def test_weights_without_a_sound_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "odd.safetensors"
+    for fields in ({}, {"recipe": {}}, {"recipe": {}, "card": {}}, {"recipe": "nonsense", "format_version": "x"}):
+        header = {"format": "stage1", "format_version": 1, **fields}
+        save_file({"a": torch.zeros(2)}, path, {"vq3d": json.dumps(header)})
+        with pytest.raises(DataError, match="without a sound recipe"):
+            load_weights(path)
+    for text in ("", "[]", "null", "{"):
+        save_file({"a": torch.zeros(2)}, path, {"vq3d": text})
+        with pytest.raises(DataError, match="without a sound recipe"):
+            load_weights(path)
+    save_file({"a": torch.zeros(2)}, path, {"vq3d": json.dumps({"format": "stage1", "format_version": 99})})
+    with pytest.raises(DataError, match="newer than"):
+        load_weights(path)
+
+
+def test_the_same_weights_give_the_same_file(tiny_recipe: Callable[..., Stage1Recipe], tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+    model = build_autoencoder(recipe)
+    card = {"images_seen": 1, "data": "toys", "figures": {"psnr": 1.0}}
+    assert len({save_weights(tmp_path / f"{n}.safetensors", model, recipe, card) for n in range(8)}) == 1
+
+
+def test_weights_with_a_header_of_several_entries_still_load(tiny_weights: Path, tmp_path: Path) -> None:
+    expected = load_weights(tiny_weights)
+    path = tmp_path / "early.safetensors"
+    metadata = {
+        "format": "vq3d-stage1",
+        "format_version": "1",
+        "recipe": expected.recipe.model_dump_json(),
+        "card": json.dumps(expected.card),
+    }
+    save_file(load_file(tiny_weights), path, metadata)
+    assert load_weights(path).recipe == expected.recipe
+    assert load_weights(path).card == expected.card
+
+
+def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InputMissingError, match="has not finished") as caught:
+        load_weights(tmp_path)
+    assert "train-stage1" in str(caught.value)

@@ -68,12 +68,14 @@ def save_weights(path: Path, model: Autoencoder, recipe: Stage1Recipe, card: Map
         for name, value in model.state_dict().items()
         if not name.startswith(("auxiliary_head.", "quantizer.window_counts"))
     }
-    metadata = {
-        "format": "vq3d-stage1",
-        "format_version": str(FORMAT_VERSION),
-        "recipe": recipe.model_dump_json(),
-        "card": json.dumps(dict(card), sort_keys=True),
+    header = {
+        "format": "stage1",
+        "format_version": FORMAT_VERSION,
+        "recipe": recipe.model_dump(mode="json"),
+        "card": dict(card),
     }
+    # One entry: safetensors writes several in random order, and the same weights would have another hash each time.
+    metadata = {"vq3d": json.dumps(header, sort_keys=True)}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata)
         temporary.chmod(0o644)
@@ -100,16 +102,14 @@ def load_weights(path: Path | None = None, device: str | torch.device = "cpu") -
                 "this installation has no embedded weights", remedy="--weights with a file that train-stage1 wrote"
             )
     if path.is_dir():
-        path = path / "weights.safetensors"
+        folder, path = path, path / "weights.safetensors"
+        if (folder / "checkpoints").is_dir() and not path.exists():
+            raise InputMissingError(
+                f"this run has not finished ({folder})",
+                remedy="the same train-stage1 command again",
+            )
     metadata, tensors = _read_safetensors(path)
-    if metadata.get("format") != "vq3d-stage1":
-        raise DataError(f"not a Stage 1 weights file ({path})", remedy="a file that train-stage1 wrote")
-    if int(metadata.get("format_version", "0")) > FORMAT_VERSION:
-        raise DataError(
-            f"weights of format {metadata['format_version']}, newer than {FORMAT_VERSION} ({path})",
-            remedy="a newer vq3d",
-        )
-    recipe = Stage1Recipe.model_validate_json(metadata["recipe"])
+    recipe, card = _read_header(path, metadata)
     inference = recipe.model_copy(update={"model": recipe.model.model_copy(update={"auxiliary_head": False})})
     model = build_autoencoder(inference)
     state = model.state_dict()
@@ -117,7 +117,35 @@ def load_weights(path: Path | None = None, device: str | torch.device = "cpu") -
     _check_shapes(path, state, tensors)
     model.load_state_dict({name: tensors[name].to(value.dtype) for name, value in state.items()})
     model.requires_grad_(False).eval().to(device)
-    return LoadedWeights(model, recipe, str(path), sha256_file(path), json.loads(metadata.get("card", "{}")))
+    return LoadedWeights(model, recipe, str(path), sha256_file(path), card)
+
+
+def _read_header(path: Path, metadata: Mapping[str, str]) -> tuple[Stage1Recipe, dict[str, Any]]:
+    """Recipe and card of a weights file. Raises `DataError`."""
+    try:
+        header = json.loads(metadata["vq3d"]) if "vq3d" in metadata else _early_header(metadata)
+        if header["format"] != "stage1":
+            raise DataError(f"not a Stage 1 weights file ({path})", remedy="a file that train-stage1 wrote")
+        if int(header["format_version"]) > FORMAT_VERSION:
+            raise DataError(
+                f"weights of format {header['format_version']}, newer than {FORMAT_VERSION} ({path})",
+                remedy="a newer vq3d",
+            )
+        return Stage1Recipe.model_validate(header["recipe"]), dict(header["card"])
+    except (KeyError, ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"weights without a sound recipe ({path}): {reason}", remedy="weights written by the same version"
+        ) from error
+
+
+def _early_header(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The header of files from before it became one entry: an entry a field, recipe and card as JSON."""
+    fields: dict[str, Any] = {"format": metadata.get("format", "").removeprefix("vq3d-")}
+    if fields["format"] == "stage1":
+        fields["format_version"] = metadata["format_version"]
+        fields |= {"recipe": json.loads(metadata["recipe"]), "card": json.loads(metadata["card"])}
+    return fields
 
 
 def _check_shapes(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
