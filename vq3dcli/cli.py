@@ -77,12 +77,8 @@ def describe(error: BaseException) -> Failure:
     if type(error).__name__ == "OutOfMemoryError":  # torch's, by name: torch may not be imported here
         return Failure(70, "out of memory on the device", "--device cpu, or a smaller batch, size or number of samples")
     if isinstance(error, SystemExit):
-        return Failure(
-            70, f"a library ended the program ({error.code})", "the same command with --debug, and report it"
-        )
-    return Failure(
-        70, f"bug: {type(error).__name__}: {error}", "the same command with --debug, and report what it prints"
-    )
+        return Failure(70, f"a library ended the program ({error.code})", REPORT)
+    return Failure(70, f"bug: {type(error).__name__}: {error}", REPORT)
 
 
 def _describe_os_error(error: OSError) -> Failure:

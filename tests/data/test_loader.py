@@ -18,7 +18,6 @@ from vq3dcli.data.loader import LABEL_KIND, Batch, TrainingLoader
 from vq3dcli.data.schema import DisparityInfo, sample_key, stored_size
 from vq3dcli.data.shards import ShardFolder, encode_levels
 from vq3dcli.errors import DataError, InputMissingError, UsageError
-from vq3dcli.losses import depth
 
 
 def loader(*folders: Path, **changes: object) -> TrainingLoader:
@@ -208,11 +207,3 @@ def test_what_is_missing_or_contradicts_is_said_at_once(toy_shards: Path, tmp_pa
         loader(toy_shards)
     with pytest.raises(DataError, match="no samples"):
         loader()
-
-
-def test_label_kinds_are_those_of_the_losses():
-    assert (LABEL_KIND["none"], LABEL_KIND["metric"], LABEL_KIND["relative"]) == (
-        depth.LABEL_NONE,
-        depth.LABEL_METRIC,
-        depth.LABEL_RELATIVE,
-    )

@@ -1,4 +1,4 @@
-"""What a Stage 1 recipe says. Only `model/build.py` and `training/` read it; modules take plain arguments.
+"""What a Stage 1 recipe says. `model/build.py` turns it into a model; the parts of a model take plain arguments.
 
 Durations are counted in images seen, so that the batch size changes no schedule.
 """

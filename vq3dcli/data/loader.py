@@ -23,9 +23,10 @@ from vq3dcli.data.images import decode_image, resize
 from vq3dcli.data.schema import stored_size
 from vq3dcli.data.shards import LabelFolder, ShardFolder
 from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.losses.depth import LABEL_METRIC, LABEL_NONE, LABEL_RELATIVE
 from vq3dcli.seeding import generator, uniform
 
-LABEL_KIND = {"none": 0, "metric": 1, "relative": 2}
+LABEL_KIND = {"none": LABEL_NONE, "metric": LABEL_METRIC, "relative": LABEL_RELATIVE}
 CACHE_BYTES = 1 << 30
 _PREFETCHED_BATCHES = 4
 _STOP_POLL_SECONDS = 0.1

@@ -21,11 +21,12 @@ from torch import Tensor
 DepthKind = Literal["pointwise", "accumulated", "none"]
 
 LABEL_NONE, LABEL_METRIC, LABEL_RELATIVE = 0, 1, 2
-"""Values of `label_kind`."""
+"""Values of `label_kind`: no label, an exact one, one that is known up to an increasing affine map."""
 
 _WINSORISE = (0.02, 0.98)
-# The least slope of the least-squares fit: unbounded, the rendering collapses to a flat wall and the fit follows it.
-_LEAST_SLOPE = 0.25
+# The least standard deviation of s after the least-squares fit, about a quarter of a toy scene's: unbounded, the
+# rendering collapses to a flat wall and the fit follows it.
+_LEAST_STD = 0.045
 
 
 def depth_loss(weights: Tensor, samples_s: Tensor, label_s: Tensor, kind: DepthKind) -> Tensor:
@@ -82,9 +83,9 @@ def align_least_squares(label: Tensor, rendered_s: Tensor) -> Tensor:
     centred = label - label_mean
     variance = centred.square().mean(1, keepdim=True).clamp(min=1e-12)
     covariance = (centred * (target - target_mean)).mean(1, keepdim=True)
-    # In units of the label's own spread, so that the bound means the same for every teacher.
+    # The bound is on the result's spread, so that it means the same for every teacher.
     spread = variance.sqrt()
-    slope = (covariance / spread).clamp(min=_LEAST_SLOPE * 0.18) / spread
+    slope = (covariance / spread).clamp(min=_LEAST_STD) / spread
     return slope * centred + target_mean
 
 

@@ -101,6 +101,7 @@ class Stage1Objective(nn.Module):
             metric = label_kind == LABEL_METRIC
             spread = label_at_rays.std(1).clamp(min=1e-6)
             relief = rendering.s.std(1) / spread
+            # -1 where no image of this rank has a metric label: figures are numbers, and JSON has no NaN.
             terms["relief"] = torch.where(metric, relief, torch.nan).nanmean().nan_to_num(nan=-1.0)
         detached = {name: value.detach().float() for name, value in terms.items()}
         return Objective(total, detached, quantized.codes, quantized.projected, quantized.raw)

@@ -1,7 +1,7 @@
 """A run's folder: its lock, its resolved recipe, its metrics, its checkpoints.
 
 ```
-RUN/recipe.toml  metrics.jsonl  sheets/  checkpoints/images-000012800/  weights.safetensors
+RUN/recipe.toml  run.json  metrics.jsonl  sheets/  checkpoints/images-000012800/  weights.safetensors
 ```
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,7 +129,7 @@ class RunFolder:
         """Append one line to the metrics."""
         try:
             with self.metrics.open("a") as handle:
-                handle.write(json.dumps(dict(record), allow_nan=False) + os.linesep)
+                handle.write(json.dumps(dict(record), allow_nan=False) + "\n")
         except OSError as error:
             raise write_error(self.metrics, error) from error
 
