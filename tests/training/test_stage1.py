@@ -51,7 +51,8 @@ class _ToyBatches:
 
 def _bits(run: Path) -> dict[str, torch.Tensor]:
     newest = sorted((run / "checkpoints").iterdir())[-1]
-    return {f"{p.stem}/{k}": v for p in newest.glob("*.safetensors") for k, v in load_file(p).items()}
+    # Copies: what load_file gives is mapped, and would follow a test that damages the file.
+    return {f"{p.stem}/{k}": v.clone() for p in newest.glob("*.safetensors") for k, v in load_file(p).items()}
 
 
 def test_n_plus_n_steps_equal_2n_to_the_bit(tiny_recipe: Make, tmp_path: Path) -> None:
