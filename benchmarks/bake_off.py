@@ -20,6 +20,7 @@ from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.pipelines.evaluate_geometry import evaluate_geometry, model_predictor
 from vq3dcli.pipelines.exact_scenes import toy_template
+from vq3dcli.training.arithmetic import flush_denormals
 from vq3dcli.training.stage1 import train
 
 BUDGET = (
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    flush_denormals()
     torch.set_num_threads(options.threads)
     columns = (*FIGURES, "cpu_seconds")
     print(f"| variant | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")

@@ -71,7 +71,7 @@ def test_weights_without_a_sound_recipe(tmp_path: Path) -> None:
             load_weights(path)
     for text in ("", "[]", "null", "{"):
         save_file({"a": torch.zeros(2)}, path, {"vq3d": text})
-        with pytest.raises(DataError, match="without a sound recipe"):
+        with pytest.raises(DataError, match="sound recipe|not a Stage 1"):
             load_weights(path)
     save_file({"a": torch.zeros(2)}, path, {"vq3d": json.dumps({"format": "stage1", "format_version": 99})})
     with pytest.raises(DataError, match="newer than"):
@@ -83,20 +83,6 @@ def test_the_same_weights_give_the_same_file(tiny_recipe: Callable[..., Stage1Re
     model = build_autoencoder(recipe)
     card = {"images_seen": 1, "data": "toys", "figures": {"psnr": 1.0}}
     assert len({save_weights(tmp_path / f"{n}.safetensors", model, recipe, card) for n in range(8)}) == 1
-
-
-def test_weights_with_a_header_of_several_entries_still_load(tiny_weights: Path, tmp_path: Path) -> None:
-    expected = load_weights(tiny_weights)
-    path = tmp_path / "early.safetensors"
-    metadata = {
-        "format": "vq3d-stage1",
-        "format_version": "1",
-        "recipe": expected.recipe.model_dump_json(),
-        "card": json.dumps(expected.card),
-    }
-    save_file(load_file(tiny_weights), path, metadata)
-    assert load_weights(path).recipe == expected.recipe
-    assert load_weights(path).card == expected.card
 
 
 def test_an_unfinished_run_says_so(tmp_path: Path) -> None:

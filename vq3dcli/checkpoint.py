@@ -123,8 +123,8 @@ def load_weights(path: Path | None = None, device: str | torch.device = "cpu") -
 def _read_header(path: Path, metadata: Mapping[str, str]) -> tuple[Stage1Recipe, dict[str, Any]]:
     """Recipe and card of a weights file. Raises `DataError`."""
     try:
-        header = json.loads(metadata["vq3d"]) if "vq3d" in metadata else _early_header(metadata)
-        if header["format"] != "stage1":
+        header = dict(json.loads(metadata.get("vq3d", "{}")))
+        if header.get("format") != "stage1":
             raise DataError(f"not a Stage 1 weights file ({path})", remedy="a file that train-stage1 wrote")
         if int(header["format_version"]) > FORMAT_VERSION:
             raise DataError(
@@ -137,15 +137,6 @@ def _read_header(path: Path, metadata: Mapping[str, str]) -> tuple[Stage1Recipe,
         raise DataError(
             f"weights without a sound recipe ({path}): {reason}", remedy="weights written by the same version"
         ) from error
-
-
-def _early_header(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The header of files from before it became one entry: an entry a field, recipe and card as JSON."""
-    fields: dict[str, Any] = {"format": metadata.get("format", "").removeprefix("vq3d-")}
-    if fields["format"] == "stage1":
-        fields["format_version"] = metadata["format_version"]
-        fields |= {"recipe": json.loads(metadata["recipe"]), "card": json.loads(metadata["card"])}
-    return fields
 
 
 def _check_shapes(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

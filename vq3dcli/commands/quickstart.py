@@ -36,7 +36,9 @@ def command(
 
     from vq3dcli.pipelines.evaluate_geometry import PROTOCOL
     from vq3dcli.pipelines.quickstart import quickstart
+    from vq3dcli.training.arithmetic import flush_denormals
 
+    flush_denormals()
     result = quickstart(
         out,
         minutes=minutes,

@@ -41,10 +41,12 @@ def command(
     from vq3dcli.config.load import load_recipe
     from vq3dcli.config.schema import Stage1Recipe
     from vq3dcli.data.loader import TrainingLoader
+    from vq3dcli.training.arithmetic import flush_denormals
     from vq3dcli.training.distributed import join_ranks
     from vq3dcli.training.plan import plan_run
     from vq3dcli.training.stage1 import Progress, train
 
+    flush_denormals()
     resolved = load_recipe(recipe, Stage1Recipe, overrides or [])
     chosen_device = pick_device(device)
     ranks = join_ranks(chosen_device)

@@ -9,6 +9,15 @@ from pathlib import Path
 import torch
 
 
+def flush_denormals() -> None:
+    """Flush them for the life of the process; call it before the first tensor operation.
+
+    The setting belongs to a thread, and PyTorch's pool inherits it when it starts: set later, it reaches the calling
+    thread alone, and the bits of a run would depend on what the process did before.
+    """
+    torch.set_flush_denormal(True)
+
+
 @contextlib.contextmanager
 def denormals_flushed() -> Iterator[None]:
     """Gradients behind opaque surfaces, and their squares in Adam, are denormal and make a CPU several times slower."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vq3dcli import seeding
 from vq3dcli.config.schema import Stage1Recipe
-from vq3dcli.losses.depth import LABEL_METRIC, LABEL_NONE, align_canonical, align_labels, depth_loss
+from vq3dcli.losses.depth import LABEL_METRIC, LABEL_NONE, LABEL_RELATIVE, align_canonical, align_labels, depth_loss
 from vq3dcli.losses.reconstruction import chroma_ratio, l1, l2
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_canonical_camera
@@ -134,10 +134,13 @@ class Stage1Objective(nn.Module):
 
     def _aligned_label(self, label: Tensor, label_kind: Tensor, pixel: Tensor, rendered_s: Tensor) -> Tensor:
         """Labels at the rays `[B, N]`, relative ones aligned."""
+        at_rays = label.flatten(1).gather(1, pixel)
+        if not bool((label_kind == LABEL_RELATIVE).any()):
+            return at_rays
         loss = self.recipe.loss
         canonical = align_canonical(label, mean=loss.alignment_mean, std=loss.alignment_std)
         return align_labels(
-            label.flatten(1).gather(1, pixel),
+            at_rays,
             label_kind,
             rendered_s,
             alignment=loss.alignment,
