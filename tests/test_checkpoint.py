@@ -71,7 +71,7 @@ def test_weights_without_a_sound_recipe(tmp_path: Path) -> None:
             load_weights(path)
     for text in ("", "[]", "null", "{"):
         save_file({"a": torch.zeros(2)}, path, {"vq3d": text})
-        with pytest.raises(DataError, match="sound recipe|not a Stage 1"):
+        with pytest.raises(DataError, match=r"sound recipe|not a Stage 1"):
             load_weights(path)
     save_file({"a": torch.zeros(2)}, path, {"vq3d": json.dumps({"format": "stage1", "format_version": 99})})
     with pytest.raises(DataError, match="newer than"):
