@@ -1,16 +1,13 @@
-"""The command line as a user meets it: help, errors, exit codes, pipes, signals."""
+"""The command line as a user meets it: help, errors, exit codes."""
 
 from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import resource
-import signal
 import subprocess
 import sys
-import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -234,144 +231,6 @@ def test_any_arguments_end_with_a_code_of_the_table(
     assert "Traceback" not in captured.err
     if code:
         assert captured.err.splitlines()[-1].startswith("error: ")
-
-
-# --- pipes and streams -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--json"], ["--version"]])
-def test_a_reader_that_went_away_is_no_error(arguments: list[str]) -> None:
-    read, write = os.pipe()
-    os.close(read)
-    ended = subprocess.run([*VQ3D, *arguments], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
-    os.close(write)
-    assert ended.returncode == 141
-    assert "Error" not in ended.stderr
-    assert "error" not in ended.stderr
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_behind_stdout_is_told(tmp_path: Path) -> None:
-    with open("/dev/full", "w") as full:
-        ended = subprocess.run([*VQ3D, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
-    assert ended.returncode == 74
-    assert ended.stderr.startswith("error: cannot read or write: No space left on device")
-    assert "Traceback" not in ended.stderr
-
-
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_change_no_exit_code(closed: str) -> None:
-    for arguments, code in (("--help", 0), ("rendr --json", 2)):
-        line = f'"{sys.executable}" -m vq3dcli {arguments} {closed}'
-        ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
-        assert ended.returncode == code, ended.stderr
-        assert "Traceback" not in ended.stderr
-
-
-PROGRESS = """
-import time
-from vq3dcli.commands import output
-out = output.Output("probe", False, False)
-with out.progress("working", 3, unit="images") as progress:
-    for _ in range(3):
-        time.sleep(0.15)
-        progress.advance(status="loss 0.5")
-        out.note("a note")
-out.finish(metrics={"psnr": 22.5}, outputs=["a.mp4"])
-"""
-
-
-def in_terminal(code: str, **environment: str) -> str:
-    """What `python -c CODE` writes when stdin, stdout and stderr are a terminal."""
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "--help"],
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-        env={k: v for k, v in os.environ.items() if k != "NO_COLOR"} | environment,
-    )
-    os.close(follower)
-    written = b""
-    while True:
-        try:
-            piece = os.read(leader, 65536)
-        except OSError:  # how Linux says that the other end is closed
-            break
-        if not piece:
-            break
-        written += piece
-    os.close(leader)
-    assert process.wait(60) == 0, written
-    return written.decode()
-
-
-def test_a_terminal_gets_a_bar_and_a_plain_one_gets_none() -> None:
-    bar = in_terminal(PROGRESS, TERM="xterm-256color")
-    assert "\x1b[" in bar
-    assert "3/3 images (100 %)" in bar
-    for environment in ({"TERM": "dumb"}, {"TERM": "xterm-256color", "NO_COLOR": "1"}):
-        plain = in_terminal(PROGRESS, **environment)
-        assert "\x1b" not in plain
-        assert plain.split() == ["a", "note"] * 3 + ["psnr", "22.5", "a.mp4"]
-    assert "\x1b" not in in_terminal("from vq3dcli.__main__ import main; main()", TERM="dumb")
-
-
-# --- signals ---------------------------------------------------------------------------------------------------------
-
-SLEEPER = """
-import sys, time, types
-from pathlib import Path
-from vq3dcli import __main__, cli, files, signals
-def command(target: str):
-    if target == "flag":
-        signals.watch()
-        print("ready", flush=True)
-        while not signals.stop_requested():
-            time.sleep(0.01)
-        print("asked", flush=True)
-        time.sleep(30)
-    with files.atomic_path(Path(target)) as temporary:
-        temporary.write_bytes(b"half")
-        print("ready", flush=True)
-        time.sleep(30)
-module = types.ModuleType("probe")
-module.command = command
-sys.modules["vq3dcli.commands.probe"] = module
-cli.COMMANDS = (("probe", "probe", "For tests."),)
-sys.exit(__main__.main())
-"""
-
-
-def start_sleeper(target: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLEEPER, "probe", target], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_command_cleans_up(tmp_path: Path, number: int) -> None:
-    process = start_sleeper(str(tmp_path / "out.bin"))
-    process.send_signal(number)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert err == "error: interrupted\n"
-    assert not os.listdir(tmp_path)
-
-
-def test_training_sees_the_first_sigterm_and_the_second_ends_it() -> None:
-    process = start_sleeper("flag")
-    assert process.stdout is not None
-    process.terminate()
-    assert process.stdout.readline() == "asked\n"
-    start = time.monotonic()
-    process.terminate()
-    process.communicate(timeout=30)
-    assert process.returncode == -signal.SIGTERM
-    assert time.monotonic() - start < 10
 
 
 # --- the voice of a command ------------------------------------------------------------------------------------------
