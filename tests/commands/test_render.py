@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
@@ -14,8 +15,9 @@ import torch
 from PIL import Image
 
 from vq3dcli.cli import run
-from vq3dcli.commands.render import FormatName
+from vq3dcli.commands.render import FormatName, command
 from vq3dcli.export.video import VideoFormat
+from vq3dcli.pipelines.film import SAMPLES, Shot
 
 FAST = ["--frames", "3", "--size", "16", "--samples", "4", "--device", "cpu"]
 
@@ -33,8 +35,12 @@ def photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "photo.jpg"
 
 
-def test_the_formats_are_the_library_s() -> None:
+def test_the_formats_and_defaults_are_the_library_s() -> None:
     assert FormatName == VideoFormat
+    options = {name: option.default for name, option in inspect.signature(command).parameters.items()}
+    shot = Shot()
+    assert (options["frames"], options["fps"], options["size"]) == (shot.frames, shot.fps, shot.size_px)
+    assert options["samples"] == shot.samples == SAMPLES
 
 
 @pytest.mark.parametrize("path", ["orbit", "swing", "spiral", "dolly", "dolly-zoom"])

@@ -1,7 +1,5 @@
 """The figures of predictors whose score is known beforehand."""
 
-from typing import NamedTuple
-
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +7,7 @@ from torch import Tensor
 from vq3dcli.data.toyscenes import ToyScenes, render_scenes, sample_scenes
 from vq3dcli.errors import UsageError
 from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, flat_warp
+from vq3dcli.model.scene import SceneView
 from vq3dcli.pipelines.evaluate_geometry import EVALUATION_SAMPLES, evaluate_baselines, evaluate_geometry
 from vq3dcli.pipelines.exact_scenes import Template, exact_batches, toy_template
 from vq3dcli.rendering.cameras import Camera, canonical_camera
@@ -19,22 +18,16 @@ SEED = 3
 WALL_Z = 3.0
 
 
-class View(NamedTuple):
-    rgb: Tensor
-    s: Tensor
-    weight_variance: Tensor
-
-
 class TrueScene:
     """The scene itself."""
 
     def __init__(self, scenes: ToyScenes) -> None:
         self.scenes = scenes
 
-    def render(self, camera: Camera, *, samples: int) -> View:
+    def render(self, camera: Camera, *, samples: int, rays_per_chunk: int = 512) -> SceneView:
         assert samples == EVALUATION_SAMPLES
         views = render_scenes(self.scenes, camera)
-        return View(views.rgb, views.s, torch.zeros_like(views.s))
+        return SceneView(views.rgb, views.s, torch.zeros_like(views.s))
 
 
 class PaintedWall:
@@ -44,10 +37,10 @@ class PaintedWall:
         self.images = images
         self.camera = canonical_camera(len(images), height_px=SIZE, width_px=SIZE)
 
-    def render(self, camera: Camera, *, samples: int) -> View:
+    def render(self, camera: Camera, *, samples: int, rays_per_chunk: int = 512) -> SceneView:
         warped = flat_warp(self.images, self.camera, camera, torch.full((len(self.images),), WALL_Z))
         s = torch.full((len(self.images), SIZE, SIZE), 0.45)
-        return View((warped * 255).round().to(torch.uint8), s, torch.zeros_like(s))
+        return SceneView((warped * 255).round().to(torch.uint8), s, torch.zeros_like(s))
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +95,10 @@ def test_the_template_is_exposed_by_its_own_figures(template):
         def __init__(self, images: Tensor) -> None:
             self.count = len(images)
 
-        def render(self, camera: Camera, *, samples: int) -> View:
+        def render(self, camera: Camera, *, samples: int, rays_per_chunk: int = 512) -> SceneView:
             rgb = (template.rgb * 255).round().to(torch.uint8).expand(self.count, -1, -1, -1)
             s = template.s.expand(self.count, -1, -1)
-            return View(rgb, s, torch.zeros_like(s))
+            return SceneView(rgb, s, torch.zeros_like(s))
 
     metrics = evaluate_geometry(Blind, count=COUNT, seed=SEED, size_px=SIZE, template=template).metrics
     for name in ("spearman", "ssi_error", "relief"):

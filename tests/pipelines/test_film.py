@@ -5,24 +5,18 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from vq3dcli.errors import UsageError
 from vq3dcli.export.video import VideoFormat
+from vq3dcli.model.scene import SceneView
 from vq3dcli.pipelines.film import Shot, check_shot, film, output_size, shot_camera
 from vq3dcli.pipelines.targets import Target
 from vq3dcli.rendering.cameras import Camera, image_rays, s_from_z_depth
-
-
-class View(NamedTuple):
-    rgb: Tensor
-    s: Tensor
 
 
 class Wall:
@@ -31,7 +25,7 @@ class Wall:
     def __init__(self) -> None:
         self.largest_batch = 0
 
-    def render(self, camera: Camera, *, samples: int = 0, rays_per_chunk: int = 0) -> View:
+    def render(self, camera: Camera, *, samples: int = 0, rays_per_chunk: int = 0) -> SceneView:
         assert samples > 0
         assert rays_per_chunk > 0
         rays = image_rays(camera)
@@ -40,7 +34,8 @@ class Wall:
         size = (camera.cam_to_world.shape[0], camera.height_px, camera.width_px)
         rgb = (point.clamp(-1.0, 1.0) * 100.0 + 120.0).to(torch.uint8).reshape(*size, 3).permute(0, 3, 1, 2)
         self.largest_batch = max(self.largest_batch, size[0])
-        return View(rgb, s_from_z_depth(z_depth).reshape(size))
+        s = s_from_z_depth(z_depth).reshape(size)
+        return SceneView(rgb, s, torch.zeros_like(s))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +93,7 @@ def test_video_and_disparity(tmp_path: Path, video_format: VideoFormat) -> None:
 
 def test_a_scene_that_fails_leaves_nothing(tmp_path: Path) -> None:
     class Broken(Wall):
-        def render(self, camera: Camera, *, samples: int = 0, rays_per_chunk: int = 0) -> View:
+        def render(self, camera: Camera, *, samples: int = 0, rays_per_chunk: int = 0) -> SceneView:
             if self.largest_batch:
                 raise RuntimeError("out of memory")
             return super().render(camera, samples=samples, rays_per_chunk=rays_per_chunk)

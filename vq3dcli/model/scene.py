@@ -6,7 +6,7 @@ Legend: B scenes (or frames of one scene), P plane side, C plane channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,14 @@ class SceneView(NamedTuple):
     rgb: Tensor
     s: Tensor
     weight_variance: Tensor
+
+
+class Renderable(Protocol):
+    """What any camera can look at, to film it or to measure it: a `Scene`, or what stands for one."""
+
+    def render(self, camera: Camera, *, samples: int, rays_per_chunk: int = ...) -> SceneView:
+        """See `Scene.render`."""
+        ...
 
 
 @dataclass(frozen=True)

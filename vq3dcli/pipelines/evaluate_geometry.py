@@ -13,7 +13,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from vq3dcli.export.sheet import grid
 from vq3dcli.metrics.geometry import mean_weight_variance, relief, spearman, ssi_error
 from vq3dcli.metrics.image import psnr
 from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, exact_warp, flat_warp, plane_z_depth
-from vq3dcli.model.scene import Scene, SceneView, reconstruct_scene
+from vq3dcli.model.scene import Renderable, Scene, SceneView, reconstruct_scene
 from vq3dcli.pipelines.exact_scenes import ExactScenes, Template, exact_batches
 from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, FOV_RAD, NEAR, Camera
 
@@ -34,30 +33,7 @@ EVALUATION_SAMPLES = 96
 PROTOCOL = "geometry-toyscenes-1"
 
 
-class RenderedView(Protocol):
-    """One view of a batch of scenes."""
-
-    @property
-    def rgb(self) -> Tensor:
-        """uint8 `[B, 3, H, W]`."""
-
-    @property
-    def s(self) -> Tensor:
-        """Normalised disparity, float32 `[B, H, W]`."""
-
-    @property
-    def weight_variance(self) -> Tensor:
-        """Variance of s under the rendering weights, float32 `[B, H, W]`."""
-
-
-class RenderedScene(Protocol):
-    """What a predictor makes of a batch of images: something that any camera can look at."""
-
-    def render(self, camera: Camera, *, samples: int) -> RenderedView:
-        """Render with `samples` samples a ray, at the middles of equal bins of s; B cameras."""
-
-
-Predictor = Callable[[Tensor], RenderedScene]
+Predictor = Callable[[Tensor], Renderable]
 """Images uint8 `[B, 3, H, W]` to scenes; called once a batch, in the order of the scenes."""
 
 
@@ -85,8 +61,9 @@ class _OnCpu:
 
     scene: Scene
 
-    def render(self, camera: Camera, *, samples: int) -> SceneView:
-        return SceneView(*(part.cpu() for part in self.scene.render(camera, samples=samples)))
+    def render(self, camera: Camera, *, samples: int, rays_per_chunk: int = 512) -> SceneView:
+        view = self.scene.render(camera, samples=samples, rays_per_chunk=rays_per_chunk)
+        return SceneView(*(part.cpu() for part in view))
 
 
 @dataclass(frozen=True)

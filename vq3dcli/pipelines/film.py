@@ -9,13 +9,11 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
-
-from torch import Tensor
 
 from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import colour_map, display_range
 from vq3dcli.export.video import MAX_GIF_FPS, VideoFormat, video_writer
+from vq3dcli.model.scene import Renderable
 from vq3dcli.pipelines.targets import Target
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.rendering.trajectories import PATHS, trajectory
@@ -27,28 +25,6 @@ _MIN_SIDE_PX = 16
 _PIXELS_AT_ONCE = 128 * 128 * 2
 # Points that a chunk of rays holds whatever the samples a ray: what fits the cache.
 _POINTS_PER_CHUNK = 1024 * 32
-
-
-class SceneView(Protocol):
-    """A rendered view: `rgb` uint8 `[B, 3, H, W]`, `s` `[B, H, W]`."""
-
-    @property
-    def rgb(self) -> Tensor:
-        """Colours."""
-        ...
-
-    @property
-    def s(self) -> Tensor:
-        """Normalised disparity."""
-        ...
-
-
-class Scene(Protocol):
-    """What can be filmed; `model.scene.Scene` is one."""
-
-    def render(self, camera: Camera, *, samples: int = ..., rays_per_chunk: int = ...) -> SceneView:
-        """Look at the scene through a batch of cameras."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -126,7 +102,7 @@ def output_size(size_px: int, aspect: float) -> tuple[int, int]:
 
 
 def film(
-    scene: Scene, camera: Camera, target: Target, *, fps: float, samples: int, on_frames: Callable[[int], object]
+    scene: Renderable, camera: Camera, target: Target, *, fps: float, samples: int, on_frames: Callable[[int], object]
 ) -> None:
     """Render a scene frame by frame into its target; memory does not grow with the number of frames.
 
