@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vq3dcli.checkpoint import load_weights, save_weights
+from vq3dcli.checkpoint import load_weights, read_checkpoint, save_weights, write_checkpoint
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import DataError, InputMissingError, UnsafeFileError
 from vq3dcli.model.build import build_autoencoder
@@ -90,3 +90,21 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputMissingError, match="has not finished") as caught:
         load_weights(tmp_path)
     assert "train-stage1" in str(caught.value)
+
+
+def test_each_damage_of_a_checkpoint_is_named_with_a_remedy(tmp_path: Path) -> None:
+    folder = tmp_path / "images-000000000008"
+    for damage, reason in (
+        (lambda: (folder / "weights.safetensors").write_bytes(b"x"), "hash differs"),
+        (lambda: (folder / "weights.safetensors").unlink(), "no such file"),
+        (lambda: (folder / "manifest.json").write_text("{}"), "no 'sha256' in its manifest"),
+        (lambda: (folder / "manifest.json").write_text("[]"), "damaged checkpoint"),
+        (lambda: (folder / "manifest.json").write_text('{"sha256": 1}'), "damaged checkpoint"),
+        (lambda: (folder / "manifest.json").unlink(), "No such file"),
+    ):
+        write_checkpoint(folder, {"weights": {"a": torch.zeros(2)}}, {"images_seen": 8})
+        assert read_checkpoint(folder)[1]["images_seen"] == 8
+        damage()
+        with pytest.raises(DataError, match=reason) as caught:
+            read_checkpoint(folder)
+        assert str(caught.value).count("; try: ") == 1

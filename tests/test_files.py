@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vq3dcli import files
-from vq3dcli.errors import InputMissingError, OutputError, StoppedError, StorageError
+from vq3dcli.errors import InputMissingError, OutputError, StoppedError, StorageError, Vq3dError
 
 
 def test_writes_replace_and_leave_nothing_else(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_places_that_cannot_be_written_are_output_errors(tmp_path: Path) -> None
             files.write_bytes(path, b"x")
     with pytest.raises(OutputError):
         files.make_folder(tmp_path / "file" / "below")
-    with pytest.raises(OutputError):
+    with pytest.raises(OutputError, match="a file has that name"):
         files.make_folder(tmp_path / "file")
     files.make_folder(tmp_path / "new" / "below")
     files.make_folder(tmp_path / "new" / "below")
@@ -122,3 +122,11 @@ def test_hashes_are_sha256(tmp_path: Path) -> None:
     assert files.sha256_file(tmp_path / "a") == files.sha256_bytes(data) == hashlib.sha256(data).hexdigest()
     with pytest.raises(InputMissingError, match="none"):
         files.sha256_file(tmp_path / "none")
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EACCES, InputMissingError), (errno.EIO, StorageError)])
+def test_reading_that_fails_has_a_code_and_a_remedy(tmp_path: Path, number: int, kind: type[Vq3dError]) -> None:
+    error = files.read_error(tmp_path / "a.jpg", OSError(number, os.strerror(number)))
+    assert type(error) is kind
+    assert os.strerror(number) in error.message
+    assert error.remedy

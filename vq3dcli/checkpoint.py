@@ -29,6 +29,7 @@ from vq3dcli.model.build import build_autoencoder
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+_CHECKPOINT_REMEDY = "delete that checkpoint, and the run continues from the one before"
 # Zip archives (torch.save), pickle protocols 2 to 5, and gzip around either.
 _PICKLE_SIGNATURES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x1f\x8b")
 
@@ -114,7 +115,7 @@ def load_weights(path: Path | None = None, device: str | torch.device = "cpu") -
     model = build_autoencoder(inference)
     state = model.state_dict()
     tensors["quantizer.window_counts"] = state["quantizer.window_counts"]
-    _check_shapes(path, state, tensors)
+    check_tensors(f"weights do not fit their recipe ({path})", state, tensors)
     model.load_state_dict({name: tensors[name].to(value.dtype) for name, value in state.items()})
     model.requires_grad_(False).eval().to(device)
     return LoadedWeights(model, recipe, str(path), sha256_file(path), card)
@@ -139,13 +140,13 @@ def _read_header(path: Path, metadata: Mapping[str, str]) -> tuple[Stage1Recipe,
         ) from error
 
 
-def _check_shapes(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def check_tensors(message: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raise `DataError` with `message` unless names and shapes are those expected."""
     wrong = [n for n, v in expected.items() if n not in found or found[n].shape != v.shape]
     wrong += [name for name in found if name not in expected]
     if wrong:
         raise DataError(
-            f"weights do not fit their recipe ({path}): {len(wrong)} tensors, first {wrong[0]}",
-            remedy="weights written by the same version",
+            f"{message}: {len(wrong)} tensors, first {wrong[0]}", remedy="the version of vq3d that wrote them"
         )
 
 
@@ -211,8 +212,14 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
         parts = {}
         for name, digest in manifest["sha256"].items():
             if sha256_file(folder / name) != digest:
-                raise DataError(f"damaged checkpoint ({folder / name}): its hash differs from the manifest")
+                raise DataError(
+                    f"damaged checkpoint ({folder / name}): its hash differs from the manifest",
+                    remedy=_CHECKPOINT_REMEDY,
+                )
             parts[Path(name).stem] = load_file(folder / name)
-    except (OSError, ValueError, KeyError, SafetensorError, InputMissingError) as error:
-        raise DataError(f"damaged checkpoint ({folder}): {error}") from error
+    except InputMissingError as error:
+        raise DataError(f"damaged checkpoint ({folder}): {error.message}", remedy=_CHECKPOINT_REMEDY) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        reason = f"no {error} in its manifest" if isinstance(error, KeyError) else error
+        raise DataError(f"damaged checkpoint ({folder}): {reason}", remedy=_CHECKPOINT_REMEDY) from error
     return parts, manifest

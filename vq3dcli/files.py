@@ -26,10 +26,24 @@ def write_error(path: Path, error: OSError) -> Vq3dError:
     return StorageError(f"cannot write ({path}): {reason}", remedy="free disk space, then run the same command again")
 
 
+def read_error(path: Path, error: OSError) -> Vq3dError:
+    """The named error for an `OSError` met while reading `path`, which is there: 66 no permission, 74 disk or I/O."""
+    reason = error.strerror or str(error)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return InputMissingError(f"cannot read file ({path}): {reason}", remedy="chmod +r")
+    return StorageError(
+        f"cannot read file ({path}): {reason}", remedy="check the disk, then run the same command again"
+    )
+
+
 def make_folder(path: Path) -> None:
     """Create `path` and its parents. Raises `OutputError` or `StorageError`."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise OutputError(
+            f"cannot create folder ({path}): a file has that name", remedy="another folder with -o or --out"
+        ) from error
     except OSError as error:
         raise write_error(path, error) from error
 

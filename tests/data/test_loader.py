@@ -200,8 +200,13 @@ def test_what_is_missing_or_contradicts_is_said_at_once(toy_shards: Path, tmp_pa
         loader(toy_shards, size=32)
     with pytest.raises(UsageError, match="labels, not images"):
         loader(toy_shards / "disparity" / "exact")
-    with pytest.raises(InputMissingError):
+    with pytest.raises(UsageError, match=r"batch size .* ranks .*; try: --set training\.batch_size="):
+        loader(toy_shards, world_size=7)
+    with pytest.raises(InputMissingError, match="no such folder of shards"):
         loader(tmp_path / "none")
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(InputMissingError, match="no finished shards"):
+        loader(tmp_path / "photos")
     (toy_shards / "disparity" / "exact" / "manifest.json").unlink()
     with pytest.raises(InputMissingError, match="no finished disparity labels"):
         loader(toy_shards)

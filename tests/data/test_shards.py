@@ -133,8 +133,9 @@ def test_arrays_that_are_not_levels_are_refused(tmp_path: Path):
     good = npy(np.zeros((2, 2), np.uint16))
     objects = npy(np.array([[Bomb()]], dtype=object))
     for data in (b"", good[:-1], npy(np.zeros((2, 2), np.float32)), npy(np.zeros(4, np.uint16)), objects):
-        with pytest.raises(DataError):
+        with pytest.raises(DataError) as caught:
             decode_levels(data, name="x")
+        assert caught.value.remedy
     with pytest.raises(DataError):
         decode_levels(pickle.dumps(Bomb()), name="x")
     assert not (tmp_path / "executed").exists()

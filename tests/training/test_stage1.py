@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,15 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vq3dcli.checkpoint import load_weights
+from vq3dcli.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import Batch
 from vq3dcli.data.toyscenes import render_scenes, sample_scenes
-from vq3dcli.errors import DivergedError, RecipeError, StoppedError
+from vq3dcli.errors import DataError, DivergedError, RecipeError, StoppedError
+from vq3dcli.export.colour import colour_map
+from vq3dcli.losses.depth import LABEL_METRIC, LABEL_NONE, LABEL_RELATIVE
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.training.objective import Stage1Objective
 from vq3dcli.training.optim import build_optimizer, learning_rate_at
+from vq3dcli.training.sheets import show_label
 from vq3dcli.training.stage1 import train
 
 Make = Callable[..., Stage1Recipe]
@@ -166,3 +170,56 @@ def test_the_schedule_warms_up_and_decays() -> None:
     assert rate(100) == 1.0
     assert abs(rate(600) - 0.55) < 1e-6
     assert abs(rate(1100) - 0.1) < 1e-6
+
+
+@pytest.mark.parametrize("content", [b'{"samples', b"[]", b"\xff\xfe"])
+def test_a_damaged_run_json_is_told(tiny_recipe: Make, tmp_path: Path, content: bytes) -> None:
+    data = _ToyBatches(8)
+    with pytest.raises(StoppedError):
+        train(tiny_recipe(), data, tmp_path, stop_after_images=8)
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"run\.json\): not a JSON object; try: delete it"):
+        train(tiny_recipe(), data, tmp_path)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(StoppedError, match="16 of 64"):
+        train(tiny_recipe(), data, tmp_path, stop_after_images=16)
+
+
+def test_a_checkpoint_of_another_model_is_told(tiny_recipe: Make, tmp_path: Path) -> None:
+    data = _ToyBatches(8)
+    for name, override in (("run", "model.width=32"), ("wider", "model.width=64")):
+        with pytest.raises(StoppedError):
+            train(tiny_recipe(override), data, tmp_path / name, stop_after_images=8)
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    shutil.copytree(tmp_path / "wider/checkpoints", tmp_path / "run/checkpoints")
+    with pytest.raises(DataError, match="does not fit this model"):
+        train(tiny_recipe(), data, tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["shape", "name", "chroma"])
+def test_a_checkpoint_with_odd_optimizer_or_manifest_is_told(tiny_recipe: Make, tmp_path: Path, damage: str) -> None:
+    data = _ToyBatches(8)
+    with pytest.raises(StoppedError):
+        train(tiny_recipe(), data, tmp_path, stop_after_images=8)
+    [folder] = (tmp_path / "checkpoints").iterdir()
+    parts, manifest = read_checkpoint(folder)
+    key = next(name for name, value in parts["optimizer"].items() if value.ndim)
+    if damage == "shape":
+        parts["optimizer"][key] = torch.zeros(3, 1, 2)
+    elif damage == "name":
+        parts["optimizer"]["nowhere/exp_avg"] = torch.zeros(1)
+    else:
+        del manifest["chroma"]
+    write_checkpoint(folder, {name: {k: v.clone() for k, v in part.items()} for name, part in parts.items()}, manifest)
+    with pytest.raises(DataError, match="does not fit this model"):
+        train(tiny_recipe(), data, tmp_path)
+
+
+def test_a_sheet_shows_a_relative_label_at_its_own_range() -> None:
+    ramp = torch.linspace(0.0, 1.0, 64).expand(64, 64)
+    shown = show_label(5.0 + 400.0 * ramp, LABEL_RELATIVE)
+    assert torch.equal(shown, show_label(-2.0 + 1e-3 * ramp.double(), LABEL_RELATIVE))
+    assert len(shown.flatten(1).unique(dim=1).T) > 32
+    assert torch.equal(show_label(ramp, LABEL_METRIC), colour_map(ramp))
+    assert show_label(torch.full((4, 4), 7.0), LABEL_RELATIVE).unique(dim=1).shape == (3, 1, 4)
+    assert (show_label(ramp, LABEL_NONE) == 128).all()

@@ -20,7 +20,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.errors import DataError, InputMissingError, StorageError
+from vq3dcli.errors import DataError, InputMissingError
+from vq3dcli.files import read_error
 
 MAX_PIXELS = 128_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -63,7 +64,9 @@ def decode_image(data: bytes, *, name: str, apply_orientation: bool = True) -> T
     try:
         pixels, orientation = _decode(data)
     except Image.DecompressionBombError as error:
-        raise _undecodable(name, f"over the limit of {MAX_PIXELS // 10**6} megapixels") from error
+        raise DataError(
+            f"image too large ({name}): over the limit of {MAX_PIXELS // 10**6} megapixels", remedy="a smaller copy"
+        ) from error
     except UnidentifiedImageError as error:
         reason = "the file is empty" if not data else f"its bytes are none of {', '.join(FORMATS)}"
         raise _undecodable(name, reason) from error
@@ -81,10 +84,8 @@ def read_file(path: Path) -> bytes:
         raise InputMissingError(f"no such file ({path})", remedy="check the path") from error
     except (IsADirectoryError, NotADirectoryError) as error:
         raise InputMissingError(f"not a file ({path})", remedy="give the path of one image") from error
-    except PermissionError as error:
-        raise InputMissingError(f"cannot read file ({path}): permission denied", remedy="chmod +r") from error
     except OSError as error:
-        raise StorageError(f"cannot read file ({path}): {error.strerror or error}") from error
+        raise read_error(path, error) from error
 
 
 def read_image(path: Path, *, apply_orientation: bool = True) -> Tensor:

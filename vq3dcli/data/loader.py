@@ -94,7 +94,10 @@ class TrainingLoader:
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         if batch_size % world_size:
-            raise UsageError(f"the batch size ({batch_size}) is not a multiple of the number of ranks ({world_size})")
+            raise UsageError(
+                f"the batch size ({batch_size}) is not a multiple of the number of ranks ({world_size})",
+                remedy=f"--set training.batch_size={-(-batch_size // world_size) * world_size}",
+            )
         self._sources = [_Source(ShardFolder(folder), labels, size=size, crop=crop) for folder in folders]
         self._starts = torch.tensor([0, *(len(source) for source in self._sources)]).cumsum(0)
         self.num_samples = int(self._starts[-1])

@@ -17,7 +17,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vq3dcli.errors import DataError, InputMissingError, StorageError
+from vq3dcli.errors import DataError, InputMissingError
+from vq3dcli.files import read_error
 
 FORMAT_VERSION = 1
 PLAN_NAME = "plan.json"
@@ -166,7 +167,7 @@ def read_record_bytes(path: Path, remedy: str) -> bytes:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputMissingError(f"no such file ({path})", remedy=remedy) from error
     except OSError as error:
-        raise StorageError(f"cannot read file ({path}): {error.strerror or error}") from error
+        raise read_error(path, error) from error
 
 
 def parse_record(text: bytes, schema: type[Record], *, name: str, remedy: str) -> Record:

@@ -33,8 +33,8 @@ from vq3dcli.data.schema import (
     read_record,
     read_record_bytes,
 )
-from vq3dcli.errors import DataError, InputMissingError, StorageError
-from vq3dcli.files import sha256_bytes
+from vq3dcli.errors import DataError, InputMissingError
+from vq3dcli.files import read_error, sha256_bytes
 
 PREPARE_AGAIN = "vq3d prepare-data again, with --force if need be"
 _MAX_OPEN_FILES = 64
@@ -63,7 +63,14 @@ class ShardFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.manifest: Manifest = read_record(path / MANIFEST_NAME, Manifest, "vq3d prepare-data, until it ends")
+        if not path.is_dir():
+            raise InputMissingError(f"no such folder of shards ({path})", remedy="check the path, or vq3d prepare-data")
+        if not (path / MANIFEST_NAME).exists():
+            raise InputMissingError(
+                f"no finished shards ({path}): {MANIFEST_NAME} is missing",
+                remedy="vq3d prepare-data into this folder, until it ends",
+            )
+        self.manifest: Manifest = read_record(path / MANIFEST_NAME, Manifest, PREPARE_AGAIN)
         self._ends = list(accumulate(shard.samples for shard in self.manifest.shards))
         self._indices: dict[int, ShardIndex] = {}
         self._files: OrderedDict[int, io.FileIO] = OrderedDict()
@@ -159,7 +166,7 @@ class ShardFolder:
             except FileNotFoundError as error:
                 raise InputMissingError(f"no such shard ({path})", remedy=PREPARE_AGAIN) from error
             except OSError as error:
-                raise StorageError(f"cannot read shard ({path}): {error.strerror or error}") from error
+                raise read_error(path, error) from error
 
 
 class LabelFolder:
@@ -219,7 +226,10 @@ def decode_levels(array: bytes, *, name: str) -> Tensor:
             f"damaged disparity ({name}): {error}", remedy="vq3d depth-labels again, with --force"
         ) from error
     if levels.dtype != np.uint16 or levels.ndim != 2:
-        raise DataError(f"disparity is not a uint16 image ({name}): {levels.dtype} {levels.shape}")
+        raise DataError(
+            f"disparity is not a uint16 image ({name}): {levels.dtype} {levels.shape}",
+            remedy="vq3d depth-labels again, with --force",
+        )
     return torch.from_numpy(levels.astype(np.int32))
 
 

@@ -22,7 +22,7 @@ from vq3dcli.checkpoint import read_checkpoint, write_checkpoint
 from vq3dcli.config.load import dump_recipe, load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import DataError, RecipeError
-from vq3dcli.files import lock_folder, make_folder, write_bytes, write_error
+from vq3dcli.files import lock_folder, make_folder, read_error, write_bytes, write_error
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class RunFolder:
         Raises:
             StoppedError: Another run holds the folder.
             RecipeError: The folder belongs to a run with another recipe or other data.
+            DataError: What the folder records is damaged.
         """
         make_folder(self.path)
         with lock_folder(self.path):
@@ -70,7 +71,7 @@ class RunFolder:
         recipe_path, facts_path = self.path / "recipe.toml", self.path / "run.json"
         if recipe_path.exists() and facts_path.exists():
             changed = _differences(load_recipe(str(recipe_path), Stage1Recipe), recipe)
-            recorded = json.loads(facts_path.read_text())
+            recorded = _read_facts(facts_path)
             changed += [f"{k}: {recorded.get(k)} -> {v}" for k, v in facts.items() if recorded.get(k) != v]
             if changed:
                 raise RecipeError(
@@ -99,7 +100,7 @@ class RunFolder:
             try:
                 return read_checkpoint(folder)
             except DataError as error:
-                _log.warning("%s; falling back to an older checkpoint", error)
+                _log.warning("%s; falling back to an older checkpoint", error.message)
         if saved:
             raise DataError(f"every checkpoint is damaged ({self.checkpoints})", remedy="another --out")
         return None
@@ -132,6 +133,21 @@ class RunFolder:
                 handle.write(json.dumps(dict(record), allow_nan=False) + "\n")
         except OSError as error:
             raise write_error(self.metrics, error) from error
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    """What `run.json` records. Raises `DataError`."""
+    try:
+        facts = json.loads(path.read_bytes())
+    except OSError as error:
+        raise read_error(path, error) from error
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise DataError(
+            f"damaged file ({path}): not a JSON object", remedy="delete it, then the same command as before continues"
+        )
+    return facts
 
 
 def _differences(old: Stage1Recipe, new: Stage1Recipe) -> list[str]:

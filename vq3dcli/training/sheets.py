@@ -10,10 +10,10 @@ from torch import Tensor
 
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.images import encode_png
-from vq3dcli.export.colour import colour_map
+from vq3dcli.export.colour import colour_map, display_range
 from vq3dcli.export.sheet import grid
 from vq3dcli.files import write_bytes
-from vq3dcli.losses.depth import LABEL_NONE
+from vq3dcli.losses.depth import LABEL_NONE, LABEL_RELATIVE
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.scene import reconstruct_scene
@@ -39,8 +39,7 @@ def write_sheet(
     size, count = recipe.model.image_size, image.shape[0]
     scene = reconstruct_scene(model, image)
     front = scene.render(build_canonical_camera(recipe, size, count), samples=_SAMPLES)
-    # Unlabelled images have no label to show: mid grey says so.
-    shown = torch.where((label_kind != LABEL_NONE)[:, None, None, None], colour_map(label.cpu()), 128).to(torch.uint8)
+    shown = torch.stack([show_label(s.cpu(), int(kind)) for s, kind in zip(label, label_kind, strict=True)])
     columns = [image, front.rgb, colour_map(front.s.cpu()), shown]
     for yaw_deg in _YAWS_DEG:
         yaw = torch.full((count,), math.radians(yaw_deg))
@@ -55,3 +54,15 @@ def write_sheet(
         columns.append(scene.render(camera, samples=_SAMPLES).rgb)
     tiles = torch.stack([column.cpu() for column in columns], 1).flatten(0, 1)
     write_bytes(path, encode_png(grid(tiles, columns=len(columns))))
+
+
+def show_label(label: Tensor, kind: int) -> Tensor:
+    """The colours of one label `[S, S]` as stored, uint8 `[3, S, S]`."""
+    if kind == LABEL_NONE:
+        return torch.full((3, *label.shape), 128, dtype=torch.uint8)  # mid grey: there is nothing to show
+    if kind != LABEL_RELATIVE:
+        return colour_map(label)
+    # Known up to scale and shift: any range of values is as good as [0, 1], once it is brought there.
+    low, high = float(label.min()), float(label.max())
+    scaled = (label - low) / max(high - low, torch.finfo(label.dtype).tiny)
+    return colour_map(scaled, *display_range(scaled))

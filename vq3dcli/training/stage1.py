@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vq3dcli import seeding
-from vq3dcli.checkpoint import save_weights
+from vq3dcli.checkpoint import check_tensors, save_weights
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import Batch
-from vq3dcli.errors import DivergedError, StoppedError
+from vq3dcli.errors import DataError, DivergedError, StoppedError
 from vq3dcli.losses.depth import LABEL_NONE
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_autoencoder
@@ -135,6 +135,7 @@ def train(
         DivergedError: The loss or a gradient is not finite; nothing was updated by that step.
         StoppedError: Stopped on request, after saving, or `out` belongs to a running process.
         RecipeError: `out` holds a run with another recipe or other facts.
+        DataError: `out` holds a run that is damaged, or of another version's model.
     """
     device = device or torch.device("cpu")
     ranks = join_ranks(device)
@@ -360,14 +361,20 @@ def _resume(
     if saved is None:
         return _State()
     parts, manifest = saved
-    model.load_state_dict(parts["weights"])
-    average.load_state_dict(parts["average"])
-    restore_optimizer(optimizer, model, parts["optimizer"])
-    if device.type == "cpu" and manifest["threads"] != torch.get_num_threads():
+    misfit = f"the checkpoint does not fit this model ({folder.checkpoints})"
+    for name, module in (("weights", model), ("average", average)):
+        check_tensors(misfit, module.state_dict(), parts.get(name, {}))
+        module.load_state_dict(parts[name])
+    try:
+        restore_optimizer(optimizer, model, parts["optimizer"])
+        threads, state = manifest["threads"], _State(int(manifest["images_seen"]), float(manifest["chroma"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{misfit}: {error}", remedy="the version of vq3d that wrote it, or another --out") from error
+    if device.type == "cpu" and threads != torch.get_num_threads():
         _log.warning(
             "the run used %d threads and now has %d: it continues, but not to the same bits",
-            manifest["threads"],
+            threads,
             torch.get_num_threads(),
         )
-    assert math.isfinite(manifest["chroma"])
-    return _State(int(manifest["images_seen"]), float(manifest["chroma"]))
+    assert math.isfinite(state.chroma)
+    return state
