@@ -82,6 +82,33 @@ def test_one_bad_input_does_not_lose_the_others(photo: str, weights: str, capsys
     assert result["metrics"]["failed"] == 3
 
 
+def test_odd_photos_render(tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: a quarter turn
+    Image.effect_noise((40, 30), 60.0).save("grey.png")
+    Image.new("RGBA", (40, 30), (200, 90, 10, 77)).save("alpha.png")
+    Image.new("RGB", (40, 30), (200, 90, 10)).save("photo.webp")
+    Image.new("RGB", (1, 1), (200, 90, 10)).save("dot.png")
+    Image.new("RGB", (3000, 200), (200, 90, 10)).save("wide.jpg")
+    Image.new("RGB", (48, 24), (200, 90, 10)).save("turned.jpg", exif=turned)
+    names = sorted(os.listdir())
+    options = ["--weights", weights, *FAST, "--size", "64", "--fit", "squash", "--format", "gif", "-o", "out/"]
+    assert run(["render", *names, *options]) == 0
+    assert len(os.listdir("out")) == len(names)
+    with Image.open("out/turned_orbit.gif") as video:
+        assert video.size == (32, 64)
+
+
+def test_bad_inputs_alone_end_with_an_error(photo: str, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["render", "none.jpg", "", "--weights", weights, *FAST, "--json", "-o", "out/"]) == 66
+    captured = capsys.readouterr()
+    *warnings, last = captured.err.splitlines()
+    assert [line.startswith("warning: left out: ") for line in warnings] == [True, True]
+    assert last == "error: none of 2 inputs can be used: no such file (none.jpg); try: check the path"
+    assert json.loads(captured.out)["error"]["exit_code"] == 66
+
+
 @pytest.fixture(scope="module")
 def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small file that would be 400 megapixels."""

@@ -89,6 +89,9 @@ def command(
             raise failures[0].error
         for failure in failures:
             said.warn(f"left out: {failure.error}")
+        if not readable:
+            first = failures[0].error
+            raise type(first)(f"none of {len(failures)} inputs can be used: {first.message}", remedy=first.remedy)
         fov_deg = loaded.recipe.camera.fov_deg if fov is None else fov
         said.note(f"{path} of {frames} frames, field of view {fov_deg:g} degrees, weights {loaded.path}")
         with said.progress("rendering", frames * len(readable), unit="frames") as progress:
