@@ -5,6 +5,7 @@ Rows: what the model saw, the orbit around the scene that it made of it, and tha
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -20,8 +21,9 @@ from vq3dcli.rendering.trajectories import trajectory
 
 PATH = Path(__file__).resolve().parent / "orbit.gif"
 INPUTS = ("toyscene:mushroom:1", "toyscene:arch:2", "toyscene:snowman:3", "toyscene:tower:4", "toyscene:cone:5")
-FRAMES = 24
-SIZE_PX = 112
+FRAMES = 20
+SIZE_PX = 96
+AMPLITUDE_DEG = 12.0
 
 
 def main() -> None:
@@ -29,7 +31,7 @@ def main() -> None:
     weights = load_weights()
     size = weights.recipe.model.image_size
     pictures = [read_picture(source, size, fit="crop").image for source in parse_sources(INPUTS)]
-    camera = trajectory("orbit", FRAMES, height_px=SIZE_PX, width_px=SIZE_PX)
+    camera = trajectory("orbit", FRAMES, height_px=SIZE_PX, width_px=SIZE_PX, amplitude_rad=math.radians(AMPLITUDE_DEG))
     views = [reconstruct_scene(weights.model, picture[None]).render(camera, samples=64) for picture in pictures]
     shown = torch.stack([functional.interpolate(p[None].float(), size=SIZE_PX, mode="nearest")[0] for p in pictures])
     inputs = shown.round().to(torch.uint8)
