@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 
 # As `vq3dcli.__main__` does, before torch is imported: bits may not depend on the machine's load.
 os.environ.setdefault("MKL_DYNAMIC", "FALSE")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,14 @@ _TINY = (
     "training.sheet_every_images=32",
     "training.checkpoint_every_images=32",
 )
+
+
+@pytest.fixture(autouse=True)
+def _denormals_as_they_were() -> Iterator[None]:
+    """Commands flush denormals for the life of their process; here that is the process of all tests."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
