@@ -10,6 +10,7 @@ Legend: B scenes, N rays, S samples.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -94,7 +95,9 @@ def render_chunked(
     far: float = FAR,
     opaque_end: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Render many rays with samples at the middles of equal bins, a chunk that fits the cache at a time.
+    """Render many rays without gradients, samples at the middles of equal bins, in chunks that fit the cache.
+
+    On a CPU, as many chunks at a time as PyTorch has threads.
 
     Rays are independent: any `rays_per_chunk` gives the same bits if the field is independent by point.
 
@@ -103,11 +106,21 @@ def render_chunked(
     """
     batch, count, _ = rays.origin.shape
     positions = uniform_s(samples, rays.origin.device)
-    outputs = []
-    for start in range(0, count, rays_per_chunk):
+
+    @torch.no_grad()  # a thread does not inherit the caller's mode
+    def render_chunk(start: int) -> tuple[Tensor, Tensor, Tensor]:
         chunk = Rays(rays.origin[:, start : start + rays_per_chunk], rays.direction[:, start : start + rays_per_chunk])
         samples_s = positions.expand(batch, chunk.origin.shape[1], samples)
         rendering = render_rays(field, chunk, samples_s, near=near, far=far, opaque_end=opaque_end)
-        outputs.append((rendering.rgb, rendering.s, rendering.weight_variance))
+        return rendering.rgb, rendering.s, rendering.weight_variance
+
+    starts = range(0, count, rays_per_chunk)
+    # The operations of a chunk that fits the cache are too small for PyTorch to split among its threads.
+    threads = torch.get_num_threads() if rays.origin.device.type == "cpu" else 1
+    if threads == 1 or len(starts) == 1:
+        outputs = [render_chunk(start) for start in starts]
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            outputs = list(pool.map(render_chunk, starts))
     rgb, s, variance = (torch.cat(parts, 1) for parts in zip(*outputs, strict=True))
     return rgb, s, variance
