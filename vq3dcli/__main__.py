@@ -34,8 +34,8 @@ def main() -> int:
 def _settle_threads() -> None:
     """Settings that the maths libraries read when torch is imported; what the user has set stays.
 
-    MKL may choose its number of threads by the load of the machine, which would change the last bits of a sum. Idle OpenMP
-    threads that spin make everything several times slower where cores are shared.
+    MKL may choose its number of threads by the load of the machine, which would change the last bits of a
+    sum. Idle OpenMP threads that spin take time from others where cores are shared.
     """
     os.environ.setdefault("MKL_DYNAMIC", "FALSE")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

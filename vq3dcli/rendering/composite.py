@@ -19,7 +19,7 @@ def ray_weights(tau: Tensor, *, opaque_end: bool) -> Tensor:
         `[..., S]`, at least 0, summing to at most 1.
     """
     tau = tau.float()
-    # exp(-80) is nothing to see and still a normal float32; denormal numbers are slow on a CPU.
+    # exp(-80) is nothing to see and still a normal float32; denormal numbers are slow on some CPUs.
     thickness_before = (torch.cumsum(tau, -1) - tau).clamp(max=80.0)
     transmittance = torch.exp(-thickness_before)
     # expm1 keeps thin media exact where 1 - exp(-tau) would round to zero.

@@ -20,7 +20,7 @@ def flush_denormals() -> None:
 
 @contextlib.contextmanager
 def denormals_flushed() -> Iterator[None]:
-    """Gradients behind opaque surfaces, and their squares in Adam, are denormal, which CPUs handle slowly."""
+    """Gradients behind opaque surfaces, and their squares in Adam, are denormal, slow on some CPUs."""
     torch.set_flush_denormal(True)
     try:
         yield
