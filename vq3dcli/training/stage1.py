@@ -255,6 +255,8 @@ def _train(
                 remedy="the same command again continues",
             )
 
+    if not bool(model.quantizer.active):
+        _log.warning("the run ended before quantisation began: its codes are untrained; train for more images")
     digest = ""
     if ranks.is_main:
         # Without the speed, the same run gives the same file on any machine of its kind.
