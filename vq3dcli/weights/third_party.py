@@ -1,0 +1,140 @@
+"""Weight files of other projects: found, fetched and read without executing anything.
+
+PyTorch's `.pth` files are pickles. A file is read once, its bytes are compared with a known SHA-256, and only then
+unpickled with `weights_only=True`, which builds tensors and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import pickle
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from http.client import HTTPException
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError
+from vq3dcli.files import make_folder, read_error, write_bytes
+
+# A host that does not answer must not hold up a training run or an evaluation for minutes.
+_CONNECT_TIMEOUT_S = 20.0
+
+
+class PublishedFile(NamedTuple):
+    """A weight file that anyone can fetch: its name, its address and the SHA-256 of its bytes."""
+
+    name: str
+    url: str
+    sha256: str
+
+
+_TORCHVISION_URL = "https://download.pytorch.org/models"
+# LPIPS 0.1: the ImageNet networks below it as torchvision publishes them, and the SHA-256 of the learnt comparison that
+# the package `lpips` 0.1.4 ships as `weights/v0.1/{alex,vgg}.pth`.
+LPIPS_TRUNKS = {
+    "alex": PublishedFile(
+        "alexnet-owt-7be5be79.pth",
+        f"{_TORCHVISION_URL}/alexnet-owt-7be5be79.pth",
+        "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+    ),
+    "vgg": PublishedFile(
+        "vgg16-397923af.pth",
+        f"{_TORCHVISION_URL}/vgg16-397923af.pth",
+        "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+    ),
+}
+LPIPS_HEADS_SHA256 = {
+    "alex": "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+    "vgg": "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+}
+
+
+def read_state_dict(path: Path, sha256: str) -> dict[str, Tensor]:
+    """The tensors of a `.pth` file by name, on the CPU.
+
+    Raises:
+        InputMissingError: There is no such file, or it may not be read.
+        StorageError: The disk fails.
+        UnsafeFileError: It is not the file of that SHA-256.
+        DataError: It holds something else than named tensors.
+    """
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise InputMissingError(f"no such weights file ({path})", remedy="check the path") from error
+    except OSError as error:
+        raise read_error(path, error) from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise UnsafeFileError(
+            f"not the weights file that was expected ({path}): SHA-256 {found[:12]}..., not {sha256[:12]}...",
+            remedy="fetch it again; other pickles are not loaded",
+        )
+    try:
+        tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise DataError(f"cannot read weights ({path}): {error}", remedy="fetch the file again") from error
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise DataError(f"cannot read weights ({path}): not a table of tensors", remedy="fetch the file again")
+    return dict(tensors)
+
+
+def package_file(package: str, inside: str, *, purpose: str, remedy: str) -> Path:
+    """Path of a file that an installed package ships, without importing the package.
+
+    Args:
+        package: Import name.
+        inside: Path inside the package's folder.
+        purpose: What it is needed for, for the error.
+        remedy: How to install it.
+
+    Raises:
+        UnavailableError: The package or its file is missing.
+    """
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations if spec is not None else None) or ():
+        if (path := Path(folder) / inside).is_file():
+            return path
+    raise UnavailableError(f"{purpose} needs a package that is not installed ({package})", remedy=remedy)
+
+
+def cached_file(file: PublishedFile, *, purpose: str, remedy: str) -> Path:
+    """`file` in the checkpoint folder of PyTorch's hub, where torchvision looks too; fetched if it is not there.
+
+    Args:
+        file: What to fetch.
+        purpose: What it is needed for, for the error.
+        remedy: What to do without a network, beside the address; one clause.
+
+    Raises:
+        UnavailableError: It is not there and cannot be fetched.
+        OutputError, StorageError: It cannot be written.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file.name
+    if path.is_file():
+        return path
+    try:
+        # The timeout bounds the connection and each read, not the whole transfer of hundreds of megabytes.
+        with urllib.request.urlopen(file.url, timeout=_CONNECT_TIMEOUT_S) as response:
+            data = response.read()
+    except (OSError, HTTPException) as error:
+        raise _cannot_fetch(file, error, purpose, remedy) from error
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise _cannot_fetch(file, "its SHA-256 is not the published one", purpose, remedy)
+    make_folder(path.parent)
+    write_bytes(path, data)
+    return path
+
+
+def _cannot_fetch(file: PublishedFile, reason: object, purpose: str, remedy: str) -> UnavailableError:
+    return UnavailableError(
+        f"cannot fetch the weights of {purpose} ({file.name}): {getattr(reason, 'reason', reason)}",
+        remedy=f"fetch {file.url} where there is a network and {remedy}",
+    )
