@@ -22,12 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.config.upgrade import upgraded_stage1
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError, Vq3dError
 from vq3dcli.files import atomic_path, sha256_file, sync_folder, write_error, write_json
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_autoencoder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 _CHECKPOINT_REMEDY = "delete that checkpoint, and the run continues from the one before"
 # Zip archives (torch.save), pickle protocols 2 to 5, and gzip around either.
@@ -127,12 +128,14 @@ def _read_header(path: Path, metadata: Mapping[str, str]) -> tuple[Stage1Recipe,
         header = dict(json.loads(metadata.get("vq3d", "{}")))
         if header.get("format") != "stage1":
             raise DataError(f"not a Stage 1 weights file ({path})", remedy="a file that train-stage1 wrote")
-        if int(header["format_version"]) > FORMAT_VERSION:
+        version = int(header["format_version"])
+        if version > FORMAT_VERSION:
             raise DataError(
-                f"weights of format {header['format_version']}, newer than {FORMAT_VERSION} ({path})",
+                f"weights of format {version}, newer than {FORMAT_VERSION} ({path})",
                 remedy="a newer vq3d",
             )
-        return Stage1Recipe.model_validate(header["recipe"]), dict(header["card"])
+        recipe = upgraded_stage1(header["recipe"]) if version < 2 else header["recipe"]
+        return Stage1Recipe.model_validate(recipe), dict(header["card"])
     except (KeyError, ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
         reason = " ".join(str(error).split())[:200]
         raise DataError(

@@ -46,6 +46,8 @@ def test_a_shorter_run_keeps_its_proportions(recipe):
     assert short.training.quantize_from_images == recipe.training.quantize_from_images // 4
     assert short.training.warmup_images == recipe.training.warmup_images // 4
     assert short.training.checkpoint_every_images == 3000
+    assert short.adversarial.start_images == recipe.adversarial.start_images // 4
+    assert short.adversarial.ramp_images == recipe.adversarial.ramp_images // 4
     assert short.model == recipe.model
 
 

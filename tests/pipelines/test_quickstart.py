@@ -18,7 +18,8 @@ TINY = Size(
     video_px=32,
     calibration_seconds=0.1,
     overrides=(
-        *("model.image_size=16", "model.width=16", "model.heads=1", "model.encoder_layers=1", "model.decoder_layers=1"),
+        *("model.image_size=16", "model.encoder_layers=1", "model.decoder_layers=1"),
+        *("model.encoder_width=16", "model.encoder_heads=1", "model.decoder_width=16", "model.decoder_heads=1"),
         *("model.codebook_size=16", "model.field_hidden=8", "rendering.samples=4", "rendering.rays_per_image=16"),
         *("training.batch_size=8", "training.quantize_from_images=320"),
     ),

@@ -187,7 +187,7 @@ def test_a_damaged_run_json_is_told(tiny_recipe: Make, tmp_path: Path, content: 
 
 def test_a_checkpoint_of_another_model_is_told(tiny_recipe: Make, tmp_path: Path) -> None:
     data = _ToyBatches(8)
-    for name, override in (("run", "model.width=32"), ("wider", "model.width=64")):
+    for name, override in (("run", "model.decoder_width=32"), ("wider", "model.decoder_width=64")):
         with pytest.raises(StoppedError):
             train(tiny_recipe(override), data, tmp_path / name, stop_after_images=8)
     shutil.rmtree(tmp_path / "run/checkpoints")

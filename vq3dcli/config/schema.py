@@ -34,9 +34,11 @@ class ModelSection(_Section):
 
     image_size: int = Field(ge=16, le=1024)
     patch: int = Field(ge=2)
-    width: int = Field(ge=16)
-    heads: int = Field(ge=1)
+    encoder_width: int = Field(ge=16)
+    encoder_heads: int = Field(ge=1)
     encoder_layers: int = Field(ge=1)
+    decoder_width: int = Field(ge=16)
+    decoder_heads: int = Field(ge=1)
     decoder_layers: int = Field(ge=1)
     codebook_size: int = Field(ge=2, le=65536)
     code_dim: int = Field(ge=2)
@@ -52,8 +54,12 @@ class ModelSection(_Section):
     def _divides(self) -> Self:
         if self.image_size % self.patch:
             raise ValueError(f"patch ({self.patch}) must divide image_size ({self.image_size})")
-        if self.width % self.heads:
-            raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
+        for part, width, heads in (
+            ("encoder", self.encoder_width, self.encoder_heads),
+            ("decoder", self.decoder_width, self.decoder_heads),
+        ):
+            if width % heads:
+                raise ValueError(f"{part}_heads ({heads}) must divide {part}_width ({width})")
         if (self.patch * self.plane_scale) % 1:
             raise ValueError(
                 f"patch x plane_scale ({self.patch} x {self.plane_scale}) must be a whole number of texels"
@@ -82,6 +88,59 @@ class LossSection(_Section):
     alignment: Literal["canonical", "least_squares"]
     alignment_mean: float = Field(gt=0, lt=1)
     alignment_std: float = Field(gt=0, lt=1)
+    perceptual: float = Field(ge=0)
+    perceptual_network: Literal["none", "lpips-vgg", "lpips-alex", "efficientnet-lite0"]
+    perceptual_patch_px: int = Field(ge=32)
+
+    @model_validator(mode="after")
+    def _has_a_network(self) -> Self:
+        if self.perceptual > 0 and self.perceptual_network == "none":
+            raise ValueError(
+                f"perceptual ({self.perceptual}) needs a perceptual_network: lpips-vgg, lpips-alex or efficientnet-lite0"
+            )
+        return self
+
+
+class AdversarialSection(_Section):
+    """The discriminators of main and novel views; weights of 0 turn them off."""
+
+    main: float = Field(ge=0)
+    novel: float = Field(ge=0)
+    start_images: int = Field(ge=0)
+    ramp_images: int = Field(ge=0)
+    learning_rate: float = Field(gt=0)
+    r1: float = Field(ge=0)
+    r1_every_steps: int = Field(ge=1)
+    base_channels: int = Field(ge=4)
+    max_channels: int = Field(ge=4)
+    minibatch_group: int = Field(ge=1)
+    class_conditional: bool
+    augmentation: Literal["none", "differentiable", "adaptive"]
+    adaptive_target: float = Field(gt=0, lt=1)
+    novel_sees_disparity: bool
+    size_px: int = Field(ge=16, le=256)
+    main_patch: bool
+    yaw_deg: float = Field(ge=0, le=180)
+    pitch_deg: float = Field(ge=0, lt=90)
+
+    @property
+    def on(self) -> bool:
+        """Whether there is any discriminator."""
+        return self.main > 0 or self.novel > 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.base_channels > self.max_channels:
+            raise ValueError(f"base_channels ({self.base_channels}) must be at most max_channels ({self.max_channels})")
+        step = 1 << (self.size_px.bit_length() - 3)  # a discriminator halves the side until 4 to 7 pixels are left
+        if self.size_px % step:
+            raise ValueError(
+                f"size_px ({self.size_px}) must be 4, 5, 6 or 7 times a power of two; the next below is "
+                f"{self.size_px // step * step}"
+            )
+        if self.novel > 0 and self.yaw_deg == 0 and self.pitch_deg == 0:
+            raise ValueError(f"novel ({self.novel}) needs views that are novel: yaw_deg or pitch_deg above 0")
+        return self
 
 
 class TrainingSection(_Section):
@@ -104,6 +163,22 @@ class TrainingSection(_Section):
     sheet_every_images: int = Field(ge=1)
     checkpoint_every_images: int = Field(ge=1)
     keep_checkpoints: int = Field(ge=1)
+    accumulate: int = Field(ge=1)
+    compile: bool
+    checkpoint_activations: bool
+    init: str
+    average_last: int = Field(ge=1)
+    tracker: Literal["none", "tensorboard", "wandb"]
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate ({self.accumulate}) must divide batch_size ({self.batch_size})")
+        if self.average_last > self.keep_checkpoints:
+            raise ValueError(
+                f"average_last ({self.average_last}) must be at most keep_checkpoints ({self.keep_checkpoints})"
+            )
+        return self
 
 
 class Stage1Recipe(_Section):
@@ -114,4 +189,34 @@ class Stage1Recipe(_Section):
     model: ModelSection
     rendering: RenderingSection
     loss: LossSection
+    adversarial: AdversarialSection
     training: TrainingSection
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        """Checks across sections; parts that are turned off may say anything."""
+        model, loss, adversarial, training = self.model, self.loss, self.adversarial, self.training
+        micro_batch = training.batch_size // training.accumulate
+        problems = []
+        if loss.perceptual > 0 and loss.perceptual_patch_px > model.image_size:
+            problems.append(
+                f"loss.perceptual_patch_px ({loss.perceptual_patch_px}) must be at most model.image_size "
+                f"({model.image_size})"
+            )
+        if adversarial.on and adversarial.size_px > model.image_size:
+            problems.append(
+                f"adversarial.size_px ({adversarial.size_px}) must be at most model.image_size ({model.image_size})"
+            )
+        if adversarial.on and adversarial.start_images >= training.images:
+            problems.append(
+                f"adversarial.start_images ({adversarial.start_images}) must be less than training.images "
+                f"({training.images})"
+            )
+        if adversarial.on and micro_batch % adversarial.minibatch_group:
+            problems.append(
+                f"adversarial.minibatch_group ({adversarial.minibatch_group}) must divide training.batch_size / "
+                f"training.accumulate ({micro_batch})"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

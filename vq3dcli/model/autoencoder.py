@@ -42,7 +42,8 @@ class Autoencoder(nn.Module):
 
     Args:
         patch: Pixels a token covers along a side.
-        width: Token channels D.
+        encoder_width: Token channels D of the encoder.
+        decoder_width: Token channels D of the decoder.
         encoder: Transformer over the image's tokens.
         decoder: Transformer over the codes.
         quantizer: The codebook.
@@ -59,7 +60,8 @@ class Autoencoder(nn.Module):
         self,
         *,
         patch: int,
-        width: int,
+        encoder_width: int,
+        decoder_width: int,
         encoder: Transformer,
         decoder: Transformer,
         quantizer: Quantizer,
@@ -74,15 +76,15 @@ class Autoencoder(nn.Module):
         super().__init__()
         code_dim = quantizer.codebook.shape[1]
         self.patch, self.space, self.radius, self.near, self.far = patch, space, radius, near, far
-        self.embed_patches = nn.Linear(3 * patch * patch, width)
+        self.embed_patches = nn.Linear(3 * patch * patch, encoder_width)
         self.encoder = encoder
-        self.to_code = nn.Linear(width, code_dim)
+        self.to_code = nn.Linear(encoder_width, code_dim)
         self.quantizer = quantizer
-        self.from_code = nn.Linear(code_dim, width)
+        self.from_code = nn.Linear(code_dim, decoder_width)
         self.decoder = decoder
         self.plane_head = plane_head
         self.field_mlp = field_mlp
-        self.auxiliary_head = nn.Linear(width, 3 * patch * patch) if auxiliary_head else None
+        self.auxiliary_head = nn.Linear(decoder_width, 3 * patch * patch) if auxiliary_head else None
 
     def forward(self, images: Tensor) -> Encoded:
         """Images `[B, 3, H, W]` in [-1, 1] to planes, with gradients through the quantizer."""

@@ -35,11 +35,12 @@ def build_autoencoder(recipe: Stage1Recipe, *, seed: int | None = None) -> Autoe
         torch.manual_seed(recipe.training.seed if seed is None else seed)
         return Autoencoder(
             patch=model.patch,
-            width=model.width,
-            encoder=Transformer(tokens, model.width, model.encoder_layers, model.heads),
-            decoder=Transformer(tokens, model.width, model.decoder_layers, model.heads),
+            encoder_width=model.encoder_width,
+            decoder_width=model.decoder_width,
+            encoder=Transformer(tokens, model.encoder_width, model.encoder_layers, model.encoder_heads),
+            decoder=Transformer(tokens, model.decoder_width, model.decoder_layers, model.decoder_heads),
             quantizer=Quantizer(model.codebook_size, model.code_dim),
-            plane_head=PlaneHead(model.width, plane_patch, model.plane_channels, model.plane_head, side),
+            plane_head=PlaneHead(model.decoder_width, plane_patch, model.plane_channels, model.plane_head, side),
             field_mlp=FieldMLP(model.plane_channels, model.field_hidden, model.field_layers),
             space=build_space(recipe),
             radius=recipe.camera.radius,

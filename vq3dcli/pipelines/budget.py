@@ -142,4 +142,7 @@ def with_budget(recipe: Stage1Recipe, budget: Budget) -> Stage1Recipe:
         "sheet_every_images": max(old.batch_size, budget.images // 3),
         "checkpoint_every_images": max(old.batch_size, int(60 * budget.images_per_second)),
     }
-    return recipe.model_copy(update={"training": old.model_copy(update=changes)})
+    adversarial = recipe.adversarial
+    later = {name: int(getattr(adversarial, name) * share) for name in ("start_images", "ramp_images")}
+    sections = {"training": old.model_copy(update=changes), "adversarial": adversarial.model_copy(update=later)}
+    return recipe.model_copy(update=sections)
