@@ -1,0 +1,164 @@
+"""Views for the discriminators: cameras in range, patches that are crops, nothing that depends on the batch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from vq3dcli.errors import RecipeError
+from vq3dcli.losses.depth import LABEL_METRIC, LABEL_RELATIVE
+from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, FOV_RAD, NEAR
+from vq3dcli.training.views import (
+    ViewPlan,
+    canonical,
+    crop,
+    novel_cameras,
+    patch_corners,
+    real_disparity,
+    render_view,
+    render_views,
+    sample_at_size,
+)
+
+PLAN = ViewPlan(
+    image_px=24,
+    size_px=16,
+    main=True,
+    novel=True,
+    main_patch=False,
+    yaw_rad=math.radians(20),
+    pitch_rad=math.radians(10),
+    radius=CAMERA_RADIUS,
+    fov_rad=FOV_RAD,
+    near=NEAR,
+    far=FAR,
+    samples=10,
+    importance_samples=0,
+    seed=0,
+)
+
+
+def _field(points: Tensor) -> tuple[Tensor, Tensor]:
+    """A soft, coloured ball."""
+    density = 8.0 * torch.sigmoid(20.0 * (0.8 - points.square().sum(-1).add(1e-6).sqrt()))
+    return density, torch.sigmoid(points * 2.0)
+
+
+def test_novel_cameras_lie_in_range_and_fill_it() -> None:
+    camera = novel_cameras(torch.arange(4000), PLAN)
+    position = camera.cam_to_world[:, :3, 3]
+    torch.testing.assert_close(position.norm(dim=1), torch.full((4000,), CAMERA_RADIUS))
+    pitch = torch.asin(-position[:, 1] / CAMERA_RADIUS)
+    yaw = torch.atan2(position[:, 0], -position[:, 2])
+    for angle, limit in ((yaw, PLAN.yaw_rad), (pitch, PLAN.pitch_rad)):
+        assert angle.abs().max() <= limit + 1e-6
+        # Uniform: mean 0, variance limit^2 / 3.
+        assert abs(angle.mean().item()) < 0.05 * limit
+        assert angle.var().item() == pytest.approx(limit**2 / 3, rel=0.06)
+    assert abs(torch.corrcoef(torch.stack([yaw, pitch]))[0, 1].item()) < 0.05
+
+
+def test_a_camera_belongs_to_its_sample_alone() -> None:
+    whole = novel_cameras(torch.arange(100, 110), PLAN).cam_to_world
+    assert torch.equal(novel_cameras(torch.tensor([107, 102]), PLAN).cam_to_world, whole[[7, 2]])
+    assert not torch.equal(novel_cameras(torch.arange(100, 110), replace(PLAN, seed=1)).cam_to_world, whole)
+
+
+@pytest.mark.parametrize("importance_samples", [0, 6])
+def test_a_patch_is_the_crop_of_the_whole_view(importance_samples: int) -> None:
+    plan = replace(PLAN, importance_samples=importance_samples)
+    index = torch.arange(3)
+    camera = canonical(index, plan.image_px, plan)
+    corner = patch_corners(index, seed=0, image_px=24, patch_px=16)
+    whole = render_view(_field, camera, index, plan, "main")
+    patch = render_view(_field, camera, index, plan, "main", corner)
+    assert whole.rgb.shape == (3, 3, 24, 24)
+    torch.testing.assert_close(patch.rgb, crop(whole.rgb, corner, 16), rtol=0, atol=1e-5)
+    torch.testing.assert_close(patch.s, crop(whole.s, corner, 16), rtol=0, atol=1e-5)
+
+
+def test_patches_lie_inside_and_reach_every_place() -> None:
+    corner = patch_corners(torch.arange(2000), seed=0, image_px=24, patch_px=16)
+    for axis in (0, 1):
+        assert set(corner[:, axis].tolist()) == set(range(9))
+    assert (patch_corners(torch.arange(50), seed=0, image_px=16, patch_px=16) == 0).all()
+
+
+def test_crops_are_slices() -> None:
+    images, corner = torch.rand(2, 3, 8, 10), torch.tensor([[1, 2], [5, 0]])
+    patches = crop(images, corner, 5)
+    assert torch.equal(patches[0], images[0, :, 2:7, 1:6])
+    assert torch.equal(patches[1], images[1, :, 0:5, 5:10])
+    assert torch.equal(crop(images[:, 0], corner, 5), patches[:, 0])
+
+
+@pytest.mark.parametrize("main_patch", [False, True])
+def test_a_true_reconstruction_looks_like_its_photo(main_patch: bool) -> None:
+    plan = replace(PLAN, main_patch=main_patch, samples=64)
+    index = torch.arange(4)
+    photo = render_view(_field, canonical(index, 24, plan), index, plan, "photo")
+    labelled, classes = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.int64)
+    views = render_views(_field, photo.rgb, photo.s, labelled, index, classes, plan)
+    assert views.main is not None
+    assert views.novel is not None
+    assert views.main.fake.rgb.shape == views.main.real.rgb.shape == views.novel.fake.rgb.shape == (4, 3, 16, 16)
+    assert (views.main.fake.rgb - views.main.real.rgb).abs().mean() < 0.02
+    assert (views.main.fake.s - views.main.real.s).abs().mean() < 0.02
+    assert (views.novel.fake.rgb - views.novel.real.rgb).abs().mean() > 0.02
+    assert render_views(_field, photo.rgb, photo.s, labelled, index, classes, replace(plan, novel=False)).novel is None
+    rows = slice(2, 3)
+    alone = render_views(_field, photo.rgb[rows], photo.s[rows], labelled[rows], index[rows], classes[rows], plan)
+    assert alone.novel is not None
+    torch.testing.assert_close(alone.novel.fake.rgb, views.novel.fake.rgb[rows], rtol=0, atol=1e-5)
+
+
+def test_gradients_reach_the_field_and_detached_views_have_none() -> None:
+    shade = torch.tensor(0.0, requires_grad=True)
+
+    def field(points: Tensor) -> tuple[Tensor, Tensor]:
+        density, rgb = _field(points)
+        return density * torch.exp(shade), (rgb + shade).clamp(0, 1)
+
+    views = render_views(
+        field,
+        torch.zeros(2, 3, 24, 24),
+        torch.zeros(2, 24, 24),
+        torch.ones(2, dtype=torch.bool),
+        torch.arange(2),
+        torch.zeros(2, dtype=torch.int64),
+        PLAN,
+    )
+    assert views.main is not None
+    assert views.novel is not None
+    for view in (views.main.fake, views.novel.fake):
+        for value in view:
+            (gradient,) = torch.autograd.grad(value.mean(), shade, retain_graph=True)
+            assert gradient.abs() > 0
+    detached = views.detached()
+    assert detached.novel is not None
+    assert not detached.novel.fake.rgb.requires_grad
+    assert torch.equal(detached.novel.fake.s, views.novel.fake.s)
+
+
+def test_photos_are_sampled_where_the_rays_pass() -> None:
+    ramp = ((torch.arange(24) + 0.5) / 24).expand(1, 1, 24, 24)
+    expected = ((torch.arange(16) + 0.5) / 16).expand(1, 1, 16, 16)
+    torch.testing.assert_close(sample_at_size(ramp, 16), expected)
+    assert sample_at_size(ramp, 24) is ramp
+
+
+def test_real_disparity_aligns_relative_labels_only() -> None:
+    label = torch.rand(2, 24, 24)
+    aligned = real_disparity(label * 7, torch.tensor([LABEL_METRIC, LABEL_RELATIVE]), mean=0.4, std=0.1)
+    assert torch.equal(aligned[0], label[0] * 7)
+    assert aligned[1].mean().item() == pytest.approx(0.4, abs=0.02)
+    assert aligned[1].std().item() == pytest.approx(0.1, abs=0.02)
+
+
+def test_views_larger_than_the_photos_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"size_px = 24"):
+        replace(PLAN, size_px=32)
