@@ -1,8 +1,17 @@
+import math
+
 import pytest
 import scipy.stats
 import torch
 
-from vq3dcli.metrics.geometry import average_ranks, mean_weight_variance, relief, spearman, ssi_error
+from vq3dcli.metrics.geometry import (
+    average_ranks,
+    mean_weight_variance,
+    non_flatness_score,
+    relief,
+    spearman,
+    ssi_error,
+)
 
 
 @pytest.fixture
@@ -74,3 +83,34 @@ def test_scenes_without_relief_stay_finite(s_true):
 
 def test_weight_variance_is_a_mean_over_rays():
     assert mean_weight_variance(torch.tensor([[[0.0, 0.2], [0.4, 0.0]]])).item() == pytest.approx(0.15)
+
+
+def test_non_flatness_of_a_wall_is_one_wherever_it_stands():
+    walls = torch.tensor([0.0, 0.3, 0.5, 1.0])[:, None, None].expand(4, 8, 8)
+    assert non_flatness_score(walls).tolist() == pytest.approx([1.0] * 4)
+
+
+def test_non_flatness_of_a_ramp_is_the_number_of_bins():
+    ramp = ((torch.arange(256) + 0.5) / 256).reshape(1, 16, 16)
+    assert non_flatness_score(ramp).item() == pytest.approx(64.0)
+    assert non_flatness_score(ramp, bins=16).item() == pytest.approx(16.0)
+    # A ramp over a quarter of the range fills a quarter of the bins.
+    assert non_flatness_score(ramp / 4).item() == pytest.approx(16.0)
+    # Any order of the pixels, and any range given with its ends.
+    assert non_flatness_score(5 + 3 * ramp.flip(-1), low=5.0, high=8.0).item() == pytest.approx(64.0)
+
+
+def test_non_flatness_of_two_walls_has_its_closed_form():
+    """exp of the entropy of (p, 1 - p)."""
+    p = 0.25
+    image = torch.where(torch.arange(64) < 64 * p, 0.1, 0.9).reshape(1, 8, 8)
+    expected = math.exp(-p * math.log(p) - (1 - p) * math.log(1 - p))
+    assert non_flatness_score(image).item() == pytest.approx(expected)
+
+
+def test_non_flatness_agrees_with_a_histogram():
+    random = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0)) * 1.4 - 0.2
+    for image, found in zip(random, non_flatness_score(random), strict=True):
+        share = torch.histc(image.clamp(0, 1), 64, 0, 1) / image.numel()
+        entropy = -(share[share > 0] * share[share > 0].log()).sum()
+        assert found.item() == pytest.approx(entropy.exp().item(), rel=1e-5)
