@@ -1,0 +1,149 @@
+"""Distances between sets of features against closed forms and brute force."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from vq3dcli.errors import DataError, UsageError
+from vq3dcli.metrics.distribution import Moments, frechet_distance, kernel_distance, moments
+
+linalg = pytest.importorskip("scipy.linalg", reason="scipy is not installed")
+
+
+def samples(count, features, seed, scale=1.0, offset=0.0):
+    return torch.randn(count, features, generator=torch.Generator().manual_seed(seed)) * scale + offset
+
+
+def gaussian(mean, covariance):
+    return Moments(1000, torch.tensor(mean).double(), torch.tensor(covariance).double())
+
+
+def reference_frechet(a, b):
+    """As the formula is written, with the matrix root of the product."""
+    a, b = a.double().numpy(), b.double().numpy()
+    c, d = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = linalg.sqrtm(c @ d).real
+    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(c + d - 2 * root))
+
+
+def test_moments_are_those_of_numpy_however_the_batches_fall():
+    # A mean a million times the spread: sums of squares would have lost all digits of float32 and half of float64.
+    values = samples(101, 7, 0).double() + 1e6
+    for sizes in ([101], [1] * 101, [50, 1, 50], [3, 98]):
+        found = moments(values.split(sizes))
+        assert found.samples == 101
+        assert np.allclose(found.mean.numpy(), values.numpy().mean(0), rtol=1e-14)
+        assert np.allclose(found.covariance.numpy(), np.cov(values.numpy(), rowvar=False), rtol=1e-9, atol=1e-9)
+
+
+def test_frechet_distance_of_gaussians_along_the_axes():
+    """Commuting covariances: |m1 - m2|^2 + sum (std1 - std2)^2."""
+    first = gaussian([1.0, 2.0, 0.0], np.diag([4.0, 9.0, 1.0]))
+    second = gaussian([0.0, 0.0, 0.0], np.diag([1.0, 16.0, 1.0]))
+    assert frechet_distance(first, second) == pytest.approx(1 + 4 + (2 - 1) ** 2 + (3 - 4) ** 2)
+
+
+def test_frechet_distance_of_singular_gaussians():
+    """Two lines at an angle: the root's trace is |cos| times the product of their standard deviations."""
+    angle = 0.4
+    u, v = np.array([1.0, 0.0]), np.array([math.cos(angle), math.sin(angle)])
+    first, second = gaussian([0.0, 0.0], 4.0 * np.outer(u, u)), gaussian([0.0, 0.0], 9.0 * np.outer(v, v))
+    assert frechet_distance(first, second) == pytest.approx(4 + 9 - 2 * 2 * 3 * math.cos(angle), abs=1e-9)
+    # At right angles nothing is shared.
+    third = gaussian([0.0, 0.0], np.diag([0.0, 9.0]))
+    assert frechet_distance(first, third) == pytest.approx(4 + 9)
+    assert frechet_distance(first, gaussian([0.0, 0.0], np.zeros((2, 2)))) == pytest.approx(4)
+
+
+def test_frechet_distance_agrees_with_the_matrix_root():
+    mixing = samples(12, 12, 5)
+    a, b = samples(300, 12, 1), samples(200, 12, 2, scale=1.7, offset=0.3) @ mixing
+    assert frechet_distance(moments([a]), moments([b])) == pytest.approx(reference_frechet(a, b), rel=1e-8)
+
+
+@pytest.mark.parametrize(("count", "features"), [(20, 64), (5, 200), (2, 30)])
+def test_frechet_distance_without_full_rank(count, features):
+    """Fewer images than features, against the small matrix: tr (C1 C2)^(1/2) is the nuclear norm of X Y^T / (N - 1)."""
+    a, b = samples(count, features, 1).double(), samples(count, features, 2, scale=2.0, offset=1.0).double()
+    x, y = a - a.mean(0), b - b.mean(0)
+    root_trace = np.linalg.svd((x @ y.T).numpy(), compute_uv=False).sum() / (count - 1)
+    expected = (a.mean(0) - b.mean(0)).square().sum() + (x.square().sum() + y.square().sum()) / (count - 1)
+    found = frechet_distance(moments([a]), moments([b]))
+    assert found == pytest.approx(expected.item() - 2 * root_trace, rel=1e-9)
+
+
+def test_frechet_distance_of_a_set_to_itself_is_zero():
+    for count, features in ((500, 16), (10, 300)):
+        own = moments([samples(count, features, 3, scale=5.0)])
+        assert frechet_distance(own, own) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_frechet_distance_of_a_constant_set():
+    """A collapsed generator: no covariance at all."""
+    constant = moments([torch.full((10, 4), 2.0)])
+    spread = moments([samples(1000, 4, 0)])
+    expected = (spread.mean - 2).square().sum() + spread.covariance.trace()
+    assert frechet_distance(constant, spread) == pytest.approx(expected.item())
+    assert frechet_distance(constant, constant) == 0.0
+
+
+def reference_kernel(x, y):
+    """The unbiased estimator, pair by pair."""
+
+    def kernel(a, b):
+        return (float(a @ b) / len(a) + 1.0) ** 3
+
+    n, m = len(x), len(y)
+    xx = sum(kernel(x[i], x[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    yy = sum(kernel(y[i], y[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    xy = sum(kernel(a, b) for a in x for b in y) / (n * m)
+    return xx + yy - 2 * xy
+
+
+def test_kernel_distance_agrees_with_brute_force():
+    a, b = samples(9, 5, 1).double(), samples(9, 5, 2, offset=0.5).double()
+    found = kernel_distance(a, b)
+    assert found.mean == pytest.approx(reference_kernel(a, b), rel=1e-12)
+    assert (found.std, found.subsets, found.subset_size) == (0.0, 1, 9)
+
+
+def test_kernel_distance_is_unbiased_and_sees_a_shift():
+    """In one dimension E (x y + 1)^3 = E[x^3] E[y^3] + 3 E[x^2] E[y^2] + 3 E[x] E[y] + 1.
+
+    Moments 0, 1, 0 of the standard normal give 4; 1, 2, 4 of the one shifted by 1 give 32, and 7 across: 4 + 32 - 14.
+    """
+    first, same, shifted = samples(4000, 1, 1), samples(4000, 1, 2), samples(4000, 1, 3, offset=1.0)
+    assert kernel_distance(first, same, subset_size=500).mean == pytest.approx(0.0, abs=0.15)
+    assert kernel_distance(first, shifted, subset_size=500).mean == pytest.approx(22.0, rel=0.06)
+
+
+def test_kernel_distance_of_equal_distributions_may_be_negative():
+    values = [kernel_distance(samples(20, 8, 2 * i), samples(20, 8, 2 * i + 1)).mean for i in range(20)]
+    assert min(values) < 0 < max(values)
+
+
+def test_subsets_depend_on_the_seed_alone():
+    a, b = samples(60, 8, 1), samples(50, 8, 2)
+    first = kernel_distance(a, b, subsets=10, subset_size=20, seed=3)
+    torch.rand(5)
+    assert kernel_distance(a, b, subsets=10, subset_size=20, seed=3) == first
+    assert kernel_distance(a, b, subsets=10, subset_size=20, seed=4) != first
+    assert first.std > 0 and first.subset_size == 20
+    # No more than the smaller set.
+    assert kernel_distance(a, b, subsets=3).subset_size == 50
+
+
+def test_what_cannot_be_measured_is_a_named_error():
+    one, broken = torch.ones(1, 3), torch.tensor([[0.0, float("nan")], [1.0, 2.0]])
+    with pytest.raises(UsageError, match="at least 2 images"):
+        moments([one])
+    with pytest.raises(UsageError, match="at least 2 images"):
+        moments([])
+    with pytest.raises(UsageError, match="at least 2 images"):
+        kernel_distance(one, torch.ones(5, 3))
+    with pytest.raises(DataError, match="not finite"):
+        moments([broken])
+    with pytest.raises(DataError, match="not finite"):
+        kernel_distance(broken, broken)
