@@ -121,8 +121,9 @@ def cached_file(file: PublishedFile, *, purpose: str, remedy: str) -> Path:
     if path.is_file():
         return path
     try:
-        # The timeout bounds the connection and each read, not the whole transfer of hundreds of megabytes.
-        with urllib.request.urlopen(file.url, timeout=_CONNECT_TIMEOUT_S) as response:
+        # An opener of its own reads the proxy settings of this moment; `urlopen` keeps those of its first call. The
+        # timeout bounds the connection and each read, not the whole transfer of hundreds of megabytes.
+        with urllib.request.build_opener().open(file.url, timeout=_CONNECT_TIMEOUT_S) as response:
             data = response.read()
     except (OSError, HTTPException) as error:
         raise _cannot_fetch(file, error, purpose, remedy) from error
