@@ -1,0 +1,123 @@
+"""Fine-tuning: a fresh model takes the weights of a Stage 1 file; the optimizer and the schedule start anew.
+
+Every tensor must have the shape that the recipe gives it, but for those that a change of resolution or codebook leaves
+a clear meaning:
+
+    positions, the planes' base   resampled to the new grid (Dosovitskiy et al., ICLR 2021, sec. 3.2, for positions)
+    codebook                      the codes that both have; further ones keep their random start, and those that stay
+                                  unused are revived from encoder outputs like any dead code
+
+Training-only parts that no weights file holds, such as the auxiliary head, keep their random start. The quantizer's
+statistics come along, and with them whether it quantises: a file that did goes on from the first image.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vq3dcli.checkpoint import load_weights
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.errors import RecipeError
+from vq3dcli.model.autoencoder import Autoencoder
+
+_log = logging.getLogger(__name__)
+
+# A weights file leaves these out: they serve training only.
+_TRAINING_ONLY = ("auxiliary_head.", "quantizer.window_counts")
+# Keys of [model] that change what tensors mean and leave their shapes ...
+_SAME_SHAPES = ("encoder_heads", "decoder_heads", "space")
+# ... and those that may change.
+_ADAPTABLE = ("image_size", "codebook_size", "auxiliary_head")
+
+
+@dataclass(frozen=True)
+class Initialised:
+    """Where the weights came from and what became of them.
+
+    Attributes:
+        path: The weights file.
+        sha256: Its hash.
+        adapted: Tensors that were resampled, cut or extended.
+        fresh: Tensors that keep their random start.
+    """
+
+    path: str
+    sha256: str
+    adapted: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+
+@torch.no_grad()
+def initialise(model: Autoencoder, recipe: Stage1Recipe, path: Path) -> Initialised:
+    """Load the weights of a Stage 1 file into a freshly built model, in place.
+
+    Args:
+        model: Built from `recipe`, on any device.
+        recipe: The new run's recipe.
+        path: A weights file, or the folder of a finished run.
+
+    Raises:
+        RecipeError: The weights do not fit the recipe; names every tensor that does not, and the keys to change.
+        InputMissingError, UnsafeFileError, DataError: As `checkpoint.load_weights`.
+    """
+    loaded = load_weights(path)
+    source, target = loaded.model.state_dict(), model.state_dict()
+    taken: dict[str, Tensor] = {}
+    adapted, misfits = [], []
+    for name in dict.fromkeys([*target, *source]):
+        if name.startswith(_TRAINING_ONLY):
+            continue
+        old, new = source.get(name), target.get(name)
+        if old is not None and new is not None and old.shape == new.shape:
+            taken[name] = old
+        elif old is not None and new is not None and (fitted := _adapted(name, old, new)) is not None:
+            taken[name] = fitted
+            adapted.append(name)
+        else:
+            misfits.append(f"{name} ({_shape(old)} in the weights, {_shape(new)} in the recipe)")
+    before, after = loaded.recipe.model.model_dump(), recipe.model.model_dump()
+    changed = [key for key in after if before[key] != after[key]]
+    misfits += [f"model.{key} ({before[key]}, {after[key]})" for key in _SAME_SHAPES if key in changed]
+    if misfits:
+        remedy = " ".join(f"--set model.{key}={before[key]}" for key in changed if key not in _ADAPTABLE)
+        raise RecipeError(
+            f"the weights do not fit the recipe ({loaded.path}): {', '.join(misfits)}",
+            remedy=remedy or "weights that the same version of vq3d wrote",
+        )
+    model.load_state_dict(taken, strict=False)
+    if loaded.recipe.camera != recipe.camera:
+        _log.warning("the weights were trained with another [camera] section: their geometry starts distorted")
+    fresh = tuple(name for name in target if name not in taken)
+    _log.info("initialised from %s, %s; adapted: %s", loaded.path, loaded.sha256[:12], ", ".join(adapted) or "nothing")
+    return Initialised(loaded.path, loaded.sha256, tuple(adapted), fresh)
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else "x".join(str(side) for side in tensor.shape) or "scalar"
+
+
+def _adapted(name: str, old: Tensor, new: Tensor) -> Tensor | None:
+    """The tensor `old` in the shape of `new`, or None where that has no clear meaning."""
+    if name.endswith(".positions") and old.shape[-1] == new.shape[-1]:
+        side, wanted = round(old.shape[1] ** 0.5), round(new.shape[1] ** 0.5)
+        grid = old.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        return _resampled(grid, wanted).permute(0, 2, 3, 1).reshape(new.shape)
+    if name == "plane_head.base" and old.shape[-1] == new.shape[-1]:
+        planes = old[0].permute(0, 3, 1, 2)
+        return _resampled(planes, new.shape[2]).permute(0, 2, 3, 1)[None]
+    if name == "quantizer.codebook" and old.shape[1] == new.shape[1]:
+        both = min(len(old), len(new))
+        return torch.cat([old[:both].to(new.device), new[both:]])
+    return None
+
+
+def _resampled(grid: Tensor, side: int) -> Tensor:
+    """Square grids `[N, C, H, W]` to `[N, C, side, side]`; cell centres keep their place in the image."""
+    # With `antialias` the bicubic kernel is the one that keeps straight lines straight, also when it enlarges.
+    return functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False, antialias=True)
