@@ -1,50 +1,52 @@
-"""The adversarial game: it separates, it resumes to the bit, it leaves alone what is not its own, it warns."""
+"""The adversarial game: it separates, it resumes to the bit, it leaves alone what is not its own."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import socket
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vq3dcli.config.load import load_recipe
+from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import DivergedError, RecipeError
 from vq3dcli.training.adversarial import Adversary
-from vq3dcli.training.adversarial_health import PATIENCE_LINES, adversarial_warnings
-from vq3dcli.training.discriminator import AdversarialSettings
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.views import AdversarialViews, Compared, View
 
-SETTINGS = AdversarialSettings(
-    main=0.1,
-    novel=0.2,
-    start_images=32,
-    ramp_images=32,
-    learning_rate=2e-3,
-    r1=1.0,
-    r1_every_steps=4,
-    base_channels=8,
-    max_channels=16,
-    minibatch_group=4,
-    augmentation="adaptive",
-    adaptive_target=0.6,
-    novel_sees_disparity=True,
-    size_px=16,
-)
+_OVERRIDES = {
+    "adversarial.main": 0.1,
+    "adversarial.novel": 0.2,
+    "adversarial.start_images": 32,
+    "adversarial.ramp_images": 32,
+    "adversarial.learning_rate": 2e-3,
+    "adversarial.r1": 1.0,
+    "adversarial.r1_every_steps": 4,
+    "adversarial.base_channels": 8,
+    "adversarial.max_channels": 16,
+    "adversarial.minibatch_group": 4,
+    "adversarial.augmentation": "none",
+    "adversarial.novel_sees_disparity": "true",
+    "adversarial.size_px": 16,
+    "model.image_size": 16,
+    "model.patch": 4,
+    "training.images": 1032,
+    "training.batch_size": 8,
+    "training.precision": "float32",
+}
 
 
-def _adversary(settings: AdversarialSettings = SETTINGS, **changes: Any) -> Adversary:
-    arguments: dict[str, Any] = {"total_images": 1032, "images_per_step": 8, "micro_batch": 8, "seed": 0, **changes}
-    return Adversary(settings, **arguments)
+def _adversary(*overrides: str, classes: int = 0, ranks: Ranks | None = None) -> Adversary:
+    given = [f"{key}={value}" for key, value in _OVERRIDES.items()]
+    return Adversary(load_recipe("toy-cpu", Stage1Recipe, [*given, *overrides]), classes=classes, ranks=ranks)
 
 
 def _views(step: int, *, rows: slice = slice(None), requires_grad: bool = False) -> AdversarialViews:
@@ -67,7 +69,7 @@ def _views(step: int, *, rows: slice = slice(None), requires_grad: bool = False)
 
 
 def test_it_separates_two_sets() -> None:
-    adversary = _adversary(replace(SETTINGS, augmentation="none"))
+    adversary = _adversary()
     for step in range(40):
         figures = adversary.update([_views(step)], step * 8)
     for name in ("main", "novel"):
@@ -76,9 +78,9 @@ def test_it_separates_two_sets() -> None:
 
 
 @pytest.mark.parametrize("augmentation", ["none", "differentiable", "adaptive"])
-def test_n_plus_n_steps_equal_2n_to_the_bit(augmentation: Any) -> None:
-    settings = replace(SETTINGS, augmentation=augmentation)
-    whole, first, second = (_adversary(settings, classes=3) for _ in range(3))
+def test_n_plus_n_steps_equal_2n_to_the_bit(augmentation: str) -> None:
+    overrides = (f"adversarial.augmentation={augmentation}", "adversarial.class_conditional=true")
+    whole, first, second = (_adversary(*overrides, classes=3) for _ in range(3))
     for step in range(6):
         expected = whole.update([_views(step)], step * 8)
     for step in range(3):
@@ -94,7 +96,7 @@ def test_n_plus_n_steps_equal_2n_to_the_bit(augmentation: Any) -> None:
 
 
 def test_tensors_of_other_discriminators_are_refused() -> None:
-    other = _adversary(replace(SETTINGS, base_channels=4)).tensors()
+    other = _adversary("adversarial.base_channels=4").tensors()
     with pytest.raises(ValueError, match="another shape"):
         _adversary().restore(other)
     without = {name: value for name, value in _adversary().tensors().items() if name != "main/scalars"}
@@ -122,7 +124,7 @@ def test_the_generators_loss_reaches_the_views_and_nothing_else() -> None:
 
 
 def test_following_the_generators_loss_fools_the_discriminator() -> None:
-    adversary = _adversary(replace(SETTINGS, augmentation="none", novel=0.0))
+    adversary = _adversary("adversarial.novel=0")
     for step in range(30):
         adversary.update([_views(step)], step * 8)
     views = _views(31)
@@ -143,8 +145,8 @@ def test_the_schedule_counts_images() -> None:
     adversary = _adversary()
     assert [adversary.started(seen) for seen in (0, 24, 32, 64)] == [False, False, True, True]
     assert [adversary.ramp(seen) for seen in (0, 32, 48, 64, 640)] == [0.0, 0.0, 0.5, 1.0, 1.0]
-    assert _adversary(replace(SETTINGS, ramp_images=0)).ramp(32) == 1.0
-    nobody = _adversary(replace(SETTINGS, main=0.0, novel=0.0))
+    assert _adversary("adversarial.ramp_images=0").ramp(32) == 1.0
+    nobody = _adversary("adversarial.main=0", "adversarial.novel=0")
     assert not nobody.started(1000)
     assert nobody.tensors() == {}
     assert nobody.update([_views(0)], 0) == {}
@@ -158,7 +160,7 @@ def test_r1_is_lazy_and_its_last_value_is_kept() -> None:
 
 
 def test_unlabelled_disparity_is_hidden_on_both_sides() -> None:
-    adversary = _adversary(replace(SETTINGS, augmentation="none", main=0.0))
+    adversary = _adversary("adversarial.main=0")
     views = _views(0)
     assert views.novel is not None
     hidden = replace(views, labelled=torch.zeros(8, dtype=torch.bool))
@@ -171,8 +173,8 @@ def test_unlabelled_disparity_is_hidden_on_both_sides() -> None:
 
 
 def test_micro_batches_are_one_batch() -> None:
-    settings = replace(SETTINGS, augmentation="differentiable")
-    whole, halves = _adversary(settings), _adversary(settings, micro_batch=4)
+    augmented = "adversarial.augmentation=differentiable"
+    whole, halves = _adversary(augmented), _adversary(augmented, "training.accumulate=2")
     expected = whole.update([_views(0)], 0)
     figures = halves.update([_views(0, rows=slice(0, 4)), _views(0, rows=slice(4, 8))], 0)
     assert figures.keys() == expected.keys()
@@ -181,9 +183,14 @@ def test_micro_batches_are_one_batch() -> None:
 
 
 def test_groups_that_ranks_would_cut_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"minibatch_group = 2"):
-        _adversary(micro_batch=6)
-    _adversary(replace(SETTINGS, main=0.0, novel=0.0), micro_batch=6)
+    with pytest.raises(RecipeError, match=r"minibatch_group=2"):
+        _adversary(ranks=Ranks(0, 4))
+    _adversary("adversarial.main=0", "adversarial.novel=0", ranks=Ranks(0, 4))
+
+
+def test_a_class_conditional_game_needs_classes() -> None:
+    with pytest.raises(RecipeError, match="data have none"):
+        _adversary("adversarial.class_conditional=true")
 
 
 def test_a_non_finite_view_changes_nothing() -> None:
@@ -199,8 +206,7 @@ def test_a_non_finite_view_changes_nothing() -> None:
 
 
 def test_autocast_stays_close_to_float32() -> None:
-    settings = replace(SETTINGS, augmentation="none")
-    exact, fast = _adversary(settings), _adversary(settings, autocast=True)
+    exact, fast = _adversary(), _adversary("training.precision=bfloat16")
     for step in range(2):
         left, right = exact.update([_views(step)], step * 8), fast.update([_views(step)], step * 8)
     for name in ("discriminator_loss", "real_score", "r1"):
@@ -211,7 +217,7 @@ def _be_a_rank(rank: int, port: int, folder: Path) -> None:
     """One of two processes; writes what it has after three steps."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    adversary = _adversary(micro_batch=4, ranks=Ranks(rank, 2), classes=3)
+    adversary = _adversary("adversarial.class_conditional=true", ranks=Ranks(rank, 2), classes=3)
     for step in range(3):
         figures = adversary.update([_views(step, rows=slice(4 * rank, 4 * rank + 4))], step * 8)
     save_file(adversary.tensors(), folder / f"{rank}.safetensors")
@@ -231,7 +237,7 @@ def test_two_ranks_train_the_discriminators_of_one(tmp_path: Path) -> None:
     finally:
         for process in processes:
             process.kill()
-    one = _adversary(classes=3)
+    one = _adversary("adversarial.class_conditional=true", classes=3)
     for step in range(3):
         expected = one.update([_views(step)], step * 8)
     left, right = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
@@ -240,34 +246,6 @@ def test_two_ranks_train_the_discriminators_of_one(tmp_path: Path) -> None:
     assert figures[0] == figures[1]
     for name, value in expected.items():
         assert figures[0][name] == pytest.approx(value, rel=2e-2, abs=1e-3), name
-
-
-def _line(**figures: float) -> dict[str, float]:
-    healthy = {"accuracy": 0.7, "real_score": 0.8, "fake_score": -0.9, "r1": 0.2, "discriminator_loss": 1.1}
-    return {f"adversarial_novel_{name}": value for name, value in {**healthy, **figures}.items()}
-
-
-def test_a_healthy_game_and_a_run_without_one_give_no_warning() -> None:
-    assert adversarial_warnings([]) == []
-    assert adversarial_warnings([{"loss": 1.0}] * 20) == []
-    assert adversarial_warnings([{"loss": 1.0}] * 5 + [_line()] * 20) == []
-    assert adversarial_warnings([_line()] * 9 + [_line(accuracy=1.0)]) == []
-
-
-@pytest.mark.parametrize(
-    ("recent", "cause"),
-    [
-        ([_line(accuracy=0.99)] * PATIENCE_LINES, "raise adversarial.r1"),
-        ([_line(accuracy=0.5, real_score=0.001, fake_score=-0.001)] * PATIENCE_LINES, "teaches nothing"),
-        ([_line(discriminator_loss=math.nan)], r"not finite \(discriminator_loss\)"),
-        ([_line()] * 5 + [_line(r1=40.0)], "about to diverge"),
-        ([_line(real_score=80.0)], "scores of 80"),
-    ],
-)
-def test_trouble_is_named_with_its_cause(recent: list[dict[str, float]], cause: str) -> None:
-    (line,) = adversarial_warnings(recent)
-    assert line.startswith("the discriminator of novel views")
-    assert re.search(cause, line)
 
 
 if __name__ == "__main__":

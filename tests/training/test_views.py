@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from vq3dcli.errors import RecipeError
+from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.losses.depth import LABEL_METRIC, LABEL_RELATIVE
 from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, FOV_RAD, NEAR
 from vq3dcli.training.views import (
@@ -18,6 +19,7 @@ from vq3dcli.training.views import (
     crop,
     novel_cameras,
     patch_corners,
+    plan_views,
     real_disparity,
     render_view,
     render_views,
@@ -159,6 +161,8 @@ def test_real_disparity_aligns_relative_labels_only() -> None:
     assert aligned[1].std().item() == pytest.approx(0.1, abs=0.02)
 
 
-def test_views_larger_than_the_photos_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"size_px = 24"):
-        replace(PLAN, size_px=32)
+def test_a_recipe_says_which_views(tiny_recipe: Callable[..., Stage1Recipe]) -> None:
+    plan = plan_views(tiny_recipe("adversarial.novel=0.1", "adversarial.yaw_deg=30", "rendering.importance_samples=4"))
+    assert (plan.main, plan.novel, plan.size_px, plan.image_px) == (False, True, 16, 16)
+    assert (plan.samples, plan.importance_samples) == (12, 4)
+    assert plan.yaw_rad == pytest.approx(math.pi / 6)

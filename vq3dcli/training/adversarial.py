@@ -17,9 +17,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import DivergedError, RecipeError
 from vq3dcli.losses.augmentation import update_probability
-from vq3dcli.training.discriminator import AdversarialSettings, TrainedDiscriminator, below
+from vq3dcli.training.arithmetic import resolve_precision
+from vq3dcli.training.discriminator import TrainedDiscriminator, below
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.optim import set_learning_rate
 from vq3dcli.training.views import AdversarialViews
@@ -31,45 +33,38 @@ _SHARE_TO_FULL = 0.1
 
 
 class Adversary:
-    """Both discriminators of a run.
+    """Both discriminators of a run, as far as their weights in the recipe are above 0.
 
     Args:
-        settings: Weights, schedule and sizes.
-        total_images: Images of the whole run.
-        images_per_step: Images of an optimizer step, over all ranks and micro-batches.
-        micro_batch: Rows of one rank's micro-batch; whole minibatch groups.
-        classes: Number of classes of a class-conditional game; 0 for none.
-        seed: Of the weights and augmentations.
+        recipe: Its section `adversarial`, batch size, precision and seed.
+        classes: Classes of the data; used by a class-conditional game only.
         device: Where to compute; the CPU by default.
-        autocast: bfloat16 in the discriminators' own step; R1 stays in float32.
         ranks: This process among those of the run; alone by default.
 
     Raises:
-        RecipeError: Minibatch groups that ranks or micro-batches would cut.
-        UsageError: A `size_px` that no discriminator can have.
+        RecipeError: Minibatch groups that ranks would cut, or a class-conditional game without classes.
     """
 
     def __init__(
         self,
-        settings: AdversarialSettings,
+        recipe: Stage1Recipe,
         *,
-        total_images: int,
-        images_per_step: int,
-        micro_batch: int,
         classes: int = 0,
-        seed: int,
         device: torch.device | None = None,
-        autocast: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
-        self.settings, self.images_per_step = settings, images_per_step
-        self._images_to_full = min(_IMAGES_TO_FULL, _SHARE_TO_FULL * max(total_images - settings.start_images, 1))
-        weights = {"main": settings.main, "novel": settings.novel}
-        if any(weights.values()) and micro_batch % settings.minibatch_group:
+        settings, schedule = recipe.adversarial, recipe.training
+        ranks, device = ranks or Ranks(), device or torch.device("cpu")
+        self.settings, self.images_per_step = settings, schedule.batch_size
+        self._images_to_full = min(_IMAGES_TO_FULL, _SHARE_TO_FULL * max(schedule.images - settings.start_images, 1))
+        self.discriminators: list[TrainedDiscriminator] = []
+        if not settings.on:
+            return
+        _require_whole_groups(settings.minibatch_group, schedule.batch_size // schedule.accumulate // ranks.world_size)
+        if settings.class_conditional and classes == 0:
             raise RecipeError(
-                f"adversarial.minibatch_group ({settings.minibatch_group}) does not divide the {micro_batch} images "
-                "of a rank's micro-batch",
-                remedy=f"adversarial.minibatch_group = {math.gcd(settings.minibatch_group, micro_batch)}",
+                "adversarial.class_conditional needs classes, and the data have none",
+                remedy="--set adversarial.class_conditional=false",
             )
         self.discriminators = [
             TrainedDiscriminator(
@@ -77,13 +72,13 @@ class Adversary:
                 weight,
                 settings,
                 sees_disparity=name == "novel" and settings.novel_sees_disparity,
-                classes=classes,
-                seed=seed,
-                device=device or torch.device("cpu"),
-                autocast=autocast,
-                ranks=ranks or Ranks(),
+                classes=classes if settings.class_conditional else 0,
+                seed=schedule.seed,
+                device=device,
+                autocast=resolve_precision(schedule.precision, device) == torch.bfloat16,
+                ranks=ranks,
             )
-            for name, weight in weights.items()
+            for name, weight in (("main", settings.main), ("novel", settings.novel))
             if weight > 0
         ]
 
@@ -169,3 +164,11 @@ class Adversary:
         """Inverse of `tensors`. Raises `KeyError` or `ValueError` for tensors of other discriminators."""
         for player in self.discriminators:
             player.restore(below(f"{player.name}/", tensors))
+
+
+def _require_whole_groups(group: int, micro_batch: int) -> None:
+    if micro_batch % group:
+        raise RecipeError(
+            f"adversarial.minibatch_group ({group}) does not divide the {micro_batch} images of a rank's micro-batch",
+            remedy=f"--set adversarial.minibatch_group={math.gcd(group, micro_batch)}",
+        )

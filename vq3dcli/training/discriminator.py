@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,9 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from vq3dcli import seeding
+from vq3dcli.config.schema import AdversarialSection
 from vq3dcli.losses.adversarial import discriminator_loss, generator_loss, r1_loss, r1_penalty, score_figures
-from vq3dcli.losses.augmentation import AdaptiveState, AugmentationKind, augment
+from vq3dcli.losses.augmentation import AdaptiveState, augment
 from vq3dcli.model.discriminator import Discriminator
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.optim import optimizer_tensors, restore_optimizer
@@ -24,43 +24,6 @@ from vq3dcli.training.views import AdversarialViews, Compared, View
 
 # No momentum, as in StyleGAN2: the other player moves too, and old gradients point to where it was.
 _BETAS = (0.0, 0.99)
-
-
-@dataclass(frozen=True)
-class AdversarialSettings:
-    """What a recipe says of the discriminators; names as in its section `adversarial`.
-
-    Attributes:
-        main: Weight of the generator's loss on main views; 0 for no such discriminator.
-        novel: Weight on novel views; 0 for none.
-        start_images: Images seen before the discriminators start.
-        ramp_images: Images in which the weights then rise from 0 to full.
-        learning_rate: Of both discriminators.
-        r1: Weight gamma of R1.
-        r1_every_steps: Steps between two uses of R1.
-        base_channels: Features at the full side of a view.
-        max_channels: Most features.
-        minibatch_group: Images a minibatch statistic is taken over.
-        augmentation: Whether what discriminators see is augmented always, adaptively or never.
-        adaptive_target: r_t that adaptive augmentation aims at.
-        novel_sees_disparity: The novel views' discriminator sees s beside rgb.
-        size_px: Side of the views.
-    """
-
-    main: float
-    novel: float
-    start_images: int
-    ramp_images: int
-    learning_rate: float
-    r1: float
-    r1_every_steps: int
-    base_channels: int
-    max_channels: int
-    minibatch_group: int
-    augmentation: AugmentationKind
-    adaptive_target: float
-    novel_sees_disparity: bool
-    size_px: int
 
 
 class DiscriminatorObjective(nn.Module):
@@ -105,7 +68,7 @@ class TrainedDiscriminator:
     Args:
         name: Of the views: "main" or "novel".
         weight: Of the generator's loss.
-        settings: Sizes and rates.
+        settings: Sizes and rates, from the recipe.
         sees_disparity: Whether s is its fourth channel.
         classes: Number of classes; 0 for an unconditional one.
         seed: Of the weights and augmentations.
@@ -118,7 +81,7 @@ class TrainedDiscriminator:
         self,
         name: str,
         weight: float,
-        settings: AdversarialSettings,
+        settings: AdversarialSection,
         *,
         sees_disparity: bool,
         classes: int,

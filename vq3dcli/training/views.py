@@ -13,6 +13,7 @@ Legend: B images, H = W side of the photos, h = w side of a view, N = h w rays, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vq3dcli import seeding
-from vq3dcli.errors import RecipeError
+from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.losses.depth import LABEL_RELATIVE, align_canonical
 from vq3dcli.rendering.cameras import Camera, pivot_camera, pixel_centres, rays_at_pixels
 from vq3dcli.rendering.render import Field, render_rays, render_with_importance
@@ -98,9 +99,6 @@ class ViewPlan:
         samples: Stratified samples a ray.
         importance_samples: Further samples of a second pass; 0 for none.
         seed: Of cameras, patches and samples.
-
-    Raises:
-        RecipeError: Views larger than the photos.
     """
 
     image_px: int
@@ -118,12 +116,26 @@ class ViewPlan:
     importance_samples: int
     seed: int
 
-    def __post_init__(self) -> None:
-        if self.size_px > self.image_px:
-            raise RecipeError(
-                f"adversarial.size_px ({self.size_px}) is larger than model.image_size ({self.image_px})",
-                remedy=f"adversarial.size_px = {self.image_px}",
-            )
+
+def plan_views(recipe: Stage1Recipe) -> ViewPlan:
+    """The views that a recipe's discriminators compare."""
+    camera, rendering, adversarial = recipe.camera, recipe.rendering, recipe.adversarial
+    return ViewPlan(
+        image_px=recipe.model.image_size,
+        size_px=adversarial.size_px,
+        main=adversarial.main > 0,
+        novel=adversarial.novel > 0,
+        main_patch=adversarial.main_patch,
+        yaw_rad=math.radians(adversarial.yaw_deg),
+        pitch_rad=math.radians(adversarial.pitch_deg),
+        radius=camera.radius,
+        fov_rad=math.radians(camera.fov_deg),
+        near=camera.near,
+        far=camera.far,
+        samples=rendering.samples,
+        importance_samples=rendering.importance_samples,
+        seed=recipe.training.seed,
+    )
 
 
 def render_views(
