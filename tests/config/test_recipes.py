@@ -1,0 +1,103 @@
+"""Recipes as files: found, listed, copied without loss, checked together, compared."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from vq3dcli.config.load import dump_recipe, load_recipe, recipe_names, recipes_folder
+from vq3dcli.config.recipes import Change, copy_recipe, diff_recipes, list_recipes, recipe_text, validate_recipes
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.errors import InputMissingError, OutputError, RecipeError
+
+NAMES = recipe_names()
+ABLATIONS = ("pointwise", "accumulated", "none")
+SOURCES = {"paper", "vit-vqgan", "3dgp", "eg3d", "ada", "measured", "chosen"}
+
+
+def test_all_are_there() -> None:
+    ablations = {f"ablation-depth-{kind}" for kind in ABLATIONS}
+    assert set(NAMES) >= {"imagenet256", "compcars256", "demo64", "demo128", "toy-cpu"} | ablations
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_is_complete_and_says_where_its_values_come_from(name: str) -> None:
+    text = (recipes_folder() / f"{name}.toml").read_text()
+    recipe = load_recipe(name, Stage1Recipe)
+    assert tomllib.loads(text).keys() == recipe.model_dump().keys()
+    assert max(map(len, text.splitlines())) <= 120
+    assert text.startswith("# ")
+    cited = {source for comment in re.findall(r"#.*", text) for source in re.findall(r"\[([a-z0-9-]+)\]", comment)}
+    assert cited <= SOURCES
+    assert recipe.training.init == ""
+    assert recipe.training.tracker == "none"
+
+
+@pytest.mark.parametrize("kind", ABLATIONS)
+def test_an_ablation_is_toy_cpu_with_one_key_changed(kind: str) -> None:
+    """After a change of toy-cpu, change the ablations likewise: `vq3d recipes diff toy-cpu ablation-depth-...`."""
+    changes = diff_recipes("toy-cpu", f"ablation-depth-{kind}")
+    expected = [] if kind == "pointwise" else [Change("loss.depth_kind", "pointwise", kind)]
+    assert changes == expected
+    assert load_recipe(f"ablation-depth-{kind}", Stage1Recipe).loss.depth_kind == kind
+
+
+@pytest.mark.parametrize("name", ["imagenet256", "compcars256", "demo64", "demo128"])
+def test_discriminators_start_in_the_second_half(name: str) -> None:
+    recipe = load_recipe(name, Stage1Recipe)
+    assert recipe.adversarial.main > 0
+    assert recipe.adversarial.novel > 0
+    assert recipe.adversarial.start_images >= recipe.training.images // 2
+
+
+def test_the_list_says_what_each_is() -> None:
+    listed = {summary.name: summary for summary in list_recipes()}
+    assert list(listed) == NAMES
+    assert (listed["imagenet256"].image_size, listed["imagenet256"].tokens) == (256, 1024)
+    assert listed["toy-cpu"].about.startswith("Stage 1 on toy scenes")
+    assert all("\n" not in s.about and len(s.about) < 160 for s in listed.values())
+
+
+def test_a_copy_keeps_every_byte_and_replaces_nothing_unasked(tmp_path: Path) -> None:
+    original = (recipes_folder() / "toy-cpu.toml").read_bytes()
+    assert copy_recipe("toy-cpu", tmp_path) == tmp_path / "toy-cpu.toml"
+    made = copy_recipe("toy-cpu", tmp_path / "new" / "mine.toml")
+    assert made.read_bytes() == original
+    made.write_text("precious")
+    with pytest.raises(OutputError, match=r"mine\.toml"):
+        copy_recipe("toy-cpu", made)
+    assert made.read_text() == "precious"
+    copy_recipe("toy-cpu", made, force=True)
+    assert made.read_bytes() == original
+
+
+def test_every_problem_of_every_recipe_is_named(tmp_path: Path) -> None:
+    assert len(validate_recipes()) == len(NAMES)
+    text = recipe_text("toy-cpu")
+    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
+    one.write_text(text.replace("batch_size = 16", "batch_size = 0"))
+    two.write_text(text.replace('kind = "stage1"', 'kind = "stage9"') + "\nnonsense = 1\n")
+    with pytest.raises(RecipeError, match=r"one\.toml.*batch_size.*two\.toml.*nonsense"):
+        validate_recipes([str(one), "toy-cpu", str(two)])
+
+
+def test_a_run_is_compared_by_what_it_was_trained_with(tmp_path: Path) -> None:
+    recipe = load_recipe("toy-cpu", Stage1Recipe, ["training.images=64000", "model.patch=4"])
+    (tmp_path / "recipe.toml").write_text(dump_recipe(recipe))
+    assert diff_recipes("toy-cpu", str(tmp_path)) == [
+        Change("model.patch", 8, 4),
+        Change("training.images", 16000, 64000),
+    ]
+    with pytest.raises(InputMissingError, match="no run in this folder"):
+        recipe_text(str(tmp_path.parent))
+
+
+def test_recipes_of_another_version_can_be_compared(tmp_path: Path) -> None:
+    (tmp_path / "old.toml").write_text('kind = "stage1"\n[model]\nwidth = 192\nimage_size = 64\n')
+    changes = {change.key: change for change in diff_recipes(str(tmp_path / "old.toml"), "toy-cpu")}
+    assert changes["model.width"] == Change("model.width", 192, None)
+    assert changes["model.decoder_width"].before is None
+    assert "model.image_size" not in changes

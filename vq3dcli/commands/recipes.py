@@ -1,0 +1,131 @@
+"""`vq3d recipes`: list, show, copy, check and compare recipes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vq3dcli.commands.output import JsonOption, Output, QuietOption
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Name of a recipe, a TOML file, or the folder of a run.")
+]
+
+
+@app.callback()
+def _group() -> None:
+    """List, show, copy, check and compare recipes.
+
+    Example:
+      vq3d recipes ls
+      vq3d recipes copy toy-cpu mine.toml
+      vq3d recipes diff toy-cpu run/
+    """
+
+
+@app.command()
+def ls(json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """List the recipes that come with vq3d.
+
+    Example:
+      vq3d recipes ls
+    """
+    from vq3dcli.config.recipes import list_recipes
+
+    found = list_recipes()
+    rows = [(r.name, r.image_size, r.tokens, r.images, r.about) for r in found]
+    Output("recipes ls", json, quiet).finish(
+        count=len(found),
+        metrics={r.name: {key: value for key, value in asdict(r).items() if key != "name"} for r in found},
+        table=[("recipe", "pixels", "tokens", "images", "what it is"), *rows],
+    )
+
+
+@app.command()
+def show(recipe: RecipeArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Print a recipe with its comments; with --json its values.
+
+    Example:
+      vq3d recipes show imagenet256
+      vq3d recipes show run/ --json
+    """
+    from vq3dcli.config.load import read_toml
+    from vq3dcli.config.recipes import locate_recipe, recipe_text
+
+    output = Output("recipes show", json, quiet)
+    if json:
+        output.finish(count=1, metrics=read_toml(locate_recipe(recipe)))
+    else:
+        typer.echo(recipe_text(recipe), nl=False)
+
+
+@app.command()
+def copy(
+    recipe: RecipeArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new file, or a folder for one of the same name.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Copy a recipe to a file to change.
+
+    Example:
+      vq3d recipes copy toy-cpu mine.toml
+    """
+    from vq3dcli.config.recipes import copy_recipe
+
+    output = Output("recipes copy", json, quiet)
+    output.finish(count=1, outputs=[copy_recipe(recipe, out, force=force)])
+
+
+@app.command()
+def validate(
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE]...", help="Names, TOML files or folders of runs; default: all that come along."
+        ),
+    ] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Check recipes and name every problem; ends with code 78 if there is one.
+
+    Example:
+      vq3d recipes validate
+      vq3d recipes validate mine.toml
+    """
+    from vq3dcli.config.recipes import validate_recipes
+
+    output = Output("recipes validate", json, quiet)
+    paths = validate_recipes(recipes or [])
+    output.finish(
+        count=len(paths),
+        metrics={"valid": [str(path) for path in paths]},
+        table=[(str(path), "valid") for path in paths],
+    )
+
+
+@app.command()
+def diff(before: RecipeArgument, after: RecipeArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Show the keys that differ between two recipes, or between a recipe and what a run was trained with.
+
+    Example:
+      vq3d recipes diff toy-cpu demo64
+      vq3d recipes diff toy-cpu run/
+    """
+    from vq3dcli.config.recipes import diff_recipes
+
+    output = Output("recipes diff", json, quiet)
+    changes = diff_recipes(before, after)
+    rows = [(change.key, change.before, change.after) for change in changes]
+    output.finish(
+        count=len(changes),
+        metrics={change.key: {"before": change.before, "after": change.after} for change in changes},
+        table=[("key", before, after), *rows] if rows else [("no difference",)],
+    )
