@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from vq3dcli import signals
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
+from vq3dcli.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from vq3dcli.config.schema import Stage1Recipe
+    from vq3dcli.data.loader import TrainingLoader
+
+# The keys of `training.devices.PUBLISHED`, which is not imported here: help must not import torch.
+DeviceName = Literal["h200", "h100", "a100", "a100-40gb", "v100", "l40s", "rtx4090", "cpu"]
 
 
 def command(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, for example toy-cpu, or a file.")],
-    data: Annotated[list[Path], typer.Option("--data", help="Folder of shards; repeat it to mix several.")],
-    out: Annotated[Path, typer.Option("--out", help="The run's folder; a run that it holds continues.")],
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="Folder of shards; repeat it to mix several.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run's folder; a run that it holds continues.")] = None,
     labels: Annotated[str, typer.Option(help="Name of the disparity labels beside the shards, or none.")] = "exact",
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a key of the recipe; repeat it.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check recipe and data, print sizes, train nothing.")
+        bool, typer.Option("--dry-run", help="Say what the run takes: memory, speed, days, disk; needs no --data.")
     ] = False,
+    device_name: Annotated[
+        DeviceName | None, typer.Option("--device-name", help="Plan for this GPU instead, with --dry-run.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Plan for so many of them, with --dry-run.")] = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -32,18 +48,23 @@ def command(
     Example:
       vq3d train-stage1 toy-cpu --data toys/ --out run/
       vq3d train-stage1 toy-cpu --data toys/ --out run/ --set training.images=64000 --set loss.depth_kind=accumulated
+      vq3d train-stage1 imagenet256 --dry-run --device-name h100 --gpus 8
       torchrun --nproc-per-node 2 -m vq3dcli train-stage1 toy-cpu --data toys/ --out run/
     """
     signals.watch()
     main_rank = os.environ.get("RANK", "0") == "0"
     said = Output("train-stage1", json, quiet or not main_rank)
+    if not dry_run:
+        if not data or out is None:
+            raise UsageError("--data and --out are needed", remedy="--dry-run to see what the run takes without them")
+        if device_name is not None or gpus is not None:
+            raise UsageError("--device-name and --gpus are for plans only", remedy="--dry-run, or torchrun")
 
     from vq3dcli.config.load import load_recipe
     from vq3dcli.config.schema import Stage1Recipe
     from vq3dcli.data.loader import TrainingLoader
     from vq3dcli.training.arithmetic import flush_denormals
     from vq3dcli.training.distributed import join_ranks
-    from vq3dcli.training.plan import plan_run
     from vq3dcli.training.stage1 import Progress, train
 
     flush_denormals()
@@ -51,22 +72,27 @@ def command(
     chosen_device = pick_device(device)
     ranks = join_ranks(chosen_device)
     schedule = resolved.training
-    loader = TrainingLoader(
-        data,
-        labels=None if labels == "none" else labels,
-        batch_size=schedule.batch_size,
-        size=resolved.model.image_size,
-        seed=schedule.seed,
-        flip=schedule.flip,
-        crop=schedule.crop,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-    )
-    facts = {"samples": loader.num_samples, "labelled": loader.num_labelled, "labels": labels}
+    label_name = None if labels == "none" else labels
+    loader = None
+    if data:
+        loader = TrainingLoader(
+            data,
+            labels=label_name,
+            batch_size=schedule.batch_size,
+            size=resolved.model.image_size,
+            seed=schedule.seed,
+            flip=schedule.flip,
+            crop=schedule.crop,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
     if dry_run:
         if main_rank:
-            said.finish(seed=schedule.seed, metrics={**plan_run(resolved, chosen_device), **facts})
+            count = gpus or ranks.world_size
+            _say_plan(said, resolved, chosen_device, device_name, count, loader, data or [], label_name)
         return
+    assert loader is not None and out is not None, "checked above"
+    facts = {"samples": loader.num_samples, "labelled": loader.num_labelled, "labels": labels}
     said.note(f"{loader.num_samples} samples, {loader.num_labelled} labelled, on {chosen_device}")
     with said.progress("training", schedule.images, unit="images") as progress:
         seen = 0
@@ -92,3 +118,26 @@ def command(
             metrics=result.metrics,
             outputs=[result.weights, out / "metrics.jsonl", out / "sheets"],
         )
+
+
+def _say_plan(
+    said: Output,
+    recipe: Stage1Recipe,
+    device: torch.device,
+    device_name: str | None,
+    gpus: int,
+    loader: TrainingLoader | None,
+    data: list[Path],
+    labels: str | None,
+) -> None:
+    from vq3dcli.training.plan import find_processor, plan_run, plan_table
+
+    processor = find_processor(recipe, device, device_name)
+    samples = None if loader is None else loader.num_samples
+    plan = plan_run(recipe, processor, gpus=gpus, samples=samples, data=data, labels=labels)
+    if plan["memory"]["fits"] is False:
+        said.warn(f"{plan['device']} has too little memory: raise training.accumulate or --gpus")
+    facts: dict[str, Any] = {}
+    if loader is not None:
+        facts = {"samples": loader.num_samples, "labelled": loader.num_labelled, "labels": labels or "none"}
+    said.finish(seed=recipe.training.seed, metrics={**plan, **facts}, table=plan_table(plan))

@@ -96,7 +96,8 @@ class LossSection(_Section):
     def _has_a_network(self) -> Self:
         if self.perceptual > 0 and self.perceptual_network == "none":
             raise ValueError(
-                f"perceptual ({self.perceptual}) needs a perceptual_network: lpips-vgg, lpips-alex or efficientnet-lite0"
+                f"perceptual ({self.perceptual}) needs a perceptual_network: "
+                "lpips-vgg, lpips-alex or efficientnet-lite0"
             )
         return self
 

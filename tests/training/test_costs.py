@@ -1,0 +1,115 @@
+"""The count of a step against PyTorch's own: operations by its counter, activations by what autograd keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from vq3dcli.config.load import load_recipe, recipe_names
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.model.build import build_autoencoder
+from vq3dcli.training.costs import Cost, build_discriminators, step_costs
+from vq3dcli.training.objective import Stage1Objective
+
+Make = Callable[..., Stage1Recipe]
+
+# Wide enough that what the count leaves out (norms, positions, the images themselves) is small beside the rest.
+_SMALL = ("model.image_size=32", "model.encoder_width=64", "model.decoder_width=96", "model.encoder_layers=2")
+
+
+def _batch(recipe: Stage1Recipe, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    size = recipe.model.image_size
+    image = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+    return image, torch.rand(count, size, size), torch.ones(count), torch.arange(count), torch.tensor(1.0)
+
+
+def _kept_bytes(recipe: Stage1Recipe, dtype: torch.dtype, count: int) -> int:
+    """Bytes of all storages that autograd keeps for `count` images, weights aside."""
+    model = build_autoencoder(recipe)
+    objective = Stage1Objective(model, recipe)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+    ):
+        objective(*_batch(recipe, count))
+    return sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("model.plane_head=linear", "model.field_layers=3", "rendering.samples=24"),
+        ("model.plane_head=convolution", "rendering.rays_per_image=256", "model.auxiliary_head=false"),
+    ],
+)
+def test_activations_are_those_that_autograd_keeps(
+    tiny_recipe: Make, overrides: tuple[str, ...], dtype: torch.dtype
+) -> None:
+    recipe = tiny_recipe(*_SMALL, *overrides)
+    # Of two batches, so that what belongs to a step and not to an image cancels.
+    measured = _kept_bytes(recipe, dtype, 3) - _kept_bytes(recipe, dtype, 1)
+    counted = 2 * step_costs(recipe, dtype, 0).total(adversarial=False).kept_bytes
+    assert counted == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("overrides", [(), ("rendering.importance_samples=8",), ("model.plane_head=linear",)])
+def test_operations_are_those_that_pytorch_counts(tiny_recipe: Make, overrides: tuple[str, ...]) -> None:
+    """The forward pass alone: the counter takes backward passes of grouped convolutions for dense ones."""
+    recipe = tiny_recipe(*_SMALL, *overrides)
+    objective = Stage1Objective(build_autoencoder(recipe), recipe)
+    with FlopCounterMode(display=False) as counter:
+        objective(*_batch(recipe, 2))
+    cost = step_costs(recipe, torch.float32, 0).total(adversarial=False)
+    rendering = recipe.rendering
+    first = rendering.samples * rendering.rays_per_image if rendering.importance_samples else 0
+    model = recipe.model
+    alone = 2.0 * first * model.field_hidden * (model.plane_channels + 4)  # a first pass has no backward pass
+    forward = (cost.flops - alone) / 3.0 + alone + cost.flops_float32
+    assert 2 * forward == pytest.approx(counter.get_total_flops(), rel=0.03)
+
+
+def test_activations_that_are_made_again_are_not_kept(tiny_recipe: Make) -> None:
+    kept = step_costs(tiny_recipe(*_SMALL), torch.float32, 0)
+    remade = step_costs(tiny_recipe(*_SMALL, "training.checkpoint_activations=true"), torch.float32, 0)
+    before, after = kept.total(adversarial=False), remade.total(adversarial=False)
+    assert after.kept_bytes < 0.5 * before.kept_bytes
+    assert before.flops < after.flops < 1.4 * before.flops
+
+
+def test_losses_that_are_off_cost_nothing(tiny_recipe: Make) -> None:
+    costs = step_costs(tiny_recipe(), torch.float32, 0)
+    assert costs.perceptual == Cost()
+    assert costs.adversarial == Cost()
+    both = step_costs(tiny_recipe("adversarial.main=0.1", "adversarial.novel=0.1"), torch.float32, 0)
+    one = step_costs(tiny_recipe("adversarial.novel=0.1"), torch.float32, 0)
+    assert 0 < one.adversarial.flops < both.adversarial.flops
+    assert both.adversarial.flops_float32 > 0
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_builds(name: str) -> None:
+    """On the meta device: shapes without numbers."""
+    recipe = load_recipe(name, Stage1Recipe)
+    with torch.device("meta"):
+        model = build_autoencoder(recipe)
+    side = recipe.model.image_size * recipe.model.plane_scale
+    assert model.plane_head.base.shape == (1, 3, side, side, recipe.model.plane_channels)
+    weights_bytes = 2 * sum(p.numel() for p in model.parameters())
+    if name.startswith("demo"):
+        assert weights_bytes < 25e6
+    judges = build_discriminators(recipe, classes=1000)
+    assert set(judges) == ({"main", "novel"} if recipe.adversarial.on else set())
+    assert all(p.is_meta for judge in judges.values() for p in judge.parameters())

@@ -1,0 +1,153 @@
+"""How fast processors are: published peaks of the GPUs that people train on, a short measurement for any other.
+
+What an eager training step reaches of a peak is an assumption, stated here and in what `--dry-run` prints: half of the
+arithmetic of matrix products, and six tenths of the bandwidth of everything else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+MATMUL_SHARE = 0.5
+BANDWIDTH_SHARE = 0.6
+_MATMUL_SHAPE = (1024, 768, 768)
+_SECONDS = 0.4
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What a step can count on.
+
+    Attributes:
+        name: For people.
+        flops_per_second: Of matrix products in the training precision.
+        flops_per_second_float32: Of those that stay in float32.
+        bytes_per_second: Read and written by everything else.
+        memory_bytes: Of the device, or None where it is not known.
+        dtype: The training precision.
+        basis: Where the figures come from.
+    """
+
+    name: str
+    flops_per_second: float
+    flops_per_second_float32: float
+    bytes_per_second: float
+    memory_bytes: int | None
+    dtype: torch.dtype
+    basis: str
+
+
+@dataclass(frozen=True)
+class _Published:
+    """Peaks by NVIDIA's data sheets of the product: dense (half of the figures "with sparsity"), no TF32."""
+
+    name: str
+    tflops_bfloat16: float | None
+    tflops_float32: float
+    terabytes_per_second: float
+    gigabytes: int
+
+
+PUBLISHED = {
+    "h200": _Published("H200 SXM", 989.0, 67.0, 4.8, 141),
+    "h100": _Published("H100 SXM", 989.0, 67.0, 3.35, 80),
+    "a100": _Published("A100 SXM 80 GB", 312.0, 19.5, 2.039, 80),
+    "a100-40gb": _Published("A100 SXM 40 GB", 312.0, 19.5, 1.555, 40),
+    "v100": _Published("V100 SXM2", None, 15.7, 0.9, 32),
+    "l40s": _Published("L40S", 362.0, 91.6, 0.864, 48),
+    "rtx4090": _Published("GeForce RTX 4090", 165.2, 82.6, 1.008, 24),
+}
+"""By the name that `--device-name` takes."""
+
+
+def named_processor(name: str, precision: Literal["auto", "float32", "bfloat16"]) -> Processor:
+    """A GPU of the table.
+
+    Args:
+        name: Its key in `PUBLISHED`.
+        precision: As in a recipe; `auto` is bfloat16 where the GPU multiplies it.
+    """
+    published = PUBLISHED[name]
+    peak = published.tflops_bfloat16
+    bfloat16 = precision != "float32" and peak is not None
+    return Processor(
+        name=published.name,
+        flops_per_second=(peak if bfloat16 and peak else published.tflops_float32) * 1e12 * MATMUL_SHARE,
+        flops_per_second_float32=published.tflops_float32 * 1e12 * MATMUL_SHARE,
+        bytes_per_second=published.terabytes_per_second * 1e12 * BANDWIDTH_SHARE,
+        memory_bytes=published.gigabytes * 10**9,
+        dtype=torch.bfloat16 if bfloat16 else torch.float32,
+        basis=f"published peaks, {MATMUL_SHARE:.0%} of matrix products and {BANDWIDTH_SHARE:.0%} of bandwidth assumed",
+    )
+
+
+def key_of(gpu_name: str) -> str | None:
+    """The key of the table for a name as the driver gives it, for example `NVIDIA H100 80GB HBM3`; None if unknown."""
+    text = gpu_name.lower().replace(" ", "").replace("-", "")
+    if "a100" in text:
+        return "a100-40gb" if "40gb" in text else "a100"
+    return next((key for key in PUBLISHED if key in text), None)
+
+
+def measured_processor(
+    device: torch.device, dtype: torch.dtype, *, block_bytes: int, memory_bytes: int | None = None
+) -> Processor:
+    """Multiply and rectify for about a second, with as many threads as PyTorch has.
+
+    Args:
+        device: What computes.
+        dtype: The training precision.
+        block_bytes: Size of a typical activation; where memory is fetched anew for each, size decides the speed.
+        memory_bytes: What the device has, if that is known.
+    """
+    flops = _matmul_speed(device, dtype)
+    return Processor(
+        name=f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device),
+        flops_per_second=flops,
+        flops_per_second_float32=flops if dtype == torch.float32 else _matmul_speed(device, torch.float32),
+        bytes_per_second=_pass_speed(device, block_bytes),
+        memory_bytes=memory_bytes,
+        dtype=dtype,
+        basis="measured here",
+    )
+
+
+def _matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
+    rows, inner, columns = _MATMUL_SHAPE
+    left = torch.ones(rows, inner, device=device, dtype=dtype)
+    right = torch.ones(inner, columns, device=device, dtype=dtype)
+    return 2.0 * rows * inner * columns / _least_seconds(lambda: left @ right, device)
+
+
+def _pass_speed(device: torch.device, block_bytes: int) -> float:
+    """Bytes a second of a rectifier and its gradient: five passes over a block that is allocated as in training."""
+    values = torch.ones(max(block_bytes // 4, 1), device=device, requires_grad=True)
+    gradient = torch.ones_like(values)
+
+    def there_and_back() -> None:
+        torch.autograd.grad(torch.relu(values), values, gradient)
+
+    return 5.0 * 4.0 * values.numel() / _least_seconds(there_and_back, device)
+
+
+def _least_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """The shortest of several runs, which other programs disturbed least."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    once()
+    best, spent, runs = float("inf"), 0.0, 0
+    while spent < _SECONDS or runs < 3:
+        seconds = once()
+        best, spent, runs = min(best, seconds), spent + seconds, runs + 1
+    return max(best, 1e-9)
