@@ -13,6 +13,7 @@ from vq3dcli.export.chart import line_chart, number_text
 from vq3dcli.export.page import Block, Code, Media, Row, Section, Svg, Table, Text
 
 Metrics = Mapping[str, float]
+Record = Mapping[str, Any]
 
 # Curves whose early values dwarf the rest.
 _LOG_SCALE = ("loss", "l1", "l2", "depth", "vq", "commitment", "codebook", "auxiliary", "gradient_norm")
@@ -131,19 +132,32 @@ def commands_section(commands: Sequence[str]) -> Section:
     return Section("Go on", [Code("\n".join(commands))])
 
 
-def _curves(records: Sequence[Mapping[str, Any]]) -> list[Svg]:
-    names = list(dict.fromkeys(name for record in records for name in record))
-    names = [name for name in names if name != "images_seen" and _is_curve(name, records)]
+def curve_names(records: Sequence[Record]) -> list[str]:
+    """Names of figures that are numbers in every record that has them, in the order in which they appear."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return [name for name in names if name != "images_seen" and _is_curve(name, records)]
+
+
+def curve(name: str, records: Sequence[Record], title: str | None = None) -> Svg:
+    """One figure over images seen, on a logarithmic axis if its early values dwarf the rest.
+
+    Args:
+        name: Its key in the records; gaps where it is missing.
+        records: In their order.
+        title: Above the curve; the name by default.
+    """
+    x = [float(record["images_seen"]) for record in records]
+    y = [math.nan if record.get(name) is None else float(record[name]) for record in records]
+    return Svg(line_chart(title or name, x, y, x_label="images", log_y=name in _LOG_SCALE))
+
+
+def _curves(records: Sequence[Record]) -> list[Svg]:
+    names = curve_names(records)
     names.sort(key=lambda name: _FIRST_CURVES.index(name) if name in _FIRST_CURVES else len(_FIRST_CURVES))
-    curves = []
-    for name in names:
-        x = [float(record["images_seen"]) for record in records]
-        y = [math.nan if record.get(name) is None else float(record[name]) for record in records]
-        curves.append(Svg(line_chart(name, x, y, x_label="images", log_y=name in _LOG_SCALE)))
-    return curves
+    return [curve(name, records) for name in names]
 
 
-def _is_curve(name: str, records: Sequence[Mapping[str, Any]]) -> bool:
+def _is_curve(name: str, records: Sequence[Record]) -> bool:
     values = [record.get(name) for record in records]
     return any(isinstance(value, int | float) and not isinstance(value, bool) for value in values) and all(
         value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values
