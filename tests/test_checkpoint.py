@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from vq3dcli.checkpoint import load_weights, read_checkpoint, save_weights, write_checkpoint
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import DataError, InputMissingError, UnsafeFileError
 from vq3dcli.model.build import build_autoencoder
+from vq3dcli.model.field import RAW_GAIN
 
 
 def test_weights_are_rounded_once_and_load_as_written(tiny_weights: Path) -> None:
@@ -24,6 +26,17 @@ def test_weights_are_rounded_once_and_load_as_written(tiny_weights: Path) -> Non
         if name in stored and stored[name].is_floating_point():
             assert torch.equal(value, stored[name].float())
     assert not any(name.startswith("auxiliary_head") for name in stored)
+
+
+def test_weights_of_the_first_format_are_converted(tiny_weights: Path, tmp_path: Path) -> None:
+    """Before format 2 the field had no gain on its raw density."""
+    with safe_open(tiny_weights, framework="pt") as opened:
+        header = json.loads(opened.metadata()["vq3d"])
+    old = tmp_path / "old.safetensors"
+    save_file(load_file(tiny_weights), old, {"vq3d": json.dumps({**header, "format_version": 1})})
+    new, converted = load_weights(tiny_weights).model.field_mlp.out, load_weights(old).model.field_mlp.out
+    torch.testing.assert_close(converted.weight[0] * RAW_GAIN, new.weight[0])
+    assert torch.equal(converted.weight[1:], new.weight[1:])
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
