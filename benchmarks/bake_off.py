@@ -25,12 +25,12 @@ from vq3dcli.training.arithmetic import flush_denormals
 from vq3dcli.training.stage1 import train
 
 BUDGET = (
-    "training.images=2400",
+    "training.images=1600",
     "training.warmup_images=160",
     "training.quantize_from_images=640",
-    "training.ema_half_life_images=300",
-    "training.sheet_every_images=2400",
-    "training.checkpoint_every_images=2400",
+    "training.ema_half_life_images=200",
+    "training.sheet_every_images=1600",
+    "training.checkpoint_every_images=1600",
     "training.keep_checkpoints=1",
 )
 VARIANTS = {
