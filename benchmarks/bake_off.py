@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from vq3dcli.allocator import keep_freed_memory
 from vq3dcli.checkpoint import load_weights
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
@@ -24,15 +25,13 @@ from vq3dcli.training.arithmetic import flush_denormals
 from vq3dcli.training.stage1 import train
 
 BUDGET = (
-    "training.images=3200",
-    "training.batch_size=8",
-    "training.warmup_images=240",
-    "training.quantize_from_images=1200",
-    "training.ema_half_life_images=400",
-    "training.sheet_every_images=3200",
-    "training.checkpoint_every_images=3200",
+    "training.images=1600",
+    "training.warmup_images=160",
+    "training.quantize_from_images=640",
+    "training.ema_half_life_images=200",
+    "training.sheet_every_images=1600",
+    "training.checkpoint_every_images=1600",
     "training.keep_checkpoints=1",
-    "rendering.rays_per_image=256",
 )
 VARIANTS = {
     "frustum": (),
@@ -50,17 +49,19 @@ EVALUATED = 16
 def run(name: str, seed: int, data: Path, out: Path) -> dict[str, float]:
     """Train and measure one variant once; a finished one is read from its file."""
     folder = out / f"{name}-{seed}"
-    result = folder / "figures.json"
-    if result.exists():
-        return dict(json.loads(result.read_text()))
+    file = folder / "figures.json"
+    if file.exists():
+        return dict(json.loads(file.read_text()))
     recipe = load_recipe("toy-cpu", Stage1Recipe, [*BUDGET, *VARIANTS[name], f"training.seed={seed}"])
     schedule = recipe.training
     loader = TrainingLoader(
         [data], batch_size=schedule.batch_size, size=recipe.model.image_size, seed=seed, flip=True, crop=False
     )
     started = time.process_time()
-    train(recipe, loader, folder)
+    result = train(recipe, loader, folder)
     seconds = time.process_time() - started
+    if not result.metrics["quantizing"]:
+        raise SystemExit(f"{folder} ended before it quantised: its figures would be those of untrained codes")
     size = recipe.model.image_size
     measured = evaluate_geometry(
         model_predictor(load_weights(folder)),
@@ -70,8 +71,9 @@ def run(name: str, seed: int, data: Path, out: Path) -> dict[str, float]:
         template=toy_template(size),
         on_progress=lambda scenes: None,
     )
-    figures = {**{key: measured.metrics[key] for key in FIGURES}, "cpu_seconds": seconds}
-    result.write_text(json.dumps(figures))
+    own = {"perplexity": float(result.metrics["perplexity"]), "cpu_seconds": seconds}
+    figures = {**{key: measured.metrics[key] for key in FIGURES}, **own}
+    file.write_text(json.dumps(figures))
     return figures
 
 
@@ -84,9 +86,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    keep_freed_memory()
     flush_denormals()
     torch.set_num_threads(options.threads)
-    columns = (*FIGURES, "cpu_seconds")
+    columns = (*FIGURES, "perplexity", "cpu_seconds")
     print(f"| variant | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for name in options.only:
         rows = [run(name, seed, options.data, options.out) for seed in options.seeds]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -58,27 +60,45 @@ def prepare_toyscenes(
 
 
 def toy_samples(positions: range, *, size: int, seed: int) -> Iterator[Sample]:
-    """The samples of scenes number `positions`."""
-    for start in range(positions.start, positions.stop, _SCENES_AT_ONCE):
-        chunk = range(start, min(start + _SCENES_AT_ONCE, positions.stop))
-        scenes = sample_scenes(torch.tensor(chunk), seed=seed, purpose=PURPOSE)
-        views = render_scenes(scenes, canonical_camera(len(chunk), height_px=size, width_px=size))
-        levels = (views.s.to(torch.float64) * DISPARITY_LEVELS).round().to(torch.int32)
-        for row, index in enumerate(chunk):
-            class_index = int(scenes.class_index[row])
-            info = {
-                "seed": seed,
-                "purpose": PURPOSE,
-                "index": index,
-                "class": CLASS_NAMES[class_index],
-                "kind": "metric",
-                "lo": 0.0,
-                "hi": 1.0,
-            }
-            members = {
-                "png": encode_png(views.rgb[row]),
-                "cls": str(class_index).encode(),
-                "json": compact_json(info),
-                DISPARITY_EXTENSION: encode_levels(levels[row]),
-            }
-            yield Sample(sample_key(index), class_index, members)
+    """The samples of scenes number `positions`, in order, as many chunks at a time as PyTorch has threads."""
+    chunks = [
+        range(start, min(start + _SCENES_AT_ONCE, positions.stop))
+        for start in range(positions.start, positions.stop, _SCENES_AT_ONCE)
+    ]
+    # Most operations on a chunk are too small for PyTorch to split, and compressing PNGs is not torch's at all.
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[Future[list[Sample]]] = deque()
+        for chunk in chunks:
+            pending.append(pool.submit(_render_chunk, chunk, size, seed))
+            if len(pending) > threads:
+                yield from pending.popleft().result()
+        for future in pending:
+            yield from future.result()
+
+
+@torch.no_grad()
+def _render_chunk(chunk: range, size: int, seed: int) -> list[Sample]:
+    scenes = sample_scenes(torch.tensor(chunk), seed=seed, purpose=PURPOSE)
+    views = render_scenes(scenes, canonical_camera(len(chunk), height_px=size, width_px=size))
+    levels = (views.s.to(torch.float64) * DISPARITY_LEVELS).round().to(torch.int32)
+    samples = []
+    for row, index in enumerate(chunk):
+        class_index = int(scenes.class_index[row])
+        info = {
+            "seed": seed,
+            "purpose": PURPOSE,
+            "index": index,
+            "class": CLASS_NAMES[class_index],
+            "kind": "metric",
+            "lo": 0.0,
+            "hi": 1.0,
+        }
+        members = {
+            "png": encode_png(views.rgb[row]),
+            "cls": str(class_index).encode(),
+            "json": compact_json(info),
+            DISPARITY_EXTENSION: encode_levels(levels[row]),
+        }
+        samples.append(Sample(sample_key(index), class_index, members))
+    return samples

@@ -13,9 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
+
+# The same examples in each run: a change is judged by its own merits. `HYPOTHESIS_PROFILE=explore` looks further.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None, max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 _TINY = (
     "model.image_size=16",

@@ -25,7 +25,14 @@ LAYERS = (
         "vq3dcli.weights",
     ),
     ("vq3dcli.rendering", "vq3dcli.config"),
-    ("vq3dcli.errors", "vq3dcli.files", "vq3dcli.log", "vq3dcli.signals", "vq3dcli.seeding"),
+    (
+        "vq3dcli.errors",
+        "vq3dcli.files",
+        "vq3dcli.log",
+        "vq3dcli.signals",
+        "vq3dcli.seeding",
+        "vq3dcli.allocator",
+    ),
 )
 HEIGHT = {part: -depth for depth, layer in enumerate(LAYERS) for part in layer}
 

@@ -6,11 +6,14 @@ import os
 import signal
 import sys
 
+from vq3dcli.allocator import keep_freed_memory
+
 
 def main() -> int:
     """Run `vq3d` with the arguments of this process; returns the exit code."""
     _open_closed_streams()
     _settle_threads()
+    keep_freed_memory()
     # Ctrl-C and SIGTERM unwind the stack, so that temporary files go and ffmpeg ends. Training replaces the second
     # with a flag (`vq3dcli.signals`).
     signal.signal(signal.SIGTERM, signal.default_int_handler)

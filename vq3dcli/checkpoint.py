@@ -27,8 +27,9 @@ from vq3dcli.errors import DataError, InputMissingError, UnavailableError, Unsaf
 from vq3dcli.files import atomic_path, sha256_file, sync_folder, write_error, write_json
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_autoencoder
+from vq3dcli.model.field import RAW_GAIN
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 _CHECKPOINT_REMEDY = "delete that checkpoint, and the run continues from the one before"
 # Zip archives (torch.save), pickle protocols 2 to 5, and gzip around either.
@@ -111,7 +112,8 @@ def load_weights(path: Path | None = None, device: str | torch.device = "cpu") -
                 remedy="the same train-stage1 command again",
             )
     metadata, tensors = _read_safetensors(path)
-    recipe, card = _read_header(path, metadata)
+    format_version, recipe, card = _read_header(path, metadata)
+    _convert(tensors, format_version)
     inference = recipe.model_copy(update={"model": recipe.model.model_copy(update={"auxiliary_head": False})})
     model = build_autoencoder(inference)
     state = model.state_dict()
@@ -122,8 +124,18 @@ def load_weights(path: Path | None = None, device: str | torch.device = "cpu") -
     return LoadedWeights(model, recipe, str(path), sha256_file(path), card)
 
 
-def _read_header(path: Path, metadata: Mapping[str, str]) -> tuple[Stage1Recipe, dict[str, Any]]:
-    """Recipe and card of a weights file. Raises `DataError`."""
+def _convert(tensors: dict[str, Tensor], format_version: int) -> None:
+    """Bring the tensors of an older format to today's, in place."""
+    if format_version < 2:
+        # The field multiplies its raw density by a gain since format 2.
+        for name in ("field_mlp.out.weight", "field_mlp.out.bias"):
+            if name in tensors:  # what is missing is named later
+                tensors[name] = tensors[name].float()
+                tensors[name][0] /= RAW_GAIN
+
+
+def _read_header(path: Path, metadata: Mapping[str, str]) -> tuple[int, Stage1Recipe, dict[str, Any]]:
+    """Format version, recipe and card of a weights file. Raises `DataError`."""
     try:
         header = dict(json.loads(metadata.get("vq3d", "{}")))
         if header.get("format") != "stage1":
@@ -134,8 +146,8 @@ def _read_header(path: Path, metadata: Mapping[str, str]) -> tuple[Stage1Recipe,
                 f"weights of format {version}, newer than {FORMAT_VERSION} ({path})",
                 remedy="a newer vq3d",
             )
-        recipe = upgraded_stage1(header["recipe"]) if version < 2 else header["recipe"]
-        return Stage1Recipe.model_validate(recipe), dict(header["card"])
+        recipe = upgraded_stage1(header["recipe"]) if version < 3 else header["recipe"]
+        return version, Stage1Recipe.model_validate(recipe), dict(header["card"])
     except (KeyError, ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
         reason = " ".join(str(error).split())[:200]
         raise DataError(
@@ -212,8 +224,14 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
     """Read and verify a checkpoint folder. Raises `DataError` naming the file that is damaged or missing."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
+        hashes = manifest["sha256"]
+        if manifest["format_version"] != FORMAT_VERSION:
+            raise DataError(
+                f"checkpoint of format {manifest['format_version']}, not {FORMAT_VERSION} ({folder})",
+                remedy="the version of vq3d that wrote it",
+            )
         parts = {}
-        for name, digest in manifest["sha256"].items():
+        for name, digest in hashes.items():
             if sha256_file(folder / name) != digest:
                 raise DataError(
                     f"damaged checkpoint ({folder / name}): its hash differs from the manifest",

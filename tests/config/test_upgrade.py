@@ -1,4 +1,4 @@
-"""Weights of format 1 load: their recipe is read in today's keys."""
+"""Weights of older formats load: their recipe is read in today's keys, their density with today's gain."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from vq3dcli.checkpoint import FORMAT_VERSION, load_weights
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.config.upgrade import upgraded_stage1
 from vq3dcli.errors import DataError
+from vq3dcli.model.field import RAW_GAIN
 
 Make = Callable[..., Stage1Recipe]
 
 
-def _as_format_1(recipe: Stage1Recipe) -> dict[str, Any]:
-    """The recipe as format 1 wrote it: one width, no perceptual or adversarial keys."""
+def _as_format_2(recipe: Stage1Recipe) -> dict[str, Any]:
+    """The recipe as formats 1 and 2 wrote it: one width, no perceptual or adversarial keys."""
     old = recipe.model_dump(mode="json")
     model = old["model"]
     for part in ("encoder", "decoder"):
@@ -34,19 +35,28 @@ def _as_format_1(recipe: Stage1Recipe) -> dict[str, Any]:
 
 
 def _rewrite(weights: Path, path: Path, **header: Any) -> None:
-    metadata = {"format": "stage1", "format_version": 1, "card": {}, **header}
+    metadata = {"format": "stage1", "format_version": 2, "card": {}, **header}
     save_file(load_file(weights), path, {"vq3d": json.dumps(metadata)})
 
 
-def test_format_1_loads_as_the_same_model(tiny_recipe: Make, tiny_weights: Path, tmp_path: Path) -> None:
+def test_format_2_loads_as_the_same_model(tiny_recipe: Make, tiny_weights: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe()
-    _rewrite(tiny_weights, tmp_path / "old.safetensors", recipe=_as_format_1(recipe))
+    _rewrite(tiny_weights, tmp_path / "old.safetensors", recipe=_as_format_2(recipe))
     old, new = load_weights(tmp_path / "old.safetensors"), load_weights(tiny_weights)
     assert old.recipe.model == recipe.model
     assert not old.recipe.adversarial.on
     assert old.recipe.loss.perceptual == 0
     assert old.model.state_dict().keys() == new.model.state_dict().keys()
     assert all(torch.equal(value, old.model.state_dict()[name]) for name, value in new.model.state_dict().items())
+
+
+def test_the_density_of_format_1_gets_its_gain(tiny_recipe: Make, tiny_weights: Path, tmp_path: Path) -> None:
+    """Before format 2 the field had no gain on its raw density."""
+    _rewrite(tiny_weights, tmp_path / "old.safetensors", recipe=_as_format_2(tiny_recipe()), format_version=1)
+    new = load_weights(tiny_weights).model.field_mlp.out
+    converted = load_weights(tmp_path / "old.safetensors").model.field_mlp.out
+    torch.testing.assert_close(converted.weight[0] * RAW_GAIN, new.weight[0])
+    assert torch.equal(converted.weight[1:], new.weight[1:])
 
 
 def test_the_embedded_weights_have_a_recipe_of_today() -> None:

@@ -142,7 +142,7 @@ def test_a_non_finite_loss_stops_before_the_update_and_names_the_samples(tiny_re
 def test_a_changed_recipe_is_refused(tiny_recipe: Make, tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         train(tiny_recipe(), _ToyBatches(8), tmp_path, stop_after_images=8)
-    with pytest.raises(RecipeError, match=r"loss\.depth: 1\.0 -> 2\.0"):
+    with pytest.raises(RecipeError, match=r"loss\.depth: 3\.0 -> 2\.0"):
         train(tiny_recipe("loss.depth=2.0"), _ToyBatches(8), tmp_path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# What weights of format 1 were trained with, before these keys were there: none of it.
+# What weights of formats 1 and 2 were trained with, before these keys were there: none of it.
 _LOSS = {"perceptual": 0.0, "perceptual_network": "none", "perceptual_patch_px": 32}
 _ADVERSARIAL = {
     "main": 0.0,
@@ -38,7 +38,7 @@ _TRAINING = {
 
 
 def upgraded_stage1(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A Stage 1 recipe of weights format 1 as one of format 2: a width and heads for each transformer, new sections.
+    """A Stage 1 recipe of weights formats 1 and 2 as one of format 3: a width and heads for each transformer, new sections.
 
     Args:
         recipe: Tables of the old recipe.

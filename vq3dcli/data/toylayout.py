@@ -12,15 +12,20 @@ from vq3dcli.data.toyshapes import NUM_DIMENSIONS, SHAPES
 from vq3dcli.data.toytextures import NUM_TEXTURE_DRAWS, Texture, between, cos_sin, make_texture, rgb_from_hsv
 from vq3dcli.seeding import uniform
 
+ELEVATION_RAD = (0.15, 0.40)  # 9 to 23 degrees
 CLASS_NAMES: tuple[str, ...] = tuple(shape.name for shape in SHAPES)
 
 
 @dataclass(frozen=True)
 class ToyScenes:
-    """Parameters of n scenes. Lengths in metres, colours in [0, 1].
+    """Parameters of n scenes, in a frame whose ground is level. Lengths in metres, colours in [0, 1].
+
+    The canonical camera looks down at the subject, as one who photographs an object does. More of a picture then has a
+    disparity of its own: with level cameras, sky and walls, tied in rank, were half of it.
 
     Attributes:
         class_index: Index into CLASS_NAMES, int64 `[n]`.
+        elevation: Cosine and sine of the angle by which the canonical camera looks down `[n, 2]`.
         dimensions: Of the object, see its `Shape`; zero where it has fewer `[n, NUM_DIMENSIONS]`.
         extent: Half width x, height, half width z of the object's box in its own frame `[n, 3]`.
         object_xz: Where the object stands `[n, 2]`.
@@ -40,6 +45,7 @@ class ToyScenes:
     """
 
     class_index: Tensor
+    elevation: Tensor
     dimensions: Tensor
     extent: Tensor
     object_xz: Tensor
@@ -95,6 +101,7 @@ def sample_scenes(index: Tensor, *, seed: int, purpose: str = "train") -> ToySce
     accent_saturation, accent_value = draw("accent", 2)
     has_wall, wall_z, wall_yaw = draw("wall", 3)
     azimuth, elevation, ambient = draw("light", 3)
+    (looks_down,) = draw("elevation", 1)
     sky_hue, sky_saturation, sky_value = draw("sky", 3)
 
     ground_hue = hue
@@ -107,6 +114,7 @@ def sample_scenes(index: Tensor, *, seed: int, purpose: str = "train") -> ToySce
     sky = torch.where(sky_hue < 0.75, between(sky_hue, 0.53, 0.65), between(sky_hue, -0.32, 0.09))
     return ToyScenes(
         class_index=class_index,
+        elevation=cos_sin(between(looks_down, *ELEVATION_RAD)),
         dimensions=dimensions,
         extent=extent,
         object_xz=torch.stack([between(place_x, -0.38, 0.38), between(place_z, -0.45, 0.4)], -1),

@@ -127,8 +127,8 @@ def _render_pixels(
     count = pixels.shape[0]
     offsets = [(i + 0.5) / supersample - 0.5 for i in range(supersample)]
     shifts = torch.tensor([[dx, dy] for dy in offsets for dx in offsets] + [[0.0, 0.0]], device=pixels.device)
-    origin = _rows(camera.cam_to_world[:, :3, 3])
-    direction = _directions(camera, (pixels + shifts[:, None]).reshape(-1, 2))
+    origin = _to_level(scenes, _rows(camera.cam_to_world[:, :3, 3]))
+    direction = _to_level(scenes, _directions(camera, (pixels + shifts[:, None]).reshape(-1, 2)))
     hits = _first_hits(scenes, shape, origin, direction)
     s = s_from_z_depth(union(hits)[:, -count:])
 
@@ -258,8 +258,14 @@ def _contact(scenes: ToyScenes, local_point: Vector) -> Tensor:
     return 1.0 - 0.45 * near * near
 
 
+def _to_level(scenes: ToyScenes, vector: Vector) -> Vector:
+    """World vectors `[n, m]` in the frames of the scenes: a turn around the x axis, which leaves z_depth as it is."""
+    cos, sin = scenes.elevation[:, :1], scenes.elevation[:, 1:]
+    return vector[0], cos * vector[1] + sin * vector[2], cos * vector[2] - sin * vector[1]
+
+
 def _to_local(scenes: ToyScenes, point: Vector) -> Vector:
-    """World points `[n, m]` in the frames of the objects."""
+    """Points of the scenes' frames `[n, m]` in the frames of the objects."""
     x = point[0] - scenes.object_xz[:, :1]
     z = point[2] - scenes.object_xz[:, 1:]
     return _turn_to_local(scenes, (x, point[1] - scenes.ground_y[:, None], z))
