@@ -78,7 +78,7 @@ def test_every_problem_of_every_recipe_is_named(tmp_path: Path) -> None:
     assert len(validate_recipes()) == len(NAMES)
     text = recipe_text("toy-cpu")
     one, two = tmp_path / "one.toml", tmp_path / "two.toml"
-    one.write_text(text.replace("batch_size = 16", "batch_size = 0"))
+    one.write_text(text.replace("batch_size = 8", "batch_size = 0"))
     two.write_text(text.replace('kind = "stage1"', 'kind = "stage9"') + "\nnonsense = 1\n")
     with pytest.raises(RecipeError, match=r"one\.toml.*batch_size.*two\.toml.*nonsense"):
         validate_recipes([str(one), "toy-cpu", str(two)])
