@@ -31,6 +31,8 @@ Make = Callable[..., Stage1Recipe]
 class _ToyBatches:
     """Toy scenes as a stream, without shards."""
 
+    class_names = ("toy",)
+
     def __init__(self, batch_size: int, size: int = 16) -> None:
         self.batch_size, self.size = batch_size, size
         views = render_scenes(

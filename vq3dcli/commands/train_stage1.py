@@ -10,7 +10,7 @@ import typer
 
 from vq3dcli import signals
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
-from vq3dcli.errors import UsageError
+from vq3dcli.errors import UsageError, Vq3dError
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,12 @@ def command(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a key of the recipe; repeat it.")
     ] = None,
+    init: Annotated[
+        Path | None, typer.Option("--init", help="Start from these weights; short for --set training.init=PATH.")
+    ] = None,
+    perceptual_weights: Annotated[
+        Path | None, typer.Option("--perceptual-weights", help="The perceptual network's file, for work offline.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the run takes: memory, speed, days, disk; needs no --data.")
     ] = False,
@@ -49,6 +55,7 @@ def command(
       vq3d train-stage1 toy-cpu --data toys/ --out run/
       vq3d train-stage1 toy-cpu --data toys/ --out run/ --set training.images=64000 --set loss.depth_kind=accumulated
       vq3d train-stage1 imagenet256 --dry-run --device-name h100 --gpus 8
+      vq3d train-stage1 toy-cpu --data photos/ --out tuned/ --init run/weights.safetensors --labels none
       torchrun --nproc-per-node 2 -m vq3dcli train-stage1 toy-cpu --data toys/ --out run/
     """
     signals.watch()
@@ -68,7 +75,10 @@ def command(
     from vq3dcli.training.stage1 import Progress, train
 
     flush_denormals()
-    resolved = load_recipe(recipe, Stage1Recipe, overrides or [])
+    given = [*(overrides or [])]
+    if init is not None:
+        given.append(f"training.init={init.resolve()}")
+    resolved = load_recipe(recipe, Stage1Recipe, given)
     chosen_device = pick_device(device)
     ranks = join_ranks(chosen_device)
     schedule = resolved.training
@@ -102,22 +112,38 @@ def command(
             progress.advance(step.images_seen - seen, status=f"loss {step.loss:.4f}")
             seen = step.images_seen
 
-        result = train(
-            resolved,
-            loader,
-            out,
-            device=chosen_device,
-            facts=facts,
-            report=report,
-            should_stop=signals.stop_requested,
-        )
+        try:
+            result = train(
+                resolved,
+                loader,
+                out,
+                device=chosen_device,
+                facts=facts,
+                perceptual_weights=perceptual_weights,
+                report=report,
+                on_sheet=lambda: _write_page(said, out),
+                should_stop=signals.stop_requested,
+            )
+        finally:
+            if main_rank and out.is_dir():
+                _write_page(said, out)
     if main_rank:
         said.finish(
             count=result.images_seen,
             seed=schedule.seed,
             metrics=result.metrics,
-            outputs=[result.weights, out / "metrics.jsonl", out / "sheets"],
+            outputs=[result.weights, out / "metrics.jsonl", out / "sheets", out / "report.html"],
         )
+
+
+def _write_page(said: Output, out: Path) -> None:
+    """The run's page; a run does not end because its page cannot be written."""
+    from vq3dcli.pipelines.run_report import write_run_report
+
+    try:
+        write_run_report(out)
+    except Vq3dError as error:
+        said.warn(f"no page of the run: {error}")
 
 
 def _say_plan(

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vq3dcli.model.field import FieldMLP, inference_field, training_field
 from vq3dcli.model.quantizer import Quantized, Quantizer
@@ -75,6 +77,7 @@ class Autoencoder(nn.Module):
     ) -> None:
         super().__init__()
         code_dim = quantizer.codebook.shape[1]
+        self._checkpoint_field = False
         self.patch, self.space, self.radius, self.near, self.far = patch, space, radius, near, far
         self.embed_patches = nn.Linear(3 * patch * patch, encoder_width)
         self.encoder = encoder
@@ -107,9 +110,22 @@ class Autoencoder(nn.Module):
         """Code indices `[B, L]` to planes `[B, 3, P, P, C]`."""
         return self.plane_head(self.decoder(self.from_code(self.quantizer.embed(codes))))
 
+    def checkpoint_activations(self) -> None:
+        """From now on compute activations anew in the backward pass instead of keeping them."""
+        self.encoder.checkpoint_activations = self.decoder.checkpoint_activations = True
+        self._checkpoint_field = True
+
+    def compile_parts(self) -> None:
+        """From now on run the transformers and the field's MLP through `torch.compile`."""
+        for part in (self.encoder, self.decoder, self.field_mlp):
+            part.compile()
+
     def field(self, planes: Tensor) -> Field:
         """The differentiable field over planes `[B, 3, P, P, C]`."""
-        return training_field(planes, self.field_mlp, self.space, radius=self.radius, near=self.near, far=self.far)
+        field = training_field(planes, self.field_mlp, self.space, radius=self.radius, near=self.near, far=self.far)
+        if not self._checkpoint_field:
+            return field
+        return lambda points: checkpoint(field, points, use_reentrant=False) if torch.is_grad_enabled() else field(points)
 
     def frozen_field(self, planes: Tensor) -> Field:
         """The field for rendering only: faster on a CPU, and bit-exact for any chunking there."""

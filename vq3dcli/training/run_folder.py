@@ -57,7 +57,7 @@ class RunFolder:
 
         Raises:
             StoppedError: Another run holds the folder.
-            RecipeError: The folder belongs to a run with another recipe or other data.
+            RecipeError: The folder belongs to a run with another recipe or other data, and something of it was saved.
             DataError: What the folder records is damaged.
         """
         make_folder(self.path)
@@ -69,7 +69,8 @@ class RunFolder:
 
     def _compare(self, recipe: Stage1Recipe, facts: Mapping[str, Any]) -> None:
         recipe_path, facts_path = self.path / "recipe.toml", self.path / "run.json"
-        if recipe_path.exists() and facts_path.exists():
+        kept = bool(self._saved()) or self.weights.exists()
+        if kept and recipe_path.exists() and facts_path.exists():
             changed = _differences(load_recipe(str(recipe_path), Stage1Recipe), recipe)
             recorded = _read_facts(facts_path)
             changed += [f"{k}: {recorded.get(k)} -> {v}" for k, v in facts.items() if recorded.get(k) != v]
@@ -120,6 +121,11 @@ class RunFolder:
             except (ValueError, KeyError, TypeError):
                 continue
         write_bytes(self.metrics, "".join(f"{line}\n" for line in kept).encode())
+
+    def all_metrics(self) -> list[dict[str, Any]]:
+        """All lines of the metrics; empty in a new run."""
+        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        return [json.loads(line) for line in lines]
 
     def last_metrics(self) -> dict[str, Any]:
         """The newest line of the metrics; empty in a new run."""

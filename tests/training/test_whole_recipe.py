@@ -1,0 +1,200 @@
+"""Everything that a Stage 1 recipe can turn on, together: it trains, resumes to the bit, and means what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vq3dcli.checkpoint import load_weights
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.data.loader import Batch
+from vq3dcli.data.toyscenes import render_scenes, sample_scenes
+from vq3dcli.errors import RecipeError, StoppedError
+from vq3dcli.losses.perceptual import PerceptualDistance
+from vq3dcli.model.build import build_autoencoder
+from vq3dcli.rendering.cameras import canonical_camera
+from vq3dcli.training.adversarial import Adversary
+from vq3dcli.training.distributed import Ranks
+from vq3dcli.training.objective import Stage1Objective
+from vq3dcli.training.stage1 import train
+from vq3dcli.training.step import Step, compute_gradients
+
+Make = Callable[..., Stage1Recipe]
+
+ADVERSARIAL = ("adversarial.main=0.1", "adversarial.novel=0.1", "adversarial.class_conditional=true")
+
+
+class _ToyBatches:
+    """Toy scenes as a stream, without shards."""
+
+    class_names = ("even", "odd")
+
+    def __init__(self, batch_size: int = 8, size: int = 16) -> None:
+        self.batch_size = batch_size
+        camera = canonical_camera(24, height_px=size, width_px=size)
+        self.views = render_scenes(sample_scenes(torch.arange(24), seed=0), camera)
+
+    def batches(self, images_seen: int) -> Iterator[Batch]:
+        while True:
+            index = torch.arange(images_seen, images_seen + self.batch_size)
+            rows = index % 24
+            yield Batch(
+                image=self.views.rgb[rows],
+                s=self.views.s[rows],
+                label_kind=(rows % 3 > 0).to(torch.int8),
+                class_index=rows % 2,
+                index=index,
+                keys=[f"{row:08d}" for row in rows.tolist()],
+            )
+            images_seen += self.batch_size
+
+
+@pytest.fixture(scope="module")
+def data() -> _ToyBatches:
+    return _ToyBatches()
+
+
+def _bits(run: Path) -> dict[str, torch.Tensor]:
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    return {f"{p.stem}/{k}": v.clone() for p in newest.glob("*.safetensors") for k, v in load_file(p).items()}
+
+
+def _records(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def _gradients(recipe: Stage1Recipe, data: _ToyBatches, images_seen: int = 0) -> tuple[Step, list[torch.Tensor]]:
+    model = build_autoencoder(recipe)
+    if recipe.training.checkpoint_activations:
+        model.checkpoint_activations()
+    parameters = list(model.parameters())
+    step = compute_gradients(
+        Stage1Objective(model, recipe, Adversary(recipe, classes=2)),
+        next(data.batches(images_seen)),
+        parameters=parameters,
+        images_seen=images_seen,
+        accumulate=recipe.training.accumulate,
+        gradient_clip=1e9,
+        autocast_dtype=torch.float32,
+        device=torch.device("cpu"),
+        ranks=Ranks(),
+    )
+    return step, [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+
+
+def test_an_adversarial_run_resumes_to_the_bit(tiny_recipe: Make, data: _ToyBatches, tmp_path: Path) -> None:
+    recipe = tiny_recipe(*ADVERSARIAL, "training.accumulate=2")
+    train(recipe, data, tmp_path / "whole")
+    with pytest.raises(StoppedError, match="48 of 64"):
+        train(recipe, data, tmp_path / "halves", stop_after_images=48)
+    train(recipe, data, tmp_path / "halves")
+    whole, halves = _bits(tmp_path / "whole"), _bits(tmp_path / "halves")
+    assert whole.keys() == halves.keys()
+    assert any(name.startswith("adversarial/novel/") for name in whole)
+    assert all(torch.equal(whole[name], halves[name]) for name in whole)
+    before, after = _records(tmp_path / "whole")[3], _records(tmp_path / "whole")[4]
+    assert before["images_seen"] == 32
+    assert "adversarial_main" not in before
+    assert {"adversarial_main", "adversarial_novel_accuracy", "adversarial_novel_real_score"} <= after.keys()
+
+
+def test_micro_batches_add_up_to_the_batch(tiny_recipe: Make, data: _ToyBatches) -> None:
+    """Also with labels that are missing unevenly, discriminators, and minibatch groups within a micro-batch."""
+    whole, of_whole = _gradients(tiny_recipe(*ADVERSARIAL), data, 40)
+    parts, of_parts = _gradients(tiny_recipe(*ADVERSARIAL, "training.accumulate=2"), data, 40)
+    torch.testing.assert_close(parts.loss, whole.loss)
+    ratio, whole_ratio = parts.terms.pop("chroma_ratio"), whole.terms.pop("chroma_ratio")
+    torch.testing.assert_close(parts.terms, whole.terms)
+    torch.testing.assert_close(ratio, whole_ratio, rtol=1e-2, atol=0)  # of two sums, so not a mean of parts
+    assert len(parts.views) == 2
+    for a, b in zip(of_parts, of_whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("importance", [0, 4])
+def test_activations_made_again_give_the_same_gradient(
+    tiny_recipe: Make, data: _ToyBatches, importance: int
+) -> None:
+    passes = f"rendering.importance_samples={importance}"
+    kept, of_kept = _gradients(tiny_recipe(*ADVERSARIAL, passes), data, 40)
+    made, of_made = _gradients(tiny_recipe(*ADVERSARIAL, passes, "training.checkpoint_activations=true"), data, 40)
+    assert torch.equal(kept.loss, made.loss)
+    assert all(torch.equal(a, b) for a, b in zip(of_kept, of_made, strict=True))
+
+
+def test_relief_counts_images_with_metric_labels_only(tiny_recipe: Make, data: _ToyBatches) -> None:
+    batch = next(data.batches(0))
+    objective = Stage1Objective(build_autoencoder(tiny_recipe()), tiny_recipe())
+    result = objective(batch.image, batch.s, batch.label_kind, batch.index, torch.tensor(1.0))
+    assert result.relief[1] == (batch.label_kind == 1).sum()
+    nothing = objective(batch.image, batch.s, torch.zeros(8, dtype=torch.int8), batch.index, torch.tensor(0.0))
+    assert nothing.relief.tolist() == [0.0, 0.0]
+
+
+def test_the_perceptual_loss_sees_a_square_of_the_photo(tiny_recipe: Make) -> None:
+    """With a trunk that passes colours on, the distance of a render from its own colours is 0 and else above."""
+    recipe = tiny_recipe("loss.perceptual=1", "loss.perceptual_network=efficientnet-lite0", "model.image_size=32")
+    network = PerceptualDistance(_Colours(), [torch.ones(3)], least_px=16)
+    data = _ToyBatches(4, size=32)
+    batch = next(data.batches(0))
+    objective = Stage1Objective(build_autoencoder(recipe), recipe, perceptual=network)
+    result = objective(batch.image, batch.s, batch.label_kind, batch.index, torch.tensor(1.0))
+    assert float(result.terms["perceptual"]) > 0
+    result.loss.backward()
+    assert not list(network.parameters())
+    assert all(p.grad is not None for p in objective.autoencoder.field_mlp.parameters())
+    assert "trunk" not in "".join(name for name, _ in objective.named_modules())
+
+
+class _Colours(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [images]
+
+
+def test_a_run_starts_from_weights_of_another(tiny_recipe: Make, data: _ToyBatches, tmp_path: Path) -> None:
+    first = train(tiny_recipe(), data, tmp_path / "first")
+    recipe = tiny_recipe(f"training.init={first.weights}", "training.warmup_images=0")
+    with pytest.raises(StoppedError):
+        train(recipe, data, tmp_path / "second", stop_after_images=8)
+    second = train(recipe, data, tmp_path / "second")
+    assert load_weights(second.weights).card["init_sha256"] == first.sha256
+    assert _records(tmp_path / "second")[0]["quantizing"]
+    assert _records(tmp_path / "second")[0]["loss"] < _records(tmp_path / "first")[0]["loss"]
+
+
+def test_weights_that_do_not_fit_leave_the_folder_free(
+    tiny_recipe: Make, tiny_weights: Path, data: _ToyBatches, tmp_path: Path
+) -> None:
+    init = f"training.init={tiny_weights}"
+    with pytest.raises(RecipeError, match="do not fit"):
+        train(tiny_recipe(init, "model.field_hidden=24"), data, tmp_path / "run")
+    with pytest.raises(StoppedError):
+        train(tiny_recipe(init), data, tmp_path / "run", stop_after_images=8)
+
+
+def test_the_last_checkpoints_are_averaged(tiny_recipe: Make, data: _ToyBatches, tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        "training.average_last=2", "training.checkpoint_every_images=8", "training.quantize_from_images=8"
+    )
+    result = train(recipe, data, tmp_path)
+    assert load_weights(result.weights).card["averaged"] == [64, 56]
+    folders = sorted((tmp_path / "checkpoints").iterdir())
+    mean = sum(load_file(folder / "average.safetensors")["to_code.weight"] for folder in folders) / 2
+    torch.testing.assert_close(load_file(result.weights)["to_code.weight"].float(), mean, rtol=1e-3, atol=1e-4)
+
+
+def test_sheets_are_announced_and_figures_that_leave_their_range_are_told(
+    tiny_recipe: Make, data: _ToyBatches, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[int] = []
+    # A learning rate that breaks the model: some guard has to speak.
+    recipe = tiny_recipe("training.learning_rate=1.0", "training.images=4096", "training.gradient_clip=1e6")
+    with pytest.raises(Exception, match=r"."):
+        train(recipe, data, tmp_path, on_sheet=lambda: told.append(1), stop_after_images=2400)
+    assert told
+    assert "try:" in caplog.text

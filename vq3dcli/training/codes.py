@@ -1,0 +1,62 @@
+"""What keeps the codebook alive in training: when quantisation starts, and which codes start anew."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vq3dcli import seeding
+from vq3dcli.config.schema import TrainingSection
+from vq3dcli.training.distributed import Ranks
+from vq3dcli.training.optim import reset_rows
+from vq3dcli.training.state import RunState
+
+# The share of the target's colourfulness that a reconstruction has before quantisation starts ...
+_CHROMA_ENOUGH = 0.5
+# ... and the multiple of `quantize_from_images` at which it starts all the same.
+_QUANTIZE_PATIENCE = 4
+# The normalisation before the codes is frozen after this fraction of a run: the decoder then sees a fixed code space.
+_FREEZE_STATISTICS_AFTER = 0.5
+
+
+def update_codes(
+    state: RunState, schedule: TrainingSection, *, codes: Tensor, projected: Tensor, raw: Tensor, ranks: Ranks
+) -> Tensor:
+    """Follow the encoder's statistics, start quantisation when it is time, revive dead codes.
+
+    Args:
+        state: After the step.
+        schedule: Of the run.
+        codes: Code indices of the step `[B, L]`, of this rank.
+        projected: Encoder outputs on the sphere `[B, L, D]`.
+        raw: Encoder outputs before normalisation `[B, L, D]`.
+        ranks: This process among those of the run.
+
+    Returns:
+        How often each code was used in this step by all ranks, `[K]`.
+    """
+    quantizer = state.model.quantizer
+    if state.images_seen <= _FREEZE_STATISTICS_AFTER * schedule.images:
+        flat = raw.flatten(0, 1)
+        quantizer.update_statistics(ranks.mean(flat.mean(0)), ranks.mean(flat.square().mean(0)))
+    size = quantizer.codebook.shape[0]
+    counts = ranks.sum(torch.bincount(codes.flatten(), minlength=size).float())
+    step_index = torch.tensor(state.images_seen, device=counts.device)
+    if not bool(quantizer.active):
+        enough = state.chroma >= _CHROMA_ENOUGH
+        if state.images_seen >= schedule.quantize_from_images * (1 if enough else _QUANTIZE_PATIENCE):
+            # Fresh statistics: `projected` was computed before they moved, a step's difference.
+            everything = ranks.gather(projected.flatten(0, 1))
+            quantizer.start(everything, seeding.uniform(schedule.seed, "codes", step_index, size))
+            _replace_rows(state, torch.ones(size, dtype=torch.bool, device=counts.device))
+    elif quantizer.count(counts):
+        everything = ranks.gather(projected.flatten(0, 1))
+        _replace_rows(state, quantizer.revive(everything, seeding.uniform(schedule.seed, "codes", step_index, size)))
+    return counts
+
+
+@torch.no_grad()
+def _replace_rows(state: RunState, rows: Tensor) -> None:
+    """Codes that start anew have no past in the optimizer or the average."""
+    reset_rows(state.optimizer, state.model.quantizer.codebook, rows)
+    state.average.quantizer.codebook[rows] = state.model.quantizer.codebook[rows]

@@ -1,0 +1,126 @@
+"""What a step depends on and what a checkpoint holds: models, optimizers, discriminators and a few scalars."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vq3dcli.checkpoint import check_tensors
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.errors import DataError
+from vq3dcli.model.autoencoder import Autoencoder
+from vq3dcli.model.build import build_autoencoder
+from vq3dcli.training.adversarial import Adversary
+from vq3dcli.training.distributed import Ranks
+from vq3dcli.training.ema import as_mapping, average_of
+from vq3dcli.training.initialise import initialise
+from vq3dcli.training.optim import build_optimizer, optimizer_tensors, restore_optimizer
+from vq3dcli.training.run_folder import RunFolder
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class RunState:
+    """A run at a moment.
+
+    Attributes:
+        model: What is trained.
+        average: Its moving average, which is exported.
+        optimizer: Of the model.
+        adversary: The discriminators, with their optimizers.
+        images_seen: Images seen so far.
+        chroma: Running mean of the reconstructions' share of their targets' colourfulness.
+        init_sha256: Hash of the weights that the run started from; empty for a random start.
+    """
+
+    model: Autoencoder
+    average: Autoencoder
+    optimizer: torch.optim.AdamW
+    adversary: Adversary
+    images_seen: int = 0
+    chroma: float = 0.0
+    init_sha256: str = ""
+
+
+def start_or_resume(
+    folder: RunFolder, recipe: Stage1Recipe, *, classes: int, device: torch.device, ranks: Ranks
+) -> RunState:
+    """The state of the newest checkpoint, or else that of a new run, from `training.init` if the recipe names it.
+
+    Args:
+        folder: The run's folder.
+        recipe: The resolved recipe.
+        classes: Classes of the data, for class-conditional discriminators.
+        device: Where to train.
+        ranks: This process among those of the run.
+
+    Raises:
+        DataError: The checkpoint is damaged, or of another model.
+        RecipeError: The weights to start from do not fit the recipe, or the discriminators not the data.
+        InputMissingError, UnsafeFileError: As `checkpoint.load_weights`.
+    """
+    schedule = recipe.training
+    model = build_autoencoder(recipe).to(device)
+    saved = folder.newest()
+    init_sha256 = ""
+    if saved is None and schedule.init:
+        init_sha256 = initialise(model, recipe, Path(schedule.init)).sha256
+    state = RunState(
+        model=model,
+        average=average_of(model),
+        optimizer=build_optimizer(model, learning_rate=schedule.learning_rate, weight_decay=schedule.weight_decay),
+        adversary=Adversary(recipe, classes=classes, device=device, ranks=ranks),
+        init_sha256=init_sha256,
+    )
+    if saved is None:
+        return state
+    parts, manifest = saved
+    misfit = f"the checkpoint does not fit this model ({folder.checkpoints})"
+    for name, module in (("weights", state.model), ("average", state.average)):
+        check_tensors(misfit, module.state_dict(), parts.get(name, {}))
+        module.load_state_dict(parts[name])
+    try:
+        restore_optimizer(state.optimizer, model, parts["optimizer"])
+        if recipe.adversarial.on:
+            state.adversary.restore(parts["adversarial"])
+        threads = manifest["threads"]
+        state.images_seen, state.chroma = int(manifest["images_seen"]), float(manifest["chroma"])
+        state.init_sha256 = str(manifest["init_sha256"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{misfit}: {error}", remedy="the version of vq3d that wrote it, or another --out") from error
+    if device.type == "cpu" and threads != torch.get_num_threads():
+        _log.warning(
+            "the run used %d threads and now has %d: it continues, but not to the same bits",
+            threads,
+            torch.get_num_threads(),
+        )
+    assert math.isfinite(state.chroma)
+    return state
+
+
+def save_state(folder: RunFolder, recipe: Stage1Recipe, state: RunState) -> None:
+    """Write a checkpoint. Raises `OutputError` or `StorageError`."""
+    parts = {
+        "weights": as_mapping(state.model),
+        "average": as_mapping(state.average),
+        "optimizer": optimizer_tensors(state.optimizer, state.model),
+    }
+    if recipe.adversarial.on:
+        parts["adversarial"] = state.adversary.tensors()
+    manifest = {
+        "images_seen": state.images_seen,
+        "chroma": state.chroma,
+        "init_sha256": state.init_sha256,
+        "recipe": json.loads(recipe.model_dump_json()),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+    folder.save(state.images_seen, parts, manifest, recipe.training.keep_checkpoints)
