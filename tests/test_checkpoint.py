@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from vq3dcli.checkpoint import load_weights, read_checkpoint, save_weights, write_checkpoint

@@ -39,8 +39,10 @@ def test_what_cannot_be_measured(arguments, code, capsys):
 def weights(tmp_path):
     shape = [
         "image_size=16",
-        "width=32",
-        "heads=1",
+        "encoder_width=32",
+        "encoder_heads=1",
+        "decoder_width=32",
+        "decoder_heads=1",
         "encoder_layers=1",
         "decoder_layers=1",
         "codebook_size=16",

@@ -117,9 +117,7 @@ def test_micro_batches_add_up_to_the_batch(tiny_recipe: Make, data: _ToyBatches)
 
 
 @pytest.mark.parametrize("importance", [0, 4])
-def test_activations_made_again_give_the_same_gradient(
-    tiny_recipe: Make, data: _ToyBatches, importance: int
-) -> None:
+def test_activations_made_again_give_the_same_gradient(tiny_recipe: Make, data: _ToyBatches, importance: int) -> None:
     passes = f"rendering.importance_samples={importance}"
     kept, of_kept = _gradients(tiny_recipe(*ADVERSARIAL, passes), data, 40)
     made, of_made = _gradients(tiny_recipe(*ADVERSARIAL, passes, "training.checkpoint_activations=true"), data, 40)

@@ -38,7 +38,7 @@ _TRAINING = {
 
 
 def upgraded_stage1(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A Stage 1 recipe of weights formats 1 and 2 as one of format 3: a width and heads for each transformer, new sections.
+    """A recipe of weights formats 1 and 2 as one of format 3: a width and heads for each transformer, new sections.
 
     Args:
         recipe: Tables of the old recipe.

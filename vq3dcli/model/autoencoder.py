@@ -123,9 +123,9 @@ class Autoencoder(nn.Module):
     def field(self, planes: Tensor) -> Field:
         """The differentiable field over planes `[B, 3, P, P, C]`."""
         field = training_field(planes, self.field_mlp, self.space, radius=self.radius, near=self.near, far=self.far)
-        if not self._checkpoint_field:
+        if not (self._checkpoint_field and torch.is_grad_enabled()):
             return field
-        return lambda points: checkpoint(field, points, use_reentrant=False) if torch.is_grad_enabled() else field(points)
+        return lambda points: checkpoint(field, points, use_reentrant=False)
 
     def frozen_field(self, planes: Tensor) -> Field:
         """The field for rendering only: faster on a CPU, and bit-exact for any chunking there."""

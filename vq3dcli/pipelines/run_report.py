@@ -217,7 +217,7 @@ def _picture(path: Path, smaller: Path) -> Media:
 def _with_derived(records: Sequence[Record], recipe: Stage1Recipe | None) -> list[Record]:
     """The records with PSNR and code usage; figures that are not known are left out instead of -1."""
     codes = None if recipe is None else recipe.model.codebook_size
-    derived = []
+    derived: list[Record] = []
     for record in records:
         new: dict[str, Any] = {name: _plain(value) for name, value in record.items()}
         squared_error, perplexity, relief = (number(record, name) for name in ("l2", "perplexity", "relief"))

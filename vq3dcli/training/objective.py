@@ -175,7 +175,9 @@ class Stage1Objective(nn.Module):
         (network,) = self._perceptual
         assert network is not None
         plan = replace(self._views, size_px=self.recipe.loss.perceptual_patch_px)
-        corner = patch_corners(index, seed=plan.seed, image_px=plan.image_px, patch_px=plan.size_px, purpose="perceptual")
+        corner = patch_corners(
+            index, seed=plan.seed, image_px=plan.image_px, patch_px=plan.size_px, purpose="perceptual"
+        )
         view = render_view(field, canonical(index, plan.image_px, plan), index, plan, "perceptual", corner)
         return network(view.rgb, crop(target_image, corner, plan.size_px)).mean()
 

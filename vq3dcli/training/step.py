@@ -82,9 +82,10 @@ def compute_gradients(
     assert len(columns[0]) == accumulate, (batch.image.shape[0], accumulate)
     parts: list[Objective] = []
     for position, (image, label, kind, index, classes) in enumerate(zip(*columns, strict=True)):
-        # Ranks exchange their gradients once a step, in the last micro-batch.
-        waits = isinstance(forward, DistributedDataParallel) and position < accumulate - 1
-        with forward.no_sync() if waits else contextlib.nullcontext():
+        alone: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if isinstance(forward, DistributedDataParallel) and position < accumulate - 1:
+            alone = forward.no_sync()  # ranks exchange their gradients once a step, in the last micro-batch
+        with alone:
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast_dtype == torch.bfloat16):
                 part: Objective = forward(image, label, kind, index, labelled_share, classes, images_seen)
             (part.loss / accumulate).backward()

@@ -184,9 +184,7 @@ def novel_cameras(index: Tensor, plan: ViewPlan) -> Camera:
     return pivot_camera(yaw_rad, pitch_rad, height_px=size, width_px=size, radius=plan.radius, fov_rad=plan.fov_rad)
 
 
-def patch_corners(
-    index: Tensor, *, seed: int, image_px: int, patch_px: int, purpose: str = "adversarial"
-) -> Tensor:
+def patch_corners(index: Tensor, *, seed: int, image_px: int, patch_px: int, purpose: str = "adversarial") -> Tensor:
     """The upper left pixel (x, y) of a random patch inside each image, int64 `[B, 2]`."""
     places = image_px - patch_px + 1
     return (seeding.uniform(seed, f"{purpose} patch", index, 2) * places).long()
