@@ -46,12 +46,16 @@ FIGURES = ("psnr", "novel_psnr", "copy_psnr", "pivot_psnr", "spearman", "ssi_err
 EVALUATED = 16
 
 
-def run(name: str, seed: int, data: Path, out: Path) -> dict[str, float]:
-    """Train and measure one variant once; a finished one is read from its file."""
+def run(name: str, seed: int, data: Path, out: Path) -> dict[str, float] | None:
+    """Train and measure one variant once; a finished one is read from its file.
+
+    None for a run that ended before it quantised: its figures would be those of untrained codes.
+    """
     folder = out / f"{name}-{seed}"
     file = folder / "figures.json"
     if file.exists():
-        return dict(json.loads(file.read_text()))
+        read: dict[str, float] | None = json.loads(file.read_text())
+        return read
     recipe = load_recipe("toy-cpu", Stage1Recipe, [*BUDGET, *VARIANTS[name], f"training.seed={seed}"])
     schedule = recipe.training
     loader = TrainingLoader(
@@ -61,7 +65,8 @@ def run(name: str, seed: int, data: Path, out: Path) -> dict[str, float]:
     result = train(recipe, loader, folder)
     seconds = time.process_time() - started
     if not result.metrics["quantizing"]:
-        raise SystemExit(f"{folder} ended before it quantised: its figures would be those of untrained codes")
+        file.write_text("null")
+        return None
     size = recipe.model.image_size
     measured = evaluate_geometry(
         model_predictor(load_weights(folder)),
@@ -78,7 +83,7 @@ def run(name: str, seed: int, data: Path, out: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run what is asked for and print a table in Markdown, mean over seeds."""
+    """Run what is asked for and print a table in Markdown, mean over the seeds that quantised."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -90,11 +95,12 @@ def main() -> None:
     flush_denormals()
     torch.set_num_threads(options.threads)
     columns = (*FIGURES, "perplexity", "cpu_seconds")
-    print(f"| variant | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    print(f"| variant | runs that quantised | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
     for name in options.only:
-        rows = [run(name, seed, options.data, options.out) for seed in options.seeds]
-        mean = [sum(row[key] for row in rows) / len(rows) for key in columns]
-        print(f"| {name} | {' | '.join(f'{value:.4g}' for value in mean)} |", flush=True)
+        runs = [run(name, seed, options.data, options.out) for seed in options.seeds]
+        rows = [row for row in runs if row is not None]
+        mean = [f"{sum(row[key] for row in rows) / len(rows):.4g}" if rows else "" for key in columns]
+        print(f"| {name} | {len(rows)} of {len(runs)} | {' | '.join(mean)} |", flush=True)
 
 
 if __name__ == "__main__":

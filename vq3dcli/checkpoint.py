@@ -71,10 +71,12 @@ def save_weights(path: Path, model: Autoencoder, recipe: Stage1Recipe, card: Map
         for name, value in model.state_dict().items()
         if not name.startswith(("auxiliary_head.", "quantizer.window_counts"))
     }
+    # A file to be shared names no path of the machine it was made on; the card has the hash of what it started from.
+    shared = recipe.model_copy(update={"training": recipe.training.model_copy(update={"init": ""})})
     header = {
         "format": "stage1",
         "format_version": FORMAT_VERSION,
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": shared.model_dump(mode="json"),
         "card": dict(card),
     }
     # One entry: safetensors writes several in random order, and the same weights would have another hash each time.
@@ -168,12 +170,13 @@ def check_tensors(message: str, expected: Mapping[str, Tensor], found: Mapping[s
 def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with path.open("rb") as handle:
-            head = handle.read(8)
+            head = handle.read(9)
     except FileNotFoundError as error:
         raise InputMissingError(f"no such weights file ({path})", remedy="check the path") from error
     except OSError as error:
         raise InputMissingError(f"cannot read weights ({path}): {error.strerror}", remedy="check the path") from error
-    if head.startswith(_PICKLE_SIGNATURES):
+    # The first eight bytes of safetensors are a length, which may look like a pickle's; its header follows.
+    if head.startswith(_PICKLE_SIGNATURES) and head[8:] != b"{":
         raise UnsafeFileError(
             f"refused weights that are a pickle or an archive ({path}): loading one can run any code",
             remedy="a .safetensors file",

@@ -9,12 +9,12 @@ _requested: list[int] = []
 
 
 def watch() -> None:
-    """Let SIGTERM and SIGUSR1 set the flag; a second signal ends the process at once.
+    """Let SIGINT (Ctrl-C), SIGTERM and SIGUSR1 set the flag; the same signal again ends the process at once.
 
     Call it before torch is imported, in the main thread: nothing else happens inside a handler.
     """
     _requested.clear()
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _handle)
 
 
@@ -25,4 +25,4 @@ def stop_requested() -> bool:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     _requested.append(number)
-    signal.signal(number, signal.SIG_DFL)
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

@@ -66,9 +66,25 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_ranks_train_the_model_of_one(tiny_recipe: Make, toys: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        (
+            "training.accumulate=2",
+            "adversarial.main=0.1",
+            "adversarial.novel=0.1",
+            "adversarial.start_images=8",
+            "adversarial.minibatch_group=2",
+        ),
+    ],
+    ids=["plain", "adversarial, in micro-batches"],
+)
+def test_two_ranks_train_the_model_of_one(
+    overrides: tuple[str, ...], tiny_recipe: Make, toys: Path, tmp_path: Path
+) -> None:
     # Codes from the first step on: their statistics, counts and restarts are what ranks must agree on.
-    recipe = tiny_recipe("training.images=32", "training.quantize_from_images=0")
+    recipe = tiny_recipe("training.images=32", "training.quantize_from_images=0", *overrides)
     (tmp_path / "recipe.toml").write_text(dump_recipe(recipe))
     ended = _end(_start(tmp_path / "recipe.toml", toys, tmp_path / "two", "--json"))
     assert [code for code, _, _ in ended] == [0, 0], ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,7 +11,7 @@ import typer
 
 from vq3dcli import signals
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
-from vq3dcli.errors import UsageError, Vq3dError
+from vq3dcli.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -70,8 +71,11 @@ def command(
     from vq3dcli.config.load import load_recipe
     from vq3dcli.config.schema import Stage1Recipe
     from vq3dcli.data.loader import TrainingLoader
+    from vq3dcli.files import sha256_file
+    from vq3dcli.pipelines.run_report import write_run_report
     from vq3dcli.training.arithmetic import flush_denormals
     from vq3dcli.training.distributed import join_ranks
+    from vq3dcli.training.run_folder import RunFolder
     from vq3dcli.training.stage1 import Progress, train
 
     flush_denormals()
@@ -102,31 +106,37 @@ def command(
             _say_plan(said, resolved, chosen_device, device_name, count, loader, data or [], label_name)
         return
     assert loader is not None and out is not None, "checked above"
-    facts = {"samples": loader.num_samples, "labelled": loader.num_labelled, "labels": labels}
+    classes = hashlib.sha256("\n".join(loader.class_names).encode()).hexdigest()[:12]
+    facts = {
+        "samples": loader.num_samples,
+        "labelled": loader.num_labelled,
+        "labels": labels,
+        "classes": f"{len(loader.class_names)}, {classes}",
+    }
+    if perceptual_weights is not None and resolved.loss.perceptual > 0:
+        facts["perceptual_weights"] = sha256_file(perceptual_weights)
+    elif perceptual_weights is not None:
+        said.warn("--perceptual-weights does nothing: loss.perceptual is 0")
     said.note(f"{loader.num_samples} samples, {loader.num_labelled} labelled, on {chosen_device}")
-    with said.progress("training", schedule.images, unit="images") as progress:
-        seen = 0
+    seen = RunFolder(out).saved_images()
+    with said.progress("training", schedule.images, unit="images", done=seen) as progress:
 
         def report(step: Progress) -> None:
             nonlocal seen
             progress.advance(step.images_seen - seen, status=f"loss {step.loss:.4f}")
             seen = step.images_seen
 
-        try:
-            result = train(
-                resolved,
-                loader,
-                out,
-                device=chosen_device,
-                facts=facts,
-                perceptual_weights=perceptual_weights,
-                report=report,
-                on_sheet=lambda: _write_page(said, out),
-                should_stop=signals.stop_requested,
-            )
-        finally:
-            if main_rank and out.is_dir():
-                _write_page(said, out)
+        result = train(
+            resolved,
+            loader,
+            out,
+            device=chosen_device,
+            facts=facts,
+            perceptual_weights=perceptual_weights,
+            report=report,
+            refresh_page=lambda: write_run_report(out),
+            should_stop=signals.stop_requested,
+        )
     if main_rank:
         said.finish(
             count=result.images_seen,
@@ -134,16 +144,6 @@ def command(
             metrics=result.metrics,
             outputs=[result.weights, out / "metrics.jsonl", out / "sheets", out / "report.html"],
         )
-
-
-def _write_page(said: Output, out: Path) -> None:
-    """The run's page; a run does not end because its page cannot be written."""
-    from vq3dcli.pipelines.run_report import write_run_report
-
-    try:
-        write_run_report(out)
-    except Vq3dError as error:
-        said.warn(f"no page of the run: {error}")
 
 
 def _say_plan(

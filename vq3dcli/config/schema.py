@@ -218,6 +218,11 @@ class Stage1Recipe(_Section):
                 f"adversarial.minibatch_group ({adversarial.minibatch_group}) must divide training.batch_size / "
                 f"training.accumulate ({micro_batch})"
             )
+        if adversarial.novel > 0 and adversarial.novel_sees_disparity and loss.alignment == "least_squares":
+            problems.append(
+                "adversarial.novel_sees_disparity needs loss.alignment = canonical: fitted labels have no scale of "
+                "their own, and the discriminator would judge the scale"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -115,10 +115,10 @@ class Autoencoder(nn.Module):
         self.encoder.checkpoint_activations = self.decoder.checkpoint_activations = True
         self._checkpoint_field = True
 
-    def compile_parts(self) -> None:
-        """From now on run the transformers and the field's MLP through `torch.compile`."""
+    def compile_parts(self, backend: str = "inductor") -> None:
+        """From now on run the transformers and the field's MLP through `torch.compile`; names of tensors stay."""
         for part in (self.encoder, self.decoder, self.field_mlp):
-            part.compile()
+            part.compile(backend=backend)
 
     def field(self, planes: Tensor) -> Field:
         """The differentiable field over planes `[B, 3, P, P, C]`."""

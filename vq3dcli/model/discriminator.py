@@ -147,8 +147,8 @@ class Discriminator(nn.Module):
             plane = deviation[:, None, None, None].expand(-1, 1, *features.shape[2:])
             features = torch.cat([features, plane.to(features.dtype)], 1)
         summary = _activated(self.summary(_activated(self.last(features)).flatten(1)))
-        # float32: the losses look at small differences of scores.
-        score = self.score(summary).squeeze(1).float()
+        with torch.autocast(images.device.type, enabled=False):  # the losses look at small differences of scores
+            score = self.score(summary.float()).squeeze(1)
         if self.of_class is not None:
             assert class_index is not None, "a class-conditional discriminator needs classes"
             direction = self.of_class[class_index.clamp(min=0)]

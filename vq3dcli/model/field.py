@@ -60,7 +60,9 @@ class FieldMLP(nn.Module):
         """`[..., C]` to raw density `[...]` and rgb `[..., 3]` in [0, 1]."""
         for layer in self.hidden:
             features = functional.relu(layer(features))
-        output = self.out(features)
+        # float32 also under autocast: the gain would make steps of 0.2 of bfloat16's in the exponent of density.
+        with torch.autocast(features.device.type, enabled=False):
+            output = self.out(features.float())
         return output[..., 0], torch.sigmoid(output[..., 1:])
 
 

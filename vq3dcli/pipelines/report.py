@@ -16,7 +16,7 @@ Metrics = Mapping[str, float]
 Record = Mapping[str, Any]
 
 # Curves whose early values dwarf the rest.
-_LOG_SCALE = ("loss", "l1", "l2", "depth", "vq", "commitment", "codebook", "auxiliary", "gradient_norm")
+_LOG_SCALE = ("loss", "l1", "l2", "depth", "commitment", "codebook", "auxiliary", "gradient_norm")
 _FIRST_CURVES = ("loss", "l2", "l1", "depth", "perplexity", "images_per_second")
 _SHEETS = 4
 _SHEET_WIDTH_PX = 560
@@ -73,11 +73,16 @@ GEOMETRY_TARGETS: tuple[Target, ...] = (
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`; half a line that a crash left is passed over, a missing file is empty."""
-    if not path.exists():
+    """The records of a `metrics.jsonl`.
+
+    Half a line that a crash left is passed over; a missing or unreadable file is empty.
+    """
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
         return []
     records = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in text.splitlines():
         try:
             record = json.loads(line)
         except ValueError:

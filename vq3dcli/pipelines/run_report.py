@@ -28,7 +28,7 @@ from vq3dcli.training.health import Finding, number, replay
 _SHEETS = 3
 _SHEET_WIDTH_PX = 1040
 _SHEET_TEXT = "A row an image: input, reconstruction, rendered disparity, its label, views from the left and the right."
-_DISCRIMINATOR_PREFIXES = ("adversarial_", "main_", "novel_", "r1")
+_DISCRIMINATOR_PREFIX = "adversarial_"
 # Figures that a page derives, with what they are called on it.
 _PSNR, _USAGE = "psnr", "code_usage"
 _TITLES = {
@@ -215,18 +215,16 @@ def _picture(path: Path, smaller: Path) -> Media:
 
 
 def _with_derived(records: Sequence[Record], recipe: Stage1Recipe | None) -> list[Record]:
-    """The records with PSNR and code usage; figures that are not known are left out instead of -1."""
+    """The records with PSNR and code usage."""
     codes = None if recipe is None else recipe.model.codebook_size
     derived: list[Record] = []
     for record in records:
         new: dict[str, Any] = {name: _plain(value) for name, value in record.items()}
-        squared_error, perplexity, relief = (number(record, name) for name in ("l2", "perplexity", "relief"))
+        squared_error, perplexity = (number(record, name) for name in ("l2", "perplexity"))
         if squared_error is not None and squared_error > 0:
             new[_PSNR] = 10.0 * math.log10(4.0 / squared_error)  # colours in [-1, 1]: the peak is 2
         if perplexity is not None and codes and _USAGE not in record:
             new[_USAGE] = perplexity / codes
-        if relief is not None and relief < 0:
-            new["relief"] = None
         derived.append(new)
     return derived
 
@@ -241,7 +239,7 @@ def _plain(value: Any) -> Any:
 def _curve_sections(records: Sequence[Record], recipe: Stage1Recipe | None) -> list[Section]:
     names = curve_names(records)
     known = {name for _, figures, _ in _CURVES for name in figures} | set(_STEP)
-    scores = [name for name in names if name not in known and name.startswith(_DISCRIMINATOR_PREFIXES)]
+    scores = [name for name in names if name not in known and name.startswith(_DISCRIMINATOR_PREFIX)]
     rest = [name for name in names if name not in known and name not in scores]
     off = recipe is not None and not recipe.adversarial.on
     told = "This run has no discriminators." if off else "The discriminators have not started."

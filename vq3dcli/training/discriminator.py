@@ -18,7 +18,7 @@ from vq3dcli.config.schema import AdversarialSection
 from vq3dcli.losses.adversarial import discriminator_loss, generator_loss, r1_loss, r1_penalty, score_figures
 from vq3dcli.losses.augmentation import AdaptiveState, augment
 from vq3dcli.model.discriminator import Discriminator
-from vq3dcli.training.distributed import Ranks
+from vq3dcli.training.distributed import Ranks, waiting
 from vq3dcli.training.optim import optimizer_tensors, restore_optimizer
 from vq3dcli.training.views import AdversarialViews, Compared, View
 
@@ -130,12 +130,13 @@ class TrainedDiscriminator:
         """
         self.optimizer.zero_grad(set_to_none=True)
         parts = []
-        for views in micro_batches:
+        for position, views in enumerate(micro_batches):
             pair = self._pair(views)
             with torch.no_grad():
                 real, fake = self._shown(pair.real, views, "real"), self._shown(pair.fake, views, "fake")
-            loss, figures = self.forward(real, fake, views.index, views.class_index, with_r1)
-            (loss / len(micro_batches)).backward()
+            with waiting(self.forward, position < len(micro_batches) - 1):
+                loss, figures = self.forward(real, fake, views.index, views.class_index, with_r1)
+                (loss / len(micro_batches)).backward()
             parts.append(figures)
         mean = torch.stack([torch.stack([part[name] for part in parts]).mean() for name in parts[0]])
         # Infinity only measures. The gradient is the same on all ranks already, so its norm needs no sum.

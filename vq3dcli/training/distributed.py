@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,33 @@ class Ranks:
         dist.all_gather(parts, value.contiguous())
         return torch.cat(parts)
 
+    def gather_texts(self, text: str) -> list[str]:
+        """`text` of all ranks, in their order."""
+        if self.world_size == 1:
+            return [text]
+        texts: list[str] = [""] * self.world_size
+        dist.all_gather_object(texts, text)
+        return texts
+
+    @contextlib.contextmanager
+    def one_a_machine_first(self) -> Iterator[None]:
+        """One rank of each machine goes through the block before the others do: what it fetches, they find."""
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        if not first:
+            self.barrier()
+        yield
+        if first:
+            self.barrier()
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world_size > 1:
             dist.barrier()
+
+
+def waiting(module: nn.Module, waits: bool) -> AbstractContextManager[object]:
+    """Where `waits`, ranks keep their gradients of `module` to themselves: they exchange them once a step."""
+    return module.no_sync() if waits and isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
 
 
 def join_ranks(device: torch.device) -> Ranks:

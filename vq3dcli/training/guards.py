@@ -117,7 +117,6 @@ def _depth_guards(from_images: int, settled: int) -> list[Guard]:
             low=_FLAT,
             records=4,
             from_images=from_images,
-            measure=_known_relief,
         ),
         Guard(
             "relief out of range",
@@ -129,7 +128,9 @@ def _depth_guards(from_images: int, settled: int) -> list[Guard]:
             records=5,
             from_images=settled,
             # Flat geometry has its own alarm.
-            measure=lambda record: value if (value := _known_relief(record)) is not None and value >= _FLAT else None,
+            measure=lambda record: (
+                value if (value := number(record, "relief")) is not None and value >= _FLAT else None
+            ),
         ),
     ]
 
@@ -185,12 +186,6 @@ def _discriminator_guards(name: str, from_images: int) -> list[Guard]:
             measure=lambda record: _at_least(number(record, f"{prefix}r1"), _R1_FLOOR),
         ),
     ]
-
-
-def _known_relief(record: Record) -> float | None:
-    """Relief; None where a batch has no exact labels, which is logged as -1."""
-    relief = number(record, "relief")
-    return None if relief is None or relief < 0 else relief
 
 
 def _at_least(value: float | None, floor: float) -> float | None:

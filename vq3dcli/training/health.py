@@ -119,7 +119,7 @@ def observe(health: Health, record: Record, guards: Sequence[Guard]) -> tuple[He
             continue
         memory = memories.get(guard.name, _Memory())
         if guard.relative:
-            value, memory = _against_past(value, memory)
+            value, memory = _against_past(value, memory, guard.low, guard.high)
         if images_seen >= guard.from_images:
             memory, spoke = _judged(memory, guard.low <= value <= guard.high, guard.records)
             if spoke:
@@ -157,11 +157,16 @@ def _judged(memory: _Memory, healthy: bool, records: int) -> tuple[_Memory, bool
     return replace(memory, streak=0, alarmed=not memory.alarmed), True
 
 
-def _against_past(value: float, memory: _Memory) -> tuple[float, _Memory]:
-    """The figure over its running mean, and the memory with it; one that is not finite and positive leaves no trace."""
+def _against_past(value: float, memory: _Memory, low: float, high: float) -> tuple[float, _Memory]:
+    """The figure over the running mean of those in range, and the memory with it.
+
+    One that is not finite and positive leaves no trace.
+    """
     if not (math.isfinite(value) and value > 0):
         return (1.0 if value == 0 else math.inf), memory
     log_value = math.log(value)
     past = log_value if memory.log_past is None else memory.log_past
-    moved = past + _PAST_MOMENTUM * (log_value - past)
-    return math.exp(min(log_value - past, 700.0)), replace(memory, log_past=moved)  # exp overflows at 710
+    ratio = math.exp(min(log_value - past, 700.0))  # exp overflows at 710
+    # A past that followed what is out of range would soon call it normal.
+    moved = past + _PAST_MOMENTUM * (log_value - past) if low <= ratio <= high else past
+    return ratio, replace(memory, log_past=moved)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vq3dcli import seeding
 from vq3dcli.config.schema import Stage1Recipe
-from vq3dcli.losses.depth import LABEL_METRIC, LABEL_NONE, LABEL_RELATIVE, align_canonical, align_labels, depth_loss
+from vq3dcli.losses.depth import LABEL_METRIC, LABEL_NONE, align_labels, depth_loss
 from vq3dcli.losses.perceptual import PerceptualDistance
 from vq3dcli.losses.reconstruction import chroma_ratio, l1, l2
 from vq3dcli.model.autoencoder import Autoencoder
@@ -51,7 +51,8 @@ class Objective(NamedTuple):
     Attributes:
         loss: The total, to be differentiated.
         terms: Its unweighted terms and other figures by name, scalars, detached.
-        relief: Spread of rendered over true disparity, summed over images with a metric label, and their number: `[2]`.
+        relief: Spread of rendered over labelled disparity, summed over images with a label, and their number: `[2]`.
+            Labels that are fitted to the rendering say nothing and do not count.
         codes: Code indices `[B, L]`.
         projected: Encoder outputs on the sphere `[B, L, D]`, detached.
         raw: Encoder outputs before normalisation `[B, L, D]`, detached.
@@ -73,7 +74,7 @@ class Stage1Objective(nn.Module):
     Args:
         autoencoder: The model that is trained.
         recipe: Loss weights and rendering settings.
-        adversary: The discriminators; none by default.
+        adversary: The discriminators; None for no adversarial losses, whatever the recipe says.
         perceptual: The frozen network of the perceptual loss; needed where the recipe gives it a weight.
     """
 
@@ -88,7 +89,7 @@ class Stage1Objective(nn.Module):
         assert recipe.loss.perceptual == 0 or perceptual is not None, "a perceptual loss needs its network"
         self.autoencoder = autoencoder
         self.recipe = recipe
-        self.adversary = adversary or Adversary(recipe)
+        self.adversary = adversary
         # In a tuple, which is no submodule: what DistributedDataParallel wraps should be what is trained.
         self._perceptual = (perceptual,)
         self._views = plan_views(recipe)
@@ -126,7 +127,14 @@ class Stage1Objective(nn.Module):
         terms = {"l2": l2(rgb, target), "l1": l1(rgb, target)}
         total = loss.l2 * terms["l2"] + loss.l1 * terms["l1"]
 
-        label_at_rays = self._aligned_label(label, label_kind, pixel, rendering.s)
+        canonical_label = real_disparity(label, label_kind, mean=loss.alignment_mean, std=loss.alignment_std)
+        label_at_rays = align_labels(
+            label.flatten(1).gather(1, pixel),
+            label_kind,
+            rendering.s,
+            alignment=loss.alignment,
+            canonical=canonical_label.flatten(1).gather(1, pixel),
+        )
         labelled = label_kind != LABEL_NONE
         per_image = depth_loss(rendering.weights, rendering.samples_s, label_at_rays, loss.depth_kind)
         # The share comes from the global batch: the mean over ranks is then the mean over labelled images.
@@ -138,10 +146,9 @@ class Stage1Objective(nn.Module):
             terms["perceptual"] = self._perceptual_distance(field, target_image, index)
             total = total + loss.perceptual * terms["perceptual"]
         views = None
-        if self.adversary.started(images_seen):
-            real_s = real_disparity(label, label_kind, mean=loss.alignment_mean, std=loss.alignment_std)
+        if self.adversary is not None and self.adversary.started(images_seen):
             classes = torch.full_like(index, -1) if class_index is None else class_index
-            views = render_views(field, target_image, real_s, labelled, index, classes, self._views)
+            views = render_views(field, target_image, canonical_label, labelled, index, classes, self._views)
             adversarial, scores = self.adversary.generator_loss(views, images_seen)
             total = total + adversarial
             terms |= scores
@@ -157,9 +164,9 @@ class Stage1Objective(nn.Module):
         with torch.no_grad():
             terms["chroma_ratio"] = chroma_ratio(rgb, target)
             terms["weight_variance"] = rendering.weight_variance.mean()
-            metric = (label_kind == LABEL_METRIC).float()
+            judged = (labelled if loss.alignment == "canonical" else label_kind == LABEL_METRIC).float()
             relief = rendering.s.std(1) / label_at_rays.std(1).clamp(min=1e-6)
-            relief_and_count = torch.stack([(relief * metric).sum(), metric.sum()])
+            relief_and_count = torch.stack([(relief * judged).sum(), judged.sum()])
         return Objective(
             loss=total,
             terms={name: value.detach().float() for name, value in terms.items()},
@@ -205,18 +212,3 @@ class Stage1Objective(nn.Module):
         fine = rendering.importance_samples
         fine_jitter = seeding.uniform(seed, "importance", index, count * fine).reshape(batch, count, fine)
         return render_with_importance(field, chosen, samples_s, fine_jitter, near=near, far=far), pixel
-
-    def _aligned_label(self, label: Tensor, label_kind: Tensor, pixel: Tensor, rendered_s: Tensor) -> Tensor:
-        """Labels at the rays `[B, N]`, relative ones aligned."""
-        at_rays = label.flatten(1).gather(1, pixel)
-        if not bool((label_kind == LABEL_RELATIVE).any()):
-            return at_rays
-        loss = self.recipe.loss
-        canonical = align_canonical(label, mean=loss.alignment_mean, std=loss.alignment_std)
-        return align_labels(
-            at_rays,
-            label_kind,
-            rendered_s,
-            alignment=loss.alignment,
-            canonical=canonical.flatten(1).gather(1, pixel),
-        )

@@ -29,8 +29,18 @@ _log = logging.getLogger(__name__)
 # Keys that may change between two calls of the same run: they change what is written, not what is learnt.
 _FREE_KEYS = frozenset(
     f"training.{name}"
-    for name in ("log_every_images", "sheet_every_images", "checkpoint_every_images", "keep_checkpoints")
+    for name in (
+        "log_every_images",
+        "sheet_every_images",
+        "checkpoint_every_images",
+        "keep_checkpoints",
+        "average_last",
+        "tracker",
+        "checkpoint_activations",  # the same gradients to the bit
+    )
 )
+# Keys that change rounding alone: a run may go on where memory or a compiler failed it.
+_ROUNDING_KEYS = frozenset(("training.accumulate", "training.compile"))
 
 
 class RunFolder:
@@ -71,7 +81,7 @@ class RunFolder:
         recipe_path, facts_path = self.path / "recipe.toml", self.path / "run.json"
         kept = bool(self._saved()) or self.weights.exists()
         if kept and recipe_path.exists() and facts_path.exists():
-            changed = _differences(load_recipe(str(recipe_path), Stage1Recipe), recipe)
+            changed = _differences(_recorded_recipe(recipe_path), recipe)
             recorded = _read_facts(facts_path)
             changed += [f"{k}: {recorded.get(k)} -> {v}" for k, v in facts.items() if recorded.get(k) != v]
             if changed:
@@ -109,6 +119,11 @@ class RunFolder:
     def _saved(self) -> Sequence[Path]:
         return sorted(p for p in self.checkpoints.iterdir() if re.fullmatch(r"images-\d{12}", p.name))
 
+    def saved_images(self) -> int:
+        """Images seen at the newest checkpoint, 0 in a new run or without a folder."""
+        saved = self._saved() if self.checkpoints.is_dir() else []
+        return int(saved[-1].name.removeprefix("images-")) if saved else 0
+
     def forget_metrics_after(self, images_seen: int) -> None:
         """Drop the lines that a run wrote after its last checkpoint, and half a line that a crash left."""
         if not self.metrics.exists():
@@ -141,6 +156,17 @@ class RunFolder:
             raise write_error(self.metrics, error) from error
 
 
+def _recorded_recipe(path: Path) -> Stage1Recipe:
+    """The recipe that a run was started with. Raises `RecipeError`."""
+    try:
+        return load_recipe(str(path), Stage1Recipe)
+    except RecipeError as error:
+        raise RecipeError(
+            f"the run was started by another version of vq3d, or its recipe was edited ({path})",
+            remedy="that version, or another --out",
+        ) from error
+
+
 def _read_facts(path: Path) -> dict[str, Any]:
     """What `run.json` records. Raises `DataError`."""
     try:
@@ -165,6 +191,10 @@ def _differences(old: Stage1Recipe, new: Stage1Recipe) -> list[str]:
         for name, value in pairs:
             key = f"{section}.{name}".rstrip(".")
             was = before[section][name] if name else before[section]
-            if was != value and key not in _FREE_KEYS:
+            if was == value or key in _FREE_KEYS:
+                continue
+            if key in _ROUNDING_KEYS:
+                _log.warning("%s: %s -> %s: the run continues, but not to the same bits", key, was, value)
+            else:
                 lines.append(f"{key}: {was} -> {value}")
     return lines

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vq3dcli.checkpoint import save_weights
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import Batch
-from vq3dcli.errors import StoppedError
+from vq3dcli.errors import RecipeError, StoppedError
 from vq3dcli.losses.perceptual import build_perceptual
 from vq3dcli.model.quantizer import perplexity
 from vq3dcli.training.arithmetic import denormals_flushed, resolve_precision
@@ -93,7 +93,6 @@ class _Callbacks:
     """What a caller does while a run goes on; see `train`."""
 
     report: Callable[[Progress], None]
-    on_sheet: Callable[[], object]
     should_stop: Callable[[], bool]
 
 
@@ -106,7 +105,7 @@ def train(
     facts: Mapping[str, Any] | None = None,
     perceptual_weights: Path | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
-    on_sheet: Callable[[], object] = lambda: None,
+    refresh_page: Callable[[], object] = lambda: None,
     should_stop: Callable[[], bool] = lambda: False,
     stop_after_images: int | None = None,
 ) -> Result:
@@ -120,23 +119,32 @@ def train(
         facts: Recorded with the run; a later call with other facts is refused.
         perceptual_weights: The trunk of the perceptual loss in a file; by default fetched, or from a package.
         report: Called after each step.
-        on_sheet: Called on the first rank after each contact sheet.
+        refresh_page: Called on the first rank after each contact sheet, and when the run ends, however it ends.
         should_stop: Polled between steps; when true, the run is saved and `StoppedError` raised.
         stop_after_images: Stop as if asked to after this many images.
 
     Raises:
         DivergedError: The loss or a gradient is not finite; nothing was updated by that step.
         StoppedError: Stopped on request, after saving, or `out` belongs to a running process.
-        RecipeError: `out` holds a run with another recipe or other facts, or `training.init` does not fit.
+        RecipeError: `out` holds a run with another recipe or other facts, `training.init` does not fit, or the batch
+            does not divide among ranks and micro-batches.
         DataError: `out` holds a run that is damaged, or of another version's model.
         UnavailableError: The perceptual network or the tracker is not there.
     """
     device = device or torch.device("cpu")
     ranks = join_ranks(device)
     # Before the folder is touched: a run that cannot start leaves nothing behind.
+    micro_batches = recipe.training.accumulate * ranks.world_size
+    if recipe.training.batch_size % micro_batches:
+        raise RecipeError(
+            f"training.batch_size ({recipe.training.batch_size}) does not divide into {ranks.world_size} ranks x "
+            f"{recipe.training.accumulate} micro-batches",
+            remedy=f"--set training.batch_size={max(recipe.training.batch_size // micro_batches, 1) * micro_batches}",
+        )
     perceptual = None
     if recipe.loss.perceptual > 0:
-        perceptual = build_perceptual(recipe.loss.perceptual_network, perceptual_weights).to(device)
+        with ranks.one_a_machine_first():
+            perceptual = build_perceptual(recipe.loss.perceptual_network, perceptual_weights).to(device)
     folder = RunFolder(out)
     lock = folder.opened(recipe, facts or {}) if ranks.is_main else contextlib.nullcontext()
     with lock, denormals_flushed():
@@ -147,20 +155,24 @@ def train(
         if recipe.training.compile:
             state.model.compile_parts()
         objective = Stage1Objective(state.model, recipe, state.adversary, perceptual)
-        callbacks = _Callbacks(report, on_sheet, should_stop)
+        callbacks = _Callbacks(report, should_stop)
         watch = None
         if ranks.is_main:
             folder.forget_metrics_after(state.images_seen)
             first = next(data.batches(0))
-            watch = Watch(folder, recipe, first, state.images_seen, callbacks.on_sheet)
-        if state.images_seen:
+            watch = Watch(folder, recipe, first, state.images_seen, refresh_page)
+        if ranks.is_main and state.images_seen:
             _log.info("continuing at %d images", state.images_seen)
         try:
             _step_until_done(recipe, data, folder, state, objective, ranks, device, watch, callbacks, stop_after_images)
-        finally:
+            result = _finish(recipe, folder, state, ranks)
+        except BaseException:
             if watch is not None:
-                watch.close()
-        return _finish(recipe, folder, state, ranks)
+                watch.close(failed=True)
+            raise
+        if watch is not None:
+            watch.close()
+        return result
 
 
 def _step_until_done(
@@ -182,16 +194,14 @@ def _step_until_done(
     batches = data.batches(state.images_seen)
     while state.images_seen < schedule.images:
         batch = next(batches)
-        set_learning_rate(
-            state.optimizer,
-            learning_rate_at(
-                state.images_seen,
-                peak=schedule.learning_rate,
-                warmup_images=schedule.warmup_images,
-                total_images=schedule.images,
-                final_factor=schedule.final_learning_rate_factor,
-            ),
+        learning_rate = learning_rate_at(
+            state.images_seen,
+            peak=schedule.learning_rate,
+            warmup_images=schedule.warmup_images,
+            total_images=schedule.images,
+            final_factor=schedule.final_learning_rate_factor,
         )
+        set_learning_rate(state.optimizer, learning_rate)
 
         # --- loss and gradient
         state.optimizer.zero_grad(set_to_none=True)
@@ -207,9 +217,12 @@ def _step_until_done(
             ranks=ranks,
         )
 
-        # --- update
+        # --- update; the discriminators first, since they may find that they diverge
+        scores = {}
+        if step.views:
+            factor = learning_rate / schedule.learning_rate
+            scores = state.adversary.update(step.views, state.images_seen, learning_rate_factor=factor)
         state.optimizer.step()
-        scores = state.adversary.update(step.views, state.images_seen) if step.views else {}
         state.images_seen += schedule.batch_size
         state.chroma += _CHROMA_MOMENTUM * (float(ranks.mean(step.terms["chroma_ratio"])) - state.chroma)
         counts = update_codes(state, schedule, codes=step.codes, projected=step.projected, raw=step.raw, ranks=ranks)
@@ -235,7 +248,7 @@ def _step_until_done(
                 **_figures(step, ranks),
                 **scores,
                 "perplexity": float(perplexity(counts)),
-                "learning_rate": state.optimizer.param_groups[0]["lr"],
+                "learning_rate": learning_rate,
                 "quantizing": bool(state.model.quantizer.active),
                 "images_per_second": round(rate, 2),
             }
@@ -267,7 +280,7 @@ def _figures(step: Step, ranks: Ranks) -> dict[str, float]:
 
 def _finish(recipe: Stage1Recipe, folder: RunFolder, state: RunState, ranks: Ranks) -> Result:
     """Export the averaged weights."""
-    if not bool(state.model.quantizer.active):
+    if ranks.is_main and not bool(state.model.quantizer.active):
         _log.warning("the run ended before quantisation began: its codes are untrained; train for more images")
     digest = ""
     if ranks.is_main:

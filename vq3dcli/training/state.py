@@ -95,7 +95,7 @@ def start_or_resume(
         state.init_sha256 = str(manifest["init_sha256"])
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{misfit}: {error}", remedy="the version of vq3d that wrote it, or another --out") from error
-    if device.type == "cpu" and threads != torch.get_num_threads():
+    if ranks.is_main and device.type == "cpu" and threads != torch.get_num_threads():
         _log.warning(
             "the run used %d threads and now has %d: it continues, but not to the same bits",
             threads,

@@ -5,18 +5,16 @@ Legend: B images of this rank, L tokens, D code_dim.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vq3dcli.data.loader import Batch
 from vq3dcli.errors import DivergedError
 from vq3dcli.losses.depth import LABEL_NONE
-from vq3dcli.training.distributed import Ranks
+from vq3dcli.training.distributed import Ranks, waiting
 from vq3dcli.training.objective import Objective
 from vq3dcli.training.views import AdversarialViews
 
@@ -79,13 +77,10 @@ def compute_gradients(
         tensor.to(device).chunk(accumulate)
         for tensor in (batch.image, batch.s, batch.label_kind, batch.index, batch.class_index)
     ]
-    assert len(columns[0]) == accumulate, (batch.image.shape[0], accumulate)
+    assert batch.image.shape[0] % accumulate == 0, (batch.image.shape[0], accumulate)
     parts: list[Objective] = []
     for position, (image, label, kind, index, classes) in enumerate(zip(*columns, strict=True)):
-        alone: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        if isinstance(forward, DistributedDataParallel) and position < accumulate - 1:
-            alone = forward.no_sync()  # ranks exchange their gradients once a step, in the last micro-batch
-        with alone:
+        with waiting(forward, position < accumulate - 1):
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast_dtype == torch.bfloat16):
                 part: Objective = forward(image, label, kind, index, labelled_share, classes, images_seen)
             (part.loss / accumulate).backward()
@@ -109,7 +104,8 @@ def _require_finite(loss: Tensor, gradient_norm: Tensor, batch: Batch, images_se
     """Stop before a non-finite update; every rank sees the same flag, so that all of them stop."""
     finite = torch.isfinite(loss) & torch.isfinite(gradient_norm)
     if float(ranks.sum((~finite).float())) > 0:
-        names = ", ".join(batch.keys[:8]) + (" ..." if len(batch.keys) > 8 else "")
+        damaged = ranks.gather_texts("" if bool(finite) else ", ".join(batch.keys[:8]))
+        names = "; ".join(text for text in damaged if text)
         raise DivergedError(
             f"the loss is {float(loss)} and the gradient norm {float(gradient_norm)} "
             f"at {images_seen} images (samples {names}); this step was not applied",

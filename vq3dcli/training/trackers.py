@@ -44,8 +44,8 @@ class Tracker(Protocol):
         """A picture that has been written, under a name that stays the same over the run."""
         ...
 
-    def close(self) -> None:
-        """Write out what is pending; nothing may follow."""
+    def close(self, *, failed: bool = False) -> None:
+        """Write out what is pending, of a run that ended well or failed; nothing may follow."""
         ...
 
 
@@ -91,7 +91,7 @@ class _Silent:
     def image(self, name: str, path: Path, *, images_seen: int) -> None:
         pass
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         pass
 
 
@@ -107,8 +107,8 @@ class _Forgiving:
     def image(self, name: str, path: Path, *, images_seen: int) -> None:
         self._try(lambda: self._tracker.image(name, path, images_seen=images_seen))
 
-    def close(self) -> None:
-        self._try(self._tracker.close)
+    def close(self, *, failed: bool = False) -> None:
+        self._try(lambda: self._tracker.close(failed=failed))
 
     def _try(self, call: Callable[[], None]) -> None:
         if self._broken:
@@ -148,7 +148,7 @@ class _TensorBoard:
         self._writer.add_image(name, pixels, images_seen, dataformats="HWC")
         self._writer.flush()
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         self._writer.close()
 
 
@@ -189,8 +189,8 @@ class _Wandb:
     def image(self, name: str, path: Path, *, images_seen: int) -> None:
         self._run.log({"images_seen": images_seen, name: self._image(str(path))})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, *, failed: bool = False) -> None:
+        self._run.finish(exit_code=int(failed))
 
 
 def _wandb_id(path: Path) -> str:

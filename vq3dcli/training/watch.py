@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ class Watch:
         recipe: The resolved recipe.
         first: The batch whose first images the sheets show.
         images_seen: Where the run starts or continues.
-        on_sheet: Called after each sheet.
+        refresh_page: Called after each sheet and in the end.
 
     Raises:
         UnavailableError: The tracker that the recipe names is not installed.
@@ -44,11 +43,10 @@ class Watch:
         recipe: Stage1Recipe,
         first: Batch,
         images_seen: int,
-        on_sheet: Callable[[], object],
+        refresh_page: Callable[[], object],
     ) -> None:
-        self.folder, self.recipe, self.on_sheet = folder, recipe, on_sheet
-        n = _SHEET_IMAGES
-        self.batch = replace(first, image=first.image[:n], s=first.s[:n], label_kind=first.label_kind[:n])
+        self.folder, self.recipe, self.refresh_page = folder, recipe, refresh_page
+        self.shown = tuple(tensor[:_SHEET_IMAGES] for tensor in (first.image, first.s, first.label_kind))
         self.guards = stage1_guards(recipe)
         self.health, _ = replay(folder.all_metrics(), self.guards)
         self.tracker = open_tracker(
@@ -66,11 +64,19 @@ class Watch:
     def sheet(self, average: Autoencoder, images_seen: int, device: torch.device) -> None:
         """Write a contact sheet of the averaged model."""
         path = self.folder.sheets / f"images-{images_seen:012d}.png"
-        batch = self.batch
-        write_sheet(path, average, self.recipe, batch.image.to(device), batch.s, batch.label_kind)
+        image, label, label_kind = self.shown
+        write_sheet(path, average, self.recipe, image.to(device), label, label_kind)
         self.tracker.image("sheet", path, images_seen=images_seen)
-        self.on_sheet()
+        self._refresh()
 
-    def close(self) -> None:
-        """Write out what the tracker holds back."""
-        self.tracker.close()
+    def close(self, *, failed: bool = False) -> None:
+        """Write out what the tracker holds back, and the page as the run left it."""
+        self.tracker.close(failed=failed)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """A page that cannot be written is a warning: a run of days does not end for it."""
+        try:
+            self.refresh_page()
+        except Exception as error:  # whatever a page meets
+            _log.warning("the run's page was not written: %s", " ".join(str(error).split()) or type(error).__name__)
