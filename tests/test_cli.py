@@ -79,6 +79,8 @@ def test_the_list_of_commands_is_complete_and_says_what_they_say() -> None:
     for path in (ROOT / "vq3dcli" / "commands").glob("*.py"):
         is_command = re.search(r"^(def command\(|app = )", path.read_text(), re.MULTILINE)
         assert bool(is_command) == (path.stem in listed), f"{path.stem}: is it in cli.COMMANDS?"
+    inner = {(name, word) for name, words in cli.SUBCOMMANDS.items() for word in words}
+    assert inner == {words for words in every_command() if len(words) == 2}
 
 
 def test_the_page_of_commands_has_not_drifted() -> None:
@@ -146,6 +148,9 @@ def test_an_error_with_json_is_an_object_too(
     assert json.loads(capsys.readouterr().out) == {"version": __version__, "command": "probe", "error": error}
     assert cli.run(["probe", "--json", "--jsn"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 2
+    assert cli.run(["evaluate", "geometry", "--json", "--data", "photos"]) == 2
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["command"] == "evaluate geometry"
 
 
 @pytest.mark.parametrize(

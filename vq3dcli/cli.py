@@ -30,6 +30,9 @@ COMMANDS = (
     ("evaluate", "evaluate", "Measure a model."),
 )
 
+# The commands of commands: an error names them without importing anything.
+SUBCOMMANDS = {"evaluate": ("geometry",), "recipes": ("ls", "show", "copy", "validate", "diff")}
+
 REPORT = "the same command with --debug, and report what it prints"
 EXIT_CODES = {0, 2, 65, 66, 69, 70, 73, 74, 75, 77, 78, 79, 130, 141}
 
@@ -106,11 +109,12 @@ def _read_call(arguments: Sequence[str]) -> _Call:
     """Take `--debug` out of the options, wherever it stands, and find the command and `--json`."""
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
     options = [a for a in arguments[:end] if a != "--debug"]
-    names = {name for name, _, _ in COMMANDS}
-    command = next((a for a in options if not a.startswith("-")), "")
+    words = [a for a in options if not a.startswith("-")]
+    command = words[0] if words and words[0] in {name for name, _, _ in COMMANDS} else ""
+    below = next((word for word in words[1:] if word in SUBCOMMANDS.get(command, ())), "")
     return _Call(
         arguments=[*options, *arguments[end:]],
-        command=command if command in names else "",
+        command=f"{command} {below}".strip(),
         debug="--debug" in arguments[:end],
         json="--json" in options,
     )

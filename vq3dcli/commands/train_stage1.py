@@ -117,6 +117,8 @@ def command(
         facts["perceptual_weights"] = sha256_file(perceptual_weights)
     elif perceptual_weights is not None:
         said.warn("--perceptual-weights does nothing: loss.perceptual is 0")
+    if label_name is not None and loader.num_labelled == 0 and resolved.loss.depth > 0:
+        said.warn(f"no image has labels called {labels}: the depth loss does nothing; try: vq3d depth-labels")
     said.note(f"{loader.num_samples} samples, {loader.num_labelled} labelled, on {chosen_device}")
     seen = RunFolder(out).saved_images()
     with said.progress("training", schedule.images, unit="images", done=seen) as progress:
