@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import logging
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -15,7 +18,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vq3dcli.config.load import load_recipe
+from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError
+from vq3dcli.losses.given_weights import read_given_weights
 from vq3dcli.losses.perceptual import PerceptualDistance, build_perceptual
 
 
@@ -224,6 +230,20 @@ def test_weights_may_be_safetensors(tmp_path: Path, trunks: dict[str, Path | Non
     assert torch.equal(build_perceptual("lpips-alex", path)(photo, photo.flip(0)), expected)
 
 
+def test_only_other_weights_than_the_official_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given, table = tmp_path / "mine.pth", tmp_path / "mine.safetensors"
+    torch.save({"a": torch.ones(2)}, given)
+    save_file({"a": torch.ones(2)}, table)
+    digest = hashlib.sha256(given.read_bytes()).hexdigest()
+    with caplog.at_level(logging.WARNING):
+        found = read_given_weights(given, official_name="trunk.pth", official_sha256=digest)
+        assert torch.equal(found["a"], torch.ones(2)) and caplog.messages == []
+        for path in (given, table):
+            read_given_weights(path, official_name="trunk.pth", official_sha256="0" * 64)
+    assert len(caplog.messages) == 2
+    assert all("trunk.pth" in message and "SHA-256" in message for message in caplog.messages)
+
+
 class _Harmful:
     """Unpickling it creates a file."""
 
@@ -285,7 +305,7 @@ def test_without_a_network_one_line_says_what_to_do(no_network: Path, network: s
     assert "\n" not in line
     for part in (name, f"https://download.pytorch.org/models/{name}", str(no_network / "hub" / "checkpoints")):
         assert part in line
-    assert "--perceptual-weights" in line and "--set loss.perceptual_network=none" in line
+    assert "--perceptual-weights" in line and "--set loss.perceptual=0" in line
     assert "efficientnet-lite0" in line
     assert not list(no_network.rglob("*.pth"))
 
@@ -298,7 +318,13 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UnavailableError) as caught:
         build_perceptual(network)
-    assert f"vq3d[{extra}]" in str(caught.value) and "loss.perceptual_network=none" in str(caught.value)
+    line = str(caught.value)
+    assert f"vq3d[{extra}]" in line
+    overrides = re.findall(r"--set (\S+?)(?=[\s,)]|$)", line)
+    assert "loss.perceptual=0" in overrides
+    for override in overrides:  # each is a way out that the schema takes
+        recipe = load_recipe("demo64", Stage1Recipe, [f"loss.perceptual_network={network}", override])
+        assert recipe.loss.perceptual == 0 or recipe.loss.perceptual_network == "efficientnet-lite0"
 
 
 def test_importing_the_module_imports_no_package() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import pickle
 from pathlib import Path
 
@@ -13,13 +15,20 @@ from vq3dcli.errors import DataError, InputMissingError, UnsafeFileError
 from vq3dcli.files import read_error
 from vq3dcli.weights.third_party import read_state_dict
 
+_log = logging.getLogger(__name__)
+
 
 def read_given_weights(path: Path, *, official_name: str, official_sha256: str) -> dict[str, Tensor]:
     """Named tensors of a `.safetensors` file, or of a PyTorch file that holds nothing else.
 
+    Here, and nowhere else, a pickle is read whose SHA-256 nobody knows: a trunk may be cut to the layers that are
+    needed, renamed, or trained by the user. `weights_only=True` lets the unpickler build tensors and plain containers,
+    and refuses every other name that a pickle may call, so that nothing in the file is executed; what it cannot know
+    is whether the numbers are those that published distances were measured with, hence a warning.
+
     Args:
-        path: The file. One with the official name must be the official file; others may hold any tensors, for example
-            only the layers that are needed.
+        path: The file. One with the official name must be the official file; others may hold any tensors, with a
+            warning in the log unless their SHA-256 is the official one.
         official_name: Name of the published file.
         official_sha256: Its SHA-256.
 
@@ -34,6 +43,10 @@ def read_given_weights(path: Path, *, official_name: str, official_sha256: str) 
     if path.name == official_name:
         return read_state_dict(path, official_sha256)
     try:
+        if _sha256(path) != official_sha256:
+            _log.warning(
+                "the SHA-256 of %s is not that of %s: distances may differ from published ones", path, official_name
+            )
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -47,3 +60,8 @@ def read_given_weights(path: Path, *, official_name: str, official_sha256: str) 
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(f"weights that are no table of named tensors ({path})", remedy=remedy)
     return {str(name): value for name, value in state.items()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
