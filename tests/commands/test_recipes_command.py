@@ -39,6 +39,17 @@ def test_copy_and_diff(tmp_path, capsys):
     assert changed["metrics"] == {"model.patch": {"before": 8, "after": 4}}
 
 
+def test_diff_shows_values_in_full(tmp_path, capsys):
+    mine = tmp_path / "mine.toml"
+    text = (recipes_folder() / "imagenet256.toml").read_text()
+    assert "500_000.0" in text
+    mine.write_text(text.replace("500_000.0", "500_050.0").replace('space = "frustum"', 'space = "contracted"'))
+    assert run(["recipes", "diff", "imagenet256", str(mine)]) == 0
+    _, space, half_life = capsys.readouterr().out.splitlines()
+    assert space.split() == ["model.space", "'frustum'", "'contracted'"]
+    assert half_life.split() == ["training.ema_half_life_images", "500000.0", "500050.0"]
+
+
 def test_validate(tmp_path, capsys):
     assert result(capsys, "recipes", "validate")["count"] == len(recipe_names())
     bad = tmp_path / "bad.toml"

@@ -87,9 +87,10 @@ def test_every_problem_of_every_recipe_is_named(tmp_path: Path) -> None:
 def test_a_run_is_compared_by_what_it_was_trained_with(tmp_path: Path) -> None:
     recipe = load_recipe("toy-cpu", Stage1Recipe, ["training.images=64000", "model.patch=4"])
     (tmp_path / "recipe.toml").write_text(dump_recipe(recipe))
+    images = load_recipe("toy-cpu", Stage1Recipe).training.images
     assert diff_recipes("toy-cpu", str(tmp_path)) == [
         Change("model.patch", 8, 4),
-        Change("training.images", 16000, 64000),
+        Change("training.images", images, 64000),
     ]
     with pytest.raises(InputMissingError, match="no run in this folder"):
         recipe_text(str(tmp_path.parent))

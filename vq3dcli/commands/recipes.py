@@ -123,7 +123,8 @@ def diff(before: RecipeArgument, after: RecipeArgument, json: JsonOption = False
 
     output = Output("recipes diff", json, quiet)
     changes = diff_recipes(before, after)
-    rows = [(change.key, change.before, change.after) for change in changes]
+    # Whole values: a table's own rounding would make 500000.0 and 500050.0 look alike.
+    rows = [(c.key, *(None if v is None else repr(v) for v in (c.before, c.after))) for c in changes]
     output.finish(
         count=len(changes),
         metrics={change.key: {"before": change.before, "after": change.after} for change in changes},
