@@ -15,7 +15,29 @@ from vq3dcli.errors import InputMissingError, OutputError, RecipeError
 
 NAMES = recipe_names()
 ABLATIONS = ("pointwise", "accumulated", "none")
-SOURCES = {"paper", "vit-vqgan", "3dgp", "eg3d", "ada", "measured", "chosen"}
+SOURCES = {"paper", "vit-vqgan", "3dgp", "eg3d", "ada", "measured", "study", "chosen"}
+# What a run is called, where it writes and how it computes needs no source.
+OBVIOUS = {
+    "kind",
+    "precision",
+    "seed",
+    "flip",
+    "crop",
+    "log_every_images",
+    "sheet_every_images",
+    "checkpoint_every_images",
+    "keep_checkpoints",
+    "accumulate",
+    "compile",
+    "checkpoint_activations",
+    "init",
+    "average_last",
+    "tracker",
+}
+
+
+def sources(comment: str) -> set[str]:
+    return set(re.findall(r"\[([a-z0-9-]+)\]", comment))
 
 
 def test_all_are_there() -> None:
@@ -30,10 +52,29 @@ def test_every_recipe_is_complete_and_says_where_its_values_come_from(name: str)
     assert tomllib.loads(text).keys() == recipe.model_dump().keys()
     assert max(map(len, text.splitlines())) <= 120
     assert text.startswith("# ")
-    cited = {source for comment in re.findall(r"#.*", text) for source in re.findall(r"\[([a-z0-9-]+)\]", comment)}
-    assert cited <= SOURCES
+    explained = sources("\n".join(line for line in text.splitlines() if line.startswith("#")))
+    assert explained == SOURCES
     assert recipe.training.init == ""
     assert recipe.training.tracker == "none"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_value_names_its_source(name: str) -> None:
+    toy = load_recipe("toy-cpu", Stage1Recipe).model_dump()
+    section, found = "", 0
+    for line in (recipes_folder() / f"{name}.toml").read_text().splitlines():
+        if header := re.fullmatch(r"\[(\w+)\]", line):
+            section = header[1]
+        if not (value := re.match(r"(\w+) = ", line)) or value[1] in OBVIOUS:
+            continue
+        found += 1
+        _, _, comment = line.partition("#")
+        assert sources(comment) <= SOURCES, line
+        if "as in toy-cpu" in comment:
+            assert tomllib.loads(line)[value[1]] == toy[section][value[1]], line
+        else:
+            assert sources(comment), line
+    assert found == sum(len(keys) for keys in toy.values() if isinstance(keys, dict)) - len(OBVIOUS) + 1  # and `kind`
 
 
 @pytest.mark.parametrize("kind", ABLATIONS)
