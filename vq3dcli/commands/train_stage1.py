@@ -162,9 +162,14 @@ def _say_plan(
 
     processor = find_processor(recipe, device, device_name)
     samples = None if loader is None else loader.num_samples
-    plan = plan_run(recipe, processor, gpus=gpus, samples=samples, data=data, labels=labels)
-    if plan["memory"]["fits"] is False:
-        said.warn(f"{plan['device']} has too little memory: raise training.accumulate or --gpus")
+    classes = None if loader is None else len(loader.class_names)
+    plan = plan_run(recipe, processor, gpus=gpus, classes=classes, samples=samples, data=data, labels=labels)
+    memory = plan["memory"]
+    if memory["state"] == "does not fit":
+        said.warn(f"{plan['device']} has too little memory: {memory['advice']}")
+    elif memory["state"] == "tight":
+        share = memory["needed"] / memory["available"]
+        said.warn(f"the plan takes {share:.0%} of the memory of {plan['device']}: {memory['advice']}")
     facts: dict[str, Any] = {}
     if loader is not None:
         facts = {"samples": loader.num_samples, "labelled": loader.num_labelled, "labels": labels or "none"}

@@ -29,17 +29,24 @@ def denormals_flushed() -> Iterator[None]:
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """float32 or bfloat16; `auto` is bfloat16 where the device multiplies it faster: CUDA, and CPUs made for it.
+    """float32 or bfloat16; `auto` is bfloat16 where the device multiplies it natively.
 
-    A CPU without bf16 instructions emulates them: 60 times slower than float32, measured.
+    Those are GPUs since Ampere, and CPUs made for it. Others emulate it: a CPU 60 times slower than float32, measured.
     """
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if _cuda_has_bf16(device) else torch.float32
     capabilities = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
     has_bf16 = "AVX512" in capabilities and _cpu_has("avx512_bf16")
     return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def _cuda_has_bf16(device: torch.device) -> bool:
+    try:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    except TypeError:  # a PyTorch without that argument says yes to GPUs that only emulate it
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _cpu_has(flag: str) -> bool:

@@ -31,6 +31,8 @@ _LITE0_LEAST_PX = 64
 PASSES = 5
 # Numbers that are read and written a parameter in a step: gradient clipping, AdamW, the moving average.
 _UPDATE_PASSES = 13
+# The discriminators' gradient norm is read and multiplied, then Adam; they have no moving average.
+_JUDGES_UPDATE_PASSES = 10
 
 
 class Cost(NamedTuple):
@@ -62,7 +64,8 @@ class StepCosts(NamedTuple):
         perceptual: The perceptual network.
         adversarial: The discriminators' views and the discriminators themselves, once they have started.
         workspace_bytes: Of an image: tensors that live at the worst moment of the backward pass only.
-        update_bytes: Moved in an update of all weights, once a step.
+        update_bytes: Moved in an update of the autoencoder's weights, once a step.
+        discriminators_update_bytes: The same of the discriminators', once they have started.
     """
 
     autoencoder: Cost
@@ -71,6 +74,7 @@ class StepCosts(NamedTuple):
     adversarial: Cost
     workspace_bytes: float
     update_bytes: float
+    discriminators_update_bytes: float
 
     def total(self, *, adversarial: bool) -> Cost:
         """All parts together, before or after the discriminators' start."""
@@ -78,13 +82,14 @@ class StepCosts(NamedTuple):
         return total.plus(self.adversarial) if adversarial else total
 
 
-def step_costs(recipe: Stage1Recipe, dtype: torch.dtype, parameters: int) -> StepCosts:
+def step_costs(recipe: Stage1Recipe, dtype: torch.dtype, parameters: int, judges: int = 0) -> StepCosts:
     """Count a step.
 
     Args:
         recipe: What is trained.
         dtype: Of matrix products: float32, or bfloat16 under autocast.
         parameters: Of the autoencoder.
+        judges: Parameters of the discriminators.
     """
     model, loss, adversarial = recipe.model, recipe.loss, recipe.adversarial
     e = dtype.itemsize
@@ -107,6 +112,7 @@ def step_costs(recipe: Stage1Recipe, dtype: torch.dtype, parameters: int) -> Ste
         adversarial=rendering_cost(recipe, views, e).plus(discriminators_cost(recipe, e)),
         workspace_bytes=workspace,
         update_bytes=4.0 * _UPDATE_PASSES * parameters,
+        discriminators_update_bytes=4.0 * _JUDGES_UPDATE_PASSES * judges,
     )
 
 
@@ -203,33 +209,42 @@ def build_discriminators(recipe: Stage1Recipe, classes: int = 0) -> dict[str, Di
         recipe: What is trained.
         classes: Number of classes of the data, for class-conditional ones.
     """
+    with torch.device("meta"):
+        return _discriminators(recipe, classes)
+
+
+def _discriminators(recipe: Stage1Recipe, classes: int) -> dict[str, Discriminator]:
     settings = recipe.adversarial
-    built = {}
-    for name, weight in (("main", settings.main), ("novel", settings.novel)):
-        if weight > 0:
-            with torch.device("meta"):
-                built[name] = Discriminator(
-                    size_px=settings.size_px,
-                    channels=4 if name == "novel" and settings.novel_sees_disparity else 3,
-                    base_channels=settings.base_channels,
-                    max_channels=settings.max_channels,
-                    minibatch_group=settings.minibatch_group,
-                    classes=classes if settings.class_conditional else 0,
-                )
-    return built
+    return {
+        name: Discriminator(
+            size_px=settings.size_px,
+            channels=4 if name == "novel" and settings.novel_sees_disparity else 3,
+            base_channels=settings.base_channels,
+            max_channels=settings.max_channels,
+            minibatch_group=settings.minibatch_group,
+            classes=classes if settings.class_conditional else 0,
+        )
+        for name, weight in (("main", settings.main), ("novel", settings.novel))
+        if weight > 0
+    }
 
 
 def discriminators_cost(recipe: Stage1Recipe, e: int) -> Cost:
-    """The discriminators' part in both steps, by running them on the meta device.
+    """The discriminators' part in both steps, by running them on tensors without storage.
 
     In the autoencoder's step one pass with gradients for its input; in their own step real and fake images; every
     `r1_every_steps` the gradient's gradient in float32, about five passes.
     """
+    # Fake tensors, since a discriminator asks autocast about its device, and autocast knows no meta device.
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
     total, settings = Cost(), recipe.adversarial
     group = settings.minibatch_group
-    for discriminator in build_discriminators(recipe).values():
+    shapes_only = FakeTensorMode()
+    with shapes_only:
+        built = _discriminators(recipe, classes=1)
+    for discriminator in built.values():
         kept: dict[int, torch.UntypedStorage] = {}
         weights = {p.untyped_storage()._cdata for p in discriminator.parameters()}
 
@@ -239,13 +254,14 @@ def discriminators_cost(recipe: Stage1Recipe, e: int) -> Cost:
             return tensor
 
         channels = discriminator.from_image.weight.shape[1]
-        images = torch.zeros(group, channels, settings.size_px, settings.size_px, device="meta", requires_grad=True)
-        index = torch.zeros(group, dtype=torch.int64, device="meta")
         with (
+            shapes_only,
             FlopCounterMode(display=False) as counter,
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         ):
-            discriminator(images, index)
+            images = torch.zeros(group, channels, settings.size_px, settings.size_px, requires_grad=True)
+            index = torch.zeros(group, dtype=torch.int64)
+            discriminator(images, index, index)
         forward = counter.get_total_flops() / group
         scaled = 4.0 * sum(p.numel() for p in discriminator.parameters())
         kept_bytes = sum(s.nbytes() for key, s in kept.items() if key not in weights) - scaled

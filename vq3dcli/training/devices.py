@@ -6,6 +6,8 @@ arithmetic of matrix products, and six tenths of the bandwidth of everything els
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,15 +27,17 @@ class Processor:
 
     Attributes:
         name: For people.
+        kind: "cpu" or "cuda".
         flops_per_second: Of matrix products in the training precision.
         flops_per_second_float32: Of those that stay in float32.
         bytes_per_second: Read and written by everything else.
-        memory_bytes: Of the device, or None where it is not known.
+        memory_bytes: Of the device, of the whole machine for a CPU; None where it is not known.
         dtype: The training precision.
         basis: Where the figures come from.
     """
 
     name: str
+    kind: str
     flops_per_second: float
     flops_per_second_float32: float
     bytes_per_second: float
@@ -64,34 +68,58 @@ PUBLISHED = {
 }
 """By the name that `--device-name` takes."""
 
+# The word by which a driver names each, and words of variants with other peaks: slices of a GPU, mobile ones, other
+# boards and chips of the same family. GH200 is a word of its own, listed for the reader.
+_WORDS = {key: key.removeprefix("rtx").removesuffix("-40gb") for key in PUBLISHED}
+_VARIANTS = frozenset({"mig", "laptop", "mobile", "pcie", "nvl", "gh200", "fhhl", "d"})
+
 
 def named_processor(name: str, precision: Literal["auto", "float32", "bfloat16"]) -> Processor:
     """A GPU of the table.
 
     Args:
         name: Its key in `PUBLISHED`.
-        precision: As in a recipe; `auto` is bfloat16 where the GPU multiplies it.
+        precision: As in a recipe; `auto` is bfloat16 where the GPU multiplies it. A GPU that is told to use bfloat16
+            and only emulates it is given its float32 speed, which is more than it will reach.
     """
     published = PUBLISHED[name]
     peak = published.tflops_bfloat16
-    bfloat16 = precision != "float32" and peak is not None
+    bfloat16 = precision == "bfloat16" or (precision == "auto" and peak is not None)
+    basis = f"published peaks, {MATMUL_SHARE:.0%} of matrix products and {BANDWIDTH_SHARE:.0%} of bandwidth assumed"
+    if bfloat16 and peak is None:
+        basis += "; bfloat16 is emulated, and slower than this"
     return Processor(
         name=published.name,
+        kind="cuda",
         flops_per_second=(peak if bfloat16 and peak else published.tflops_float32) * 1e12 * MATMUL_SHARE,
         flops_per_second_float32=published.tflops_float32 * 1e12 * MATMUL_SHARE,
         bytes_per_second=published.terabytes_per_second * 1e12 * BANDWIDTH_SHARE,
         memory_bytes=published.gigabytes * 10**9,
         dtype=torch.bfloat16 if bfloat16 else torch.float32,
-        basis=f"published peaks, {MATMUL_SHARE:.0%} of matrix products and {BANDWIDTH_SHARE:.0%} of bandwidth assumed",
+        basis=basis,
     )
 
 
 def key_of(gpu_name: str) -> str | None:
-    """The key of the table for a name as the driver gives it, for example `NVIDIA H100 80GB HBM3`; None if unknown."""
-    text = gpu_name.lower().replace(" ", "").replace("-", "")
-    if "a100" in text:
-        return "a100-40gb" if "40gb" in text else "a100"
-    return next((key for key in PUBLISHED if key in text), None)
+    """The key of the table for a name as the driver gives it, for example `NVIDIA H100 80GB HBM3`.
+
+    None for a GPU that is not in the table, and for variants of one that is: they are measured.
+    """
+    words = set(re.findall(r"[a-z0-9]+", gpu_name.lower()))
+    if words & _VARIANTS:
+        return None
+    if "a100" in words:
+        return "a100-40gb" if "40gb" in words else "a100"
+    return next((key for key, word in _WORDS.items() if word in words), None)
+
+
+def physical_memory_bytes() -> int | None:
+    """Of this machine; None on systems that do not say."""
+    try:
+        pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+    return pages * page_bytes if pages > 0 and page_bytes > 0 else None
 
 
 def measured_processor(
@@ -107,7 +135,8 @@ def measured_processor(
     """
     flops = _matmul_speed(device, dtype)
     return Processor(
-        name=f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device),
+        name=f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device),
+        kind=device.type,
         flops_per_second=flops,
         flops_per_second_float32=flops if dtype == torch.float32 else _matmul_speed(device, torch.float32),
         bytes_per_second=_pass_speed(device, block_bytes),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,17 @@ import torch
 
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import CACHE_BYTES
-from vq3dcli.errors import UsageError
+from vq3dcli.errors import RecipeError, UsageError
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.training.arithmetic import resolve_precision
 from vq3dcli.training.costs import StepCosts, build_discriminators, perceptual_parameters, step_costs
-from vq3dcli.training.devices import Processor, key_of, measured_processor, named_processor
+from vq3dcli.training.devices import (
+    Processor,
+    key_of,
+    measured_processor,
+    named_processor,
+    physical_memory_bytes,
+)
 
 # Python with PyTorch imported, and on a GPU the driver's context and libraries.
 _PROCESS_BYTES = {"cpu": 350e6, "cuda": 800e6}
@@ -26,10 +34,14 @@ _STORED_MARGIN = 1.125
 # The largest tensor of the step stands for all; beyond this size it makes no difference.
 _LARGEST_BLOCK = 64 << 20
 _SMALLEST_BLOCK = 1 << 20
+# Of a memory. Above it a plan is called tight: allocators fragment, other programs want some, and the count is a count.
+_TIGHT_SHARE = 0.7
 
 
 def find_processor(recipe: Stage1Recipe, device: torch.device, name: str | None = None) -> Processor:
     """The processor that is named, or the one that is there.
+
+    A GPU on the machine has its own memory, as the driver gives it, and the table's peaks where the table has it.
 
     Args:
         recipe: What is trained.
@@ -41,12 +53,12 @@ def find_processor(recipe: Stage1Recipe, device: torch.device, name: str | None 
         return named_processor(name, precision)
     if name == "cpu":
         device = torch.device("cpu")
-    memory = None
+    memory = physical_memory_bytes()
     if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
         key = key_of(torch.cuda.get_device_name(device))
         if key is not None:
-            return named_processor(key, precision)
-        memory = torch.cuda.get_device_properties(device).total_memory
+            return replace(named_processor(key, precision), memory_bytes=memory)
     dtype = resolve_precision(precision, device)
     micro_batch = recipe.training.batch_size // recipe.training.accumulate
     block = micro_batch * recipe.rendering.rays_per_image * recipe.rendering.samples * recipe.model.field_hidden * 4
@@ -59,25 +71,30 @@ def plan_run(
     processor: Processor,
     *,
     gpus: int = 1,
+    classes: int | None = None,
     samples: int | None = None,
     data: Sequence[Path] = (),
     labels: str | None = None,
 ) -> dict[str, Any]:
     """Figures of a run by name; bytes, seconds and images a second, nested.
 
-    `parameters` by part and in all; `memory` of one processor by purpose; `speed` before and after the discriminators
-    start; `days`; `disk`; `steps`, `images`, `tokens` an image, `precision`, `device`, `basis` of the speed.
+    `parameters` by part and in all, and whether `class_embeddings` are among them (None where there are none);
+    `memory` of one processor by purpose, and the `state` of it: "fits", "tight", "does not fit", or None where the
+    available memory is not known, with `advice` for the middle two; `speed`, see `_speeds`; `days`; `disk`; `steps`,
+    `images`, `tokens` an image, `micro_batch`, `precision`, `device`, `basis` of the speed.
 
     Args:
         recipe: What is trained.
         processor: On which.
         gpus: How many of them.
+        classes: Of the data, for class-conditional discriminators; None where there are no data yet.
         samples: Images in the data; None where there are none yet.
         data: Their folders of shards.
         labels: Name of the disparity labels beside them.
 
     Raises:
-        UsageError: The batch cannot be shared among so many.
+        UsageError: The batch cannot be shared among so many, or their shares are no whole minibatch groups.
+        RecipeError: The recipe wants classes, and the data have none.
     """
     schedule = recipe.training
     if schedule.batch_size % (gpus * schedule.accumulate):
@@ -86,23 +103,44 @@ def plan_run(
             "micro-batches",
             remedy="another --gpus, or --set training.batch_size or training.accumulate",
         )
+    micro_batch = schedule.batch_size // (gpus * schedule.accumulate)
+    group = _group(recipe)
+    if micro_batch % group:
+        raise UsageError(
+            f"adversarial.minibatch_group ({group}) does not divide the {micro_batch} images of a processor's "
+            "micro-batch",
+            remedy=f"--set adversarial.minibatch_group={math.gcd(group, micro_batch)}, or another --gpus",
+        )
+    conditional = recipe.adversarial.on and recipe.adversarial.class_conditional
+    if conditional and classes == 0:
+        raise RecipeError(
+            "adversarial.class_conditional needs classes, and the data have none",
+            remedy="--set adversarial.class_conditional=false",
+        )
     with torch.device("meta"):
         model = build_autoencoder(recipe)
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     total = sum(parts.values())
     judges = {
         f"{name}_discriminator": sum(p.numel() for p in judge.parameters())
-        for name, judge in build_discriminators(recipe).items()
+        for name, judge in build_discriminators(recipe, classes or 0).items()
     }
-    costs = step_costs(recipe, processor.dtype, total)
-    micro_batch = schedule.batch_size // (gpus * schedule.accumulate)
+    judging = sum(judges.values())
+    costs = step_costs(recipe, processor.dtype, total, judging)
     rates = _speeds(recipe, costs, processor, gpus)
+    memory = _memory(recipe, costs, processor, total, judging, micro_batch, gpus, samples or 0)
+    needed, available = _needed(memory, processor, gpus), processor.memory_bytes
+    state = None if available is None else _state(needed, available)
+    advice = ""
+    if available is not None and state != "fits":
+        advice = _advice(recipe, processor, total, judging, gpus, samples or 0, available)
     return {
         "parameters": {**parts, "total": total, **judges},
-        "memory": _memory(recipe, costs, processor, total, sum(judges.values()), micro_batch, gpus, samples or 0),
+        "class_embeddings": classes is not None if conditional else None,
+        "memory": {**memory, "needed": needed, "available": available, "state": state, "advice": advice},
         "speed": rates,
         "days": _days(recipe, rates),
-        "disk": _disk(recipe, total, sum(judges.values()), samples, data, labels),
+        "disk": _disk(recipe, total, judging, samples, data, labels),
         "steps": -(-schedule.images // schedule.batch_size),
         "images": schedule.images,
         "tokens": (recipe.model.image_size // recipe.model.patch) ** 2,
@@ -111,6 +149,11 @@ def plan_run(
         "device": f"{gpus} x {processor.name}" if gpus > 1 else processor.name,
         "basis": processor.basis,
     }
+
+
+def _group(recipe: Stage1Recipe) -> int:
+    """What a micro-batch must be a multiple of."""
+    return recipe.adversarial.minibatch_group if recipe.adversarial.on else 1
 
 
 def _memory(
@@ -122,13 +165,13 @@ def _memory(
     micro_batch: int,
     gpus: int,
     samples: int,
-) -> dict[str, Any]:
+) -> dict[str, int]:
     """Bytes of one processor at the worst moment of a step."""
     half_copies = 2 * parameters if processor.dtype == torch.bfloat16 else 0  # autocast casts each weight once a step
-    on_cpu = processor.memory_bytes is None
+    on_cpu = processor.kind == "cpu"
     # The loader keeps all decoded samples, eight-bit colours and float32 disparity, if they fit.
     decoded = round(samples * 7 * _stored_pixels(recipe))
-    memory: dict[str, Any] = {
+    memory = {
         "weights": 4 * parameters + half_copies,
         "gradients": 4 * parameters * (2 if gpus > 1 else 1),  # DistributedDataParallel keeps them in buckets, too
         "optimizer": 8 * parameters,
@@ -137,19 +180,54 @@ def _memory(
         "perceptual": 4 * perceptual_parameters(recipe),
         "activations": round(micro_batch * costs.total(adversarial=recipe.adversarial.on).kept_bytes),
         "workspace": round(micro_batch * costs.workspace_bytes),
-        "process": round(_PROCESS_BYTES["cpu" if on_cpu else "cuda"]),
+        "process": round(_PROCESS_BYTES[processor.kind]),
         "data": decoded if on_cpu and decoded <= CACHE_BYTES else 0,
     }
     memory["total"] = sum(memory.values())
-    memory["available"] = processor.memory_bytes
-    memory["fits"] = None if on_cpu else memory["total"] <= (processor.memory_bytes or 0)
     return memory
 
 
+def _needed(memory: Mapping[str, int], processor: Processor, gpus: int) -> int:
+    """Bytes that share one memory: processes on a CPU have one for all of them."""
+    return memory["total"] * (gpus if processor.kind == "cpu" else 1)
+
+
+def _state(needed: int, available: int) -> str:
+    if needed > available:
+        return "does not fit"
+    return "tight" if needed > _TIGHT_SHARE * available else "fits"
+
+
+def _advice(
+    recipe: Stage1Recipe, processor: Processor, parameters: int, judges: int, gpus: int, samples: int, available: int
+) -> str:
+    """The least change of settings that makes it fit easily, or else just so; it leads to no plan that is refused."""
+    schedule, group = recipe.training, _group(recipe)
+    share = schedule.batch_size // gpus
+    sizes = [size for size in range(share // schedule.accumulate, 0, -1) if share % size == 0 and size % group == 0]
+    for limit in (_TIGHT_SHARE * available, available):
+        for remade in sorted({schedule.checkpoint_activations, True}):
+            changed = schedule.model_copy(update={"checkpoint_activations": remade})
+            other = recipe.model_copy(update={"training": changed})
+            costs = step_costs(other, processor.dtype, parameters, judges)
+            for size in sizes:
+                if (
+                    _needed(_memory(other, costs, processor, parameters, judges, size, gpus, samples), processor, gpus)
+                    <= limit
+                ):
+                    wanted = {"accumulate": share // size, "checkpoint_activations": remade}
+                    now = schedule.model_dump()
+                    return " ".join(f"--set training.{k}={str(v).lower()}" for k, v in wanted.items() if v != now[k])
+    return "a smaller model, or fewer rendering.rays_per_image and samples"
+
+
 def _speeds(recipe: Stage1Recipe, costs: StepCosts, processor: Processor, gpus: int) -> dict[str, float | None]:
-    """Images a second over all processors, and what share of a GPU's peak that is."""
+    """Images a second over all processors, before the discriminators start and with them.
+
+    With each the share of a step's time that is spent in matrix products, `..._multiplying_share`; and
+    `gigaflops_an_image`, all operations of a step in either precision.
+    """
     share = _MANY_GPUS_SHARE if gpus > 1 else 1.0
-    update = costs.update_bytes * gpus / recipe.training.batch_size / processor.bytes_per_second
     speeds: dict[str, float | None] = {}
     for name, adversarial in (("before_discriminators", False), ("with_discriminators", True)):
         if adversarial and not recipe.adversarial.on:
@@ -157,10 +235,13 @@ def _speeds(recipe: Stage1Recipe, costs: StepCosts, processor: Processor, gpus: 
             continue
         cost = costs.total(adversarial=adversarial)
         multiplying = cost.flops / processor.flops_per_second + cost.flops_float32 / processor.flops_per_second_float32
+        update_bytes = costs.update_bytes + (costs.discriminators_update_bytes if adversarial else 0.0)
+        update = update_bytes * gpus / recipe.training.batch_size / processor.bytes_per_second
         seconds = multiplying + cost.moved_bytes / processor.bytes_per_second + update
         speeds[name] = gpus * share / seconds
         speeds[f"{name}_multiplying_share"] = multiplying / seconds
-    speeds["gigaflops_an_image"] = costs.total(adversarial=recipe.adversarial.on).flops / 1e9
+    most = costs.total(adversarial=recipe.adversarial.on)
+    speeds["gigaflops_an_image"] = (most.flops + most.flops_float32) / 1e9
     return speeds
 
 
@@ -208,17 +289,24 @@ def plan_table(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """A plan in rows of three for people: what, how much, a remark."""
     memory, speed, disk = plan["memory"], plan["speed"], plan["disk"]
     rows = [("what", "figure", "remark"), ("device", plan["device"], plan["basis"])]
-    rows += [(f"parameters, {name}", f"{count / 1e6:.2f} M", "") for name, count in plan["parameters"].items()]
-    fits = {True: "fits", False: "DOES NOT FIT: raise training.accumulate or --gpus", None: ""}[memory["fits"]]
+    for name, count in plan["parameters"].items():
+        without = plan["class_embeddings"] is False and name.endswith("_discriminator")
+        rows.append((f"parameters, {name}", f"{count / 1e6:.2f} M", "class embeddings not counted" if without else ""))
+    remark = {"fits": "fits", "tight": "tight", "does not fit": "DOES NOT FIT", None: ""}[memory["state"]]
+    remark += f": {memory['advice']}" if memory["advice"] else ""
     for name, size in memory.items():
-        if name not in ("available", "fits") and size:
-            rows.append((f"memory, {name}", f"{size / 1e9:.2f} GB", fits if name == "total" else ""))
+        if name not in ("needed", "available", "state", "advice") and size:
+            rows.append((f"memory, {name}", f"{size / 1e9:.2f} GB", remark if name == "total" else ""))
     if memory["available"]:
-        rows.append(("memory, of the device", f"{memory['available'] / 1e9:.2f} GB", ""))
+        together = f"{memory['needed'] / 1e9:.2f} GB by all processes" if memory["needed"] > memory["total"] else ""
+        rows.append(("memory, of the device", f"{memory['available'] / 1e9:.2f} GB", together))
     for name, label in (("before_discriminators", "speed"), ("with_discriminators", "speed, with discriminators")):
         if speed[name] is not None:
-            share = f"{speed[f'{name}_multiplying_share']:.0%} of it matrix products, {plan['precision']}"
-            rows.append((label, f"{speed[name]:.3g} images/s", share))
+            share = f"{speed[f'{name}_multiplying_share']:.0%} of the time in matrix products"
+            rows.append((label, f"{_three_digits(speed[name])} images/s", share))
+    rows.append(("operations", f"{_three_digits(speed['gigaflops_an_image'])} GFLOP an image", ""))
+    kept = "but for the code search, the perceptual network and R1" if plan["precision"] == "bfloat16" else ""
+    rows.append(("precision", plan["precision"], kept))
     rows.append(("time", _duration(plan["days"]), f"{plan['images']} images, {plan['steps']} steps"))
     of = f"of {disk['images']} images"
     rows += [
@@ -229,6 +317,10 @@ def plan_table(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("disk, tokens", f"{disk['tokens'] / 1e9:.3f} GB", f"{of}, {plan['tokens']} each"),
     ]
     return rows
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _duration(days: float) -> str:
