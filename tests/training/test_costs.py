@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vq3dcli.config.load import load_recipe, recipe_names
 from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.losses.perceptual_trunks import Lite0Trunk, LpipsTrunk
 from vq3dcli.model.build import build_autoencoder
-from vq3dcli.training.costs import Cost, build_discriminators, step_costs
+from vq3dcli.training.adversarial import Adversary
+from vq3dcli.training.costs import (
+    Cost,
+    build_discriminators,
+    discriminators_cost,
+    perceptual_cost,
+    perceptual_parameters,
+    step_costs,
+)
 from vq3dcli.training.objective import Stage1Objective
 
 Make = Callable[..., Stage1Recipe]
@@ -30,8 +41,10 @@ def _batch(recipe: Stage1Recipe, count: int) -> tuple[Tensor, Tensor, Tensor, Te
 def _kept_bytes(recipe: Stage1Recipe, dtype: torch.dtype, count: int) -> int:
     """Bytes of all storages that autograd keeps for `count` images, weights aside."""
     model = build_autoencoder(recipe)
-    objective = Stage1Objective(model, recipe)
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    adversary = Adversary(recipe)
+    objective = Stage1Objective(model, recipe, adversary)
+    modules = [model, *(player.discriminator for player in adversary.discriminators)]
+    weights = {p.untyped_storage().data_ptr() for module in modules for p in module.parameters()}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -42,7 +55,7 @@ def _kept_bytes(recipe: Stage1Recipe, dtype: torch.dtype, count: int) -> int:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
     ):
-        objective(*_batch(recipe, count))
+        objective(*_batch(recipe, count), images_seen=recipe.adversarial.start_images)
     return sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in weights)
 
 
@@ -63,6 +76,95 @@ def test_activations_are_those_that_autograd_keeps(
     measured = _kept_bytes(recipe, dtype, 3) - _kept_bytes(recipe, dtype, 1)
     counted = 2 * step_costs(recipe, dtype, 0).total(adversarial=False).kept_bytes
     assert counted == pytest.approx(measured, rel=0.1)
+
+
+_ADVERSARIAL = ("adversarial.main=0.1", "adversarial.novel=0.1", "adversarial.augmentation=none")
+_WIDER = ("adversarial.size_px=32", "adversarial.base_channels=16", "adversarial.max_channels=64")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("overrides", [(), _WIDER, (*_WIDER, "adversarial.main=0.0", "rendering.importance_samples=8")])
+def test_activations_with_discriminators(tiny_recipe: Make, overrides: tuple[str, ...], dtype: torch.dtype) -> None:
+    recipe = tiny_recipe(*_SMALL, *_ADVERSARIAL, *overrides)
+    measured = _kept_bytes(recipe, dtype, 8) - _kept_bytes(recipe, dtype, 4)
+    counted = 4 * step_costs(recipe, dtype, 0).total(adversarial=True).kept_bytes
+    assert counted == pytest.approx(measured, rel=0.3)
+
+
+@pytest.mark.parametrize("overrides", [(), _WIDER])
+def test_operations_with_discriminators(tiny_recipe: Make, overrides: tuple[str, ...]) -> None:
+    """The forward pass alone, of what they add: views and scores."""
+    recipe = tiny_recipe(*_SMALL, *_ADVERSARIAL, *overrides, "adversarial.r1=0.0")
+    adversary = Adversary(recipe)
+    objective = Stage1Objective(build_autoencoder(recipe), recipe, adversary)
+    forward = {}
+    for seen in (0, recipe.adversarial.start_images):
+        with FlopCounterMode(display=False) as counter:
+            views = objective(*_batch(recipe, 4), images_seen=seen).views
+        forward[seen] = counter.get_total_flops()
+    # Eight passes of the discriminators: forward and back to the views here; both kinds of images, forward and back to
+    # weights and images, in their own step. Three of the renderer.
+    scores = discriminators_cost(recipe, 4).flops / 8.0
+    rendered = (step_costs(recipe, torch.float32, 0).adversarial.flops - 8.0 * scores) / 3.0
+    added = forward[recipe.adversarial.start_images] - forward[0]
+    assert 4 * (rendered + scores) == pytest.approx(added, rel=0.1)
+    assert views is not None
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        for player, pair in zip(adversary.discriminators, (views.main, views.novel), strict=True):
+            assert pair is not None
+            player.discriminator(pair.fake.rgb, views.index)
+    assert 4 * scores == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_r1_adds_some_passes_in_float32(tiny_recipe: Make) -> None:
+    """The gradient of a gradient, every so many steps."""
+    every = discriminators_cost(tiny_recipe(*_ADVERSARIAL, "adversarial.r1_every_steps=1"), 2)
+    rarely = discriminators_cost(tiny_recipe(*_ADVERSARIAL, "adversarial.r1_every_steps=16"), 2)
+    assert every.flops_float32 == pytest.approx(16 * rarely.flops_float32)
+    assert every.flops == rarely.flops == pytest.approx(8 / 5 * every.flops_float32)
+
+
+def _trunk(network: str) -> nn.Module:
+    """The network of a perceptual loss on the meta device."""
+    module = "efficientnet_lite_pytorch" if network == "efficientnet-lite0" else "lpips"
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        try:
+            package = importlib.import_module(module)
+        except (ImportError, RuntimeError) as error:  # a torchvision for another PyTorch raises RuntimeError
+            pytest.skip(f"{module}: {error}")
+        if network == "efficientnet-lite0":
+            return Lite0Trunk(package.EfficientNet.from_name(network)).eval()
+        whole = package.LPIPS(net=network.removeprefix("lpips-"), pretrained=False, pnet_rand=True, verbose=False)
+        return LpipsTrunk(package.ScalingLayer(), whole.net).to("meta").eval()
+
+
+@pytest.mark.parametrize("network", ["lpips-vgg", "lpips-alex", "efficientnet-lite0"])
+def test_the_perceptual_network_is_counted(tiny_recipe: Make, network: str) -> None:
+    side = 64
+    overrides = ("loss.perceptual=0.1", f"loss.perceptual_network={network}", f"loss.perceptual_patch_px={side}")
+    recipe = tiny_recipe("model.image_size=64", *overrides)
+    trunk = _trunk(network).requires_grad_(False)
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    weights = {t.untyped_storage()._cdata for t in (*trunk.parameters(), *trunk.buffers())}
+    images = torch.zeros(1, 3, side, side, device="meta", requires_grad=True)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        FlopCounterMode(display=False) as counter,
+    ):
+        stages = trunk(images)
+    bytes_kept = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in weights)
+    # And of each stage, scaled to unit length, its difference from the other image's.
+    compared = sum(4.0 * stage.numel() for stage in stages)
+    cost = perceptual_cost(recipe)
+    assert cost.flops_float32 == pytest.approx(3 * counter.get_total_flops(), rel=0.05)
+    assert cost.kept_bytes == pytest.approx(bytes_kept + compared, rel=0.3)
+    assert perceptual_parameters(recipe) == sum(p.numel() for p in trunk.parameters())
 
 
 @pytest.mark.parametrize("overrides", [(), ("rendering.importance_samples=8",), ("model.plane_head=linear",)])

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -138,7 +139,7 @@ def test_without_discriminators_there_is_one_speed(tiny_recipe: Make) -> None:
     assert len(plan_table(plan)) > 10
 
 
-def test_disk_counts_what_is_there_or_a_million_images(imagenet: Stage1Recipe, tmp_path) -> None:
+def test_disk_counts_what_is_there_or_a_million_images(imagenet: Stage1Recipe, tmp_path: Path) -> None:
     h100 = named_processor("h100", "auto")
     disk = plan_run(imagenet, h100, gpus=8)["disk"]
     assert disk["images"] == 1_000_000
@@ -207,7 +208,7 @@ def test_emulated_bfloat16_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)  # a PyTorch without the argument
     monkeypatch.setattr(torch.version, "hip", None)
     for capability, expected in (((7, 0), torch.float32), ((8, 0), torch.bfloat16)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
         assert resolve_precision("auto", cuda) == expected
 
 

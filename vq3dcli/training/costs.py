@@ -16,13 +16,13 @@ import torch
 from vq3dcli.config.schema import ModelSection, Stage1Recipe
 from vq3dcli.model.discriminator import Discriminator
 
-# Operations and kept bytes a pixel of one pass, and parameters, counted from the layers' shapes; Lite0's operations are
-# those of the whole network (Google's EfficientNet-Lite page: 407 million multiply-adds at 224 x 224).
+# Operations and kept bytes a pixel of one pass of the trunk at 64 x 64, and parameters, as PyTorch counts them (a test
+# compares). AlexNet, whose strides waste a border, takes a third less at 32 pixels and a quarter more at 128.
 _PERCEPTUAL = {
     "none": (0.0, 0.0, 0),
     "lpips-vgg": (611_712.0, 1940.0, 14_714_688),
-    "lpips-alex": (29_208.0, 117.0, 2_469_696),
-    "efficientnet-lite0": (16_220.0, 1600.0, 3_400_000),
+    "lpips-alex": (19_298.0, 89.0, 2_469_696),
+    "efficientnet-lite0": (11_785.0, 2200.0, 777_376),
 }
 # Lite0 enlarges smaller images to this side.
 _LITE0_LEAST_PX = 64
@@ -291,6 +291,6 @@ def _kept_per_channel(e: int) -> float:
 
 
 def _kept_per_point(model: ModelSection, e: int) -> float:
-    """Plane coordinates, features, hidden layers and colour in e bytes, and compositing in float32."""
-    colour_again = 12.0 if e < 4 else 0.0
-    return 24.0 + e * (model.plane_channels + model.field_hidden * model.field_layers + 3) + 48.0 + colour_again
+    """Plane coordinates, features and hidden layers in e bytes; the last of them again, colour and compositing in 4."""
+    last_again = 4.0 * model.field_hidden if e < 4 else 0.0
+    return 24.0 + e * (model.plane_channels + model.field_hidden * model.field_layers) + last_again + 12.0 + 48.0

@@ -305,7 +305,7 @@ def plan_table(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             share = f"{speed[f'{name}_multiplying_share']:.0%} of the time in matrix products"
             rows.append((label, f"{_three_digits(speed[name])} images/s", share))
     rows.append(("operations", f"{_three_digits(speed['gigaflops_an_image'])} GFLOP an image", ""))
-    kept = "but for the code search, the perceptual network and R1" if plan["precision"] == "bfloat16" else ""
+    kept = "with density, code search, perceptual network and R1 in float32" if plan["precision"] == "bfloat16" else ""
     rows.append(("precision", plan["precision"], kept))
     rows.append(("time", _duration(plan["days"]), f"{plan['images']} images, {plan['steps']} steps"))
     of = f"of {disk['images']} images"
