@@ -30,7 +30,7 @@ from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, FOV_RAD, NEAR, Camera
 
 # 96 samples at the middles of equal bins of s: part of the definition of every figure.
 EVALUATION_SAMPLES = 96
-PROTOCOL = "geometry-toyscenes-1"
+PROTOCOL = "geometry-toyscenes-2"
 
 
 Predictor = Callable[[Tensor], Renderable]
