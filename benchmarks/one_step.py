@@ -29,16 +29,14 @@ from vq3dcli.data.toyscenes import render_scenes, sample_scenes
 from vq3dcli.losses.depth import LABEL_METRIC
 from vq3dcli.losses.perceptual import build_perceptual
 from vq3dcli.rendering.cameras import canonical_camera
-from vq3dcli.training.arithmetic import flush_denormals, resolve_precision
-from vq3dcli.training.codes import update_codes
+from vq3dcli.training.arithmetic import flush_denormals
 from vq3dcli.training.devices import PUBLISHED, key_of
 from vq3dcli.training.distributed import Ranks
-from vq3dcli.training.ema import update_average
 from vq3dcli.training.objective import Stage1Objective
 from vq3dcli.training.plan import find_processor, plan_run
 from vq3dcli.training.run_folder import RunFolder
-from vq3dcli.training.state import RunState, start_or_resume
-from vq3dcli.training.step import compute_gradients
+from vq3dcli.training.stage1 import take_step
+from vq3dcli.training.state import start_or_resume
 
 CLASSES = 16
 
@@ -50,37 +48,6 @@ def toy_batch(count: int, size_px: int) -> Batch:
     kinds = torch.full((count,), LABEL_METRIC, dtype=torch.int8)
     index = torch.arange(count)
     return Batch(views.rgb, views.s, kinds, index % CLASSES, index, [str(i) for i in range(count)])
-
-
-def run_step(state: RunState, objective: Stage1Objective, batch: Batch, device: torch.device) -> float:
-    """One step as `training.stage1` makes it; its loss, which waits for the device."""
-    recipe = objective.recipe
-    schedule, ranks = recipe.training, Ranks()
-    state.optimizer.zero_grad(set_to_none=True)
-    step = compute_gradients(
-        objective,
-        batch,
-        parameters=list(state.model.parameters()),
-        images_seen=state.images_seen,
-        accumulate=schedule.accumulate,
-        gradient_clip=schedule.gradient_clip,
-        autocast_dtype=resolve_precision(schedule.precision, device),
-        device=device,
-        ranks=ranks,
-    )
-    if step.views:
-        state.adversary.update(step.views, state.images_seen)
-    state.optimizer.step()
-    state.images_seen += schedule.batch_size
-    update_codes(state, schedule, codes=step.codes, projected=step.projected, raw=step.raw, ranks=ranks)
-    update_average(
-        state.average,
-        state.model,
-        images_seen=state.images_seen,
-        batch_size=schedule.batch_size,
-        half_life_images=schedule.ema_half_life_images,
-    )
-    return float(step.loss)
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -117,9 +84,14 @@ def main() -> None:
         state.model.compile_parts()
     state.images_seen = max(recipe.training.quantize_from_images * 4, recipe.adversarial.start_images) + 1
     objective = Stage1Objective(state.model, recipe, state.adversary, perceptual)
-    run_step(state, objective, batch, device)
+
+    def step() -> float:
+        taken = take_step(recipe, state, objective, batch, device=device, ranks=Ranks())
+        return float(taken.step.loss)  # waits for the device
+
+    step()
     started = time.perf_counter()
-    losses = [run_step(state, objective, batch, device) for _ in range(options.steps)]
+    losses = [step() for _ in range(options.steps)]
     seconds = (time.perf_counter() - started) / options.steps
     assert all(math.isfinite(loss) for loss in losses), losses
     rate = recipe.training.batch_size / seconds

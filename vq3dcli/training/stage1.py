@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vq3dcli.checkpoint import save_weights
@@ -189,55 +190,15 @@ def _step_until_done(
 ) -> None:
     schedule = recipe.training
     forward = DistributedDataParallel(objective) if ranks.world_size > 1 else objective
-    autocast_dtype = resolve_precision(schedule.precision, device)
     interval_start, interval_images = time.perf_counter(), state.images_seen
     batches = data.batches(state.images_seen)
     while state.images_seen < schedule.images:
-        batch = next(batches)
-        learning_rate = learning_rate_at(
-            state.images_seen,
-            peak=schedule.learning_rate,
-            warmup_images=schedule.warmup_images,
-            total_images=schedule.images,
-            final_factor=schedule.final_learning_rate_factor,
-        )
-        set_learning_rate(state.optimizer, learning_rate)
-
-        # --- loss and gradient
-        state.optimizer.zero_grad(set_to_none=True)
-        step = compute_gradients(
-            forward,
-            batch,
-            parameters=list(state.model.parameters()),
-            images_seen=state.images_seen,
-            accumulate=schedule.accumulate,
-            gradient_clip=schedule.gradient_clip,
-            autocast_dtype=autocast_dtype,
-            device=device,
-            ranks=ranks,
-        )
-
-        # --- update; the discriminators first, since they may find that they diverge
-        scores = {}
-        if step.views:
-            factor = learning_rate / schedule.learning_rate
-            scores = state.adversary.update(step.views, state.images_seen, learning_rate_factor=factor)
-        state.optimizer.step()
-        state.images_seen += schedule.batch_size
-        state.chroma += _CHROMA_MOMENTUM * (float(ranks.mean(step.terms["chroma_ratio"])) - state.chroma)
-        counts = update_codes(state, schedule, codes=step.codes, projected=step.projected, raw=step.raw, ranks=ranks)
-        update_average(
-            state.average,
-            state.model,
-            images_seen=state.images_seen,
-            batch_size=schedule.batch_size,
-            half_life_images=schedule.ema_half_life_images,
-        )
+        taken = take_step(recipe, state, forward, next(batches), device=device, ranks=ranks)
 
         # --- report and save
         seen, size = state.images_seen, schedule.batch_size
         rate = (seen - interval_images) / max(time.perf_counter() - interval_start, 1e-9)
-        callbacks.report(Progress(seen, schedule.images, rate, float(step.loss)))
+        callbacks.report(Progress(seen, schedule.images, rate, float(taken.step.loss)))
         done = seen >= schedule.images
         asked = callbacks.should_stop() or (stop_after_images is not None and seen >= stop_after_images and not done)
         # A signal may reach the ranks at different steps: all of them stop as soon as one is asked to.
@@ -245,10 +206,10 @@ def _step_until_done(
         if _passed(seen, schedule.log_every_images, size) or done:
             record = {
                 "images_seen": seen,
-                **_figures(step, ranks),
-                **scores,
-                "perplexity": float(perplexity(counts)),
-                "learning_rate": learning_rate,
+                **_figures(taken.step, ranks),
+                **taken.scores,
+                "perplexity": float(perplexity(taken.code_counts)),
+                "learning_rate": taken.learning_rate,
                 "quantizing": bool(state.model.quantizer.active),
                 "images_per_second": round(rate, 2),
             }
@@ -266,6 +227,78 @@ def _step_until_done(
                 f"stopped at {seen} of {schedule.images} images, saved ({folder.path})",
                 remedy="the same command again continues",
             )
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step that was taken.
+
+    Attributes:
+        step: Losses and codes.
+        scores: Of the discriminators, over all ranks; empty before their start.
+        code_counts: How often each code was used by all ranks, `[K]`.
+        learning_rate: Of the autoencoder.
+    """
+
+    step: Step
+    scores: dict[str, float]
+    code_counts: Tensor
+    learning_rate: float
+
+
+def take_step(
+    recipe: Stage1Recipe, state: RunState, forward: nn.Module, batch: Batch, *, device: torch.device, ranks: Ranks
+) -> Taken:
+    """Change `state` by one step: autoencoder, discriminators, codes, moving average.
+
+    Args:
+        recipe: The resolved recipe.
+        state: The run's state.
+        forward: Its objective, wrapped by DistributedDataParallel on several ranks.
+        batch: This rank's rows of the global batch.
+        device: Where to compute.
+        ranks: This process among those of the run.
+
+    Raises:
+        DivergedError: A loss or gradient is not finite; nothing was changed.
+    """
+    schedule = recipe.training
+    learning_rate = learning_rate_at(
+        state.images_seen,
+        peak=schedule.learning_rate,
+        warmup_images=schedule.warmup_images,
+        total_images=schedule.images,
+        final_factor=schedule.final_learning_rate_factor,
+    )
+    set_learning_rate(state.optimizer, learning_rate)
+    state.optimizer.zero_grad(set_to_none=True)
+    step = compute_gradients(
+        forward,
+        batch,
+        parameters=list(state.model.parameters()),
+        images_seen=state.images_seen,
+        accumulate=schedule.accumulate,
+        gradient_clip=schedule.gradient_clip,
+        autocast_dtype=resolve_precision(schedule.precision, device),
+        device=device,
+        ranks=ranks,
+    )
+    scores = {}
+    if step.views:  # the discriminators first, since they may find that they diverge
+        factor = learning_rate / schedule.learning_rate
+        scores = state.adversary.update(step.views, state.images_seen, learning_rate_factor=factor)
+    state.optimizer.step()
+    state.images_seen += schedule.batch_size
+    state.chroma += _CHROMA_MOMENTUM * (float(ranks.mean(step.terms["chroma_ratio"])) - state.chroma)
+    counts = update_codes(state, schedule, codes=step.codes, projected=step.projected, raw=step.raw, ranks=ranks)
+    update_average(
+        state.average,
+        state.model,
+        images_seen=state.images_seen,
+        batch_size=schedule.batch_size,
+        half_life_images=schedule.ema_half_life_images,
+    )
+    return Taken(step, scores, counts, learning_rate)
 
 
 def _figures(step: Step, ranks: Ranks) -> dict[str, float]:
