@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data_tools.shards import SHARD_SIZE, Job, Reject, Sample, compact_json, shard_ranges, write_folder
+from data_tools.shards import Job, Reject, Sample, compact_json, shard_ranges, write_folder
+from vq3dcli.config.defaults import MAX_BAD, SHARD_SIZE
 from vq3dcli.data.images import centre_square, decode_image, encode_jpeg, read_file, to_square
 from vq3dcli.data.schema import Manifest, sample_key, stored_size
 from vq3dcli.errors import DataError, InputMissingError
 
 Classes = Literal["auto", "folders", "none"]
 ONLY_CLASS = "all"
-MAX_BAD = 0.05
 
 
 @dataclass(frozen=True)

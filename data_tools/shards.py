@@ -32,7 +32,6 @@ from vq3dcli.data.schema import (
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import atomic_path, lock_folder, make_folder, sha256_bytes, sha256_file, write_bytes, write_error
 
-SHARD_SIZE = 1000
 _OURS = re.compile(r"shard-\d{6,}\.(tar|index\.json)|plan\.json|manifest\.json|rejects\.jsonl")
 _LEFTOVER = re.compile(r"\.(shard-\d{6,}(\.index)?|plan|manifest|rejects)\.[0-9a-f]{8}\.tmp\.(tar|json|jsonl)")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from data_tools.shards import SHARD_SIZE, Job, Sample, compact_json, shard_ranges, write_folder
+from data_tools.shards import Job, Sample, compact_json, shard_ranges, write_folder
+from vq3dcli.config.defaults import SHARD_SIZE
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.schema import DISPARITY_EXTENSION, DISPARITY_LEVELS, Manifest, sample_key
 from vq3dcli.data.shards import encode_levels

@@ -14,7 +14,7 @@ def main() -> int:
     _open_closed_streams()
     _settle_threads()
     keep_freed_memory()
-    # Ctrl-C and SIGTERM unwind the stack, so that temporary files go and ffmpeg ends. Training replaces the second
+    # Ctrl-C and SIGTERM unwind the stack, so that temporary files go and ffmpeg ends. Training replaces both
     # with a flag (`vq3dcli.signals`).
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

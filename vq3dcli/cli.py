@@ -21,7 +21,7 @@ from vq3dcli.errors import Vq3dError
 COMMANDS = (
     ("doctor", "doctor", "Say what works on this machine, what is missing, and what to do about it."),
     ("demo", "demo", "Turn a photo and toy scenes into videos with the embedded weights."),
-    ("quickstart", "quickstart", "Run the whole pipeline at toy scale, from raw images to videos and a report."),
+    ("quickstart", "quickstart", "Run the whole pipeline at toy scale, from toy scenes to videos and a report."),
     ("prepare-data", "prepare_data", "Make shards of a folder of images, or of toy scenes."),
     ("depth-labels", "depth_labels", "Write disparity labels beside the shards."),
     ("train-stage1", "train_stage1", "Train the autoencoder whose decoder emits a NeRF; run it again to continue."),

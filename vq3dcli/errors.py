@@ -84,6 +84,6 @@ class RecipeError(Vq3dError):
 
 
 class DivergedError(Vq3dError):
-    """Training produced a non-finite loss, or a rank was lost."""
+    """Training produced a loss or gradient that is not finite."""
 
     exit_code = 79

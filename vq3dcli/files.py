@@ -22,7 +22,9 @@ def write_error(path: Path, error: OSError) -> Vq3dError:
     """The named error for an `OSError` met while writing `path`: 73 cannot create, 74 disk or I/O."""
     reason = error.strerror or str(error)
     if error.errno in _CANNOT_CREATE:
-        return OutputError(f"cannot create output ({path}): {reason}", remedy="another folder with -o or --out")
+        return OutputError(
+            f"cannot create output ({path}): {reason}", remedy="another output folder, or other permissions"
+        )
     return StorageError(f"cannot write ({path}): {reason}", remedy="free disk space, then run the same command again")
 
 
@@ -42,7 +44,7 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise OutputError(
-            f"cannot create folder ({path}): a file has that name", remedy="another folder with -o or --out"
+            f"cannot create folder ({path}): a file has that name", remedy="another output folder, or other permissions"
         ) from error
     except OSError as error:
         raise write_error(path, error) from error

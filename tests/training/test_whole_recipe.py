@@ -20,9 +20,9 @@ from vq3dcli.model.build import build_autoencoder
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.training.adversarial import Adversary
 from vq3dcli.training.distributed import Ranks
+from vq3dcli.training.gradients import Step, compute_gradients
 from vq3dcli.training.objective import Stage1Objective
 from vq3dcli.training.stage1 import train
-from vq3dcli.training.step import Step, compute_gradients
 
 Make = Callable[..., Stage1Recipe]
 
@@ -194,6 +194,11 @@ def test_a_batch_that_micro_batches_cut_is_refused(tiny_recipe: Make, data: _Toy
     with pytest.raises(RecipeError, match=r"batch_size \(10\) does not divide.*batch_size=8"):
         train(cut, _ToyBatches(10), tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_metric_labels_of_another_camera_are_refused(tiny_recipe: Make, data: _ToyBatches, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"near 1\.35 and far 60.*camera\.near=1\.35"):
+        train(tiny_recipe("camera.near=1.0"), data, tmp_path)
 
 
 def test_keys_that_change_no_result_may_change(

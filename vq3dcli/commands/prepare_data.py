@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from vq3dcli.commands.output import JsonOption, Output, QuietOption, SeedOption
+from vq3dcli.config.defaults import MAX_BAD, SHARD_SIZE
 from vq3dcli.errors import UsageError
 
 
@@ -27,9 +28,9 @@ def command(
     ] = "auto",
     max_bad: Annotated[
         float, typer.Option("--max-bad", min=0.0, max=1.0, help="Fraction of the files that may be no images.")
-    ] = 0.05,
+    ] = MAX_BAD,
     count: Annotated[int | None, typer.Option("--count", min=1, help="Number of toy scenes.")] = None,
-    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Samples a shard.")] = 1000,
+    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Samples a shard.")] = SHARD_SIZE,
     force: Annotated[bool, typer.Option("--force", help="Replace shards that were made with other options.")] = False,
     seed: SeedOption = 0,
     json: JsonOption = False,

@@ -21,7 +21,7 @@ def command(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Run the whole pipeline at toy scale, from raw images to videos and a report.
+    """Run the whole pipeline at toy scale, from toy scenes to videos and a report.
 
     Makes toy scenes and their labels, trains Stage 1 for some minutes, renders videos from one picture each, measures
     the geometry, and ends with a page that holds all of it. The minutes become a number of images once, after a short

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, stdout_bytes
+from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES, VIDEO_SIZE_PX
 from vq3dcli.errors import UsageError
 
 FormatName = Literal["mp4", "webm", "gif", "png", "frames"]
@@ -33,16 +34,16 @@ def command(
     spiral: Annotated[bool, typer.Option("--spiral", help="Widening circles from the first view and back.")] = False,
     dolly: Annotated[bool, typer.Option("--dolly", help="Towards the subject and back.")] = False,
     dolly_zoom: Annotated[bool, typer.Option("--dolly-zoom", help="The same, the subject keeping its size.")] = False,
-    frames: Annotated[int, typer.Option(help="Frames of the video, which loops.")] = 60,
-    fps: Annotated[float, typer.Option(help="Frames a second.")] = 24.0,
-    size: Annotated[int, typer.Option(help="Longer side of the video in pixels.")] = 128,
+    frames: Annotated[int, typer.Option(help="Frames of the video, which loops.")] = VIDEO_FRAMES,
+    fps: Annotated[float, typer.Option(help="Frames a second.")] = VIDEO_FPS,
+    size: Annotated[int, typer.Option(help="Longer side of the video in pixels.")] = VIDEO_SIZE_PX,
     fov: Annotated[
         float | None, typer.Option(help="Field of view in degrees; less zooms in. Default: the model's.")
     ] = None,
     amplitude: Annotated[
         float | None, typer.Option(help="How far the camera goes, in degrees. Default: 20, dolly 12.")
     ] = None,
-    samples: Annotated[int, typer.Option(help="Samples a ray; more are slower and a little cleaner.")] = 32,
+    samples: Annotated[int, typer.Option(help="Samples a ray; more are slower and a little cleaner.")] = VIDEO_SAMPLES,
     disparity: Annotated[bool, typer.Option("--disparity", help="Also write NAME_disparity: near is bright.")] = False,
     fit: Annotated[Literal["crop", "squash"], typer.Option(help=FIT)] = "crop",
     video_format: Annotated[FormatName | None, typer.Option("--format", help=FORMAT)] = None,

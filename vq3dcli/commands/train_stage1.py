@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from vq3dcli.data.loader import TrainingLoader
 
 # The keys of `training.devices.PUBLISHED`, which is not imported here: help must not import torch.
-DeviceName = Literal["h200", "h100", "a100", "a100-40gb", "v100", "l40s", "rtx4090", "cpu"]
+PlannedDevice = Literal["h200", "h100", "a100", "a100-40gb", "v100", "l40s", "rtx4090", "cpu"]
 
 
 def command(
@@ -43,7 +42,7 @@ def command(
         bool, typer.Option("--dry-run", help="Say what the run takes: memory, speed, days, disk; needs no --data.")
     ] = False,
     device_name: Annotated[
-        DeviceName | None, typer.Option("--device-name", help="Plan for this GPU instead, with --dry-run.")
+        PlannedDevice | None, typer.Option("--device-name", help="Plan for this GPU instead, with --dry-run.")
     ] = None,
     gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Plan for so many of them, with --dry-run.")] = None,
     device: DeviceOption = "auto",
@@ -70,9 +69,8 @@ def command(
 
     from vq3dcli.config.load import load_recipe
     from vq3dcli.config.schema import Stage1Recipe
-    from vq3dcli.data.loader import TrainingLoader
-    from vq3dcli.files import sha256_file
     from vq3dcli.pipelines.run_report import write_run_report
+    from vq3dcli.pipelines.train import open_loader, run_facts
     from vq3dcli.training.arithmetic import flush_denormals
     from vq3dcli.training.distributed import join_ranks
     from vq3dcli.training.run_folder import RunFolder
@@ -89,33 +87,14 @@ def command(
     label_name = None if labels == "none" else labels
     loader = None
     if data:
-        loader = TrainingLoader(
-            data,
-            labels=label_name,
-            batch_size=schedule.batch_size,
-            size=resolved.model.image_size,
-            seed=schedule.seed,
-            flip=schedule.flip,
-            crop=schedule.crop,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-        )
+        loader = open_loader(resolved, data, label_name, ranks)
     if dry_run:
         if main_rank:
             count = gpus or ranks.world_size
             _say_plan(said, resolved, chosen_device, device_name, count, loader, data or [], label_name)
         return
     assert loader is not None and out is not None, "checked above"
-    classes = hashlib.sha256("\n".join(loader.class_names).encode()).hexdigest()[:12]
-    facts = {
-        "samples": loader.num_samples,
-        "labelled": loader.num_labelled,
-        "labels": labels,
-        "classes": f"{len(loader.class_names)}, {classes}",
-    }
-    if perceptual_weights is not None and resolved.loss.perceptual > 0:
-        facts["perceptual_weights"] = sha256_file(perceptual_weights)
-    elif perceptual_weights is not None:
+    if perceptual_weights is not None and resolved.loss.perceptual == 0:
         said.warn("--perceptual-weights does nothing: loss.perceptual is 0")
     if label_name is not None and loader.num_labelled == 0 and resolved.loss.depth > 0:
         said.warn(f"no image has labels called {labels}: the depth loss does nothing; try: vq3d depth-labels")
@@ -133,7 +112,7 @@ def command(
             loader,
             out,
             device=chosen_device,
-            facts=facts,
+            facts=run_facts(resolved, loader, label_name, perceptual_weights),
             perceptual_weights=perceptual_weights,
             report=report,
             refresh_page=lambda: write_run_report(out),

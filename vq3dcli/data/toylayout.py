@@ -77,7 +77,8 @@ def sample_scenes(index: Tensor, *, seed: int, purpose: str = "train") -> ToySce
 
     Args:
         index: int64 `[n]`.
-        purpose: Equal seeds under different purposes share no scenes; by convention "train" or "eval".
+        purpose: Equal seeds under different purposes share no scenes; by convention "train", "eval", or "input" for
+            scenes that a user names.
     """
 
     def draw(name: str, count: int) -> list[Tensor]:

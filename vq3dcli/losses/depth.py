@@ -1,9 +1,9 @@
 """The depth losses of VQ3D and its ablation, in normalised disparity s.
 
-    pointwise:    mean over rays of  sum_i w_i |s_i - S|^2
-    accumulated:  mean over rays of  |sum_i w_i s_i - S|^2
+    pointwise:    mean over rays of  sum_i w_i |s_i - s*|^2
+    accumulated:  mean over rays of  |sum_i w_i s_i - s*|^2
 
-S is the label. With weights that sum to 1, the first is the second plus the variance of s under w: it punishes every
+s* is the label. With weights that sum to 1, the first is the second plus the variance of s under w: it punishes every
 piece of density away from the surface, where the second is content with floaters that cancel.
 
 Labels are metric (exact; used as they are) or relative (known up to an increasing affine map; aligned first).
@@ -24,7 +24,7 @@ LABEL_NONE, LABEL_METRIC, LABEL_RELATIVE = 0, 1, 2
 """Values of `label_kind`: no label, an exact one, one that is known up to an increasing affine map."""
 
 _WINSORISE = (0.02, 0.98)
-# The least standard deviation of s after the least-squares fit, about a quarter of a toy scene's: unbounded, the
+# The least standard deviation of s after the least-squares fit, about a third of a toy scene's: unbounded, the
 # rendering collapses to a flat wall and the fit follows it.
 _LEAST_STD = 0.045
 

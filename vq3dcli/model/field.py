@@ -7,7 +7,7 @@ step ds has the optical thickness 24 softplus(...) ds wherever it lies: the netw
 The term 8 (0.45 - s_c) says that space is empty near the camera and filled far away. Without it, the depth loss first
 thins the density everywhere, since half of the range is in front of the surface, and it may never come back. The
 factor 6 lets a surface sharpen within a short run: it grows with the step of the optimizer, which is the same for all
-weights. Twice as much puts sharp surfaces in the wrong places early, and they are slow to move.
+weights (docs/measurements.md compares 1, 4 and 12).
 
 Legend: B scenes, N points, C plane channels.
 """
@@ -28,7 +28,7 @@ from vq3dcli.rendering.space import Space, canonical_z_depth
 _DENSITY_SCALE = 24.0
 _DENSITY_SHIFT = 2.5
 RAW_GAIN = 6.0
-# An untrained ray (raw = 0) ends around s = 0.25, the mean of toy scenes, with weight on either side.
+# An untrained ray (raw = 0) ends around s = 0.25, near the mean of toy scenes, with weight on either side.
 _PRIOR_SLOPE = 8.0
 _PRIOR_MIDDLE_S = 0.45
 # Points a matmul: padding the last tile to the same shape makes a point's bits independent of its chunk.

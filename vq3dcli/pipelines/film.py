@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES, VIDEO_SIZE_PX
 from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import colour_map, display_range
 from vq3dcli.export.video import MAX_GIF_FPS, VideoFormat, video_writer
@@ -18,8 +19,6 @@ from vq3dcli.pipelines.targets import Target
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.rendering.trajectories import PATHS, trajectory
 
-# Fewer samples a ray than evaluation takes (96): a third of the time, and no difference that a video shows.
-SAMPLES = 32
 MAX_SIZE_PX = 2048
 _MIN_SIDE_PX = 16
 _PIXELS_AT_ONCE = 128 * 128 * 2
@@ -42,12 +41,12 @@ class Shot:
     """
 
     path: str = "orbit"
-    frames: int = 60
-    fps: float = 24.0
-    size_px: int = 128
+    frames: int = VIDEO_FRAMES
+    fps: float = VIDEO_FPS
+    size_px: int = VIDEO_SIZE_PX
     fov_deg: float | None = None
     amplitude_deg: float | None = None
-    samples: int = SAMPLES
+    samples: int = VIDEO_SAMPLES
 
 
 def check_shot(shot: Shot, video_format: VideoFormat) -> None:

@@ -1,4 +1,4 @@
-"""The whole pipeline at toy scale, from raw images to videos and a report, in minutes on a CPU.
+"""The whole pipeline at toy scale, from toy scenes to videos and a report, in minutes on a CPU.
 
     toy scenes -> shards -> exact labels -> calibration -> Stage 1 -> videos, figures -> report.html
 

@@ -2,7 +2,7 @@
 
 ```
 generator step:      views -> frozen discriminators -> loss, ramped up      (inside the autoencoder's objective)
-discriminator step:  detached views -> losses, lazy R1 -> two optimizers    (after the autoencoder's update)
+discriminator step:  detached views -> losses, lazy R1 -> two optimizers    (before the autoencoder's update)
 ```
 
 Nothing depends on rank or batch order but rounding: randomness by sample index, minibatch groups of neighbouring

@@ -23,18 +23,20 @@ from vq3dcli.checkpoint import save_weights
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import Batch
 from vq3dcli.errors import RecipeError, StoppedError
+from vq3dcli.losses.depth import LABEL_METRIC
 from vq3dcli.losses.perceptual import build_perceptual
 from vq3dcli.model.quantizer import perplexity
+from vq3dcli.rendering.cameras import FAR, NEAR
 from vq3dcli.training.arithmetic import denormals_flushed, resolve_precision
 from vq3dcli.training.averaging import average_checkpoints
 from vq3dcli.training.codes import update_codes
 from vq3dcli.training.distributed import Ranks, join_ranks
 from vq3dcli.training.ema import update_average
+from vq3dcli.training.gradients import Step, compute_gradients
 from vq3dcli.training.objective import Stage1Objective
 from vq3dcli.training.optim import learning_rate_at, set_learning_rate
 from vq3dcli.training.run_folder import RunFolder
 from vq3dcli.training.state import RunState, save_state, start_or_resume
-from vq3dcli.training.step import Step, compute_gradients
 from vq3dcli.training.watch import Watch
 
 _log = logging.getLogger(__name__)
@@ -127,8 +129,8 @@ def train(
     Raises:
         DivergedError: The loss or a gradient is not finite; nothing was updated by that step.
         StoppedError: Stopped on request, after saving, or `out` belongs to a running process.
-        RecipeError: `out` holds a run with another recipe or other facts, `training.init` does not fit, or the batch
-            does not divide among ranks and micro-batches.
+        RecipeError: `out` holds a run with another recipe or other facts, `training.init` does not fit, metric labels
+            are of another camera, or the batch does not divide among ranks and micro-batches.
         DataError: `out` holds a run that is damaged, or of another version's model.
         UnavailableError: The perceptual network or the tracker is not there.
     """
@@ -161,6 +163,7 @@ def train(
         if ranks.is_main:
             folder.forget_metrics_after(state.images_seen)
             first = next(data.batches(0))
+            _check_camera(recipe, first)
             watch = Watch(folder, recipe, first, state.images_seen, refresh_page)
         if ranks.is_main and state.images_seen:
             _log.info("continuing at %d images", state.images_seen)
@@ -302,13 +305,28 @@ def take_step(
 
 
 def _figures(step: Step, ranks: Ranks) -> dict[str, float]:
-    """What a record says of a step, over all ranks; relief only where there are metric labels."""
+    """What a record says of a step, over all ranks; relief only where there are labels."""
     figures = {"loss": float(ranks.mean(step.loss))}
     figures |= {name: float(ranks.mean(value)) for name, value in step.terms.items()}
     relief, count = ranks.sum(step.relief).tolist()
     if count:
         figures["relief"] = relief / count
     return figures | {"gradient_norm": float(step.gradient_norm)}
+
+
+def _check_camera(recipe: Stage1Recipe, batch: Batch) -> None:
+    """Metric labels are s between fixed planes: a recipe with others would train on wrong depth.
+
+    Raises:
+        RecipeError: It is such a recipe.
+    """
+    camera = recipe.camera
+    if bool((batch.label_kind == LABEL_METRIC).any()) and (camera.near, camera.far) != (NEAR, FAR):
+        raise RecipeError(
+            f"the data have metric labels between near {NEAR} and far {FAR}, and the recipe has {camera.near} and "
+            f"{camera.far}",
+            remedy=f"--set camera.near={NEAR} --set camera.far={FAR}, or relative labels",
+        )
 
 
 def _finish(recipe: Stage1Recipe, folder: RunFolder, state: RunState, ranks: Ranks) -> Result:

@@ -1,0 +1,62 @@
+"""What a training run needs from its folders: a loader, and the facts that must stay the same over its life."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.data.loader import TrainingLoader
+from vq3dcli.files import sha256_file
+from vq3dcli.training.distributed import Ranks
+
+
+def open_loader(recipe: Stage1Recipe, data: Sequence[Path], labels: str | None, ranks: Ranks) -> TrainingLoader:
+    """This rank's loader over folders of shards.
+
+    Args:
+        recipe: Batch size, image size, seed and augmentation.
+        data: The folders, which together are one data set.
+        labels: Name of the disparity labels beside the shards; None for none.
+        ranks: This process among those of the run.
+
+    Raises:
+        InputMissingError, DataError, UsageError: As `TrainingLoader`.
+    """
+    schedule = recipe.training
+    return TrainingLoader(
+        data,
+        labels=labels,
+        batch_size=schedule.batch_size,
+        size=recipe.model.image_size,
+        seed=schedule.seed,
+        flip=schedule.flip,
+        crop=schedule.crop,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+
+
+def run_facts(
+    recipe: Stage1Recipe, loader: TrainingLoader, labels: str | None, perceptual_weights: Path | None
+) -> dict[str, Any]:
+    """Facts of a run beside its recipe, JSON values; a run that continues with others is refused.
+
+    Args:
+        recipe: The resolved recipe.
+        loader: Its data.
+        labels: Name of the labels; None for none.
+        perceptual_weights: The file of the perceptual network, if it was given.
+    """
+    names = hashlib.sha256("\n".join(loader.class_names).encode()).hexdigest()[:12]
+    facts: dict[str, Any] = {
+        "samples": loader.num_samples,
+        "labelled": loader.num_labelled,
+        "labels": labels or "none",
+        "classes": f"{len(loader.class_names)}, {names}",
+    }
+    if perceptual_weights is not None and recipe.loss.perceptual > 0:
+        facts["perceptual_weights"] = sha256_file(perceptual_weights)
+    return facts
