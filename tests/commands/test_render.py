@@ -16,8 +16,9 @@ from PIL import Image
 
 from vq3dcli.cli import run
 from vq3dcli.commands.render import FormatName, command
+from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.export.video import VideoFormat
-from vq3dcli.pipelines.film import SAMPLES, Shot
+from vq3dcli.pipelines.film import Shot
 
 FAST = ["--frames", "3", "--size", "16", "--samples", "4", "--device", "cpu"]
 
@@ -40,7 +41,7 @@ def test_the_formats_and_defaults_are_the_library_s() -> None:
     options = {name: option.default for name, option in inspect.signature(command).parameters.items()}
     shot = Shot()
     assert (options["frames"], options["fps"], options["size"]) == (shot.frames, shot.fps, shot.size_px)
-    assert options["samples"] == shot.samples == SAMPLES
+    assert options["samples"] == shot.samples == VIDEO_SAMPLES
 
 
 @pytest.mark.parametrize("path", ["orbit", "swing", "spiral", "dolly", "dolly-zoom"])
