@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from vq3dcli.cli import run
-from vq3dcli.commands.train_stage1 import DeviceName
+from vq3dcli.commands.train_stage1 import PlannedDevice
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import RecipeError, UsageError
@@ -188,7 +188,7 @@ def test_other_gpus_and_variants_are_measured(name: str) -> None:
 
 
 def test_the_command_line_names_the_same_devices() -> None:
-    assert set(get_args(DeviceName)) == {*PUBLISHED, "cpu"}
+    assert set(get_args(PlannedDevice)) == {*PUBLISHED, "cpu"}
 
 
 def test_precision_follows_what_the_gpu_multiplies() -> None:
