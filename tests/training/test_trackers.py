@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +138,14 @@ def test_a_tracker_that_fails_is_reported_once_and_left(sheet: Path, caplog: pyt
 
 
 @pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     module = pytest.importorskip("wandb", reason="wandb is not installed: pip install 'vq3d[wandb]'")
     for name in ("WANDB_API_KEY", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
     for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
-    return module
+    yield module
+    module.teardown()  # it reads its environment once a process
 
 
 def test_wandb_keeps_an_offline_run(
