@@ -18,7 +18,7 @@ from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.rendering.cameras import canonical_camera
 
 PURPOSE = "train"
-_SCENES_AT_ONCE = 32
+_SCENES_AT_ONCE = 128
 
 
 def prepare_toyscenes(

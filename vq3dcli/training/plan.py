@@ -24,8 +24,9 @@ from vq3dcli.training.devices import (
     physical_memory_bytes,
 )
 
-# Python with PyTorch imported, and on a GPU the driver's context and libraries.
-_PROCESS_BYTES = {"cpu": 350e6, "cuda": 800e6}
+# Python with PyTorch imported and what its allocator holds without using it (docs/measurements.md); on a GPU the
+# driver's context and libraries.
+_PROCESS_BYTES = {"cpu": 850e6, "cuda": 800e6}
 # What gradients cost on the way between GPUs, though it overlaps with the backward pass: an assumption.
 _MANY_GPUS_SHARE = 0.9
 # A stored photo of 256 pixels a side takes about 27 kB (35 GB for ImageNet), a label two bytes at half the side.
