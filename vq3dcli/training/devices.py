@@ -17,9 +17,9 @@ import torch
 
 MATMUL_SHARE = 0.5
 BANDWIDTH_SHARE = 0.6
-# Of what one product and one pass alone reach on a CPU, a whole step reached 0.27 to 0.46 (docs/measurements.md):
+# Of what one product and one pass alone reach on a CPU, a whole step reached 0.33 to 0.54 (docs/measurements.md):
 # caches are shared, and most operations of a step are smaller.
-CPU_SHARE = 0.36
+CPU_SHARE = 0.42
 _MATMUL_SHAPE = (1024, 768, 768)
 _SECONDS = 0.4
 
