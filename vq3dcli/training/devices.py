@@ -17,9 +17,10 @@ import torch
 
 MATMUL_SHARE = 0.5
 BANDWIDTH_SHARE = 0.6
-# Of what one product and one pass alone reach on a CPU, a whole step reached 0.33 to 0.54 (docs/measurements.md):
-# caches are shared, and most operations of a step are smaller.
-CPU_SHARE = 0.42
+# Of what one product and one pass alone reach on a CPU, a whole step reaches these shares (docs/measurements.md):
+# caches are shared, and most operations are smaller.
+CPU_MATMUL_SHARE = 0.55
+CPU_BANDWIDTH_SHARE = 0.25
 _MATMUL_SHAPE = (1024, 768, 768)
 _SECONDS = 0.4
 
@@ -136,17 +137,20 @@ def measured_processor(
         block_bytes: Size of a typical activation; where memory is fetched anew for each, size decides the speed.
         memory_bytes: What the device has, if that is known.
     """
-    share = CPU_SHARE if device.type == "cpu" else 1.0
+    on_cpu = device.type == "cpu"
+    share, bandwidth_share = (CPU_MATMUL_SHARE, CPU_BANDWIDTH_SHARE) if on_cpu else (1.0, 1.0)
     flops = share * _matmul_speed(device, dtype)
     return Processor(
         name=f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device),
         kind=device.type,
         flops_per_second=flops,
         flops_per_second_float32=flops if dtype == torch.float32 else share * _matmul_speed(device, torch.float32),
-        bytes_per_second=share * _pass_speed(device, block_bytes),
+        bytes_per_second=bandwidth_share * _pass_speed(device, block_bytes),
         memory_bytes=memory_bytes,
         dtype=dtype,
-        basis="measured here" if share == 1.0 else f"{share:.0%} of a product and a pass measured here",
+        basis=f"{share:.0%} of a product and {bandwidth_share:.0%} of a pass measured here"
+        if on_cpu
+        else "measured here",
     )
 
 
