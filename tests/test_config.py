@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vq3dcli.config import load
+from vq3dcli.config.recipes import load_either
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import InputMissingError, RecipeError
 
@@ -175,8 +176,8 @@ def test_any_text_is_refused_with_one_line(
 def test_the_recipes_of_the_package_validate_and_round_trip() -> None:
     assert "toy-cpu" in load.recipe_names()
     for name in load.recipe_names():
-        recipe = load.load_recipe(name, Stage1Recipe)
-        assert Stage1Recipe.model_validate(tomllib.loads(load.dump_recipe(recipe))) == recipe
+        recipe = load_either(name)
+        assert type(recipe).model_validate(tomllib.loads(load.dump_recipe(recipe))) == recipe
 
 
 _KEYS = [".".join(keys) for keys in load._known_keys(Stage1Recipe)]

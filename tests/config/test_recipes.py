@@ -9,11 +9,20 @@ from pathlib import Path
 import pytest
 
 from vq3dcli.config.load import dump_recipe, load_recipe, recipe_names, recipes_folder
-from vq3dcli.config.recipes import Change, copy_recipe, diff_recipes, list_recipes, recipe_text, validate_recipes
-from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.config.recipes import (
+    Change,
+    copy_recipe,
+    diff_recipes,
+    list_recipes,
+    load_either,
+    recipe_text,
+    validate_recipes,
+)
+from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.errors import InputMissingError, OutputError, RecipeError
 
-NAMES = recipe_names()
+PRIORS = [name for name in recipe_names() if name.endswith("-prior")]
+NAMES = [name for name in recipe_names() if name not in PRIORS]
 ABLATIONS = ("pointwise", "accumulated", "none")
 SOURCES = {"paper", "vit-vqgan", "3dgp", "eg3d", "ada", "measured", "study", "chosen"}
 # What a run is called, where it writes and how it computes needs no source.
@@ -77,6 +86,25 @@ def test_every_value_names_its_source(name: str) -> None:
     assert found == sum(len(keys) for keys in toy.values() if isinstance(keys, dict)) - len(OBVIOUS) + 1  # and `kind`
 
 
+@pytest.mark.parametrize("name", PRIORS)
+def test_every_prior_is_complete_and_every_value_names_its_source(name: str) -> None:
+    text = (recipes_folder() / f"{name}.toml").read_text()
+    recipe = load_recipe(name, Stage2Recipe)
+    assert load_either(name) == recipe
+    assert tomllib.loads(text).keys() == recipe.model_dump().keys()
+    assert max(map(len, text.splitlines())) <= 120
+    explained = sources("\n".join(line for line in text.splitlines() if line.startswith("#")))
+    assert explained == {"llamagen", "chosen"}
+    for line in text.splitlines():
+        if (value := re.match(r"(\w+) = ", line)) and value[1] not in OBVIOUS:
+            found = sources(line.partition("#")[2])
+            assert found, line
+            assert found <= explained, line
+    assert recipe.training.init == ""
+    assert recipe.training.tracker == "none"
+    assert name.removesuffix("-prior") in NAMES
+
+
 @pytest.mark.parametrize("kind", ABLATIONS)
 def test_an_ablation_is_toy_cpu_with_one_key_changed(kind: str) -> None:
     """After a change of toy-cpu, change the ablations likewise: `vq3d recipes diff toy-cpu ablation-depth-...`."""
@@ -96,8 +124,11 @@ def test_discriminators_start_in_the_second_half(name: str) -> None:
 
 def test_the_list_says_what_each_is() -> None:
     listed = {summary.name: summary for summary in list_recipes()}
-    assert list(listed) == NAMES
+    assert list(listed) == recipe_names()
     assert (listed["imagenet256"].image_size, listed["imagenet256"].tokens) == (256, 1024)
+    assert {name for name, summary in listed.items() if summary.stage == 2} == set(PRIORS)
+    assert len(PRIORS) == 4
+    assert listed["toy-cpu-prior"].tokens is None
     assert listed["toy-cpu"].about.startswith("Stage 1 on toy scenes")
     assert all("\n" not in s.about and len(s.about) < 160 for s in listed.values())
 
@@ -116,13 +147,16 @@ def test_a_copy_keeps_every_byte_and_replaces_nothing_unasked(tmp_path: Path) ->
 
 
 def test_every_problem_of_every_recipe_is_named(tmp_path: Path) -> None:
-    assert len(validate_recipes()) == len(NAMES)
+    assert len(validate_recipes()) == len(recipe_names())
     text = recipe_text("toy-cpu")
     one, two = tmp_path / "one.toml", tmp_path / "two.toml"
     one.write_text(text.replace("batch_size = 8", "batch_size = 0"))
     two.write_text(text.replace('kind = "stage1"', 'kind = "stage9"') + "\nnonsense = 1\n")
-    with pytest.raises(RecipeError, match=r"one\.toml.*batch_size.*two\.toml.*nonsense"):
-        validate_recipes([str(one), "toy-cpu", str(two)])
+    three = tmp_path / "three.toml"
+    three.write_text(recipe_text("toy-cpu-prior").replace("heads = 4", "heads = 5"))
+    problems = r"one\.toml.*batch_size.*two\.toml.*nonsense.*three\.toml.*heads \(5\) must divide width \(256\)"
+    with pytest.raises(RecipeError, match=problems):
+        validate_recipes([str(one), "toy-cpu", str(two), str(three)])
 
 
 def test_a_run_is_compared_by_what_it_was_trained_with(tmp_path: Path) -> None:

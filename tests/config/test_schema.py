@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.config.load import load_recipe
+from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.errors import RecipeError
 
 Make = Callable[..., Stage1Recipe]
@@ -80,3 +81,24 @@ def test_sizes_of_views_are_those_that_a_discriminator_can_halve(tiny_recipe: Ma
         except RecipeError as error:
             assert "power of two" in str(error)  # noqa: PT017 # either outcome is fine, any other reason is not
     assert accepted == {side << halvings for side in (4, 5, 6, 7) for halvings in range(2, 6)} | {256}
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("model.heads=3", r"model: heads \(3\) must divide width \(256\)"),
+        ("model.dropout=1", r"model\.dropout .*should be less than 1"),
+        ("training.class_dropout=1.5", r"training\.class_dropout .*less than or equal to 1"),
+        ("training.held_out=0.6", r"training\.held_out .*less than or equal to 0\.5"),
+        ("training.accumulate=5", r"training: accumulate \(5\) must divide batch_size \(32\)"),
+        ("training.flip=true", r"training\.flip .*: unknown key"),
+        ("sampling.temperature=0", r"sampling\.temperature .*should be greater than 0"),
+        ("sampling.top_p=0", r"sampling\.top_p .*should be greater than 0"),
+        ("sampling.top_k=-1", r"sampling\.top_k .*greater than or equal to 0"),
+        ("sampling.guidance=-1", r"sampling\.guidance .*greater than or equal to 0"),
+    ],
+)
+def test_contradictions_in_a_prior_are_named(override: str, problem: str) -> None:
+    with pytest.raises(RecipeError, match=problem) as caught:
+        load_recipe("toy-cpu-prior", Stage2Recipe, [override])
+    assert "1 problem" in str(caught.value)

@@ -38,11 +38,11 @@ def ls(json: JsonOption = False, quiet: QuietOption = False) -> None:
     from vq3dcli.config.recipes import list_recipes
 
     found = list_recipes()
-    rows = [(r.name, r.image_size, r.tokens, r.images, r.about) for r in found]
+    rows = [(r.name, r.stage, r.image_size, r.tokens, r.images, r.about) for r in found]
     Output("recipes ls", json, quiet).finish(
         count=len(found),
         metrics={r.name: {key: value for key, value in asdict(r).items() if key != "name"} for r in found},
-        table=[("recipe", "pixels", "tokens", "images", "what it is"), *rows],
+        table=[("recipe", "stage", "pixels", "tokens", "images", "what it is"), *rows],
     )
 
 

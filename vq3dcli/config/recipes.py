@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vq3dcli.config.load import find_recipe, load_recipe, read_toml, recipe_names, recipes_folder
-from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.config.schema import Recipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.errors import InputMissingError, OutputError, RecipeError
 from vq3dcli.files import make_folder, read_error, write_bytes
 
@@ -23,15 +23,17 @@ class RecipeSummary:
     Attributes:
         name: What commands take.
         about: The first sentence of its file.
-        image_size: Side of the images in pixels.
-        tokens: Codes an image.
+        stage: 1 for an autoencoder, 2 for a prior over its codes.
+        image_size: Side of the images in pixels; None for a prior, which takes what its tokens were made from.
+        tokens: Codes an image; None for a prior.
         images: Images seen in a whole run.
     """
 
     name: str
     about: str
-    image_size: int
-    tokens: int
+    stage: int
+    image_size: int | None
+    tokens: int | None
     images: int
 
 
@@ -49,11 +51,25 @@ def list_recipes() -> list[RecipeSummary]:
     summaries = []
     for name in recipe_names():
         path = recipes_folder() / f"{name}.toml"
-        recipe = load_recipe(str(path), Stage1Recipe)
+        recipe, about = load_either(str(path)), _first_sentence(path)
+        if isinstance(recipe, Stage2Recipe):
+            summaries.append(RecipeSummary(name, about, 2, None, None, recipe.training.images))
+            continue
         model = recipe.model
         tokens = (model.image_size // model.patch) ** 2
-        summaries.append(RecipeSummary(name, _first_sentence(path), model.image_size, tokens, recipe.training.images))
+        summaries.append(RecipeSummary(name, about, 1, model.image_size, tokens, recipe.training.images))
     return summaries
+
+
+def load_either(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe of either stage, validated by the schema that its `kind` names; without one it is of Stage 1.
+
+    Raises:
+        InputMissingError, RecipeError: As `load_recipe`.
+    """
+    if read_toml(find_recipe(path_or_name)).get("kind") == "stage2":
+        return load_recipe(path_or_name, Stage2Recipe, overrides)
+    return load_recipe(path_or_name, Stage1Recipe, overrides)
 
 
 def locate_recipe(path_or_name: str) -> Path:
@@ -119,7 +135,7 @@ def validate_recipes(names: Sequence[str] = ()) -> list[Path]:
     problems = []
     for path in paths:
         try:
-            load_recipe(str(path), Stage1Recipe)
+            load_either(str(path))
         except RecipeError as error:
             problems.append(error.message)
     if problems:

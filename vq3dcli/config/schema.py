@@ -1,4 +1,4 @@
-"""What a Stage 1 recipe says. `model/build.py` turns it into a model; the parts of a model take plain arguments.
+"""What a recipe of either stage says. `model/build.py` turns it into a model; the parts take plain arguments.
 
 Durations are counted in images seen, so that the batch size changes no schedule.
 """
@@ -144,8 +144,8 @@ class AdversarialSection(_Section):
         return self
 
 
-class TrainingSection(_Section):
-    """The schedule."""
+class ScheduleSection(_Section):
+    """What the schedules of both stages have in common."""
 
     images: int = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -155,18 +155,14 @@ class TrainingSection(_Section):
     weight_decay: float = Field(ge=0)
     gradient_clip: float = Field(gt=0)
     ema_half_life_images: float = Field(gt=0)
-    quantize_from_images: int = Field(ge=0)
     precision: Literal["auto", "float32", "bfloat16"]
     seed: int = Field(ge=0)
-    flip: bool
-    crop: bool
     log_every_images: int = Field(ge=1)
     sheet_every_images: int = Field(ge=1)
     checkpoint_every_images: int = Field(ge=1)
     keep_checkpoints: int = Field(ge=1)
     accumulate: int = Field(ge=1)
     compile: bool
-    checkpoint_activations: bool
     init: str
     average_last: int = Field(ge=1)
     tracker: Literal["none", "tensorboard", "wandb"]
@@ -180,6 +176,15 @@ class TrainingSection(_Section):
                 f"average_last ({self.average_last}) must be at most keep_checkpoints ({self.keep_checkpoints})"
             )
         return self
+
+
+class TrainingSection(ScheduleSection):
+    """The schedule of Stage 1."""
+
+    quantize_from_images: int = Field(ge=0)
+    flip: bool
+    crop: bool
+    checkpoint_activations: bool
 
 
 class Stage1Recipe(_Section):
@@ -226,3 +231,47 @@ class Stage1Recipe(_Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+class PriorSection(_Section):
+    """The prior's shape; how many codes, tokens and classes there are is up to the tokens."""
+
+    width: int = Field(ge=16)
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    dropout: float = Field(ge=0, lt=1)
+    tied_head: bool
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
+        return self
+
+
+class PriorTrainingSection(ScheduleSection):
+    """The schedule of Stage 2."""
+
+    class_dropout: float = Field(ge=0, le=1)
+    held_out: float = Field(ge=0, le=0.5)
+
+
+class SamplingSection(_Section):
+    """How samples are drawn where nothing else is said."""
+
+    temperature: float = Field(gt=0)
+    top_k: int = Field(ge=0)
+    top_p: float = Field(gt=0, le=1)
+    guidance: float = Field(ge=0)
+
+
+class Stage2Recipe(_Section):
+    """A complete Stage 2 recipe."""
+
+    kind: Literal["stage2"]
+    model: PriorSection
+    training: PriorTrainingSection
+    sampling: SamplingSection
+
+
+Recipe = Stage1Recipe | Stage2Recipe
