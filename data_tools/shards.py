@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from data_tools.claim import claim_folder
 from vq3dcli.data.schema import (
     FORMAT_VERSION,
     MANIFEST_NAME,
-    PLAN_NAME,
     REJECTS_NAME,
     Manifest,
     Member,
@@ -29,8 +29,8 @@ from vq3dcli.data.schema import (
     read_record,
     shard_name,
 )
-from vq3dcli.errors import DataError, InputMissingError, UsageError
-from vq3dcli.files import atomic_path, lock_folder, make_folder, sha256_bytes, sha256_file, write_bytes, write_error
+from vq3dcli.errors import DataError, InputMissingError
+from vq3dcli.files import atomic_path, lock_folder, make_folder, sha256_bytes, sha256_file, write_bytes
 
 _OURS = re.compile(r"shard-\d{6,}\.(tar|index\.json)|plan\.json|manifest\.json|rejects\.jsonl")
 _LEFTOVER = re.compile(r"\.(shard-\d{6,}(\.index)?|plan|manifest|rejects)\.[0-9a-f]{8}\.tmp\.(tar|json|jsonl)")
@@ -111,7 +111,7 @@ def write_folder(out: Path, job: Job, *, force: bool, progress: Callable[[int, i
     make_folder(out)
     with lock_folder(out):
         plan = json_bytes({"format_version": FORMAT_VERSION, **job.plan})
-        _claim(out, plan, force=force)
+        claim_folder(out, plan, ours=_OURS, leftover=_LEFTOVER, force=force)
         rejects: list[RejectEntry] = []
         entries: list[ShardEntry] = []
         done = 0
@@ -143,44 +143,6 @@ def json_bytes(value: Any) -> bytes:
 def compact_json(value: Any) -> bytes:
     """`value` as one line of JSON."""
     return json.dumps(value, sort_keys=True, allow_nan=False).encode()
-
-
-def _claim(out: Path, plan: bytes, *, force: bool) -> None:
-    """Check that `out` is new or made with the same plan; write the plan; remove what a killed run left."""
-    try:
-        names = [path.name for path in out.iterdir()]
-        for name in names:
-            if _LEFTOVER.fullmatch(name):
-                (out / name).unlink()
-        ours = [name for name in names if _OURS.fullmatch(name)]
-        old = (out / PLAN_NAME).read_bytes() if PLAN_NAME in ours else None
-        if old == plan:
-            return
-        if ours and not force:
-            raise UsageError(
-                f"made with other options ({out}): {_difference(old, plan)}", remedy="--force, or another folder"
-            )
-        # The manifest goes first: what is left of a half-deleted folder is never taken for a finished one.
-        for name in sorted(ours, key=lambda name: (name != MANIFEST_NAME, name == PLAN_NAME)):
-            (out / name).unlink()
-    except OSError as error:
-        raise write_error(out, error) from error
-    write_bytes(out / PLAN_NAME, plan)
-
-
-def _difference(old: bytes | None, new: bytes) -> str:
-    """The options in which two plans differ, for a message."""
-    try:
-        before, after = json.loads(old or b""), json.loads(new)
-        names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    except (ValueError, AttributeError):
-        return "its plan.json is missing or damaged"
-    return ", ".join(f"{n} was {_short(before.get(n))}, is {_short(after.get(n))}" for n in names)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _write_shard(

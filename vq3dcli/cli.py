@@ -25,6 +25,7 @@ COMMANDS = (
     ("prepare-data", "prepare_data", "Make shards of a folder of images, or of toy scenes."),
     ("depth-labels", "depth_labels", "Write disparity labels beside the shards."),
     ("train-stage1", "train_stage1", "Train the autoencoder whose decoder emits a NeRF; run it again to continue."),
+    ("tokenize", "tokenize", "Encode shards into the tokens that Stage 2 is trained on."),
     ("recipes", "recipes", "List, show, copy, check and compare recipes."),
     ("render", "render", "Turn photos into videos of novel views."),
     ("evaluate", "evaluate", "Measure a model."),

@@ -32,6 +32,7 @@ TOKEN_DTYPE = np.dtype("<u2")
 CLASS_DTYPE = np.dtype("<i4")
 MAX_CODEBOOK_SIZE = 1 << 16
 
+_IMAGES_AT_ONCE = 4096
 _TOKENIZE_AGAIN = "vq3d tokenize again, with --force if need be"
 # Which images are held out may not change with the seed of a training: stores are compared over seeds.
 _HELD_OUT_SEED = 0
@@ -312,3 +313,12 @@ def split(images: int, held_out: float) -> tuple[Tensor, Tensor]:
     number = torch.arange(images)
     kept_back = uniform(_HELD_OUT_SEED, "held-out", number, 1)[:, 0] < held_out
     return number[~kept_back], number[kept_back]
+
+
+def code_use(store: TokenStore) -> dict[str, float]:
+    """How many codes the plain views use, and the exponential of the entropy of their use (`perplexity`)."""
+    counts = torch.zeros(store.codebook_size, dtype=torch.int64)
+    for images in torch.arange(store.num_images).split(_IMAGES_AT_ONCE):
+        counts += torch.bincount(store.read(images).flatten(), minlength=store.codebook_size)
+    share = counts.double() / counts.sum()
+    return {"codes_used": int((counts > 0).sum()), "perplexity": float(torch.special.entr(share).sum().exp())}

@@ -1,0 +1,61 @@
+"""`vq3d tokenize`: shards to the codes that Stage 2 is trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device
+
+VIEWS = "Views an image: 1, as it is; 2, its mirror image too; more, random crops of images stored with a margin."
+
+
+def command(
+    data: Annotated[list[Path], typer.Option("--data", help="A finished folder of vq3d prepare-data; several times.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tokens.")],
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Stage 1 weights or a run's folder. Default: embedded.")
+    ] = None,
+    views: Annotated[int, typer.Option("--views", min=1, max=1024, help=VIEWS)] = 2,
+    force: Annotated[bool, typer.Option("--force", help="Replace tokens that were made otherwise.")] = False,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Encode shards by Stage 1 into the tokens that Stage 2 is trained on.
+
+    OUT holds the codes of all images, memory-mapped, and the hash of the weights: a Stage 2 fits only the Stage 1 whose
+    tokens it saw. Run it again after an interruption: finished shards are kept.
+
+    Example:
+      vq3d tokenize --data toy/ --out tokens/
+      vq3d tokenize --weights runs/imagenet --data shards/ --out tokens/ --views 10
+    """
+    from vq3dcli.checkpoint import load_weights
+    from vq3dcli.data.tokens import TokenStore, code_use
+    from vq3dcli.pipelines.tokenize import tokenize
+
+    said = Output("tokenize", json, quiet)
+    target = pick_device(device)
+    loaded = load_weights(weights, target)
+    with said.counting("encoding", unit="images") as progress:
+        manifest = tokenize(loaded, data, out, views=views, seed=seed, device=target, force=force, on_progress=progress)
+    store = TokenStore(out, check_hashes=False)
+    said.finish(
+        count=manifest.images,
+        seed=seed,
+        weights=loaded,
+        metrics={
+            "images": manifest.images,
+            "views": manifest.views,
+            "length": manifest.length,
+            "classes": len(manifest.class_names),
+            "codebook_size": manifest.codebook_size,
+            **code_use(store),
+            "bytes": store.tokens.nbytes,
+        },
+        outputs=[out],
+    )

@@ -1,0 +1,296 @@
+"""Images to a token store, by the encoder of a Stage 1 weights file; resumable, the same bytes after interruptions.
+
+Each image shard becomes one part file, a pure function of the plan; at the end the parts become one file and go.
+
+Legend: V views of an image, S side of the model's images in pixels, L codes of a view.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_tools.claim import claim_folder
+from data_tools.shards import json_bytes
+from vq3dcli.checkpoint import LoadedWeights
+from vq3dcli.data.images import decode_image, resize
+from vq3dcli.data.schema import FORMAT_VERSION, MANIFEST_NAME, stored_size
+from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data.tokens import (
+    CLASS_DTYPE,
+    CLASSES_NAME,
+    MAX_CODEBOOK_SIZE,
+    TOKEN_DTYPE,
+    TOKENS_NAME,
+    TokenManifest,
+    TokenSource,
+    TokenStore,
+)
+from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.files import atomic_path, lock_folder, make_folder, sha256_bytes, sha256_file, write_bytes
+from vq3dcli.model.scene import to_model_range
+from vq3dcli.seeding import uniform
+
+# The bits of an encoder's output depend on the batch that an image is in: the same batches in every run.
+_IMAGES_A_BATCH = 16
+_MAX_DECODERS = 8
+_DIGEST_BYTES = 32
+_OURS = re.compile(r"part-\d{6,}\.u16|tokens\.u16|classes\.i32|plan\.json|manifest\.json")
+_LEFTOVER = re.compile(r"\.(part-\d{6,}|tokens|classes|plan|manifest)\.[0-9a-f]{8}\.tmp\.(u16|i32|json)")
+
+
+def tokenize(
+    weights: LoadedWeights,
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    views: int = 2,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    force: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> TokenManifest:
+    """Make the token store `out`, or finish what an earlier call began.
+
+    Args:
+        weights: A Stage 1 as it was loaded from its file, whose hash goes into the store.
+        folders: Finished shard folders of images; together they are one data set.
+        out: Folder of the store.
+        views: Of each image: the whole image, its mirror image, then random crops, every other one mirrored.
+        seed: Of the crops.
+        device: Where the encoder computes.
+        force: Delete a store that was made otherwise.
+        on_progress: Called with (images done, all images).
+
+    Raises:
+        UsageError: Images that are too small or, for crops, without a margin; or `out` was made otherwise.
+        InputMissingError, DataError: The shards are missing, unfinished or damaged, or the codes do not fit 16 bits.
+        StoppedError: Another process is writing there.
+        OutputError, StorageError: It cannot be written.
+    """
+    model = weights.recipe.model
+    if model.codebook_size > MAX_CODEBOOK_SIZE:
+        raise DataError(
+            f"codes of a codebook of {model.codebook_size} do not fit 16 bits ({weights.path})",
+            remedy=f"a Stage 1 of at most {MAX_CODEBOOK_SIZE} codes",
+        )
+    sources = [_open(folder, model.image_size, views) for folder in folders]
+    total = sum(images.num_samples for images in sources)
+    if total == 0:
+        raise DataError(f"no samples in {', '.join(map(str, folders)) or 'no folders'}", remedy="other folders")
+    length = (model.image_size // model.patch) ** 2
+    facts = {
+        "length": length,
+        "codebook_size": model.codebook_size,
+        "image_size": model.image_size,
+        "stage1_sha256": weights.sha256,
+        "views": views,
+        "view_names": _view_names(views),
+        "seed": seed,
+        "images": total,
+        "sources": [
+            TokenSource(
+                name=images.path.resolve().name,
+                images=images.num_samples,
+                manifest_sha256=sha256_file(images.path / MANIFEST_NAME),
+            ).model_dump()
+            for images in sources
+        ],
+    }
+    plan = json_bytes({"format_version": FORMAT_VERSION, **facts})
+    make_folder(out)
+    with lock_folder(out):
+        claim_folder(out, plan, ours=_OURS, leftover=_LEFTOVER, force=force)
+        parts = _parts(sources, out)
+        manifest = _finished(out)
+        if manifest is None:
+            encoder = _Encoder(weights, torch.device(device), views, seed)
+            _write_parts(encoder, parts, plan, length=length, on_progress=on_progress)
+            manifest = _assemble(out, parts, facts, sources)
+        for part in parts:
+            part.path.unlink(missing_ok=True)
+        on_progress(total, total)
+        return manifest
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One shard of one source and the file of its codes; `first` numbers its first image over all sources."""
+
+    images: ShardFolder
+    positions: range
+    first: int
+    path: Path
+
+
+def _open(folder: Path, size: int, views: int) -> ShardFolder:
+    images = ShardFolder(folder)
+    manifest = images.manifest
+    if manifest.kind != "images":
+        raise UsageError(f"holds labels, not images ({folder})", remedy="the shard folder above it")
+    if size > manifest.image_size:
+        raise UsageError(
+            f"the images are smaller ({manifest.image_size}) than those of the weights ({size}) ({folder})",
+            remedy=f"vq3d prepare-data with --size {size}",
+        )
+    if views > 2 and stored_size(size, manifest.margin) == size:
+        raise UsageError(
+            f"more than 2 views need room for crops, and these images have none ({folder})",
+            remedy="--views 2, or vq3d prepare-data with --margin 1.125",
+        )
+    return images
+
+
+def _view_names(views: int) -> list[str]:
+    return ["plain", "flip", *("crop flip" if view % 2 else "crop" for view in range(2, views))][:views]
+
+
+def _parts(sources: Sequence[ShardFolder], out: Path) -> list[_Part]:
+    parts: list[_Part] = []
+    first = 0
+    for images in sources:
+        start = 0
+        for shard in images.manifest.shards:
+            positions = range(start, start + shard.samples)
+            parts.append(_Part(images, positions, first, out / f"part-{len(parts):06d}.u16"))
+            first, start = first + shard.samples, positions.stop
+    return parts
+
+
+def _finished(out: Path) -> TokenManifest | None:
+    """The manifest of a store that is finished and whole; the plan was compared before."""
+    try:
+        return TokenStore(out).manifest
+    except (InputMissingError, DataError):
+        return None
+
+
+def _write_parts(
+    encoder: _Encoder,
+    parts: Sequence[_Part],
+    plan: bytes,
+    *,
+    length: int,
+    on_progress: Callable[[int, int], None],
+) -> None:
+    """Make the parts that are not there; a part ends with a digest of the plan and of its codes."""
+    total = parts[-1].first + len(parts[-1].positions)
+    for part in parts:
+        on_progress(part.first, total)
+        size = len(part.positions) * encoder.views * length * TOKEN_DTYPE.itemsize
+        if _is_whole(part.path, size, plan):
+            continue
+        data = b""
+        for codes in encoder.encode(part):
+            data += codes.tobytes()
+            on_progress(part.first + len(data) * len(part.positions) // size, total)
+        write_bytes(part.path, data + _digest(plan, data))
+
+
+def _is_whole(path: Path, size: int, plan: bytes) -> bool:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    return len(data) == size + _DIGEST_BYTES and data[size:] == _digest(plan, data[:size])
+
+
+def _digest(plan: bytes, data: bytes) -> bytes:
+    return hashlib.sha256(hashlib.sha256(plan).digest() + data).digest()
+
+
+def _assemble(
+    out: Path, parts: Sequence[_Part], facts: dict[str, Any], sources: Sequence[ShardFolder]
+) -> TokenManifest:
+    """Parts to one file, the classes, and last the manifest."""
+    names = list(dict.fromkeys(name for images in sources for name in images.manifest.class_names))
+    with atomic_path(out / TOKENS_NAME) as temporary:
+        with temporary.open("wb") as handle:
+            for part in parts:
+                handle.write(part.path.read_bytes()[:-_DIGEST_BYTES])
+        tokens_sha256 = sha256_file(temporary)
+    classes = np.concatenate([_classes(images, names) for images in sources]).tobytes()
+    write_bytes(out / CLASSES_NAME, classes)
+    manifest = TokenManifest.model_validate(
+        {
+            "format_version": FORMAT_VERSION,
+            **facts,
+            "class_names": names,
+            "tokens_sha256": tokens_sha256,
+            "classes_sha256": sha256_bytes(classes),
+        }
+    )
+    write_bytes(out / MANIFEST_NAME, json_bytes(manifest.model_dump(mode="json")))
+    return manifest
+
+
+def _classes(images: ShardFolder, names: list[str]) -> NDArray[np.int32]:
+    number = [names.index(name) for name in images.manifest.class_names]
+    found = (images.entry(i).class_index for i in range(images.num_samples))
+    return np.array([-1 if index is None else number[index] for index in found], CLASS_DTYPE)
+
+
+class _Encoder:
+    """Codes of the views of the images of a part; images are decoded ahead in threads."""
+
+    def __init__(self, weights: LoadedWeights, device: torch.device, views: int, seed: int) -> None:
+        self._model = weights.model.to(device)
+        self._device = device
+        self._size = weights.recipe.model.image_size
+        self._seed = seed
+        self.views = views
+
+    def encode(self, part: _Part) -> Iterator[NDArray[np.uint16]]:
+        """Codes of a few images after the other, `[b, V, L]`."""
+        starts = list(range(part.positions.start, part.positions.stop, _IMAGES_A_BATCH))
+        batches = [range(start, min(start + _IMAGES_A_BATCH, part.positions.stop)) for start in starts]
+        with ThreadPoolExecutor(min(_MAX_DECODERS, os.cpu_count() or 1)) as pool:
+
+            def begin(batch: range) -> list[Future[Tensor]]:
+                return [pool.submit(self._views, part, i) for i in batch]
+
+            try:
+                ahead = begin(batches[0]) if batches else []
+                for number in range(len(batches)):
+                    now, ahead = ahead, begin(batches[number + 1]) if number + 1 < len(batches) else []
+                    yield self._codes(torch.stack([future.result() for future in now]))
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    @torch.inference_mode()
+    def _codes(self, images: Tensor) -> NDArray[np.uint16]:
+        """Codes `[b, V, L]` of uint8 images `[b, V, 3, S, S]`."""
+        codes = self._model.codes(to_model_range(images.flatten(0, 1).to(self._device)))
+        return codes.reshape(*images.shape[:2], -1).cpu().numpy().astype(TOKEN_DTYPE)
+
+    def _views(self, part: _Part, i: int) -> Tensor:
+        """The views of image `i` of the part's folder, uint8 `[V, 3, S, S]`."""
+        images = part.images
+        extension = images.image_extension(i)
+        name = f"{images.path}, key {images.entry(i).key}"
+        image = decode_image(images.read(i, [extension])[extension], name=name, apply_orientation=False)
+        if image.shape[1] != image.shape[2]:
+            raise DataError(f"stored image is not square ({name})", remedy="vq3d prepare-data with --force")
+        plain = resize(image, self._size, self._size)
+        found = [plain, plain.flip(-1)][: self.views]
+        if self.views > 2:
+            side = stored_size(self._size, images.manifest.margin)
+            image = resize(image, side, side)
+            number = torch.tensor([part.first + i - part.positions.start])
+            places = uniform(self._seed, "tokenize crop", number, 2 * self.views)[0].reshape(-1, 2)
+            for view in range(2, self.views):
+                top, left = (places[view] * (side - self._size + 1)).long().tolist()
+                crop = image[:, top : top + self._size, left : left + self._size]
+                found.append(crop.flip(-1) if view % 2 else crop)
+        return torch.stack(found)
