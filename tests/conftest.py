@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 
 from vq3dcli.config.load import load_recipe
-from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 
 # The same examples in each run: a change is judged by its own merits. `HYPOTHESIS_PROFILE=explore` looks further.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -60,6 +60,22 @@ _TINY = (
     "training.compile=false",
 )
 
+_TINY_PRIOR = (
+    "model.width=32",
+    "model.layers=2",
+    "model.heads=2",
+    "model.dropout=0.0",
+    "training.images=64",
+    "training.batch_size=8",
+    "training.warmup_images=8",
+    "training.ema_half_life_images=16",
+    "training.held_out=0.2",
+    "training.log_every_images=8",
+    "training.sheet_every_images=32",
+    "training.checkpoint_every_images=32",
+    "training.keep_checkpoints=2",
+)
+
 
 @pytest.fixture(autouse=True)
 def _denormals_as_they_were() -> Iterator[None]:
@@ -89,3 +105,13 @@ def tiny_weights(tiny_recipe: Callable[..., Stage1Recipe], tmp_path_factory: pyt
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_weights(path, build_autoencoder(recipe), recipe, {"images_seen": 0})
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_prior_recipe() -> Callable[..., Stage2Recipe]:
+    """A recipe of a prior of two narrow layers; further overrides as arguments."""
+
+    def make(*overrides: str) -> Stage2Recipe:
+        return load_recipe("toy-cpu-prior", Stage2Recipe, [*_TINY_PRIOR, *overrides])
+
+    return make

@@ -21,6 +21,7 @@ LAYERS = (
         "vq3dcli.metrics",
         "vq3dcli.data",
         "vq3dcli.checkpoint",
+        "vq3dcli.prior_checkpoint",
         "vq3dcli.export",
         "vq3dcli.weights",
     ),

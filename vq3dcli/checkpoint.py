@@ -67,7 +67,7 @@ def save_weights(path: Path, model: Autoencoder, recipe: Stage1Recipe, card: Map
         The file's SHA-256.
     """
     tensors = {
-        name: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
+        name: value
         for name, value in model.state_dict().items()
         if not name.startswith(("auxiliary_head.", "quantizer.window_counts"))
     }
@@ -79,10 +79,19 @@ def save_weights(path: Path, model: Autoencoder, recipe: Stage1Recipe, card: Map
         "recipe": shared.model_dump(mode="json"),
         "card": dict(card),
     }
+    return write_weights(path, tensors, header)
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """Write tensors, floating-point ones rounded to fp16, with a header of JSON values; returns the file's SHA-256."""
+    rounded = {
+        name: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
+        for name, value in tensors.items()
+    }
     # One entry: safetensors writes several in random order, and the same weights would have another hash each time.
-    metadata = {"vq3d": json.dumps(header, sort_keys=True)}
+    metadata = {"vq3d": json.dumps(dict(header), sort_keys=True)}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        save_file(rounded, temporary, metadata)
         temporary.chmod(0o644)
     return sha256_file(path)
 
@@ -106,14 +115,8 @@ def load_weights(path: Path | None = None, device: str | torch.device = "cpu") -
             raise UnavailableError(
                 "this installation has no embedded weights", remedy="--weights with a file that train-stage1 wrote"
             )
-    if path.is_dir():
-        folder, path = path, path / "weights.safetensors"
-        if (folder / "checkpoints").is_dir() and not path.exists():
-            raise InputMissingError(
-                f"this run has not finished ({folder})",
-                remedy="the same train-stage1 command again",
-            )
-    metadata, tensors = _read_safetensors(path)
+    path = weights_of_run(path, "train-stage1")
+    metadata, tensors = read_weights(path)
     format_version, recipe, card = _read_header(path, metadata)
     _convert(tensors, format_version)
     inference = recipe.model_copy(update={"model": recipe.model.model_copy(update={"auxiliary_head": False})})
@@ -124,6 +127,16 @@ def load_weights(path: Path | None = None, device: str | torch.device = "cpu") -
     model.load_state_dict({name: tensors[name].to(value.dtype) for name, value in state.items()})
     model.requires_grad_(False).eval().to(device)
     return LoadedWeights(model, recipe, str(path), sha256_file(path), card)
+
+
+def weights_of_run(path: Path, command: str) -> Path:
+    """The weights file in a run's folder, or `path` itself if it is no folder. Raises `InputMissingError`."""
+    if not path.is_dir():
+        return path
+    file = path / "weights.safetensors"
+    if (path / "checkpoints").is_dir() and not file.exists():
+        raise InputMissingError(f"this run has not finished ({path})", remedy=f"the same {command} command again")
+    return file
 
 
 def _convert(tensors: dict[str, Tensor], format_version: int) -> None:
@@ -167,7 +180,14 @@ def check_tensors(message: str, expected: Mapping[str, Tensor], found: Mapping[s
         )
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read_weights(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file.
+
+    Raises:
+        InputMissingError: There is no such file, or it cannot be read.
+        UnsafeFileError: It is a pickle.
+        DataError: It is damaged.
+    """
     try:
         with path.open("rb") as handle:
             head = handle.read(9)

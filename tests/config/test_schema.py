@@ -86,13 +86,13 @@ def test_sizes_of_views_are_those_that_a_discriminator_can_halve(tiny_recipe: Ma
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("model.heads=3", r"model: heads \(3\) must divide width \(256\)"),
+        ("model.heads=3", r"model: width \(256\) must be a multiple of 4 x heads \(3\)"),
         ("model.dropout=1", r"model\.dropout .*should be less than 1"),
         ("training.class_dropout=1.5", r"training\.class_dropout .*less than or equal to 1"),
         ("training.held_out=0.6", r"training\.held_out .*less than or equal to 0\.5"),
         ("training.accumulate=5", r"training: accumulate \(5\) must divide batch_size \(32\)"),
         ("training.flip=true", r"training\.flip .*: unknown key"),
-        ("sampling.temperature=0", r"sampling\.temperature .*should be greater than 0"),
+        ("sampling.temperature=-1", r"sampling\.temperature .*greater than or equal to 0"),
         ("sampling.top_p=0", r"sampling\.top_p .*should be greater than 0"),
         ("sampling.top_k=-1", r"sampling\.top_k .*greater than or equal to 0"),
         ("sampling.guidance=-1", r"sampling\.guidance .*greater than or equal to 0"),

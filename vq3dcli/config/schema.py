@@ -163,6 +163,7 @@ class ScheduleSection(_Section):
     keep_checkpoints: int = Field(ge=1)
     accumulate: int = Field(ge=1)
     compile: bool
+    checkpoint_activations: bool
     init: str
     average_last: int = Field(ge=1)
     tracker: Literal["none", "tensorboard", "wandb"]
@@ -184,7 +185,6 @@ class TrainingSection(ScheduleSection):
     quantize_from_images: int = Field(ge=0)
     flip: bool
     crop: bool
-    checkpoint_activations: bool
 
 
 class Stage1Recipe(_Section):
@@ -244,8 +244,8 @@ class PriorSection(_Section):
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
+        if self.width % (4 * self.heads):  # rows and columns turn pairs of channels each
+            raise ValueError(f"width ({self.width}) must be a multiple of 4 x heads ({self.heads})")
         return self
 
 
@@ -259,7 +259,7 @@ class PriorTrainingSection(ScheduleSection):
 class SamplingSection(_Section):
     """How samples are drawn where nothing else is said."""
 
-    temperature: float = Field(gt=0)
+    temperature: float = Field(ge=0)
     top_k: int = Field(ge=0)
     top_p: float = Field(gt=0, le=1)
     guidance: float = Field(ge=0)

@@ -6,9 +6,10 @@ import math
 
 import torch
 
-from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.field import FieldMLP
+from vq3dcli.model.prior import Prior
 from vq3dcli.model.quantizer import Quantizer
 from vq3dcli.model.triplane_decoder import PlaneHead
 from vq3dcli.model.vit import Transformer
@@ -47,6 +48,33 @@ def build_autoencoder(recipe: Stage1Recipe, *, seed: int | None = None) -> Autoe
             near=recipe.camera.near,
             far=recipe.camera.far,
             auxiliary_head=model.auxiliary_head,
+        )
+
+
+def build_prior(
+    recipe: Stage2Recipe, *, codebook_size: int, length: int, classes: int, seed: int | None = None
+) -> Prior:
+    """A freshly initialised prior over tokens; the weights are a function of `seed` alone (default: the recipe's).
+
+    Args:
+        recipe: Its shape.
+        codebook_size: Number of codes.
+        length: Codes an image, a square number.
+        classes: Number of classes.
+        seed: Of the weights.
+    """
+    model = recipe.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.training.seed if seed is None else seed)
+        return Prior(
+            codebook_size=codebook_size,
+            length=length,
+            classes=classes,
+            width=model.width,
+            layers=model.layers,
+            heads=model.heads,
+            dropout=model.dropout,
+            tied_head=model.tied_head,
         )
 
 

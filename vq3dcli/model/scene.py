@@ -113,5 +113,10 @@ def reconstruct_scene(model: Autoencoder, images: Tensor) -> Scene:
         model: A trained autoencoder.
         images: uint8 `[B, 3, S, S]` at the model's image size.
     """
-    codes = model.codes(to_model_range(images))
+    return scene_from_codes(model, model.codes(to_model_range(images)))
+
+
+@torch.no_grad()
+def scene_from_codes(model: Autoencoder, codes: Tensor) -> Scene:
+    """Codes `[B, L]`, of photos or sampled, to NeRFs."""
     return Scene(model, model.planes_from_codes(codes), codes)

@@ -87,7 +87,7 @@ def compute_gradients(
         parts.append(part._replace(loss=part.loss.detach()))
     gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip)
     loss = torch.stack([part.loss for part in parts]).mean()
-    _require_finite(loss, gradient_norm, batch, images_seen, ranks)
+    require_finite(loss, gradient_norm, batch.keys, images_seen, ranks)
     return Step(
         loss=loss,
         terms={name: torch.stack([part.terms[name] for part in parts]).mean() for name in parts[0].terms},
@@ -100,11 +100,22 @@ def compute_gradients(
     )
 
 
-def _require_finite(loss: Tensor, gradient_norm: Tensor, batch: Batch, images_seen: int, ranks: Ranks) -> None:
-    """Stop before a non-finite update; every rank sees the same flag, so that all of them stop."""
+def require_finite(loss: Tensor, gradient_norm: Tensor, samples: Sequence[str], images_seen: int, ranks: Ranks) -> None:
+    """Stop before a non-finite update; every rank sees the same flag, so that all of them stop.
+
+    Args:
+        loss: Of this rank.
+        gradient_norm: Of all ranks' mean gradient.
+        samples: Names of this rank's samples, for the message.
+        images_seen: Before the step.
+        ranks: This process among those of the run.
+
+    Raises:
+        DivergedError: A loss or the gradient is not finite.
+    """
     finite = torch.isfinite(loss) & torch.isfinite(gradient_norm)
     if float(ranks.sum((~finite).float())) > 0:
-        damaged = ranks.gather_texts("" if bool(finite) else ", ".join(batch.keys[:8]))
+        damaged = ranks.gather_texts("" if bool(finite) else ", ".join(samples[:8]))
         names = "; ".join(text for text in damaged if text)
         raise DivergedError(
             f"the loss is {float(loss)} and the gradient norm {float(gradient_norm)} "

@@ -6,7 +6,7 @@ codes, relief above 0.5 soon after the warm-up, commitment above 0.007, gradient
 
 from __future__ import annotations
 
-from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.config.schema import ScheduleSection, Stage1Recipe
 from vq3dcli.training.health import Guard, Record, number
 
 # A render whose disparity has less than this part of the truth's spread is a wall.
@@ -40,23 +40,26 @@ def stage1_guards(recipe: Stage1Recipe) -> tuple[Guard, ...]:
             from_images=settled,
         )
     )
-    guards.append(
-        Guard(
-            "gradient explosion",
-            "gradient_norm",
-            cause="a learning rate that is too high, or a loss that was just switched on",
-            remedy="a lower training.learning_rate, a longer training.warmup_images or adversarial.ramp_images",
-            high=_NORM_RATIO,
-            from_images=schedule.warmup_images,
-            relative=True,
-            measure=lambda record: _at_least(number(record, "gradient_norm"), schedule.gradient_clip),
-        )
-    )
+    guards.append(gradient_guard(schedule, "a longer training.warmup_images or adversarial.ramp_images"))
     adversarial = recipe.adversarial
     for name, weight in (("main", adversarial.main), ("novel", adversarial.novel)):
         if weight > 0:
             guards += _discriminator_guards(name, adversarial.start_images + adversarial.ramp_images)
     return tuple(guards)
+
+
+def gradient_guard(schedule: ScheduleSection, remedy: str) -> Guard:
+    """The guard of the gradient's norm, for a run of either stage; `remedy` beside a lower learning rate."""
+    return Guard(
+        "gradient explosion",
+        "gradient_norm",
+        cause="a learning rate that is too high, or a loss that was just switched on",
+        remedy=f"a lower training.learning_rate, {remedy}",
+        high=_NORM_RATIO,
+        from_images=schedule.warmup_images,
+        relative=True,
+        measure=lambda record: _at_least(number(record, "gradient_norm"), schedule.gradient_clip),
+    )
 
 
 def _code_guards(recipe: Stage1Recipe) -> list[Guard]:

@@ -11,15 +11,17 @@ from torch import Tensor, nn
 _NO_DECAY_NAMES = ("codebook", "positions", "base")
 
 
-def build_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with betas (0.9, 0.99), as in ViT-VQGAN; weight decay on matrices only."""
+def build_optimizer(
+    model: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.99)
+) -> torch.optim.AdamW:
+    """AdamW, by default with the betas of ViT-VQGAN; weight decay on matrices only."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim >= 2 and not name.endswith(_NO_DECAY_NAMES)
         (decayed if is_matrix else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.99), fused=True)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
 def learning_rate_at(
@@ -31,6 +33,11 @@ def learning_rate_at(
     progress = (images_seen - warmup_images) / max(total_images - warmup_images, 1)
     cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
     return peak * (final_factor + (1.0 - final_factor) * cosine)
+
+
+def passed(images_seen: int, every: int, batch_size: int) -> bool:
+    """Whether a multiple of `every` lies in the step that ended at `images_seen`."""
+    return images_seen // every > (images_seen - batch_size) // every
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vq3dcli.checkpoint import read_checkpoint, write_checkpoint
 from vq3dcli.config.load import dump_recipe, load_recipe
-from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.config.schema import Recipe
 from vq3dcli.errors import DataError, RecipeError
 from vq3dcli.files import lock_folder, make_folder, read_error, write_bytes, write_error
 
@@ -58,7 +58,7 @@ class RunFolder:
         self.weights = path / "weights.safetensors"
 
     @contextlib.contextmanager
-    def opened(self, recipe: Stage1Recipe, facts: Mapping[str, Any]) -> Iterator[None]:
+    def opened(self, recipe: Recipe, facts: Mapping[str, Any]) -> Iterator[None]:
         """Create and lock the folder, and record or compare the recipe.
 
         Args:
@@ -77,11 +77,11 @@ class RunFolder:
             self._compare(recipe, facts)
             yield
 
-    def _compare(self, recipe: Stage1Recipe, facts: Mapping[str, Any]) -> None:
+    def _compare(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
         recipe_path, facts_path = self.path / "recipe.toml", self.path / "run.json"
         kept = bool(self._saved()) or self.weights.exists()
         if kept and recipe_path.exists() and facts_path.exists():
-            changed = _differences(_recorded_recipe(recipe_path), recipe)
+            changed = _differences(_recorded_recipe(recipe_path, type(recipe)), recipe)
             recorded = _read_facts(facts_path)
             changed += [f"{k}: {recorded.get(k)} -> {v}" for k, v in facts.items() if recorded.get(k) != v]
             if changed:
@@ -156,10 +156,10 @@ class RunFolder:
             raise write_error(self.metrics, error) from error
 
 
-def _recorded_recipe(path: Path) -> Stage1Recipe:
+def _recorded_recipe(path: Path, schema: type[Recipe]) -> Recipe:
     """The recipe that a run was started with. Raises `RecipeError`."""
     try:
-        return load_recipe(str(path), Stage1Recipe)
+        return load_recipe(str(path), schema)
     except RecipeError as error:
         raise RecipeError(
             f"the run was started by another version of vq3d, or its recipe was edited ({path})",
@@ -182,7 +182,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _differences(old: Stage1Recipe, new: Stage1Recipe) -> list[str]:
+def _differences(old: Recipe, new: Recipe) -> list[str]:
     """Keys whose values differ and may not, as `a.b: old -> new`."""
     before, after = old.model_dump(), new.model_dump()
     lines = []

@@ -33,15 +33,18 @@ from vq3dcli.training.codes import update_codes
 from vq3dcli.training.distributed import Ranks, join_ranks
 from vq3dcli.training.ema import update_average
 from vq3dcli.training.gradients import Step, compute_gradients
+from vq3dcli.training.guards import stage1_guards
 from vq3dcli.training.objective import Stage1Objective
-from vq3dcli.training.optim import learning_rate_at, set_learning_rate
+from vq3dcli.training.optim import learning_rate_at, passed, set_learning_rate
 from vq3dcli.training.run_folder import RunFolder
+from vq3dcli.training.sheets import write_sheet
 from vq3dcli.training.state import RunState, save_state, start_or_resume
 from vq3dcli.training.watch import Watch
 
 _log = logging.getLogger(__name__)
 
 _CHROMA_MOMENTUM = 0.05
+_SHEET_IMAGES = 6
 
 
 class Data(Protocol):
@@ -164,7 +167,8 @@ def train(
             folder.forget_metrics_after(state.images_seen)
             first = next(data.batches(0))
             _check_camera(recipe, first)
-            watch = Watch(folder, recipe, first, state.images_seen, refresh_page)
+            draw = _drawing(recipe, state, first, device)
+            watch = Watch(folder, recipe, stage1_guards(recipe), draw, state.images_seen, refresh_page)
         if ranks.is_main and state.images_seen:
             _log.info("continuing at %d images", state.images_seen)
         try:
@@ -206,7 +210,7 @@ def _step_until_done(
         asked = callbacks.should_stop() or (stop_after_images is not None and seen >= stop_after_images and not done)
         # A signal may reach the ranks at different steps: all of them stop as soon as one is asked to.
         stopping = ranks.any(asked, device)
-        if _passed(seen, schedule.log_every_images, size) or done:
+        if passed(seen, schedule.log_every_images, size) or done:
             record = {
                 "images_seen": seen,
                 **_figures(taken.step, ranks),
@@ -220,10 +224,10 @@ def _step_until_done(
                 watch.log(record)
             interval_start, interval_images = time.perf_counter(), seen
         if watch is not None:
-            if done or stopping or _passed(seen, schedule.checkpoint_every_images, size):
+            if done or stopping or passed(seen, schedule.checkpoint_every_images, size):
                 save_state(folder, recipe, state)
-            if done or _passed(seen, schedule.sheet_every_images, size):
-                watch.sheet(state.average, seen, device)
+            if done or passed(seen, schedule.sheet_every_images, size):
+                watch.sheet(seen)
         if stopping:
             ranks.barrier()
             raise StoppedError(
@@ -304,6 +308,12 @@ def take_step(
     return Taken(step, scores, counts, learning_rate)
 
 
+def _drawing(recipe: Stage1Recipe, state: RunState, first: Batch, device: torch.device) -> Callable[[Path], None]:
+    """Draws what the average makes of a batch's first images."""
+    image, label, label_kind = (tensor[:_SHEET_IMAGES] for tensor in (first.image, first.s, first.label_kind))
+    return lambda path: write_sheet(path, state.average, recipe, image.to(device), label, label_kind)
+
+
 def _figures(step: Step, ranks: Ranks) -> dict[str, float]:
     """What a record says of a step, over all ranks; relief only where there are labels."""
     figures = {"loss": float(ranks.mean(step.loss))}
@@ -345,8 +355,3 @@ def _finish(recipe: Stage1Recipe, folder: RunFolder, state: RunState, ranks: Ran
         digest = save_weights(folder.weights, state.average, recipe, card)
     ranks.barrier()
     return Result(folder.weights, digest, state.images_seen, folder.last_metrics())
-
-
-def _passed(seen: int, every: int, batch_size: int) -> bool:
-    """Whether a multiple of `every` lies in the step that ended at `seen` images."""
-    return seen // every > (seen - batch_size) // every

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from vq3dcli.config.schema import Stage1Recipe
-from vq3dcli.data.loader import Batch
-from vq3dcli.model.autoencoder import Autoencoder
-from vq3dcli.training.guards import stage1_guards
-from vq3dcli.training.health import observe, replay
+from vq3dcli.config.schema import Recipe
+from vq3dcli.training.health import Guard, observe, replay
 from vq3dcli.training.run_folder import RunFolder
-from vq3dcli.training.sheets import write_sheet
 from vq3dcli.training.trackers import open_tracker
 
 _log = logging.getLogger(__name__)
-
-_SHEET_IMAGES = 6
 
 
 class Watch:
@@ -29,7 +22,8 @@ class Watch:
     Args:
         folder: The run's folder, its metrics cut to `images_seen`.
         recipe: The resolved recipe.
-        first: The batch whose first images the sheets show.
+        guards: What the run is watched for.
+        draw: Writes a contact sheet at the path that it is given.
         images_seen: Where the run starts or continues.
         refresh_page: Called after each sheet and in the end.
 
@@ -40,14 +34,13 @@ class Watch:
     def __init__(
         self,
         folder: RunFolder,
-        recipe: Stage1Recipe,
-        first: Batch,
+        recipe: Recipe,
+        guards: Sequence[Guard],
+        draw: Callable[[Path], object],
         images_seen: int,
         refresh_page: Callable[[], object],
     ) -> None:
-        self.folder, self.recipe, self.refresh_page = folder, recipe, refresh_page
-        self.shown = tuple(tensor[:_SHEET_IMAGES] for tensor in (first.image, first.s, first.label_kind))
-        self.guards = stage1_guards(recipe)
+        self.folder, self.guards, self.draw, self.refresh_page = folder, guards, draw, refresh_page
         self.health, _ = replay(folder.all_metrics(), self.guards)
         self.tracker = open_tracker(
             recipe.training.tracker, folder.path, images_seen=images_seen, config=json.loads(recipe.model_dump_json())
@@ -61,11 +54,10 @@ class Watch:
         for finding in findings:
             _log.log(logging.INFO if finding.recovered else logging.WARNING, "%s", finding.line())
 
-    def sheet(self, average: Autoencoder, images_seen: int, device: torch.device) -> None:
-        """Write a contact sheet of the averaged model."""
+    def sheet(self, images_seen: int) -> None:
+        """Write a contact sheet."""
         path = self.folder.sheets / f"images-{images_seen:012d}.png"
-        image, label, label_kind = self.shown
-        write_sheet(path, average, self.recipe, image.to(device), label, label_kind)
+        self.draw(path)
         self.tracker.image("sheet", path, images_seen=images_seen)
         self._refresh()
 

@@ -1,0 +1,137 @@
+"""A prior's weights file: written once, read as written, refused where it does not belong."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vq3dcli.checkpoint import load_weights
+from vq3dcli.config.load import load_recipe, recipe_names, recipes_folder
+from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
+from vq3dcli.errors import DataError, InputMissingError, UnsafeFileError
+from vq3dcli.model.build import build_prior
+from vq3dcli.prior_checkpoint import TokenFacts, load_prior, save_prior
+
+Make = Callable[..., Stage2Recipe]
+
+FACTS = TokenFacts(stage1_sha256="ab" * 32, codebook_size=32, length=16, class_names=("a", "b", "c"))
+CLASSES = {"toy-cpu-prior": 12, "demo64-prior": 1000, "compcars256-prior": 163, "imagenet256-prior": 1000}
+UNITS = {"M": 1e6, "B": 1e9}
+
+
+@pytest.fixture
+def prior_file(tiny_prior_recipe: Make, tmp_path: Path) -> Path:
+    recipe = tiny_prior_recipe("training.init=/home/someone/prior.safetensors")
+    model = build_prior(recipe, codebook_size=32, length=16, classes=3)
+    save_prior(tmp_path / "prior.safetensors", model, recipe, FACTS, {"images_seen": 0})
+    return tmp_path / "prior.safetensors"
+
+
+def test_weights_are_rounded_once_and_load_as_written(prior_file: Path) -> None:
+    loaded = load_prior(prior_file)
+    stored = load_file(prior_file)
+    assert loaded.model.state_dict().keys() == stored.keys()
+    for name, value in loaded.model.state_dict().items():
+        assert stored[name].dtype == torch.float16
+        assert torch.equal(value, stored[name].float())
+    assert loaded.tokens == FACTS
+    assert loaded.recipe.training.init == ""
+    assert not loaded.model.training
+    assert b"someone" not in prior_file.read_bytes()
+
+
+def test_the_same_weights_give_the_same_file(tiny_prior_recipe: Make, tmp_path: Path) -> None:
+    recipe = tiny_prior_recipe()
+    model = build_prior(recipe, codebook_size=32, length=16, classes=3)
+    assert len({save_prior(tmp_path / f"{n}.safetensors", model, recipe, FACTS, {"a": 1}) for n in range(8)}) == 1
+
+
+def test_the_two_stages_are_told_apart(prior_file: Path, tiny_weights: Path) -> None:
+    with pytest.raises(DataError, match="Stage 1 weights, not a prior's"):
+        load_prior(tiny_weights)
+    with pytest.raises(DataError, match="not a Stage 1 weights file"):
+        load_weights(prior_file)
+
+
+def test_another_stage_1_is_refused_in_one_line(prior_file: Path) -> None:
+    prior = load_prior(prior_file)
+    prior.check_stage1("ab" * 32, "right.safetensors")
+    with pytest.raises(DataError, match=r"codes of another Stage 1.*abababababab, not cdcdcdcdcdcd \(wrong") as caught:
+        prior.check_stage1("cd" * 32, "wrong.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_prior_is_refused(prior_file: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "odd.safetensors"
+    odd.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(UnsafeFileError):
+        load_prior(odd)
+    with pytest.raises(InputMissingError):
+        load_prior(tmp_path / "none.safetensors")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputMissingError, match=r"has not finished.*train-stage2"):
+        load_prior(tmp_path / "run")
+    content = prior_file.read_bytes()
+    for keep in (0, 100, len(content) // 2, len(content) - 1):
+        odd.write_bytes(content[:keep])
+        with pytest.raises(DataError):
+            load_prior(odd)
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"format_version": 99}, "newer than"),
+        ({"recipe": {}}, "without a sound recipe"),
+        ({"tokens": {}}, "without a sound recipe"),
+        ({"card": 3}, "without a sound recipe"),
+        ({"tokens": {**FACTS.model_dump(mode="json"), "length": 15}}, "impossible shape"),
+        ({"tokens": {**FACTS.model_dump(mode="json"), "codebook_size": 33}}, "do not fit their recipe"),
+    ],
+)
+def test_an_odd_header_is_named(prior_file: Path, tmp_path: Path, changed: dict[str, object], problem: str) -> None:
+    content = prior_file.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["vq3d"])
+    save_file(load_file(prior_file), tmp_path / "odd.safetensors", {"vq3d": json.dumps({**header, **changed})})
+    with pytest.raises(DataError, match=problem):
+        load_prior(tmp_path / "odd.safetensors")
+
+
+def parameters(recipe: Stage2Recipe, codebook_size: int, length: int, classes: int) -> int:
+    with torch.device("meta"):
+        model = build_prior(recipe, codebook_size=codebook_size, length=length, classes=classes)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def millions(text: str) -> list[float]:
+    return [float(n) * UNITS[unit] for n, unit in re.findall(r"\b(\d+(?:\.\d+)?) ([MB])\b", text)]
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.endswith("-prior")])
+def test_every_recipe_builds_with_the_size_it_says(name: str) -> None:
+    stage1 = load_recipe(name.removesuffix("-prior"), Stage1Recipe).model
+    length = (stage1.image_size // stage1.patch) ** 2
+    found = parameters(load_recipe(name, Stage2Recipe), stage1.codebook_size, length, CLASSES[name])
+    text = (recipes_folder() / f"{name}.toml").read_text()
+    first, width = text.splitlines()[0], next(line for line in text.splitlines() if line.startswith("width"))
+    for line in (first, width):
+        assert millions(line) == [pytest.approx(found, rel=0.04)], line
+
+
+def test_the_sizes_that_a_recipe_names_are_those_of_such_priors() -> None:
+    text = (recipes_folder() / "imagenet256-prior.toml").read_text()
+    sizes = re.findall(r"(\d+(?:\.\d+)? [MB]): width (\d+), layers (\d+), heads (\d+)(, tied_head)?", text)
+    assert len(sizes) == 6
+    for size, width, layers, heads, tied in sizes:
+        shape = [f"model.width={width}", f"model.layers={layers}", f"model.heads={heads}"]
+        recipe = load_recipe("imagenet256-prior", Stage2Recipe, [*shape, f"model.tied_head={str(bool(tied)).lower()}"])
+        assert millions(size) == [pytest.approx(parameters(recipe, 8192, 1024, 1000), rel=0.04)], size

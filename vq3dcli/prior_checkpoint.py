@@ -1,0 +1,150 @@
+"""The prior's weights file: as those of Stage 1 (`checkpoint`), and what its codes mean.
+
+Codes mean something to one Stage 1 weights file alone, so the header holds that file's hash, with the number of codes,
+their number an image and the names of the classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from vq3dcli.checkpoint import check_tensors, read_weights, weights_of_run, write_weights
+from vq3dcli.config.schema import Stage2Recipe
+from vq3dcli.errors import DataError, UnavailableError
+from vq3dcli.files import sha256_file
+from vq3dcli.model.build import build_prior
+from vq3dcli.model.prior import Prior
+
+FORMAT_VERSION = 1
+
+
+class TokenFacts(BaseModel):
+    """What a prior's codes are.
+
+    Attributes:
+        stage1_sha256: Hash of the Stage 1 weights file that made them and can decode them.
+        codebook_size: Number of codes K.
+        length: Codes an image L.
+        class_names: By class index.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage1_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    codebook_size: int = Field(ge=1)
+    length: int = Field(ge=1)
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LoadedPrior:
+    """A prior ready for sampling and where it came from.
+
+    Attributes:
+        model: The prior, in evaluation mode, float32.
+        recipe: The recipe it was trained with.
+        tokens: What its codes are.
+        path: The file.
+        sha256: The file's hash.
+        card: What the file says of itself: images seen, figures.
+    """
+
+    model: Prior
+    recipe: Stage2Recipe
+    tokens: TokenFacts
+    path: str
+    sha256: str
+    card: dict[str, Any]
+
+    def check_stage1(self, sha256: str, path: str) -> None:
+        """Raise `DataError` unless the codes are those of the Stage 1 weights file with this hash."""
+        if sha256 != self.tokens.stage1_sha256:
+            raise DataError(
+                f"a prior over the codes of another Stage 1 ({self.path}): of weights "
+                f"{self.tokens.stage1_sha256[:12]}, not {sha256[:12]} ({path})",
+                remedy="--weights with the file that its tokens were made with, or another --prior",
+            )
+
+
+def embedded_prior_path() -> Path:
+    """Where the package keeps its own prior; the file may be missing."""
+    return Path(str(resources.files("vq3dcli.weights"))) / "stage2.safetensors"
+
+
+def save_prior(path: Path, model: Prior, recipe: Stage2Recipe, tokens: TokenFacts, card: Mapping[str, Any]) -> str:
+    """Write a prior's weights file; floating-point tensors are rounded to fp16.
+
+    Returns:
+        The file's SHA-256.
+    """
+    # A file to be shared names no path of the machine it was made on; the card has the hash of what it started from.
+    shared = recipe.model_copy(update={"training": recipe.training.model_copy(update={"init": ""})})
+    header = {
+        "format": "stage2",
+        "format_version": FORMAT_VERSION,
+        "recipe": shared.model_dump(mode="json"),
+        "tokens": tokens.model_dump(mode="json"),
+        "card": dict(card),
+    }
+    return write_weights(path, model.state_dict(), header)
+
+
+def load_prior(path: Path | None = None, device: str | torch.device = "cpu") -> LoadedPrior:
+    """Read a prior's weights file.
+
+    Args:
+        path: A weights file or a run's folder; None for the embedded one.
+        device: Where the model goes.
+
+    Raises:
+        InputMissingError: There is no such file.
+        UnsafeFileError: The file is a pickle.
+        DataError: The file is damaged, or is no prior of ours.
+        UnavailableError: This installation has no embedded prior.
+    """
+    if path is None:
+        path = embedded_prior_path()
+        if not path.exists():
+            raise UnavailableError(
+                "this installation has no embedded prior", remedy="--prior with a file that train-stage2 wrote"
+            )
+    path = weights_of_run(path, "train-stage2")
+    metadata, tensors = read_weights(path)
+    recipe, facts, card = _read_header(path, metadata)
+    try:
+        model = build_prior(
+            recipe, codebook_size=facts.codebook_size, length=facts.length, classes=len(facts.class_names)
+        )
+    except AssertionError as error:  # a header that was tampered with
+        raise DataError(f"a prior of an impossible shape ({path}): {error}", remedy="another copy") from error
+    check_tensors(f"weights do not fit their recipe ({path})", model.state_dict(), tensors)
+    model.load_state_dict({name: value.float() for name, value in tensors.items()})
+    model.requires_grad_(False).eval().to(device)
+    return LoadedPrior(model, recipe, facts, str(path), sha256_file(path), card)
+
+
+def _read_header(path: Path, metadata: Mapping[str, str]) -> tuple[Stage2Recipe, TokenFacts, dict[str, Any]]:
+    """Recipe, facts of the tokens and card of a prior's weights file. Raises `DataError`."""
+    try:
+        header = dict(json.loads(metadata.get("vq3d", "{}")))
+        if header.get("format") != "stage2":
+            told = "Stage 1 weights, not a prior's" if header.get("format") == "stage1" else "not a prior's weights"
+            raise DataError(f"{told} ({path})", remedy="a file that train-stage2 wrote")
+        version = int(header["format_version"])
+        if version > FORMAT_VERSION:
+            raise DataError(f"a prior of format {version}, newer than {FORMAT_VERSION} ({path})", remedy="a newer vq3d")
+        recipe = Stage2Recipe.model_validate(header["recipe"])
+        return recipe, TokenFacts.model_validate(header["tokens"]), dict(header["card"])
+    except (KeyError, ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"a prior without a sound recipe ({path}): {reason}", remedy="weights written by the same version"
+        ) from error

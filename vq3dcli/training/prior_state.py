@@ -1,0 +1,167 @@
+"""What a step of Stage 2 depends on and what a checkpoint holds: the prior, its average, its optimizer."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vq3dcli.checkpoint import check_tensors
+from vq3dcli.config.schema import Stage2Recipe
+from vq3dcli.errors import DataError, RecipeError
+from vq3dcli.model.build import build_prior
+from vq3dcli.model.prior import Prior
+from vq3dcli.prior_checkpoint import TokenFacts, load_prior
+from vq3dcli.training.distributed import Ranks
+from vq3dcli.training.ema import as_mapping, average_of
+from vq3dcli.training.optim import build_optimizer, optimizer_tensors, restore_optimizer
+from vq3dcli.training.run_folder import RunFolder
+
+_log = logging.getLogger(__name__)
+
+_BETAS = (0.9, 0.95)  # as LlamaGen (Sun et al., 2024, sec. 3.1)
+
+
+@dataclass
+class PriorState:
+    """A run at a moment.
+
+    Attributes:
+        model: What is trained.
+        average: Its moving average, which is exported.
+        optimizer: Of the model.
+        images_seen: Images seen so far.
+        init_sha256: Hash of the weights that the run started from; empty for a random start.
+    """
+
+    model: Prior
+    average: Prior
+    optimizer: torch.optim.AdamW
+    images_seen: int = 0
+    init_sha256: str = ""
+
+
+def start_or_resume_prior(
+    folder: RunFolder, recipe: Stage2Recipe, tokens: TokenFacts, *, device: torch.device, ranks: Ranks
+) -> PriorState:
+    """The state of the newest checkpoint, or else that of a new run, from `training.init` if the recipe names it.
+
+    Args:
+        folder: The run's folder.
+        recipe: The resolved recipe.
+        tokens: What it is trained on.
+        device: Where to train.
+        ranks: This process among those of the run.
+
+    Raises:
+        DataError: The checkpoint is damaged, or of another model.
+        RecipeError: The weights to start from do not fit the recipe or the tokens.
+        InputMissingError, UnsafeFileError: As `prior_checkpoint.load_prior`.
+    """
+    schedule = recipe.training
+    model = build_prior(
+        recipe, codebook_size=tokens.codebook_size, length=tokens.length, classes=len(tokens.class_names)
+    )
+    saved = folder.newest()
+    init_sha256 = initialise_prior(model, tokens, Path(schedule.init)) if saved is None and schedule.init else ""
+    model = model.to(device)
+    state = PriorState(
+        model=model,
+        average=average_of(model),
+        optimizer=build_optimizer(
+            model, learning_rate=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=_BETAS
+        ),
+        init_sha256=init_sha256,
+    )
+    if saved is None:
+        return state
+    parts, manifest = saved
+    misfit = f"the checkpoint does not fit this model ({folder.checkpoints})"
+    for name, module in (("weights", state.model), ("average", state.average)):
+        check_tensors(misfit, module.state_dict(), parts.get(name, {}))
+        module.load_state_dict(parts[name])
+    try:
+        restore_optimizer(state.optimizer, model, parts["optimizer"])
+        threads = manifest["threads"]
+        state.images_seen, state.init_sha256 = int(manifest["images_seen"]), str(manifest["init_sha256"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{misfit}: {error}", remedy="the version of vq3d that wrote it, or another --out") from error
+    if ranks.is_main and device.type == "cpu" and threads != torch.get_num_threads():
+        _log.warning(
+            "the run used %d threads and now has %d: it continues, but not to the same bits",
+            threads,
+            torch.get_num_threads(),
+        )
+    return state
+
+
+def save_prior_state(folder: RunFolder, recipe: Stage2Recipe, state: PriorState) -> None:
+    """Write a checkpoint. Raises `OutputError` or `StorageError`."""
+    parts = {
+        "weights": as_mapping(state.model),
+        "average": as_mapping(state.average),
+        "optimizer": optimizer_tensors(state.optimizer, state.model),
+    }
+    manifest = {
+        "images_seen": state.images_seen,
+        "init_sha256": state.init_sha256,
+        "recipe": json.loads(recipe.model_dump_json()),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+    folder.save(state.images_seen, parts, manifest, recipe.training.keep_checkpoints)
+
+
+@torch.no_grad()
+def initialise_prior(model: Prior, tokens: TokenFacts, path: Path) -> str:
+    """Fine-tuning: a fresh prior takes another's weights, in place; the optimizer and the schedule start anew.
+
+    All shapes must agree, but for the classes: those of a name that both know come along, others start at random.
+
+    Args:
+        model: Built for `tokens`, on the CPU.
+        tokens: What it will be trained on.
+        path: A prior's weights file, or the folder of a finished run.
+
+    Returns:
+        The file's hash.
+
+    Raises:
+        RecipeError: The weights do not fit the recipe, or belong to tokens of another Stage 1.
+        InputMissingError, UnsafeFileError, DataError: As `prior_checkpoint.load_prior`.
+    """
+    loaded = load_prior(path)
+    if loaded.tokens.stage1_sha256 != tokens.stage1_sha256:
+        raise RecipeError(
+            f"the weights to start from are of another Stage 1 ({loaded.path}): of "
+            f"{loaded.tokens.stage1_sha256[:12]}, the tokens are of {tokens.stage1_sha256[:12]}",
+            remedy="vq3d tokenize with that Stage 1, or no training.init",
+        )
+    source, target = loaded.model.state_dict(), model.state_dict()
+    classes = "class_embedding.weight"
+    old, new = source.pop(classes), target.pop(classes)
+    wrong = [name for name in {**target, **source} if name not in source or name not in target]
+    wrong += [name for name in target if name in source and source[name].shape != target[name].shape]
+    if old.shape[1] != new.shape[1]:
+        wrong.append(classes)
+    if loaded.model.heads != model.heads:
+        wrong.append("heads")  # the same shapes, another meaning
+    if wrong:
+        before = loaded.recipe.model
+        raise RecipeError(
+            f"the weights do not fit the recipe ({loaded.path}): {len(wrong)} tensors, first {wrong[0]}",
+            remedy=f"--set model.width={before.width} --set model.layers={before.layers} "
+            f"--set model.heads={before.heads} --set model.tied_head={str(before.tied_head).lower()}",
+        )
+    rows = {name: row for row, name in enumerate(loaded.tokens.class_names)}
+    for row, name in enumerate(tokens.class_names):
+        if name in rows:
+            new[row] = old[rows[name]]
+    new[-1] = old[-1]  # no class
+    model.load_state_dict({**source, classes: new})
+    return loaded.sha256
