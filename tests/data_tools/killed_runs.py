@@ -20,6 +20,11 @@ import torch
 from data_tools.depth_labels import label_exact
 from data_tools.folder import prepare_folder
 from data_tools.toyscenes import prepare_toyscenes
+from vq3dcli.checkpoint import LoadedWeights, load_weights, save_weights
+from vq3dcli.config.load import load_recipe
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.model.build import build_autoencoder
+from vq3dcli.pipelines.tokenize import tokenize
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir"}
 
@@ -39,12 +44,18 @@ def main(root: Path, instants: int) -> None:
     def forced(out: Path) -> None:
         prepare_folder(pictures, out, size=24, shard_size=3, max_bad=0.5, force=True)
 
+    weights = tiny_weights(root)
+
+    def tokens(out: Path) -> None:
+        tokenize(weights, [old], out)
+
     run(lambda: toy(labelled), die_at=None)
     run(lambda: folder(old), die_at=None)
     report("toyscenes", root, toy, instants)
     report("folder", root, folder, instants)
     report("forced", root, forced, instants, start=old)
     report("labels", root, label_exact, instants, start=labelled)
+    report("tokens", root, tokens, instants)
 
 
 def report(job: str, root: Path, work: Callable[[Path], object], instants: int, start: Path | None = None) -> None:
@@ -111,6 +122,14 @@ def make_pictures(folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = torch.randint(0, 256, (3, 20, 24 + i), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
         path.write_bytes(b"broken" if i % 5 == 3 else encode_png(noise))
+
+
+def tiny_weights(folder: Path) -> LoadedWeights:
+    """An untrained Stage 1 of 16-pixel images."""
+    small = ["image_size=16", "patch=4", "encoder_width=32", "decoder_width=32", "encoder_heads=2", "decoder_heads=2"]
+    recipe = load_recipe("toy-cpu", Stage1Recipe, [f"model.{value}" for value in small])
+    save_weights(folder / "tiny.safetensors", build_autoencoder(recipe), recipe, {})
+    return load_weights(folder / "tiny.safetensors")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def check(folder: Path) -> None:
     )
     assert result.returncode == 0, result.stderr[-2000:]
     reports = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [report["job"] for report in reports] == ["toyscenes", "folder", "forced", "labels"]
+    assert [report["job"] for report in reports] == ["toyscenes", "folder", "forced", "labels", "tokens"]
     for report in reports:
         assert report["different"] == [], report
         assert report["killed"] == INSTANTS, report

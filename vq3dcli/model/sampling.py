@@ -102,7 +102,7 @@ def sample_tokens(
             group.cache.move_to(slot)
             group.step()
             on_token(count)
-        parts.append(group.tokens[:count].cpu())
+        parts.append(group.tokens[:count].to("cpu", copy=True))
     return torch.cat(parts) if parts else torch.empty(0, prior.length, dtype=torch.int64)
 
 

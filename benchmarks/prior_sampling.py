@@ -1,0 +1,159 @@
+r"""Sampling with the static cache beside two plain loops: all fed again, and caches grown by concatenation.
+
+The same weights, uniform numbers and draws; the loops must give the same codes, or there is no figure. Process CPU
+time, each round in the order A B C C B A, medians over rounds.
+
+Example:
+    python benchmarks/prior_sampling.py
+    python benchmarks/prior_sampling.py --width 512 --layers 10 --heads 8 --length 1024 --rows 1 --rounds 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vq3dcli.allocator import keep_freed_memory
+from vq3dcli.model.prior import Prior
+from vq3dcli.model.sampling import Sharpening, distribution, draw, sample_tokens
+from vq3dcli.seeding import uniform
+
+SEED = 0
+
+
+class GrowingCache:
+    """Keys and values joined by `torch.cat`, as most sampling loops do."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.slot = torch.zeros(1, dtype=torch.int64, device=device)
+        self.mask = None
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values so far."""
+        if layer in self._kept:
+            keys, values = self._kept[layer]
+            key, value = torch.cat([keys, key], 2), torch.cat([values, value], 2)
+        self._kept[layer] = key, value
+        return key, value
+
+
+def guided(logits: Tensor, guidance: float) -> Tensor:
+    """Logits of the guided half, or as they are."""
+    if guidance == 1.0:
+        return logits
+    given, without = logits.chunk(2)
+    return without + guidance * (given - without)
+
+
+def with_both(class_index: Tensor, guidance: float) -> Tensor:
+    """The classes, and for guidance the same rows without one."""
+    return class_index if guidance == 1.0 else torch.cat([class_index, torch.full_like(class_index, -1)])
+
+
+@torch.inference_mode()
+def feed_again(prior: Prior, class_index: Tensor, options: Sharpening) -> Tensor:
+    """Each code from a pass over all codes before it; the head sees the last slot only."""
+    uniforms = uniform(SEED, "sample", torch.arange(len(class_index)), prior.length).to(class_index.device)
+    both = with_both(class_index, options.guidance)
+    slots = prior.class_embedding(prior.known_class(both))[:, None]
+    tokens = []
+    for place in range(prior.length):
+        hidden = slots + prior.positions[: place + 1]
+        for block in prior.blocks:
+            hidden = block(hidden, prior.rotation[:, : place + 1])
+        head = prior.code_embedding if prior.head is None else prior.head
+        logits = nn.functional.linear(prior.norm(hidden[:, -1]), head.weight).float()
+        token = draw(distribution(guided(logits, options.guidance), options), uniforms[:, place])
+        tokens.append(token)
+        slots = torch.cat([slots, prior.code_embedding(with_both_tokens(token, options.guidance))[:, None]], 1)
+    return torch.stack(tokens, 1).cpu()
+
+
+@torch.inference_mode()
+def grow_caches(prior: Prior, class_index: Tensor, options: Sharpening) -> Tensor:
+    """Each code from one slot, with caches joined by concatenation."""
+    uniforms = uniform(SEED, "sample", torch.arange(len(class_index)), prior.length).to(class_index.device)
+    cache = GrowingCache(class_index.device)
+    read = prior.class_embedding(prior.known_class(with_both(class_index, options.guidance)))
+    tokens = []
+    for place in range(prior.length):
+        cache.slot.fill_(place)
+        logits = prior.next_logits(read, cache).float()  # type: ignore[arg-type]
+        token = draw(distribution(guided(logits, options.guidance), options), uniforms[:, place])
+        tokens.append(token)
+        read = prior.code_embedding(with_both_tokens(token, options.guidance))
+    return torch.stack(tokens, 1).cpu()
+
+
+def with_both_tokens(token: Tensor, guidance: float) -> Tensor:
+    """The new codes, for guidance twice."""
+    return token if guidance == 1.0 else torch.cat([token, token])
+
+
+def main() -> None:
+    """Measure and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--codes", type=int, default=1024)
+    parser.add_argument("--rows", type=int, default=8, help="Samples drawn together.")
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    keep_freed_memory()
+    torch.manual_seed(SEED)
+    prior = Prior(
+        codebook_size=options.codes,
+        length=options.length,
+        classes=10,
+        width=options.width,
+        layers=options.layers,
+        heads=options.heads,
+    )
+    for parameter in prior.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    prior = prior.eval().to(options.device)
+    class_index = (torch.arange(options.rows) % 10).to(options.device)
+    sharpening = Sharpening(guidance=options.guidance)
+    loops: dict[str, Callable[[], Tensor]] = {
+        "static_cache": lambda: sample_tokens(prior, class_index, seed=SEED, sharpening=sharpening, rows=options.rows),
+        "growing_caches": lambda: grow_caches(prior, class_index, sharpening),
+        "feeding_again": lambda: feed_again(prior, class_index, sharpening),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    expected: Tensor | None = None
+    for _ in range(options.rounds):
+        for name in [*loops, *reversed(loops)]:
+            started = time.process_time() if options.device == "cpu" else time.perf_counter()
+            tokens = loops[name]()
+            ended = time.process_time() if options.device == "cpu" else time.perf_counter()
+            seconds[name].append(ended - started)
+            expected = tokens if expected is None else expected
+            assert torch.equal(tokens, expected), f"{name} gives other codes"
+    each = {name: statistics.median(values) / options.length for name, values in seconds.items()}
+    result = {
+        "parameters": sum(parameter.numel() for parameter in prior.parameters()),
+        "threads": torch.get_num_threads(),
+        "rows": options.rows,
+        "length": options.length,
+        "guidance": options.guidance,
+        "tokens_identical": True,
+        "ms_a_place": {name: 1e3 * value for name, value in each.items()},
+        "faster_than_growing_caches": each["growing_caches"] / each["static_cache"],
+        "faster_than_feeding_again": each["feeding_again"] / each["static_cache"],
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

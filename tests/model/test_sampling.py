@@ -1,0 +1,142 @@
+"""Drawing codes: against brute force on small distributions, in any batch, with and without guidance."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from vq3dcli.errors import UsageError
+from vq3dcli.model.prior import Prior
+from vq3dcli.model.sampling import ROWS_ON_CPU, Sharpening, distribution, draw, sample_tokens
+from vq3dcli.seeding import uniform
+
+MakePrior = Callable[..., Prior]
+
+CLASSES = torch.tensor([0, 1, 2, -1, 0, 2, 1, 0, 2, 2, 1])
+
+
+def brute_force(logits: list[float], temperature: float, top_k: int, top_p: float) -> list[float]:
+    """Probabilities by the definitions, code by code."""
+    weights = {code: torch.tensor(value / temperature).double().exp().item() for code, value in enumerate(logits)}
+    ranked = sorted(weights, key=lambda code: -weights[code])
+    if top_k:
+        ranked = ranked[:top_k]
+    total = sum(weights[code] for code in ranked)
+    kept: list[int] = []
+    for code in ranked:
+        kept.append(code)
+        if sum(weights[c] for c in kept) / total >= top_p:
+            break
+    total = sum(weights[code] for code in kept)
+    return [weights[code] / total if code in kept else 0.0 for code in range(len(logits))]
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("top_k", [0, 1, 3, 6, 9])
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.93, 1.0])
+def test_the_distribution_is_that_of_the_definitions(temperature: float, top_k: int, top_p: float):
+    logits = torch.randn(8, 6, generator=torch.Generator().manual_seed(3)) * 2
+    found = distribution(logits, Sharpening(temperature, top_k, top_p))
+    found = found / found.sum(-1, keepdim=True)
+    for row, probability in zip(logits, found, strict=True):
+        assert probability.tolist() == pytest.approx(brute_force(row.tolist(), temperature, top_k, top_p), abs=1e-6)
+
+
+def test_temperature_zero_takes_the_most_probable_code():
+    logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(distribution(logits, Sharpening(temperature=0.0)).argmax(-1), logits.argmax(-1))
+    assert torch.equal(distribution(logits, Sharpening(top_k=1)) > 0, distribution(logits, Sharpening(0.0)) > 0)
+
+
+def test_draws_have_the_probabilities_and_never_take_what_has_none():
+    probability = torch.tensor([0.0, 0.3, 0.0, 0.05, 1.25, 0.4, 0.0]).double()
+    count = 4096
+    even = (torch.arange(count) + 0.5) / count
+    drawn = draw(probability.expand(count, -1), even)
+    shares = torch.bincount(drawn, minlength=7).double() / count
+    assert (shares - probability / probability.sum()).abs().max() < 2 / count
+    assert (drawn.diff() >= 0).all()
+    ends = torch.tensor([0.0, 1.0 - 2.0**-24])
+    assert draw(probability.expand(2, -1), ends).tolist() == [1, 5]
+
+
+def test_samples_follow_the_joint_distribution_of_the_prior(make_prior: MakePrior):
+    prior = make_prior(codes=3, length=4)
+    everything = torch.tensor(list(itertools.product(range(3), repeat=4)))
+    with torch.no_grad():
+        logits = prior(everything, torch.full((81,), 1)).double().log_softmax(-1)
+    probability = logits.gather(-1, everything[..., None]).sum((1, 2)).exp()
+    assert float(probability.sum()) == pytest.approx(1.0)
+    count = 6000
+    drawn = sample_tokens(prior, torch.full((count,), 1), seed=0, rows=1000)
+    number = (drawn * torch.tensor([27, 9, 3, 1])).sum(-1)
+    shares = torch.bincount(number, minlength=81).double() / count
+    # Pearson's statistic has mean 80 and a standard deviation of 13.
+    assert float(((shares - probability).square() / probability).sum() * count) < 80 + 4 * 13
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_sample_has_the_same_codes_in_any_batch(make_prior: MakePrior, guidance: float):
+    prior = make_prior()
+    sharpening = Sharpening(guidance=guidance, top_p=0.95)
+    whole = sample_tokens(prior, CLASSES, seed=4, sharpening=sharpening)
+    assert whole.shape == (11, 16)
+    assert len(CLASSES) > ROWS_ON_CPU
+    for chosen in ([0], [10], [7, 8, 9], [10, 3, 0, 5, 1], list(range(9))):
+        index = torch.tensor(chosen)
+        some = sample_tokens(prior, CLASSES[index], seed=4, index=index, sharpening=sharpening)
+        assert torch.equal(some, whole[index])
+    assert not torch.equal(sample_tokens(prior, CLASSES, seed=5, sharpening=sharpening), whole)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 0.0, 2.5])
+def test_the_codes_are_those_of_feeding_everything_again(make_prior: MakePrior, guidance: float):
+    prior = make_prior()
+    uniforms = uniform(9, "sample", torch.arange(len(CLASSES)), 16)
+    tokens = torch.zeros(len(CLASSES), 16, dtype=torch.int64)
+    sharpening = Sharpening(temperature=0.8, top_k=20, guidance=guidance)
+    with torch.no_grad():
+        for place in range(16):
+            given = prior(tokens, CLASSES)[:, place]
+            without = prior(tokens, torch.full_like(CLASSES, -1))[:, place]
+            logits = without + guidance * (given - without)
+            tokens[:, place] = draw(distribution(logits, sharpening), uniforms[:, place])
+    assert torch.equal(sample_tokens(prior, CLASSES, seed=9, sharpening=sharpening), tokens)
+
+
+def test_guidance_of_one_is_none_at_no_cost(make_prior: MakePrior):
+    prior = make_prior()
+    rows: list[int] = []
+    prior.norm.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    plain = sample_tokens(prior, CLASSES[:4], seed=0, rows=4)
+    assert set(rows) == {4}
+    assert torch.equal(sample_tokens(prior, CLASSES[:4], seed=0, rows=4, sharpening=Sharpening(guidance=1.0)), plain)
+    assert set(rows) == {4}
+    sample_tokens(prior, CLASSES[:4], seed=0, rows=4, sharpening=Sharpening(guidance=1.5))
+    assert set(rows) == {4, 8}
+    # Without a class both halves are the same, and any guidance is none.
+    none = torch.full((4,), -1)
+    guided = sample_tokens(prior, none, seed=0, rows=4, sharpening=Sharpening(guidance=4.0))
+    assert torch.equal(guided, sample_tokens(prior, none, seed=0, rows=4))
+
+
+def test_every_code_is_reported(make_prior: MakePrior):
+    told: list[int] = []
+    sample_tokens(make_prior(), CLASSES, seed=0, on_token=told.append)
+    assert len(told) == 2 * 16
+    assert sum(told) == len(CLASSES) * 16
+
+
+def test_no_samples_are_no_error(make_prior: MakePrior):
+    assert sample_tokens(make_prior(), torch.empty(0, dtype=torch.int64), seed=0).shape == (0, 16)
+
+
+@pytest.mark.parametrize(
+    "values", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}]
+)
+def test_values_out_of_range_are_refused(values: dict[str, float]):
+    with pytest.raises(UsageError, match="out of range"):
+        Sharpening(**values)  # type: ignore[arg-type]

@@ -1,0 +1,202 @@
+"""Shards to a token store: the codes of the model, the same bytes after interruptions, refusals."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_tools.folder import prepare_folder
+from data_tools.toyscenes import prepare_toyscenes
+from vq3dcli.checkpoint import LoadedWeights, load_weights
+from vq3dcli.cli import run
+from vq3dcli.data.images import decode_image, encode_png
+from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data.tokens import TokenStore
+from vq3dcli.errors import DataError, OutputError, UsageError
+from vq3dcli.model.scene import to_model_range
+from vq3dcli.pipelines.tokenize import tokenize
+
+
+@pytest.fixture(scope="module")
+def weights(tiny_weights: Path) -> LoadedWeights:
+    return load_weights(tiny_weights)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """42 toy scenes of 16 pixels in 3 shards."""
+    out = tmp_path_factory.mktemp("shards") / "toy"
+    prepare_toyscenes(out, count=42, size=16, seed=3, shard_size=20)
+    return out
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """6 pictures of 16 pixels and a margin of 1.5, of the classes `sphere` and `zebra`."""
+    root = tmp_path_factory.mktemp("photos")
+    generator = torch.Generator().manual_seed(0)
+    for i in range(6):
+        path = root / "source" / ("zebra", "sphere")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_png(torch.randint(0, 256, (3, 30, 30), generator=generator, dtype=torch.uint8)))
+    prepare_folder(root / "source", root / "shards", size=16, margin=1.5)
+    return root / "shards"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def image(folder: ShardFolder, i: int) -> torch.Tensor:
+    extension = folder.image_extension(i)
+    return decode_image(folder.read(i, [extension])[extension], name=str(i), apply_orientation=False)
+
+
+def test_the_codes_are_those_of_the_model(weights: LoadedWeights, shards: Path, tmp_path: Path):
+    told: list[tuple[int, int]] = []
+    tokenize(weights, [shards], tmp_path / "t", on_progress=lambda done, total: told.append((done, total)))
+    store, images = TokenStore(tmp_path / "t"), ShardFolder(shards)
+    assert store.tokens.shape == (42, 2, 16)
+    assert store.stage1_sha256 == weights.sha256
+    assert store.class_names == images.class_names
+    assert store.manifest.view_names == ["plain", "flip"]
+    whole = torch.stack([image(images, i) for i in range(42)])
+    for view, batch in enumerate((whole, whole.flip(-1))):
+        codes = weights.model.codes(to_model_range(batch))
+        agreement = (store.read(torch.arange(42), view) == codes).double().mean()
+        assert agreement > 0.99  # a tie may fall otherwise in another batch
+    assert store.class_index.tolist() == [images.entry(i).class_index for i in range(42)]
+    assert told[0] == (0, 42)
+    assert told[-1] == (42, 42)
+    assert all(b[0] >= a[0] for a, b in itertools.pairwise(told))
+
+
+def test_folders_are_one_data_set_and_crops_come_from_the_margin(
+    weights: LoadedWeights, shards: Path, photos: Path, tmp_path: Path
+):
+    tokenize(weights, [photos], tmp_path / "crops", views=6)
+    store = TokenStore(tmp_path / "crops")
+    assert store.manifest.view_names == ["plain", "flip", "crop", "crop flip", "crop", "crop flip"]
+    codes = store.read(torch.tensor([0] * 6), torch.arange(6))
+    assert len({tuple(view) for view in codes.tolist()}) >= 5
+    # Fewer views are the first ones of more, and another seed changes the crops alone.
+    tokenize(weights, [photos], tmp_path / "other", views=6, seed=1)
+    other = TokenStore(tmp_path / "other")
+    changed = (other.tokens != store.tokens).any(-1)
+    assert not changed[:, :2].any()
+    assert changed[:, 2:].any()
+
+    tokenize(weights, [shards, photos], tmp_path / "both", views=1)
+    both = TokenStore(tmp_path / "both")
+    assert both.num_images == 48
+    assert [source.name for source in both.manifest.sources] == ["toy", "shards"]
+    assert both.class_names[-1] == "zebra"
+    found = [both.class_names[i] for i in both.class_index[42:].tolist()]
+    images = ShardFolder(photos)
+    assert found == [images.class_names[images.entry(i).class_index or 0] for i in range(6)]
+    with pytest.raises(UsageError, match="room for crops"):
+        tokenize(weights, [photos, shards], tmp_path / "none", views=3)
+
+
+class InterruptedHereError(Exception):
+    pass
+
+
+def test_an_interrupted_run_continues_to_the_same_bytes(weights: LoadedWeights, shards: Path, tmp_path: Path):
+    tokenize(weights, [shards], tmp_path / "whole")
+    expected = contents(tmp_path / "whole")
+    assert set(expected) == {".lock", "plan.json", "tokens.u16", "classes.i32", "manifest.json"}
+    out = tmp_path / "stopped"
+    for limit in (16, 20, 36, 42):
+
+        def stop(done: int, total: int, limit: int = limit) -> None:
+            if done >= limit:
+                raise InterruptedHereError
+
+        with pytest.raises(InterruptedHereError):
+            tokenize(weights, [shards], out, on_progress=stop)
+        assert limit == 42 or not (out / "manifest.json").exists()
+    tokenize(weights, [shards], out)
+    assert contents(out) == expected
+
+
+def test_a_finished_part_is_not_made_again_unless_it_is_damaged(weights: LoadedWeights, shards: Path, tmp_path: Path):
+    out = tmp_path / "t"
+
+    def stop(done: int, total: int) -> None:
+        if done >= 36:
+            raise InterruptedHereError
+
+    with pytest.raises(InterruptedHereError):
+        tokenize(weights, [shards], out, on_progress=stop)
+    part = out / "part-000000.u16"
+    made = part.stat().st_mtime_ns
+    shutil.copytree(out, tmp_path / "damaged")
+    with pytest.raises(InterruptedHereError):
+        tokenize(weights, [shards], out, on_progress=stop)
+    assert part.stat().st_mtime_ns == made
+    damaged = tmp_path / "damaged" / part.name
+    damaged.write_bytes(bytes(16) + damaged.read_bytes()[16:])
+    for folder in (out, tmp_path / "damaged"):
+        tokenize(weights, [shards], folder)
+    assert contents(out) == contents(tmp_path / "damaged")
+
+
+def test_a_damaged_store_is_made_anew_by_the_same_command(weights: LoadedWeights, shards: Path, tmp_path: Path):
+    out = tmp_path / "t"
+    tokenize(weights, [shards], out)
+    expected = contents(out)
+    (out / "tokens.u16").write_bytes(bytes(42 * 2 * 16 * 2))
+    with pytest.raises(DataError, match="hash differs"):
+        TokenStore(out)
+    tokenize(weights, [shards], out)
+    assert contents(out) == expected
+
+
+def test_another_plan_needs_force_or_another_folder(weights: LoadedWeights, shards: Path, tmp_path: Path):
+    out = tmp_path / "t"
+    tokenize(weights, [shards], out)
+    with pytest.raises(UsageError, match="views was 2, is 1"):
+        tokenize(weights, [shards], out, views=1)
+    (out / "notes.txt").write_text("mine")
+    tokenize(weights, [shards], out, views=1, force=True)
+    assert TokenStore(out).views == 1
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_damaged_image_is_named_and_nothing_is_finished(weights: LoadedWeights, shards: Path, tmp_path: Path):
+    copy = Path(shutil.copytree(shards, tmp_path / "shards"))
+    member = ShardFolder(copy).entry(25).members["png"]
+    data = bytearray((copy / "shard-000001.tar").read_bytes())
+    data[member.offset + 40] ^= 1
+    (copy / "shard-000001.tar").write_bytes(data)
+    with pytest.raises(DataError, match=r"shard-000001\.tar, key 00000025"):
+        tokenize(weights, [copy], tmp_path / "t")
+    assert not (tmp_path / "t" / "manifest.json").exists()
+
+
+def test_the_command_makes_a_store_and_says_what_is_in_it(
+    tiny_weights: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = str(tmp_path / "t")
+    arguments = ["tokenize", "--weights", str(tiny_weights), "--data", str(shards), "--out", out, "--device", "cpu"]
+    assert run([*arguments, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["command"], said["count"], said["outputs"]) == ("tokenize", 42, [out])
+    assert said["weights"]["sha256"] == TokenStore(Path(out)).stage1_sha256
+    assert said["metrics"]["views"] == 2
+    assert 0 < said["metrics"]["codes_used"] <= 32
+    assert run([*arguments, "--views", "3"]) == 2
+    assert run(["tokenize", "--weights", str(tiny_weights), "--data", str(tmp_path / "none"), "--out", out]) == 66
+    assert capsys.readouterr().err.count("error: ") == 2
+
+
+def test_a_file_in_the_way_is_an_error(weights: LoadedWeights, shards: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot create"):
+        tokenize(weights, [shards], tmp_path / "file")
