@@ -11,12 +11,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vq3dcli.data.tokens import TokenStore
 
 # The same examples in each run: a change is judged by its own merits. `HYPOTHESIS_PROFILE=explore` looks further.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -115,3 +121,57 @@ def tiny_prior_recipe() -> Callable[..., Stage2Recipe]:
         return load_recipe("toy-cpu-prior", Stage2Recipe, [*_TINY_PRIOR, *overrides])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_store() -> Callable[..., TokenStore]:
+    """Writes a finished token store: given codes `[N, V, 16]`, or 60 images of three classes whose codes count up.
+
+    Those start where the class says, and one code in eight is random.
+    """
+    import numpy as np
+
+    from vq3dcli.data.tokens import TokenManifest, TokenStore
+    from vq3dcli.files import sha256_file
+
+    def patterned(images: int = 60, views: int = 2, length: int = 16) -> tuple[np.ndarray, np.ndarray]:
+        random = np.random.default_rng(0)
+        classes = np.arange(images) % 3
+        start = classes * 5 + random.integers(0, 3, images)
+        tokens = (start[:, None, None] + np.arange(length)) % 32
+        tokens = np.broadcast_to(tokens, (images, views, length)).copy()
+        noisy = random.random(tokens.shape) < 1 / 8
+        tokens[noisy] = random.integers(0, 32, noisy.sum())
+        return tokens, classes
+
+    def write(
+        path: Path,
+        tokens: np.ndarray | None = None,
+        classes: np.ndarray | None = None,
+        *,
+        stage1_sha256: str = "ab" * 32,
+    ) -> TokenStore:
+        if tokens is None or classes is None:
+            tokens, classes = patterned()
+        path.mkdir(parents=True)
+        tokens.astype("<u2").tofile(path / "tokens.u16")
+        classes.astype("<i4").tofile(path / "classes.i32")
+        manifest = TokenManifest(
+            format_version=1,
+            images=len(tokens),
+            views=tokens.shape[1],
+            view_names=["plain", "flip"][: tokens.shape[1]],
+            length=tokens.shape[2],
+            codebook_size=32,
+            image_size=16,
+            stage1_sha256=stage1_sha256,
+            class_names=["ant", "bee", "cow"],
+            seed=0,
+            sources=[],
+            tokens_sha256=sha256_file(path / "tokens.u16"),
+            classes_sha256=sha256_file(path / "classes.i32"),
+        )
+        (path / "manifest.json").write_text(manifest.model_dump_json())
+        return TokenStore(path)
+
+    return write

@@ -26,8 +26,10 @@ COMMANDS = (
     ("depth-labels", "depth_labels", "Write disparity labels beside the shards."),
     ("train-stage1", "train_stage1", "Train the autoencoder whose decoder emits a NeRF; run it again to continue."),
     ("tokenize", "tokenize", "Encode shards into the tokens that Stage 2 is trained on."),
+    ("train-stage2", "train_stage2", "Train the prior that new scenes are sampled from; run it again to continue."),
     ("recipes", "recipes", "List, show, copy, check and compare recipes."),
     ("render", "render", "Turn photos into videos of novel views."),
+    ("sample", "sample", "Sample new 3D scenes: pictures, a contact sheet with disparity, videos."),
     ("evaluate", "evaluate", "Measure a model."),
 )
 

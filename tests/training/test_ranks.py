@@ -20,9 +20,11 @@ from safetensors.torch import load_file
 from data_tools.depth_labels import label_exact
 from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.config.load import dump_recipe
-from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.loader import TrainingLoader
+from vq3dcli.data.tokens import TokenStore
 from vq3dcli.training.stage1 import train
+from vq3dcli.training.stage2 import train_prior
 
 Make = Callable[..., Stage1Recipe]
 
@@ -35,16 +37,18 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _start(recipe: Path, data: Path, out: Path, *options: str) -> list[subprocess.Popen[str]]:
+def _start(
+    recipe: Path, data: Path, out: Path, *options: str, command: str = "train-stage1"
+) -> list[subprocess.Popen[str]]:
     """Two ranks, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vq3dcli", "train-stage1", str(recipe), "--data", str(data), "--out", str(out)]
+    words = [sys.executable, "-m", "vq3dcli", command, str(recipe), "--data", str(data), "--out", str(out)]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(
-            [*command, "--device", "cpu", *options],
+            [*words, "--device", "cpu", *options],
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -122,3 +126,22 @@ def test_a_dry_run_speaks_once(tiny_recipe: Make, toys: Path, tmp_path: Path) ->
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert json.loads(ended[0][1])["metrics"]["steps"] == 8
     assert ended[1][1] == ""
+
+
+def test_two_ranks_train_the_prior_of_one(
+    tiny_prior_recipe: Callable[..., Stage2Recipe], write_store: Callable[..., TokenStore], tmp_path: Path
+) -> None:
+    recipe = tiny_prior_recipe("training.images=32", "training.sheet_every_images=16", "training.accumulate=2")
+    (tmp_path / "recipe.toml").write_text(dump_recipe(recipe))
+    store = write_store(tmp_path / "tokens")
+    arguments = (tmp_path / "recipe.toml", tmp_path / "tokens", tmp_path / "two")
+    ended = _end(_start(*arguments, "--json", command="train-stage2"))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert json.loads(ended[0][1])["count"] == 32
+    assert ended[1][1:] == ("", "")
+    train_prior(recipe, store, tmp_path / "one")
+    for alone, together in zip(_metrics(tmp_path / "one"), _metrics(tmp_path / "two"), strict=True):
+        assert together.keys() == alone.keys()
+        for name in alone.keys() - {"images_per_second"}:
+            assert together[name] == pytest.approx(alone[name], rel=1e-3), name
+    assert json.loads((tmp_path / "two/held_out.json").read_text())["classes"].keys() == {"ant", "bee", "cow"}

@@ -13,11 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from vq3dcli.checkpoint import load_weights
-from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
+from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.data.images import read_image
-from vq3dcli.data.tokens import TokenLoader, TokenManifest, TokenStore
+from vq3dcli.data.tokens import TokenLoader, TokenStore
 from vq3dcli.errors import DataError, DivergedError, RecipeError, StoppedError
-from vq3dcli.files import sha256_file
 from vq3dcli.losses.tokens import BITS_PER_NAT, token_nats
 from vq3dcli.model.build import build_prior
 from vq3dcli.model.prior import Prior
@@ -28,52 +27,15 @@ from vq3dcli.training.prior_objective import PriorObjective, drop_classes
 from vq3dcli.training.stage2 import train_prior
 
 Make = Callable[..., Stage2Recipe]
+WriteStore = Callable[..., TokenStore]
 
 CLASSES, LENGTH, CODES = 3, 16, 32
 SHA = "ab" * 32
 
 
-def write_store(
-    path: Path, tokens: np.ndarray, classes: np.ndarray, *, codes: int = CODES, stage1_sha256: str = SHA
-) -> TokenStore:
-    """A finished store of codes `[N, V, L]`."""
-    path.mkdir(parents=True)
-    tokens.astype("<u2").tofile(path / "tokens.u16")
-    classes.astype("<i4").tofile(path / "classes.i32")
-    manifest = TokenManifest(
-        format_version=1,
-        images=len(tokens),
-        views=tokens.shape[1],
-        view_names=["plain", "flip"][: tokens.shape[1]],
-        length=tokens.shape[2],
-        codebook_size=codes,
-        image_size=16,
-        stage1_sha256=stage1_sha256,
-        class_names=["ant", "bee", "cow"],
-        seed=0,
-        sources=[],
-        tokens_sha256=sha256_file(path / "tokens.u16"),
-        classes_sha256=sha256_file(path / "classes.i32"),
-    )
-    (path / "manifest.json").write_text(manifest.model_dump_json())
-    return TokenStore(path)
-
-
-def patterned(images: int = 60, *, views: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Codes that count up from a start that depends on the class, with one random code in eight."""
-    random = np.random.default_rng(seed)
-    classes = np.arange(images) % CLASSES
-    start = classes * 5 + random.integers(0, 3, images)
-    tokens = (start[:, None, None] + np.arange(LENGTH)) % CODES
-    tokens = np.broadcast_to(tokens, (images, views, LENGTH)).copy()
-    noisy = random.random(tokens.shape) < 1 / 8
-    tokens[noisy] = random.integers(0, CODES, noisy.sum())
-    return tokens, classes
-
-
 @pytest.fixture
-def store(tmp_path: Path) -> TokenStore:
-    return write_store(tmp_path / "store", *patterned())
+def store(write_store: WriteStore, tmp_path: Path) -> TokenStore:
+    return write_store(tmp_path / "store")
 
 
 def bits_of(run: Path) -> dict[str, torch.Tensor]:
@@ -134,7 +96,7 @@ def test_it_learns_below_the_unigram_entropy_and_knows_the_class(
     assert first[0] < first[1] - 0.5  # the first code depends on the class alone
 
 
-def test_overfitting_a_tiny_store(tiny_prior_recipe: Make, tmp_path: Path) -> None:
+def test_overfitting_a_tiny_store(tiny_prior_recipe: Make, write_store: WriteStore, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     tiny = write_store(tmp_path / "tiny", random.integers(0, CODES, (4, 1, LENGTH)), np.array([0, 1, 2, 0]))
     recipe = tiny_prior_recipe(
@@ -169,7 +131,7 @@ def test_a_uniform_prior_costs_log2_k_bits(tiny_prior_recipe: Make, store: Token
     assert float(nats) * BITS_PER_NAT == pytest.approx(math.log2(CODES), abs=1e-5)
 
 
-def test_unigram_entropy_is_that_of_counting(tmp_path: Path) -> None:
+def test_unigram_entropy_is_that_of_counting(write_store: WriteStore, tmp_path: Path) -> None:
     # Class 0: one code only; class 1: four codes evenly; class 2: none; and images without a class.
     tokens = np.zeros((6, 2, LENGTH), int)
     tokens[2:4] = np.arange(LENGTH) % 4
@@ -181,10 +143,10 @@ def test_unigram_entropy_is_that_of_counting(tmp_path: Path) -> None:
     assert found.mean == pytest.approx(1.0)
 
 
-def test_what_is_held_out_never_trains(tiny_prior_recipe: Make, tmp_path: Path) -> None:
+def test_what_is_held_out_never_trains(tiny_prior_recipe: Make, write_store: WriteStore, tmp_path: Path) -> None:
     """Other held-out codes: the same weights, to the bit, and other figures."""
-    tokens, classes = patterned()
-    original = write_store(tmp_path / "a", tokens, classes)
+    original = write_store(tmp_path / "a")
+    tokens, classes = np.array(original.tokens), original.class_index.numpy()
     hidden = TokenLoader(original, batch_size=8, seed=0, held_out=0.2).held_out_images
     assert 3 < len(hidden) < 25
     changed = tokens.copy()
@@ -210,7 +172,7 @@ def test_the_share_of_dropped_classes_and_that_it_depends_on_the_position_alone(
 
 
 def test_other_tokens_and_another_stage_1_are_refused_in_one_line(
-    tiny_prior_recipe: Make, store: TokenStore, tiny_weights: Path, tmp_path: Path
+    tiny_prior_recipe: Make, store: TokenStore, write_store: WriteStore, tiny_weights: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="tokens of another Stage 1") as caught:
         train_prior(tiny_prior_recipe(), store, tmp_path / "run", stage1=load_weights(tiny_weights))
@@ -218,14 +180,16 @@ def test_other_tokens_and_another_stage_1_are_refused_in_one_line(
     assert not (tmp_path / "run").exists()
     with pytest.raises(StoppedError):
         train_prior(tiny_prior_recipe(), store, tmp_path / "run", stop_after_images=8)
-    other = write_store(tmp_path / "other", *patterned(), stage1_sha256="cd" * 32)
+    other = write_store(tmp_path / "other", stage1_sha256="cd" * 32)
     with pytest.raises(RecipeError, match=r"stage1_sha256: abab.* -> cdcd"):
         train_prior(tiny_prior_recipe(), other, tmp_path / "run")
     with pytest.raises(RecipeError, match=r"model\.width: 32 -> 48"):
         train_prior(tiny_prior_recipe("model.width=48"), store, tmp_path / "run")
 
 
-def test_a_prior_starts_from_another(tiny_prior_recipe: Make, store: TokenStore, tmp_path: Path) -> None:
+def test_a_prior_starts_from_another(
+    tiny_prior_recipe: Make, store: TokenStore, write_store: WriteStore, tmp_path: Path
+) -> None:
     first = train_prior(tiny_prior_recipe("training.seed=1"), store, tmp_path / "first")
     init = f"training.init={tmp_path / 'first'}"
     with pytest.raises(StoppedError):
@@ -241,7 +205,7 @@ def test_a_prior_starts_from_another(tiny_prior_recipe: Make, store: TokenStore,
         train_prior(tiny_prior_recipe(init, "model.width=48"), store, tmp_path / "third")
     with pytest.raises(RecipeError, match="first heads"):
         train_prior(tiny_prior_recipe(init, "model.heads=4"), store, tmp_path / "fourth")
-    other = write_store(tmp_path / "other", *patterned(), stage1_sha256="cd" * 32)
+    other = write_store(tmp_path / "other", stage1_sha256="cd" * 32)
     with pytest.raises(RecipeError, match="start from are of another Stage 1"):
         train_prior(tiny_prior_recipe(init), other, tmp_path / "fifth")
 
@@ -266,10 +230,10 @@ def test_micro_batches_that_do_not_divide_are_refused(tiny_prior_recipe: Make) -
 
 
 def test_sheets_show_samples_of_the_stage_1_that_made_the_tokens(
-    tiny_prior_recipe: Make, tiny_recipe: Callable[..., Stage1Recipe], tiny_weights: Path, tmp_path: Path
+    tiny_prior_recipe: Make, write_store: WriteStore, tiny_weights: Path, tmp_path: Path
 ) -> None:
     stage1 = load_weights(tiny_weights)
-    store = write_store(tmp_path / "store", *patterned(), stage1_sha256=stage1.sha256)
+    store = write_store(tmp_path / "store", stage1_sha256=stage1.sha256)
     pages = []
     recipe = tiny_prior_recipe("training.images=16", "training.sheet_every_images=16")
     train_prior(recipe, store, tmp_path / "run", stage1=stage1, refresh_page=lambda: pages.append(1))

@@ -14,49 +14,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vq3dcli.config.load import load_recipe
-from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.config.recipes import load_either
+from vq3dcli.config.schema import Recipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.data.images import encode_jpeg, read_image, resize
 from vq3dcli.errors import InputMissingError, Vq3dError
 from vq3dcli.export.chart import number_text
 from vq3dcli.export.page import Block, Code, Media, Row, Section, Svg, Table, Text, write_page
 from vq3dcli.files import write_bytes
 from vq3dcli.pipelines.report import Record, curve, curve_names, read_metrics
-from vq3dcli.training.guards import stage1_guards
+from vq3dcli.pipelines.run_kinds import (
+    PSNR,
+    TITLES,
+    USAGE,
+    curve_sections,
+    guards_of,
+    held_out_section,
+    model_rows,
+    sheet_text,
+)
 from vq3dcli.training.health import Finding, number, replay
 
 _SHEETS = 3
 _SHEET_WIDTH_PX = 1040
-_SHEET_TEXT = "A row an image: input, reconstruction, rendered disparity, its label, views from the left and the right."
 _DISCRIMINATOR_PREFIX = "adversarial_"
-# Figures that a page derives, with what they are called on it.
-_PSNR, _USAGE = "psnr", "code_usage"
-_TITLES = {
-    _PSNR: "PSNR of training rays, dB",
-    _USAGE: "perplexity / codes",
-    "weight_variance": "weight variance",
-    "learning_rate": "learning rate",
-    "gradient_norm": "gradient norm",
-    "images_per_second": "images a second",
-}
-# Section, its figures in their order, and what they say. What no section names goes into the last.
-_CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    (
-        "Losses and reconstruction",
-        ("loss", _PSNR, "l2", "l1", "perceptual", "auxiliary", "chroma_ratio"),
-        "Of the batches, before the average of weights; unweighted but for the total. Colourfulness is 1 when right.",
-    ),
-    (
-        "Geometry",
-        ("depth", "relief", "weight_variance"),
-        "Relief: spread of rendered over true disparity, 0 a wall, 1 right. Weight variance: large with floaters.",
-    ),
-    (
-        "Codes",
-        ("perplexity", _USAGE, "commitment"),
-        "Of each batch; before quantisation begins no code is used, only counted.",
-    ),
-)
 _STEP = ("learning_rate", "gradient_norm", "images_per_second")
 
 
@@ -64,7 +44,7 @@ def write_run_report(run: Path) -> Path:
     """Write `RUN/report.html` anew from the run's folder, finished or not, and return its path.
 
     Args:
-        run: The folder that `vq3d train-stage1 --out` names.
+        run: The folder that `--out` of `vq3d train-stage1` or `train-stage2` names.
 
     Raises:
         InputMissingError: There is no such folder.
@@ -88,15 +68,16 @@ def run_sections(run: Path, scratch: Path) -> tuple[str, str, list[Section]]:
     """
     records = _in_order(read_metrics(run / "metrics.jsonl"))
     try:
-        recipe, problem = load_recipe(str(run / "recipe.toml"), Stage1Recipe), ""
+        recipe, problem = load_either(str(run / "recipe.toml")), ""
     except Vq3dError as error:
         recipe, problem = None, str(error)
     name = run.resolve().name
     sections = [
         Section("The run", [Table(_facts(run, records, recipe))]),
         Section("Health", _health(records, recipe, problem)),
-        Section("Newest pictures", _pictures(run, scratch)),
+        Section("Newest pictures", _pictures(run, scratch, sheet_text(recipe))),
         *_curve_sections(_with_derived(records, recipe), recipe),
+        *held_out_section(run),
         Section("Recipe", [Code(_text(run / "recipe.toml") or "There is no recipe.")]),
     ]
     return f"vq3d run {name}", _status(run, records, recipe), sections
@@ -114,7 +95,7 @@ def _in_order(records: Sequence[Record]) -> list[Record]:
     return kept
 
 
-def _status(run: Path, records: Sequence[Record], recipe: Stage1Recipe | None) -> str:
+def _status(run: Path, records: Sequence[Record], recipe: Recipe | None) -> str:
     seen = int(records[-1]["images_seen"]) if records else 0
     if recipe is None:
         return f"{seen} images seen"
@@ -124,16 +105,10 @@ def _status(run: Path, records: Sequence[Record], recipe: Stage1Recipe | None) -
     return f"{seen} of {total} images ({seen / total:.0%}): going on or interrupted; the same command again continues"
 
 
-def _facts(run: Path, records: Sequence[Record], recipe: Stage1Recipe | None) -> list[list[str]]:
+def _facts(run: Path, records: Sequence[Record], recipe: Recipe | None) -> list[list[str]]:
     rows = [["", ""], ["state", _status(run, records, recipe)]]
     if recipe is not None:
-        model, schedule = recipe.model, recipe.training
-        tokens = (model.image_size // model.patch) ** 2
-        rows += [
-            ["model", f"{model.image_size} pixels, {tokens} tokens, {model.codebook_size} codes, {model.space} planes"],
-            ["batch", f"{schedule.batch_size} images, seed {schedule.seed}"],
-            ["depth loss", f"{recipe.loss.depth_kind}, weight {recipe.loss.depth:g}"],
-        ]
+        rows += model_rows(recipe)
     with contextlib.suppress(ValueError):
         recorded = json.loads(_text(run / "run.json"))
         if isinstance(recorded, dict):
@@ -162,10 +137,10 @@ def _training_seconds(records: Sequence[Record]) -> float:
     return seconds
 
 
-def _health(records: Sequence[Record], recipe: Stage1Recipe | None, problem: str) -> list[Block]:
+def _health(records: Sequence[Record], recipe: Recipe | None, problem: str) -> list[Block]:
     if recipe is None:
         return [Text(f"Not judged, for the recipe cannot be read: {problem}")]
-    guards = stage1_guards(recipe)
+    guards = guards_of(recipe)
     findings = replay(records, guards)[1]
     watched = f"{len(guards)} guards watch this run"
     if not findings:
@@ -193,14 +168,14 @@ def _episodes(findings: Sequence[Finding]) -> list[tuple[Finding, int | None]]:
     ]
 
 
-def _pictures(run: Path, scratch: Path) -> list[Block]:
+def _pictures(run: Path, scratch: Path, text: str) -> list[Block]:
     blocks: list[Block] = []
     for position, path in enumerate(sorted((run / "sheets").glob("*.png"))[: -_SHEETS - 1 : -1]):
         try:
             blocks.append(_picture(path, scratch / f"{position}.jpg"))
         except Vq3dError as error:
             blocks.append(Text(f"A sheet is left out: {error}"))
-    return [Text(_SHEET_TEXT), *blocks] if blocks else [Text("There are no pictures yet.")]
+    return [Text(text), *blocks] if blocks else [Text("There are no pictures yet.")]
 
 
 def _picture(path: Path, smaller: Path) -> Media:
@@ -214,17 +189,17 @@ def _picture(path: Path, smaller: Path) -> Media:
     return Media(smaller, path.stem)
 
 
-def _with_derived(records: Sequence[Record], recipe: Stage1Recipe | None) -> list[Record]:
+def _with_derived(records: Sequence[Record], recipe: Recipe | None) -> list[Record]:
     """The records with PSNR and code usage."""
-    codes = None if recipe is None else recipe.model.codebook_size
+    codes = recipe.model.codebook_size if isinstance(recipe, Stage1Recipe) else None
     derived: list[Record] = []
     for record in records:
         new: dict[str, Any] = {name: _plain(value) for name, value in record.items()}
         squared_error, perplexity = (number(record, name) for name in ("l2", "perplexity"))
         if squared_error is not None and squared_error > 0:
-            new[_PSNR] = 10.0 * math.log10(4.0 / squared_error)  # colours in [-1, 1]: the peak is 2
-        if perplexity is not None and codes and _USAGE not in record:
-            new[_USAGE] = perplexity / codes
+            new[PSNR] = 10.0 * math.log10(4.0 / squared_error)  # colours in [-1, 1]: the peak is 2
+        if perplexity is not None and codes and USAGE not in record:
+            new[USAGE] = perplexity / codes
         derived.append(new)
     return derived
 
@@ -236,20 +211,26 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _curve_sections(records: Sequence[Record], recipe: Stage1Recipe | None) -> list[Section]:
+def _curve_sections(records: Sequence[Record], recipe: Recipe | None) -> list[Section]:
     names = curve_names(records)
-    known = {name for _, figures, _ in _CURVES for name in figures} | set(_STEP)
+    curves = curve_sections(recipe)
+    known = {name for _, figures, _ in curves for name in figures} | set(_STEP)
     scores = [name for name in names if name not in known and name.startswith(_DISCRIMINATOR_PREFIX)]
     rest = [name for name in names if name not in known and name not in scores]
-    off = recipe is not None and not recipe.adversarial.on
-    told = "This run has no discriminators." if off else "The discriminators have not started."
-    sections = [_curve_section(title, figures, text, records, names) for title, figures, text in _CURVES]
-    text = "Scores above 0 mean real; accuracy is 0.5 by chance and 1 when the discriminator wins." if scores else told
-    sections.append(Section("Discriminators", [Text(text), *_row(scores, records)]))
+    sections = [_curve_section(title, figures, text, records, names) for title, figures, text in curves]
+    if scores or not isinstance(recipe, Stage2Recipe):
+        sections.append(_discriminators(scores, records, recipe))
     sections.append(_curve_section("Steps", _STEP, "Gradient norm before clipping.", records, names))
     if rest:
         sections.append(Section("Other figures", _row(rest, records)))
     return sections
+
+
+def _discriminators(scores: Sequence[str], records: Sequence[Record], recipe: Recipe | None) -> Section:
+    off = isinstance(recipe, Stage1Recipe) and not recipe.adversarial.on
+    told = "This run has no discriminators." if off else "The discriminators have not started."
+    text = "Scores above 0 mean real; accuracy is 0.5 by chance and 1 when the discriminator wins." if scores else told
+    return Section("Discriminators", [Text(text), *_row(scores, records)])
 
 
 def _curve_section(
@@ -260,7 +241,7 @@ def _curve_section(
 
 
 def _row(names: Sequence[str], records: Sequence[Record]) -> list[Block]:
-    charts: list[Svg] = [curve(name, records, _TITLES.get(name)) for name in names]
+    charts: list[Svg] = [curve(name, records, TITLES.get(name)) for name in names]
     return [Row(charts)] if charts else []
 
 

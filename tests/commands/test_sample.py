@@ -1,0 +1,186 @@
+"""`vq3d train-stage2` and `vq3d sample` end to end, with tiny models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vq3dcli.checkpoint import load_weights
+from vq3dcli.cli import run
+from vq3dcli.config.schema import Stage2Recipe
+from vq3dcli.data.tokens import TokenStore
+from vq3dcli.model.build import build_prior
+from vq3dcli.prior_checkpoint import TokenFacts, save_prior
+
+Make = Callable[..., Stage2Recipe]
+
+TINY = [
+    "training.held_out=0.3",
+    "model.width=32",
+    "model.layers=1",
+    "model.heads=2",
+    "training.images=16",
+    "training.batch_size=8",
+]
+
+
+@pytest.fixture(scope="module")
+def prior(tiny_prior_recipe: Make, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained prior over the codes of the tiny Stage 1."""
+    recipe = tiny_prior_recipe("sampling.temperature=0.9")
+    sha256 = load_weights(tiny_weights).sha256
+    facts = TokenFacts(stage1_sha256=sha256, codebook_size=32, length=16, class_names=("ant", "Bee Hive", "cow"))
+    path = tmp_path_factory.mktemp("prior") / "prior.safetensors"
+    save_prior(path, build_prior(recipe, codebook_size=32, length=16, classes=3), recipe, facts, {})
+    return str(path)
+
+
+@pytest.fixture
+def sample(prior: str, tiny_weights: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Samples into a folder of `tmp_path`."""
+
+    def call(name: str, *options: str) -> Path:
+        given = ["--weights", str(tiny_weights), "--prior", prior, "--device", "cpu", "-o", str(tmp_path / name)]
+        assert run(["sample", *options, *given, "--quiet"]) == 0
+        return tmp_path / name
+
+    return call
+
+
+def record(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "samples.json").read_text())
+
+
+def test_all_classes_with_pictures_a_sheet_and_a_record(sample: Callable[..., Path]) -> None:
+    folder = sample("all", "-n", "2", "--disparity")
+    names = [
+        f"{name}-000{j}{part}.png" for name in ("ant", "bee-hive", "cow") for j in (0, 1) for part in ("", "_disparity")
+    ]
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*names, "sheet.png", "samples.json"])
+    assert Image.open(folder / "cow-0001.png").size == (16, 16)
+    assert Image.open(folder / "sheet.png").size == (2 + 4 * 18, 2 + 3 * (14 + 16 + 2))
+    found = record(folder)
+    assert found["sharpening"] == {"temperature": 0.9, "top_k": 0, "top_p": 1.0, "guidance": 1.0}
+    assert [s["class"] for s in found["samples"]] == ["ant", "ant", "Bee Hive", "Bee Hive", "cow", "cow"]
+    assert all(len(s["codes"]) == 16 for s in found["samples"])
+
+
+def test_the_record_makes_the_same_samples_again(sample: Callable[..., Path]) -> None:
+    options = ["--class", "cow,bee hive", "-n", "3", "--seed", "5", "--temperature", "0.7", "--top-k", "20"]
+    first = sample("first", *options, "--top-p", "0.9", "--guidance", "1.5")
+    told = record(first)
+    assert told["command"][:2] == ["vq3d", "sample"]
+    again = sample("again", *told["command"][2:])
+    assert record(again) == told
+    for path in first.iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+
+
+def test_a_sample_is_the_same_alone_and_among_others(sample: Callable[..., Path]) -> None:
+    many, one = sample("many", "-n", "5"), sample("one", "--class", "1", "-n", "2")
+    assert (many / "bee-hive-0001.png").read_bytes() == (one / "bee-hive-0001.png").read_bytes()
+    codes = {s["file"]: s["codes"] for s in record(many)["samples"]}
+    assert all(codes[s["file"]] == s["codes"] for s in record(one)["samples"])
+    assert len({tuple(c) for c in codes.values()}) == 15
+
+
+def test_adm_s_file(sample: Callable[..., Path]) -> None:
+    folder = sample("npz", "-n", "2", "--npz")
+    with np.load(folder / "samples_6x16x16x3.npz") as loaded:
+        pictures, labels = loaded["arr_0"], loaded["arr_1"]
+    assert pictures.dtype == np.uint8
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert np.array_equal(pictures[5], np.asarray(Image.open(folder / "cow-0001.png")))
+
+
+def test_videos(sample: Callable[..., Path]) -> None:
+    folder = sample("films", "--class", "0", "-n", "1", "--orbit", "--disparity", "--frames", "2", "--size", "16")
+    assert (folder / "ant-0000_orbit.mp4").stat().st_size > 0
+    assert (folder / "ant-0000_orbit_disparity.mp4").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "problem"),
+    [
+        (["--class", "bee hiv"], 2, "bee hive"),
+        (["--temperature", "-1"], 2, "temperature"),
+        (["--top-p", "0"], 2, "top-p"),
+        (["--orbit", "--frames", "0"], 2, "--frames"),
+        (["--prior", "no-such-file"], 66, "no-such-file"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    options: list[str],
+    code: int,
+    problem: str,
+    prior: str,
+    tiny_weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    given = ["--weights", str(tiny_weights), "--prior", prior, "--device", "cpu", "-o", str(tmp_path / "out")]
+    assert run(["sample", *given, *options]) == code
+    error = capsys.readouterr().err
+    assert problem in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_stage_1_is_refused_in_one_line(
+    prior: str, tiny_recipe: Callable[..., object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vq3dcli.checkpoint import save_weights
+    from vq3dcli.model.build import build_autoencoder
+
+    recipe = tiny_recipe("training.seed=7")
+    save_weights(tmp_path / "other.safetensors", build_autoencoder(recipe), recipe, {})
+    assert run(["sample", "--prior", prior, "--weights", str(tmp_path / "other.safetensors")]) == 65
+    error = capsys.readouterr().err
+    assert "codes of another Stage 1" in error
+    assert error.count("\n") == 1
+
+
+def test_train_then_sample(
+    write_store: Callable[..., TokenStore], tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_store(tmp_path / "tokens", stage1_sha256=load_weights(tiny_weights).sha256)
+    train = ["train-stage2", "toy-cpu-prior", "--data", str(tmp_path / "tokens"), "--out", str(tmp_path / "run")]
+    train += [part for key in TINY for part in ("--set", key)] + ["--device", "cpu"]
+    assert run([*train, "--weights", str(tiny_weights), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["count"] == 16
+    assert result["metrics"]["held_out_share"] > 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    for text in (
+        "Bits a code",
+        "Held-out images by class",
+        "<td>bee</td>",
+        "a prior of width 32",
+        "finished: 16 images",
+    ):
+        assert text in page
+    assert "Discriminators" not in page
+    assert page.count("<img") == 1
+    assert run([*train, "--quiet"]) == 0  # finished: the same command again changes nothing
+    assert "no sheets of samples" in capsys.readouterr().err
+    options = ["--weights", str(tiny_weights), "--prior", str(tmp_path / "run"), "--class", "BEE", "-n", "1"]
+    assert run(["sample", *options, "--device", "cpu", "-o", str(tmp_path / "new"), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["count"] == 1
+    assert made["weights"]["sha256"] == load_weights(tiny_weights).sha256
+    assert (tmp_path / "new" / "bee-0000.png").exists()
+
+
+def test_tokens_of_another_stage_1_are_refused(
+    write_store: Callable[..., TokenStore], tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_store(tmp_path / "tokens")
+    train = ["train-stage2", "toy-cpu-prior", "--data", str(tmp_path / "tokens"), "--out", str(tmp_path / "run")]
+    assert run([*train, "--weights", str(tiny_weights)]) == 65
+    assert "tokens of another Stage 1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,104 @@
+"""`vq3d sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device
+
+CLASS = "Classes by name or number, a comma between them; of ImageNet also WordNet ids. Default: all."
+
+
+def command(
+    classes: Annotated[str | None, typer.Option("--class", metavar="NAMES", help=CLASS)] = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=1_000_000, help="Samples a class.")] = 4,
+    seed: SeedOption = 0,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Stage 1 weights or a run's folder. Default: embedded.")
+    ] = None,
+    prior: Annotated[
+        Path | None, typer.Option("--prior", help="A prior's weights or its run's folder. Default: embedded.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Above 1 more varied, below 1 safer, 0 the likeliest. Default: the prior's.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many codes; 0 for all. Default: the prior's.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from codes of this probability together. Default: the prior's.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Above 1 more typical of the class; 1 is off. Default: the prior's.")
+    ] = None,
+    orbit: Annotated[bool, typer.Option("--orbit", help="Also write a video of each scene, NAME_orbit.mp4.")] = False,
+    disparity: Annotated[bool, typer.Option("--disparity", help="Also write disparity, NAME_disparity.png.")] = False,
+    npz: Annotated[bool, typer.Option("--npz", help="Also write all pictures as one file in ADM's format.")] = False,
+    frames: Annotated[int, typer.Option(help="Frames of a video, which loops.")] = 60,
+    size: Annotated[int, typer.Option(help="Side of a video in pixels.")] = 128,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to.")] = Path("samples"),
+) -> None:
+    """Sample new 3D scenes: pictures, a contact sheet with disparity, videos.
+
+    FOLDER also gets samples.json, which says all that it takes to make the same samples again.
+
+    Example:
+      vq3d sample --class "torus,3" -n 8 --seed 0 -o new/
+      vq3d sample --orbit --disparity
+      vq3d sample --class "golden retriever" --weights stage1/ --prior stage2/ --guidance 1.75 --top-k 2000
+    """
+    from vq3dcli.checkpoint import load_weights
+    from vq3dcli.export.video import check_output
+    from vq3dcli.model.sampling import Sharpening
+    from vq3dcli.pipelines.class_names import pick_classes
+    from vq3dcli.pipelines.film import Shot, check_shot
+    from vq3dcli.pipelines.sample import draw_samples, write_samples
+    from vq3dcli.prior_checkpoint import load_prior
+
+    said = Output("sample", json, quiet)
+    shot = Shot("orbit", frames, size_px=size) if orbit else None
+    if shot is not None:
+        check_shot(shot, "mp4")
+    target = pick_device(device)
+    loaded_prior = load_prior(prior, target)
+    loaded = load_weights(weights, target)
+    loaded_prior.check_stage1(loaded.sha256, loaded.path)
+    default = loaded_prior.recipe.sampling
+    sharpening = Sharpening(
+        temperature=default.temperature if temperature is None else temperature,
+        top_k=default.top_k if top_k is None else top_k,
+        top_p=default.top_p if top_p is None else top_p,
+        guidance=default.guidance if guidance is None else guidance,
+    )
+    chosen = pick_classes(classes, loaded_prior.tokens.class_names)
+    total = len(chosen) * count
+    check_output(out / ("sheet.mp4" if orbit else "sheet.png"), "mp4" if orbit else "png")  # before hours of work
+    said.note(f"{count} samples of {len(chosen)} classes, prior {loaded_prior.path}, weights {loaded.path}")
+    with said.progress("sampling", total * loaded_prior.tokens.length, unit="codes") as progress:
+        drawn = draw_samples(loaded_prior, chosen, count, seed=seed, sharpening=sharpening, on_token=progress.advance)
+    pictures = total * (1 + (frames if orbit else 0))
+    with said.progress("rendering", pictures, unit="frames") as progress:
+        outputs = write_samples(
+            out,
+            loaded,
+            loaded_prior,
+            drawn,
+            seed=seed,
+            sharpening=sharpening,
+            shot=shot,
+            disparity=disparity,
+            npz=npz,
+            on_frames=progress.advance,
+        )
+    said.finish(
+        count=total,
+        seed=seed,
+        weights=loaded,
+        metrics={"prior": {"path": loaded_prior.path, "sha256": loaded_prior.sha256}, "classes": len(chosen)},
+        table=[],
+        outputs=outputs,
+    )
