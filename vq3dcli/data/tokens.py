@@ -124,7 +124,9 @@ class TokenStore:
             self._check_hash(TOKENS_NAME, found.tokens_sha256)
             self._check_hash(CLASSES_NAME, found.classes_sha256)
         shape = (found.images, found.views, found.length)
-        self.tokens: NDArray[np.uint16] = np.memmap(path / TOKENS_NAME, TOKEN_DTYPE, "r", shape=shape)
+        # A plain array over the map: each slice of a `np.memmap` would cost as much as the reading itself.
+        self.tokens: NDArray[np.uint16] = np.asarray(np.memmap(path / TOKENS_NAME, TOKEN_DTYPE, "r", shape=shape))
+        self._rows = self.tokens.reshape(-1, found.length)
         self.class_index = torch.from_numpy(np.fromfile(path / CLASSES_NAME, CLASS_DTYPE).astype(np.int64))
 
     def _check(self, name: str, size: int) -> None:
@@ -195,8 +197,11 @@ class TokenStore:
         Returns:
             int64 `[B, L]`.
         """
-        views = view.numpy() if isinstance(view, Tensor) else view
-        return torch.from_numpy(self.tokens[image.numpy(), views].astype(np.int64))
+        return self.read_rows(image * self.views + view)
+
+    def read_rows(self, row: Tensor) -> Tensor:
+        """Codes int64 `[B, L]` of rows int64 `[B]`: image number x V + view."""
+        return torch.from_numpy(self._rows.take(row.numpy(), axis=0).astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -276,24 +281,27 @@ class TokenLoader:
 
     def batch_at(self, images_seen: int) -> TokenBatch:
         """This rank's rows of the global batch that starts at position `images_seen`."""
-        position = torch.arange(images_seen, images_seen + self.batch_size)[self._rows]
-        epoch = position // self.num_images
-        image = torch.empty_like(position)
-        for number in epoch.unique().tolist():
-            inside = epoch == number
-            image[inside] = self.order(number)[position[inside] - number * self.num_images]
-        views = self.store.views
-        # The top number is 1 - 2^-24: its product with a view count, rounded to float32, stays below the count.
-        view = (uniform(self._seed, "view", position, 1)[:, 0] * views).long() if views > 1 else 0
-        return TokenBatch(self.store.read(image, view), self.store.class_index[image], position)
+        start, stop = images_seen + self._rows.start, images_seen + self._rows.stop
+        first, last = start // self.num_images, (stop - 1) // self.num_images
+        chosen = [
+            self.order(epoch)[max(start - epoch * self.num_images, 0) : stop - epoch * self.num_images]
+            for epoch in range(first, last + 1)
+        ]
+        row = chosen[0] if len(chosen) == 1 else torch.cat(chosen)
+        image = row // self.store.views
+        return TokenBatch(self.store.read_rows(row), self.store.class_index[image], torch.arange(start, stop))
 
     def order(self, epoch: int) -> Tensor:
-        """The images of an epoch in its order, int64 `[n]`."""
+        """What an epoch reads, in its order: image number x V + view, int64 `[n]`."""
         if epoch not in self._orders:
             if len(self._orders) > 1:
                 self._orders.clear()
             permutation = torch.randperm(self.num_images, generator=generator(self._seed, "order", epoch))
-            self._orders[epoch] = self.train_images[permutation]
+            views = self.store.views
+            position = torch.arange(epoch * self.num_images, (epoch + 1) * self.num_images)
+            # The top number is 1 - 2^-24: its product with a view count, rounded to float32, stays below the count.
+            view = (uniform(self._seed, "view", position, 1)[:, 0] * views).long()
+            self._orders[epoch] = self.train_images[permutation] * views + view
         return self._orders[epoch]
 
     def held_out_batches(self, batch_size: int) -> Iterator[TokenBatch]:
