@@ -12,8 +12,7 @@ from torch import Tensor
 class KVCache:
     """Keys and values of all layers for up to L slots.
 
-    A loop that is not captured moves on with `move_to`, which shows attention just the slots that are filled. A CUDA
-    graph replays fixed shapes: there `slot` is counted up on the device, and `hide_later` masks what is not filled.
+    Attention sees just the slots that are filled; what an earlier use left in later ones is never read.
 
     Args:
         rows: B.
@@ -26,7 +25,6 @@ class KVCache:
 
     Attributes:
         slot: The slot that the next keys fill, int64 `[1]`, on the device.
-        mask: Which slots attention may see, bool `[1, 1, 1, visible]`, or None for all of the visible ones.
     """
 
     def __init__(
@@ -44,23 +42,11 @@ class KVCache:
         self._values = torch.zeros_like(self._keys)
         self._visible = 1
         self.slot = torch.zeros(1, dtype=torch.int64, device=device)
-        self.mask: Tensor | None = None
-
-    @property
-    def length(self) -> int:
-        """L."""
-        return self._keys.shape[3]
 
     def move_to(self, slot: int) -> None:
         """Fill `slot` next; attention sees it and all before it."""
         self.slot.fill_(slot)
         self._visible = slot + 1
-        self.mask = None
-
-    def hide_later(self, visible: int) -> None:
-        """Show attention the first `visible` slots, less those after `self.slot`, without asking the host."""
-        self._visible = visible
-        self.mask = (torch.arange(visible, device=self.slot.device) <= self.slot)[None, None, None]
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keep one slot's key and value, `[B, H, 1, C]`; all visible ones, `[B, H, visible, C]`."""

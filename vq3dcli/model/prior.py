@@ -46,13 +46,14 @@ class CausalAttention(nn.Module):
         """`[B, n, D]` to `[B, n, D]`: n = L slots without a cache, n = 1 slot with one."""
         batch, count, width = slots.shape
         qkv = self.qkv(slots).reshape(batch, count, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        query, key = rotate(query, rotation), rotate(key, rotation)
+        both, value = qkv.permute(2, 0, 3, 1, 4).split([2, 1])
+        query, key = rotate(both, rotation)
+        value = value[0]
         if cache is None:
             mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         else:
             key, value = cache.extend(layer, key, value)
-            mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=cache.mask)
+            mixed = functional.scaled_dot_product_attention(query, key, value)
         return self.out(mixed.transpose(1, 2).reshape(batch, count, width))
 
 
@@ -215,7 +216,7 @@ def axial_rotation(side: int, head_width: int) -> Tensor:
 
 
 def rotate(heads: Tensor, rotation: Tensor) -> Tensor:
-    """Turn pairs of channels of `[B, H, n, C]` by the angles `[2, n, C / 2]`; the pairs are (c, c + C / 2)."""
+    """Turn pairs of channels of `[..., n, C]` by the angles `[2, n, C / 2]`; the pairs are (c, c + C / 2)."""
     cosine, sine = rotation.to(heads.dtype)
     first, second = heads.chunk(2, -1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
