@@ -9,6 +9,10 @@ weights = vq3dcli.load()  # or vq3dcli.load(Path("run/"))
 image = vq3dcli.to_square(vq3dcli.read_image(Path("photo.jpg")), weights.recipe.model.image_size, fit="crop")
 scene = vq3dcli.reconstruct_scene(weights.model, image[None])
 view = scene.render(vq3dcli.trajectory("orbit", 60, height_px=128, width_px=128))  # view.rgb, view.s
+
+prior = vq3dcli.load_prior()  # of the same weights
+codes = vq3dcli.sample_tokens(prior.model, torch.tensor([3, 3]), seed=0)  # two new scenes of class 3
+scenes = vq3dcli.scene_from_codes(weights.model, codes)
 ```
 """
 
@@ -24,21 +28,28 @@ if TYPE_CHECKING:
     from vq3dcli.checkpoint import load_weights as load
     from vq3dcli.data.images import read_image, to_square
     from vq3dcli.errors import Vq3dError
-    from vq3dcli.model.scene import Scene, SceneView, reconstruct_scene
+    from vq3dcli.model.sampling import Sharpening, sample_tokens
+    from vq3dcli.model.scene import Scene, SceneView, reconstruct_scene, scene_from_codes
+    from vq3dcli.prior_checkpoint import LoadedPrior, load_prior
     from vq3dcli.rendering.cameras import Camera, canonical_camera, pivot_camera
     from vq3dcli.rendering.trajectories import trajectory
 
 __all__ = [
     "Camera",
+    "LoadedPrior",
     "LoadedWeights",
     "Scene",
     "SceneView",
+    "Sharpening",
     "Vq3dError",
     "canonical_camera",
     "load",
+    "load_prior",
     "pivot_camera",
     "read_image",
     "reconstruct_scene",
+    "sample_tokens",
+    "scene_from_codes",
     "to_square",
     "trajectory",
 ]
@@ -46,15 +57,20 @@ __all__ = [
 # Public name to its module and its name there.
 _SOURCES = {
     "Camera": ("rendering.cameras", "Camera"),
+    "LoadedPrior": ("prior_checkpoint", "LoadedPrior"),
     "LoadedWeights": ("checkpoint", "LoadedWeights"),
     "Scene": ("model.scene", "Scene"),
     "SceneView": ("model.scene", "SceneView"),
+    "Sharpening": ("model.sampling", "Sharpening"),
     "Vq3dError": ("errors", "Vq3dError"),
     "canonical_camera": ("rendering.cameras", "canonical_camera"),
     "load": ("checkpoint", "load_weights"),
+    "load_prior": ("prior_checkpoint", "load_prior"),
     "pivot_camera": ("rendering.cameras", "pivot_camera"),
     "read_image": ("data.images", "read_image"),
     "reconstruct_scene": ("model.scene", "reconstruct_scene"),
+    "sample_tokens": ("model.sampling", "sample_tokens"),
+    "scene_from_codes": ("model.scene", "scene_from_codes"),
     "to_square": ("data.images", "to_square"),
     "trajectory": ("rendering.trajectories", "trajectory"),
 }

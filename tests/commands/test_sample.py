@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from vq3dcli.checkpoint import load_weights
 from vq3dcli.cli import run
-from vq3dcli.config.schema import Stage2Recipe
+from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.tokens import TokenStore
 from vq3dcli.model.build import build_prior
 from vq3dcli.prior_checkpoint import TokenFacts, save_prior
@@ -52,8 +53,8 @@ def sample(prior: str, tiny_weights: Path, tmp_path: Path) -> Callable[..., Path
     return call
 
 
-def record(folder: Path) -> dict[str, object]:
-    return json.loads((folder / "samples.json").read_text())
+def record(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "samples.json").read_text()))
 
 
 def test_all_classes_with_pictures_a_sheet_and_a_record(sample: Callable[..., Path]) -> None:
@@ -67,7 +68,7 @@ def test_all_classes_with_pictures_a_sheet_and_a_record(sample: Callable[..., Pa
     found = record(folder)
     assert found["sharpening"] == {"temperature": 0.9, "top_k": 0, "top_p": 1.0, "guidance": 1.0}
     assert [s["class"] for s in found["samples"]] == ["ant", "ant", "Bee Hive", "Bee Hive", "cow", "cow"]
-    assert all(len(s["codes"]) == 16 for s in found["samples"])
+    assert all(len(s["codes"].split()) == 16 for s in found["samples"])
 
 
 def test_the_record_makes_the_same_samples_again(sample: Callable[..., Path]) -> None:
@@ -86,7 +87,7 @@ def test_a_sample_is_the_same_alone_and_among_others(sample: Callable[..., Path]
     assert (many / "bee-hive-0001.png").read_bytes() == (one / "bee-hive-0001.png").read_bytes()
     codes = {s["file"]: s["codes"] for s in record(many)["samples"]}
     assert all(codes[s["file"]] == s["codes"] for s in record(one)["samples"])
-    assert len({tuple(c) for c in codes.values()}) == 15
+    assert len(set(codes.values())) == 15
 
 
 def test_adm_s_file(sample: Callable[..., Path]) -> None:
@@ -132,7 +133,7 @@ def test_what_cannot_be_done_is_one_line(
 
 
 def test_another_stage_1_is_refused_in_one_line(
-    prior: str, tiny_recipe: Callable[..., object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    prior: str, tiny_recipe: Callable[..., Stage1Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from vq3dcli.checkpoint import save_weights
     from vq3dcli.model.build import build_autoencoder

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from vq3dcli.config.load import dump_recipe
-from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.images import decode_image, encode_png
 from vq3dcli.errors import InputMissingError, OutputError
 from vq3dcli.pipelines.run_report import write_run_report
@@ -80,7 +80,9 @@ def record(images_seen: int, **figures: Any) -> dict[str, Any]:
     }
 
 
-def fill(run: Path, records: list[dict[str, Any]], recipe: Stage1Recipe, sheets: int = 5, width_px: int = 24) -> None:
+def fill(
+    run: Path, records: list[dict[str, Any]], recipe: Stage1Recipe | Stage2Recipe, sheets: int = 5, width_px: int = 24
+) -> None:
     (run / "sheets").mkdir(parents=True)
     (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     (run / "recipe.toml").write_text(dump_recipe(recipe))
@@ -228,3 +230,36 @@ def test_a_page_that_cannot_be_written_is_named(recipe: Stage1Recipe, tmp_path: 
     (tmp_path / "report.html").mkdir()
     with pytest.raises(OutputError):
         write_run_report(tmp_path)
+
+
+def prior_record(images_seen: int, held_out: float | None = None, unigram: float = 5.0) -> dict[str, Any]:
+    judged = {} if held_out is None else {"held_out_bits": held_out, "held_out_share": held_out / unigram}
+    return {"images_seen": images_seen, "bits": 3.0, "gradient_norm": 0.3, "learning_rate": 1e-3, **judged}
+
+
+def test_a_prior_s_page_has_its_own_sections(tiny_prior_recipe: Callable[..., Stage2Recipe], tmp_path: Path) -> None:
+    records = [prior_record(8), prior_record(16, 3.6), *(prior_record(16 + 8 * i, 4.5) for i in range(1, 5))]
+    fill(tmp_path, records, tiny_prior_recipe(), sheets=1)
+    rows = {"ant": {"images": 4, "bits": 3.0, "unigram_bits": 5.0}, HOSTILE: {"images": 1, "bits": 4.0}}
+    table = {"images_seen": 64, "images": 5, "bits": 3.2, "unigram_bits": 4.8, "classes": rows}
+    (tmp_path / "held_out.json").write_text(json.dumps(table))
+    page = page_of(tmp_path)
+    reader = Reader(page)
+    titles = ["The run", "Health", "Newest pictures", "Bits a code", "Steps", "Held-out images by class", "Recipe"]
+    assert reader.titles == titles
+    assert "script" not in reader.tags
+    assert "<td>all</td><td>5</td><td>3.200</td><td>4.800</td><td>66.7%</td>" in page
+    assert page.index("4.000") < page.index("<td>ant</td>")  # the worst first
+    assert "overfitting" in page
+    assert "vq3d tokenize --views 2" in page
+    for name in ("bits a code, training", "bits a code, held out", "held out / counting"):
+        assert f'aria-label="{name}"' in page
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "{}", '{"classes": 3}', '{"classes": {"a": 1}}', "\xff"])
+def test_damaged_figures_of_held_out_images_are_left_out(
+    tiny_prior_recipe: Callable[..., Stage2Recipe], tmp_path: Path, text: str
+) -> None:
+    fill(tmp_path, [prior_record(8)], tiny_prior_recipe())
+    (tmp_path / "held_out.json").write_bytes(text.encode("latin-1"))
+    assert "Held-out images by class" not in Reader(page_of(tmp_path)).titles

@@ -24,6 +24,7 @@ from vq3dcli.prior_checkpoint import load_prior
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.held_out import held_out_bits, unigram_bits
 from vq3dcli.training.prior_objective import PriorObjective, drop_classes
+from vq3dcli.training.stage1 import Progress
 from vq3dcli.training.stage2 import train_prior
 
 Make = Callable[..., Stage2Recipe]
@@ -62,7 +63,8 @@ def test_n_plus_n_steps_equal_2n_to_the_bit(
 
 
 def test_a_run_writes_what_it_promises(tiny_prior_recipe: Make, store: TokenStore, tmp_path: Path) -> None:
-    recipe, reports = tiny_prior_recipe(), []
+    recipe = tiny_prior_recipe()
+    reports: list[Progress] = []
     train_prior(recipe, store, tmp_path / "run", report=reports.append)
     assert reports[-1].images_seen == 64
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

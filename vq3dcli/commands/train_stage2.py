@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -109,11 +110,9 @@ def _stage1_of(store: TokenStore, weights: Path | None, device: torch.device, sa
         loaded = load_weights(weights, device)
         store.check_stage1(loaded.sha256)
         return loaded
-    try:
+    with contextlib.suppress(UnavailableError):
         loaded = load_weights(None, device)
-    except UnavailableError:
-        loaded = None
-    if loaded is not None and loaded.sha256 == store.stage1_sha256:
-        return loaded
+        if loaded.sha256 == store.stage1_sha256:
+            return loaded
     said.warn("no sheets of samples: the tokens are of other weights than the embedded ones; try: --weights STAGE1")
     return None

@@ -9,6 +9,7 @@ Legend: N samples, L codes of a sample, S side of a picture in pixels.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,7 +91,8 @@ def draw_samples(
     index = torch.tensor([sample_index(*pair) for pair in pairs], dtype=torch.int64)
     class_index = torch.tensor([pair[0] for pair in pairs], dtype=torch.int64)
     codes = sample_tokens(prior.model, class_index, seed=seed, index=index, sharpening=sharpening, on_token=on_token)
-    shown = {c: shown_name(prior.tokens.class_names[c]) if c >= 0 else "" for c in classes}
+    # Of all classes, so that a file's name does not depend on which others are asked for.
+    shown = {-1: "", **dict(enumerate(map(shown_name, prior.tokens.class_names)))}
     names = _file_names(shown)
     return [
         Drawn(f"{names[c]}-{number:04d}", shown[c], c, number, row)
@@ -192,13 +194,11 @@ def _target(stem: Path, path: str, disparity: bool) -> Target:
 
 
 def _file_names(shown: Mapping[int, str]) -> dict[int, str]:
-    """A file name for each class: its own in plain letters, with its index where that says too little."""
+    """A file name for each class: its own in plain letters, its index added where that is no name of its own."""
     plain = {c: re.sub(r"[^\w]+", "-", name.casefold(), flags=re.ASCII).strip("-")[:48] for c, name in shown.items()}
-    taken = list(plain.values())
+    times = Counter(plain.values())
     return {
-        c: name
-        if name and taken.count(name) == 1
-        else "-".join(filter(None, [name or "sample", str(c) if c >= 0 else ""]))
+        c: name if name and times[name] == 1 else f"{name or 'sample'}-{c}" if c >= 0 else "sample"
         for c, name in plain.items()
     }
 
@@ -230,7 +230,7 @@ def _record(
                 "class_index": sample.class_index,
                 "number": sample.number,
                 "index": sample_index(sample.class_index, sample.number),
-                "codes": sample.codes.tolist(),
+                "codes": " ".join(map(str, sample.codes.tolist())),  # a list would take a line a code
             }
             for sample in drawn
         ],
