@@ -25,7 +25,7 @@ def command(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Encode shards by Stage 1 into the tokens that Stage 2 is trained on.
+    """Encode shards into the tokens that Stage 2 is trained on.
 
     OUT holds the codes of all images, memory-mapped, and the hash of the weights: a Stage 2 fits only the Stage 1 whose
     tokens it saw. Run it again after an interruption: finished shards are kept.
