@@ -40,7 +40,7 @@ from vq3dcli.training.prior_sheets import write_sample_sheet
 from vq3dcli.training.prior_state import PriorState, save_prior_state, start_or_resume_prior
 from vq3dcli.training.run_folder import RunFolder
 from vq3dcli.training.stage1 import Progress, Result
-from vq3dcli.training.step import require_finite
+from vq3dcli.training.gradients import require_finite
 from vq3dcli.training.watch import Watch
 
 _log = logging.getLogger(__name__)
