@@ -23,6 +23,9 @@ TINY = Size(
         *("model.codebook_size=16", "model.field_hidden=8", "rendering.samples=4", "rendering.rays_per_image=16"),
         *("training.batch_size=8", "training.quantize_from_images=320"),
     ),
+    samples_a_class=1,
+    samples_filmed=2,
+    prior_overrides=("model.width=16", "model.layers=1", "model.heads=1", "training.batch_size=8"),
 )
 
 
@@ -68,8 +71,8 @@ def finished(out, interrupted):
 
 def test_an_interrupted_quickstart_continues_with_the_same_budget(out, interrupted, finished):
     made, parts = finished
-    assert "calibrating" not in parts
-    assert {"training", "rendering", "measuring"} <= set(parts)
+    assert parts.count("calibrating") == 1  # the prior's
+    assert {"training", "rendering", "measuring", "training the prior", "sampling"} <= set(parts)
     assert (out / "budget.json").read_text() == interrupted["budget"]
     assert json.loads((out / "run" / "metrics.jsonl").read_text().splitlines()[-1])["images_seen"] == made.budget.images
     assert not (out / "calibration").exists()
@@ -78,20 +81,44 @@ def test_an_interrupted_quickstart_continues_with_the_same_budget(out, interrupt
 def test_the_report_holds_everything(finished):
     made, _ = finished
     page = made.report.read_text()
-    assert page.count("<video") == len(made.videos) == 6
+    assert len(made.videos) == 6
+    assert page.count("<video") == 6 + 2 * TINY.samples_filmed
     assert "<svg" in page
     assert "template_spearman" in page
     assert "kind = &quot;stage1&quot;" in page
+    assert "kind = &quot;stage2&quot;" in page
     assert all(path.stat().st_size > 0 for path in made.videos)
 
 
 def test_a_finished_quickstart_does_nothing_again(out, finished):
     made, _ = finished
-    before = {path: path.stat().st_mtime_ns for path in [*made.videos, Path(made.weights.path), out / "geometry.json"]}
+    before = {path: path.stat().st_mtime_ns for path in _lasting(out, made)}
     again, parts = start(out)
-    assert not {"calibrating", "training", "rendering", "measuring"} & set(parts)
+    done_once = {"calibrating", "training", "rendering", "measuring", "training the prior", "rendering samples"}
+    assert not done_once & set(parts)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert again.metrics == made.metrics
+
+
+def _lasting(out: Path, made: Quickstart) -> list[Path]:
+    scenes = made.new_scenes
+    return [
+        *made.videos,
+        Path(made.weights.path),
+        out / "geometry.json",
+        Path(scenes.prior.path),
+        scenes.sheet,
+        *(path for row in scenes.filmed for path in row),
+    ]
+
+
+def test_new_scenes_are_of_every_class(out, finished):
+    made, _ = finished
+    record = json.loads((out / "samples" / "samples.json").read_text())
+    assert {sample["class"] for sample in record["samples"]} == set(made.new_scenes.prior.tokens.class_names)
+    assert record["stage1_sha256"] == made.weights.sha256
+    assert len(made.new_scenes.filmed) == TINY.samples_filmed
+    assert all(path.stat().st_size > 0 for row in made.new_scenes.filmed for path in row)
 
 
 def test_other_options_are_refused(out, finished, capsys):

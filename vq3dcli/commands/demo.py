@@ -15,22 +15,30 @@ def command(
     weights: Annotated[
         Path | None, typer.Option(help="Weights file or run folder. Default: the embedded ones.")
     ] = None,
+    prior: Annotated[
+        Path | None,
+        typer.Option(help="A prior over the codes of --weights. Default: embedded."),
+    ] = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Turn a photo and toy scenes into videos with the embedded weights.
+    """Turn a photo and toy scenes into videos with the embedded weights, and sample new scenes.
 
     Example:
       vq3d demo
-      vq3d demo --out demo-out --weights run/
+      vq3d demo --out demo-out --weights run/ --prior prior/
     """
     said = Output("demo", json, quiet)
 
     from vq3dcli.checkpoint import load_weights
     from vq3dcli.pipelines.demo import demo, total_frames
+    from vq3dcli.prior_checkpoint import load_prior
 
-    loaded = load_weights(weights, pick_device(device))
-    with said.progress("rendering", total_frames(), unit="frames") as progress:
-        outputs = demo(loaded, out, on_frames=progress.advance)
+    target = pick_device(device)
+    loaded = load_weights(weights, target)
+    # Weights of one's own and no prior: there is none that fits.
+    loaded_prior = load_prior(prior, target) if prior is not None or weights is None else None
+    with said.progress("rendering", total_frames(loaded_prior), unit="frames") as progress:
+        outputs = demo(loaded, loaded_prior, out, on_frames=progress.advance)
     said.finish(count=len(outputs), weights=loaded, outputs=outputs, table=[])

@@ -13,7 +13,7 @@ from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOptio
 
 def command(
     minutes: Annotated[
-        float | None, typer.Option("--minutes", min=0.1, max=1440, help="Training time; 6, or what the run began with.")
+        float | None, typer.Option("--minutes", min=0.1, max=1440, help="Training time of Stage 1; 6, or as begun.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything that is made.")] = Path("quickstart"),
     seed: SeedOption = 0,
@@ -24,8 +24,9 @@ def command(
     """Run the whole pipeline at toy scale, from toy scenes to videos and a report.
 
     Makes toy scenes and their labels, trains Stage 1 for some minutes, renders videos from one picture each, measures
-    the geometry, and ends with a page that holds all of it. The minutes become a number of images once, after a short
-    calibration; run the command again after an interruption to continue.
+    the geometry, trains a prior over its codes for half as long, samples new scenes, and ends with a page that holds
+    all of it. The minutes become a number of images once, after a short calibration; run the command again after an
+    interruption to continue.
 
     Example:
       vq3d quickstart
@@ -53,5 +54,5 @@ def command(
         seed=seed,
         weights=result.weights,
         metrics=result.metrics,
-        outputs=[*result.videos, result.report],
+        outputs=[*result.videos, result.new_scenes.sheet, result.report],
     )

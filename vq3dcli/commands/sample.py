@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -53,10 +54,9 @@ def command(
     """
     from vq3dcli.checkpoint import load_weights
     from vq3dcli.export.video import check_output
-    from vq3dcli.model.sampling import Sharpening
     from vq3dcli.pipelines.class_names import pick_classes
     from vq3dcli.pipelines.film import Shot, check_shot
-    from vq3dcli.pipelines.sample import draw_samples, write_samples
+    from vq3dcli.pipelines.sample import draw_samples, sharpening_of, write_samples
     from vq3dcli.prior_checkpoint import load_prior
 
     said = Output("sample", json, quiet)
@@ -67,13 +67,9 @@ def command(
     loaded_prior = load_prior(prior, target)
     loaded = load_weights(weights, target)
     loaded_prior.check_stage1(loaded.sha256, loaded.path)
-    default = loaded_prior.recipe.sampling
-    sharpening = Sharpening(
-        temperature=default.temperature if temperature is None else temperature,
-        top_k=default.top_k if top_k is None else top_k,
-        top_p=default.top_p if top_p is None else top_p,
-        guidance=default.guidance if guidance is None else guidance,
-    )
+    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+    given = {name: value for name, value in asked.items() if value is not None}
+    sharpening = dataclasses.replace(sharpening_of(loaded_prior), **given)
     chosen = pick_classes(classes, loaded_prior.tokens.class_names)
     total = len(chosen) * count
     check_output(out / ("sheet.mp4" if orbit else "sheet.png"), "mp4" if orbit else "png")  # before hours of work

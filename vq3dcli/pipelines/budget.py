@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-import torch
-
-from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.errors import DataError, StoppedError, UsageError
 from vq3dcli.files import write_json
-from vq3dcli.training.stage1 import Data, Progress, train
+from vq3dcli.training.stage1 import Progress
 
 DEFAULT_MINUTES = 6.0
 CALIBRATION_SECONDS = 12.0
@@ -26,6 +25,15 @@ CALIBRATION_SECONDS = 12.0
 _WARM_STEPS = 4
 # What checkpoints, contact sheets and the averaging of the weights take of the time.
 _USEFUL_SHARE = 0.92
+
+AnyRecipe = TypeVar("AnyRecipe", Stage1Recipe, Stage2Recipe)
+
+
+class Training(Protocol):
+    """`train` or `train_prior` with all that it needs but for the folder and who watches."""
+
+    def __call__(self, folder: Path, *, report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> object:
+        """Train in `folder`, tell of each step, and stop when asked to."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +82,11 @@ def recorded_budget(path: Path, *, minutes: float | None, seed: int) -> Budget |
 
 def measure_budget(
     path: Path,
-    recipe: Stage1Recipe,
-    data: Data,
+    train: Training,
     *,
     minutes: float,
-    device: torch.device,
+    batch_size: int,
+    seed: int,
     seconds: float = CALIBRATION_SECONDS,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Budget:
@@ -86,10 +94,10 @@ def measure_budget(
 
     Args:
         path: JSON file to write.
-        recipe: What will be trained, but for its length.
-        data: A loader made with the recipe's batch size and seed.
+        train: Trains what will be trained, but for its length, in a folder.
         minutes: How long the training should take.
-        device: Where it trains.
+        batch_size: Images a step.
+        seed: Of the run, for the record.
         seconds: How long to calibrate.
         should_stop: Polled between steps.
 
@@ -107,15 +115,15 @@ def measure_budget(
         return should_stop() or (len(moments) > _WARM_STEPS and moments[-1] - moments[0] > seconds)
 
     try:
-        train(recipe, data, folder, device=device, report=step, should_stop=enough)
+        train(folder, report=step, should_stop=enough)
     except StoppedError:
         if should_stop():
             raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     warm = moments[min(_WARM_STEPS, len(moments) - 2) :]
-    rate = recipe.training.batch_size * (len(warm) - 1) / (warm[-1] - warm[0])
-    budget = budget_of(minutes, rate, batch_size=recipe.training.batch_size, seed=recipe.training.seed)
+    rate = batch_size * (len(warm) - 1) / (warm[-1] - warm[0])
+    budget = budget_of(minutes, rate, batch_size=batch_size, seed=seed)
     write_json(path, asdict(budget))
     return budget
 
@@ -126,23 +134,24 @@ def budget_of(minutes: float, images_per_second: float, *, batch_size: int, seed
     return Budget(minutes, round(images_per_second, 3), max(20, steps) * batch_size, seed)
 
 
-def with_budget(recipe: Stage1Recipe, budget: Budget) -> Stage1Recipe:
+def with_budget(recipe: AnyRecipe, budget: Budget) -> AnyRecipe:
     """`recipe` for a run of `budget.images` images: the parts of its schedule keep their share, and none gets longer.
 
     Checkpoints come once a minute and contact sheets three times, since both take seconds.
     """
     old = recipe.training
     share = min(1.0, budget.images / old.images)
-    changes = {
+    changes: dict[str, Any] = {
         "images": budget.images,
         "warmup_images": int(old.warmup_images * share),
-        "quantize_from_images": int(old.quantize_from_images * share),
         "ema_half_life_images": old.ema_half_life_images * share,
         "log_every_images": max(old.batch_size, budget.images // 100),
         "sheet_every_images": max(old.batch_size, budget.images // 3),
         "checkpoint_every_images": max(old.batch_size, int(60 * budget.images_per_second)),
     }
-    adversarial = recipe.adversarial
-    later = {name: int(getattr(adversarial, name) * share) for name in ("start_images", "ramp_images")}
-    sections = {"training": old.model_copy(update=changes), "adversarial": adversarial.model_copy(update=later)}
-    return recipe.model_copy(update=sections)
+    sections: dict[str, Any] = {}
+    if isinstance(recipe, Stage1Recipe):
+        changes["quantize_from_images"] = int(recipe.training.quantize_from_images * share)
+        later = {name: int(getattr(recipe.adversarial, name) * share) for name in ("start_images", "ramp_images")}
+        sections["adversarial"] = recipe.adversarial.model_copy(update=later)
+    return recipe.model_copy(update={**sections, "training": old.model_copy(update=changes)})

@@ -1,11 +1,13 @@
 """The whole pipeline at toy scale, from toy scenes to videos and a report, in minutes on a CPU.
 
     toy scenes -> shards -> exact labels -> calibration -> Stage 1 -> videos, figures -> report.html
+                                                           Stage 1 -> tokens -> prior -> new scenes -> report.html
 
 Every part continues where an interrupted call ended, and a finished part is not done again:
 
 ```
-OUT/data/  budget.json  run/  inputs/  videos/  geometry.json  geometry.png  report.html
+OUT/data/  budget.json  run/  inputs/  videos/  geometry.json  geometry.png
+    tokens/  prior_budget.json  prior/  samples/  report.html
 ```
 """
 
@@ -13,7 +15,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +37,18 @@ from vq3dcli.pipelines.exact_scenes import toy_template
 from vq3dcli.pipelines.example_photo import example_photo
 from vq3dcli.pipelines.film import Shot
 from vq3dcli.pipelines.inputs import parse_sources, read_picture
+from vq3dcli.pipelines.quickstart_prior import SHARE_OF_MINUTES, Counting, NewScenes, new_scenes, trained_prior
 from vq3dcli.pipelines.render import read_all, render_all
-from vq3dcli.pipelines.report import commands_section, geometry_section, training_section, videos_section
+from vq3dcli.pipelines.report import (
+    STAGE2_SHEET,
+    commands_section,
+    geometry_section,
+    samples_section,
+    training_section,
+    videos_section,
+)
 from vq3dcli.pipelines.targets import check_targets, plan_targets
+from vq3dcli.prior_checkpoint import LoadedPrior
 from vq3dcli.training.stage1 import train
 
 RECIPE = "toy-cpu"
@@ -47,15 +57,20 @@ _VIDEOS_TEXT = (
     "Each row began as one picture: what the model saw, an orbit around the scene that it made of it in one forward "
     "pass, and the disparity of that scene (bright is near). It was trained on toy scenes only and never saw a photo."
 )
+_SAMPLES_TEXT = (
+    "Scenes that never existed: a prior over the codes of Stage 1 drew each from its class alone. Beside each picture "
+    "its disparity."
+)
+_BITS_TEXT = (
+    "The prior takes {bits:.2f} bits a code on scenes that it was not trained on; the entropy of a code given its "
+    "class is {unigram:.2f}."
+)
 _NEXT_COMMANDS = (
     "vq3d render photo.jpg --orbit --disparity --weights {weights}",
+    "vq3d sample --class torus -n 8 --orbit --weights {weights} --prior {prior} -o new/",
     "vq3d evaluate geometry --count 256 --weights {weights} --json",
     "vq3d prepare-data photos/ shards/ --preset folder --size 64",
 )
-
-Count = Callable[[int, int], None]
-Counting = Callable[[str, str], AbstractContextManager[Count]]
-"""Opens progress for (description, unit); what it yields is called with (done, total)."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,10 @@ class Size:
         frames: Frames a video.
         video_px: Side of the videos.
         calibration_seconds: Length of the calibration.
+        samples_a_class: New scenes of each class.
+        samples_filmed: How many of them get a video.
         overrides: Changes to the recipe `toy-cpu`, as `a.b=c`.
+        prior_overrides: Changes to the recipe `toy-cpu-prior`.
     """
 
     scenes: int = 4000
@@ -76,7 +94,11 @@ class Size:
     frames: int = 48
     video_px: int = 128
     calibration_seconds: float = 12.0
+    samples_a_class: int = 4
+    samples_filmed: int = 4
     overrides: tuple[str, ...] = ()
+    # Three million parameters: what minutes on a CPU can train.
+    prior_overrides: tuple[str, ...] = ("model.width=192", "model.heads=6")
 
 
 @dataclass(frozen=True)
@@ -89,6 +111,7 @@ class Quickstart:
         weights: The trained weights.
         metrics: Figures of `evaluate_geometry`.
         budget: How long it trained.
+        new_scenes: What the second half made.
     """
 
     report: Path
@@ -96,6 +119,7 @@ class Quickstart:
     weights: LoadedWeights
     metrics: Mapping[str, float]
     budget: Budget
+    new_scenes: NewScenes
 
 
 def quickstart(
@@ -112,7 +136,7 @@ def quickstart(
 
     Args:
         out: Its folder.
-        minutes: Of training; None for what an earlier call chose, else 6.
+        minutes: Of training Stage 1; None for what an earlier call chose, else 6. The prior gets half as many.
         seed: Of data, training and evaluation.
         device: Where to compute.
         counting: Shows progress.
@@ -134,10 +158,12 @@ def quickstart(
             with counting("calibrating", "steps"):
                 budget = measure_budget(
                     out / "budget.json",
-                    recipe,
-                    data,
+                    lambda folder, *, report, should_stop: train(
+                        recipe, data, folder, device=device, report=report, should_stop=should_stop
+                    ),
                     minutes=minutes or DEFAULT_MINUTES,
-                    device=device,
+                    batch_size=recipe.training.batch_size,
+                    seed=seed,
                     seconds=size.calibration_seconds,
                     should_stop=should_stop,
                 )
@@ -147,6 +173,30 @@ def quickstart(
         videos = _videos(out, weights, size, counting)
         _stop_between(should_stop, out)
         metrics = _figures(out, weights, size, seed, counting)
+        _stop_between(should_stop, out)
+        prior, prior_budget = trained_prior(
+            out,
+            weights,
+            out / "data",
+            minutes=SHARE_OF_MINUTES * budget.minutes,
+            overrides=(*size.prior_overrides, f"training.seed={seed}"),
+            calibration_seconds=size.calibration_seconds,
+            device=device,
+            counting=counting,
+            should_stop=should_stop,
+        )
+        _stop_between(should_stop, out)
+        scenes = new_scenes(
+            out,
+            weights,
+            prior,
+            prior_budget,
+            samples_a_class=size.samples_a_class,
+            filmed=size.samples_filmed,
+            shot=Shot("orbit", frames=size.frames, size_px=size.video_px),
+            seed=seed,
+            counting=counting,
+        )
         report = out / "report.html"
         pictures = [out / "inputs" / f"{video.stem.removesuffix('_orbit')}_input.png" for video in videos[::2]]
         write_page(
@@ -156,12 +206,21 @@ def quickstart(
             f"on {device.type}, seed {seed}",
             [
                 videos_section(list(zip(pictures, videos[::2], videos[1::2], strict=True)), _VIDEOS_TEXT),
+                samples_section(scenes.sheet, scenes.filmed, _samples_text(prior)),
                 geometry_section(metrics, out / "geometry.png"),
-                training_section(run),
-                commands_section([command.format(weights=run) for command in _NEXT_COMMANDS]),
+                training_section(run, "Training of Stage 1"),
+                training_section(out / "prior", "Training of the prior", STAGE2_SHEET),
+                commands_section([command.format(weights=run, prior=out / "prior") for command in _NEXT_COMMANDS]),
             ],
         )
-    return Quickstart(report, videos, weights, metrics, budget)
+    return Quickstart(report, videos, weights, metrics, budget, scenes)
+
+
+def _samples_text(prior: LoadedPrior) -> str:
+    figures = prior.card["training"]
+    if "held_out_bits" not in figures:
+        return _SAMPLES_TEXT
+    return f"{_SAMPLES_TEXT} " + _BITS_TEXT.format(bits=figures["held_out_bits"], unigram=figures["unigram_bits"])
 
 
 def _data(folder: Path, recipe: Stage1Recipe, scenes: int, seed: int, counting: Counting) -> TrainingLoader:

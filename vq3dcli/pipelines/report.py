@@ -17,7 +17,11 @@ Record = Mapping[str, Any]
 
 # Curves whose early values dwarf the rest.
 _LOG_SCALE = ("loss", "l1", "l2", "depth", "commitment", "codebook", "auxiliary", "gradient_norm")
-_FIRST_CURVES = ("loss", "l2", "l1", "depth", "perplexity", "images_per_second")
+_FIRST_CURVES = ("loss", "bits", "held_out_bits", "l2", "l1", "depth", "perplexity", "images_per_second")
+STAGE1_SHEET = (
+    "A row an image: input, reconstruction, rendered disparity, its label, views from the left and the right."
+)
+STAGE2_SHEET = "A row a class: samples of the averaged prior, each beside its disparity; the same seeds on each sheet."
 _SHEETS = 4
 _SHEET_WIDTH_PX = 560
 _VIDEO_WIDTH_PX = 256
@@ -92,20 +96,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def training_section(run: Path) -> Section:
+def training_section(run: Path, title: str = "Training", sheets_text: str = STAGE1_SHEET) -> Section:
     """Curves, contact sheets and the recipe of a training run's folder, finished or not."""
     records = read_metrics(run / "metrics.jsonl")
     blocks: list[Block] = [Text("There are no metrics yet.")] if not records else [Row(_curves(records))]
     sheets = sorted((run / "sheets").glob("*.png"))
     if sheets:
-        blocks.append(
-            Text("Input, reconstruction, rendered disparity, its label, and views from the left and the right:")
-        )
+        blocks.append(Text(sheets_text))
         blocks.append(Row([Media(path, path.stem, width_px=_SHEET_WIDTH_PX) for path in _spread(sheets, _SHEETS)]))
     recipe = run / "recipe.toml"
     if recipe.exists():
         blocks.append(Code(recipe.read_text(errors="replace")))
-    return Section("Training", blocks)
+    return Section(title, blocks)
 
 
 def geometry_section(metrics: Metrics, sheet: Path | None = None) -> Section:
@@ -125,11 +127,13 @@ def geometry_section(metrics: Metrics, sheet: Path | None = None) -> Section:
 
 def videos_section(rows: Sequence[tuple[Path, Path, Path]], text: str) -> Section:
     """A row a scene: the input picture, a video and its disparity; `text` says what they are."""
-    blocks: list[Block] = [Text(text)]
-    for picture, video, disparity in rows:
-        names = ((picture, picture.stem), (video, video.stem), (disparity, "disparity"))
-        blocks.append(Row([Media(path, name, width_px=_VIDEO_WIDTH_PX) for path, name in names]))
-    return Section("From one picture to novel views", blocks)
+    return Section("From one picture to novel views", [Text(text), *_video_rows(rows)])
+
+
+def samples_section(sheet: Path, rows: Sequence[tuple[Path, Path, Path]], text: str) -> Section:
+    """A contact sheet of samples, then a row a filmed one: its picture, its video and its disparity."""
+    blocks: list[Block] = [Text(text), Media(sheet, sheet.stem, width_px=_SHEET_WIDTH_PX)]
+    return Section("New scenes", [*blocks, *_video_rows(rows)])
 
 
 def commands_section(commands: Sequence[str]) -> Section:
@@ -160,6 +164,18 @@ def _curves(records: Sequence[Record]) -> list[Svg]:
     names = curve_names(records)
     names.sort(key=lambda name: _FIRST_CURVES.index(name) if name in _FIRST_CURVES else len(_FIRST_CURVES))
     return [curve(name, records) for name in names]
+
+
+def _video_rows(rows: Sequence[tuple[Path, Path, Path]]) -> list[Row]:
+    return [
+        Row(
+            [
+                Media(path, name, width_px=_VIDEO_WIDTH_PX)
+                for path, name in ((picture, picture.stem), (video, video.stem), (disparity, "disparity"))
+            ]
+        )
+        for picture, video, disparity in rows
+    ]
 
 
 def _is_curve(name: str, records: Sequence[Record]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from vq3dcli.config.schema import Recipe, Stage2Recipe
 from vq3dcli.export.page import Section, Table, Text
+from vq3dcli.pipelines.report import STAGE1_SHEET, STAGE2_SHEET
 from vq3dcli.training.guards import stage1_guards
 from vq3dcli.training.health import Guard, number
 from vq3dcli.training.prior_guards import stage2_guards
@@ -31,10 +32,6 @@ TITLES = {
     "unigram_bits": "bits a code by counting",
     "held_out_share": "held out / counting",
 }
-_STAGE1_SHEET = (
-    "A row an image: input, reconstruction, rendered disparity, its label, views from the left and the right."
-)
-_STAGE2_SHEET = "A row a class: samples of the averaged prior, each beside its disparity; the same seeds on each sheet."
 _STAGE1_CURVES: tuple[CurveSection, ...] = (
     (
         "Losses and reconstruction",
@@ -91,7 +88,7 @@ def guards_of(recipe: Recipe) -> tuple[Guard, ...]:
 
 def sheet_text(recipe: Recipe | None) -> str:
     """What a contact sheet shows."""
-    return _STAGE2_SHEET if isinstance(recipe, Stage2Recipe) else _STAGE1_SHEET
+    return STAGE2_SHEET if isinstance(recipe, Stage2Recipe) else STAGE1_SHEET
 
 
 def curve_sections(recipe: Recipe | None) -> tuple[CurveSection, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,12 @@ def sample_index(class_index: int, number: int) -> int:
     return (class_index + 1) * _NUMBERS_A_CLASS + number
 
 
+def sharpening_of(prior: LoadedPrior) -> Sharpening:
+    """How samples are drawn unless one asks for something else: as the prior's recipe says."""
+    section = prior.recipe.sampling
+    return Sharpening(section.temperature, section.top_k, section.top_p, section.guidance)
+
+
 def draw_samples(
     prior: LoadedPrior,
     classes: Sequence[int],
@@ -109,6 +115,7 @@ def write_samples(
     seed: int,
     sharpening: Sharpening,
     shot: Shot | None = None,
+    filmed: Collection[str] | None = None,
     disparity: bool = False,
     npz: bool = False,
     on_frames: Callable[[int], object] = lambda count: None,
@@ -122,7 +129,8 @@ def write_samples(
         drawn: From `draw_samples`.
         seed: Of the samples, for the record.
         sharpening: As they were drawn, for the record.
-        shot: How to film each scene; None for pictures alone.
+        shot: How to film a scene; None for pictures alone.
+        filmed: Names of the samples that are filmed; all by default.
         disparity: Write a picture (and a video) of each sample's disparity, too.
         npz: Write all pictures as `samples_NxSxSx3.npz`, as ADM's evaluation reads them (Dhariwal and Nichol, 2021).
         on_frames: Called with the number of pictures and frames just rendered.
@@ -159,7 +167,7 @@ def write_samples(
             tiles += [rgb, coloured]
             labels += [sample.class_name, ""]
         on_frames(1)
-        if shot is not None:
+        if shot is not None and (filmed is None or sample.name in filmed):
             written += _film(scene, stage1, out / sample.name, shot, disparity=disparity, on_frames=on_frames)
     first = [out / SHEET_NAME, out / RECORD_NAME]
     columns = 2 * min(_SHEET_COLUMNS, max(sample.number for sample in drawn) + 1)

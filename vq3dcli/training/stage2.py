@@ -32,6 +32,7 @@ from vq3dcli.training.arithmetic import denormals_flushed, resolve_precision
 from vq3dcli.training.averaging import average_checkpoints
 from vq3dcli.training.distributed import Ranks, join_ranks, waiting
 from vq3dcli.training.ema import update_average
+from vq3dcli.training.gradients import require_finite
 from vq3dcli.training.held_out import HeldOut, by_class, held_out_bits, unigram_bits
 from vq3dcli.training.optim import learning_rate_at, passed, set_learning_rate
 from vq3dcli.training.prior_guards import stage2_guards
@@ -40,7 +41,6 @@ from vq3dcli.training.prior_sheets import write_sample_sheet
 from vq3dcli.training.prior_state import PriorState, save_prior_state, start_or_resume_prior
 from vq3dcli.training.run_folder import RunFolder
 from vq3dcli.training.stage1 import Progress, Result
-from vq3dcli.training.gradients import require_finite
 from vq3dcli.training.watch import Watch
 
 _log = logging.getLogger(__name__)
