@@ -60,8 +60,8 @@ def with_both(class_index: Tensor, guidance: float) -> Tensor:
 def feed_again(prior: Prior, class_index: Tensor, options: Sharpening) -> Tensor:
     """Each code from a pass over all codes before it; the head sees the last slot only."""
     uniforms = uniform(SEED, "sample", torch.arange(len(class_index)), prior.length).to(class_index.device)
-    both = with_both(class_index, options.guidance)
-    slots = prior.class_embedding(prior.known_class(both))[:, None]
+    given = prior.given(with_both(class_index, options.guidance))
+    slots = given[:, None]
     tokens = []
     for place in range(prior.length):
         hidden = slots + prior.positions[: place + 1]
@@ -71,7 +71,8 @@ def feed_again(prior: Prior, class_index: Tensor, options: Sharpening) -> Tensor
         logits = nn.functional.linear(prior.norm(hidden[:, -1]), head.weight).float()
         token = draw(distribution(guided(logits, options.guidance), options), uniforms[:, place])
         tokens.append(token)
-        slots = torch.cat([slots, prior.code_embedding(with_both_tokens(token, options.guidance))[:, None]], 1)
+        new = given + prior.code_embedding(with_both_tokens(token, options.guidance))
+        slots = torch.cat([slots, new[:, None]], 1)
     return torch.stack(tokens, 1).cpu()
 
 
@@ -80,14 +81,15 @@ def grow_caches(prior: Prior, class_index: Tensor, options: Sharpening) -> Tenso
     """Each code from one slot, with caches joined by concatenation."""
     uniforms = uniform(SEED, "sample", torch.arange(len(class_index)), prior.length).to(class_index.device)
     cache = GrowingCache(class_index.device)
-    read = prior.class_embedding(prior.known_class(with_both(class_index, options.guidance)))
+    given = prior.given(with_both(class_index, options.guidance))
+    read = given
     tokens = []
     for place in range(prior.length):
         cache.slot.fill_(place)
         logits = prior.next_logits(read, cache).float()  # type: ignore[arg-type]
         token = draw(distribution(guided(logits, options.guidance), options), uniforms[:, place])
         tokens.append(token)
-        read = prior.code_embedding(with_both_tokens(token, options.guidance))
+        read = given + prior.code_embedding(with_both_tokens(token, options.guidance))
     return torch.stack(tokens, 1).cpu()
 
 

@@ -56,9 +56,9 @@ def test_cached_logits_are_those_without_a_cache(make_prior: MakePrior, tied_hea
         cache = prior.make_cache(4)
         for _ in range(2):  # a used cache needs no clearing
             for slot in range(LENGTH):
-                read = prior.class_embedding(prior.known_class(classes))
+                read = prior.given(classes)
                 if slot:
-                    read = prior.code_embedding(tokens[:, slot - 1])
+                    read = read + prior.code_embedding(tokens[:, slot - 1])
                 cache.move_to(slot)
                 assert torch.allclose(prior.next_logits(read, cache), expected[:, slot], atol=1e-4, rtol=0)
 

@@ -2,9 +2,12 @@
 
 ```
 slot      0        1        2     ...  L - 1
-reads     class    code 0   code 1     code L - 2
+reads     class    code 0   code 1     code L - 2     and each of them the class, too
 predicts  code 0   code 1   code 2     code L - 1
 ```
+
+The class is added to every slot, not put before the codes alone: it says little about a code, so that a short training
+hardly learns to look it up (docs/measurements.md, new scenes).
 
 Pre-norm blocks (Radford et al., 2019). Slot i carries the place on the grid that it predicts: a learned vector, and
 in attention a rotation by row and column (Su et al., 2021; axial, with base 100, as Heo et al., ECCV 2024, sec. 3.2).
@@ -153,9 +156,8 @@ class Prior(nn.Module):
         Returns:
             `[B, L, K]`; row i predicts `tokens[:, i]` from the class and `tokens[:, :i]`.
         """
-        first = self.class_embedding(self.known_class(class_index))[:, None]
-        slots = torch.cat([first, self.code_embedding(tokens[:, :-1])], 1)
-        slots = self.dropout(slots + self.positions)
+        before = functional.pad(self.code_embedding(tokens[:, :-1]), (0, 0, 1, 0))  # nothing before slot 0
+        slots = self.dropout(before + self.given(class_index)[:, None] + self.positions)
         for block in self.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 slots = checkpoint(block, slots, self.rotation, use_reentrant=False)
@@ -167,8 +169,8 @@ class Prior(nn.Module):
         """Logits of the code that slot `cache.slot` predicts, given what the slots before it left in the cache.
 
         Args:
-            inputs: What the slot reads, `[B, D]`: `class_embedding(known_class(...))` for slot 0, then
-                `code_embedding(...)` of the code before.
+            inputs: What the slot reads, `[B, D]`: `given(class_index)`, from slot 1 on plus `code_embedding(...)` of the code
+                before.
             cache: From `make_cache`; its slot is filled.
 
         Returns:
@@ -197,9 +199,9 @@ class Prior(nn.Module):
             dtype=weight.dtype,
         )
 
-    def known_class(self, class_index: Tensor) -> Tensor:
-        """Class indices as rows of the class embedding: below 0 becomes the row of no class."""
-        return torch.where(class_index < 0, self.classes, class_index)
+    def given(self, class_index: Tensor) -> Tensor:
+        """What every slot reads of the class: int64 `[B]`, below 0 or `classes` for none, to `[B, D]`."""
+        return self.class_embedding(torch.where(class_index < 0, self.classes, class_index))
 
 
 def axial_rotation(side: int, head_width: int) -> Tensor:

@@ -116,6 +116,7 @@ class _Group:
         all_rows = 2 * rows if self._guided else rows
         weight = prior.positions
         self._inputs = torch.zeros(all_rows, prior.width, device=weight.device, dtype=weight.dtype)
+        self._given = torch.zeros_like(self._inputs)
         self._uniforms = torch.zeros(rows, prior.length, device=weight.device)
         self.tokens = torch.zeros(rows, prior.length, device=weight.device, dtype=torch.int64)
         self.cache: KVCache = prior.make_cache(all_rows)
@@ -124,7 +125,8 @@ class _Group:
         """Begin samples of the classes `[R]` by uniform numbers `[R, L]`."""
         if self._guided:
             class_index = torch.cat([class_index, torch.full_like(class_index, NO_CLASS)])
-        self._inputs.copy_(self._prior.class_embedding(self._prior.known_class(class_index)))
+        self._given.copy_(self._prior.given(class_index))
+        self._inputs.copy_(self._given)
         self._uniforms.copy_(uniforms)
 
     def step(self) -> None:
@@ -136,7 +138,8 @@ class _Group:
         uniforms = self._uniforms.index_select(1, self.cache.slot)
         token = draw(distribution(logits, self._sharpening), uniforms[:, 0])
         self.tokens.index_copy_(1, self.cache.slot, token[:, None])
-        self._inputs.copy_(self._prior.code_embedding(torch.cat([token, token]) if self._guided else token))
+        codes = self._prior.code_embedding(torch.cat([token, token]) if self._guided else token)
+        torch.add(codes, self._given, out=self._inputs)
 
 
 def distribution(logits: Tensor, sharpening: Sharpening) -> Tensor:
