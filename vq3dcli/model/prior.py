@@ -169,8 +169,8 @@ class Prior(nn.Module):
         """Logits of the code that slot `cache.slot` predicts, given what the slots before it left in the cache.
 
         Args:
-            inputs: What the slot reads, `[B, D]`: `given(class_index)`, from slot 1 on plus `code_embedding(...)` of the code
-                before.
+            inputs: What the slot reads, `[B, D]`: `given(class_index)`, from slot 1 on plus the `code_embedding(...)`
+                of the code before.
             cache: From `make_cache`; its slot is filled.
 
         Returns:
