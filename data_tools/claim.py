@@ -20,10 +20,10 @@ def claim_folder(out: Path, plan: bytes, *, ours: re.Pattern[str], leftover: re.
         plan: JSON of all that the result depends on.
         ours: Names of files that the job makes; others in the folder are left alone.
         leftover: Names of temporary files that a killed job leaves.
-        force: Delete what was made with another plan.
+        force: Delete what was made with another plan of the same kind.
 
     Raises:
-        UsageError: The folder was made with another plan, and `force` is not given.
+        UsageError: The folder was made with another plan, and `force` is not given, or the plan is of another kind.
         OutputError, StorageError: It cannot be written.
     """
     try:
@@ -35,6 +35,8 @@ def claim_folder(out: Path, plan: bytes, *, ours: re.Pattern[str], leftover: re.
         old = (out / PLAN_NAME).read_bytes() if PLAN_NAME in found else None
         if old == plan:
             return
+        if _of_another_kind(old, plan):
+            raise UsageError(f"holds something else, or is of another version ({out})", remedy="another folder")
         if found and not force:
             raise UsageError(
                 f"made with other options ({out}): {_difference(old, plan)}", remedy="--force, or another folder"
@@ -45,6 +47,15 @@ def claim_folder(out: Path, plan: bytes, *, ours: re.Pattern[str], leftover: re.
     except OSError as error:
         raise write_error(out, error) from error
     write_bytes(out / PLAN_NAME, plan)
+
+
+def _of_another_kind(old: bytes | None, new: bytes) -> bool:
+    """Whether two plans have other keys: a command never deletes what another one made. A damaged plan has no kind."""
+    try:
+        before, after = json.loads(old or b""), json.loads(new)
+    except ValueError:
+        return False
+    return isinstance(before, dict) and before.keys() != after.keys()
 
 
 def _difference(old: bytes | None, new: bytes) -> str:

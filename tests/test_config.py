@@ -192,3 +192,9 @@ def test_a_recipe_with_anything_changed_loads_or_is_refused(changes: list[tuple[
         load.load_recipe("toy-cpu", Stage1Recipe, [f"{key}={value}" for key, value in changes])
     except RecipeError as error:
         assert error.exit_code == 78  # noqa: PT017 # either outcome is fine, any other exception is not
+
+
+def test_a_recipe_of_the_other_stage_is_one_problem() -> None:
+    with pytest.raises(RecipeError, match="a recipe of stage2, not of stage1") as caught:
+        load.load_recipe("toy-cpu-prior", Stage1Recipe)
+    assert "train-stage2" in caught.value.remedy

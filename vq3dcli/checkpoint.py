@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -243,8 +243,43 @@ def write_checkpoint(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], ma
         raise
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Read and verify a checkpoint folder. Raises `DataError` naming the file that is damaged or missing."""
+class Parts(Mapping[str, dict[str, Tensor]]):
+    """Parts of a checkpoint by name, each read when it is asked for: together they may not fit memory.
+
+    Args:
+        files: By name.
+
+    Raises:
+        DataError: On reading a part whose file is damaged or missing.
+    """
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = dict(files)
+
+    def __getitem__(self, name: str) -> dict[str, Tensor]:
+        path = self._files[name]
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"damaged checkpoint ({path}): {error}", remedy=_CHECKPOINT_REMEDY) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def read_checkpoint(folder: Path, *, check_hashes: bool = True) -> tuple[Parts, dict[str, Any]]:
+    """Open a checkpoint folder.
+
+    Args:
+        folder: What `write_checkpoint` wrote.
+        check_hashes: Read every byte and compare with the manifest.
+
+    Raises:
+        DataError: Names the file that is damaged or missing.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         hashes = manifest["sha256"]
@@ -253,17 +288,17 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
                 f"checkpoint of format {manifest['format_version']}, not {FORMAT_VERSION} ({folder})",
                 remedy="the version of vq3d that wrote it",
             )
-        parts = {}
+        files = {}
         for name, digest in hashes.items():
-            if sha256_file(folder / name) != digest:
+            if check_hashes and sha256_file(folder / name) != digest:
                 raise DataError(
                     f"damaged checkpoint ({folder / name}): its hash differs from the manifest",
                     remedy=_CHECKPOINT_REMEDY,
                 )
-            parts[Path(name).stem] = load_file(folder / name)
+            files[Path(name).stem] = folder / name
     except InputMissingError as error:
         raise DataError(f"damaged checkpoint ({folder}): {error.message}", remedy=_CHECKPOINT_REMEDY) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = f"no {error} in its manifest" if isinstance(error, KeyError) else error
         raise DataError(f"damaged checkpoint ({folder}): {reason}", remedy=_CHECKPOINT_REMEDY) from error
-    return parts, manifest
+    return Parts(files), manifest

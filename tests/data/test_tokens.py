@@ -182,3 +182,30 @@ def test_tokens_of_another_stage1_are_refused(store: TokenStore):
         store.check_stage1("b" * 64)
     assert "aaaaaaaaaaaa" in caught.value.message
     assert "bbbbbbbbbbbb" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"class_names": ["a"]}, "names"),
+        ({"view_names": ["plain"]}, "views"),
+        ({"codebook_size": 2}, "code"),
+    ],
+)
+def test_a_manifest_that_does_not_go_with_its_data_is_found(tmp_path: Path, change: dict[str, object], reason: str):
+    folder = write_store(tmp_path / "store")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, **change}))
+    with pytest.raises(DataError, match=reason):
+        TokenStore(folder)
+
+
+def test_codes_that_fill_no_square_are_found(tmp_path: Path):
+    folder = write_store(tmp_path / "store")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    whole = manifest["images"] * manifest["length"]
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "images": whole // 2, "length": 2}))
+    with (folder / "classes.i32").open("ab") as handle:
+        handle.write(b"\0" * 4 * (whole // 2 - manifest["images"]))
+    with pytest.raises(DataError, match="no square grid"):
+        TokenStore(folder, check_hashes=False)

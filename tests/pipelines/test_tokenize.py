@@ -200,3 +200,24 @@ def test_a_file_in_the_way_is_an_error(weights: LoadedWeights, shards: Path, tmp
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot create"):
         tokenize(weights, [shards], tmp_path / "file")
+
+
+def test_a_folder_of_shards_is_never_replaced(weights: LoadedWeights, shards: Path, tmp_path: Path):
+    folder = tmp_path / "shards"
+    shutil.copytree(shards, folder)
+    before = contents(folder)
+    for force in (False, True):
+        with pytest.raises(UsageError, match="holds something else"):
+            tokenize(weights, [shards], folder, force=force)
+    assert {name: data for name, data in contents(folder).items() if name in before} == before
+
+
+def test_the_same_images_twice_are_refused(weights: LoadedWeights, shards: Path, tmp_path: Path):
+    shutil.copytree(shards, tmp_path / "copy")
+    with pytest.raises(UsageError, match="the same images twice"):
+        tokenize(weights, [shards, tmp_path / "copy"], tmp_path / "out")
+
+
+def test_shards_are_no_token_store(shards: Path):
+    with pytest.raises(UsageError, match="a shard folder, not a token store"):
+        TokenStore(shards)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from vq3dcli.checkpoint import load_weights
+from vq3dcli.config.load import recipes_folder
 from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.data.images import read_image
 from vq3dcli.data.tokens import TokenLoader, TokenStore
@@ -22,7 +23,7 @@ from vq3dcli.model.build import build_prior
 from vq3dcli.model.prior import Prior
 from vq3dcli.prior_checkpoint import load_prior
 from vq3dcli.training.distributed import Ranks
-from vq3dcli.training.held_out import held_out_bits, unigram_bits
+from vq3dcli.training.held_out import HeldOut, held_out_bits, unigram_bits
 from vq3dcli.training.prior_objective import PriorObjective, drop_classes
 from vq3dcli.training.stage1 import Progress
 from vq3dcli.training.stage2 import train_prior
@@ -139,10 +140,43 @@ def test_unigram_entropy_is_that_of_counting(write_store: WriteStore, tmp_path: 
     tokens[2:4] = np.arange(LENGTH) % 4
     tokens[4:] = np.arange(LENGTH) % 2
     store = write_store(tmp_path / "store", tokens, np.array([0, 0, 1, 1, -1, -1]))
-    found = unigram_bits(TokenLoader(store, batch_size=2, seed=0))
+    found = unigram_bits(TokenLoader(store, batch_size=2, seed=0), Ranks(), torch.device("cpu"))
     assert found.images.tolist() == [2, 2, 0, 2]
     assert found.bits[[0, 1, 3]].tolist() == pytest.approx([0.0, 2.0, 1.0])
     assert found.mean == pytest.approx(1.0)
+
+
+def test_a_share_compares_the_same_images() -> None:
+    """Classes weigh by their held-out images on both sides, and those that counting knows nothing of do not count."""
+    held_out = HeldOut(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([2.0, 4.0, 9.0]))
+    unigram = HeldOut(torch.tensor([90.0, 10.0, 0.0]), torch.tensor([8.0, 4.0, math.nan]))
+    assert held_out.mean == pytest.approx((2 + 12 + 45) / 9)
+    assert unigram.mean_over(held_out.images) == pytest.approx((8 + 12) / 4)
+
+
+def test_codes_that_say_nothing_have_no_share(tiny_prior_recipe: Make, write_store: WriteStore, tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", np.zeros((40, 2, LENGTH), int), np.zeros(40, int))
+    metrics = train_prior(tiny_prior_recipe(), store, tmp_path / "run").metrics
+    assert "held_out_bits" in metrics
+    assert "held_out_share" not in metrics
+
+
+def test_a_run_of_stage_1_is_named_as_such(tiny_prior_recipe: Make, store: TokenStore, tmp_path: Path) -> None:
+    train_prior(tiny_prior_recipe(), store, tmp_path / "run")
+    recipe = tmp_path / "run" / "recipe.toml"
+    recipe.write_text((recipes_folder() / "toy-cpu.toml").read_text())
+    with pytest.raises(RecipeError, match="a run of train-stage1"):
+        train_prior(tiny_prior_recipe(), store, tmp_path / "run")
+
+
+def test_recomputed_activations_give_the_same_weights_to_the_bit(
+    tiny_prior_recipe: Make, store: TokenStore, tmp_path: Path
+) -> None:
+    for name, again in (("kept", "false"), ("again", "true")):
+        recipe = tiny_prior_recipe("model.dropout=0.2", f"training.checkpoint_activations={again}")
+        train_prior(recipe, store, tmp_path / name)
+    kept, again_bits = bits_of(tmp_path / "kept"), bits_of(tmp_path / "again")
+    assert all(torch.equal(kept[name], again_bits[name]) for name in kept)
 
 
 def test_what_is_held_out_never_trains(tiny_prior_recipe: Make, write_store: WriteStore, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def command(
         given.append(f"training.init={init.resolve()}")
     resolved = load_recipe(recipe, Stage2Recipe, given)
     chosen_device = pick_device(device)
-    store = TokenStore(data)
+    store = TokenStore(data, check_hashes=main_rank)
     # Sheets are the first rank's business; weights that were asked for are checked on all of them.
     stage1 = _stage1_of(store, weights, chosen_device, said) if main_rank or weights is not None else None
     said.note(f"{store.num_images} images, {store.views} views of {store.length} codes, on {chosen_device}")

@@ -6,7 +6,7 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -38,12 +38,21 @@ def load_recipe(path_or_name: str, schema: type[T], overrides: Sequence[str] = (
             overridden.add(apply_override(values, override))
         except ValueError as error:
             problems.append(str(error))
+    expected, kind = kind_of(schema), values.get("kind")
+    if expected is not None and kind != expected and isinstance(kind, str):
+        raise RecipeError(f"a recipe of {kind}, not of {expected} ({path})", remedy=f"vq3d recipes ls, or train-{kind}")
     recipe, found = _validate(values, schema, overridden)
     problems += found
     if recipe is None or problems:
         count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
         raise RecipeError(f"recipe has {count} ({path}): {'; '.join(problems)}", remedy="mend them and run again")
     return recipe
+
+
+def kind_of(schema: type[BaseModel]) -> str | None:
+    """What a recipe of this schema must have as its `kind`; None where it has none."""
+    values = get_args(schema.model_fields["kind"].annotation) if "kind" in schema.model_fields else ()
+    return str(values[0]) if len(values) == 1 else None
 
 
 def dump_recipe(recipe: BaseModel) -> str:

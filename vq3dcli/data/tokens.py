@@ -11,6 +11,7 @@ Legend: N images, V views of each, L codes of a view, B samples of this rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from vq3dcli.data.schema import MANIFEST_NAME, read_record
+from vq3dcli.data.schema import MANIFEST_NAME, read_record, shard_name
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import sha256_file
 from vq3dcli.seeding import generator, uniform
@@ -94,8 +95,8 @@ class TokenStore:
 
     Args:
         path: The folder that holds `manifest.json`.
-        check_hashes: Read every byte once and compare with the manifest: about a second for a gigabyte. Sizes are
-            compared always.
+        check_hashes: Read every byte and compare with the manifest: about a second for a gigabyte. Sizes, classes and
+            the manifest itself are checked always.
 
     Attributes:
         manifest: What the store holds.
@@ -104,6 +105,7 @@ class TokenStore:
 
     Raises:
         InputMissingError: Not a token store, or an unfinished one.
+        UsageError: A folder of shards.
         DataError: It is damaged.
     """
 
@@ -116,6 +118,8 @@ class TokenStore:
                 f"no finished token store ({path}): {MANIFEST_NAME} is missing",
                 remedy="vq3d tokenize into this folder, until it ends",
             )
+        if (path / f"{shard_name(0)}.index.json").exists():
+            raise UsageError(f"a shard folder, not a token store ({path})", remedy=f"vq3d tokenize --data {path}")
         self.manifest: TokenManifest = read_record(path / MANIFEST_NAME, TokenManifest, _TOKENIZE_AGAIN)
         found = self.manifest
         self._check(TOKENS_NAME, found.images * found.views * found.length * TOKEN_DTYPE.itemsize)
@@ -128,6 +132,32 @@ class TokenStore:
         self.tokens: NDArray[np.uint16] = np.asarray(np.memmap(path / TOKENS_NAME, TOKEN_DTYPE, "r", shape=shape))
         self._rows = self.tokens.reshape(-1, found.length)
         self.class_index = torch.from_numpy(np.fromfile(path / CLASSES_NAME, CLASS_DTYPE).astype(np.int64))
+        self._check_facts()
+        if check_hashes:
+            self._check_codes()
+
+    def _check_facts(self) -> None:
+        """What hashes cannot tell: a manifest that does not go with its own data."""
+        found = self.manifest
+        wrong = None
+        if math.isqrt(found.length) ** 2 != found.length:
+            wrong = f"{found.length} codes an image are no square grid"
+        elif len(found.view_names) != found.views:
+            wrong = f"{len(found.view_names)} names for {found.views} views"
+        elif int(self.class_index.max()) >= len(found.class_names) or int(self.class_index.min()) < -1:
+            wrong = f"classes {int(self.class_index.min())} to {int(self.class_index.max())}, "
+            wrong += f"{len(found.class_names)} names"
+        if wrong is not None:
+            raise DataError(f"damaged token store ({self.path}): {wrong}", remedy=_TOKENIZE_AGAIN)
+
+    def _check_codes(self) -> None:
+        highest = max(
+            int(self._rows[i : i + _IMAGES_AT_ONCE].max()) for i in range(0, len(self._rows), _IMAGES_AT_ONCE)
+        )
+        if highest >= self.codebook_size:
+            raise DataError(
+                f"damaged token store ({self.path}): code {highest} of {self.codebook_size}", remedy=_TOKENIZE_AGAIN
+            )
 
     def _check(self, name: str, size: int) -> None:
         try:

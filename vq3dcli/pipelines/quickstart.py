@@ -218,7 +218,7 @@ def quickstart(
 
 def _samples_text(prior: LoadedPrior) -> str:
     figures = prior.card["training"]
-    if "held_out_bits" not in figures:
+    if not {"held_out_bits", "unigram_bits"} <= figures.keys():
         return _SAMPLES_TEXT
     return f"{_SAMPLES_TEXT} " + _BITS_TEXT.format(bits=figures["held_out_bits"], unigram=figures["unigram_bits"])
 

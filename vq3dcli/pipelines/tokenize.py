@@ -74,7 +74,8 @@ def tokenize(
         on_progress: Called with (images done, all images).
 
     Raises:
-        UsageError: Images that are too small or, for crops, without a margin; or `out` was made otherwise.
+        UsageError: Images that are too small or, for crops, without a margin, or given twice, which would put copies of
+            one image on both sides of a held-out split; or `out` was made otherwise.
         InputMissingError, DataError: The shards are missing, unfinished or damaged, or the codes do not fit 16 bits.
         StoppedError: Another process is writing there.
         OutputError, StorageError: It cannot be written.
@@ -86,6 +87,11 @@ def tokenize(
             remedy=f"a Stage 1 of at most {MAX_CODEBOOK_SIZE} codes",
         )
     sources = [_open(folder, model.image_size, views) for folder in folders]
+    hashes = [sha256_file(images.path / MANIFEST_NAME) for images in sources]
+    for number, digest in enumerate(hashes):
+        if digest in hashes[:number]:
+            first, second = sources[hashes.index(digest)].path, sources[number].path
+            raise UsageError(f"the same images twice ({first}, {second})", remedy="each folder once")
     total = sum(images.num_samples for images in sources)
     if total == 0:
         raise DataError(f"no samples in {', '.join(map(str, folders)) or 'no folders'}", remedy="other folders")
@@ -103,9 +109,9 @@ def tokenize(
             TokenSource(
                 name=images.path.resolve().name,
                 images=images.num_samples,
-                manifest_sha256=sha256_file(images.path / MANIFEST_NAME),
+                manifest_sha256=digest,
             ).model_dump()
-            for images in sources
+            for images, digest in zip(sources, hashes, strict=True)
         ],
     }
     plan = json_bytes({"format_version": FORMAT_VERSION, **facts})

@@ -5,6 +5,7 @@ Legend: N images, C classes, K codes. Class C stands for images without a class.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from vq3dcli.data.tokens import TokenLoader
 from vq3dcli.losses.tokens import BITS_PER_NAT, token_nats
 from vq3dcli.training.distributed import Ranks
 
-_CHUNK_IMAGES = 4096
+_CHUNK_IMAGES = 1024
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,12 @@ class HeldOut:
     @property
     def mean(self) -> float:
         """Over images; NaN without any."""
-        return float((self.bits.nan_to_num() * self.images).sum() / self.images.sum())
+        return self.mean_over(self.images)
+
+    def mean_over(self, images: Tensor) -> float:
+        """Over so many images of each class, `[C + 1]`; classes without bits do not count. NaN without any."""
+        images = torch.where(self.bits.isnan(), 0.0, images)
+        return float((self.bits.nan_to_num() * images).sum() / images.sum())
 
 
 @torch.no_grad()
@@ -74,22 +80,29 @@ def held_out_bits(
     return HeldOut(images.cpu(), (nats / images * BITS_PER_NAT).cpu())
 
 
-def unigram_bits(loader: TokenLoader) -> HeldOut:
+def unigram_bits(loader: TokenLoader, ranks: Ranks, device: torch.device) -> HeldOut:
     """Entropy of the training codes of each class, all views, whatever their place: what counting them achieves.
 
     Its mean weighs classes by their images: the entropy of a code given the class.
+
+    Args:
+        loader: Knows what is not held out.
+        ranks: They share the counting: a data set of ImageNet's size has ten billion codes.
+        device: Where ranks can sum.
     """
     store = loader.store
     classes, size = len(store.class_names), store.codebook_size
-    counts = np.zeros((classes + 1) * size, np.int64)
-    images = torch.zeros(classes + 1, dtype=torch.float64)
-    for image in loader.train_images.split(_CHUNK_IMAGES):
-        row = store.class_index[image]
-        row = torch.where(row < 0, classes, row)
-        images.index_add_(0, row, torch.ones(len(row), dtype=torch.float64))
-        cell = row.numpy()[:, None, None] * size + store.tokens[image.numpy()].astype(np.int64)
-        counts += np.bincount(cell.ravel(), minlength=len(counts))
-    share = torch.from_numpy(counts.reshape(classes + 1, size)).double()
+    counts = torch.zeros(classes + 1, size, dtype=torch.int64)
+    mine = loader.train_images[ranks.rank :: ranks.world_size]
+    row = store.class_index[mine]
+    row = torch.where(row < 0, classes, row)
+    # Class by class: the counts of one stay in a processor's cache.
+    for class_row in row.unique().tolist():
+        for image in mine[row == class_row].split(_CHUNK_IMAGES):
+            codes = store.tokens[image.numpy()].ravel()
+            counts[class_row] += torch.from_numpy(np.bincount(codes, minlength=size))
+    images = ranks.sum(torch.bincount(row, minlength=classes + 1).double().to(device)).cpu()
+    share = ranks.sum(counts.to(device)).cpu().double()
     total = share.sum(1, keepdim=True)
     share = share / total
     bits = -(share * share.clamp_min(torch.finfo(torch.float64).tiny).log2()).sum(1)  # 0 log 0 is 0
@@ -108,4 +121,13 @@ def by_class(found: HeldOut, unigram: HeldOut, class_names: Sequence[str]) -> di
         for i in range(len(names))
         if found.images[i] > 0
     }
-    return {"images": int(found.images.sum()), "bits": found.mean, "unigram_bits": unigram.mean, "classes": rows}
+    # Both over the same images: a small data set may not hold out its classes in the proportion in which they train.
+    comparable = torch.where(unigram.bits.isnan(), 0.0, found.images)
+    counted = unigram.mean_over(comparable)
+    return {
+        "images": int(found.images.sum()),
+        "bits": found.mean,
+        "unigram_bits": counted if math.isfinite(counted) else None,
+        "share": found.mean_over(comparable) / counted if counted > 0 else None,
+        "classes": rows,
+    }

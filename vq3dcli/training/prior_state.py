@@ -66,7 +66,7 @@ def start_or_resume_prior(
     model = build_prior(
         recipe, codebook_size=tokens.codebook_size, length=tokens.length, classes=len(tokens.class_names)
     )
-    saved = folder.newest()
+    saved = folder.newest(ranks)
     init_sha256 = initialise_prior(model, tokens, Path(schedule.init)) if saved is None and schedule.init else ""
     model = model.to(device)
     state = PriorState(
@@ -82,8 +82,9 @@ def start_or_resume_prior(
     parts, manifest = saved
     misfit = f"the checkpoint does not fit this model ({folder.checkpoints})"
     for name, module in (("weights", state.model), ("average", state.average)):
-        check_tensors(misfit, module.state_dict(), parts.get(name, {}))
-        module.load_state_dict(parts[name])
+        tensors = parts.get(name, {})
+        check_tensors(misfit, module.state_dict(), tensors)
+        module.load_state_dict(tensors)
     try:
         restore_optimizer(state.optimizer, model, parts["optimizer"])
         threads = manifest["threads"]

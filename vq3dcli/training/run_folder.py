@@ -18,11 +18,12 @@ from typing import Any
 
 from torch import Tensor
 
-from vq3dcli.checkpoint import read_checkpoint, write_checkpoint
-from vq3dcli.config.load import dump_recipe, load_recipe
+from vq3dcli.checkpoint import Parts, read_checkpoint, write_checkpoint
+from vq3dcli.config.load import dump_recipe, kind_of, load_recipe, read_toml
 from vq3dcli.config.schema import Recipe
 from vq3dcli.errors import DataError, RecipeError
 from vq3dcli.files import lock_folder, make_folder, read_error, write_bytes, write_error
+from vq3dcli.training.distributed import Ranks
 
 _log = logging.getLogger(__name__)
 
@@ -100,21 +101,29 @@ class RunFolder:
         for old in self._saved()[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def newest(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    def newest(self, ranks: Ranks) -> tuple[Parts, dict[str, Any]] | None:
         """The newest checkpoint that is whole; damaged ones are passed over with a warning. None in a new run.
+
+        The first rank reads every byte to choose it; the parts are read when they are asked for, one after the other.
 
         Raises:
             DataError: There are checkpoints, but all are damaged.
         """
         saved = self._saved()
+        chosen = ranks.gather_texts(self._newest_whole(saved) if ranks.is_main else "")[0]
+        return read_checkpoint(self.checkpoints / chosen, check_hashes=False) if chosen else None
+
+    def _newest_whole(self, saved: Sequence[Path]) -> str:
+        """The name of the newest checkpoint whose hashes are right; empty if there are no checkpoints."""
         for folder in reversed(saved):
             try:
-                return read_checkpoint(folder)
+                read_checkpoint(folder)
+                return folder.name
             except DataError as error:
                 _log.warning("%s; falling back to an older checkpoint", error.message)
         if saved:
             raise DataError(f"every checkpoint is damaged ({self.checkpoints})", remedy="another --out")
-        return None
+        return ""
 
     def _saved(self) -> Sequence[Path]:
         return sorted(p for p in self.checkpoints.iterdir() if re.fullmatch(r"images-\d{12}", p.name))
@@ -158,6 +167,9 @@ class RunFolder:
 
 def _recorded_recipe(path: Path, schema: type[Recipe]) -> Recipe:
     """The recipe that a run was started with. Raises `RecipeError`."""
+    kind = read_toml(path).get("kind")
+    if kind != kind_of(schema) and isinstance(kind, str):
+        raise RecipeError(f"a run of train-{kind} ({path.parent})", remedy="another --out")
     try:
         return load_recipe(str(path), schema)
     except RecipeError as error:

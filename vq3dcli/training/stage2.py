@@ -128,9 +128,9 @@ def train_prior(
         state = start_or_resume_prior(folder, recipe, token_facts(store), device=device, ranks=ranks)
         run = _Run(recipe, loader, folder, state, ranks, device, resolve_precision(schedule.precision, device))
         run.report, run.should_stop, run.draws = report, should_stop, stage1 is not None
+        run.unigram = unigram_bits(loader, ranks, device)
         if ranks.is_main:
             folder.forget_metrics_after(state.images_seen)
-            run.unigram = unigram_bits(loader)
             draw = _drawing(recipe, state, stage1, store.class_names)
             run.watch = Watch(folder, recipe, stage2_guards(recipe), draw, state.images_seen, refresh_page)
             if state.images_seen:
@@ -274,11 +274,12 @@ def _judge(run: _Run) -> dict[str, float]:
         return {}
     table = by_class(found, run.unigram, run.loader.store.class_names)
     write_json(run.folder.path / HELD_OUT_NAME, {"images_seen": run.state.images_seen, **table})
-    return {
-        "held_out_bits": found.mean,
-        "unigram_bits": run.unigram.mean,
-        "held_out_share": found.mean / run.unigram.mean if run.unigram.mean > 0 else math.inf,
+    figures = {
+        "held_out_bits": table["bits"],
+        "unigram_bits": table["unigram_bits"],
+        "held_out_share": table["share"],
     }
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def _drawing(

@@ -68,7 +68,7 @@ def start_or_resume(
     """
     schedule = recipe.training
     model = build_autoencoder(recipe).to(device)
-    saved = folder.newest()
+    saved = folder.newest(ranks)
     init_sha256 = ""
     if saved is None and schedule.init:
         init_sha256 = initialise(model, recipe, Path(schedule.init)).sha256
@@ -84,8 +84,9 @@ def start_or_resume(
     parts, manifest = saved
     misfit = f"the checkpoint does not fit this model ({folder.checkpoints})"
     for name, module in (("weights", state.model), ("average", state.average)):
-        check_tensors(misfit, module.state_dict(), parts.get(name, {}))
-        module.load_state_dict(parts[name])
+        tensors = parts.get(name, {})
+        check_tensors(misfit, module.state_dict(), tensors)
+        module.load_state_dict(tensors)
     try:
         restore_optimizer(state.optimizer, model, parts["optimizer"])
         if recipe.adversarial.on:
