@@ -17,7 +17,7 @@ from vq3dcli.config.load import load_recipe, recipe_names, recipes_folder
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.errors import DataError, InputMissingError, UnsafeFileError
 from vq3dcli.model.build import build_prior
-from vq3dcli.prior_checkpoint import TokenFacts, load_prior, save_prior
+from vq3dcli.prior_checkpoint import TokenFacts, as_loaded, load_prior, save_prior
 
 Make = Callable[..., Stage2Recipe]
 
@@ -105,6 +105,27 @@ def test_an_odd_header_is_named(prior_file: Path, tmp_path: Path, changed: dict[
         load_prior(tmp_path / "odd.safetensors")
 
 
+def test_a_prior_loads_in_the_dtype_to_sample_in(prior_file: Path) -> None:
+    assert {value.dtype for value in load_prior(prior_file).model.state_dict().values()} == {torch.float32}
+    half = load_prior(prior_file, dtype=torch.bfloat16).model
+    assert {value.dtype for value in half.state_dict().values()} == {torch.bfloat16}
+
+
+def test_a_prior_in_training_gives_the_copy_that_its_file_would_give(tiny_prior_recipe: Make, tmp_path: Path) -> None:
+    recipe = tiny_prior_recipe()
+    model = build_prior(recipe, codebook_size=32, length=16, classes=3).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    copied = as_loaded(model)
+    save_prior(tmp_path / "prior.safetensors", model, recipe, FACTS, {})
+    loaded = load_prior(tmp_path / "prior.safetensors").model
+    assert not copied.training
+    assert model.training
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(copied.state_dict()[name], value)
+        assert torch.equal(model.state_dict()[name], before[name])
+    assert not torch.equal(copied.positions, model.positions)
+
+
 def parameters(recipe: Stage2Recipe, codebook_size: int, length: int, classes: int) -> int:
     with torch.device("meta"):
         model = build_prior(recipe, codebook_size=codebook_size, length=length, classes=classes)
@@ -135,3 +156,18 @@ def test_the_sizes_that_a_recipe_names_are_those_of_such_priors() -> None:
         shape = [f"model.width={width}", f"model.layers={layers}", f"model.heads={heads}"]
         recipe = load_recipe("imagenet256-prior", Stage2Recipe, [*shape, f"model.tied_head={str(bool(tied)).lower()}"])
         assert millions(size) == [pytest.approx(parameters(recipe, 8192, 1024, 1000), rel=0.04)], size
+
+
+def test_imagenet_s_prior_trains_on_the_gpus_that_its_recipe_names() -> None:
+    recipe = load_recipe("imagenet256-prior", Stage2Recipe)
+    found = re.search(r"for (\d+) GPUs of (\d+) GB", (recipes_folder() / "imagenet256-prior.toml").read_text())
+    assert found is not None
+    gpus, memory = int(found[1]), int(found[2]) * 1e9
+    images, rest = divmod(recipe.training.batch_size, gpus * recipe.training.accumulate)
+    assert rest == 0
+    # Float32 weights, two moments, average, gradients and their copy in DistributedDataParallel's buckets.
+    state = 6 * 4 * parameters(recipe, 8192, 1024, 1000)
+    # A layer keeps 34 bytes a channel and slot in mixed precision (Korthikanti et al., 2022, eq. 1, without scores).
+    activations = 34 * recipe.model.width * recipe.model.layers * 1024 * images
+    logits = 3 * 4 * 8192 * 1024 * images
+    assert state + activations + logits < 0.8 * memory

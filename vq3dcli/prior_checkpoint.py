@@ -6,6 +6,7 @@ their number an image and the names of the classes.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from vq3dcli.errors import DataError, UnavailableError
 from vq3dcli.files import sha256_file
 from vq3dcli.model.build import build_prior
 from vq3dcli.model.prior import Prior
+from vq3dcli.model.sampling import sampling_dtype
 
 FORMAT_VERSION = 1
 
@@ -49,7 +51,7 @@ class LoadedPrior:
     """A prior ready for sampling and where it came from.
 
     Attributes:
-        model: The prior, in evaluation mode, float32.
+        model: The prior, in evaluation mode.
         recipe: The recipe it was trained with.
         tokens: What its codes are.
         path: The file.
@@ -97,12 +99,29 @@ def save_prior(path: Path, model: Prior, recipe: Stage2Recipe, tokens: TokenFact
     return write_weights(path, model.state_dict(), header)
 
 
-def load_prior(path: Path | None = None, device: str | torch.device = "cpu") -> LoadedPrior:
+def as_loaded(model: Prior) -> Prior:
+    """A copy of a prior in training as its weights file will give it to sampling: rounded, in sampling's dtype.
+
+    Returns:
+        In evaluation mode, on the same device; the copy's tensors are all that it takes of memory.
+    """
+    dtype = sampling_dtype(model.positions.device)
+    rounded: dict[int, object] = {
+        id(weight): torch.nn.Parameter(weight.detach().half().to(dtype), requires_grad=False)
+        for weight in model.parameters()
+    }
+    return copy.deepcopy(model, rounded).eval()
+
+
+def load_prior(
+    path: Path | None = None, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> LoadedPrior:
     """Read a prior's weights file.
 
     Args:
         path: A weights file or a run's folder; None for the embedded one.
         device: Where the model goes.
+        dtype: Of the model. Default: what `sampling_dtype` says, float32 on a CPU.
 
     Raises:
         InputMissingError: There is no such file.
@@ -127,7 +146,7 @@ def load_prior(path: Path | None = None, device: str | torch.device = "cpu") -> 
         raise DataError(f"a prior of an impossible shape ({path}): {error}", remedy="another copy") from error
     check_tensors(f"weights do not fit their recipe ({path})", model.state_dict(), tensors)
     model.load_state_dict({name: value.float() for name, value in tensors.items()})
-    model.requires_grad_(False).eval().to(device)
+    model.requires_grad_(False).eval().to(device, dtype or sampling_dtype(torch.device(device)))
     return LoadedPrior(model, recipe, facts, str(path), sha256_file(path), card)
 
 

@@ -16,7 +16,8 @@ from vq3dcli.cli import run
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.tokens import TokenStore
 from vq3dcli.model.build import build_prior
-from vq3dcli.prior_checkpoint import TokenFacts, save_prior
+from vq3dcli.pipelines.sample import SampleFolder, draw_samples, sharpening_of
+from vq3dcli.prior_checkpoint import TokenFacts, load_prior, save_prior
 
 Make = Callable[..., Stage2Recipe]
 
@@ -71,12 +72,13 @@ def test_all_classes_with_pictures_a_sheet_and_a_record(sample: Callable[..., Pa
     assert all(len(s["codes"].split()) == 16 for s in found["samples"])
 
 
-def test_the_record_makes_the_same_samples_again(sample: Callable[..., Path]) -> None:
+def test_the_record_makes_the_same_samples_again(sample: Callable[..., Path], tmp_path: Path) -> None:
     options = ["--class", "cow,bee hive", "-n", "3", "--seed", "5", "--temperature", "0.7", "--top-k", "20"]
     first = sample("first", *options, "--top-p", "0.9", "--guidance", "1.5")
     told = record(first)
-    assert told["command"][:2] == ["vq3d", "sample"]
-    again = sample("again", *told["command"][2:])
+    assert told["command"][0] == "vq3d"
+    again = tmp_path / "again"
+    assert run([*told["command"][1:], "-o", str(again), "--quiet"]) == 0  # the weights and the device are in it
     assert record(again) == told
     for path in first.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes(), path.name
@@ -97,6 +99,63 @@ def test_adm_s_file(sample: Callable[..., Path]) -> None:
     assert pictures.dtype == np.uint8
     assert labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert np.array_equal(pictures[5], np.asarray(Image.open(folder / "cow-0001.png")))
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_groups_are_drawn_and_written_one_after_the_other(
+    sample: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = sample("whole", "-n", "3", "--npz")
+    monkeypatch.setattr("vq3dcli.pipelines.sample.SAMPLES_AT_ONCE", 4)
+    parts = sample("parts", "-n", "3", "--npz")
+    names = sorted(path.name for path in whole.iterdir())
+    assert sorted(path.name for path in parts.iterdir()) == names
+    for name in names:
+        assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
+
+
+def test_an_interrupted_call_leaves_only_pictures_of_its_record(
+    sample: Callable[..., Path], prior: str, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = sample("out", "-n", "2", "--npz", "--seed", "1")
+    old = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr("vq3dcli.pipelines.sample.SAMPLES_AT_ONCE", 4)
+    stage1, loaded = load_weights(tiny_weights), load_prior(Path(prior))
+    sharpening = sharpening_of(loaded)
+
+    def interrupt(count: int) -> None:
+        if (folder / "ant-0001.png").exists():
+            raise KeyboardInterrupt
+
+    options = {"seed": 2, "sharpening": sharpening}
+    with (
+        pytest.raises(KeyboardInterrupt),
+        SampleFolder(folder, stage1, loaded, classes=[0, 1, 2], count=2, npz=True, **options) as opened,  # type: ignore[arg-type]
+    ):
+        opened.add(draw_samples(loaded, [0, 1, 2], 2, last=4, **options), on_frames=interrupt)  # type: ignore[arg-type]
+    found = record(folder)
+    assert found["seed"] == 2
+    assert found["samples_asked_for"] == 6
+    assert [entry["file"] for entry in found["samples"]] == [
+        f"{n}-000{j}.png" for n in ("ant", "bee-hive") for j in (0, 1)
+    ]
+    # Of those that the record lists, what is there is new; those of a later group are not in it.
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "ant-0000.png",
+        "ant-0001.png",
+        "cow-0000.png",
+        "cow-0001.png",
+        "samples.json",
+    ]
+    assert all((folder / f"ant-000{j}.png").read_bytes() != old[f"ant-000{j}.png"] for j in (0, 1))
+
+
+def test_the_coldest_temperature_takes_the_likeliest_codes(sample: Callable[..., Path]) -> None:
+    cold, coldest = (
+        sample("cold", "-n", "2", "--temperature", "1e-308"),
+        sample("coldest", "-n", "2", "--temperature", "0"),
+    )
+    assert [s["codes"] for s in record(cold)["samples"]] == [s["codes"] for s in record(coldest)["samples"]]
 
 
 def test_videos(sample: Callable[..., Path]) -> None:
@@ -109,7 +168,9 @@ def test_videos(sample: Callable[..., Path]) -> None:
     ("options", "code", "problem"),
     [
         (["--class", "bee hiv"], 2, "bee hive"),
+        (["--class", "9" * 5000], 2, "no class of the number 999"),
         (["--temperature", "-1"], 2, "temperature"),
+        (["--guidance", "1e300"], 2, "guidance out of range"),
         (["--top-p", "0"], 2, "top-p"),
         (["--orbit", "--frames", "0"], 2, "--frames"),
         (["--prior", "no-such-file"], 66, "no-such-file"),

@@ -8,9 +8,22 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from vq3dcli.errors import UsageError
+from vq3dcli.config.load import load_recipe
+from vq3dcli.config.schema import Stage2Recipe
+from vq3dcli.errors import DataError, UsageError
+from vq3dcli.model.kv_cache import KVCache
 from vq3dcli.model.prior import Prior
-from vq3dcli.model.sampling import ROWS_ON_CPU, Sharpening, distribution, draw, sample_tokens
+from vq3dcli.model.sampling import (
+    CACHE_BYTES_ON_CPU,
+    ROWS_ON_CPU,
+    Sharpening,
+    distribution,
+    draw,
+    rows_together,
+    rows_within,
+    sample_index,
+    sample_tokens,
+)
 from vq3dcli.seeding import uniform
 
 MakePrior = Callable[..., Prior]
@@ -100,8 +113,8 @@ def test_the_codes_are_those_of_feeding_everything_again(make_prior: MakePrior, 
     sharpening = Sharpening(temperature=0.8, top_k=20, guidance=guidance)
     with torch.no_grad():
         for place in range(16):
-            given = prior(tokens, CLASSES)[:, place]
-            without = prior(tokens, torch.full_like(CLASSES, -1))[:, place]
+            given = prior(tokens, CLASSES)[:, place].double()
+            without = prior(tokens, torch.full_like(CLASSES, -1))[:, place].double()
             logits = without + guidance * (given - without)
             tokens[:, place] = draw(distribution(logits, sharpening), uniforms[:, place])
     assert torch.equal(sample_tokens(prior, CLASSES, seed=9, sharpening=sharpening), tokens)
@@ -130,12 +143,110 @@ def test_every_code_is_reported(make_prior: MakePrior):
     assert sum(told) == len(CLASSES) * 16
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-308, 1e-30])
+def test_any_temperature_above_zero_gives_a_distribution(make_prior: MakePrior, temperature: float):
+    torch.set_flush_denormal(True)  # as the commands do
+    logits = torch.tensor([[3.0, -900.0, 4.0, 3.9999998], [-5e4, -4e4, -6e4, -6e4]])
+    for sharpening in (Sharpening(temperature), Sharpening(temperature, top_k=2), Sharpening(temperature, top_p=0.5)):
+        assert distribution(logits, sharpening).tolist() == [[0.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
+    prior = make_prior()
+    likeliest = sample_tokens(prior, CLASSES[:3], seed=0, sharpening=Sharpening(0.0))
+    assert torch.equal(sample_tokens(prior, CLASSES[:3], seed=0, sharpening=Sharpening(temperature)), likeliest)
+
+
+def test_the_strongest_guidance_is_that_of_float64(make_prior: MakePrior):
+    prior = make_prior()
+    with torch.no_grad():
+        prior.head.weight *= 1e36  # type: ignore[union-attr]
+    codes = sample_tokens(prior, CLASSES[:3], seed=0, rows=3, sharpening=Sharpening(guidance=100.0))
+    assert int(codes.max()) < 32  # in float32 the guided logits would be infinite
+    with torch.no_grad():
+        prior.head.weight *= float("nan")  # type: ignore[union-attr]
+    with pytest.raises(DataError, match="not finite"):
+        sample_tokens(prior, CLASSES[:3], seed=0)
+
+
+def test_a_draw_is_a_code_whatever_the_probabilities_are():
+    broken = torch.tensor([[float("nan")] * 4, [0.0] * 4]).double()
+    assert draw(broken, torch.tensor([0.5, 0.5])).tolist() == [3, 3]
+
+
+def test_rows_of_a_group_fit_the_memory_there_is(make_prior: MakePrior):
+    prior = make_prior()
+    assert rows_together(prior, 1) == rows_together(prior, 10_000, guidance=2.0) == ROWS_ON_CPU
+    large = Prior(codebook_size=4, length=256 * 256, classes=1, width=64, layers=17, heads=2)
+    row_bytes = 2 * 17 * 256 * 256 * 64 * 4
+    for guidance, row in ((1.0, row_bytes), (1.75, 2 * row_bytes)):
+        rows = rows_together(large, 1, guidance=guidance)
+        assert rows == rows_together(large, 10_000, guidance=guidance) < ROWS_ON_CPU
+        assert rows * row <= CACHE_BYTES_ON_CPU < (rows + 1) * row
+    assert rows_together(large.to(torch.bfloat16), 1) == CACHE_BYTES_ON_CPU // (row_bytes // 2)
+    # imagenet256-prior, guided: 1.2 GB a row.
+    shape = load_recipe("imagenet256-prior", Stage2Recipe).model
+    row_bytes = 2 * KVCache.bytes_a_row(
+        layers=shape.layers,
+        heads=shape.heads,
+        length=1024,
+        head_width=shape.width // shape.heads,
+        dtype=torch.float32,
+    )
+    assert rows_within(CACHE_BYTES_ON_CPU, row_bytes, ROWS_ON_CPU) == 3
+    assert rows_within(80_000, 1_000, 64) == 64
+    assert rows_within(20_999, 1_000, 64) == 20
+    assert rows_within(999, 1_000, 64) == 1
+    assert rows_within(80_000, 1_000, 0) == 1
+
+
+def test_a_cache_takes_the_bytes_that_rows_are_counted_by(make_prior: MakePrior):
+    prior = make_prior().to(torch.bfloat16)
+    cache = prior.make_cache(3)
+    row = KVCache.bytes_a_row(layers=2, heads=2, length=16, head_width=16, dtype=torch.bfloat16)
+    assert 3 * row == sum(t.nbytes for t in vars(cache).values() if isinstance(t, torch.Tensor) and t.ndim > 1)
+
+
+def test_bfloat16_draws_from_nearly_the_same_distribution(make_prior: MakePrior):
+    prior, count = make_prior(codes=3, length=1), 2000
+    index = torch.arange(count)
+    classes = torch.zeros(count, dtype=torch.int64)
+    whole = sample_tokens(prior, classes, seed=0, index=index, rows=1000)
+    half = sample_tokens(prior.to(torch.bfloat16), classes, seed=0, index=index, rows=1000)
+    assert float((whole == half).float().mean()) > 0.97
+
+
+def test_samples_of_all_classes_have_numbers_of_their_own():
+    numbers = {sample_index(c, j) for c in (-1, 0, 1, 999) for j in (0, 1, 999_999)}
+    assert len(numbers) == 12
+    assert min(numbers) == 0
+
+
+def test_uniform_numbers_are_made_a_group_at_a_time(make_prior: MakePrior, monkeypatch: pytest.MonkeyPatch):
+    asked: list[int] = []
+
+    def counted(seed: int, purpose: str, index: torch.Tensor, count: int) -> torch.Tensor:
+        asked.append(len(index))
+        return uniform(seed, purpose, index, count)
+
+    monkeypatch.setattr("vq3dcli.model.sampling.uniform", counted)
+    sample_tokens(make_prior(), CLASSES, seed=0, rows=4)
+    assert asked == [4] * 5
+
+
 def test_no_samples_are_no_error(make_prior: MakePrior):
     assert sample_tokens(make_prior(), torch.empty(0, dtype=torch.int64), seed=0).shape == (0, 16)
 
 
 @pytest.mark.parametrize(
-    "values", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}]
+    "values",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"guidance": 1e300},
+        {"guidance": float("nan")},
+        {"guidance": -1.0},
+    ],
 )
 def test_values_out_of_range_are_refused(values: dict[str, float]):
     with pytest.raises(UsageError, match="out of range"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,7 +45,8 @@ def command(
 ) -> None:
     """Sample new 3D scenes: pictures, a contact sheet with disparity, videos.
 
-    FOLDER also gets samples.json, which says all that it takes to make the same samples again.
+    FOLDER also gets samples.json, which says all that it takes to make the same samples again. It is written before
+    the pictures: after an interruption some may be missing, and the same command makes them.
 
     Example:
       vq3d sample --class "torus,3" -n 8 --seed 0 -o new/
@@ -56,7 +57,7 @@ def command(
     from vq3dcli.export.video import check_output
     from vq3dcli.pipelines.class_names import pick_classes
     from vq3dcli.pipelines.film import Shot, check_shot
-    from vq3dcli.pipelines.sample import draw_samples, sharpening_of, write_samples
+    from vq3dcli.pipelines.sample import SAMPLES_AT_ONCE, SampleFolder, draw_samples, sharpening_of
     from vq3dcli.prior_checkpoint import load_prior
 
     said = Output("sample", json, quiet)
@@ -68,28 +69,44 @@ def command(
     loaded = load_weights(weights, target)
     loaded_prior.check_stage1(loaded.sha256, loaded.path)
     asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
-    given = {name: value for name, value in asked.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     sharpening = dataclasses.replace(sharpening_of(loaded_prior), **given)
     chosen = pick_classes(classes, loaded_prior.tokens.class_names)
     total = len(chosen) * count
     check_output(out / ("sheet.mp4" if orbit else "sheet.png"), "mp4" if orbit else "png")  # before hours of work
     said.note(f"{count} samples of {len(chosen)} classes, prior {loaded_prior.path}, weights {loaded.path}")
-    with said.progress("sampling", total * loaded_prior.tokens.length, unit="codes") as progress:
-        drawn = draw_samples(loaded_prior, chosen, count, seed=seed, sharpening=sharpening, on_token=progress.advance)
-    pictures = total * (1 + (frames if orbit else 0))
-    with said.progress("rendering", pictures, unit="frames") as progress:
-        outputs = write_samples(
-            out,
-            loaded,
-            loaded_prior,
-            drawn,
-            seed=seed,
-            sharpening=sharpening,
-            shot=shot,
-            disparity=disparity,
-            npz=npz,
-            on_frames=progress.advance,
-        )
+    with SampleFolder(
+        out,
+        loaded,
+        loaded_prior,
+        classes=chosen,
+        count=count,
+        seed=seed,
+        sharpening=sharpening,
+        shot=shot,
+        disparity=disparity,
+        npz=npz,
+    ) as folder:
+        for first in range(0, total, SAMPLES_AT_ONCE):
+            last = min(first + SAMPLES_AT_ONCE, total)
+            part = f" {first + 1} to {last} of {total}" if total > SAMPLES_AT_ONCE else ""
+            with said.progress(
+                f"sampling{part}", (last - first) * loaded_prior.tokens.length, unit="codes"
+            ) as progress:
+                drawn = draw_samples(
+                    loaded_prior,
+                    chosen,
+                    count,
+                    seed=seed,
+                    sharpening=sharpening,
+                    first=first,
+                    last=last,
+                    on_token=progress.advance,
+                )
+            pictures = (last - first) * (1 + (frames if orbit else 0))
+            with said.progress(f"rendering{part}", pictures, unit="frames") as progress:
+                folder.add(drawn, on_frames=progress.advance)
+        outputs = folder.finish()
     said.finish(
         count=total,
         seed=seed,

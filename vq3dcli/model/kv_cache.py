@@ -43,6 +43,11 @@ class KVCache:
         self._visible = 1
         self.slot = torch.zeros(1, dtype=torch.int64, device=device)
 
+    @staticmethod
+    def bytes_a_row(*, layers: int, heads: int, length: int, head_width: int, dtype: torch.dtype) -> int:
+        """Bytes of memory that a cache takes for each of its rows."""
+        return 2 * layers * heads * length * head_width * dtype.itemsize
+
     def move_to(self, slot: int) -> None:
         """Fill `slot` next; attention sees it and all before it."""
         self.slot.fill_(slot)

@@ -2,7 +2,8 @@
 
 Sample i of a seed has the same codes in any batch. Its randomness is L uniform numbers by (seed, i, place), and each
 code is the inverse of the distribution function at one of them; rows are computed in groups of a fixed size, padded,
-since the last bits of a matrix product depend on the number of rows but not on what the other rows hold.
+since the last bits of a matrix product depend on the number of rows but not on what the other rows hold. That holds on
+a CPU; a GPU promises no bits, so its groups are as large as the samples and its memory allow.
 
 Legend: N samples, R rows of a group, L codes of a sample, K codebook_size.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vq3dcli.errors import UsageError
+from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.kv_cache import KVCache
 from vq3dcli.model.prior import Prior
 from vq3dcli.seeding import uniform
@@ -24,7 +25,66 @@ from vq3dcli.seeding import uniform
 # On a CPU 16 rows take about twice the time of one, and a sample in a full group a seventh of one alone.
 ROWS_ON_CPU = 16
 ROWS_ON_DEVICE = 64
+# A fixed number, not a share of free memory: R may depend on the model and on guidance alone.
+CACHE_BYTES_ON_CPU = 4 << 30
 NO_CLASS = -1
+_NUMBERS_A_CLASS = 1 << 32
+# Far beyond what is of use (1 to 10), and far from where guided logits would overflow.
+_MAX_GUIDANCE = 100.0
+# Below this, logits that differ at all differ by more than softmax can tell; smaller divisors may be flushed to 0.
+_MIN_TEMPERATURE = 1e-100
+
+
+def sample_index(class_index: int, number: int) -> int:
+    """The number i, among all samples of a seed, of sample `number` of a class (-1: of no class)."""
+    return (class_index + 1) * _NUMBERS_A_CLASS + number
+
+
+def sampling_dtype(device: torch.device) -> torch.dtype:
+    """The dtype to sample in: bfloat16 on GPUs that multiply it natively, which halves the cache; else float32."""
+    if device.type != "cuda":
+        return torch.float32
+    native = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if native else torch.float32
+
+
+def rows_together(prior: Prior, count: int, *, guidance: float = 1.0, memory_share: float = 0.5) -> int:
+    """How many rows R of samples to draw together, so that their cache fits.
+
+    Args:
+        prior: What is drawn from, on its device and in its dtype.
+        count: Samples that are wanted, or fewer; matters on a GPU alone.
+        guidance: Other than 1 it takes two rows of the cache a sample.
+        memory_share: Of a GPU's free memory, for the cache.
+
+    Returns:
+        At least 1. On a CPU a function of the model and of whether it is guided, up to 16; on a GPU up to 64.
+    """
+    weight = prior.positions
+    row_bytes = KVCache.bytes_a_row(
+        layers=len(prior.blocks),
+        heads=prior.heads,
+        length=prior.length,
+        head_width=prior.width // prior.heads,
+        dtype=weight.dtype,
+    )
+    if guidance != 1.0:
+        row_bytes *= 2
+    if weight.device.type != "cuda":
+        return rows_within(CACHE_BYTES_ON_CPU, row_bytes, ROWS_ON_CPU)
+    budget = int(memory_share * _free_bytes(weight.device))
+    return rows_within(budget, row_bytes, min(ROWS_ON_DEVICE, count))
+
+
+def rows_within(budget: int, row_bytes: int, most: int) -> int:
+    """As many rows as a budget in bytes has room for, 1 to `most`."""
+    return max(min(budget // row_bytes, most), 1)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What a GPU has left, with what PyTorch holds there without using it."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 @dataclass(frozen=True)
@@ -37,7 +97,7 @@ class Sharpening:
         top_p: Keep the fewest most probable codes that have this probability together (Holtzman et al., ICLR 2020),
             after `temperature` and `top_k`; 1 for all.
         guidance: g of u + g (c - u), where c and u are the logits with and without the class (Ho and Salimans, 2022);
-            1 is off, and costs nothing.
+            1 is off, and costs nothing. 0 to 100.
 
     Raises:
         UsageError: A value out of its range.
@@ -53,7 +113,7 @@ class Sharpening:
             ("temperature", self.temperature, 0 <= self.temperature < math.inf, "--temperature 1"),
             ("top-k", self.top_k, self.top_k >= 0, "--top-k 0 for all codes"),
             ("top-p", self.top_p, 0 < self.top_p <= 1, "--top-p 1 for all codes"),
-            ("guidance", self.guidance, math.isfinite(self.guidance), "--guidance 1 for none"),
+            ("guidance", self.guidance, 0 <= self.guidance <= _MAX_GUIDANCE, "--guidance 1 for none"),
         ):
             if not sound:
                 raise UsageError(f"{name} out of range ({value})", remedy=remedy)
@@ -81,27 +141,33 @@ def sample_tokens(
         seed: Seed of the samples.
         index: Number i of each sample, int64 `[N]`; 0 to N - 1 by default.
         sharpening: Temperature, top-k, top-p and guidance; default: the distribution as it is.
-        rows: R; more are faster for many samples, and take more memory. Default: 16 on a CPU, else 64.
+        rows: R; more are faster for many samples, and take more memory. Default: by `rows_together`.
         on_token: Called with the number of new codes, of all samples together; N L in the end.
 
     Returns:
         Codes int64 `[N, L]` on the CPU.
+
+    Raises:
+        DataError: The prior's logits are not finite.
     """
     assert not prior.training, "dropout would spoil the samples: prior.eval()"
     device = prior.positions.device
-    rows = rows or (ROWS_ON_CPU if device.type == "cpu" else ROWS_ON_DEVICE)
+    sharpening = sharpening or Sharpening()
+    rows = rows or rows_together(prior, len(class_index), guidance=sharpening.guidance)
+    class_index = class_index.cpu()
     index = torch.arange(len(class_index)) if index is None else index.cpu()
-    uniforms = uniform(seed, "sample", index, prior.length)
-    group = _Group(prior, rows, sharpening or Sharpening())
+    group = _Group(prior, rows, sharpening)
     parts = []
     for first in range(0, len(class_index), rows):
         chosen = torch.arange(first, first + rows).clamp(max=len(class_index) - 1)
         count = min(rows, len(class_index) - first)
-        group.start(class_index.cpu()[chosen].to(device), uniforms[chosen].to(device))
+        uniforms = uniform(seed, "sample", index[chosen], prior.length)
+        group.start(class_index[chosen].to(device), uniforms.to(device))
         for slot in range(prior.length):
             group.cache.move_to(slot)
             group.step()
             on_token(count)
+        group.check()
         parts.append(group.tokens[:count].to("cpu", copy=True))
     return torch.cat(parts) if parts else torch.empty(0, prior.length, dtype=torch.int64)
 
@@ -119,6 +185,7 @@ class _Group:
         self._given = torch.zeros_like(self._inputs)
         self._uniforms = torch.zeros(rows, prior.length, device=weight.device)
         self.tokens = torch.zeros(rows, prior.length, device=weight.device, dtype=torch.int64)
+        self._finite = torch.ones((), device=weight.device, dtype=torch.bool)
         self.cache: KVCache = prior.make_cache(all_rows)
 
     def start(self, class_index: Tensor, uniforms: Tensor) -> None:
@@ -131,7 +198,8 @@ class _Group:
 
     def step(self) -> None:
         """Draw the code of the cache's slot for all samples."""
-        logits = self._prior.next_logits(self._inputs, self.cache).float()
+        logits = self._prior.next_logits(self._inputs, self.cache).double()
+        self._finite.logical_and_(logits.isfinite().all())
         if self._guided:
             given, without = logits.chunk(2)
             logits = without + self._sharpening.guidance * (given - without)
@@ -140,6 +208,11 @@ class _Group:
         self.tokens.index_copy_(1, self.cache.slot, token[:, None])
         codes = self._prior.code_embedding(torch.cat([token, token]) if self._guided else token)
         torch.add(codes, self._given, out=self._inputs)
+
+    def check(self) -> None:
+        """Raise `DataError` if the codes were drawn from what is no distribution; once a group, as the host waits."""
+        if not self._finite:
+            raise DataError("the prior's logits are not finite", remedy="another --prior, or an earlier checkpoint")
 
 
 def distribution(logits: Tensor, sharpening: Sharpening) -> Tensor:
@@ -152,7 +225,8 @@ def distribution(logits: Tensor, sharpening: Sharpening) -> Tensor:
     logits = logits.double()
     if sharpening.temperature == 0.0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    logits = logits / sharpening.temperature
+    # The largest first, so that whatever the temperature it stays 0.
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(sharpening.temperature, _MIN_TEMPERATURE)
     if 0 < sharpening.top_k < logits.shape[-1]:
         kept, codes = logits.topk(sharpening.top_k)
     elif sharpening.top_p < 1.0:
@@ -174,8 +248,9 @@ def draw(probability: Tensor, uniforms: Tensor) -> Tensor:
         uniforms: `[...]` in [0, 1).
 
     Returns:
-        int64 `[...]`; never a code of probability 0.
+        int64 `[...]`, below K; never a code of probability 0.
     """
     cumulative = probability.cumsum(-1)
     threshold = uniforms.double()[..., None] * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, threshold, right=True)[..., 0]
+    # An index past the end, which NaN would give, stops a GPU for good.
+    return torch.searchsorted(cumulative, threshold, right=True)[..., 0].clamp(max=probability.shape[-1] - 1)

@@ -8,64 +8,34 @@ Legend: N samples, L codes of a sample, S side of a picture in pixels.
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from vq3dcli import __version__
 from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.data.images import encode_png
 from vq3dcli.export.colour import colour_map, display_range
-from vq3dcli.export.sheet import grid
-from vq3dcli.files import atomic_path, make_folder, write_bytes, write_json
+from vq3dcli.export.picture_archive import picture_archive
+from vq3dcli.files import make_folder, write_bytes, write_error, write_json
 from vq3dcli.model.build import build_canonical_camera
-from vq3dcli.model.sampling import Sharpening, sample_tokens
-from vq3dcli.model.scene import Scene, scene_from_codes
+from vq3dcli.model.sampling import Sharpening, sample_index, sample_tokens
+from vq3dcli.model.scene import scene_from_codes
 from vq3dcli.pipelines.class_names import shown_name
 from vq3dcli.pipelines.film import Shot, film, shot_camera
+from vq3dcli.pipelines.sample_record import SAMPLES_A_RAY, Drawn, file_names, record_entry, record_header
+from vq3dcli.pipelines.sample_sheet import SampleSheet
 from vq3dcli.pipelines.targets import Target
 from vq3dcli.prior_checkpoint import LoadedPrior
 
 RECORD_NAME = "samples.json"
 SHEET_NAME = "sheet.png"
-FORMAT_VERSION = 1
-# As figures are measured (`docs/measurements.md`): the pictures are what a metric sees.
-SAMPLES_A_RAY = 96
-# More would make a sheet that no viewer opens.
-_SHEET_SAMPLES = 96
-_SHEET_COLUMNS = 4
-_NUMBERS_A_CLASS = 1 << 32
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """One sample.
-
-    Attributes:
-        name: What its files are called, without suffix.
-        class_name: As it is shown; empty for none.
-        class_index: Below 0 for none.
-        number: Its number j in its class.
-        codes: int64 `[L]`.
-    """
-
-    name: str
-    class_name: str
-    class_index: int
-    number: int
-    codes: Tensor
-
-
-def sample_index(class_index: int, number: int) -> int:
-    """The number of sample `number` of a class among all samples of a seed."""
-    return (class_index + 1) * _NUMBERS_A_CLASS + number
+# Drawn, recorded and rendered before the next are drawn: an interruption loses no more.
+SAMPLES_AT_ONCE = 256
 
 
 def sharpening_of(prior: LoadedPrior) -> Sharpening:
@@ -81,9 +51,11 @@ def draw_samples(
     *,
     seed: int,
     sharpening: Sharpening,
+    first: int = 0,
+    last: int | None = None,
     on_token: Callable[[int], None] = lambda count: None,
 ) -> list[Drawn]:
-    """Draw samples 0 to `count` - 1 of each class, class by class.
+    """Draw samples 0 to `count` - 1 of each class, class by class, or a part of them.
 
     Args:
         prior: What to draw from.
@@ -91,19 +63,147 @@ def draw_samples(
         count: Samples a class.
         seed: Of all samples.
         sharpening: Temperature, top-k, top-p and guidance.
+        first: Where in that order to begin.
+        last: Where to end, without it; default: the end.
         on_token: Called with the number of new codes; N L in the end.
     """
-    pairs = [(class_index, number) for class_index in classes for number in range(count)]
+    last = len(classes) * count if last is None else last
+    pairs = [(classes[position // count], position % count) for position in range(first, last)]
     index = torch.tensor([sample_index(*pair) for pair in pairs], dtype=torch.int64)
     class_index = torch.tensor([pair[0] for pair in pairs], dtype=torch.int64)
     codes = sample_tokens(prior.model, class_index, seed=seed, index=index, sharpening=sharpening, on_token=on_token)
     # Of all classes, so that a file's name does not depend on which others are asked for.
     shown = {-1: "", **dict(enumerate(map(shown_name, prior.tokens.class_names)))}
-    names = _file_names(shown)
+    names = file_names(shown)
     return [
         Drawn(f"{names[c]}-{number:04d}", shown[c], c, number, row)
         for (c, number), row in zip(pairs, codes, strict=True)
     ]
+
+
+class SampleFolder:
+    """Writes samples group by group: first the record of all so far, then the pictures of the new ones.
+
+    So what is in the folder after an interruption is what the record says, only that pictures (and videos, the sheet,
+    the npz file) may be missing. A context manager: the npz file is open in it.
+
+    Args:
+        out: The folder.
+        stage1: What decodes the codes.
+        prior: What they were drawn from.
+        classes: Of all samples, each once.
+        count: Samples of each class.
+        seed: Of the samples, for the record.
+        sharpening: As they were drawn, for the record.
+        shot: How to film a scene; None for pictures alone.
+        filmed: Names of the samples that are filmed; all by default.
+        disparity: Write a picture (and a video) of each sample's disparity, too.
+        npz: Write all pictures as `samples_NxSxSx3.npz`, as ADM's evaluation reads them (Dhariwal and Nichol, 2021).
+
+    Raises:
+        DataError: The prior's codes are those of another Stage 1.
+        UnavailableError, OutputError, StorageError: What cannot be written, here and in all that follows.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        stage1: LoadedWeights,
+        prior: LoadedPrior,
+        *,
+        classes: Sequence[int],
+        count: int,
+        seed: int,
+        sharpening: Sharpening,
+        shot: Shot | None = None,
+        filmed: Collection[str] | None = None,
+        disparity: bool = False,
+        npz: bool = False,
+    ) -> None:
+        prior.check_stage1(stage1.sha256, stage1.path)
+        make_folder(out)
+        self._out, self._stage1 = out, stage1
+        self._shot, self._filmed, self._disparity = shot, filmed, disparity
+        self._total, self._size = len(classes) * count, stage1.recipe.model.image_size
+        shape = (self._total, self._size, self._size, 3)
+        self._npz = out / f"samples_{'x'.join(map(str, shape))}.npz" if npz else None
+        self._header = record_header(stage1, prior, classes, count, seed, sharpening)
+        self._entries: list[dict[str, Any]] = []
+        self._sheet = SampleSheet(classes, count)
+        self._camera = build_canonical_camera(stage1.recipe, self._size)
+        self._open = contextlib.ExitStack()
+        self._archive: Callable[[Tensor, int], None] | None = None
+        self._written: list[Path] = []
+
+    def __enter__(self) -> Self:
+        if self._npz is not None:
+            self._archive = self._open.enter_context(picture_archive(self._npz, self._total, self._size))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    def add(self, drawn: Sequence[Drawn], *, on_frames: Callable[[int], object] = lambda count: None) -> None:
+        """Write a group of samples, one scene in memory at a time.
+
+        Args:
+            drawn: From `draw_samples`, after those of the last call.
+            on_frames: Called with the number of pictures and frames just rendered.
+        """
+        finished = [path for path in (self._out / SHEET_NAME, self._npz) if path is not None]
+        _remove([*([] if self._entries else finished), *(path for sample in drawn for path in self._files(sample))])
+        self._entries += map(record_entry, drawn)
+        write_json(self._out / RECORD_NAME, {**self._header, "samples": self._entries})
+        for sample in drawn:
+            self._write(sample, on_frames)
+            self._written += self._files(sample)
+
+    def finish(self) -> list[Path]:
+        """Write the sheet and close the npz file.
+
+        Returns:
+            Files that were written: the sheet, the record, the npz file, then what belongs to each sample.
+        """
+        write_bytes(self._out / SHEET_NAME, encode_png(self._sheet.drawn()))
+        self._open.close()
+        first = [self._out / SHEET_NAME, self._out / RECORD_NAME]
+        return [*first, *([self._npz] if self._npz is not None else []), *self._written]
+
+    def _files(self, sample: Drawn) -> list[Path]:
+        pictures = [self._out / f"{sample.name}.png"]
+        if self._disparity:
+            pictures.append(self._out / f"{sample.name}_disparity.png")
+        target = self._target(sample)
+        return pictures if target is None else [*pictures, *target.paths]
+
+    def _target(self, sample: Drawn) -> Target | None:
+        """Where a sample's film goes, if it is filmed."""
+        if self._shot is None or (self._filmed is not None and sample.name not in self._filmed):
+            return None
+        stem = f"{sample.name}_{self._shot.path}"
+        beside = self._out / f"{stem}_disparity.mp4" if self._disparity else None
+        return Target(self._out / f"{stem}.mp4", beside, "mp4")
+
+    def _write(self, sample: Drawn, on_frames: Callable[[int], object]) -> None:
+        device = next(self._stage1.model.parameters()).device
+        scene = scene_from_codes(self._stage1.model, sample.codes[None].to(device))
+        view = scene.render(self._camera, samples=SAMPLES_A_RAY)
+        rgb, s = view.rgb[0].cpu(), view.s[0].cpu()
+        coloured = colour_map(s, *display_range(s))
+        write_bytes(self._out / f"{sample.name}.png", encode_png(rgb))
+        if self._disparity:
+            write_bytes(self._out / f"{sample.name}_disparity.png", encode_png(coloured))
+        if self._archive is not None:
+            self._archive(rgb, sample.class_index)
+        self._sheet.add(sample.class_index, sample.class_name, rgb, coloured)
+        on_frames(1)
+        target = self._target(sample)
+        if target is not None and self._shot is not None:
+            camera = self._stage1.recipe.camera
+            shown_from = shot_camera(self._shot, radius=camera.radius, fov_deg=camera.fov_deg)
+            film(scene, shown_from, target, fps=self._shot.fps, samples=self._shot.samples, on_frames=on_frames)
 
 
 def write_samples(
@@ -120,126 +220,32 @@ def write_samples(
     npz: bool = False,
     on_frames: Callable[[int], object] = lambda count: None,
 ) -> list[Path]:
-    """Decode and render samples, one scene in memory at a time; `samples.json` is written last.
+    """Write samples that are all drawn; see `SampleFolder` and its methods.
 
     Args:
-        out: The folder.
-        stage1: What decodes the codes.
-        prior: What they were drawn from.
-        drawn: From `draw_samples`.
-        seed: Of the samples, for the record.
-        sharpening: As they were drawn, for the record.
-        shot: How to film a scene; None for pictures alone.
-        filmed: Names of the samples that are filmed; all by default.
-        disparity: Write a picture (and a video) of each sample's disparity, too.
-        npz: Write all pictures as `samples_NxSxSx3.npz`, as ADM's evaluation reads them (Dhariwal and Nichol, 2021).
-        on_frames: Called with the number of pictures and frames just rendered.
-
-    Returns:
-        Files that were written: the sheet, the record, the npz file, then what belongs to each sample.
-
-    Raises:
-        DataError: The prior's codes are those of another Stage 1.
-        UnavailableError, OutputError, StorageError: What cannot be written.
+        drawn: From `draw_samples`, whole.
     """
-    prior.check_stage1(stage1.sha256, stage1.path)
-    make_folder(out)
-    recipe, device = stage1.recipe, next(stage1.model.parameters()).device
-    size = recipe.model.image_size
-    camera = build_canonical_camera(recipe, size)
-    pictures = np.zeros((len(drawn), size, size, 3), np.uint8) if npz else None
-    tiles: list[Tensor] = []
-    labels: list[str] = []
-    written: list[Path] = []
-    for position, sample in enumerate(drawn):
-        scene = scene_from_codes(stage1.model, sample.codes[None].to(device))
-        view = scene.render(camera, samples=SAMPLES_A_RAY)
-        rgb, s = view.rgb[0].cpu(), view.s[0].cpu()
-        coloured = colour_map(s, *display_range(s))
-        written.append(out / f"{sample.name}.png")
-        write_bytes(written[-1], encode_png(rgb))
-        if disparity:
-            written.append(out / f"{sample.name}_disparity.png")
-            write_bytes(written[-1], encode_png(coloured))
-        if pictures is not None:
-            pictures[position] = rgb.permute(1, 2, 0).numpy()
-        if len(tiles) < 2 * _SHEET_SAMPLES:
-            tiles += [rgb, coloured]
-            labels += [sample.class_name, ""]
-        on_frames(1)
-        if shot is not None and (filmed is None or sample.name in filmed):
-            written += _film(scene, stage1, out / sample.name, shot, disparity=disparity, on_frames=on_frames)
-    first = [out / SHEET_NAME, out / RECORD_NAME]
-    columns = 2 * min(_SHEET_COLUMNS, max(sample.number for sample in drawn) + 1)
-    write_bytes(first[0], encode_png(grid(tiles, columns=columns, labels=labels if any(labels) else None)))
-    if pictures is not None:
-        first.append(out / f"samples_{'x'.join(map(str, pictures.shape))}.npz")
-        labels_of = np.array([sample.class_index for sample in drawn], np.int64)
-        with atomic_path(first[-1]) as temporary:
-            np.savez(temporary, pictures, labels_of)
-    write_json(first[1], _record(stage1, prior, drawn, seed, sharpening))
-    return [*first, *written]
+    with SampleFolder(
+        out,
+        stage1,
+        prior,
+        classes=list(dict.fromkeys(sample.class_index for sample in drawn)),
+        count=max(sample.number for sample in drawn) + 1,
+        seed=seed,
+        sharpening=sharpening,
+        shot=shot,
+        filmed=filmed,
+        disparity=disparity,
+        npz=npz,
+    ) as folder:
+        folder.add(drawn, on_frames=on_frames)
+        return folder.finish()
 
 
-def _film(
-    scene: Scene,
-    stage1: LoadedWeights,
-    stem: Path,
-    shot: Shot,
-    *,
-    disparity: bool,
-    on_frames: Callable[[int], object],
-) -> list[Path]:
-    target = _target(stem, shot.path, disparity)
-    camera = shot_camera(shot, radius=stage1.recipe.camera.radius, fov_deg=stage1.recipe.camera.fov_deg)
-    film(scene, camera, target, fps=shot.fps, samples=shot.samples, on_frames=on_frames)
-    return target.paths
-
-
-def _target(stem: Path, path: str, disparity: bool) -> Target:
-    beside = stem.with_name(f"{stem.name}_{path}_disparity.mp4") if disparity else None
-    return Target(stem.with_name(f"{stem.name}_{path}.mp4"), beside, "mp4")
-
-
-def _file_names(shown: Mapping[int, str]) -> dict[int, str]:
-    """A file name for each class: its own in plain letters, its index added where that is no name of its own."""
-    plain = {c: re.sub(r"[^\w]+", "-", name.casefold(), flags=re.ASCII).strip("-")[:48] for c, name in shown.items()}
-    times = Counter(plain.values())
-    return {
-        c: name if name and times[name] == 1 else f"{name or 'sample'}-{c}" if c >= 0 else "sample"
-        for c, name in plain.items()
-    }
-
-
-def _record(
-    stage1: LoadedWeights, prior: LoadedPrior, drawn: Sequence[Drawn], seed: int, sharpening: Sharpening
-) -> dict[str, Any]:
-    """Everything that makes the same samples again: weights by hash, options, numbers, and the codes themselves."""
-    classes = list(dict.fromkeys(sample.class_index for sample in drawn))
-    count = max(sample.number for sample in drawn) + 1
-    options = {"-n": count, "--seed": seed, "--temperature": sharpening.temperature, "--top-k": sharpening.top_k}
-    options |= {"--top-p": sharpening.top_p, "--guidance": sharpening.guidance}
-    chosen = [] if classes == [-1] else ["--class", ",".join(map(str, classes))]
-    return {
-        "format_version": FORMAT_VERSION,
-        "command": ["vq3d", "sample", *chosen, *(str(part) for option in options.items() for part in option)],
-        "versions": {"vq3d": __version__, "torch": torch.__version__},
-        "threads": torch.get_num_threads(),
-        "device": next(prior.model.parameters()).device.type,
-        "stage1_sha256": stage1.sha256,
-        "prior_sha256": prior.sha256,
-        "seed": seed,
-        "sharpening": asdict(sharpening),
-        "samples_a_ray": SAMPLES_A_RAY,
-        "samples": [
-            {
-                "file": f"{sample.name}.png",
-                "class": sample.class_name or None,
-                "class_index": sample.class_index,
-                "number": sample.number,
-                "index": sample_index(sample.class_index, sample.number),
-                "codes": " ".join(map(str, sample.codes.tolist())),  # a list would take a line a code
-            }
-            for sample in drawn
-        ],
-    }
+def _remove(paths: Iterable[Path]) -> None:
+    """Delete what an earlier call left under names that are about to be written."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise write_error(path, error) from error

@@ -1,0 +1,60 @@
+"""The contact sheet of samples: each class begins a row of its own; classes of one sample stand side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from vq3dcli.export.sheet import BACKGROUND, grid
+
+# More would make a sheet that no viewer opens.
+_SAMPLES = 96
+_COLUMNS = 4
+
+
+class SampleSheet:
+    """Gathers what a sheet shows: as many classes as it holds, and as many samples of each.
+
+    Args:
+        classes: Indices of the classes that are sampled, in the order of the sheet.
+        count: Samples of each.
+    """
+
+    def __init__(self, classes: Iterable[int], count: int) -> None:
+        chosen = list(dict.fromkeys(classes))
+        self._each = min(count, max(_SAMPLES // len(chosen), 1))
+        self._rows: dict[int, list[tuple[Tensor, Tensor, str]]] = {
+            index: [] for index in chosen[: _SAMPLES // self._each]
+        }
+
+    def add(self, class_index: int, label: str, rgb: Tensor, disparity: Tensor) -> None:
+        """Keep a sample's picture and its disparity in colour, uint8 `[3, S, S]`, if there is room for them."""
+        row = self._rows.get(class_index)
+        if row is not None and len(row) < self._each:
+            row.append((rgb, disparity, label))
+
+    def drawn(self) -> Tensor:
+        """The sheet, uint8 `[3, H, W]`: pictures, each with its disparity on its right."""
+        rows: list[Sequence[tuple[Tensor, Tensor, str]]] = [row for row in self._rows.values() if row]
+        if self._each == 1:
+            rows = [[sample for row in rows for sample in row]]
+        columns = even_columns(max(map(len, rows)))
+        blank = torch.full((3, 1, 1), BACKGROUND, dtype=torch.uint8)
+        tiles: list[Tensor] = []
+        labels: list[str] = []
+        for position, row in enumerate(rows):
+            for rgb, disparity, label in row:
+                tiles += [rgb, disparity]
+                labels += [label, ""]
+            missing = 0 if position == len(rows) - 1 else 2 * (-len(row) % columns)
+            tiles += [blank] * missing
+            labels += [""] * missing
+        return grid(tiles, columns=2 * columns, labels=labels if any(labels) else None)
+
+
+def even_columns(count: int, most: int = _COLUMNS) -> int:
+    """Columns for so many samples of a class: at most four, and its rows about equally long."""
+    return math.ceil(count / math.ceil(count / most))
