@@ -262,7 +262,7 @@ class SamplingSection(_Section):
     temperature: float = Field(ge=0)
     top_k: int = Field(ge=0)
     top_p: float = Field(gt=0, le=1)
-    guidance: float = Field(ge=0)
+    guidance: float = Field(ge=0, le=100)
 
 
 class Stage2Recipe(_Section):

@@ -20,7 +20,7 @@ from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.data.tokens import TokenStore
 from vq3dcli.pipelines.budget import Budget, measure_budget, recorded_budget, with_budget
 from vq3dcli.pipelines.film import Shot
-from vq3dcli.pipelines.sample import RECORD_NAME, SHEET_NAME, draw_samples, sharpening_of, write_samples
+from vq3dcli.pipelines.sample import SHEET_NAME, draw_samples, sharpening_of, write_samples
 from vq3dcli.pipelines.tokenize import tokenize
 from vq3dcli.prior_checkpoint import LoadedPrior, load_prior
 from vq3dcli.training.stage1 import Progress
@@ -172,8 +172,8 @@ def new_scenes(
         tuple(folder / f"{name}{suffix}" for suffix in (".png", "_orbit.mp4", "_orbit_disparity.mp4")) for name in names
     ]
     made_from = max(Path(path).stat().st_mtime for path in (weights.path, prior.path))
-    record = folder / RECORD_NAME
-    if not (record.exists() and record.stat().st_mtime >= made_from):
+    sheet = folder / SHEET_NAME  # written last
+    if not (sheet.exists() and sheet.stat().st_mtime >= made_from):
         done = 0
         with counting("rendering samples", "frames") as count:
             write_samples(
@@ -188,4 +188,4 @@ def new_scenes(
                 disparity=True,
                 on_frames=adding(count, total + len(names) * shot.frames),
             )
-    return NewScenes(prior, budget, folder / SHEET_NAME, [(a, b, c) for a, b, c in rows])
+    return NewScenes(prior, budget, sheet, [(a, b, c) for a, b, c in rows])
