@@ -1,4 +1,4 @@
-"""`vq3d evaluate geometry`: figures of a model against exact toy scenes."""
+"""`vq3d evaluate`: `geometry`, figures of a model against exact toy scenes, is here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from vq3dcli.commands.evaluate_generation import generation
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -18,6 +19,7 @@ def _group() -> None:
 
     Example:
       vq3d evaluate geometry --data toyscenes --count 64
+      vq3d evaluate generation -o figures
     """
 
 
@@ -89,3 +91,6 @@ def geometry(
         metrics=metrics,
         outputs=outputs,
     )
+
+
+app.command()(generation)

