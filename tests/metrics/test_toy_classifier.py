@@ -19,8 +19,8 @@ def scenes(count, purpose):
 def test_it_learns_three_classes_from_few_scenes():
     images, class_index = scenes(192, "classifier")
     seen = []
-    model = train_classifier(images, class_index, 3, epochs=10, on_images=seen.append)
-    assert sum(seen) == 10 * 192
+    model = train_classifier(images, class_index, 3, epochs=20, on_images=seen.append)
+    assert sum(seen) == 20 * 192
     held_out, wanted = scenes(90, "eval")
     assert (model.classify(held_out) == wanted).double().mean() > 0.8
     # A mirror image is the same class, and a batch changes nothing.

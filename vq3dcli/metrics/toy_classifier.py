@@ -22,7 +22,7 @@ from vq3dcli.seeding import generator, uniform
 
 SCENES = 8000
 EPOCHS = 6
-_BATCH = 64
+_BATCH = 32
 _LEARNING_RATE = 4e-3
 _WEIGHT_DECAY = 1e-2
 _WARMUP_SHARE = 0.15
