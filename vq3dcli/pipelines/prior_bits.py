@@ -56,10 +56,9 @@ def prior_bits(prior: LoadedPrior, store: TokenStore) -> dict[str, Any]:
         device=prior.model.positions.device,
         ranks=Ranks(),
     )
-    told = by_class(found, unigram_bits(loader), facts.class_names)
+    unigram = unigram_bits(loader, Ranks(), torch.device("cpu"))
     return {
-        "share": told["bits"] / told["unigram_bits"],
-        **told,
+        **by_class(found, unigram, facts.class_names),
         "held_out": held_out,
         "tokens_sha256": store.manifest.tokens_sha256,
     }

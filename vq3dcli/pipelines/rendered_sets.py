@@ -16,10 +16,10 @@ from torch import Tensor
 from vq3dcli import __version__
 from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.errors import UsageError
-from vq3dcli.model.sampling import ROWS_ON_CPU, ROWS_ON_DEVICE, Sharpening, sample_tokens
+from vq3dcli.model.sampling import Sharpening, rows_together, sample_index, sample_tokens
 from vq3dcli.model.scene import Scene, reconstruct_scene, scene_from_codes
 from vq3dcli.pipelines.image_sets import NO_CLASS, ImageSet
-from vq3dcli.pipelines.sample import SAMPLES_A_RAY, sample_index
+from vq3dcli.pipelines.sample_record import SAMPLES_A_RAY
 from vq3dcli.prior_checkpoint import LoadedPrior
 from vq3dcli.rendering.cameras import pivot_camera
 
@@ -52,7 +52,7 @@ class Samples:
         self._index = torch.tensor(
             [sample_index(c, number) for c, count in counts.items() for number in range(count)], dtype=torch.int64
         )
-        self._rows = ROWS_ON_CPU if prior.model.positions.device.type == "cpu" else ROWS_ON_DEVICE
+        self._rows = rows_together(prior.model, len(self.class_index), guidance=sharpening.guidance)
         self._drawn: list[Tensor] = []
 
     def codes(self) -> Iterator[Tensor]:
