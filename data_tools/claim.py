@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vq3dcli.data.schema import MANIFEST_NAME, PLAN_NAME
 from vq3dcli.errors import UsageError
-from vq3dcli.files import write_bytes, write_error
+from vq3dcli.files import LOCK_NAME, busy_error, lock_folder, open_lock, try_lock, write_bytes, write_error
+
+_PART_LOCK = re.compile(r"\.part-\d+-of-\d+\.lock")
+_WAIT_SECONDS = 60.0
 
 
 def claim_folder(out: Path, plan: bytes, *, ours: re.Pattern[str], leftover: re.Pattern[str], force: bool) -> None:
@@ -50,12 +56,54 @@ def claim_folder(out: Path, plan: bytes, *, ours: re.Pattern[str], leftover: re.
 
 
 def _of_another_kind(old: bytes | None, new: bytes) -> bool:
-    """Whether two plans have other keys: a command never deletes what another one made. A damaged plan has no kind."""
+    """Whether two plans have few keys in common: a command never deletes what another one made.
+
+    A damaged plan has no kind.
+    """
     try:
         before, after = json.loads(old or b""), json.loads(new)
     except ValueError:
         return False
-    return isinstance(before, dict) and before.keys() != after.keys()
+    return isinstance(before, dict) and 2 * len(before.keys() & after.keys()) < len(before.keys() | after.keys())
+
+
+@contextlib.contextmanager
+def claim_part(
+    out: Path, index: int, count: int, plan: bytes, *, ours: re.Pattern[str], leftover: re.Pattern[str], force: bool
+) -> Iterator[None]:
+    """As `claim_folder`, held for one of `count` processes that write there at the same time.
+
+    All of them hold the folder's lock together, and each the lock of its part. Only one that is alone may delete.
+
+    Raises:
+        StoppedError: A process that writes all parts, or one that writes the same part, is at work.
+    """
+    with lock_folder(out, f".part-{index + 1}-of-{count}.lock"), open_lock(out / LOCK_NAME) as lock:
+        if try_lock(lock):
+            claim_folder(out, plan, ours=ours, leftover=leftover, force=force)
+        _share(out, lock)
+        # Another process may have claimed the folder with another plan in the moment between the two locks.
+        found = (out / PLAN_NAME).read_bytes() if (out / PLAN_NAME).exists() else None
+        if found != plan:
+            if force:
+                raise busy_error(out)
+            raise UsageError(
+                f"made with other options ({out}): {_difference(found, plan)}", remedy="--force, or another folder"
+            )
+        yield
+        if try_lock(lock):  # the last one tidies up
+            for path in out.iterdir():
+                if leftover.fullmatch(path.name) or _PART_LOCK.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+
+
+def _share(out: Path, lock: IO[str]) -> None:
+    """Wait for the moment that others need to claim the folder, then hold it with them."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while not try_lock(lock, shared=True):
+        if time.monotonic() > deadline:
+            raise busy_error(out)
+        time.sleep(0.2)
 
 
 def _difference(old: bytes | None, new: bytes) -> str:

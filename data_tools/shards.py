@@ -1,56 +1,40 @@
 """Writing shard folders: shard by shard, resumable, the same bytes after any number of interruptions.
 
 A source is a list of positions, a shard holds what became of a fixed range of them. So each shard is a pure function
-of the plan, whoever makes it and when.
+of the plan, whoever makes it and when: any number of processes, on any number of machines, may share the work.
 """
 
 from __future__ import annotations
 
-import io
-import json
+import contextlib
 import re
-import tarfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data_tools.claim import claim_folder
-from vq3dcli.data.schema import (
-    FORMAT_VERSION,
-    MANIFEST_NAME,
-    REJECTS_NAME,
-    Manifest,
-    Member,
-    RejectEntry,
-    SampleEntry,
-    ShardEntry,
-    ShardIndex,
-    read_record,
-    shard_name,
+from data_tools.claim import claim_folder, claim_part
+from data_tools.part import WHOLE, Part
+from data_tools.shard_files import (
+    Make,
+    Reject,
+    Sample,
+    ShardResult,
+    ShardTask,
+    compact_json,
+    complete_shard,
+    found_shard,
+    json_bytes,
 )
-from vq3dcli.errors import DataError, InputMissingError
-from vq3dcli.files import atomic_path, lock_folder, make_folder, sha256_bytes, sha256_file, write_bytes
+from data_tools.workers import run_tasks
+from vq3dcli.data.schema import FORMAT_VERSION, MANIFEST_NAME, REJECTS_NAME, Manifest, RejectEntry
+from vq3dcli.errors import DataError
+from vq3dcli.files import lock_folder, make_folder, sha256_bytes, write_bytes
+
+__all__ = ["Job", "Reject", "Sample", "compact_json", "json_bytes", "shard_ranges", "write_folder", "write_part"]
 
 _OURS = re.compile(r"shard-\d{6,}\.(tar|index\.json)|plan\.json|manifest\.json|rejects\.jsonl")
 _LEFTOVER = re.compile(r"\.(shard-\d{6,}(\.index)?|plan|manifest|rejects)\.[0-9a-f]{8}\.tmp\.(tar|json|jsonl)")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What is written for one source position; `members` are bytes by extension."""
-
-    key: str
-    class_index: int | None
-    members: dict[str, bytes]
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A source position that gives no sample."""
-
-    path: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -64,10 +48,13 @@ class Job:
         margin: Stored side over `image_size`.
         own_disparity: Whether samples carry their own disparity.
         class_names: By class index.
+        class_titles: See `Manifest`.
         shards: Source positions of each shard, from 0 on without gaps.
         plan: JSON values that the bytes depend on; a run into the same folder must have the same.
         make: Samples and rejects of the positions in a range, in order.
-        max_bad: Fraction of the positions that may be rejected.
+        portable: What makes the samples of one shard's positions, small enough to be sent to another process;
+            None: the work is always done in this process.
+        max_bad: Fraction of the positions that may be rejected as bad.
     """
 
     kind: Literal["images", "disparity"]
@@ -78,7 +65,9 @@ class Job:
     class_names: list[str]
     shards: list[range]
     plan: dict[str, Any]
-    make: Callable[[range], Iterable[Sample | Reject]]
+    make: Make
+    class_titles: list[str] = field(default_factory=list)
+    portable: Callable[[range], Make] | None = None
     max_bad: float = 0.0
 
     @property
@@ -93,120 +82,102 @@ def shard_ranges(num_positions: int, shard_size: int) -> list[range]:
     return [range(start, min(start + shard_size, num_positions)) for start in starts]
 
 
-def write_folder(out: Path, job: Job, *, force: bool, progress: Callable[[int, int], None]) -> Manifest:
-    """Make the shard folder `out`, or finish what an earlier call began.
+def write_folder(
+    out: Path, job: Job, *, force: bool, progress: Callable[[int, int], None], workers: int = 1
+) -> Manifest:
+    """Make the shard folder `out`, or finish what an earlier call began; see `write_part`."""
+    manifest = write_part(out, job, WHOLE, force=force, progress=progress, workers=workers)
+    assert manifest is not None
+    return manifest
 
-    Shards that are complete are kept, after their hash was checked. The manifest is written last.
+
+def write_part(
+    out: Path, job: Job, part: Part, *, force: bool, progress: Callable[[int, int], None], workers: int = 1
+) -> Manifest | None:
+    """Make one part of the shard folder `out`, or finish what an earlier call began.
+
+    Shards that are complete are kept, after their hash was checked. The manifest is written last, by the part that
+    ends last.
 
     Args:
         force: Delete an existing shard folder that was made with another plan.
-        progress: Called with (positions done, all positions).
+        progress: Called with (positions done, positions of this part).
+        workers: Processes that make shards.
+
+    Returns:
+        None while other parts have work left.
 
     Raises:
         UsageError: `out` holds something else, or another plan without `force`.
         DataError: More than `max_bad` rejects; they are in `rejects.jsonl`.
-        StoppedError: Another process is writing there.
+        StoppedError: Another process is writing there, or a worker was killed.
         OutputError, StorageError: It cannot be written.
     """
     make_folder(out)
-    with lock_folder(out):
-        plan = json_bytes({"format_version": FORMAT_VERSION, **job.plan})
-        claim_folder(out, plan, ours=_OURS, leftover=_LEFTOVER, force=force)
-        rejects: list[RejectEntry] = []
-        entries: list[ShardEntry] = []
-        done = 0
-        progress(0, job.num_positions)
-        for number, positions in enumerate(job.shards):
-            index = _complete_index(out, number, sha256_bytes(plan))
-            if index is None:
-                index = _write_shard(
-                    out, number, job, positions, sha256_bytes(plan), lambda n: progress(n, job.num_positions)
-                )
-            rejects += index.rejects
-            entries.append(_entry(out, index))
-            done += len(positions)
-            progress(done, job.num_positions)
-            if len(rejects) > job.max_bad * job.num_positions:
-                _write_rejects(out, rejects)
-                raise _too_many(out, rejects, job)
+    plan = json_bytes({"format_version": FORMAT_VERSION, **job.plan})
+    with _claimed(out, part, plan, force):
+        results = _make_shards(out, job, part, sha256_bytes(plan), progress, workers)
+        for number in range(len(job.shards)):
+            found = results.get(number) or found_shard(out, number, sha256_bytes(plan))
+            if found is None:
+                return None
+            results[number] = found
+        rejects = _rejects(results)
+        _check_budget(out, rejects, job)
         _write_rejects(out, rejects)
-        manifest = _manifest(job, entries, len(rejects))
-        write_bytes(out / MANIFEST_NAME, json_bytes(manifest.model_dump(mode="json")))
+        manifest = _manifest(job, results, len(rejects))
+        write_bytes(out / MANIFEST_NAME, json_bytes(manifest.model_dump(mode="json", exclude_defaults=True)))
         return manifest
 
 
-def json_bytes(value: Any) -> bytes:
-    """`value` as JSON whose bytes depend on nothing but the value."""
-    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+@contextlib.contextmanager
+def _claimed(out: Path, part: Part, plan: bytes, force: bool) -> Iterator[None]:
+    if part == WHOLE:
+        with lock_folder(out):
+            claim_folder(out, plan, ours=_OURS, leftover=_LEFTOVER, force=force)
+            yield
+    else:
+        with claim_part(out, part.index, part.count, plan, ours=_OURS, leftover=_LEFTOVER, force=force):
+            yield
 
 
-def compact_json(value: Any) -> bytes:
-    """`value` as one line of JSON."""
-    return json.dumps(value, sort_keys=True, allow_nan=False).encode()
+def _make_shards(
+    out: Path, job: Job, part: Part, plan_sha256: str, progress: Callable[[int, int], None], workers: int
+) -> dict[int, ShardResult]:
+    """The shards of a part by number. What was there before counts as done at once, and not for the speed."""
+    numbers = [number for number in range(len(job.shards)) if part.has(number)]
+    total = sum(len(job.shards[number]) for number in numbers)
+    there = {number for number in numbers if found_shard(out, number, plan_sha256) is not None}
+    done = before = sum(len(job.shards[number]) for number in there)
+    progress(done, total)
 
+    def advance(count: int) -> None:
+        nonlocal done
+        done = min(done + count, total)  # a shard that proves to be damaged is made a second time
+        progress(done, total)
 
-def _write_shard(
-    out: Path, number: int, job: Job, positions: range, plan_sha256: str, progress: Callable[[int], None]
-) -> ShardIndex:
-    name = shard_name(number)
-    samples: list[SampleEntry] = []
-    rejects: list[RejectEntry] = []
-    with atomic_path(out / f"{name}.tar") as temporary:
-        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for done, item in enumerate(job.make(positions), start=1):
-                if isinstance(item, Sample):
-                    members = {ext: _add(tar, f"{item.key}.{ext}", data) for ext, data in item.members.items()}
-                    samples.append(SampleEntry(key=item.key, class_index=item.class_index, members=members))
-                else:
-                    rejects.append(RejectEntry(path=item.path, reason=item.reason))
-                progress(positions.start + done)
-        size, sha256 = temporary.stat().st_size, sha256_file(temporary)
-    index = ShardIndex(
-        format_version=FORMAT_VERSION,
-        name=name,
-        size=size,
-        sha256=sha256,
-        plan_sha256=plan_sha256,
-        samples=samples,
-        rejects=rejects,
+    tasks = (
+        ShardTask(out, number, job.shards[number], plan_sha256, job.portable(job.shards[number]))
+        if job.portable is not None and workers > 1
+        else ShardTask(out, number, job.shards[number], plan_sha256, job.make)
+        for number in numbers
     )
-    write_bytes(out / f"{name}.index.json", compact_json(index.model_dump(mode="json")) + b"\n")
-    return index
+    processes = 1 if job.portable is None else max(1, min(workers, len(numbers)))
+    results: dict[int, ShardResult] = {}
+    for result in run_tasks(complete_shard, tasks, workers=processes, advance=advance):
+        results[result.number] = result
+        _check_budget(out, _rejects(results), job)
+    if before < total:
+        progress(total, total)
+    return results
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> Member:
-    """Append one member; times, owners and modes are constants, so that the bytes depend on the data only."""
-    header = tarfile.TarInfo(name)
-    header.size = len(data)
-    header.mode = 0o644
-    offset = tar.offset + tarfile.BLOCKSIZE  # one header block: USTAR has no extension blocks
-    tar.addfile(header, io.BytesIO(data))
-    return Member(offset=offset, size=len(data), sha256=sha256_bytes(data))
+def _rejects(results: dict[int, ShardResult]) -> list[RejectEntry]:
+    return [reject for number in sorted(results) for reject in results[number].rejects]
 
 
-def _complete_index(out: Path, number: int, plan_sha256: str) -> ShardIndex | None:
-    """The index of a shard that is there and whole, else None."""
-    path = out / f"{shard_name(number)}.index.json"
-    tar = out / f"{shard_name(number)}.tar"
-    try:
-        index = read_record(path, ShardIndex, remedy="")
-        whole = index.plan_sha256 == plan_sha256 and tar.stat().st_size == index.size
-        return index if whole and sha256_file(tar) == index.sha256 else None
-    except (DataError, InputMissingError, FileNotFoundError):
-        return None
-
-
-def _entry(out: Path, index: ShardIndex) -> ShardEntry:
-    return ShardEntry(
-        name=index.name,
-        samples=len(index.samples),
-        size=index.size,
-        sha256=index.sha256,
-        index_sha256=sha256_file(out / f"{index.name}.index.json"),
-    )
-
-
-def _manifest(job: Job, entries: list[ShardEntry], num_rejects: int) -> Manifest:
+def _manifest(job: Job, results: dict[int, ShardResult], num_rejects: int) -> Manifest:
+    entries = [results[number].entry for number in sorted(results)]
     return Manifest(
         format_version=FORMAT_VERSION,
         kind=job.kind,
@@ -217,20 +188,24 @@ def _manifest(job: Job, entries: list[ShardEntry], num_rejects: int) -> Manifest
         num_samples=sum(entry.samples for entry in entries),
         num_rejects=num_rejects,
         class_names=job.class_names,
+        class_titles=job.class_titles,
         options=job.plan,
         shards=entries,
     )
 
 
 def _write_rejects(out: Path, rejects: list[RejectEntry]) -> None:
-    lines = b"".join(compact_json(reject.model_dump()) + b"\n" for reject in rejects)
+    lines = b"".join(compact_json(reject.model_dump(exclude_defaults=True)) + b"\n" for reject in rejects)
     write_bytes(out / REJECTS_NAME, lines)
 
 
-def _too_many(out: Path, rejects: list[RejectEntry], job: Job) -> DataError:
-    first = f"{rejects[0].path}: {rejects[0].reason}"
-    return DataError(
-        f"{len(rejects)} of {job.num_positions} files are bad, more than the allowed {job.max_bad:.1%} "
-        f"({out / REJECTS_NAME}), the first: {first}",
+def _check_budget(out: Path, rejects: list[RejectEntry], job: Job) -> None:
+    bad = [reject for reject in rejects if reject.kind == "bad"]
+    if len(bad) <= job.max_bad * job.num_positions:
+        return
+    _write_rejects(out, rejects)
+    raise DataError(
+        f"{len(bad)} of {job.num_positions} files are bad, more than the allowed {job.max_bad:.1%} "
+        f"({out / REJECTS_NAME}), the first: {bad[0].path}: {bad[0].reason}",
         remedy="mend or remove these files, or raise --max-bad",
     )

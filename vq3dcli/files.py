@@ -11,7 +11,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vq3dcli.errors import InputMissingError, OutputError, StoppedError, StorageError, Vq3dError
 
@@ -50,25 +50,46 @@ def make_folder(path: Path) -> None:
         raise write_error(path, error) from error
 
 
+LOCK_NAME = ".lock"
+
+
 @contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path, name: str = LOCK_NAME) -> Iterator[None]:
     """Hold `folder` for this process; the lock ends with the process, however it ends.
+
+    Args:
+        name: Of the lock's file: a part of a job that several processes share has its own.
 
     Raises `StoppedError` if another process holds it.
     """
-    path = folder / ".lock"
+    with open_lock(folder / name) as handle:
+        if not try_lock(handle):
+            raise busy_error(folder)
+        yield
+
+
+def open_lock(path: Path) -> IO[str]:
+    """Open the file of a lock, which `try_lock` takes and closing it gives back."""
     try:
-        handle = path.open("a")
+        return path.open("a")
     except OSError as error:
         raise write_error(path, error) from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StoppedError(
-                f"another process is writing here ({folder})", remedy="wait for it to end, or another output folder"
-            ) from error
-        yield
+
+
+def try_lock(handle: IO[str], *, shared: bool = False) -> bool:
+    """Take a lock, or exchange a shared one for a whole one or back; False if another process is in the way."""
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def busy_error(folder: Path) -> StoppedError:
+    """What is raised where another process holds the lock of `folder`."""
+    return StoppedError(
+        f"another process is writing here ({folder})", remedy="wait for it to end, or another output folder"
+    )
 
 
 @contextlib.contextmanager

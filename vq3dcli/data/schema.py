@@ -55,10 +55,15 @@ class SampleEntry(_Record):
 
 
 class RejectEntry(_Record):
-    """A source file that is not in the shards."""
+    """A source file that is not in the shards.
+
+    Attributes:
+        kind: `duplicate`: a good file, but its bytes are in the shards already; `--max-bad` does not count it.
+    """
 
     path: str
     reason: str
+    kind: Literal["bad", "duplicate"] = "bad"
 
 
 class ShardIndex(_Record):
@@ -94,7 +99,8 @@ class Manifest(_Record):
         own_disparity: Whether the samples carry a disparity of their own.
         num_samples: Samples in all shards.
         num_rejects: Lines in `rejects.jsonl`.
-        class_names: By class index.
+        class_names: By class index, each once: WordNet ids for ImageNet.
+        class_titles: What to call the classes, by class index; empty where their names say it.
         options: The plan: everything that the bytes depend on.
     """
 
@@ -107,6 +113,7 @@ class Manifest(_Record):
     num_samples: int = Field(ge=0)
     num_rejects: int = Field(ge=0)
     class_names: list[str]
+    class_titles: list[str] = []
     options: dict[str, Any]
     shards: list[ShardEntry]
 

@@ -1,0 +1,75 @@
+"""Which share of a job one of several machines or processes does: every count-th shard, with no coordinator."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vq3dcli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Part:
+    """Share `index` of `count` equal ones, counted from 0; users count from 1."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for a share that is none."""
+        if not 0 <= self.index < self.count:
+            raise UsageError(f"no such part ({self}): parts are 1/N to N/N", remedy="--part 1/8 for the first of eight")
+
+    def __str__(self) -> str:
+        return f"{self.index + 1}/{self.count}"
+
+    def has(self, shard: int) -> bool:
+        """Whether shard number `shard` belongs to this share."""
+        return shard % self.count == self.index
+
+
+WHOLE = Part()
+
+
+def parse_part(text: str) -> Part:
+    """The share that `2/8` names: the second of eight. Raises `UsageError`."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
+    if match is None:
+        raise UsageError(f"not a part: {text!r}", remedy="--part 1/8 for the first of eight")
+    return Part(int(match[1]) - 1, int(match[2]))
+
+
+def part_from_environment(environment: Mapping[str, str]) -> Part:
+    """The share of a process that torchrun or SLURM started; all of it for any other process.
+
+    torchrun sets RANK and WORLD_SIZE. In SLURM an array is split by its task ids, and each of its steps (`srun`) by
+    its processes. The variables of a batch script outside of `srun` say how many tasks were asked for, not how many
+    run, and count for nothing.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return Part(_number(environment, "RANK"), _number(environment, "WORLD_SIZE"))
+    part = WHOLE
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        step = _number(environment, "SLURM_ARRAY_TASK_STEP", 1) or 1
+        first = _number(environment, "SLURM_ARRAY_TASK_MIN", 0)
+        last = _number(environment, "SLURM_ARRAY_TASK_MAX", first)
+        index = (_number(environment, "SLURM_ARRAY_TASK_ID") - first) // step
+        # A list such as 1,5,7 has no step: then ids and not tasks are counted, and its count does not fit.
+        count = _number(environment, "SLURM_ARRAY_TASK_COUNT", (last - first) // step + 1)
+        if count != (last - first) // step + 1:
+            raise UsageError("the task ids of the SLURM array are no even range", remedy="--part, or --array=0-7")
+        part = Part(index, count)
+    if "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
+        tasks = _number(environment, "SLURM_STEP_NUM_TASKS")
+        part = Part(part.index * tasks + _number(environment, "SLURM_PROCID"), part.count * tasks)
+    return part
+
+
+def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    try:
+        return int(environment[name]) if default is None else int(environment.get(name, default))
+    except (KeyError, ValueError) as error:
+        raise UsageError(
+            f"the variable {name} of the environment is no number: {environment.get(name)!r}", remedy="--part 1/1"
+        ) from error

@@ -1,0 +1,154 @@
+"""One shard on disk: written whole with its index, or found whole."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vq3dcli.data.schema import (
+    FORMAT_VERSION,
+    Member,
+    RejectEntry,
+    SampleEntry,
+    ShardEntry,
+    ShardIndex,
+    read_record,
+    shard_name,
+)
+from vq3dcli.errors import DataError, InputMissingError
+from vq3dcli.files import atomic_path, sha256_bytes, sha256_file, write_bytes
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is written for one source position; `members` are bytes by extension."""
+
+    key: str
+    class_index: int | None
+    members: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A source position that gives no sample; `kind` as in `RejectEntry`."""
+
+    path: str
+    reason: str
+    kind: Literal["bad", "duplicate"] = "bad"
+
+
+Make = Callable[[range], Iterable[Sample | Reject]]
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard to be made: its number, its source positions, and what makes the samples of those."""
+
+    out: Path
+    number: int
+    positions: range
+    plan_sha256: str
+    make: Make
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """A shard that is there: its line of the manifest, and its rejects."""
+
+    number: int
+    entry: ShardEntry
+    rejects: list[RejectEntry]
+
+
+def complete_shard(task: ShardTask, advance: Callable[[int], None]) -> ShardResult:
+    """Keep the shard if it is whole, which is checked by its hash, else make it.
+
+    Args:
+        advance: Called with the number of positions done since the last call.
+    """
+    index = _whole_index(task.out, task.number, task.plan_sha256, check_hash=True)
+    if index is not None:
+        return _result(task.out, task.number, index)
+    return _result(task.out, task.number, _write_shard(task, advance))
+
+
+def found_shard(out: Path, number: int, plan_sha256: str) -> ShardResult | None:
+    """A shard that looks whole by its index and size; its hash was checked by whoever made it."""
+    index = _whole_index(out, number, plan_sha256, check_hash=False)
+    return None if index is None else _result(out, number, index)
+
+
+def json_bytes(value: Any) -> bytes:
+    """`value` as JSON whose bytes depend on nothing but the value."""
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+
+
+def compact_json(value: Any) -> bytes:
+    """`value` as one line of JSON."""
+    return json.dumps(value, sort_keys=True, allow_nan=False).encode()
+
+
+def _write_shard(task: ShardTask, advance: Callable[[int], None]) -> ShardIndex:
+    name = shard_name(task.number)
+    samples: list[SampleEntry] = []
+    rejects: list[RejectEntry] = []
+    with atomic_path(task.out / f"{name}.tar") as temporary:
+        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for item in task.make(task.positions):
+                if isinstance(item, Sample):
+                    members = {ext: _add(tar, f"{item.key}.{ext}", data) for ext, data in item.members.items()}
+                    samples.append(SampleEntry(key=item.key, class_index=item.class_index, members=members))
+                else:
+                    rejects.append(RejectEntry(path=item.path, reason=item.reason, kind=item.kind))
+                advance(1)
+        size, sha256 = temporary.stat().st_size, sha256_file(temporary)
+    index = ShardIndex(
+        format_version=FORMAT_VERSION,
+        name=name,
+        size=size,
+        sha256=sha256,
+        plan_sha256=task.plan_sha256,
+        samples=samples,
+        rejects=rejects,
+    )
+    text = compact_json(index.model_dump(mode="json", exclude_defaults=True)) + b"\n"
+    write_bytes(task.out / f"{name}.index.json", text)
+    return index
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> Member:
+    """Append one member; times, owners and modes are constants, so that the bytes depend on the data only."""
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    header.mode = 0o644
+    offset = tar.offset + tarfile.BLOCKSIZE  # one header block: USTAR has no extension blocks
+    tar.addfile(header, io.BytesIO(data))
+    return Member(offset=offset, size=len(data), sha256=sha256_bytes(data))
+
+
+def _whole_index(out: Path, number: int, plan_sha256: str, *, check_hash: bool) -> ShardIndex | None:
+    """The index of a shard that is there and whole, else None."""
+    path = out / f"{shard_name(number)}.index.json"
+    tar = out / f"{shard_name(number)}.tar"
+    try:
+        index = read_record(path, ShardIndex, remedy="")
+        whole = index.plan_sha256 == plan_sha256 and tar.stat().st_size == index.size
+        return index if whole and (not check_hash or sha256_file(tar) == index.sha256) else None
+    except (DataError, InputMissingError, FileNotFoundError):
+        return None
+
+
+def _result(out: Path, number: int, index: ShardIndex) -> ShardResult:
+    entry = ShardEntry(
+        name=index.name,
+        samples=len(index.samples),
+        size=index.size,
+        sha256=index.sha256,
+        index_sha256=sha256_file(out / f"{index.name}.index.json"),
+    )
+    return ShardResult(number, entry, index.rejects)
