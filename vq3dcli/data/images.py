@@ -1,7 +1,7 @@
 """Decoding and encoding of single images; the one place where Pillow meets bytes that we did not write.
 
 The format is sniffed from the bytes, never taken from the name. Every image is decoded fully, so a truncated file is
-an error and never half grey.
+an error and never half grey. JPEGs go through `jpeg` where it can be sure of Pillow's pixels.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import contextlib
 import io
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
+from vq3dcli.data import jpeg
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import read_error
 
@@ -61,8 +62,66 @@ def decode_image(data: bytes, *, name: str, apply_orientation: bool = True) -> T
     Raises:
         DataError: Not an image, damaged, or more than `MAX_PIXELS`, which is found before any pixel is decoded.
     """
+    return _decoded(data, name=name, apply_orientation=apply_orientation, scratch=False).contiguous()
+
+
+class Square(NamedTuple):
+    """A square that was cut out of an image and resized.
+
+    Attributes:
+        image: uint8 `[3, size, size]`, in either memory layout.
+        height_px: Of the whole image, as it is turned.
+        width_px: Of the whole image, as it is turned.
+        window: Top, left and side of the square in it.
+    """
+
+    image: Tensor
+    height_px: int
+    width_px: int
+    window: tuple[int, int, int]
+
+
+def centre_square(height_px: int, width_px: int) -> tuple[int, int, int]:
+    """The largest centred square of an image: (top, left, side) in pixels."""
+    side = min(height_px, width_px)
+    return (height_px - side) // 2, (width_px - side) // 2, side
+
+
+def decode_square(
+    data: bytes,
+    size: int,
+    *,
+    name: str,
+    apply_orientation: bool = True,
+    window: Callable[[int, int], tuple[int, int, int]] = centre_square,
+) -> Square:
+    """Decode an image, cut a square out of it and resize that: `decode_image` and `resize` in half the time.
+
+    The pixels are those of the two, to the bit. JPEGs are not decoded at a lower scale, which would be faster still for
+    large ones: what the discrete cosine transform averages differs from an antialiased bicubic filter by 40 to 59 dB.
+
+    Args:
+        data: See `decode_image`, also for the errors.
+        size: Side of the result in pixels.
+        name: What error messages call it.
+        apply_orientation: Rotate by the EXIF orientation.
+        window: From height and width in pixels, as they are after that, to top, left and side of a square inside.
+    """
+    pixels = _decoded(data, name=name, apply_orientation=apply_orientation, scratch=True)
+    height_px, width_px = pixels.shape[1:]
+    top, left, side = window(height_px, width_px)
+    square = pixels[:, top : top + side, left : left + side]
+    # Three passes over neighbouring bytes: the resize is fastest where the channels of a pixel lie side by side. The
+    # copy also frees the decoder's memory for the next image.
+    square = torch.empty((1, 3, side, side), dtype=torch.uint8, memory_format=torch.channels_last)[0].copy_(square)
+    return Square(resize(square, size, size, keep_layout=True), height_px, width_px, (top, left, side))
+
+
+def _decoded(data: bytes, *, name: str, apply_orientation: bool, scratch: bool) -> Tensor:
+    """Pixels `[3, H, W]` in any memory layout; `scratch`: in memory that the next call may use. Raises `DataError`."""
     try:
-        pixels, orientation = _decode(data)
+        pixels = _decode_jpeg(data, apply_orientation, scratch)
+        return _decode(data, apply_orientation) if pixels is None else pixels
     except Image.DecompressionBombError as error:
         raise DataError(
             f"image too large ({name}): over the limit of {MAX_PIXELS // 10**6} megapixels", remedy="a smaller copy"
@@ -73,7 +132,6 @@ def decode_image(data: bytes, *, name: str, apply_orientation: bool = True) -> T
     except Exception as error:
         # Pillow's decoders raise almost any type on damaged bytes: OSError, SyntaxError, struct.error, IndexError...
         raise _undecodable(name, str(error) or type(error).__name__) from error
-    return _oriented(pixels, orientation if apply_orientation else 1)
 
 
 def read_file(path: Path) -> bytes:
@@ -93,12 +151,6 @@ def read_image(path: Path, *, apply_orientation: bool = True) -> Tensor:
     return decode_image(read_file(path), name=str(path), apply_orientation=apply_orientation)
 
 
-def centre_square(height_px: int, width_px: int) -> tuple[int, int, int]:
-    """The largest centred square of an image: (top, left, side) in pixels."""
-    side = min(height_px, width_px)
-    return (height_px - side) // 2, (width_px - side) // 2, side
-
-
 def to_square(image: Tensor, size: int, *, fit: Literal["crop", "squash"]) -> Tensor:
     """Resize to a square by antialiased bicubic interpolation.
 
@@ -115,14 +167,17 @@ def to_square(image: Tensor, size: int, *, fit: Literal["crop", "squash"]) -> Te
     return resize(image, size, size)
 
 
-def resize(image: Tensor, height_px: int, width_px: int) -> Tensor:
-    """Antialiased bicubic resize of a uint8 image `[3, H, W]` to `[3, height_px, width_px]`."""
-    if image.shape[1:] == (height_px, width_px):
-        return image.contiguous()
-    resized = functional.interpolate(
-        image[None], size=(height_px, width_px), mode="bicubic", align_corners=False, antialias=True
-    )
-    return resized[0].contiguous()
+def resize(image: Tensor, height_px: int, width_px: int, *, keep_layout: bool = False) -> Tensor:
+    """Antialiased bicubic resize of a uint8 image `[3, H, W]` to `[3, height_px, width_px]`.
+
+    The result is contiguous, or with `keep_layout` in the memory layout that was fastest to make.
+    """
+    resized = image
+    if image.shape[1:] != (height_px, width_px):
+        resized = functional.interpolate(
+            image[None], size=(height_px, width_px), mode="bicubic", align_corners=False, antialias=True
+        )[0]
+    return resized if keep_layout else resized.contiguous()
 
 
 def encode_png(image: Tensor) -> bytes:
@@ -157,13 +212,27 @@ def _open(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
-def _decode(data: bytes) -> tuple[Tensor, int]:
-    """Pixels as they are stored, and their EXIF orientation; Pillow's own copy is gone when this returns."""
+def _decode(data: bytes, apply_orientation: bool) -> Tensor:
+    """Pixels as Pillow decodes them; its own copy is gone when this returns."""
     with _open(data) as image:
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
         image.load()
-        return _pixels(image), _orientation(image)
+        return _oriented(_pixels(image), _orientation(image) if apply_orientation else 1)
+
+
+def _decode_jpeg(data: bytes, apply_orientation: bool, scratch: bool) -> Tensor | None:
+    """As `_decode`, faster; None for what only Pillow may judge."""
+    header = jpeg.read_header(data)
+    if header is None:
+        return None
+    if header.height_px * header.width_px > MAX_PIXELS:
+        raise Image.DecompressionBombError
+    pixels = jpeg.decode(data, header, scratch=scratch)
+    if pixels is None or not (apply_orientation and header.has_app1):
+        return pixels
+    with _open(data) as image:
+        return _oriented(pixels, _orientation(image))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -178,7 +247,7 @@ def _oriented(pixels: Tensor, orientation: int) -> Tensor:
     swapped, mirrored = _TURNS.get(orientation, (False, ()))
     if swapped:
         pixels = pixels.transpose(-2, -1)
-    return pixels.flip(mirrored) if mirrored else pixels.contiguous()
+    return pixels.flip(mirrored) if mirrored else pixels
 
 
 def _pixels(image: Image.Image) -> Tensor:

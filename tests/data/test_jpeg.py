@@ -1,0 +1,144 @@
+"""The fast JPEG decoder gives the pixels that Pillow gives, and leaves to Pillow what it may not judge."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from vq3dcli.data import jpeg
+from vq3dcli.data.images import decode_image, decode_square, encode_png, resize
+from vq3dcli.errors import DataError
+
+pytest.importorskip("simplejpeg")
+
+
+def photo(width: int = 97, height: int = 61) -> Image.Image:
+    y, x = np.mgrid[0:height, 0:width]
+    noise = np.random.default_rng(0).integers(0, 40, (height, width, 3))
+    pixels = np.stack([x * 200 // width, y * 200 // height, (x + y) % 200], -1) + noise
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def saved(image: Image.Image, image_format: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def by_pillow(data: bytes) -> torch.Tensor:
+    with Image.open(io.BytesIO(data)) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"quality": 30},
+        {"subsampling": 0},
+        {"subsampling": 1},
+        {"subsampling": 2},
+        {"progressive": True},
+        {"optimize": True},
+        {"restart_marker_rows": 1},
+        {"keep_rgb": True},
+        {"comment": b"text"},
+    ],
+)
+def test_pixels_are_pillows_to_the_bit(options):
+    for image in (photo(), photo().convert("L"), photo(1, 1), photo(300, 7)):
+        if options.get("keep_rgb") and image.mode == "L":
+            continue
+        data = saved(image, **options)
+        header = jpeg.read_header(data)
+        assert header == (image.height, image.width, False)
+        pixels = jpeg.decode(data, header)
+        assert pixels is not None
+        assert torch.equal(pixels, by_pillow(data))
+        assert torch.equal(decode_image(data, name="x"), by_pillow(data))
+
+
+def test_what_it_may_not_judge_goes_to_pillow():
+    cmyk = saved(photo().convert("CMYK"))
+    assert jpeg.read_header(cmyk) is None
+    assert torch.equal(decode_image(cmyk, name="x"), by_pillow(cmyk))
+    assert jpeg.read_header(saved(photo(), "PNG")) is None
+    assert jpeg.read_header(b"\xff\xd8\xff") is None
+    cut = saved(photo())[:-40]
+    header = jpeg.read_header(cut)
+    assert header is not None
+    assert jpeg.decode(cut, header) is None
+    with pytest.raises(DataError, match=r"cannot decode image \(cut\)"):
+        decode_square(cut, 16, name="cut")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_before_the_window(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(photo(), exif=exif)
+    header = jpeg.read_header(data)
+    assert header is not None
+    assert header.has_app1
+    with Image.open(io.BytesIO(data)) as image:
+        turned = torch.from_numpy(np.array(ImageOps.exif_transpose(image))).permute(2, 0, 1)
+    seen = []
+
+    def window(height_px: int, width_px: int) -> tuple[int, int, int]:
+        seen.append((height_px, width_px))
+        return 3, 5, 40
+
+    square = decode_square(data, 24, name="x", window=window)
+    assert seen == [turned.shape[1:]] == [square[1:3]]
+    assert square.window == (3, 5, 40)
+    assert torch.equal(square.image, resize(turned[:, 3:43, 5:45], 24, 24))
+    as_stored = decode_square(data, 24, name="x", apply_orientation=False)
+    assert torch.equal(as_stored.image, resize(by_pillow(data)[:, :, 18:79], 24, 24))
+
+
+def test_a_square_does_not_change_when_the_next_one_is_decoded():
+    first = decode_square(saved(photo(64, 64)), 64, name="x").image
+    before = first.clone()
+    decode_square(saved(ImageOps.invert(photo(64, 64))), 64, name="y")
+    assert torch.equal(first, before)
+
+
+def test_squares_of_other_formats_and_of_animations():
+    frames = [photo(), ImageOps.invert(photo())]
+    for data in (
+        encode_png(by_pillow(saved(photo()))),
+        saved(frames[0], "GIF", save_all=True, append_images=[frames[1]]),
+    ):
+        whole = decode_image(data, name="x")
+        assert torch.equal(decode_square(data, 61, name="x").image, whole[:, :, 18:79])
+
+
+def test_bombs_are_found_before_decoding():
+    data = bytearray(saved(photo()))
+    start = data.index(b"\xff\xc0")
+    data[start + 5 : start + 9] = (60000).to_bytes(2, "big") * 2
+    with pytest.raises(DataError, match="128 megapixels"):
+        decode_square(bytes(data), 16, name="bomb")
+
+
+@settings(max_examples=150, deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255), progressive=st.booleans())
+def test_a_changed_byte_has_pillows_outcome(place, value, progressive):
+    data = bytearray(saved(photo(40, 24), progressive=progressive))
+    data[int(place * len(data))] = value
+    changed = bytes(data)
+    header = jpeg.read_header(changed)
+    pixels = None if header is None else jpeg.decode(changed, header)
+    if pixels is None:
+        return
+    try:
+        expected = by_pillow(changed)
+    except Exception:  # Pillow's own reading of a header is stricter in places; the pixels were whole
+        return
+    assert torch.equal(pixels, expected)
