@@ -22,7 +22,7 @@ COMMANDS = (
     ("doctor", "doctor", "Say what works on this machine, what is missing, and what to do about it."),
     ("demo", "demo", "Turn a photo and toy scenes into videos with the embedded weights."),
     ("quickstart", "quickstart", "Run the whole pipeline at toy scale, from toy scenes to videos and a report."),
-    ("prepare-data", "prepare_data", "Make shards of a folder of images, or of toy scenes."),
+    ("prepare-data", "prepare_data", "Make shards of ImageNet, CompCars, a folder of images, or toy scenes."),
     ("depth-labels", "depth_labels", "Write disparity labels beside the shards."),
     ("train-stage1", "train_stage1", "Train the autoencoder whose decoder emits a NeRF; run it again to continue."),
     ("tokenize", "tokenize", "Encode shards into the tokens that Stage 2 is trained on."),

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools.folder import find_files, prepare_folder
+from data_tools.folder import prepare_folder
+from data_tools.sources.listing import list_folder
 from vq3dcli.data.images import decode_image, read_image, to_square
 from vq3dcli.data.shards import ShardFolder
 from vq3dcli.errors import DataError, InputMissingError, UsageError
@@ -151,7 +152,7 @@ def test_an_output_inside_the_source_is_not_read(tmp_path: Path):
     picture(tmp_path / "a.png")
     prepare_folder(tmp_path, tmp_path / "out", size=16)
     before = (tmp_path / "out" / "manifest.json").read_bytes()
-    assert [file.path for file in find_files(tmp_path, leave_out=tmp_path / "out")] == ["a.png"]
+    assert [file.path for file in list_folder(tmp_path, leave_out=tmp_path / "out")] == ["a.png"]
     prepare_folder(tmp_path, tmp_path / "out", size=16)
     assert (tmp_path / "out" / "manifest.json").read_bytes() == before
 

@@ -1,24 +1,37 @@
-"""`vq3d prepare-data`: a folder of images, or toy scenes, to shards."""
+"""`vq3d prepare-data`: ImageNet, CompCars, a folder of images, or toy scenes, to shards."""
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from vq3dcli.commands.output import JsonOption, Output, QuietOption, SeedOption
-from vq3dcli.config.defaults import MAX_BAD, SHARD_SIZE
+from vq3dcli.config.defaults import BOX_MARGIN, MAX_BAD, SHARD_SIZE
 from vq3dcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from vq3dcli.data.schema import Manifest
+
+_SPLITS = {"folder": ("auto",), "imagenet": ("auto", "train", "val"), "compcars": ("auto", "train", "test")}
 
 
 def command(
     source: Annotated[
         str,
-        typer.Argument(metavar="SRC", help="A folder of images, or `toyscenes`; a folder of that name is ./toyscenes."),
+        typer.Argument(
+            metavar="SRC",
+            help="A folder or a tar of images, Parquet files, or `toyscenes`; a folder of that name is ./toyscenes.",
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")],
-    preset: Annotated[Literal["folder"], typer.Option("--preset", help="Layout of SRC.")] = "folder",
+    preset: Annotated[
+        Literal["folder", "imagenet", "compcars"], typer.Option("--preset", help="What SRC holds.")
+    ] = "folder",
     size: Annotated[int, typer.Option("--size", min=16, max=4096, help="Side of the training images in pixels.")] = 256,
     margin: Annotated[
         float, typer.Option("--margin", min=1.0, max=2.0, help="Stored side over --size; 1.125 leaves room for crops.")
@@ -26,66 +39,148 @@ def command(
     classes: Annotated[
         Literal["auto", "folders", "none"], typer.Option("--classes", help="Whether the top-level folders are classes.")
     ] = "auto",
+    split: Annotated[
+        Literal["auto", "train", "val", "test"],
+        typer.Option(
+            "--split", help="ImageNet: train or val, auto takes train first; CompCars: train, test, auto all."
+        ),
+    ] = "auto",
+    devkit: Annotated[
+        Path | None, typer.Option("--devkit", help="ImageNet's devkit, for the flat validation set; found beside SRC.")
+    ] = None,
+    class_by: Annotated[
+        Literal["model", "make", "type", "viewpoint"], typer.Option("--class-by", help="What a class of CompCars is.")
+    ] = "model",
+    box_margin: Annotated[
+        float, typer.Option("--box-margin", min=0.0, max=2.0, help="CompCars: room around the box, of its longer side.")
+    ] = BOX_MARGIN,
+    dedup: Annotated[bool, typer.Option("--dedup", help="Leave out images with the bytes of an earlier one.")] = False,
     max_bad: Annotated[
         float, typer.Option("--max-bad", min=0.0, max=1.0, help="Fraction of the files that may be no images.")
     ] = MAX_BAD,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, max=1024, help="Processes that make shards; 0 for one a core.")
+    ] = 0,
+    part: Annotated[
+        str, typer.Option("--part", help="Share of the shards, 1/8 to 8/8; auto asks torchrun's or SLURM's variables.")
+    ] = "auto",
     count: Annotated[int | None, typer.Option("--count", min=1, help="Number of toy scenes.")] = None,
     shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Samples a shard.")] = SHARD_SIZE,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count, estimate the disk space, and write nothing.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace shards that were made with other options.")] = False,
     seed: SeedOption = 0,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Make shards of a folder of images, or of toy scenes.
+    """Make shards of ImageNet, CompCars, a folder of images, or toy scenes.
 
-    Class folders or a flat folder become webdataset tars of square JPEGs, with an index, a manifest and a list of the
-    files that were rejected. Run it again after an interruption: finished shards are kept.
+    Archives are read where they lie, never extracted. They become webdataset tars of square JPEGs, with an index, a
+    manifest and a list of the files that were rejected. Run it again after an interruption: finished shards are kept.
+    Several machines share the work with --part, into one folder.
 
     Example:
-      vq3d prepare-data photos/ shards/ --size 128
       vq3d prepare-data photos/ shards/ --size 128 --margin 1.125 --max-bad 0.2
+      vq3d prepare-data ILSVRC2012_img_train.tar imagenet/train/ --preset imagenet --size 256
+      vq3d prepare-data ILSVRC2012_img_val.tar imagenet/val/ --preset imagenet --devkit ILSVRC2012_devkit_t12.tar.gz
+      vq3d prepare-data compcars/data/ cars/ --preset compcars --class-by viewpoint --part 2/8
       vq3d prepare-data toyscenes toy/ --count 10000 --size 64 --seed 0
     """
     output = Output("prepare-data", json, quiet)
     toy = source == "toyscenes"
+    _check(toy, count, margin, preset, split, dry_run)
+    if toy:
+        from data_tools.toyscenes import prepare_toyscenes
+
+        assert count is not None
+        with output.counting("preparing", unit="images") as progress:
+            manifest = prepare_toyscenes(
+                out, count=count, size=size, seed=seed, shard_size=shard_size, force=force, progress=progress
+            )
+        _finish(output, out, manifest, {}, seed=seed)
+        return
+
+    from data_tools.part import WHOLE, parse_part, part_from_environment
+    from data_tools.prepare import Options, dry_run_facts, open_source, prepare
+
+    share = part_from_environment(os.environ) if part == "auto" else parse_part(part)
+    if share != WHOLE:
+        output.note(f"part {share}: every shard whose number leaves {share.index} when divided by {share.count}")
+    listed = open_source(preset, Path(source), out, classes=classes, split=split, devkit=devkit, class_by=class_by)
+    options = Options(size, margin, shard_size, dedup, box_margin)
+    if dry_run:
+        facts = dry_run_facts(preset, listed, out, options, part=share)
+        output.finish(count=facts["images"], metrics=facts | listed.facts)
+        return
+    with output.counting("preparing", unit="images") as progress:
+        speed = _Speed(progress)
+        found = prepare(
+            preset,
+            listed,
+            out,
+            options,
+            max_bad=max_bad,
+            part=share,
+            workers=workers or None,
+            force=force,
+            progress=speed,
+        )
+    facts = listed.facts | {"images_per_second": speed.images_per_second}
+    if found is None:
+        output.note(f"part {share} is done; the part that ends last writes the manifest, or this command run once more")
+        output.finish(count=speed.done, metrics={"part": str(share), "images": speed.done, **facts}, outputs=[out])
+        return
+    _finish(output, out, found, facts, seed=None)
+
+
+def _check(toy: bool, count: int | None, margin: float, preset: str, split: str, dry_run: bool) -> None:
     if toy and count is None:
         raise UsageError("toy scenes need a number", remedy="--count 10000")
     if toy and margin != 1.0:
         raise UsageError("toy scenes are stored without a margin", remedy="no --margin, and crop = false in training")
+    if toy and dry_run:
+        raise UsageError("--dry-run is for images only", remedy="no --dry-run")
     if not toy and count is not None:
         raise UsageError("--count is for toy scenes only", remedy="vq3d prepare-data toyscenes OUT --count N")
+    if split not in _SPLITS[preset]:
+        known = " or ".join(_SPLITS[preset])
+        raise UsageError(f"no split {split} of the preset {preset}", remedy=f"--split {known}")
 
-    with output.counting("preparing", unit="images") as progress:
-        if toy:
-            from data_tools.toyscenes import prepare_toyscenes
 
-            assert count is not None
-            manifest = prepare_toyscenes(
-                out, count=count, size=size, seed=seed, shard_size=shard_size, force=force, progress=progress
-            )
-        else:
-            from data_tools.folder import prepare_folder
-
-            manifest = prepare_folder(
-                Path(source),
-                out,
-                size=size,
-                margin=margin,
-                classes=classes,
-                max_bad=max_bad,
-                shard_size=shard_size,
-                force=force,
-                progress=progress,
-            )
+def _finish(output: Output, out: Path, manifest: Manifest, facts: dict[str, Any], *, seed: int | None) -> None:
     output.finish(
         count=manifest.num_samples,
-        seed=seed if toy else None,
+        seed=seed,
         metrics={
             "samples": manifest.num_samples,
             "rejects": manifest.num_rejects,
             "classes": len(manifest.class_names),
             "shards": len(manifest.shards),
             "bytes": sum(shard.size for shard in manifest.shards),
+            **facts,
         },
         outputs=[out],
     )
+
+
+class _Speed:
+    """Passes progress on and remembers how fast it went; what was done before the first call does not count."""
+
+    def __init__(self, progress: Callable[[int, int], None]) -> None:
+        self._progress = progress
+        self._first: int | None = None
+        self._start = self._last = time.monotonic()
+        self.done = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._first is None:
+            self._first, self._start = done, time.monotonic()
+        self.done, self._last = done, time.monotonic()
+        self._progress(done, total)
+
+    @property
+    def images_per_second(self) -> float | None:
+        """None where nothing was left to do."""
+        count = self.done - (self._first or 0)
+        return round(count / max(self._last - self._start, 1e-9), 1) if count else None

@@ -1,0 +1,185 @@
+"""Which class of ImageNet a file is of, by its path, a label beside it, or the ground truth of the validation set."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_tools.sources.entry import FilePlace, Found
+from data_tools.sources.reader import Reader
+from vq3dcli.data.imagenet import imagenet_names
+from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UsageError
+
+WNID = re.compile(r"n\d{8}")
+_IN_FOLDER_NAME = re.compile(r"(n\d{8})(\.tar)?")
+_AT_END = re.compile(r"_(n\d{8})$")
+_AT_START = re.compile(r"(n\d{8})(?=[_-]|$)")
+_VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")
+_TRUTH_NAME = "ILSVRC2012_validation_ground_truth.txt"
+_META_NAME = "meta.mat"
+_KAGGLE_NAME = "LOC_val_solution.csv"
+_DEVKIT = re.compile(r"ILSVRC2012_devkit.*?(\.tar|\.tar\.gz|\.tgz)?")
+
+
+def wnid_of(path: str) -> str | None:
+    """The WordNet id in a path: of the innermost class folder or tar, else at the end or the start of the name."""
+    *folders, name = path.split("/")
+    for folder in reversed(folders):
+        match = _IN_FOLDER_NAME.fullmatch(folder)
+        if match:
+            return match[1]
+    return wnid_in_name(name)
+
+
+def wnid_in_name(name: str) -> str | None:
+    """The WordNet id at the end or the start of a file name."""
+    stem = name.rpartition(".")[0] or name
+    match = _AT_END.search(stem) or _AT_START.match(stem)
+    return match[1] if match else None
+
+
+def validation_number(path: str) -> int | None:
+    """The number of an image of the flat validation set, from 1 on."""
+    match = _VALIDATION.match(path.rpartition("/")[2])
+    return int(match[1]) if match else None
+
+
+def standard_wnids() -> list[str]:
+    """The 1000 WordNet ids of ILSVRC 2012 in the order of class indices."""
+    return list(imagenet_names())
+
+
+def title_of(wnid: str) -> str:
+    """English names of a class, as the official lists give them: `tench, Tinca tinca`."""
+    return ", ".join(imagenet_names().get(wnid, (wnid,)))
+
+
+class ValidationLabels:
+    """WordNet ids of the validation images by their number, from the devkit or from Kaggle's list.
+
+    Args:
+        devkit: The devkit as a folder, a tar or a tar.gz; None: it is looked for.
+        source: What is prepared: a folder that may hold the devkit, or something beside it.
+        found: The files of the source.
+    """
+
+    def __init__(self, devkit: Path | None, source: Path, found: Sequence[Found]) -> None:
+        self._devkit, self._source, self._found = devkit, source, found
+        self._labels: Mapping[int, str] | None = None
+
+    def __getitem__(self, number: int) -> str | None:
+        """The WordNet id of image `number`, None if the list does not have it.
+
+        Raises:
+            UsageError: There is no list.
+            DataError: It is damaged.
+        """
+        if self._labels is None:
+            self._labels = self._read()
+        return self._labels.get(number)
+
+    def _read(self) -> Mapping[int, str]:
+        if self._devkit is not None:
+            if not self._devkit.exists():
+                raise InputMissingError(f"no such devkit ({self._devkit})", remedy="check the path")
+            return _read_devkit(self._devkit)
+        with Reader() as reader:
+            listed = {file.path.rpartition("/")[2]: file for file in self._found}
+            if _TRUTH_NAME in listed and _META_NAME in listed:
+                files = {name: reader.read(listed[name].place) for name in (_TRUTH_NAME, _META_NAME)}
+                return devkit_labels(files[_META_NAME], files[_TRUTH_NAME], name=listed[_META_NAME].path)
+            if _KAGGLE_NAME in listed:
+                return kaggle_labels(reader.read(listed[_KAGGLE_NAME].place), name=listed[_KAGGLE_NAME].path)
+        for file in self._found:
+            if isinstance(file.place, FilePlace) and _DEVKIT.fullmatch(file.path.rpartition("/")[2]):
+                return _read_devkit(Path(file.place.file))
+        beside = [] if not self._source.parent.is_dir() else sorted(self._source.parent.iterdir())
+        for path in beside:
+            if _DEVKIT.fullmatch(path.name):
+                return _read_devkit(path)
+            if path.name == _KAGGLE_NAME:
+                return kaggle_labels(path.read_bytes(), name=str(path))
+        raise UsageError(
+            f"the labels of the validation images are not here ({self._source})",
+            remedy="--devkit ILSVRC2012_devkit_t12.tar.gz",
+        )
+
+
+def _read_devkit(path: Path) -> Mapping[int, str]:
+    files: dict[str, bytes] = {}
+    try:
+        if path.is_dir():
+            files = {p.name: p.read_bytes() for p in path.rglob("*") if p.name in (_TRUTH_NAME, _META_NAME)}
+        else:
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    name = member.name.rpartition("/")[2]
+                    content = tar.extractfile(member) if member.isreg() else None
+                    if content is not None and name in (_TRUTH_NAME, _META_NAME):
+                        files[name] = content.read()
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise DataError(f"cannot read devkit ({path}): {error}", remedy="another copy of it") from error
+    missing = {_TRUTH_NAME, _META_NAME} - files.keys()
+    if missing:
+        raise DataError(f"not the devkit of tasks 1 and 2 ({path}): no {min(missing)}", remedy="another copy of it")
+    return devkit_labels(files[_META_NAME], files[_TRUTH_NAME], name=str(path))
+
+
+def devkit_labels(meta: bytes, truth: bytes, *, name: str) -> dict[int, str]:
+    """Labels by image number: line i of the ground truth is the ILSVRC2012_ID of image i, `meta.mat` names its class.
+
+    Only leaves (`num_children` 0) are classes; their ids are 1 to 1000. Raises `DataError`.
+    """
+    try:
+        synsets = _load_mat(meta)["synsets"].ravel()
+        wnids = {
+            int(_scalar(s["ILSVRC2012_ID"])): str(_scalar(s["WNID"]))
+            for s in synsets
+            if int(_scalar(s["num_children"])) == 0
+        }
+        ids = [int(line) for line in truth.decode("ascii").split()]
+        if not all(WNID.fullmatch(wnid) for wnid in wnids.values()):
+            raise ValueError("a WNID that is none")
+        return {number: wnids[class_id] for number, class_id in enumerate(ids, start=1)}
+    except UnavailableError:
+        raise
+    except Exception as error:  # scipy's reader raises almost any type on damaged bytes
+        raise DataError(f"damaged devkit ({name}): {error!r}", remedy="another copy of it") from error
+
+
+def kaggle_labels(table: bytes, *, name: str) -> dict[int, str]:
+    """Labels by image number from `LOC_val_solution.csv`: image id, then class and box again and again."""
+    labels = {}
+    for line in table.decode("ascii", "replace").splitlines():
+        image, _, rest = line.partition(",")
+        number = validation_number(image)
+        if number is None:  # the heading
+            continue
+        wnid = rest.partition(" ")[0]
+        if not WNID.fullmatch(wnid):
+            raise DataError(f"damaged list ({name}): {line[:60]!r}", remedy="another copy of it")
+        labels[number] = wnid
+    return labels
+
+
+def _load_mat(data: bytes) -> dict[str, Any]:
+    try:
+        import scipy.io
+    except ImportError as error:
+        raise UnavailableError(
+            "MATLAB files need scipy, which is not installed", remedy="pip install 'vq3d[imagenet]'"
+        ) from error
+    return scipy.io.loadmat(io.BytesIO(data))
+
+
+def _scalar(value: Any) -> Any:
+    """The one element of MATLAB's nested arrays."""
+    while hasattr(value, "size") and getattr(value, "shape", ()) != ():
+        if value.size != 1:
+            raise ValueError(f"{value.size} values where one is expected")
+        value = value.ravel()[0]
+    return value
