@@ -1,0 +1,347 @@
+"""ImageNet in each of its layouts gives the same shards, and every file is accounted for."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from data_tools.prepare import Options, open_source, prepare
+from data_tools.sources.entry import FilePlace, Found
+from data_tools.sources.imagenet_counts import compare_counts, official_sizes
+from data_tools.sources.wnids import kaggle_labels, wnid_of
+from vq3dcli.data.schema import Manifest
+from vq3dcli.data.shards import ShardFolder
+from vq3dcli.errors import DataError, InputMissingError, UsageError
+
+Write = Callable[[ModuleType, Path], tuple[Path, dict[str, object]]]
+
+
+def imagenet(source: Path, out: Path, *, max_bad: float = 0.0, **options: object) -> Manifest:
+    listed = open_source("imagenet", source, out, **options)  # type: ignore[arg-type]
+    manifest = prepare("imagenet", listed, out, Options(16, shard_size=5), max_bad=max_bad)
+    assert manifest is not None
+    return manifest
+
+
+def samples(out: Path) -> list[tuple[int | None, bytes]]:
+    folder = ShardFolder(out)
+    return [(folder.entry(i).class_index, folder.read(i)["jpg"]) for i in range(folder.num_samples)]
+
+
+# --- layouts of the training set -------------------------------------------------------------------------------------
+
+
+def nested(a: ModuleType, root: Path) -> tuple[Path, dict[str, object]]:
+    return write(root / "ILSVRC2012_img_train.tar", a.nested_train_tar(a.train_files())), {}
+
+
+def nested_beside_val(a: ModuleType, root: Path) -> tuple[Path, dict[str, object]]:
+    nested(a, root)
+    write(root / "ILSVRC2012_img_val.tar", a.tar_bytes({"ILSVRC2012_val_00000001.JPEG": a.photo(1)}))
+    return root, {}
+
+
+def folders(a: ModuleType, root: Path) -> tuple[Path, dict[str, object]]:
+    return a.write_tree(root / "src", a.train_files()), {}
+
+
+def split_folders(a: ModuleType, root: Path) -> tuple[Path, dict[str, object]]:
+    files = {f"train/{name}": data for name, data in a.train_files().items()}
+    return a.write_tree(root / "src", files | {f"val/{a.WNIDS[0]}/x.JPEG": a.photo(99)}), {"split": "train"}
+
+
+def folders_in_a_tar(a: ModuleType, root: Path) -> tuple[Path, dict[str, object]]:
+    files = {f"./train/{name}": data for name, data in a.train_files().items()}
+    boxes = {f"./train/{wnid}/{wnid}_boxes.txt": b"x 0 0 1 1\n" for wnid in a.WNIDS}
+    hidden = {f"./train/{a.WNIDS[0]}/._{a.WNIDS[0]}_3.JPEG": b"resource fork"}
+    return write(root / "tiny.tar", a.tar_bytes(boxes | files | hidden)), {}
+
+
+def class_tars(a: ModuleType, root: Path) -> tuple[Path, dict[str, object]]:
+    for wnid in a.WNIDS:
+        members = {n.split("/")[1]: d for n, d in a.train_files().items() if n.startswith(wnid)}
+        write(root / "src" / f"{wnid}.tar", a.tar_bytes(members))
+    return root / "src", {}
+
+
+def appended_wnids(a: ModuleType, root: Path) -> tuple[Path, dict[str, object]]:
+    files = {f"{Path(n).stem}_{n[:9]}.JPEG": d for n, d in a.train_files().items()}
+    return a.write_tree(root / "src", files), {}
+
+
+def kaggle(a: ModuleType, root: Path) -> tuple[Path, dict[str, object]]:
+    files = {f"ILSVRC/Data/CLS-LOC/train/{n}": d for n, d in a.train_files().items()}
+    files["ILSVRC/Data/CLS-LOC/test/ILSVRC2012_test_00000001.JPEG"] = a.photo(50)
+    files["ILSVRC/Annotations/CLS-LOC/train/n01440764/n01440764_3.xml"] = b"<annotation/>"
+    files["LOC_synset_mapping.txt"] = b"n01440764 tench"
+    return a.write_tree(root / "src", files), {}
+
+
+def webdataset_tars(a: ModuleType, root: Path) -> tuple[Path, dict[str, object]]:
+    from vq3dcli.data.imagenet import imagenet_names
+
+    numbers = list(imagenet_names())
+    items = sorted(a.train_files().items())
+    for shard in range(2):
+        members = {}
+        for i, (name, data) in enumerate(items[shard::2]):
+            key = f"{Path(name).stem.split('_')[1]:0>8}-{shard}{i}"
+            members |= {f"{key}.cls": b"%d" % numbers.index(name[:9]), f"{key}.jpg": data, f"{key}.json": b"{}"}
+        write(root / "src" / f"imagenet1k-train-{shard:04d}.tar", a.tar_bytes(members))
+    write(root / "src" / "imagenet1k-validation-00.tar", a.tar_bytes({"0.cls": b"0", "0.jpg": a.photo(9)}))
+    return root / "src", {}
+
+
+def parquet(a: ModuleType, root: Path) -> tuple[Path, dict[str, object]]:
+    from vq3dcli.data.imagenet import imagenet_names
+
+    numbers = list(imagenet_names())
+    rows = [(d, f"{Path(n).stem}_{n[:9]}.JPEG", numbers.index(n[:9])) for n, d in a.train_files().items()]
+    write_parquet(root / "src" / "data" / "train-00000-of-00002.parquet", rows[:5])
+    write_parquet(root / "src" / "data" / "train-00001-of-00002.parquet", rows[5:])
+    write_parquet(root / "src" / "data" / "validation-00000-of-00001.parquet", rows[:2])
+    return root / "src", {}
+
+
+def write_parquet(path: Path, rows: list[tuple[bytes | None, str | None, int]]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    images = pyarrow.array([{"bytes": d, "path": p} for d, p, _ in rows], kind)
+    labels = pyarrow.array([label for *_, label in rows], pyarrow.int64())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table({"image": images, "label": labels}), path, row_group_size=3)
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        nested,
+        nested_beside_val,
+        folders,
+        split_folders,
+        folders_in_a_tar,
+        class_tars,
+        appended_wnids,
+        kaggle,
+        webdataset_tars,
+        parquet,
+    ],
+)
+def test_every_layout_of_the_training_set_gives_the_same_images_and_classes(
+    tmp_path: Path, archives: ModuleType, layout: Write
+):
+    archives.write_tree(tmp_path / "plain", archives.train_files())
+    expected = imagenet(tmp_path / "plain", tmp_path / "expected")
+    source, options = layout(archives, tmp_path / "layout")
+    manifest = imagenet(source, tmp_path / "out", **options)
+    assert sorted(samples(tmp_path / "out")) == sorted(samples(tmp_path / "expected"))
+    assert ShardFolder(tmp_path / "out").class_index.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    assert manifest.class_names == expected.class_names == archives.WNIDS
+    assert manifest.class_titles[0] == "tench, Tinca tinca"
+    assert manifest.num_rejects == 0
+    if layout not in (webdataset_tars,):  # whose keys are other names
+        assert samples(tmp_path / "out") == samples(tmp_path / "expected")
+
+
+# --- the validation set ----------------------------------------------------------------------------------------------
+
+LABELS = [2, 0, 3, 0, 1, 2]
+
+
+def val_files(a: ModuleType) -> dict[str, bytes]:
+    return {f"ILSVRC2012_val_{i:08d}.JPEG": a.photo(i) for i in range(1, len(LABELS) + 1)}
+
+
+@pytest.mark.parametrize("place", ["beside", "named", "inside", "extracted", "kaggle"])
+def test_flat_validation_images_get_the_labels_of_the_devkit(tmp_path: Path, archives: ModuleType, place: str):
+    options: dict[str, object] = {}
+    source = write(tmp_path / "a" / "ILSVRC2012_img_val.tar", archives.tar_bytes(val_files(archives)))
+    if place == "beside":
+        write(tmp_path / "a" / "ILSVRC2012_devkit_t12.tar.gz", archives.devkit_tar_gz(LABELS))
+    elif place == "named":
+        options["devkit"] = write(tmp_path / "b" / "kit.tgz", archives.devkit_tar_gz(LABELS))
+    elif place == "inside":
+        write(tmp_path / "a" / "ILSVRC2012_devkit_t12.tar.gz", archives.devkit_tar_gz(LABELS))
+        source = tmp_path / "a"
+    elif place == "extracted":
+        source = archives.write_tree(tmp_path / "c", val_files(archives) | archives.devkit_files(LABELS))
+    else:
+        lines = [f"ILSVRC2012_val_{i:08d},{archives.WNIDS[n]} 1 2 3 4 " for i, n in enumerate(LABELS, start=1)]
+        write(tmp_path / "a" / "LOC_val_solution.csv", "\n".join(["ImageId,PredictionString", *lines]).encode())
+    manifest = imagenet(source, tmp_path / "out", **options)
+    assert manifest.options["split"] == "val"
+    assert manifest.class_names == archives.WNIDS
+    found = {
+        str(i["source"])[-10:-5]: c
+        for i, (c, _) in zip(archives.infos(tmp_path / "out"), samples(tmp_path / "out"), strict=True)
+    }
+    assert found == {f"{i:05d}": label for i, label in enumerate(LABELS, start=1)}
+
+
+def test_validation_images_without_labels_name_the_devkit(tmp_path: Path, archives: ModuleType):
+    source = archives.write_tree(tmp_path / "val", val_files(archives))
+    with pytest.raises(UsageError, match="--devkit"):
+        imagenet(source, tmp_path / "out")
+    with pytest.raises(InputMissingError):
+        imagenet(source, tmp_path / "out", devkit=tmp_path / "none")
+    for damaged in (b"", b"text", archives.tar_bytes({"x/meta.mat": b"text"})):
+        with pytest.raises(DataError):
+            imagenet(source, tmp_path / "out", devkit=write(tmp_path / "kit.tar", damaged))
+    kit = {name: b"1\n" if name.endswith(".txt") else b"MATLAB 5.0" * 20 for name in archives.devkit_files(LABELS)}
+    with pytest.raises(DataError, match="damaged devkit"):
+        imagenet(source, tmp_path / "out", devkit=write(tmp_path / "kit.tar", archives.tar_bytes(kit)))
+    with pytest.raises(DataError):
+        kaggle_labels(b"ILSVRC2012_val_00000001,tench 1 2 3 4", name="list")
+
+
+def test_images_past_the_ground_truth_are_rejects(tmp_path: Path, archives: ModuleType):
+    source = archives.write_tree(tmp_path / "val", val_files(archives) | archives.devkit_files(LABELS[:-1]))
+    imagenet(source, tmp_path / "out", max_bad=0.5)
+    assert archives.rejects(tmp_path / "out") == {
+        "ILSVRC2012_val_00000006.JPEG": "no WordNet id in its path, and no label beside it"
+    }
+
+
+# --- what is said ----------------------------------------------------------------------------------------------------
+
+
+def test_a_part_of_the_classes_is_a_note_and_wrong_counts_of_all_are_a_warning():
+    facts, notes, warnings = compare_counts("train", {"a": 3}, 0)
+    assert facts == {"found": 3, "found_classes": 1, "expected": 1281167, "expected_classes": 1000}
+    assert not warnings
+    assert "a part" in notes[0]
+    counts = {f"n{i:08d}": 1300 for i in range(1000)}
+    counts["n00000007"] = 12
+    _, _, warnings = compare_counts("train", counts, 2)
+    assert "2 files cannot be used" in warnings[0]
+    assert f"{999 * 1300 + 12 - 1281167} more than the 1281167" in warnings[1]
+    assert warnings[2] == "classes with other than 732 to 1300 images: n00000007 has 12"
+    whole = {f"n{i:08d}": 50 for i in range(1000)}
+    assert compare_counts("val", whole, 0)[1:] == (["found 50000 images of 1000 classes: the whole split val"], [])
+    assert "1 less" in compare_counts("val", whole | {"n00000000": 49}, 0)[2][0]
+    sizes = [Found("x/ILSVRC2012_img_val.tar", FilePlace("x"), 6_744_924_159)]
+    assert "has 6744924160 bytes, this one 6744924159" in official_sizes(sizes)[0]
+
+
+def test_what_is_passed_over_and_what_is_odd_is_said(
+    tmp_path: Path, archives: ModuleType, caplog: pytest.LogCaptureFixture
+):
+    files = archives.train_files() | {"n01440764/n01440764_boxes.txt": b"", "more.tar.gz": b"", "plain.jpg": b"x"}
+    files["n01440764/n01443537_77.JPEG"] = archives.photo(3)
+    with caplog.at_level(logging.INFO):
+        imagenet(archives.write_tree(tmp_path / "src", files), tmp_path / "out", max_bad=0.5)
+    said = [record.getMessage() for record in caplog.records]
+    assert "passed over, since they are no images: 1 .gz, 1 .txt" in said
+    assert "compressed archive is passed over (more.tar.gz)" in said
+    assert "1 files cannot be used: they have no class, or are no regular files" in said
+    wrong = "1 files whose names say another class than their place or label, the first: "
+    assert f"{wrong}n01440764/n01443537_77.JPEG is taken for n01440764" in said
+    assert any(text.startswith("about ") and " of shards for 14 images; " in text for text in said)
+    assert archives.rejects(tmp_path / "out") == {"plain.jpg": "no WordNet id in its path, and no label beside it"}
+
+
+@pytest.mark.parametrize(
+    ("path", "wnid"),
+    [
+        ("train/n01440764/images/n01440764_1.JPEG", "n01440764"),
+        ("n01440764.tar/x.JPEG", "n01440764"),
+        ("a/ILSVRC2012_val_00000293_n01440764.JPEG", "n01440764"),
+        ("n01440764_tench.jpg", "n01440764"),
+        ("n01440764_18_n01443537.JPEG", "n01443537"),
+        ("n014407645.JPEG", None),
+        ("x.JPEG", None),
+    ],
+)
+def test_the_class_in_a_path(path: str, wnid: str | None):
+    assert wnid_of(path) == wnid
+
+
+# --- what is damaged or not there ------------------------------------------------------------------------------------
+
+
+def test_cut_and_damaged_archives_are_named(tmp_path: Path, archives: ModuleType):
+    whole = archives.nested_train_tar(archives.train_files())
+    second = whole.index(b"n02085620.tar") // 512 * 512
+    cuts = [100, 700, 5000, len(whole) // 2, second + 200, second + 700]
+    for cut in cuts:
+        with pytest.raises(DataError, match=r"x\.tar"):
+            imagenet(write(tmp_path / "x.tar", whole[:cut]), tmp_path / "out")
+    damaged = bytearray(whole)
+    damaged[second + 20] ^= 1  # in a header: its checksum is wrong
+    with pytest.raises(DataError, match=f"no header at byte {second}"):
+        imagenet(write(tmp_path / "x.tar", bytes(damaged)), tmp_path / "out")
+
+
+def test_a_compressed_archive_is_to_be_uncompressed(tmp_path: Path, archives: ModuleType):
+    import gzip
+
+    with pytest.raises(DataError) as caught:
+        imagenet(write(tmp_path / "x.tar", gzip.compress(archives.tar_bytes(archives.train_files()))), tmp_path / "out")
+    assert "uncompress" in str(caught.value)
+
+
+def test_links_and_paths_that_lead_out_of_an_archive_are_rejects(tmp_path: Path, archives: ModuleType):
+    import tarfile
+
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, kind in (
+            ("n01440764/n01440764_1.JPEG", tarfile.REGTYPE),
+            ("n01440764/link.JPEG", tarfile.SYMTYPE),
+            ("n01440764/hard.JPEG", tarfile.LNKTYPE),
+            ("n01440764/../../etc/n01440764_2.JPEG", tarfile.REGTYPE),
+            ("/n01440764/n01440764_3.JPEG", tarfile.REGTYPE),
+        ):
+            header = tarfile.TarInfo(name)
+            header.type, header.linkname = kind, "/etc/passwd"
+            data = archives.photo(1) if kind == tarfile.REGTYPE else b""
+            header.size = len(data)
+            tar.addfile(header, io.BytesIO(data))
+    imagenet(write(tmp_path / "x.tar", buffer.getvalue()), tmp_path / "out", max_bad=0.9)
+    assert len(samples(tmp_path / "out")) == 1
+    reasons = sorted(archives.rejects(tmp_path / "out").values())
+    assert reasons == ["a link or special file in the archive"] * 2 + ["its path leads out of the archive"] * 2
+
+
+def test_sources_without_images(tmp_path: Path, archives: ModuleType):
+    for source in (tmp_path / "none", archives.write_tree(tmp_path / "text", {"a.txt": b"x"})):
+        with pytest.raises(InputMissingError):
+            imagenet(source, tmp_path / "out")
+    source = archives.write_tree(tmp_path / "src", {f"train/{n}": d for n, d in archives.train_files().items()})
+    with pytest.raises(InputMissingError, match="of the split val"):
+        imagenet(source, tmp_path / "out", split="val")
+    assert not (tmp_path / "out").exists()
+
+
+def test_odd_parquet_files(tmp_path: Path, archives: ModuleType):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [(archives.photo(1), None, 0), (None, "a.JPEG", 1), (archives.photo(2), None, -1), (b"text", "b.JPEG", 1)]
+    write_parquet(tmp_path / "a" / "x.parquet", rows)
+    imagenet(tmp_path / "a" / "x.parquet", tmp_path / "out", max_bad=0.9)
+    assert len(samples(tmp_path / "out")) == 1
+    assert archives.rejects(tmp_path / "out") == {
+        "x.parquet/a.JPEG": "the row holds no image",
+        "x.parquet/b.JPEG": "cannot decode image: its bytes are none of JPEG, PNG, WEBP, GIF, BMP, TIFF",
+        "x.parquet/row-000002": "no WordNet id in its path, and no label beside it",
+    }
+    for data in (b"", b"PAR1", (tmp_path / "a" / "x.parquet").read_bytes()[:-20]):
+        with pytest.raises(DataError, match="damaged Parquet"):
+            imagenet(write(tmp_path / "b" / "x.parquet", data), tmp_path / "out2")
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "b" / "x.parquet")
+    with pytest.raises(DataError, match="no column `image`"):
+        imagenet(tmp_path / "b", tmp_path / "out2")
