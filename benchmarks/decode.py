@@ -1,8 +1,8 @@
 r"""Decoding and resizing photos to squares: `decode_square` beside Pillow, on a folder of photos.
 
 Pillow decodes, converts to RGB, crops the centre and resizes by its bicubic filter. The two run in turn, one thread,
-first the one and then the other way round; times are of process CPU time, the median over rounds. Files that Pillow
-refuses are left out and counted.
+first the one and then the other way round; times are of process CPU time, times and ratio medians over rounds. Files
+that Pillow refuses are left out. With --allocator memory is kept as the commands keep it (`vq3dcli/allocator.py`).
 
 Example:
     python benchmarks/decode.py photos/ --size 256
@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from vq3dcli.allocator import keep_freed_memory
 from vq3dcli.data import jpeg
 from vq3dcli.data.images import centre_square, decode_image, decode_square
 
@@ -45,8 +46,8 @@ def by_us(data: bytes, size_px: int) -> Pixels:
     return decode_square(data, size_px, name="photo").image.permute(1, 2, 0).numpy()
 
 
-def milliseconds(functions: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """CPU time of each function, median over rounds; the order is turned round in every other round."""
+def milliseconds(functions: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """CPU time of each function in each round; the order is turned round in every other round."""
     taken: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(rounds + 1):
         order = list(functions.items())
@@ -55,7 +56,7 @@ def milliseconds(functions: dict[str, Callable[[], None]], rounds: int) -> dict[
             function()
             if number:  # the first round warms up
                 taken[name].append(1000 * (time.process_time() - started))
-    return {name: statistics.median(values) for name, values in taken.items()}
+    return taken
 
 
 def psnr(a: Pixels, b: Pixels) -> float:
@@ -85,9 +86,9 @@ def measure(photos: list[bytes], size_px: int, rounds: int) -> dict[str, object]
     finite = [value for value in agreement if math.isfinite(value)]
     return {
         "size_px": size_px,
-        "pillow_ms": taken["pillow"] / len(photos),
-        "decode_square_ms": taken["decode_square"] / len(photos),
-        "ratio": taken["pillow"] / taken["decode_square"],
+        "pillow_ms": statistics.median(taken["pillow"]) / len(photos),
+        "decode_square_ms": statistics.median(taken["decode_square"]) / len(photos),
+        "ratio": statistics.median(a / b for a, b in zip(taken["pillow"], taken["decode_square"], strict=True)),
         "psnr_least": min(agreement) if finite else None,
         "psnr_mean_of_finite": statistics.fmean(finite) if finite else None,
         "equal_images": len(agreement) - len(finite),
@@ -101,7 +102,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs="+", default=[256], help="Side of the squares in pixels.")
     parser.add_argument("--count", type=int, default=100, help="Photos, evenly spread over the folder.")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--allocator", action="store_true", help="Set up the allocator as the commands do.")
     options = parser.parse_args()
+    if options.allocator:
+        keep_freed_memory()
     torch.set_num_threads(1)
     files = sorted(path for path in options.photos.rglob("*") if path.is_file())
     photos = []

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from data_tools.shards import Job, Sample, compact_json, write_folder
+import torch
+from torch import Tensor
+
+from data_tools.depth_models import DepthModel, to_disparity
+from data_tools.depth_quality import make_label
+from data_tools.part import WHOLE, Part
+from data_tools.shards import Job, Sample, compact_json, write_part
+from vq3dcli.data.images import decode_image
 from vq3dcli.data.schema import (
     DISPARITY_EXTENSION,
     DISPARITY_INFO_EXTENSION,
@@ -14,11 +25,14 @@ from vq3dcli.data.schema import (
     DisparityInfo,
     Manifest,
 )
-from vq3dcli.data.shards import PREPARE_AGAIN, ShardFolder, decode_levels, label_folder
-from vq3dcli.errors import DataError
+from vq3dcli.data.shards import PREPARE_AGAIN, ShardFolder, decode_levels, encode_levels, label_folder
+from vq3dcli.errors import DataError, UsageError
 from vq3dcli.files import sha256_file
 
 EXACT = "exact"
+LABEL_PX = 128
+BATCH_SIZE = 16
+_MAX_DECODERS = 8
 
 
 def label_exact(
@@ -43,9 +57,56 @@ def label_exact(
             f"these images have no disparity of their own ({shards})",
             remedy="training without a depth loss, or on toy scenes",
         )
-    return write_labels(
+    manifest = write_labels(
         images, EXACT, lambda positions: _exact_samples(images, positions), force=force, progress=progress
     )
+    assert manifest is not None
+    return manifest
+
+
+def label_by_model(
+    shards: Path,
+    model: DepthModel,
+    name: str,
+    *,
+    size: int = LABEL_PX,
+    batch_size: int = BATCH_SIZE,
+    part: Part = WHOLE,
+    force: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    flagged: Counter[str] | None = None,
+) -> Manifest | None:
+    """Write what a depth network sees in the images as the labels `name`, of kind `relative`.
+
+    The network gets the same batches in every run, whatever was done before: its numbers depend on them in the last
+    bits.
+
+    Args:
+        shards: A finished shard folder of images.
+        model: An opened network.
+        name: Folder of the labels, `disparity/NAME`.
+        size: Side of the labels in pixels; less where the images or the network's maps are smaller.
+        batch_size: Images that the network gets at once.
+        part: Share of the shards that this process labels.
+        force: Replace labels that were made otherwise.
+        progress: Called with (samples done, samples of this part).
+        flagged: Counts the labels made in this call, by what is wrong with them.
+
+    Returns:
+        None while other parts have work left.
+
+    Raises:
+        UsageError: The folder holds labels, or has labels of this name that were made otherwise.
+        DataError: The images are damaged.
+    """
+    images = ShardFolder(shards)
+    side = min(size, images.manifest.stored_size)
+
+    def make(positions: range) -> Iterator[Sample]:
+        return _predicted_samples(images, positions, model, side, batch_size, Counter() if flagged is None else flagged)
+
+    options = {**model.facts, "size": side, "batch_size": batch_size}
+    return write_labels(images, name, make, force=force, progress=progress, part=part, options=options)
 
 
 def write_labels(
@@ -55,13 +116,18 @@ def write_labels(
     *,
     force: bool,
     progress: Callable[[int, int], None],
-) -> Manifest:
-    """Write the labels `name` of `images`, one label shard for each image shard.
+    part: Part = WHOLE,
+    options: dict[str, Any] | None = None,
+) -> Manifest | None:
+    """Write the labels `name` of `images`, one label shard for each image shard; None while other parts have work left.
 
     Args:
         make: The labels of the samples in a range, see `label_sample`.
+        options: JSON values that the labels depend on, beside the images and their name.
     """
     manifest = images.manifest
+    if manifest.kind != "images":
+        raise UsageError(f"holds labels, not images ({images.path})", remedy="the shard folder above it")
     job = Job(
         kind="disparity",
         preset=name,
@@ -70,10 +136,14 @@ def write_labels(
         own_disparity=False,
         class_names=manifest.class_names,
         shards=_shard_ranges(images),
-        plan={"model": name, "images_manifest_sha256": sha256_file(images.path / MANIFEST_NAME)},
+        plan={
+            **(options or {}),
+            "model": name,
+            "images_manifest_sha256": sha256_file(images.path / MANIFEST_NAME),
+        },
         make=make,
     )
-    return write_folder(label_folder(images.path, name), job, force=force, progress=progress)
+    return write_part(label_folder(images.path, name), job, part, force=force, progress=progress)
 
 
 def label_sample(key: str, class_index: int | None, levels: bytes, info: DisparityInfo) -> Sample:
@@ -108,3 +178,50 @@ def _exact_samples(images: ShardFolder, positions: range) -> Iterator[Sample]:
             raise DataError(f"sample without its own disparity ({name}): {error}", remedy=PREPARE_AGAIN) from error
         decode_levels(levels, name=name)
         yield label_sample(entry.key, entry.class_index, levels, info)
+
+
+def _predicted_samples(
+    images: ShardFolder, positions: range, model: DepthModel, side: int, batch_size: int, flagged: Counter[str]
+) -> Iterator[Sample]:
+    """Labels of a shard, batch by batch; the next batch is decoded while the network works."""
+    batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
+    with ThreadPoolExecutor(min(_MAX_DECODERS, os.cpu_count() or 1)) as pool:
+
+        def begin(batch: range) -> list[Future[Tensor]]:
+            return [pool.submit(_image, images, i) for i in batch]
+
+        try:
+            ahead = begin(batches[0]) if batches else []
+            for number, batch in enumerate(batches):
+                now, ahead = ahead, begin(batches[number + 1]) if number + 1 < len(batches) else []
+                maps = to_disparity(model.predict(torch.stack([future.result() for future in now])), model.meaning)
+                for i, disparity in zip(batch, maps, strict=True):
+                    sample, flags = _predicted_sample(images, i, disparity, side)
+                    flagged.update(flags)
+                    yield sample
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _predicted_sample(images: ShardFolder, i: int, disparity: Tensor, side: int) -> tuple[Sample, list[str]]:
+    entry = images.entry(i)
+    label = make_label(disparity, side)
+    info = DisparityInfo(
+        kind="relative",
+        lo=label.lo,
+        hi=label.hi,
+        flags=label.flags,
+        sha256=entry.members[images.image_extension(i)].sha256,
+    )
+    return label_sample(entry.key, entry.class_index, encode_levels(label.levels), info), label.flags
+
+
+def _image(images: ShardFolder, i: int) -> Tensor:
+    """Image `i`, uint8 `[3, T, T]`, T the stored side."""
+    extension = images.image_extension(i)
+    name = f"{images.path}, key {images.entry(i).key}"
+    image = decode_image(images.read(i, [extension])[extension], name=name, apply_orientation=False)
+    side = images.manifest.stored_size
+    if image.shape[1:] != (side, side):
+        raise DataError(f"stored image is not {side} x {side} pixels ({name})", remedy=PREPARE_AGAIN)
+    return image

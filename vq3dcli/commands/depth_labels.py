@@ -2,40 +2,125 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vq3dcli.commands.output import JsonOption, Output, QuietOption
-from vq3dcli.errors import UnavailableError
+from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
+from vq3dcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from vq3dcli.data.schema import Manifest
+
+MODEL = (
+    "A folder or a name of the Hugging Face Hub for transformers, an .onnx file, or `exact`: the disparity that toy "
+    "scenes carry themselves."
+)
+PREDICTS = "What the numbers of a network mean; auto asks its configuration, and takes disparity for ONNX files."
+_MANY_FLAGGED = 0.1
 
 
 def command(
     shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="A finished folder of vq3d prepare-data.")],
-    model: Annotated[str, typer.Option("--model", help="`exact`: the disparity that toy scenes carry themselves.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace labels that were made for other images.")] = False,
+    model: Annotated[str, typer.Option("--model", help=MODEL)],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the labels, in recipes too. Default: that of the model.")
+    ] = None,
+    size: Annotated[
+        int, typer.Option("--size", min=16, max=1024, help="Side of the labels in pixels, at most that of the images.")
+    ] = 128,
+    predicts: Annotated[Literal["auto", "disparity", "depth"], typer.Option("--predicts", help=PREDICTS)] = "auto",
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, max=4096, help="Images that the network gets at once.")
+    ] = 16,
+    input_size: Annotated[
+        int | None, typer.Option("--input-size", min=32, max=4096, help="Side of the input of ONNX files of free size.")
+    ] = None,
+    part: Annotated[
+        str, typer.Option("--part", help="Share of the shards, 1/8 to 8/8; auto asks torchrun's or SLURM's variables.")
+    ] = "auto",
+    preview: Annotated[
+        Path | None, typer.Option("--preview", help="Write a contact sheet of photos and labels to this PNG.")
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch a model of the Hub that is not here.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace labels that were made otherwise.")] = False,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Write disparity labels beside the shards.
 
-    They lie in SHARDS/disparity/MODEL, with the same names and keys as the images. Run it again after an interruption:
-    finished shards are kept.
+    They lie in SHARDS/disparity/NAME, with the same names and keys as the images. Run it again after an interruption:
+    finished shards are kept. Several machines or GPUs share the work with --part, or under torchrun.
 
     Example:
       vq3d depth-labels toy/ --model exact
+      vq3d depth-labels shards/ --model models/Depth-Anything-V2-Small-hf --preview labels.png
+      vq3d depth-labels shards/ --model midas.onnx --input-size 384 --name midas
+      torchrun --nproc-per-node 8 -m vq3dcli depth-labels shards/ --model models/dpt-large
     """
-    from data_tools.depth_labels import EXACT, label_exact
+    from data_tools.depth_labels import EXACT, label_by_model, label_exact
+    from data_tools.depth_models import find_model, open_model
+    from data_tools.part import parse_part, part_from_environment
+    from vq3dcli.data.shards import ShardFolder
+
+    output = Output("depth-labels", json, quiet)
+    if model == EXACT:
+        if name not in (None, EXACT):
+            raise UsageError("these labels are called `exact`", remedy="no --name")
+        with output.counting("labelling", unit="images") as progress:
+            manifest = label_exact(shards, force=force, progress=progress)
+        _finish(output, shards, EXACT, manifest, {}, preview)
+        return
+    if name is not None and (name == EXACT or Path(name).name != name or name.startswith(".")):
+        raise UsageError(f"not a name for labels: {name!r}", remedy="--name with letters, digits, dots and dashes")
+    files = find_model(model, download=download)
+    name = name or files.name
+    ShardFolder(shards)  # what is wrong with the shards is said before a large network is loaded
+    share = part_from_environment(os.environ) if part == "auto" else parse_part(part)
+    network = open_model(
+        files, pick_device(device), meaning=None if predicts == "auto" else predicts, input_px=input_size
+    )
+    output.note(f"{name}: {', '.join(f'{key} {value}' for key, value in network.facts.items() if key != 'sha256')}")
+    flagged: Counter[str] = Counter()
+    with output.counting("labelling", unit="images") as progress:
+        found = label_by_model(
+            shards,
+            network,
+            name,
+            size=size,
+            batch_size=batch_size,
+            part=share,
+            force=force,
+            progress=progress,
+            flagged=flagged,
+        )
+    if found is None:
+        output.note(f"part {share} is done; the part that ends last writes the manifest, or this command run once more")
+        output.finish(metrics={"part": str(share), "flagged_now": dict(flagged)})
+        return
+    _finish(output, shards, name, found, dict(flagged), preview)
+
+
+def _finish(
+    output: Output, shards: Path, name: str, manifest: Manifest, flagged: dict[str, int], preview: Path | None
+) -> None:
+    from data_tools.depth_preview import write_preview
     from vq3dcli.data.shards import label_folder
 
-    if model != EXACT:
-        raise UnavailableError(f"no such depth model ({model})", remedy=f"--model {EXACT}")
-    output = Output("depth-labels", json, quiet)
-    with output.counting("labelling", unit="images") as progress:
-        manifest = label_exact(shards, force=force, progress=progress)
-    output.finish(
-        count=manifest.num_samples,
-        metrics={"labels": manifest.num_samples, "bytes": sum(shard.size for shard in manifest.shards)},
-        outputs=[label_folder(shards, model)],
-    )
+    outputs = [label_folder(shards, name)]
+    if sum(flagged.values()) > _MANY_FLAGGED * manifest.num_samples:
+        output.warn(f"many labels are of no use, and training will pass them over: {flagged}; --preview shows them")
+    if preview is not None:
+        write_preview(shards, name, preview)
+        outputs.append(preview)
+    metrics: dict[str, object] = {
+        "labels": manifest.num_samples,
+        "bytes": sum(shard.size for shard in manifest.shards),
+    }
+    if flagged:
+        metrics["flagged_now"] = flagged
+    output.finish(count=manifest.num_samples, metrics=metrics, outputs=outputs)

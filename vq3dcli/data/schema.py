@@ -128,7 +128,8 @@ class DisparityInfo(_Record):
 
     Attributes:
         kind: `metric`: normalised disparity s itself; `relative`: known up to scale and shift.
-        flags: What is wrong with the label, for example `constant`; empty if nothing is.
+        flags: What is wrong with the label, for example `constant`; empty if nothing is. Flagged labels are passed
+            over in training.
         sha256: Of the image member that it was made for.
     """
 

@@ -170,7 +170,7 @@ class ShardFolder:
 
 
 class LabelFolder:
-    """The disparity labels `name` of a shard folder; `None` for samples that have none.
+    """The disparity labels `name` of a shard folder; `None` for samples that have none, or one that is of no use.
 
     Raises:
         InputMissingError: There are none of that name, or they are unfinished.
@@ -190,7 +190,7 @@ class LabelFolder:
         return self._labels.num_samples
 
     def read(self, i: int) -> Disparity | None:
-        """The label of image sample `i`."""
+        """The label of image sample `i`; None if there is none, or if it is flagged (`DisparityInfo.flags`)."""
         entry = self._images.entry(i)
         position = self._position.get(entry.key)
         if position is None:
@@ -200,7 +200,7 @@ class LabelFolder:
         label = decode_disparity(members[DISPARITY_EXTENSION], members[DISPARITY_INFO_EXTENSION], name=name)
         if label.info.sha256 != entry.members[self._images.image_extension(i)].sha256:
             raise DataError(f"labels of another image ({name})", remedy=self._remedy)
-        return label
+        return None if label.info.flags else label
 
 
 def label_folder(images: Path, name: str) -> Path:

@@ -1,0 +1,156 @@
+"""Monocular depth networks as teachers: what their numbers mean, where they lie, and how they are opened."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from vq3dcli.errors import InputMissingError, UnavailableError, UsageError
+
+Meaning = Literal["disparity", "depth"]
+
+# A metric depth below this is taken for it: 1 / z of a pixel at zero would use up all levels of the label.
+NEAREST_M = 0.1
+
+_HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+
+
+class DepthModel(Protocol):
+    """An opened network.
+
+    Attributes:
+        facts: JSON values that its numbers depend on, the hash of its files among them.
+        meaning: What the numbers are: `disparity`, larger is nearer, known up to scale and shift; or `depth`, z in
+            metres or any other unit.
+    """
+
+    facts: dict[str, Any]
+    meaning: Meaning
+
+    def predict(self, images: Tensor) -> Tensor:
+        """The network's own numbers, float32 `[B, h, w]` on the CPU, for uint8 images `[B, 3, H, W]`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a network lies.
+
+    Attributes:
+        path: An `.onnx` file, or a folder in the layout of transformers.
+        name: A short name, for the folder of the labels.
+    """
+
+    path: Path
+    name: str
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether this is an ONNX file."""
+        return self.path.suffix == ".onnx"
+
+
+def find_model(model: str, *, download: bool = False) -> ModelFiles:
+    """Find a network by a path, or by its name on the Hugging Face Hub among what this machine has of it.
+
+    Args:
+        model: An `.onnx` file, a folder, or a name such as `depth-anything/Depth-Anything-V2-Small-hf`.
+        download: Fetch what is missing from the Hub.
+
+    Raises:
+        InputMissingError: There is no such file or folder.
+        UnavailableError: It is not on this machine, and may not or cannot be fetched.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".onnx"):
+        return ModelFiles(path, _short_name(path.resolve()))
+    if path.is_file():
+        raise UsageError(f"not a depth model ({model})", remedy="an .onnx file, or a folder with config.json")
+    if model.endswith(".onnx") or model.startswith((".", "/", "~")) or not _HUB_NAME.fullmatch(model):
+        raise InputMissingError(f"no such depth model ({model})", remedy="check the path; vq3d depth-labels --help")
+    return ModelFiles(_from_hub(model, download), _label_name(model.rpartition("/")[2]))
+
+
+def open_model(
+    files: ModelFiles, device: torch.device, *, meaning: Meaning | None = None, input_px: int | None = None
+) -> DepthModel:
+    """Open a network for inference.
+
+    Args:
+        files: From `find_model`.
+        device: Where it computes.
+        meaning: What its numbers mean, where that is not known from its family.
+        input_px: Side of the images that an ONNX file of free size is given.
+    """
+    if files.is_onnx:
+        from data_tools.depth_onnx import OnnxModel
+
+        return OnnxModel(files.path, device, meaning=meaning, input_px=input_px)
+    from data_tools.depth_transformers import TransformersModel
+
+    if input_px is not None:
+        raise UsageError("the input size is for ONNX files only", remedy="no --input-size: the folder says it itself")
+    return TransformersModel(files.path, device, meaning=meaning)
+
+
+def to_disparity(prediction: Tensor, meaning: Meaning) -> Tensor:
+    """Disparity up to scale and shift, larger is nearer, from a network's numbers of any shape."""
+    if meaning == "disparity":
+        return prediction
+    return 1.0 / prediction.clamp(min=NEAREST_M)
+
+
+def weight_files(folder: Path) -> Iterator[Path]:
+    """What a folder in the layout of transformers is read from, in the order of names."""
+    names = [path for path in folder.iterdir() if path.suffix == ".safetensors" or path.suffix == ".json"]
+    return iter(sorted(names, key=lambda path: path.name))
+
+
+def _short_name(path: Path) -> str:
+    # In the cache of the Hub a folder is called by a hash, and two levels up lies models--OWNER--NAME/snapshots/HASH.
+    if path.parent.name == "snapshots":
+        return _label_name(path.parent.parent.name.rpartition("--")[2])
+    return _label_name(path.stem if path.suffix == ".onnx" else path.name)
+
+
+def _label_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "model"
+
+
+def _from_hub(name: str, download: bool) -> Path:
+    """The folder of a model in the Hub's cache."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise UnavailableError(
+            f"depth models of the Hub need packages that are not installed ({name})",
+            remedy="pip install 'vq3d[depth]', or an .onnx file and 'vq3d[onnx]'",
+        ) from error
+    patterns = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not download))
+    except Exception as error:  # the client raises a dozen types: no network, no such name, not yet fetched, ...
+        reason = f": {' '.join(str(error).split())[:120]}" if download else ""
+        raise _absent(name, reason, download) from error
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise _absent(name, ": only parts of it", download)
+    return folder
+
+
+def _absent(name: str, reason: str, download: bool) -> UnavailableError:
+    fetch = f"hf download {name} --local-dir models/{_label_name(name.rpartition('/')[2])}"
+    where = f"--model models/{_label_name(name.rpartition('/')[2])}"
+    if download:
+        return UnavailableError(
+            f"cannot fetch depth model ({name}){reason}", remedy=f"on a machine with a network: {fetch}; here: {where}"
+        )
+    return UnavailableError(
+        f"depth model is not on this machine ({name}){reason}",
+        remedy=f"--download; or on a machine with a network: {fetch}, copy that folder, and {where}",
+    )

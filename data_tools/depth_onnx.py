@@ -1,0 +1,168 @@
+"""Depth networks as ONNX files, through onnxruntime: one image input, one map as output."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from data_tools.depth_models import Meaning
+from vq3dcli.errors import DataError, UnavailableError, UsageError
+from vq3dcli.files import sha256_file
+
+# Of ImageNet's training images in [0, 1]: what networks are given where nothing else is said.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# The size of Depth Anything; a multiple of its patches of 14.
+DEFAULT_INPUT_PX = 518
+_PREPROCESSOR = "preprocessor_config.json"
+
+
+class OnnxModel:
+    """See `depth_models.DepthModel`.
+
+    Images are resized to a square by antialiased bicubic interpolation and normalised by the mean and the standard
+    deviation that a `preprocessor_config.json` beside the file or one folder above it names, else by ImageNet's.
+
+    Args:
+        path: The file.
+        device: CUDA is used if onnxruntime was built for it.
+        meaning: What the numbers mean; `disparity` if it is not said.
+        input_px: Side of the network's input, where the file leaves it free.
+
+    Raises:
+        UnavailableError: onnxruntime is not installed, or cannot compute on this device.
+        DataError: The file is damaged, or is no network from an image to a map.
+        UsageError: `input_px` is not the size that the file wants.
+    """
+
+    def __init__(
+        self, path: Path, device: torch.device, *, meaning: Meaning | None = None, input_px: int | None = None
+    ) -> None:
+        self._session = _open(path, device)
+        self._path = path
+        self.meaning: Meaning = meaning or "disparity"
+        image, channels_last = _image_input(self._session, path)
+        self._name, self._type, self._channels_last = image.name, image.type, channels_last
+        batch, *sides = image.shape if not channels_last else [image.shape[0], image.shape[3], *image.shape[1:3]]
+        self._batch = batch if isinstance(batch, int) else None
+        self._input_px = _side(sides[1:], input_px, path)
+        mean, std = _normalisation(path)
+        self._mean, self._std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+        self.facts: dict[str, Any] = {
+            "backend": "onnx",
+            "meaning": self.meaning,
+            "input_px": self._input_px,
+            "mean": mean,
+            "std": std,
+            "sha256": _sha256(path),
+        }
+
+    def predict(self, images: Tensor) -> Tensor:
+        """See `depth_models.DepthModel`."""
+        side = self._input_px
+        small = functional.interpolate(images, size=(side, side), mode="bicubic", align_corners=False, antialias=True)
+        inputs = (small.float() / 255.0 - self._mean) / self._std
+        parts = inputs.split(self._batch or len(inputs))
+        return torch.cat([self._run(part) for part in parts])
+
+    def _run(self, inputs: Tensor) -> Tensor:
+        count = len(inputs)
+        if self._batch is not None and count < self._batch:  # a file of a fixed batch gets its last row again
+            inputs = torch.cat([inputs, inputs[-1:].expand(self._batch - count, -1, -1, -1)])
+        array = (inputs.permute(0, 2, 3, 1) if self._channels_last else inputs).contiguous().numpy()
+        if self._type == "tensor(float16)":
+            array = array.astype(np.float16)
+        try:
+            outputs = self._session.run(None, {self._name: array})
+        except Exception as error:  # the runtime has its own exceptions for every provider
+            raise DataError(
+                f"depth model fails ({self._path}): {' '.join(str(error).split())[:200]}",
+                remedy="--input-size with a size that the network takes, or another file",
+            ) from error
+        maps = torch.from_numpy(np.asarray(outputs[0], dtype=np.float32))
+        if maps.ndim == 4 and 1 in (maps.shape[1], maps.shape[3]):
+            maps = maps.squeeze(1 if maps.shape[1] == 1 else 3)
+        if maps.ndim != 3 or len(maps) != len(array):
+            raise DataError(
+                f"depth model gives no map an image ({self._path}): shape {list(outputs[0].shape)}",
+                remedy="a file whose first output is [batch, height, width]",
+            )
+        return maps[:count]
+
+
+def _open(path: Path, device: torch.device) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UnavailableError(
+            f"ONNX files need a package that is not installed (onnxruntime): {error}", remedy="pip install 'vq3d[onnx]'"
+        ) from error
+    provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise UnavailableError("onnxruntime has no CUDA here", remedy="pip install onnxruntime-gpu, or --device cpu")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # the runtime has its own exceptions for every kind of damage
+        raise DataError(
+            f"cannot load depth model ({path}): {' '.join(str(error).split())[:200]}", remedy="fetch the file again"
+        ) from error
+
+
+def _image_input(session: Any, path: Path) -> tuple[Any, bool]:
+    """The one image input, and whether channels are its last axis."""
+    inputs = session.get_inputs()
+    if len(inputs) == 1 and len(inputs[0].shape) == 4 and inputs[0].type in ("tensor(float)", "tensor(float16)"):
+        channels_last = inputs[0].shape[3] == 3 and inputs[0].shape[1] != 3
+        return inputs[0], channels_last
+    described = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+    raise DataError(
+        f"not a network of one image ({path}): it takes {described}",
+        remedy="a file with one input float [batch, 3, height, width]",
+    )
+
+
+def _side(sides: list[Any], wanted: int | None, path: Path) -> int:
+    fixed = {side for side in sides if isinstance(side, int)}
+    if not fixed:
+        return wanted or DEFAULT_INPUT_PX
+    if len(fixed) > 1:
+        raise DataError(
+            f"depth model takes no square images ({path}): {sides}", remedy="a file of a square or free size"
+        )
+    side = int(fixed.pop())
+    if wanted not in (None, side):
+        raise UsageError(f"depth model takes images of {side} pixels ({path})", remedy="no --input-size")
+    return side
+
+
+def _normalisation(path: Path) -> tuple[list[float], list[float]]:
+    for folder in (path.parent, path.parent.parent):
+        if (folder / _PREPROCESSOR).is_file():
+            try:
+                found = json.loads((folder / _PREPROCESSOR).read_bytes())
+                mean = [float(value) for value in found.get("image_mean", IMAGENET_MEAN)]
+                std = [float(value) for value in found.get("image_std", IMAGENET_STD)]
+            except (ValueError, TypeError, AttributeError) as error:
+                raise DataError(f"damaged file ({folder / _PREPROCESSOR}): {error}", remedy="fetch it again") from error
+            if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+                raise DataError(f"damaged file ({folder / _PREPROCESSOR}): mean or deviation", remedy="fetch it again")
+            return mean, std
+    return list(IMAGENET_MEAN), list(IMAGENET_STD)
+
+
+def _sha256(path: Path) -> str:
+    """Of the file, and of the files beside it that hold its large tensors."""
+    digest = hashlib.sha256()
+    beside = [p for p in path.parent.iterdir() if p.name.startswith((f"{path.name}_data", f"{path.name}.data"))]
+    for file in [path, *sorted(beside)]:
+        digest.update(f"{sha256_file(file)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,164 @@
+"""Depth networks of transformers, from a folder: DPT and MiDaS, Depth Anything, ZoeDepth, Depth Pro and their like.
+
+Only safetensors are loaded, and no code that a folder brings is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_tools.depth_models import Meaning, weight_files
+from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError, UsageError
+from vq3dcli.files import sha256_file
+
+# What `predicted_depth` is, by model type. DPT was trained on inverse depth up to scale and shift (Ranftl et al. 2021,
+# section 4.1), Depth Pro's network emits inverse depth for a canonical focal length (Bochkovskii et al. 2024, section
+# 3.1), which is the scene's up to a factor.
+MEANING: dict[str, Meaning] = {"dpt": "disparity", "depth_pro": "disparity", "zoedepth": "depth", "glpn": "depth"}
+# These say it in their configuration.
+_CONFIGURED: dict[str, Meaning] = {"relative": "disparity", "metric": "depth"}
+
+
+class TransformersModel:
+    """See `depth_models.DepthModel`; float32 on a CPU, float16 autocast on CUDA.
+
+    Args:
+        folder: With `config.json`, `preprocessor_config.json` and safetensors.
+        device: Where it computes.
+        meaning: What the numbers mean, for families that are not in `MEANING`.
+
+    Raises:
+        UnavailableError: transformers is not installed.
+        InputMissingError: A file is missing.
+        UnsafeFileError: The weights are a pickle, or the folder wants to run its own code.
+        DataError: The folder does not hold a depth network, or is damaged.
+        UsageError: Nobody knows what the numbers mean.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, *, meaning: Meaning | None = None) -> None:
+        config = _read_config(folder)
+        self.family = str(config.get("model_type"))
+        known = MEANING.get(self.family) or _CONFIGURED.get(str(config.get("depth_estimation_type", "")))
+        if known is None and self.family in ("depth_anything", "prompt_depth_anything"):
+            known = "disparity"  # the default of their configuration
+        if meaning is None and known is None:
+            raise UsageError(
+                f"what this network predicts is not known (model type {self.family}, {folder})",
+                remedy="--predicts disparity, or --predicts depth",
+            )
+        self.meaning: Meaning = meaning or known or "disparity"
+        self._device = device
+        self._processor, self._model = _load(folder, device)
+        self.facts: dict[str, Any] = {
+            "backend": "transformers",
+            "family": self.family,
+            "meaning": self.meaning,
+            "precision": "float16 autocast" if device.type == "cuda" else "float32",
+            "sha256": _folder_sha256(folder),
+        }
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Tensor:
+        """See `depth_models.DepthModel`."""
+        sizes = [(images.shape[2], images.shape[3])] * len(images)
+        inputs = self._processor(images=list(images), return_tensors="pt").to(self._device)
+        with torch.autocast("cuda", torch.float16, enabled=self._device.type == "cuda"):
+            outputs = self._model(**inputs)
+        if self.family == "zoedepth":  # its processor pads, and only its own way back knows by how much
+            outputs.predicted_depth = outputs.predicted_depth.float()
+            maps = self._processor.post_process_depth_estimation(outputs, source_sizes=sizes)
+            return torch.stack([item["predicted_depth"] for item in maps]).float().cpu()
+        prediction: Tensor = outputs.predicted_depth
+        return prediction.float().cpu()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    for name in ("config.json", "preprocessor_config.json"):
+        if not (folder / name).is_file():
+            raise InputMissingError(
+                f"not a depth model in the layout of transformers ({folder}): {name} is missing",
+                remedy="the folder that `hf download` made, or an .onnx file",
+            )
+    try:
+        config = dict(json.loads((folder / "config.json").read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"damaged depth model ({folder / 'config.json'}): no JSON object", remedy="fetch it again"
+        ) from error
+    if not any(folder.glob("*.safetensors")):
+        pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+        if pickles:
+            raise UnsafeFileError(
+                f"refused weights that are a pickle ({folder / sorted(pickles)[0]}): loading one can run any code",
+                remedy="the same model as .safetensors or .onnx",
+            )
+        raise InputMissingError(f"no weights in the folder of the depth model ({folder})", remedy="fetch it again")
+    return config
+
+
+def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
+    try:
+        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+    except ImportError as error:
+        raise UnavailableError(
+            f"depth models of this layout need a package that is not installed (transformers): {error}",
+            remedy="pip install 'vq3d[depth]', or an .onnx file and 'vq3d[onnx]'",
+        ) from error
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        with _silence():
+            processor = AutoImageProcessor.from_pretrained(folder, **options)
+            model, info = AutoModelForDepthEstimation.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **options
+            )
+    except Exception as error:  # damaged files raise almost any type here
+        text = " ".join(str(error).split())
+        if "trust_remote_code" in text:
+            raise UnsafeFileError(
+                f"refused a depth model that brings its own code ({folder})", remedy="a model of transformers itself"
+            ) from error
+        raise DataError(
+            f"cannot load depth model ({folder}): {type(error).__name__}: {text[:200]}",
+            remedy="fetch it again, or pip install --upgrade 'vq3d[depth]'",
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise DataError(
+            f"cannot load depth model ({folder}): {len(missing)} tensors are missing, first {missing[0]}",
+            remedy="fetch it again, or pip install --upgrade 'vq3d[depth]'",
+        )
+    return processor, model.eval().requires_grad_(False).to(device)
+
+
+def _folder_sha256(folder: Path) -> str:
+    """Of the names and hashes of all files that the network is read from."""
+    digest = hashlib.sha256()
+    for path in weight_files(folder):
+        digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep transformers from drawing bars and logging: what matters is raised as an error."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()

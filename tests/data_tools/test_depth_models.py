@@ -1,0 +1,285 @@
+"""Labels by tiny random networks of two families and by a tiny ONNX file, all made here and read offline."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_tools.depth_labels import label_by_model
+from data_tools.depth_models import find_model, open_model, to_disparity
+from data_tools.part import Part
+from data_tools.toyscenes import prepare_toyscenes
+from vq3dcli.cli import run
+from vq3dcli.data.images import decode_image
+from vq3dcli.data.loader import TrainingLoader
+from vq3dcli.data.shards import ShardFolder, decode_disparity
+from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError, UsageError
+
+transformers = pytest.importorskip("transformers")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """No test asks the network: every proxy is a closed port, and the Hub's cache is an empty folder."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """11 toy scenes of 32 pixels in 3 shards."""
+    out = tmp_path_factory.mktemp("shards") / "toy"
+    prepare_toyscenes(out, count=11, size=32, seed=3, shard_size=4)
+    return out
+
+
+@pytest.fixture
+def fresh(shards: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shards, tmp_path / "toy"))
+
+
+def saved(folder: Path, model: torch.nn.Module, processor: object) -> Path:
+    with torch.no_grad():
+        for parameter in model.parameters():  # their own initialisation gives constant maps
+            torch.nn.init.normal_(parameter, std=0.4, generator=torch.Generator().manual_seed(parameter.numel()))
+    model.save_pretrained(folder)  # type: ignore[operator]
+    processor.save_pretrained(folder)  # type: ignore[attr-defined]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = transformers.DPTConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=16,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 16, 16],
+        fusion_hidden_size=8,
+        use_auxiliary_head=False,
+    )
+    processor = transformers.DPTImageProcessor(size={"height": 32, "width": 32})
+    return saved(tmp_path_factory.mktemp("models") / "tiny-dpt", transformers.DPTForDepthEstimation(config), processor)
+
+
+@pytest.fixture(scope="module")
+def depth_anything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A metric one."""
+    backbone = transformers.Dinov2Config(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        image_size=28,
+        patch_size=14,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+        reshape_hidden_states=False,
+    )
+    config = transformers.DepthAnythingConfig(
+        backbone_config=backbone,
+        patch_size=14,
+        reassemble_hidden_size=32,
+        neck_hidden_sizes=[8, 8, 16, 16],
+        fusion_hidden_size=8,
+        head_hidden_size=8,
+        depth_estimation_type="metric",
+        max_depth=20,
+    )
+    processor = transformers.DPTImageProcessor(size={"height": 28, "width": 28}, ensure_multiple_of=14)
+    folder = tmp_path_factory.mktemp("models") / "tiny-depth-anything"
+    return saved(folder, transformers.DepthAnythingForDepthEstimation(config), processor)
+
+
+def onnx_file(path: Path, shape: list[int | str], *, mean: float = 0.0) -> Path:
+    """A network whose disparity is the mean of the normalised colours plus `mean`."""
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("ReduceMean", ["image"], ["grey"], axes=[1], keepdims=0),
+        helper.make_node("Add", ["grey", "offset"], ["disparity"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("disparity", TensorProto.FLOAT, [shape[0], *shape[2:]])],
+        [helper.make_tensor("offset", TensorProto.FLOAT, [], [mean])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def images_of(shards: Path) -> torch.Tensor:
+    folder = ShardFolder(shards)
+    return torch.stack([decode_image(folder.read(i)["png"], name="x") for i in range(folder.num_samples)])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+@pytest.mark.parametrize("family", ["dpt", "depth_anything"])
+def test_labels_are_the_networks_disparity(family: str, fresh: Path, request: pytest.FixtureRequest):
+    folder: Path = request.getfixturevalue(family)
+    network = open_model(find_model(str(folder)), CPU)
+    assert network.facts["family"] == family
+    assert network.meaning == {"dpt": "disparity", "depth_anything": "depth"}[family]
+    manifest = label_by_model(fresh, network, "tiny", batch_size=3)
+    assert manifest is not None
+    assert manifest.num_samples == 11
+    assert manifest.options["sha256"] == network.facts["sha256"]
+
+    labels = ShardFolder(fresh / "disparity" / "tiny")
+    model = transformers.AutoModelForDepthEstimation.from_pretrained(folder).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    with torch.inference_mode():
+        raw = model(**processor(images=list(images_of(fresh)), return_tensors="pt")).predicted_depth
+    for i in range(labels.num_samples):
+        members = labels.read(i)
+        label = decode_disparity(members["disparity.npy"], members["disparity.json"], name="x")
+        expected = raw[i] if family == "dpt" else 1.0 / raw[i].clamp(min=0.1)
+        assert label.info.kind == "relative"
+        extent = label.info.hi - label.info.lo
+        assert extent > 0
+        assert (label.values - expected.clamp(label.info.lo, label.info.hi)).abs().max() <= 1e-3 * extent
+
+
+def test_killed_parts_and_ranks_give_the_same_bytes(dpt: Path, fresh: Path, shards: Path, tmp_path: Path):
+    network = open_model(find_model(str(dpt)), CPU)
+    label_by_model(fresh, network, "tiny", batch_size=3)
+    whole = contents(fresh / "disparity" / "tiny")
+    other = Path(shutil.copytree(shards, tmp_path / "other"))
+    assert label_by_model(other, network, "tiny", batch_size=3, part=Part(1, 2)) is None
+    assert label_by_model(other, network, "tiny", batch_size=3, part=Part(0, 2)) is not None
+    assert contents(other / "disparity" / "tiny") == whole
+    (fresh / "disparity" / "tiny" / "shard-000001.tar").unlink()
+    (fresh / "disparity" / "tiny" / "manifest.json").unlink()
+    label_by_model(fresh, network, "tiny", batch_size=3)
+    assert contents(fresh / "disparity" / "tiny") == whole
+    with pytest.raises(UsageError, match="size was 32, is 16"):
+        label_by_model(fresh, network, "tiny", size=16, batch_size=3)
+
+
+def test_flagged_labels_are_counted_and_passed_over_in_training(fresh: Path, tmp_path: Path):
+    network = open_model(find_model(str(onnx_file(tmp_path / "net.onnx", ["n", 3, 32, 32]))), CPU)
+    flagged: Counter[str] = Counter()
+    label_by_model(fresh, network, "net", flagged=flagged)
+    before = flagged.copy()
+    assert before.total() < 6
+
+    class Constant:
+        facts = {"backend": "none"}  # noqa: RUF012
+        meaning = "disparity"
+
+        def predict(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.ones(len(images), 32, 32)
+
+    label_by_model(fresh, Constant(), "flat", flagged=flagged)  # type: ignore[arg-type]
+    assert flagged - before == {"constant": 11}
+    for name, unlabelled in (("net", before.total()), ("flat", 11)):
+        loader = TrainingLoader([fresh], labels=name, batch_size=11, size=32, seed=0, flip=False, crop=False)
+        assert (loader.batch_at(0).label_kind == 0).sum() == unlabelled
+
+
+@pytest.mark.parametrize("shape", [["n", 3, 32, 32], ["n", 3, "h", "w"], [2, 3, 32, 32]])
+def test_an_onnx_file_gets_normalised_images_in_any_batch(shape, fresh: Path, tmp_path: Path):
+    path = onnx_file(tmp_path / "net.onnx", shape, mean=5.0)
+    network = open_model(find_model(str(path)), CPU, input_px=32)
+    images = images_of(fresh)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = ((images / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)).mean(1) + 5.0
+    assert torch.allclose(network.predict(images), expected, atol=1e-5)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    network = open_model(find_model(str(path)), CPU, input_px=32, meaning="depth")
+    prediction = network.predict(images)
+    assert torch.allclose(prediction, (images / 255 * 2 - 1).mean(1) + 5.0, atol=1e-5)
+    assert torch.allclose(to_disparity(prediction, network.meaning), 1 / prediction)
+
+
+def test_from_photos_to_a_preview(fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = onnx_file(tmp_path / "my net.onnx", ["n", 3, "h", "w"])
+    sheet = tmp_path / "sheets" / "labels.png"
+    arguments = ["--model", str(path), "--input-size", "64", "--preview", str(sheet), "--device", "cpu", "--json"]
+    assert run(["depth-labels", str(fresh), *arguments]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["metrics"]["labels"] == 11
+    assert result["outputs"] == [str(fresh / "disparity" / "my-net"), str(sheet)]
+    assert decode_image(sheet.read_bytes(), name="sheet").shape[2] > 4 * 256
+    assert run(["depth-labels", str(fresh), *arguments, "--part", "1/2", "--size", "16"]) == 2
+    assert "size was 32, is 16" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_says_what_to_fetch_and_where_to_put_it(
+    fresh: Path, capsys: pytest.CaptureFixture[str]
+):
+    name = "depth-anything/Depth-Anything-V2-Small-hf"
+    assert run(["depth-labels", str(fresh), "--model", name]) == 69
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert f"depth model is not on this machine ({name})" in line
+    assert f"hf download {name} --local-dir models/Depth-Anything-V2-Small-hf" in line
+    assert "--model models/Depth-Anything-V2-Small-hf" in line
+    with pytest.raises(InputMissingError, match="no such depth model"):
+        find_model("models/none.onnx")
+    with pytest.raises(InputMissingError, match="no such depth model"):
+        find_model("./none")
+    with pytest.raises(UnavailableError, match="not on this machine"):
+        find_model("dpt")
+
+
+def test_damaged_and_unsafe_models(dpt: Path, tmp_path: Path):
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(dpt, tmp_path / name))
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputMissingError, match=r"config\.json is missing"):
+        open_model(find_model(str(empty)), CPU)
+    pickled = copy("pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    with pytest.raises(UnsafeFileError, match="pickle"):
+        open_model(find_model(str(pickled)), CPU)
+    cut = copy("cut")
+    (cut / "model.safetensors").write_bytes((dpt / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(DataError, match="cannot load depth model"):
+        open_model(find_model(str(cut)), CPU)
+    incomplete = copy("incomplete")
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(dpt / "model.safetensors")
+    save_file(dict(sorted(tensors.items())[3:]), incomplete / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match="3 tensors are missing"):
+        open_model(find_model(str(incomplete)), CPU)
+    own_code = copy("own-code")
+    config = json.loads((own_code / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForDepthEstimation": "mine.M"}}
+    (own_code / "config.json").write_text(json.dumps(config))
+    (own_code / "mine.py").write_text("raise SystemExit('executed')")
+    with pytest.raises(UsageError, match="model type mine"):
+        open_model(find_model(str(own_code)), CPU)
+    with pytest.raises((UnsafeFileError, DataError)):
+        open_model(find_model(str(own_code)), CPU, meaning="depth")
+    for text in (b"", b"text", onnx_file(tmp_path / "whole.onnx", ["n", 3, 8, 8]).read_bytes()[:-9]):
+        (tmp_path / "bad.onnx").write_bytes(text)
+        with pytest.raises(DataError, match=r"bad\.onnx"):
+            open_model(find_model(str(tmp_path / "bad.onnx")), CPU)
+    with pytest.raises(UsageError, match="takes images of 8 pixels"):
+        open_model(find_model(str(tmp_path / "whole.onnx")), CPU, input_px=16)
+    np.savez(tmp_path / "x.npz", a=1)
+    with pytest.raises(UsageError, match="not a depth model"):
+        find_model(str(tmp_path / "x.npz"))
