@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -78,11 +79,12 @@ def run_tasks(
 
 
 def _start_worker(counter: Any) -> None:
-    import torch
-
     global _counter
     _counter = counter
-    torch.set_num_threads(1)
+    # Each worker is one thread; torch, which the first task imports, reads this.
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     # Ctrl-C goes to the whole group of processes; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -55,7 +55,7 @@ def list_rows(path: Path, prefix: str) -> ParquetRows:
             has_path = hasattr(kind, "get_field_index") and kind.get_field_index("path") >= 0
             wanted = [*([f"{column}.path"] if has_path else []), *([label] if label else [])]
             count = file.metadata.num_rows
-            table = file.read(columns=wanted) if wanted else None
+            table = file.read(columns=wanted)
             paths = [row["path"] for row in table.column(column).to_pylist()] if has_path else [None] * count
             labels = table.column(label).to_pylist() if label else [None] * count
             class_names = _class_names(file.schema_arrow.metadata or {}, label)
