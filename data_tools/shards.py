@@ -27,14 +27,35 @@ from data_tools.shard_files import (
     json_bytes,
 )
 from data_tools.workers import run_tasks
-from vq3dcli.data.schema import FORMAT_VERSION, MANIFEST_NAME, REJECTS_NAME, Manifest, RejectEntry
+from vq3dcli.data.schema import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    PLAN_NAME,
+    REJECTS_NAME,
+    SUMS_NAME,
+    Manifest,
+    RejectEntry,
+)
 from vq3dcli.errors import DataError
 from vq3dcli.files import lock_folder, make_folder, sha256_bytes, write_bytes
 
-__all__ = ["Job", "Reject", "Sample", "compact_json", "json_bytes", "shard_ranges", "write_folder", "write_part"]
+__all__ = [
+    "Job",
+    "Reject",
+    "Sample",
+    "compact_json",
+    "json_bytes",
+    "rejects_text",
+    "shard_ranges",
+    "sums_text",
+    "write_folder",
+    "write_part",
+]
 
-_OURS = re.compile(r"shard-\d{6,}\.(tar|index\.json)|plan\.json|manifest\.json|rejects\.jsonl")
-_LEFTOVER = re.compile(r"\.(shard-\d{6,}(\.index)?|plan|manifest|rejects)\.[0-9a-f]{8}\.tmp\.(tar|json|jsonl)")
+_OURS = re.compile(r"shard-\d{6,}\.(tar|index\.json)|plan\.json|manifest\.json|rejects\.jsonl|SHA256SUMS")
+_LEFTOVER = re.compile(
+    r"\.(shard-\d{6,}(\.index)?|plan|manifest|rejects|SHA256SUMS)\.[0-9a-f]{8}\.tmp(\.(tar|json|jsonl))?"
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +118,7 @@ def write_part(
     """Make one part of the shard folder `out`, or finish what an earlier call began.
 
     Shards that are complete are kept, after their hash was checked. The manifest is written last, by the part that
-    ends last.
+    ends last, and before it the hashes of all files.
 
     Args:
         force: Delete an existing shard folder that was made with another plan.
@@ -126,7 +147,9 @@ def write_part(
         _check_budget(out, rejects, job)
         _write_rejects(out, rejects)
         manifest = _manifest(job, results, len(rejects))
-        write_bytes(out / MANIFEST_NAME, json_bytes(manifest.model_dump(mode="json", exclude_defaults=True)))
+        text = json_bytes(manifest.model_dump(mode="json", exclude_defaults=True))
+        write_bytes(out / SUMS_NAME, sums_text(_sums(manifest, plan, rejects, text)))
+        write_bytes(out / MANIFEST_NAME, text)
         return manifest
 
 
@@ -194,9 +217,29 @@ def _manifest(job: Job, results: dict[int, ShardResult], num_rejects: int) -> Ma
     )
 
 
+def rejects_text(rejects: list[RejectEntry]) -> bytes:
+    """The bytes of `rejects.jsonl`."""
+    return b"".join(compact_json(reject.model_dump(exclude_defaults=True)) + b"\n" for reject in rejects)
+
+
+def sums_text(sha256_by_name: dict[str, str]) -> bytes:
+    """The bytes of `SHA256SUMS`, for `sha256sum --check`."""
+    return "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(sha256_by_name.items())).encode()
+
+
+def _sums(manifest: Manifest, plan: bytes, rejects: list[RejectEntry], text: bytes) -> dict[str, str]:
+    sums = {
+        PLAN_NAME: sha256_bytes(plan),
+        REJECTS_NAME: sha256_bytes(rejects_text(rejects)),
+        MANIFEST_NAME: sha256_bytes(text),
+    }
+    for shard in manifest.shards:
+        sums |= {f"{shard.name}.tar": shard.sha256, f"{shard.name}.index.json": shard.index_sha256}
+    return sums
+
+
 def _write_rejects(out: Path, rejects: list[RejectEntry]) -> None:
-    lines = b"".join(compact_json(reject.model_dump(exclude_defaults=True)) + b"\n" for reject in rejects)
-    write_bytes(out / REJECTS_NAME, lines)
+    write_bytes(out / REJECTS_NAME, rejects_text(rejects))
 
 
 def _check_budget(out: Path, rejects: list[RejectEntry], job: Job) -> None:

