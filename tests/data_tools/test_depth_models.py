@@ -159,6 +159,37 @@ def test_labels_are_the_networks_disparity(family: str, fresh: Path, request: py
         assert (label.values - expected.clamp(label.info.lo, label.info.hi)).abs().max() <= 1e-3 * extent
 
 
+def test_padding_is_taken_off_the_maps_of_zoedepth(shards: Path, tmp_path: Path):
+    backbone = transformers.BeitConfig(
+        image_size=64,
+        num_hidden_layers=4,
+        hidden_size=32,
+        intermediate_size=64,
+        num_attention_heads=2,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+        reshape_hidden_states=False,
+    )
+    config = transformers.ZoeDepthConfig(
+        backbone_config=backbone,
+        neck_hidden_sizes=[16, 16, 16, 16],
+        fusion_hidden_size=16,
+        bottleneck_features=16,
+        num_relative_features=8,
+        bin_embedding_dim=8,
+        num_attractors=[4, 2, 2, 1],
+        bin_configurations=[{"n_bins": 8, "min_depth": 0.001, "max_depth": 10.0, "name": "nyu"}],
+    )
+    processor = transformers.ZoeDepthImageProcessor(size={"height": 64, "width": 64})
+    folder = saved(tmp_path / "tiny-zoe", transformers.ZoeDepthForDepthEstimation(config), processor)
+    network = open_model(find_model(str(folder)), CPU)
+    assert network.meaning == "depth"
+    images = images_of(shards)[:2]
+    assert processor(images=list(images), return_tensors="pt")["pixel_values"].shape == (2, 3, 64, 64)
+    whole = network.predict(images)
+    assert whole.shape[1] == whole.shape[2] < 64
+    assert 0 < whole.min() <= whole.max() <= 10
+
+
 def test_killed_parts_and_ranks_give_the_same_bytes(dpt: Path, fresh: Path, shards: Path, tmp_path: Path):
     network = open_model(find_model(str(dpt)), CPU)
     label_by_model(fresh, network, "tiny", batch_size=3)
