@@ -20,7 +20,7 @@ from vq3dcli.errors import Vq3dError
 # Name, module in `vq3dcli.commands`, and the line in `vq3d --help`. A module is imported when its command is used.
 COMMANDS = (
     ("doctor", "doctor", "Say what works on this machine, what is missing, and what to do about it."),
-    ("demo", "demo", "Turn a photo and toy scenes into videos with the embedded weights."),
+    ("demo", "demo", "Turn a photo and toy scenes into videos with the embedded weights, and sample new scenes."),
     ("quickstart", "quickstart", "Run the whole pipeline at toy scale, from toy scenes to videos and a report."),
     ("prepare-data", "prepare_data", "Make shards of ImageNet, CompCars, a folder of images, or toy scenes."),
     ("depth-labels", "depth_labels", "Write disparity labels beside the shards."),

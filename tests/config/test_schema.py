@@ -90,7 +90,7 @@ def test_sizes_of_views_are_those_that_a_discriminator_can_halve(tiny_recipe: Ma
         ("model.dropout=1", r"model\.dropout .*should be less than 1"),
         ("training.class_dropout=1.5", r"training\.class_dropout .*less than or equal to 1"),
         ("training.held_out=0.6", r"training\.held_out .*less than or equal to 0\.5"),
-        ("training.accumulate=5", r"training: accumulate \(5\) must divide batch_size \(32\)"),
+        ("training.accumulate=5", r"training: accumulate \(5\) must divide batch_size \(16\)"),
         ("training.flip=true", r"training\.flip .*: unknown key"),
         ("sampling.temperature=-1", r"sampling\.temperature .*greater than or equal to 0"),
         ("sampling.top_p=0", r"sampling\.top_p .*should be greater than 0"),

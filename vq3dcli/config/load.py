@@ -16,6 +16,9 @@ from vq3dcli.errors import InputMissingError, RecipeError
 
 T = TypeVar("T", bound=BaseModel)
 
+# Of recipes; any other value is a mistake like others.
+_KINDS = ("stage1", "stage2")
+
 
 def load_recipe(path_or_name: str, schema: type[T], overrides: Sequence[str] = ()) -> T:
     """Read a recipe, apply overrides, and validate it.
@@ -39,7 +42,7 @@ def load_recipe(path_or_name: str, schema: type[T], overrides: Sequence[str] = (
         except ValueError as error:
             problems.append(str(error))
     expected, kind = kind_of(schema), values.get("kind")
-    if expected is not None and kind != expected and isinstance(kind, str):
+    if expected is not None and kind != expected and kind in _KINDS:
         raise RecipeError(f"a recipe of {kind}, not of {expected} ({path})", remedy=f"vq3d recipes ls, or train-{kind}")
     recipe, found = _validate(values, schema, overridden)
     problems += found
