@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import platform
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from vq3dcli.checkpoint import check_tensors
 from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.errors import DataError, RecipeError
 from vq3dcli.model.build import build_prior
@@ -19,9 +17,8 @@ from vq3dcli.prior_checkpoint import TokenFacts, load_prior
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.ema import as_mapping, average_of
 from vq3dcli.training.optim import build_optimizer, optimizer_tensors, restore_optimizer
+from vq3dcli.training.resume import restore_weights, warn_of_other_threads
 from vq3dcli.training.run_folder import RunFolder
-
-_log = logging.getLogger(__name__)
 
 _BETAS = (0.9, 0.95)  # as LlamaGen (Sun et al., 2024, sec. 3.1)
 
@@ -81,22 +78,13 @@ def start_or_resume_prior(
         return state
     parts, manifest = saved
     misfit = f"the checkpoint does not fit this model ({folder.checkpoints})"
-    for name, module in (("weights", state.model), ("average", state.average)):
-        tensors = parts.get(name, {})
-        check_tensors(misfit, module.state_dict(), tensors)
-        module.load_state_dict(tensors)
+    restore_weights(parts, state.model, state.average, misfit=misfit)
     try:
         restore_optimizer(state.optimizer, model, parts["optimizer"])
-        threads = manifest["threads"]
         state.images_seen, state.init_sha256 = int(manifest["images_seen"]), str(manifest["init_sha256"])
+        warn_of_other_threads(manifest, device, ranks)
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{misfit}: {error}", remedy="the version of vq3d that wrote it, or another --out") from error
-    if ranks.is_main and device.type == "cpu" and threads != torch.get_num_threads():
-        _log.warning(
-            "the run used %d threads and now has %d: it continues, but not to the same bits",
-            threads,
-            torch.get_num_threads(),
-        )
     return state
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import platform
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from vq3dcli.checkpoint import check_tensors
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import DataError
 from vq3dcli.model.autoencoder import Autoencoder
@@ -21,9 +19,8 @@ from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.ema import as_mapping, average_of
 from vq3dcli.training.initialise import initialise
 from vq3dcli.training.optim import build_optimizer, optimizer_tensors, restore_optimizer
+from vq3dcli.training.resume import restore_weights, warn_of_other_threads
 from vq3dcli.training.run_folder import RunFolder
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -83,25 +80,16 @@ def start_or_resume(
         return state
     parts, manifest = saved
     misfit = f"the checkpoint does not fit this model ({folder.checkpoints})"
-    for name, module in (("weights", state.model), ("average", state.average)):
-        tensors = parts.get(name, {})
-        check_tensors(misfit, module.state_dict(), tensors)
-        module.load_state_dict(tensors)
+    restore_weights(parts, state.model, state.average, misfit=misfit)
     try:
         restore_optimizer(state.optimizer, model, parts["optimizer"])
         if recipe.adversarial.on:
             state.adversary.restore(parts["adversarial"])
-        threads = manifest["threads"]
         state.images_seen, state.chroma = int(manifest["images_seen"]), float(manifest["chroma"])
         state.init_sha256 = str(manifest["init_sha256"])
+        warn_of_other_threads(manifest, device, ranks)
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{misfit}: {error}", remedy="the version of vq3d that wrote it, or another --out") from error
-    if ranks.is_main and device.type == "cpu" and threads != torch.get_num_threads():
-        _log.warning(
-            "the run used %d threads and now has %d: it continues, but not to the same bits",
-            threads,
-            torch.get_num_threads(),
-        )
     assert math.isfinite(state.chroma)
     return state
 
