@@ -51,7 +51,7 @@ def plan_targets(
     if video_format is not None and video_format not in FORMATS:
         raise UsageError(f"no video format {video_format!r}", remedy=f"--format {'|'.join(FORMATS)}")
     targets = [_plan_target(source, len(sources) > 1, output, video_format, path, disparity) for source in sources]
-    inputs = {Path(source.text).resolve() for source in sources if source.is_file}
+    inputs = {source.path.resolve() for source in sources if source.is_file}
     for target in targets:
         for written in target.paths:
             if written.resolve() in inputs:
