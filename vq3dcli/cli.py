@@ -30,6 +30,7 @@ COMMANDS = (
     ("recipes", "recipes", "List, show, copy, check and compare recipes."),
     ("render", "render", "Turn photos into videos of novel views."),
     ("sample", "sample", "Sample new 3D scenes: pictures, a contact sheet with disparity, videos."),
+    ("interpolate", "interpolate", "Turn one scene into another: photos, samples and saved scenes."),
     ("evaluate", "evaluate", "Measure a model."),
 )
 
