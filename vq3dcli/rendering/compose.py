@@ -1,7 +1,8 @@
 """Several radiance fields and surfaces in one scene, with occlusion both ways.
 
 Fields meet sample by sample along each ray: densities add, colours are weighted by density, as media that share a
-place do. Surfaces (meshes) are opaque: what a ray sees of the fields ends at the nearest one.
+place do. Surfaces (meshes) are opaque: what a ray sees of the fields ends at the nearest one. Colours may have more
+than three channels, as long as all of a scene have as many.
 
 A place in an object's own coordinates and its place in the scene belong together by a `Placement`, a rotation, a scale
 and a shift. Rays keep their parameter under it, so z_depth means the same on both sides.
@@ -107,6 +108,7 @@ def placed(field: Field, placement: Placement, *, lower: Vector, upper: Vector) 
         if bool(inside.any()):
             inner_density, inner_rgb = field(own[inside][None])
             density[inside] = inner_density[0].to(density) / placement.scale
+            rgb = rgb.new_zeros(*rgb.shape[:-1], inner_rgb.shape[-1])
             rgb[inside] = inner_rgb[0].to(rgb)
         return density, rgb
 
@@ -122,12 +124,16 @@ def merged(scene: Field, objects: Sequence[Field]) -> Field:
         return scene
 
     def field(points: Tensor) -> tuple[Tensor, Tensor]:
-        scene_density, scene_rgb = scene(points)
-        parts = [(scene_density.float(), scene_rgb.float()), *(part(points) for part in objects)]
-        total = torch.stack([density for density, _ in parts]).sum(0)
-        # A fraction of exactly 1 where an object is alone keeps every bit of its colour.
-        rgb = sum(((density / total)[..., None] * colour for density, colour in parts), torch.zeros_like(points))
-        return total, torch.where((total > 0.0)[..., None], rgb, parts[0][1])
+        density, rgb = scene(points)
+        parts = [part for part in (thing(points) for thing in objects) if bool(part[0].any())]
+        if not parts:
+            return density, rgb
+        total = torch.stack([density.float(), *(part for part, _ in parts)]).sum(0)
+        # A fraction of exactly 1 where one thing is alone keeps every bit of its colour.
+        mixed = (density / total)[..., None] * rgb.float()
+        for part, colour in parts:
+            mixed = mixed + (part / total)[..., None] * colour
+        return total, torch.where((total > 0.0)[..., None], mixed, rgb.float())
 
     return field
 
@@ -198,7 +204,7 @@ def nearest_hits(surfaces: Sequence[Surface], rays_of_pixels: Sequence[Rays]) ->
         found = [surface(rays) for surface in surfaces]
         z_depth, first = torch.stack([z for z, _ in found]).min(0)
         rgb = torch.stack([colour for _, colour in found])
-        columns.append((z_depth, rgb.gather(0, first[None, :, None].expand(1, -1, 3))[0]))
+        columns.append((z_depth, rgb.gather(0, first[None, :, None].expand(1, -1, rgb.shape[-1]))[0]))
     return Hits(torch.stack([z for z, _ in columns], 1), torch.stack([rgb for _, rgb in columns], 1))
 
 
@@ -234,7 +240,8 @@ def render_composed(
     options = {"near": near, "far": far, "opaque_end": opaque_end}
     if hits is None or not bool(seen.any()):
         return render_chunked(field, rays, samples, rays_per_chunk=rays_per_chunk, **options)  # type: ignore[arg-type]
-    out = (torch.zeros_like(rays.origin), torch.zeros_like(rays.origin[..., 0]), torch.zeros_like(rays.origin[..., 0]))
+    flat = torch.zeros_like(rays.origin[..., 0])
+    out = (rays.origin.new_zeros(*flat.shape, hits.rgb.shape[-1]), flat, flat.clone())
     free = Rays(rays.origin[:, ~seen], rays.direction[:, ~seen])
     if free.origin.shape[1]:
         rendered = render_chunked(field, free, samples, rays_per_chunk=rays_per_chunk, **options)  # type: ignore[arg-type]
@@ -259,7 +266,7 @@ def _render_to_hits(
     points = rays.origin[0, :, None] + z_depth[:, None] * rays.direction[0, :, None]
     density, rgb = field(points.reshape(1, -1, 3))
     count = rays.origin.shape[1]
-    density, rgb = density.reshape(count, 1, samples).float(), rgb.reshape(count, 1, samples, 3).float()
+    density, rgb = density.reshape(count, 1, samples).float(), rgb.reshape(count, 1, samples, rgb.shape[-1]).float()
     edges = z_depth_from_s(bin_edges(samples_s), near, far)
     met = (hits.z_depth >= near) & (hits.z_depth < far)
     end = torch.where(met, hits.z_depth, far)[..., None]
