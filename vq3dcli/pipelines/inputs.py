@@ -155,6 +155,27 @@ def read_picture(source: Source, size_px: int, *, fit: Fit, stdin: IO[bytes] | N
     return Picture(to_square(photo, size_px, fit="squash"), photo.shape[2] / photo.shape[1], photo)
 
 
+def check_source(
+    source: Source, weights: LoadedWeights | None, *, fit: Fit, stdin: IO[bytes] | None = None
+) -> Picture | None:
+    """Find out whether an input can be opened, before the work on any starts; raises what `open_scene` would.
+
+    Returns:
+        The picture of an input that cannot be read twice, for `open_scene`; otherwise None: kept, they would fill the
+        memory.
+    """
+    if source.is_saved_scene:
+        load_scene(source.path, weights=weights)
+        return None
+    if weights is None:
+        raise ValueError(f"a scene of {source.text!r} needs weights")
+    if source.sample is not None:
+        _sampled_codes(source, weights)
+        return None
+    picture = read_picture(source, weights.recipe.model.image_size, fit=fit, stdin=stdin)
+    return None if source.is_file else picture
+
+
 def needs_weights(sources: Sequence[Source]) -> bool:
     """Whether any of the inputs is one that only a model makes a scene of."""
     return not all(source.is_saved_scene for source in sources)
@@ -167,6 +188,7 @@ def open_scene(
     fit: Fit,
     stdin: IO[bytes] | None = None,
     device: str | torch.device | None = None,
+    picture: Picture | None = None,
 ) -> OpenedScene:
     """Read an input of any kind and make a scene of it.
 
@@ -176,6 +198,7 @@ def open_scene(
         fit: What of a photo is kept, see `read_picture`; a saved scene is as it was saved.
         stdin: What `-` reads.
         device: Where a saved scene goes; default: where the model is, or the CPU.
+        picture: The input's, if it was read before (`check_source`).
 
     Raises:
         InputMissingError: No such file, or stdin is closed.
@@ -196,7 +219,8 @@ def open_scene(
         scene = scene_from_codes(weights.model, codes.to(device))
         facts["sample"] = source.sample
         return OpenedScene(scene, None, source.stem, camera_of(weights), facts)
-    picture = read_picture(source, weights.recipe.model.image_size, fit=fit, stdin=stdin)
+    if picture is None:
+        picture = read_picture(source, weights.recipe.model.image_size, fit=fit, stdin=stdin)
     scene = reconstruct_scene(weights.model, picture.image[None].to(device))
     return OpenedScene(scene, picture.photo, source.stem, camera_of(weights, picture.aspect), {**facts, "fit": fit})
 
