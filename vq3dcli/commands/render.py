@@ -106,7 +106,7 @@ def command(
     with ExitStack() as stack:
         place = stack.enter_context(_file_for_stdout(video_format)) if to_stdout else output
         sources = parse_sources(inputs)
-        default = "png" if still else "mp4"
+        default: FormatName = "png" if still else "mp4"
         targets = plan_targets(sources, place, video_format, path=path, disparity=disparity, default=default)
         check_shot(shot, targets[0].video_format)
         check_look(look, sources)

@@ -48,7 +48,7 @@ _STEP_WINDOW = 1 / 80
 # A difference of s that counts as one thing in front of another; a ground that recedes has less within a window.
 _STEP_S = 0.05
 # The front layer fades between these factors of being pulled apart.
-_STRETCH_FADES, _STRETCH_GONE = 1.6, 3.0
+STRETCH_FADES, STRETCH_GONE = 1.6, 3.0
 # Rays that begin behind the front layer begin this much behind it.
 _BEHIND_S = 0.02
 _PIXELS_AT_ONCE = 1 << 18
@@ -97,7 +97,7 @@ class PhotoScene:
         hits = intersect(self.front.s, lines)
         rgb = look_up(self.front.rgb, hits.pixels, mode="bicubic")
         pixels, s = hits.pixels, hits.s
-        share = ((hits.stretch - _STRETCH_FADES) / (_STRETCH_GONE - _STRETCH_FADES)).clamp(0.0, 1.0)
+        share = ((hits.stretch - STRETCH_FADES) / (STRETCH_GONE - STRETCH_FADES)).clamp(0.0, 1.0)
         share = share * share * (3.0 - 2.0 * share)
         gone = (share > 0.0).nonzero()[:, 0]
         if len(gone):
@@ -199,17 +199,17 @@ def build_photo_scene(opened: OpenedScene, photo: Tensor, s: Tensor, cameras: Ca
     behind = _layer_behind(opened.scene, camera, rgb, s, reach_px)
     margin = [min(margin_px, side - 1) for side in (s.shape[1], s.shape[0])]
     padding = [margin[0], margin[0], margin[1], margin[1]]
-    layers = [
+    front, behind = (
         PhotoLayer(
             functional.pad(layer.rgb[None], padding, "reflect")[0],
             functional.pad(layer.s[None, None], padding, "reflect")[0, 0],
         )
         for layer in (PhotoLayer(rgb, s), behind)
-    ]
+    )
     intrinsics = camera.intrinsics.clone()
     intrinsics[:, 0, 2] += margin[0]
     intrinsics[:, 1, 2] += margin[1]
-    return PhotoScene(*layers, Camera(camera.cam_to_world, intrinsics, *layers[0].s.shape), facts)
+    return PhotoScene(front, behind, Camera(camera.cam_to_world, intrinsics, *front.s.shape), facts)
 
 
 def _reach(photo: Camera, facts: SceneCamera, cameras: Camera, s: Tensor) -> tuple[int, int]:

@@ -23,7 +23,8 @@ from vq3dcli.rendering.cameras import Camera, Rays, image_rays, s_from_z_depth
 _STEP_PX = 1.0
 _MOST_STEPS = 512
 _STEPS_AT_ONCE = 6
-_BISECTIONS = 4
+# Bisection ends when the place is known to this much of s, which no picture of disparity shows.
+_PRECISE_S = 1e-3
 # Cameras inside the scene do not look at what is nearer than this, and rays that turn back are cut.
 _NEAREST_Z = 0.05
 _LEAST_FORWARD = 1e-2
@@ -106,8 +107,8 @@ def intersect(relief: Tensor, lines: Lines) -> Hits:
     for start in range(0, steps, _STEPS_AT_ONCE):
         met = torch.full((len(active),), steps, device=relief.device)
         for index in range(min(start + _STEPS_AT_ONCE, steps) - 1, start - 1, -1):
-            s = high + (low - high) * index / steps
-            met[look_up(maps, torch.add(base, step, alpha=s))[0] >= s] = index
+            level = high + (low - high) * index / steps
+            met[look_up(maps, torch.add(base, step, alpha=level))[0] >= level] = index
         first[active] = met
         under_way = met == steps
         active, base, step = active[under_way], base[under_way], step[under_way]
@@ -116,13 +117,14 @@ def intersect(relief: Tensor, lines: Lines) -> Hits:
     # The last place of the march where a ray is outside, and the first one inside.
     front = high + (low - high) * (first - 1).clamp(min=0) / steps
     behind = high + (low - high) * first / steps
-    s = _refined(maps, lines, front, behind)
+    s = _refined(maps, lines, front, behind, (high - low) / steps)
     pixels = lines.base + s[:, None] * lines.step
     return Hits(pixels, s, _stretch(maps, pixels, lines.step))
 
 
-def _refined(maps: Tensor, lines: Lines, front: Tensor, behind: Tensor) -> Tensor:
-    for _ in range(_BISECTIONS):
+def _refined(maps: Tensor, lines: Lines, front: Tensor, behind: Tensor, interval_s: float) -> Tensor:
+    """The place between `front` and `behind`, `interval_s` apart, where rays enter the relief."""
+    for _ in range(max(2, math.ceil(math.log2(max(interval_s, _PRECISE_S) / _PRECISE_S)))):
         middle = 0.5 * (front + behind)
         inside = look_up(maps, lines.base + middle[:, None] * lines.step)[0] >= middle
         behind = torch.where(inside, middle, behind)
