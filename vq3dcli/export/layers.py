@@ -10,7 +10,9 @@ Legend: L layers from near to far, H height_px, W width_px of the layers, V view
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,6 +85,7 @@ class Layers:
         s: Where the surface of each texel lies, `[L, H, W]`, in or near the layer's bin; filled as the colour is.
         edges_s: `[L + 1]` from 1 to 0: layer i lies between edges i and i + 1.
         frustum: The camera whose rays the texels follow.
+        margins: How much wider and higher the layers are than what that camera sees, at least 1 each.
     """
 
     rgb: Tensor
@@ -90,6 +93,7 @@ class Layers:
     s: Tensor
     edges_s: Tensor
     frustum: Frustum
+    margins: tuple[float, float] = (1.0, 1.0)
 
     def __len__(self) -> int:
         """Number of layers L."""
@@ -117,6 +121,12 @@ def choose_edges(field: Field, frustum: Frustum, layers: int, device: torch.devi
     probe = torch.linspace(1.0, 0.0, _PROBE_SAMPLES + 1)
     bins = _ray_bins(field, frustum, probe, _PROBE_PX, _PROBE_PX, 1, device)
     seen = ray_weights(-torch.log1p(-bins.alpha.clamp(max=1 - 1e-6)), opaque_end=True).mean((0, 1))
+    return _edges_of(seen.cpu(), layers)
+
+
+def _edges_of(seen: Tensor, layers: int) -> Tensor:
+    """Edges `[L + 1]` for how much is seen in each of equal bins of s from 1 to 0."""
+    probe = torch.linspace(1.0, 0.0, len(seen) + 1)
     density = seen.clamp(min=0.0) ** (1.0 / 3.0)
     density = functional.avg_pool1d(density[None, None], 5, 1, 2, count_include_pad=False)[0, 0]
     # Nothing lies in front of the nearest surface: one layer takes all of that.
@@ -124,10 +134,10 @@ def choose_edges(field: Field, frustum: Frustum, layers: int, device: torch.devi
     even = solid.float() / solid.sum().clamp(min=1)
     density = torch.where(solid, density, torch.zeros_like(density))
     share = (1.0 - _EVEN_SHARE) * density / density.sum().clamp(min=1e-9) + _EVEN_SHARE * even
-    cumulative = torch.cat([torch.zeros(1), share.cpu().cumsum(0)]).double()
+    cumulative = torch.cat([torch.zeros(1), share.cumsum(0)]).double()
     cumulative /= cumulative[-1].clone()
     wanted = torch.linspace(0.0, 1.0, layers + 1, dtype=torch.float64)[1:-1]
-    index = torch.searchsorted(cumulative, wanted).clamp(1, _PROBE_SAMPLES)
+    index = torch.searchsorted(cumulative, wanted).clamp(1, len(seen))
     low, high = cumulative[index - 1], cumulative[index]
     fraction = ((wanted - low) / (high - low).clamp(min=1e-12)).float()
     inner = probe[index - 1] + (probe[index] - probe[index - 1]) * fraction
@@ -213,7 +223,37 @@ def add_photo(layers: Layers, photo: Tensor, s: Tensor) -> Layers:
     alpha[-1] = 1.0
     maps = torch.cat([rgb, texel_s[:, None]], 1)
     filled = fill_holes(maps, torch.where(own, torch.ones_like(alpha), alpha.clamp(min=1e-4) ** 2))
-    return Layers(filled[:, :3].clamp(0.0, 1.0), alpha, filled[:, 3], layers.edges_s, layers.frustum)
+    return replace(layers, rgb=filled[:, :3].clamp(0.0, 1.0), alpha=alpha, s=filled[:, 3])
+
+
+class Sheet(NamedTuple):
+    """A picture with a relief: colour `[3, H, W]` in [0, 1], and the disparity of each pixel `[H, W]`."""
+
+    rgb: Tensor
+    s: Tensor
+
+
+def layers_of_sheets(
+    sheets: Sequence[Sheet], frustum: Frustum, layers: int, *, margins: tuple[float, float] = (1.0, 1.0)
+) -> Layers:
+    """Cut pictures with reliefs into layers, for example a photo and what its things in front hide.
+
+    Args:
+        sheets: From front to back, all of one size.
+        frustum: The canonical camera.
+        layers: How many.
+        margins: How much wider and higher the sheets are than what that camera sees.
+    """
+    steps = torch.cat([sheet.s.flatten() for sheet in sheets]).cpu()
+    seen = torch.histc(1.0 - steps, _PROBE_SAMPLES, 0.0, 1.0) / len(steps)
+    edges_s = _edges_of(seen, layers)
+    last = sheets[-1]
+    planes = (0.5 * (edges_s[1:] + edges_s[:-1])).to(last.s)[:, None, None].expand(layers, *last.s.shape)
+    alpha = torch.zeros_like(planes)
+    built = Layers(last.rgb.expand(layers, -1, -1, -1), alpha, planes, edges_s, frustum, margins)
+    for sheet in reversed(sheets):
+        built = add_photo(built, sheet.rgb, sheet.s)
+    return built
 
 
 def flat_layers(layers: Layers) -> Layers:
@@ -240,7 +280,7 @@ def flat_layers(layers: Layers) -> Layers:
     alpha[-1] = 1.0
     maps = torch.where(mass[:, None] > 1e-6, rgb / mass.clamp(min=1e-6)[:, None], layers.rgb)
     middle = planes[:, None, None].expand_as(layers.s).contiguous()
-    return Layers(fill_holes(maps, alpha.clamp(min=1e-4) ** 2), alpha, middle, layers.edges_s, layers.frustum)
+    return replace(layers, rgb=fill_holes(maps, alpha.clamp(min=1e-4) ** 2), alpha=alpha, s=middle)
 
 
 @torch.no_grad()
@@ -259,7 +299,7 @@ def render_layers(layers: Layers, camera: Camera) -> tuple[Tensor, Tensor]:
     size = (camera.cam_to_world.shape[0], camera.height_px, camera.width_px)
     origin = (rays.origin + rays.origin.new_tensor([0.0, 0.0, frustum.radius])).reshape(*size, 3).to(layers.rgb)
     direction = rays.direction.reshape(*size, 3).to(layers.rgb)
-    tangent = math.tan(0.5 * frustum.fov_rad)
+    tangent = math.tan(0.5 * frustum.fov_rad) * origin.new_tensor(layers.margins)
     colour = torch.zeros(size[0], 3, *size[1:], device=layers.rgb.device)
     disparity, passing = torch.zeros_like(colour[:, 0]), torch.ones_like(colour[:, 0])
     maps = torch.cat([layers.rgb, layers.alpha[:, None], layers.s[:, None]], 1)
@@ -268,7 +308,7 @@ def render_layers(layers: Layers, camera: Camera) -> tuple[Tensor, Tensor]:
         for step in range(_SEARCH_STEPS + 1):
             z_canonical = z_depth_from_s(s, frustum.near, frustum.far)
             z_depth = (z_canonical - origin[..., 2]) / direction[..., 2]
-            xy = (origin[..., :2] + z_depth[..., None] * direction[..., :2]) / (z_canonical * tangent)[..., None]
+            xy = (origin[..., :2] + z_depth[..., None] * direction[..., :2]) / (z_canonical[..., None] * tangent)
             texels = maps[layer : layer + 1].expand(size[0], -1, -1, -1)
             if step < _SEARCH_STEPS:
                 s = _sample(texels[:, 4:], xy)[:, 0]
