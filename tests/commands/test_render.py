@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from vq3dcli.checkpoint import load_weights
 from vq3dcli.cli import run
 from vq3dcli.commands.render import FormatName, command
 from vq3dcli.config.defaults import VIDEO_SAMPLES
@@ -23,8 +22,6 @@ from vq3dcli.data.images import read_image
 from vq3dcli.export.video import VideoFormat
 from vq3dcli.metrics.image import psnr
 from vq3dcli.pipelines.film import Shot
-from vq3dcli.pipelines.inputs import open_scene, parse_sources
-from vq3dcli.scene_file import save_scene
 
 FAST = ["--frames", "3", "--size", "16", "--samples", "4", "--device", "cpu"]
 
@@ -234,9 +231,9 @@ def test_depth_of_the_user_moves_what_is_near(photo: str, weights: str) -> None:
 
 
 def test_a_saved_scene_renders_without_weights(photo: str, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
-    loaded = load_weights(Path(weights))
-    opened = open_scene(parse_sources([photo])[0], loaded, fit="squash")
-    save_scene(Path("a.vq3d.safetensors"), opened.scene, weights=loaded, provenance={}, photo=opened.photo)
+    options = ["--weights", weights, "--device", "cpu", "--quiet"]
+    assert run(["render", photo, "--yaw", "1", *options, "--save-scene", "-o", "a.png"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["a.png", "a_cameras.json", "a.vq3d.safetensors"]
     assert run(["render", "a.vq3d.safetensors", "--yaw", "0", "--json", "--device", "cpu"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["weights"] is None

@@ -37,6 +37,7 @@ AMPLITUDE = "How far the camera goes, in degrees. Default: what suits the scene 
 PATH = "A JSON list of cameras, as it is written beside each video."
 DEPTH = "A disparity map of the photo (PNG, .npy, .pfm; near is large) instead of the NeRF's own geometry."
 DEPTH_MODEL = "The same by a depth network: a folder, an .onnx file, or a name of the Hugging Face Hub."
+SCENE = "Also write NAME.vq3d.safetensors, which is taken wherever a photo is."
 STEREO = "sbs: left and right view side by side; anaglyph: for red-cyan glasses."
 
 
@@ -60,6 +61,7 @@ def command(
     amplitude: Annotated[float | None, typer.Option(help=AMPLITUDE)] = None,
     samples: Annotated[int, typer.Option(help="Samples a ray; more are slower and a little cleaner.")] = VIDEO_SAMPLES,
     disparity: Annotated[bool, typer.Option("--disparity", help="Also write NAME_disparity: near is bright.")] = False,
+    save_scene: Annotated[bool, typer.Option("--save-scene", help=SCENE)] = False,
     stereo: Annotated[Literal["sbs", "anaglyph"] | None, typer.Option(help=STEREO)] = None,
     depth: Annotated[Path | None, typer.Option(metavar="FILE", help=DEPTH)] = None,
     depth_model: Annotated[str | None, typer.Option(metavar="NAME", help=DEPTH_MODEL)] = None,
@@ -89,7 +91,7 @@ def command(
     path = _only_path(wanted + ["path"] * (path_file is not None) + ["view"] * still)
     to_stdout = output == "-"
     if to_stdout:
-        _check_stdout(len(inputs), video_format, json=json, disparity=disparity)
+        _check_stdout(len(inputs), video_format, json=json, more=disparity or save_scene)
     said = Output("render", json, quiet, stdout_is_data=to_stdout)
 
     from vq3dcli.checkpoint import load_weights
@@ -99,7 +101,7 @@ def command(
     from vq3dcli.pipelines.render import Look, check_look, read_all, render_all
     from vq3dcli.pipelines.targets import check_targets, plan_targets
 
-    look = Look(detail, fit, depth, depth_model, stereo, write_cameras=not to_stdout)
+    look = Look(detail, fit, depth, depth_model, stereo, not to_stdout, save_scene)
     view = (yaw or 0.0, pitch or 0.0) if still else None
     given = read_cameras(path_file) if path_file is not None else ()
     shot = Shot(path if path in paths else "orbit", frames, fps, size, fov, amplitude, samples, given, view)
@@ -146,12 +148,12 @@ def _only_path(wanted: list[str]) -> str:
     return wanted[0] if wanted else "orbit"
 
 
-def _check_stdout(inputs: int, video_format: str | None, *, json: bool, disparity: bool) -> None:
+def _check_stdout(inputs: int, video_format: str | None, *, json: bool, more: bool) -> None:
     if video_format is None or video_format == "frames":
         raise UsageError("-o - needs the format of a single file", remedy="--format mp4")
     if json:
         raise UsageError("-o - and --json both want stdout", remedy="a file name with -o")
-    if disparity or inputs > 1:
+    if more or inputs > 1:
         raise UsageError("only one video fits into stdout", remedy="-o FOLDER/")
     if sys.stdout is not None and sys.stdout.isatty():
         raise UsageError(

@@ -22,6 +22,7 @@ from vq3dcli.pipelines.stereo import EYE_PARALLAX, StereoKind, StereoScene
 from vq3dcli.pipelines.targets import Target
 from vq3dcli.pipelines.user_depth import predict_disparity, read_disparity, user_s
 from vq3dcli.rendering.cameras import Camera
+from vq3dcli.scene_file import save_scene
 
 Detail = Literal["photo", "none"]
 
@@ -42,6 +43,7 @@ class Look:
         depth_model: A depth network instead.
         stereo: Pairs of views.
         write_cameras: Whether the camera path is written beside the video.
+        save_scene: Whether the scene is, too; one that was read from such a file is not written again.
     """
 
     detail: Detail | None = None
@@ -50,6 +52,7 @@ class Look:
     depth_model: str | None = None
     stereo: StereoKind | None = None
     write_cameras: bool = True
+    save_scene: bool = False
 
     @property
     def wants_depth(self) -> bool:
@@ -183,6 +186,16 @@ def render_all(
         if look.write_cameras:
             write_cameras(item.target.cameras, camera, fps=shot.fps)
             outputs.append(item.target.cameras)
+        if look.save_scene and weights is not None and not item.source.is_saved_scene:
+            save_scene(
+                item.target.scene,
+                opened.scene,
+                weights=weights,
+                provenance=opened.provenance,
+                photo=opened.photo,
+                aspect=opened.camera.aspect,
+            )
+            outputs.append(item.target.scene)
     return outputs
 
 

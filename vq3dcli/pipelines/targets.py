@@ -9,6 +9,7 @@ from pathlib import Path
 from vq3dcli.errors import UsageError
 from vq3dcli.export.video import FORMATS, VideoFormat, check_output, format_of
 from vq3dcli.pipelines.inputs import Source
+from vq3dcli.scene_file import SUFFIX
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,16 @@ class Target:
     @property
     def cameras(self) -> Path:
         """Where the camera path of the video is written."""
+        return self._beside("_cameras.json")
+
+    @property
+    def scene(self) -> Path:
+        """Where the scene is saved, if that is wanted."""
+        return self._beside(SUFFIX)
+
+    def _beside(self, ending: str) -> Path:
         suffix = "" if self.video_format == "frames" else self.video.suffix
-        return self.video.with_name(f"{self.video.name.removesuffix(suffix)}_cameras.json")
+        return self.video.with_name(self.video.name.removesuffix(suffix) + ending)
 
     @property
     def paths(self) -> list[Path]:
@@ -68,7 +77,7 @@ def plan_targets(
     ]
     inputs = {source.path.resolve() for source in sources if source.is_file}
     for target in targets:
-        for written in (*target.paths, target.cameras):
+        for written in (*target.paths, target.cameras, target.scene):
             if written.resolve() in inputs:
                 raise UsageError(f"the output would overwrite the input ({written})", remedy="another name with -o")
     return targets
