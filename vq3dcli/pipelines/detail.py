@@ -45,6 +45,9 @@ _SMOOTH_WINDOW = 1 / 32
 _GUIDE_WINDOW = 1 / 16
 _GUIDE_EPSILON = 2e-2
 _STEP_WINDOW = 1 / 80
+_MIXED_WINDOW = 1 / 100
+# How much the NeRF may change the continued photo.
+_NERF_LIMIT = 0.1
 # A difference of s that counts as one thing in front of another; a ground that recedes has less within a window.
 _STEP_S = 0.05
 # The front layer fades between these factors of being pulled apart.
@@ -242,24 +245,27 @@ def _layer_behind(scene: Scene, camera: Camera, rgb: Tensor, s: Tensor, reach_px
     hidden = step & (s > low + 0.25 * (high - low))
     if not hidden.any():
         return PhotoLayer(rgb, s)
-    seen = step & ~hidden
     level = torch.where(hidden, low, torch.ones_like(low))
     grow_px = 4
     for _ in range(math.ceil(reach_px / grow_px)):
         nearby, _ = local_range(level, grow_px)
         hidden_now = s > nearby + _STEP_S
         level = torch.where(hidden_now, nearby, level)
-    hidden = level < 1.0
+    # A few pixels beside an edge are mixed of both sides: they are no part of what lies behind.
+    in_front = level < 1.0
+    _, beside = local_range(in_front.float(), max(2, round(_MIXED_WINDOW * max(s.shape))))
+    hidden = beside > 0
     # What is known of the layer behind: pixels beside the hidden ones that are not in front of anything.
     _, near_hidden = local_range(hidden.float(), max(2, reach_px // 2))
-    _, level_nearby = local_range(torch.where(hidden, level, torch.zeros_like(level)), max(2, reach_px // 2))
-    known = (~hidden & (near_hidden > 0) & (s <= level_nearby + _STEP_S)) | (seen & ~hidden)
+    _, level_nearby = local_range(torch.where(in_front, level, torch.zeros_like(level)), max(2, reach_px // 2))
+    known = ~hidden & (near_hidden > 0) & (s <= level_nearby + _STEP_S)
     weight = known.float()
     s_behind = torch.where(hidden, torch.minimum(fill_holes(s[None], weight)[0], s), s)
     nerf = nerf_behind(scene, camera, torch.where(hidden, s_behind, s))
-    # The NeRF is soft and of slightly other colours: it is shifted to meet the photo where both are seen.
-    missing = fill_holes(rgb - nerf, weight)
-    filled = (nerf + missing).clamp(0.0, 1.0)
+    # The photo around continues behind; the NeRF says how what is there differs from its own continuation, which
+    # meets the photo without an edge. More than a limit is a thing drawn out backwards, not something behind it.
+    own = (nerf - fill_holes(nerf, weight)).clamp(-_NERF_LIMIT, _NERF_LIMIT)
+    filled = (fill_holes(rgb, weight) + own).clamp(0.0, 1.0)
     return PhotoLayer(torch.where(hidden, filled, rgb), s_behind)
 
 
