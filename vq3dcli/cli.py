@@ -32,6 +32,7 @@ COMMANDS = (
     ("export", "export", "Turn a scene into a web viewer, points, a mesh, splats, layers or maps."),
     ("sample", "sample", "Sample new 3D scenes: pictures, a contact sheet with disparity, videos."),
     ("interpolate", "interpolate", "Turn one scene into another: photos, samples and saved scenes."),
+    ("compose", "compose", "Insert, move and delete objects in a scene, and film it."),
     ("evaluate", "evaluate", "Measure a model."),
 )
 

@@ -30,7 +30,6 @@ _SOFT_S = 0.02
 _LEAST_PIXELS = 6
 # What fills a hole is opaque within a centimetre.
 _FILL_DENSITY = 400.0
-_FILL_THICKNESS_S = 0.08
 _RELAXATIONS = 40
 _VERTICAL_COST = 16.0
 _PIXELS_AT_ONCE = 512
@@ -97,24 +96,35 @@ class Cutout:
         return _in_front(self.space(points), self.mask, self.back_s)
 
     def hole(self) -> Membership:
-        """What has to go when the object goes: it and the fringe around it, down to what is behind."""
-        wide = functional.max_pool2d(self.mask[None], 2 * self._fringe_px + 1, 1, self._fringe_px)[0]
-        return lambda points: _in_front(self.space(points), wide, self.behind.s)
+        """What has to go when the object goes: everything that it and the fringe around it hide, too.
+
+        What is behind an object is the field's own guess, mostly more of the object; `fill` takes its place.
+        """
+        wide = self._mask_and(self._fringe_px)
+
+        def membership(points: Tensor) -> Tensor:
+            coordinates = self.space(points)
+            return _look_up(wide[None], coordinates)[0] * _in_view(coordinates)
+
+        return membership
 
     def fill(self) -> Field:
         """What closes the hole: a relief of what is behind, of the colours around it."""
-        wide = functional.max_pool2d(self.mask[None], 2 * self._fringe_px + 3, 1, self._fringe_px + 1)[0]
+        wide = self._mask_and(self._fringe_px + 1)
 
         def field(points: Tensor) -> tuple[Tensor, Tensor]:
             coordinates = self.space(points.reshape(-1, 3))
             images = torch.cat([wide[None], self.behind.s[None], self.behind.rgb])
             covered, surface_s, *rgb = _look_up(images, coordinates)
-            s = 0.5 * (1.0 - coordinates[:, 2])
-            inside = (s <= surface_s) & (s > surface_s - _FILL_THICKNESS_S) & (covered > 0.5)
-            density = _FILL_DENSITY * inside.to(points)
+            solid = (0.5 * (1.0 - coordinates[:, 2]) <= surface_s) & (covered > 0.5) & _in_view(coordinates)
+            density = _FILL_DENSITY * solid.to(points)
             return density.reshape(points.shape[:-1]), torch.stack(rgb, -1).reshape(points.shape)
 
         return field
+
+    def _mask_and(self, fringe_px: int) -> Tensor:
+        """The mask, so many pixels wider."""
+        return functional.max_pool2d(self.mask[None], 2 * fringe_px + 1, 1, fringe_px)[0]
 
     @property
     def _fringe_px(self) -> int:
@@ -141,8 +151,11 @@ def cut_out(view: FirstView, box: Box, space: FrustumSpace) -> Cutout:
         strength = ((z_depth >= box.nearest) & (z_depth <= box.farthest)).to(view.s)
     else:
         excess = (view.s - surroundings_s) * inside
-        threshold = max(_LEAST_EXCESS_S, 0.5 * _otsu(excess[inside]))
-        strength = ((excess - threshold) / threshold + 0.5).clamp(0.0, 1.0)
+        threshold = max(_LEAST_EXCESS_S, 0.4 * _otsu(excess[inside]))
+        strong = _without_specks(((excess - threshold) / threshold + 0.5).clamp(0.0, 1.0))
+        # Where an object meets the ground it hardly stands out: there a quarter is enough, if it hangs together.
+        weak = (4.0 * (excess - 0.25 * threshold) / threshold + 0.5).clamp(0.0, 1.0)
+        strength = torch.maximum(strong, weak * _grown(strong > 0.5, weak > 0.5, side // 12))
     mask = _without_specks(strength * inside)
     sure = mask > 0.5
     if int(sure.sum()) < _LEAST_PIXELS:
@@ -159,7 +172,7 @@ def cut_out(view: FirstView, box: Box, space: FrustumSpace) -> Cutout:
     fringe = max(1, round(side / 32))
     taken = functional.max_pool2d(sure.to(view.s)[None], 2 * fringe + 1, 1, fringe)[0] > 0
     behind = FirstView(_borrowed(view.rgb, ~taken), smooth_continuation(view.s[None], ~taken)[0])
-    foot = _foot(rows, columns, z_depth, space, side)
+    foot = _foot(rows, columns, _z_depth(behind.s, space), space)
     lower, upper = _bounds(mask, float(front.min()), farthest, space)
     return Cutout(mask, back_s, behind, space, foot, width, lower, upper)
 
@@ -246,12 +259,24 @@ def _without_specks(mask: Tensor) -> Tensor:
     return torch.minimum(mask, functional.max_pool2d(eroded, 5, 1, 2)[0])
 
 
-def _foot(rows: Tensor, columns: Tensor, z_depth: Tensor, space: FrustumSpace, side: int) -> Vector:
-    """The middle of the lower edge of an object's pixels."""
-    lowest = int(rows.float().quantile(0.98))
-    low = rows >= lowest - max(1, (lowest - int(rows.min())) // 8)
-    x, y = (float(columns.min() + columns.max()) + 1.0) / (2.0 * side), (lowest + 1.0) / side
-    return point_at(x, y, float(z_depth[rows[low], columns[low]].median()), space)
+def _grown(seed: Tensor, allowed: Tensor, steps: int) -> Tensor:
+    """`seed` `[G, G]` and what of `allowed` is reached from it in so many steps from pixel to pixel."""
+    grown = seed.float()
+    for _ in range(steps):
+        grown = torch.maximum(grown, functional.max_pool2d(grown[None], 3, 1, 1)[0] * allowed)
+    return grown
+
+
+def _foot(rows: Tensor, columns: Tensor, behind_z_depth: Tensor, space: FrustumSpace) -> Vector:
+    """The middle of the lower edge of an object's pixels, on the ground that is seen there.
+
+    A ball's lower edge is nearer than the ground behind it; ground has to come onto ground, or it would sink in.
+    """
+    side = behind_z_depth.shape[0]
+    lowest = min(int(rows.float().quantile(0.98)) + 1, side - 1)
+    middle = int(0.5 * (columns.min() + columns.max()))
+    x, y = (float(columns.min() + columns.max()) + 1.0) / (2.0 * side), (lowest + 0.5) / side
+    return point_at(x, y, float(behind_z_depth[lowest, middle]), space)
 
 
 def _bounds(mask: Tensor, nearest: float, farthest: float, space: FrustumSpace) -> tuple[Vector, Vector]:
@@ -271,9 +296,12 @@ def _in_front(coordinates: Tensor, mask: Tensor, limit_s: Tensor) -> Tensor:
     """The mask at coordinates `[N, 3]` of the frustum that lie nearer than `limit_s`, with soft edges."""
     covered, limit = _look_up(torch.stack([mask, limit_s]), coordinates)
     s = 0.5 * (1.0 - coordinates[:, 2])
-    # Outside the view the border would be replicated: there is no object.
-    seen = (coordinates[:, :2].abs() <= 1.0).all(-1)
-    return covered * ((s - limit) / _SOFT_S).clamp(0.0, 1.0) * seen
+    return covered * ((s - limit) / _SOFT_S).clamp(0.0, 1.0) * _in_view(coordinates)
+
+
+def _in_view(coordinates: Tensor) -> Tensor:
+    """Whether coordinates `[N, 3]` are in the first view; outside, the border would be replicated."""
+    return (coordinates[:, :2].abs() <= 1.0).all(-1)
 
 
 def _look_up(images: Tensor, coordinates: Tensor) -> tuple[Tensor, ...]:
