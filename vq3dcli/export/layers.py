@@ -205,25 +205,27 @@ def add_photo(layers: Layers, photo: Tensor, s: Tensor) -> Layers:
         photo: `[3, H, W]` in [0, 1], what the canonical camera sees.
         s: The disparity of each of its pixels, `[H, W]`, for example the NeRF's refined by the photo's edges.
     """
-    height, width = s.shape
-    size = {"size": (height, width), "mode": "bilinear", "align_corners": False}
-    rgb = functional.interpolate(layers.rgb, **size)  # type: ignore[arg-type]
-    alpha = functional.interpolate(layers.alpha[:, None], **size)[:, 0]  # type: ignore[arg-type]
-    texel_s = functional.interpolate(layers.s[:, None], **size)[:, 0]  # type: ignore[arg-type]
     s = snap_to_surfaces(s)
     low, high = _surface_range(s)
-    edges = layers.edges_s.to(s.device)
-    near_edge, far_edge = edges[:-1, None, None], edges[1:, None, None]
-    # A surface that crosses from one bin into the next lies in both along the seam: no crack opens between them.
-    own = (far_edge <= high) & (near_edge >= low)
-    in_front = far_edge > high
-    alpha = torch.where(own, torch.ones_like(alpha), torch.where(in_front, torch.zeros_like(alpha), alpha))
-    texel_s = torch.where(own, s.expand_as(texel_s), texel_s)
-    rgb = torch.where(own[:, None], photo.to(rgb).expand_as(rgb), rgb)
-    alpha[-1] = 1.0
-    maps = torch.cat([rgb, texel_s[:, None]], 1)
-    filled = fill_holes(maps, torch.where(own, torch.ones_like(alpha), alpha.clamp(min=1e-4) ** 2))
-    return replace(layers, rgb=filled[:, :3].clamp(0.0, 1.0), alpha=alpha, s=filled[:, 3])
+    edges = layers.edges_s.tolist()
+    count, (height, width) = len(layers), s.shape
+    rgb, alpha = s.new_empty(count, 3, height, width), s.new_empty(count, height, width)
+    texel_s = torch.empty_like(alpha)
+    # A layer at a time: 32 layers of 512 pixels are half a gigabyte as it is.
+    for layer in range(count):
+        maps = torch.cat([layers.rgb[layer], layers.s[layer][None], layers.alpha[layer][None]])[None].to(s)
+        maps = functional.interpolate(maps, (height, width), mode="bilinear", align_corners=False)[0]
+        # A surface that crosses from one bin into the next lies in both along the seam: no crack opens between them.
+        own = (edges[layer + 1] <= high) & (edges[layer] >= low)
+        in_front = edges[layer + 1] > high
+        opacity = torch.where(own, torch.ones_like(s), torch.where(in_front, torch.zeros_like(s), maps[4]))
+        trust = torch.where(own, torch.ones_like(s), opacity.clamp(min=1e-4) ** 2)
+        maps = torch.where(own, torch.cat([photo.to(s), s[None]]), maps[:4])
+        if not (trust == trust.flatten()[0]).all():
+            maps = fill_holes(maps[None], trust[None])[0]
+        alpha[layer] = torch.ones_like(s) if layer == count - 1 else opacity
+        rgb[layer], texel_s[layer] = maps[:3].clamp(0.0, 1.0), maps[3]
+    return replace(layers, rgb=rgb, alpha=alpha, s=texel_s)
 
 
 class Sheet(NamedTuple):
