@@ -189,3 +189,22 @@ def test_options_that_contradict_each_other(tmp_path: Path) -> None:
         with pytest.raises(UsageError):
             check_look(look, parse_sources(texts))
     check_look(Look(depth=depth), parse_sources(["a.jpg"]))
+
+
+def test_a_depth_network_moves_what_it_says_is_near(tmp_path: Path, card: OpenedScene) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("data_tools.depth_models", reason="depth networks come with depth-labels")
+    helper = onnx.helper
+    graph = helper.make_graph(
+        [helper.make_node("Split", ["image"], ["red", "green", "blue"], axis=1, num_outputs=3)],
+        "red is near",
+        [helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1, 3, 32, 32])],
+        [helper.make_tensor_value_info("red", onnx.TensorProto.FLOAT, [1, 1, 32, 32])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, tmp_path / "red.onnx")
+    look = Look(depth_model=str(tmp_path / "red.onnx"))
+    scene, camera = staged(card, Shot(view_deg=(0.0, 0.0)), look, fit="squash", detail="photo")
+    s = scene.render(camera, samples=4).s[0]
+    assert s[20:30, 26:38].mean() > s[:8].mean() + 0.2

@@ -252,8 +252,9 @@ def _given_s(opened: OpenedScene, look: Look, fit: Fit, device: torch.device) ->
     if look.depth_model is not None:
         assert opened.photo is not None
         disparity = predict_disparity(look.depth_model, opened.photo.cpu(), device)
-        # The network saw what is kept of the photo, whatever the fit.
-        return user_s(disparity, opened.camera.aspect, fit="squash", name=look.depth_model).to(device)
+        # The network saw what is kept of the photo, whatever the fit, and may have squashed it.
+        own_aspect = disparity.shape[1] / disparity.shape[0]
+        return user_s(disparity, own_aspect, fit="squash", name=look.depth_model).to(device)
     return None
 
 
