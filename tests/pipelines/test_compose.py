@@ -17,6 +17,7 @@ from PIL import Image
 from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.cli import run
 from vq3dcli.errors import DataError, UsageError
+from vq3dcli.model.scene import SceneView
 from vq3dcli.pipelines.compose import build_stage
 from vq3dcli.pipelines.composition import (
     Composition,
@@ -26,7 +27,7 @@ from vq3dcli.pipelines.composition import (
     write_composition,
 )
 from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
-from vq3dcli.rendering.cameras import canonical_camera, project
+from vq3dcli.rendering.cameras import Camera, canonical_camera, project
 from vq3dcli.rendering.compose import empty_field
 
 EVERYTHING = {
@@ -107,9 +108,9 @@ def cube(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def stage_of(open_toy: Callable[[str], OpenedScene], **edits: Any) -> Any:
+def stage_of(open_toy: Callable[[str], OpenedScene], *, picture: Any = None, **edits: Any) -> Any:
     composition = Composition.model_validate({"scene": "toyscene:sphere", **edits})
-    return build_stage(composition, open_toy(composition.scene), open_toy)
+    return build_stage(composition, open_toy(composition.scene), open_toy, picture=picture)
 
 
 def test_a_composition_of_nothing_is_the_scene_to_the_bit(open_toy: Callable[[str], OpenedScene]) -> None:
@@ -163,6 +164,33 @@ def test_cut_outs_keep_facing_the_camera_and_the_order_does_not_matter(
     foot, stop = thing.base.anchor, thing.stops[0]
     turned = math.atan2(foot[0], foot[2] + 3.0) - math.atan2(stop[0], stop[2] + 3.0)
     assert thing.base.yaw_rad == pytest.approx(turned)
+
+
+def test_photo_detail_stays_where_nothing_else_is(open_toy: Callable[[str], OpenedScene], cube: str) -> None:
+    """Nothing in the scene: the picture to the bit. A cube: the picture, but for the cube and its shadow."""
+
+    class Picture:
+        def render(self, camera: Camera, *, samples: int = 0, rays_per_chunk: int = 0) -> SceneView:
+            size = (camera.height_px, camera.width_px)
+            row = torch.linspace(0, 255, size[1]).to(torch.uint8)
+            flat = torch.full((1, *size), 0.3)
+            return SceneView(row.expand(1, 3, *size).contiguous(), flat, torch.zeros_like(flat))
+
+    camera = canonical_camera(1, height_px=24, width_px=24)
+    picture = Picture()
+    alone = stage_of(open_toy, picture=picture).at(0.0).render(camera, samples=16)
+    for a, b in zip(alone, picture.render(camera), strict=True):
+        assert torch.equal(a, b)
+    insert = {"object": cube, "at": [[0.3, 0.8]], "z_depth": 1.8, "scale": 0.4}
+    shown = stage_of(open_toy, picture=picture, insert=[insert]).at(0.0).render(camera, samples=16)
+    same = (shown.rgb == alone.rgb).all(1)[0]
+    assert same[:, 16:].all()
+    assert same[:6].all()
+    assert 20 < (~same).sum() < 200
+    cut = {"object": "toyscene:box:1", "box": [0.3, 0.3, 0.7, 0.8], "z_range": [1.35, 60.0], "at": [[0.5, 0.9]]}
+    behind = stage_of(open_toy, picture=picture, insert=[cut], delete=[{"z_range": [1.35, 60.0]}]).at(0.0)
+    view = behind.render(camera, samples=16)
+    assert (view.rgb == alone.rgb).all(1).float().mean() < 0.3
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

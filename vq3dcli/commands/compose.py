@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
-from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES, VIDEO_SIZE_PX
+from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES
 from vq3dcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from vq3dcli.pipelines.inputs import OpenedScene, Source
 
 FormatName = Literal["mp4", "webm", "gif", "png", "frames"]
 CameraName = Literal["still", "orbit", "swing", "spiral", "dolly", "dolly-zoom"]
@@ -51,12 +54,18 @@ def command(
     camera: Annotated[CameraName, typer.Option(help="How the camera moves, once around.")] = "orbit",
     frames: Annotated[int, typer.Option(help="Frames of the video.")] = VIDEO_FRAMES,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = VIDEO_FPS,
-    size: Annotated[int, typer.Option(help="Longer side of the video in pixels.")] = VIDEO_SIZE_PX,
+    size: Annotated[int | None, typer.Option(help="Longer side of the video in pixels.")] = None,
     fov: Annotated[float | None, typer.Option(help="Field of view in degrees. Default: the model's.")] = None,
     amplitude: Annotated[float | None, typer.Option(help="How far the camera goes, in degrees.")] = None,
     samples: Annotated[int, typer.Option(help="Samples a ray; more are slower and a little cleaner.")] = VIDEO_SAMPLES,
     disparity: Annotated[bool, typer.Option("--disparity", help="Also write NAME_disparity: near is bright.")] = False,
-    fit: Annotated[Literal["crop", "squash"], typer.Option(help="What of a photo is kept.")] = "crop",
+    detail: Annotated[
+        Literal["photo", "none"] | None, typer.Option(help="The photo's own pixels, or the plain NeRF. Default: photo.")
+    ] = None,
+    fit: Annotated[
+        Literal["crop", "squash"] | None,
+        typer.Option(help="The centre square of photos, or all of them. Default: squash with photo detail, else crop."),
+    ] = None,
     video_format: Annotated[
         FormatName | None, typer.Option("--format", help="Format, where the name does not tell it.")
     ] = None,
@@ -87,8 +96,9 @@ def command(
         with_shadows,
         write_composition,
     )
-    from vq3dcli.pipelines.film import Shot, check_shot, shot_camera
+    from vq3dcli.pipelines.film import Shot, check_shot
     from vq3dcli.pipelines.inputs import needs_weights, open_scene, parse_sources
+    from vq3dcli.pipelines.render import Look, staged
     from vq3dcli.pipelines.targets import check_targets
 
     if output == "-":
@@ -125,12 +135,21 @@ def command(
     if loaded is not None and composition.weights_sha256 not in (None, loaded.sha256):
         said.warn(f"made with the weights {str(composition.weights_sha256)[:12]}, not with {loaded.sha256[:12]}")
     stdin = None if sys.stdin is None else sys.stdin.buffer
-    opened = open_scene(sources[0], loaded, fit=fit, stdin=stdin, device=place)
-    by_text = {source.text: source for source in sources[1:]}
+    look = Look(detail, fit, write_cameras=False)
+
+    def open_source(source: Source) -> OpenedScene:
+        return open_scene(source, loaded, fit=look.fit_of(source), stdin=stdin, device=place)
+
+    first, *others = sources
+    opened = open_source(first)
+    shown, cameras = staged(opened, shot, look, fit=look.fit_of(first), detail=look.detail_of(first))
+    by_text = {source.text: source for source in others}
     stage = build_stage(
-        composition, opened, lambda text: open_scene(by_text[text], loaded, fit=fit, stdin=stdin, device=place)
+        composition,
+        opened,
+        lambda text: open_source(by_text[text]),
+        picture=None if shown is opened.scene else shown,
     )
-    cameras = shot_camera(shot, radius=opened.camera.radius, fov_deg=opened.camera.fov_deg, aspect=opened.camera.aspect)
     said.note(f"{len(stage.things)} things in the scene, {len(stage.fills)} holes closed")
     whole = None if stage.moving else stage.at(0.0)
     with said.progress("rendering", frames, unit="frames") as progress:

@@ -8,15 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from vq3dcli.data.images import resize
 from vq3dcli.data.meshes import Mesh, is_mesh, read_mesh
 from vq3dcli.errors import DataError
-from vq3dcli.model.composed import ComposedScene
-from vq3dcli.model.scene import Scene
+from vq3dcli.model.composed import Backdrop, ComposedScene
+from vq3dcli.model.scene import Renderable, Scene
 from vq3dcli.pipelines.composition import Composition, Cut, Insert, Stand
 from vq3dcli.pipelines.inputs import OpenedScene
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.rendering.compose import (
+    Membership,
     Placement,
     Surface,
     Vector,
@@ -26,14 +29,17 @@ from vq3dcli.rendering.compose import (
     merged,
     placed,
     placed_surface,
+    share_of,
+    without_share,
 )
-from vq3dcli.rendering.cutout import Box, Cutout, FirstView, cut_out, point_at
+from vq3dcli.rendering.cutout import Box, Cutout, FirstView, cut_out, painted, point_at
 from vq3dcli.rendering.render import Field
 from vq3dcli.rendering.space import FrustumSpace
 
 # The first view, for masks and for the ground under things: twice the texels of small models.
 _MAX_VIEW_PX = 128
 _VIEW_SAMPLES = 64
+_MAX_PHOTO_PX = 1024
 _WHOLE = (0.0, 0.0, 1.0, 1.0)
 _MESH_PLACE = (0.5, 0.75)
 # From the upper left, in front.
@@ -66,6 +72,11 @@ class Thing:
     field: Field | None = None
     mesh: Mesh | None = None
 
+    @property
+    def shadow_radius(self) -> float:
+        """Standard deviation of its shadow in metres."""
+        return 0.35 * self.width * self.base.scale
+
     def placement(self, progress: float) -> Placement:
         """Where it is when `progress` in [0, 1] of the video is over."""
         position = progress * (len(self.stops) - 1)
@@ -82,20 +93,23 @@ class Stage:
 
     Attributes:
         scene: The scene without what was deleted or moved.
+        holes: Where something was taken away.
         fills: What closes the holes.
         things: What stands in it.
         near: z_depth of s = 1.
         far: z_depth of s = 0.
         device: Where fields compute.
-        moving: Whether it changes from frame to frame.
+        picture: What shows the scene itself, if not its field: its photo in detail.
     """
 
     scene: Field
+    holes: tuple[Membership, ...]
     fills: tuple[Field, ...]
     things: tuple[Thing, ...]
     near: float
     far: float
     device: torch.device
+    picture: Renderable | None = None
 
     @property
     def moving(self) -> bool:
@@ -104,28 +118,56 @@ class Stage:
 
     def at(self, progress: float) -> ComposedScene:
         """The scene when `progress` in [0, 1] of the video is over."""
-        ground: Field = merged(self.scene, self.fills)
+        in_detail = self.picture is not None
+        scene = share_of(self.scene) if in_detail else self.scene
+        ground: Field = merged(scene, [without_share(fill) if in_detail else fill for fill in self.fills])
         fields: list[Field] = []
         surfaces: list[Surface] = []
-        for thing in self.things:
-            placement = thing.placement(progress)
+        placements = [thing.placement(progress) for thing in self.things]
+        for thing, placement in zip(self.things, placements, strict=True):
             if thing.shadow > 0.0:
-                radius = 0.35 * thing.width * placement.scale
-                ground = darkened(ground, placement.at, radius, thing.shadow)
+                ground = darkened(ground, placement.at, thing.shadow_radius, thing.shadow)
             if thing.field is not None:
-                fields.append(placed(thing.field, placement, lower=thing.lower, upper=thing.upper))
+                own = without_share(thing.field) if in_detail else thing.field
+                fields.append(placed(own, placement, lower=thing.lower, upper=thing.upper))
             if thing.mesh is not None:
                 surfaces.append(placed_surface(thing.mesh.surface(_light_for(placement)), placement))
-        return ComposedScene(merged(ground, fields), tuple(surfaces), self.near, self.far, self.device)
+        backdrop = None if self.picture is None else Backdrop(self.picture, self._touched(placements))
+        return ComposedScene(merged(ground, fields), tuple(surfaces), self.near, self.far, self.device, backdrop)
+
+    def _touched(self, placements: list[Placement]) -> Membership:
+        """Whether anything but the scene may be at points; shadows end where they cannot be seen any more."""
+
+        def touched(points: Tensor) -> Tensor:
+            found = torch.zeros_like(points[:, 0], dtype=torch.bool)
+            for hole in self.holes:
+                found |= hole(points) > 0.0
+            for thing, placement in zip(self.things, placements, strict=True):
+                if thing.shadow > 0.0:
+                    away = (points - points.new_tensor(placement.at)).square().sum(-1)
+                    found |= away < (3.5 * thing.shadow_radius) ** 2
+                if thing.field is not None:
+                    own = placement.to_object(points)
+                    found |= ((own >= own.new_tensor(thing.lower)) & (own <= own.new_tensor(thing.upper))).all(-1)
+            return found
+
+        return touched
 
 
-def build_stage(composition: Composition, scene: OpenedScene, open_object: Callable[[str], OpenedScene]) -> Stage:
+def build_stage(
+    composition: Composition,
+    scene: OpenedScene,
+    open_object: Callable[[str], OpenedScene],
+    *,
+    picture: Renderable | None = None,
+) -> Stage:
     """Make a composition real.
 
     Args:
         composition: What to do.
         scene: Its scene, opened.
         open_object: Opens what an insertion names, unless it is a mesh.
+        picture: The scene's photo in detail; what comes from photos then has their colours, too.
 
     Raises:
         DataError: A box without an object in it; a mesh that cannot be read.
@@ -133,13 +175,16 @@ def build_stage(composition: Composition, scene: OpenedScene, open_object: Calla
     """
     view, space = first_view(scene)
     field = whole = scene.scene.model.frozen_field(scene.scene.planes)
+    in_detail = picture is not None
     fills: list[Field] = []
+    holes: list[Membership] = []
     things: list[Thing] = []
     ground = view
     moved: list[tuple[Stand, Cutout]] = []
     for edit in (*composition.delete, *composition.move):
         cutout = _cut(view, edit, space, scene.stem)
-        field = carved(field, cutout.hole())
+        holes.append(cutout.hole())
+        field = carved(field, holes[-1])
         fills.append(cutout.fill())
         gone = cutout.mask > 0.0
         ground = FirstView(
@@ -147,18 +192,22 @@ def build_stage(composition: Composition, scene: OpenedScene, open_object: Calla
         )
         if isinstance(edit, Stand):
             moved.append((edit, cutout))
-    things += [_standing(edit, cutout, whole, space, ground) for edit, cutout in moved]
+    source = _colours_of(scene, whole, space) if in_detail and moved else whole
+    things += [_standing(edit, cutout, source, space, ground) for edit, cutout in moved]
     for insert in composition.insert:
         if is_mesh(insert.object):
             things.append(_standing_mesh(insert, space, ground))
             continue
-        source = open_object(insert.object)
-        source_view, source_space = first_view(source)
-        cutout = _cut(source_view, insert, source_space, source.stem)
-        source_field = source.scene.model.frozen_field(source.scene.planes)
-        things.append(_standing(insert, cutout, source_field, space, ground))
+        opened = open_object(insert.object)
+        source_view, source_space = first_view(opened)
+        cutout = _cut(source_view, insert, source_space, opened.stem)
+        source = opened.scene.model.frozen_field(opened.scene.planes)
+        if in_detail:
+            source = _colours_of(opened, source, source_space)
+        things.append(_standing(insert, cutout, source, space, ground))
     model = scene.scene.model
-    return Stage(field, tuple(fills), tuple(things), model.near, model.far, scene.scene.planes.device)
+    device = scene.scene.planes.device
+    return Stage(field, tuple(holes), tuple(fills), tuple(things), model.near, model.far, device, picture)
 
 
 def first_view(opened: OpenedScene) -> tuple[FirstView, FrustumSpace]:
@@ -170,6 +219,16 @@ def first_view(opened: OpenedScene) -> tuple[FirstView, FrustumSpace]:
     view = scene.render(camera, samples=_VIEW_SAMPLES)
     space = FrustumSpace(radius, fov_rad, opened.camera.near, opened.camera.far)
     return FirstView(view.rgb[0].float() / 255.0, view.s[0]), space
+
+
+def _colours_of(opened: OpenedScene, field: Field, space: FrustumSpace) -> Field:
+    """A scene's field with the colours of its photo, if there is one."""
+    if opened.photo is None:
+        return field
+    height_px, width_px = opened.photo.shape[1:]
+    factor = min(1.0, _MAX_PHOTO_PX / max(height_px, width_px))
+    photo = resize(opened.photo, max(1, round(height_px * factor)), max(1, round(width_px * factor)))
+    return painted(field, photo.to(opened.scene.planes.device).float() / 255.0, space)
 
 
 def _cut(view: FirstView, cut: Cut, space: FrustumSpace, name: str) -> Cutout:

@@ -171,6 +171,30 @@ def darkened(field: Field, centre: Vector, radius: float, strength: float) -> Fi
     return shadowed
 
 
+def share_of(field: Field) -> Field:
+    """A field that shows only how much of it is seen: colour 0, and a fourth channel of 1.
+
+    Composed with others, whose fourth channel is 0 (`without_share`), the channel says how much of a ray's colour a
+    picture of the field alone shall have.
+    """
+
+    def share(points: Tensor) -> tuple[Tensor, Tensor]:
+        density, rgb = field(points)
+        return density, torch.cat([torch.zeros_like(rgb), torch.ones_like(rgb[..., :1])], -1)
+
+    return share
+
+
+def without_share(field: Field) -> Field:
+    """A field with a fourth channel of 0; see `share_of`."""
+
+    def four(points: Tensor) -> tuple[Tensor, Tensor]:
+        density, rgb = field(points)
+        return density, torch.cat([rgb, torch.zeros_like(rgb[..., :1])], -1)
+
+    return four
+
+
 class Hits(NamedTuple):
     """Where rays first meet a surface.
 

@@ -177,6 +177,23 @@ def cut_out(view: FirstView, box: Box, space: FrustumSpace) -> Cutout:
     return Cutout(mask, back_s, behind, space, foot, width, lower, upper)
 
 
+def painted(field: Field, photo: Tensor, space: FrustumSpace) -> Field:
+    """A field with the colours of its photo, each point with those of the pixel in front of it.
+
+    Args:
+        field: Its density stays.
+        photo: `[3, H, W]` in [0, 1]: what the camera of `space` saw.
+        space: The first view's camera.
+    """
+
+    def coloured(points: Tensor) -> tuple[Tensor, Tensor]:
+        density, _ = field(points)
+        rgb = torch.stack(_look_up(photo, space(points.reshape(-1, 3))), -1)
+        return density, rgb.reshape(points.shape)
+
+    return coloured
+
+
 def point_at(x: float, y: float, z_depth: float, space: FrustumSpace) -> Vector:
     """The world point at (x, y), in fractions of the first view, and `z_depth`."""
     reach = z_depth * math.tan(0.5 * space.fov_rad)
