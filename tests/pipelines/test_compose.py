@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 
 from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.cli import run
@@ -28,7 +29,7 @@ from vq3dcli.pipelines.composition import (
 )
 from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
 from vq3dcli.rendering.cameras import Camera, canonical_camera, project
-from vq3dcli.rendering.compose import empty_field
+from vq3dcli.rendering.compose import Placement, empty_field
 
 EVERYTHING = {
     "scene": "toyscene:sphere",
@@ -164,6 +165,11 @@ def test_cut_outs_keep_facing_the_camera_and_the_order_does_not_matter(
     foot, stop = thing.base.anchor, thing.stops[0]
     turned = math.atan2(foot[0], foot[2] + 3.0) - math.atan2(stop[0], stop[2] + 3.0)
     assert thing.base.yaw_rad == pytest.approx(turned)
+    # What faced the camera faces it again, to a degree or two, whatever the way between.
+    facing = Placement(yaw_rad=thing.base.yaw_rad, pitch_rad=thing.base.pitch_rad)
+    camera_at = torch.tensor([0.0, 0.0, -3.0])
+    before, after = (functional.normalize(camera_at - torch.tensor(at), dim=0) for at in (foot, stop))
+    assert float(facing.to_scene(before) @ after) > math.cos(math.radians(2.0))
 
 
 def test_photo_detail_stays_where_nothing_else_is(open_toy: Callable[[str], OpenedScene], cube: str) -> None:

@@ -80,7 +80,7 @@ def first_ball(camera: Camera, balls: list[tuple[tuple[float, float, float], flo
 
 
 def test_a_placement_and_back() -> None:
-    placement = Placement((0.1, -0.2, 0.3), (1.0, 2.0, 3.0), 1.7, 0.4, -0.3, 0.2)
+    placement = Placement((0.1, -0.2, 0.3), (1.0, 2.0, 3.0), 1.7, 0.4, -0.3, 0.2, 1.5, 0.75)
     points = torch.randn(50, 3)
     torch.testing.assert_close(placement.to_object(placement.to_scene(points)), points, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(placement.to_scene(torch.tensor([0.1, -0.2, 0.3])), torch.tensor([1.0, 2.0, 3.0]))
@@ -104,8 +104,17 @@ def test_turns_go_the_way_they_say(
     torch.testing.assert_close(moved, torch.tensor(after), atol=1e-6, rtol=0)
 
 
+def test_things_keep_their_shape_between_photos_of_different_shapes() -> None:
+    """What is as wide as high in one photo is so in the other; a photo of aspect A stretches y by A."""
+    placement = Placement(scale=2.0, yaw_rad=0.3, object_aspect=1.5, scene_aspect=0.75)
+    corner, right, top = torch.zeros(3), torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, -1.5, 0.0])
+    shown = [placement.to_scene(point) / torch.tensor([1.0, 0.75, 1.0]) for point in (corner, right, top)]
+    for point in shown[1:]:
+        torch.testing.assert_close((point - shown[0]).norm(), torch.tensor(2.0))
+
+
 def test_rays_keep_their_parameter() -> None:
-    placement = Placement((0.1, 0.0, 0.3), (0.5, 0.2, 1.0), 0.6, 0.4, 0.1)
+    placement = Placement((0.1, 0.0, 0.3), (0.5, 0.2, 1.0), 0.6, 0.4, 0.1, object_aspect=1.5, scene_aspect=0.7)
     rays = image_rays(pivot_camera(torch.tensor([0.2]), torch.tensor([0.1]), height_px=4, width_px=5))
     own = placement.rays_to_object(rays)
     z = 2.7

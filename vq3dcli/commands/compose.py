@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
-from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES
+from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES
 from vq3dcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def command(
     size: Annotated[int | None, typer.Option(help="Longer side of the video in pixels.")] = None,
     fov: Annotated[float | None, typer.Option(help="Field of view in degrees. Default: the model's.")] = None,
     amplitude: Annotated[float | None, typer.Option(help="How far the camera goes, in degrees.")] = None,
-    samples: Annotated[int, typer.Option(help="Samples a ray; more are slower and a little cleaner.")] = VIDEO_SAMPLES,
+    samples: Annotated[int, typer.Option(help="Samples a ray; more are slower and cleaner.")] = 64,
     disparity: Annotated[bool, typer.Option("--disparity", help="Also write NAME_disparity: near is bright.")] = False,
     detail: Annotated[
         Literal["photo", "none"] | None, typer.Option(help="The photo's own pixels, or the plain NeRF. Default: photo.")

@@ -174,6 +174,7 @@ def build_stage(
         InputMissingError, UnavailableError: See `data.meshes.read_mesh`.
     """
     view, space = first_view(scene)
+    aspect = scene.camera.aspect
     field = whole = scene.scene.model.frozen_field(scene.scene.planes)
     in_detail = picture is not None
     fills: list[Field] = []
@@ -193,10 +194,10 @@ def build_stage(
         if isinstance(edit, Stand):
             moved.append((edit, cutout))
     source = _colours_of(scene, whole, space) if in_detail and moved else whole
-    things += [_standing(edit, cutout, source, space, ground) for edit, cutout in moved]
+    things += [_standing(edit, cutout, source, space, ground, (aspect, aspect)) for edit, cutout in moved]
     for insert in composition.insert:
         if is_mesh(insert.object):
-            things.append(_standing_mesh(insert, space, ground))
+            things.append(_standing_mesh(insert, space, ground, aspect))
             continue
         opened = open_object(insert.object)
         source_view, source_space = first_view(opened)
@@ -204,7 +205,7 @@ def build_stage(
         source = opened.scene.model.frozen_field(opened.scene.planes)
         if in_detail:
             source = _colours_of(opened, source, source_space)
-        things.append(_standing(insert, cutout, source, space, ground))
+        things.append(_standing(insert, cutout, source, space, ground, (opened.camera.aspect, aspect)))
     model = scene.scene.model
     device = scene.scene.planes.device
     return Stage(field, tuple(holes), tuple(fills), tuple(things), model.near, model.far, device, picture)
@@ -239,32 +240,55 @@ def _cut(view: FirstView, cut: Cut, space: FrustumSpace, name: str) -> Cutout:
         raise DataError(f"{error.message} ({name})", remedy=error.remedy) from error
 
 
-def _standing(stand: Stand, cutout: Cutout, field: Field, space: FrustumSpace, ground: FirstView) -> Thing:
-    """What was cut out of a field, where it shall stand."""
+def _standing(
+    stand: Stand,
+    cutout: Cutout,
+    field: Field,
+    space: FrustumSpace,
+    ground: FirstView,
+    aspects: tuple[float, float],
+) -> Thing:
+    """What was cut out of a field, where it shall stand; `aspects` are those of its photo and of the scene's."""
     stops = tuple(_foot_at(x, y, stand, space, ground) for x, y in stand.at) or (cutout.foot,)
     if not stand.at and stand.z_depth is not None:
         far = stand.z_depth / (cutout.foot[2] + space.radius)
         stops = ((cutout.foot[0] * far, cutout.foot[1] * far, stand.z_depth - space.radius),)
-    # The side that the photo saw faces the camera at the first stop, too.
-    turn_rad = _azimuth(cutout.foot, cutout.space.radius) - _azimuth(stops[0], space.radius)
-    base = _base(stand, anchor=cutout.foot, turn_rad=turn_rad)
+    # Nothing but the side that the photo saw is known: it faces the camera at the first stop, too.
+    before, after = (
+        _line_of_sight(cutout.foot, cutout.space.radius, aspects[0]),
+        _line_of_sight(stops[0], space.radius, aspects[1]),
+    )
+    base = _base(
+        stand, anchor=cutout.foot, aspects=aspects, yaw_rad=before[0] - after[0], pitch_rad=after[1] - before[1]
+    )
     own = kept(field, cutout.membership)
     spin_rad = math.radians(stand.spin_deg)
     return Thing(base, stops, spin_rad, cutout.width, stand.shadow, cutout.lower, cutout.upper, field=own)
 
 
-def _standing_mesh(insert: Insert, space: FrustumSpace, ground: FirstView) -> Thing:
+def _standing_mesh(insert: Insert, space: FrustumSpace, ground: FirstView, aspect: float) -> Thing:
     mesh = read_mesh(Path(insert.object), up=insert.up)
     stops = tuple(_foot_at(x, y, insert, space, ground) for x, y in insert.at or [_MESH_PLACE])
     width = mesh.upper[0] - mesh.lower[0]
     spin_rad = math.radians(insert.spin_deg)
-    return Thing(_base(insert), stops, spin_rad, width, insert.shadow, mesh.lower, mesh.upper, mesh=mesh)
+    return Thing(
+        _base(insert, aspects=(1.0, aspect)), stops, spin_rad, width, insert.shadow, mesh.lower, mesh.upper, mesh=mesh
+    )
 
 
-def _base(stand: Stand, *, anchor: Vector = (0.0, 0.0, 0.0), turn_rad: float = 0.0) -> Placement:
+def _base(
+    stand: Stand,
+    *,
+    aspects: tuple[float, float],
+    anchor: Vector = (0.0, 0.0, 0.0),
+    yaw_rad: float = 0.0,
+    pitch_rad: float = 0.0,
+) -> Placement:
+    """The wanted size and turns, on top of those given."""
     turns = stand.rotate_deg if isinstance(stand.rotate_deg, tuple) else (stand.rotate_deg, 0.0, 0.0)
-    yaw_rad, pitch_rad, roll_rad = (math.radians(turn) for turn in turns)
-    return Placement(anchor, (0.0, 0.0, 0.0), stand.scale, yaw_rad + turn_rad, pitch_rad, roll_rad)
+    yaw, pitch, roll = (math.radians(turn) for turn in turns)
+    nowhere = (0.0, 0.0, 0.0)
+    return Placement(anchor, nowhere, stand.scale, yaw_rad + yaw, pitch_rad + pitch, roll, *aspects)
 
 
 def _foot_at(x: float, y: float, stand: Stand, space: FrustumSpace, ground: FirstView) -> Vector:
@@ -278,9 +302,10 @@ def _foot_at(x: float, y: float, stand: Stand, space: FrustumSpace, ground: Firs
     return point_at(x, y, z_depth, space)
 
 
-def _azimuth(point: Vector, radius: float) -> float:
-    """How far to the right of the first camera's axis a point lies, in radians."""
-    return math.atan2(point[0], point[2] + radius)
+def _line_of_sight(point: Vector, radius: float, aspect: float) -> tuple[float, float]:
+    """How far to the right of the first camera's axis a point lies, and how far below it, in radians."""
+    ahead = point[2] + radius
+    return math.atan2(point[0], ahead), math.atan2(point[1] / aspect, math.hypot(point[0], ahead))
 
 
 def _light_for(placement: Placement) -> Vector:

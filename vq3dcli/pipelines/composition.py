@@ -98,7 +98,7 @@ class Composition(_Strict):
         insert: What comes.
     """
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     scene: str = Field(min_length=1)
     weights_sha256: str | None = None
     delete: list[Cut] = []
@@ -107,7 +107,7 @@ class Composition(_Strict):
 
     def with_more(self, other: Composition) -> Composition:
         """This composition, and then what `other` does."""
-        more = {"delete": other.delete, "move": other.move, "insert": other.insert}
+        more: dict[str, list[Any]] = {"delete": other.delete, "move": other.move, "insert": other.insert}
         return self.model_copy(update={key: [*getattr(self, key), *items] for key, items in more.items()})
 
 

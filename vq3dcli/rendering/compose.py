@@ -33,7 +33,9 @@ Vector = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Placement:
-    """From an object's coordinates to the scene's: x_scene = at + scale R (x_object - anchor).
+    """From an object's coordinates to the scene's: x_scene = at + A_scene scale R A_object^-1 (x_object - anchor).
+
+    A photo of any shape is squashed to a square, so that the y of its scene is stretched by A = width / height.
 
     Attributes:
         anchor: The point of the object, in its own coordinates, that lies at `at`.
@@ -42,6 +44,8 @@ class Placement:
         yaw_rad: Turn about the vertical axis; positive turns the side that faces the camera to the right (+x).
         pitch_rad: Turn about the x axis after that; positive leans the top away from the camera (+z).
         roll_rad: Turn about the z axis at last; positive is clockwise in the image.
+        object_aspect: A of the photo that the object comes from.
+        scene_aspect: A of the scene's photo.
     """
 
     anchor: Vector = (0.0, 0.0, 0.0)
@@ -50,6 +54,8 @@ class Placement:
     yaw_rad: float = 0.0
     pitch_rad: float = 0.0
     roll_rad: float = 0.0
+    object_aspect: float = 1.0
+    scene_aspect: float = 1.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale > 0.0):
@@ -69,19 +75,22 @@ class Placement:
 
     def to_object(self, points: Tensor) -> Tensor:
         """Scene points `[..., 3]` in the object's coordinates."""
-        return _turn((points - points.new_tensor(self.at)) / self.scale, self.rotation(points).T) + points.new_tensor(
-            self.anchor
-        )
+        return self._turned_back(points - points.new_tensor(self.at)) + points.new_tensor(self.anchor)
 
     def to_scene(self, points: Tensor) -> Tensor:
         """The object's points `[..., 3]` in the scene."""
-        turned = _turn(points - points.new_tensor(self.anchor), self.rotation(points))
-        return turned * self.scale + points.new_tensor(self.at)
+        own = (points - points.new_tensor(self.anchor)) / points.new_tensor([1.0, self.object_aspect, 1.0])
+        stretch = points.new_tensor([self.scale, self.scale * self.scene_aspect, self.scale])
+        return _turn(own, self.rotation(points)) * stretch + points.new_tensor(self.at)
 
     def rays_to_object(self, rays: Rays) -> Rays:
         """The same rays in the object's coordinates; a z_depth on them means the same point."""
-        direction = _turn(rays.direction / self.scale, self.rotation(rays.direction).T)
-        return Rays(self.to_object(rays.origin), direction)
+        return Rays(self.to_object(rays.origin), self._turned_back(rays.direction))
+
+    def _turned_back(self, vectors: Tensor) -> Tensor:
+        stretch = vectors.new_tensor([self.scale, self.scale * self.scene_aspect, self.scale])
+        own = _turn(vectors / stretch, self.rotation(vectors).T)
+        return own * vectors.new_tensor([1.0, self.object_aspect, 1.0])
 
 
 def empty_field(points: Tensor) -> tuple[Tensor, Tensor]:
