@@ -18,10 +18,18 @@ from PIL import Image
 from vq3dcli.checkpoint import load_weights
 from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import display_range
-from vq3dcli.export.layers import Frustum, Layers, bake_layers, choose_edges
+from vq3dcli.export.layers import (
+    Frustum,
+    Layers,
+    Sheet,
+    bake_layers,
+    choose_edges,
+    layers_of_sheets,
+    render_layers,
+)
 from vq3dcli.export.viewer import BOUND_RAD, viewer_html, write_viewer
 from vq3dcli.pipelines.inputs import open_scene, parse_sources
-from vq3dcli.rendering.cameras import pivot_camera
+from vq3dcli.rendering.cameras import Camera, pivot_camera
 
 HOSTILE = "</title></script><script>window.hacked = 1</script><img src=x onerror='window.hacked=1'>\"&.jpg"
 YAW_RAD = (0.0, 0.1, -0.1, 0.2, -0.2)
@@ -84,6 +92,24 @@ def test_it_draws_what_the_renderer_sees(page, viewer, psnr) -> None:  # type: i
     for yaw_rad, seen in zip(YAW_RAD, viewer[1], strict=True):
         found = psnr(picture(page, f"vq3d.picture({yaw_rad}, 0, 64, 64)"), seen)
         assert found >= 32.0, (yaw_rad, found)
+
+
+def test_photo_sheets_fade_as_in_the_library(browser, tmp_path: Path, psnr) -> None:  # type: ignore[no-untyped-def]
+    x, y = torch.meshgrid(torch.linspace(-1, 1, 96), torch.linspace(-1, 1, 64), indexing="xy")
+    s = 0.25 + 0.3 * torch.sigmoid((0.4 - torch.hypot(x, y)) * 25.0)
+    front = torch.stack([0.5 + 0.4 * torch.sin(6 * x), 0.5 + 0.4 * torch.cos(5 * y), 0.5 + 0.3 * x])
+    sheets = [Sheet(front, s), Sheet(1.0 - front, torch.full_like(s, 0.25))]
+    layers = layers_of_sheets(sheets, Frustum(aspect=1.5), 16, margins=(1.2, 1.1))
+    camera = Frustum(aspect=1.5).camera(64, 96)
+    yaw_rad, pitch_rad = torch.tensor([0.0, 0.15]), torch.tensor([0.0, -0.1])
+    pose = pivot_camera(yaw_rad, pitch_rad, height_px=64, width_px=96).cam_to_world
+    expected, _ = render_layers(layers, Camera(pose, camera.intrinsics.expand(2, 3, 3), 64, 96))
+    write_viewer(tmp_path / "a.html", "a", layers, torch.zeros(3, 64, 96, dtype=torch.uint8), (0.0, 1.0))
+    with browser.new_page(viewport={"width": 300, "height": 300}, reduced_motion="reduce") as page:
+        page.goto((tmp_path / "a.html").as_uri())
+        assert page.evaluate("vq3d.ready") is True
+        for number, call in enumerate(("vq3d.picture(0, 0, 96, 64)", "vq3d.picture(0.15, -0.1, 96, 64)")):
+            assert psnr(picture(page, call), expected[number].clamp(0.0, 1.0)) > 34.0, call
 
 
 def test_mouse_keys_and_buttons(page) -> None:  # type: ignore[no-untyped-def]

@@ -32,21 +32,28 @@
     precision highp float;
     precision highp sampler2DArray;
     const int LAYERS = ${scene.planes_s.length};
+    const bool FADES = ${scene.fades !== null};
     uniform sampler2DArray colours, shapes;  // rgb; opacity and s
     uniform sampler2D colour_map;
     uniform vec4 bins[LAYERS];               // the plane's s, lowest s, extent of s
     uniform mat3 rotation;                   // camera to world
     uniform vec3 origin;                     // of the camera, in the canonical camera's coordinates
     uniform float view_tangent, inverse_range, inverse_far;
-    uniform vec2 tangent, shown;
+    uniform vec2 tangent, shown, fades;
     uniform bool disparity;
     flat in uint mask;
     in vec2 place;
     out vec4 pixel;
+    float place_in(int layer, vec2 uv) {
+      return bins[layer].y + bins[layer].z * texture(shapes, vec3(uv, float(layer))).g;
+    }
     void main() {
       vec3 ray = rotation * vec3(place * view_tangent, 1.0);
       vec3 sum = vec3(0.0);
       float sum_s = 0.0, passing = 1.0;
+      // Along a ray uv = base + s along; a texel of a relief grows to 1 - gradient . along.
+      vec2 along = 0.5 * inverse_range * (origin.xy - origin.z * ray.xy / ray.z) / tangent;
+      vec2 texels = vec2(textureSize(shapes, 0).xy);
       for (int i = 0; i < LAYERS; ++i) {
         if ((mask & (1u << i)) == 0u) continue;
         float s = bins[i].x, z_depth;
@@ -59,6 +66,13 @@
           s = bins[i].y + bins[i].z * shape.g;
         }
         float weight = z_depth > 0.0 ? passing * shape.r : 0.0;
+        if (FADES && weight > 0.0 && i + 1 < LAYERS) {
+          vec2 step = 0.5 / texels;
+          vec2 slope = vec2(
+            place_in(i, uv + vec2(step.x, 0.0)) - place_in(i, uv - vec2(step.x, 0.0)),
+            place_in(i, uv + vec2(0.0, step.y)) - place_in(i, uv - vec2(0.0, step.y)));
+          weight *= 1.0 - smoothstep(fades.x, fades.y, 1.0 - dot(slope * texels, along));
+        }
         if (weight > 0.0) {
           sum += weight * texture(colours, vec3(uv, float(i))).rgb;
           sum_s += weight * clamp((1.0 / max(z_depth, 1e-3) - inverse_far) / inverse_range, 0.0, 1.0);
@@ -91,7 +105,7 @@
     gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
     gl.pixelStorei(gl.UNPACK_COLORSPACE_CONVERSION_WEBGL, gl.NONE);
     places = {};
-    for (const name of ["rotation", "origin", "view_tangent", "tangent", "inverse_range", "inverse_far", "shown",
+    for (const name of ["rotation", "origin", "view_tangent", "tangent", "inverse_range", "inverse_far", "shown", "fades",
                         "disparity", "colours", "shapes", "colour_map", "bins"]) {
       places[name] = gl.getUniformLocation(program, name);
     }
@@ -113,6 +127,7 @@
     gl.vertexAttribDivisor(0, 1);
     gl.uniform1f(places.inverse_range, 1 / scene.near - 1 / scene.far);
     gl.uniform1f(places.inverse_far, 1 / scene.far);
+    if (scene.fades) gl.uniform2f(places.fades, scene.fades[0], scene.fades[1]);
     gl.uniform2f(places.shown, scene.shown[0], scene.shown[1]);
   }
 

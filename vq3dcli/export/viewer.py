@@ -23,7 +23,7 @@ from torch.nn import functional
 from vq3dcli.data.images import encode_jpeg, encode_png
 from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import colour_table
-from vq3dcli.export.layers import MAX_LAYERS, MAX_SIDE_PX, Layers
+from vq3dcli.export.layers import MAX_LAYERS, MAX_SIDE_PX, STRETCH_FADES, STRETCH_GONE, Layers
 from vq3dcli.files import write_bytes
 
 # How far the camera may turn: farther out, layers of the first view have nothing more to show.
@@ -89,6 +89,7 @@ def _scene_value(layers: Layers, shown: tuple[float, float]) -> dict[str, object
         "bound_rad": BOUND_RAD,
         "fov_rad": frustum.fov_rad,
         "margins": list(layers.margins),
+        "fades": [STRETCH_FADES, STRETCH_GONE] if layers.fades else None,
         "cells": _CELLS,
         "cover": _cover(layers),
         "radius": frustum.radius,
@@ -110,16 +111,13 @@ def _cover(layers: Layers) -> str:
     0: nothing is there, 1: something, 2: all of the cell is opaque. Cells reach a texel into their neighbours, as
     bilinear samples do.
     """
-    size = layers.alpha.shape[1:]
-    rows, columns = ((torch.arange(side) * _CELLS) // side for side in size)
-    cell = (rows[:, None] * _CELLS + columns).flatten()
-    around = layers.alpha[:, None].cpu()
-    most = functional.max_pool2d(around, 3, 1, 1).flatten(1)
-    least = -functional.max_pool2d(-around, 3, 1, 1).flatten(1)
-    index = cell.expand_as(most)
-    something = torch.zeros(len(layers), _CELLS**2).scatter_reduce(1, index, most, "amax")
-    opaque = torch.ones(len(layers), _CELLS**2).scatter_reduce(1, index, least, "amin")
+    alpha = layers.alpha[:, None].cpu()
+    something = functional.adaptive_max_pool2d(functional.max_pool2d(alpha, 3, 1, 1), _CELLS).flatten(1)
+    opaque = -functional.adaptive_max_pool2d(functional.max_pool2d(-alpha, 3, 1, 1), _CELLS).flatten(1)
     digits = (something > 0.5 / 255.0).long() + (opaque > 254.5 / 255.0).long()
+    if layers.fades:
+        # What is opaque may fade, all but the last layer.
+        digits[:-1] = digits[:-1].clamp(max=1)
     return "".join(map(str, digits.flatten().tolist()))
 
 
