@@ -47,13 +47,15 @@ _GUIDE_EPSILON = 2e-2
 _STEP_WINDOW = 1 / 80
 _MIXED_WINDOW = 1 / 100
 # How much the NeRF may change the continued photo.
-_NERF_LIMIT = 0.1
-# A difference of s that counts as one thing in front of another; a ground that recedes has less within a window.
+_NERF_LIMIT = 0.05
+# In a map of the user's, a difference of s within a window from which on a ramp is taken for a step.
 _STEP_S = 0.05
 # The front layer fades between these factors of being pulled apart.
 STRETCH_FADES, STRETCH_GONE = 1.6, 3.0
 # Rays that begin behind the front layer begin this much behind it.
 _BEHIND_S = 0.02
+# Step in which the region behind things grows.
+_GROW_PX = 4
 _PIXELS_AT_ONCE = 1 << 18
 # Mirrored margins hide what the photo does not show, but not more than this part of its longer side.
 _WIDEST_MARGIN = 0.25
@@ -240,25 +242,37 @@ def _layer_behind(scene: Scene, camera: Camera, rgb: Tensor, s: Tensor, reach_px
     """What lies behind things, within `reach_px` of their edges."""
     radius_px = max(2, round(_STEP_WINDOW * max(s.shape)) + 1)
     low, high = local_range(s, radius_px)
-    step = high - low > _STEP_S
-    # The upper half of a step and a few pixels more hide something; their mixed colours go with what is in front.
-    hidden = step & (s > low + 0.25 * (high - low))
+    # Slopes that the farthest camera pulls apart; a ground that recedes is none.
+    down, right = torch.gradient(s)
+    pixels_per_s = reach_px / max(float(s.max() - s.min()), 1e-6)
+    torn = torch.hypot(down, right) * pixels_per_s > STRETCH_FADES - 1.0
+    _, near_torn = local_range(torn.float(), radius_px // 2)
+    # All but the foot of such a slope hides something; its mixed colours go with what is in front.
+    hidden = (near_torn > 0) & (s > low + 0.25 * (high - low))
     if not hidden.any():
         return PhotoLayer(rgb, s)
+    # From each edge inwards over what is as near, as far as it will be uncovered: the level behind it, and the middle
+    # of its step.
     level = torch.where(hidden, low, torch.ones_like(low))
-    grow_px = 4
-    for _ in range(math.ceil(reach_px / grow_px)):
-        nearby, _ = local_range(level, grow_px)
-        hidden_now = s > nearby + _STEP_S
-        level = torch.where(hidden_now, nearby, level)
-    # A few pixels beside an edge are mixed of both sides: they are no part of what lies behind.
+    middle = torch.where(hidden, 0.5 * (low + high), torch.ones_like(low))
+    for distance_px in range(_GROW_PX, reach_px + _GROW_PX, _GROW_PX):
+        level_beside, _ = local_range(level, _GROW_PX)
+        middle_beside, _ = local_range(middle, _GROW_PX)
+        joins = (level == 1.0) & (s > middle_beside) & ((s - level_beside) * pixels_per_s >= distance_px - _GROW_PX)
+        level, middle = torch.where(joins, level_beside, level), torch.where(joins, middle_beside, middle)
     in_front = level < 1.0
-    _, beside = local_range(in_front.float(), max(2, round(_MIXED_WINDOW * max(s.shape))))
+    # A few pixels beside an edge are mixed of both sides: they are no part of what lies behind.
+    mixed_px = max(2, round(_MIXED_WINDOW * max(s.shape)))
+    _, beside = local_range(in_front.float(), mixed_px)
     hidden = beside > 0
     # What is known of the layer behind: pixels beside the hidden ones that are not in front of anything.
-    _, near_hidden = local_range(hidden.float(), max(2, reach_px // 2))
-    _, level_nearby = local_range(torch.where(in_front, level, torch.zeros_like(level)), max(2, reach_px // 2))
-    known = ~hidden & (near_hidden > 0) & (s <= level_nearby + _STEP_S)
+    around_px = mixed_px + reach_px // 2
+    _, near_hidden = local_range(hidden.float(), around_px)
+    _, middle_nearby = local_range(torch.where(in_front, middle, torch.zeros_like(middle)), around_px)
+    known = ~hidden & (near_hidden > 0) & (s <= middle_nearby)
+    # With nothing known around, a guess looks worse than the slope pulled apart.
+    _, supported = local_range(known.float(), mixed_px + reach_px)
+    hidden = hidden & (supported > 0)
     weight = known.float()
     s_behind = torch.where(hidden, torch.minimum(fill_holes(s[None], weight)[0], s), s)
     nerf = nerf_behind(scene, camera, torch.where(hidden, s_behind, s))
