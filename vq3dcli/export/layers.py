@@ -42,6 +42,8 @@ _PROBE_SAMPLES = 128
 _EVEN_SHARE = 0.3
 # Steps of the search for the surface within a layer; each one divides the error by the slope of the surface.
 _SEARCH_STEPS = 2
+# Thinner haze is left out: most of the space would be filled with it, and cost a browser time.
+_LEAST_ALPHA = 0.01
 # Two neighbouring texels belong to one surface if their s differ by less.
 _SAME_SURFACE_S = 0.04
 # Five of them in a row span more only where one surface ends before another.
@@ -172,6 +174,7 @@ def bake_layers(
     """
     bins = _ray_bins(field, frustum, edges_s, height_px, width_px, samples_a_layer, device)
     alpha = bins.alpha.permute(2, 0, 1).contiguous()
+    alpha[alpha < _LEAST_ALPHA] = 0.0
     alpha[-1] = 1.0  # what passes through the whole scene ends in its last layer, as it does in the renderer
     maps = torch.cat([bins.rgb.permute(2, 3, 0, 1), bins.s.permute(2, 0, 1)[:, None]], 1)
     # The colour of an empty texel is arbitrary, and bilinear sampling would let it bleed into its neighbours.
