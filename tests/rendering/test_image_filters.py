@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vq3dcli.rendering.image_filters import box_mean, fill_holes, guided_filter, local_range, sharpen_steps
+from vq3dcli.rendering.image_filters import box_mean, fill_holes, guided_filter, local_range
 
 
 def test_box_mean_is_a_mean_and_cut_at_the_border() -> None:
@@ -25,15 +25,6 @@ def test_the_guided_filter_moves_a_blurred_edge_onto_the_photo_s() -> None:
     assert (refined[32, 47] - 0.3).abs() < 0.07 and (refined[32, 53] - 0.6).abs() < 0.07
     constant = guided_filter(torch.rand(3, 64, 96), torch.full((16, 24), 0.4), radius_px=3, epsilon=1e-4)
     assert (constant - 0.4).abs().max() < 1e-4
-
-
-def test_ramps_become_steps_and_slopes_stay() -> None:
-    ramp = torch.linspace(0.0, 1.0, 7)
-    row = torch.cat([torch.zeros(20), ramp, torch.ones(20)])
-    sharp = sharpen_steps(row.expand(9, -1), radius_px=6, step=0.05)[4]
-    assert ((sharp > 0.05) & (sharp < 0.95)).sum() <= 3
-    slope = torch.linspace(0.2, 0.5, 60).expand(9, -1)
-    assert (sharpen_steps(slope, radius_px=3, step=0.05) - slope).abs().max() < 1e-6
 
 
 def test_local_range() -> None:

@@ -4,10 +4,9 @@ A reconstruction from codes is soft; the photo is at hand. Its disparity is the 
 edges. Two layers stand for the scene, both of the photo's resolution and made once, so that nothing flickers:
 
 ```
-NeRF -> disparity -> guided by the photo -> steps sharpened -> front: photo + relief
-                                                 `-> behind: the same, but where something stands in front of
-                                                     something else, the relief behind it, with the NeRF's colours
-                                                     brought in line with the photo around them
+NeRF -> disparity -> guided by the photo -> front: photo + relief
+                                       `-> behind: the same, but where something stands in front of something else, the
+                                           relief and the photo behind it, continued, changed a little by the NeRF
 ```
 
 A ray sees the front layer; where that is pulled apart, at a step of the relief that the photo's camera did not look
@@ -30,7 +29,7 @@ from vq3dcli.model.scene import Scene, SceneView
 from vq3dcli.pipelines.inputs import OpenedScene
 from vq3dcli.rendering.cameras import Camera, canonical_camera, image_rays, intrinsics_from_fov, z_depth_from_s
 from vq3dcli.rendering.composite import ray_weights
-from vq3dcli.rendering.image_filters import box_mean, fill_holes, guided_filter, local_range, sharpen_steps
+from vq3dcli.rendering.image_filters import box_mean, fill_holes, guided_filter, local_range
 from vq3dcli.rendering.relief import Hits, Lines, camera_lines, intersect, longest_shift, look_up
 from vq3dcli.scene_file import SceneCamera
 
@@ -48,8 +47,6 @@ _STEP_WINDOW = 1 / 80
 _MIXED_WINDOW = 1 / 100
 # How much the NeRF may change the continued photo.
 _NERF_LIMIT = 0.05
-# In a map of the user's, a difference of s within a window from which on a ramp is taken for a step.
-_STEP_S = 0.05
 # The front layer fades between these factors of being pulled apart.
 STRETCH_FADES, STRETCH_GONE = 1.6, 3.0
 # Rays that begin behind the front layer begin this much behind it.
@@ -147,8 +144,7 @@ def refined_disparity(nerf_s: Tensor, photo: Tensor, user_s: Tensor | None = Non
         full = functional.interpolate(
             user_s[None, None].float(), size=size, mode="bilinear", align_corners=False, antialias=True
         )[0, 0]
-        radius_px = max(1, round(_STEP_WINDOW * longer))
-        return sharpen_steps(full, radius_px=radius_px, step=_STEP_S).clamp(0.0, 1.0)
+        return full.clamp(0.0, 1.0)
     smooth_px = max(1, round(_SMOOTH_WINDOW * max(nerf_s.shape)))
     smooth = box_mean(box_mean(nerf_s[None], smooth_px), smooth_px)[0]
     factor = min(1.0, _RELIEF_PX / longer)

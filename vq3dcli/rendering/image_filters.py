@@ -1,4 +1,4 @@
-"""Filters for maps that follow a photo: the guided filter, sharpening of steps, and the filling of holes.
+"""Filters for maps that follow a photo: the guided filter, local ranges, and the filling of holes.
 
 Legend: H height_px, W width_px, C channels.
 """
@@ -76,25 +76,6 @@ def local_range(values: Tensor, radius_px: int) -> tuple[Tensor, Tensor]:
     rows = functional.max_pool2d(both, (1, side), 1, (0, radius_px))
     low, high = functional.max_pool2d(rows, (side, 1), 1, (radius_px, 0))[0]
     return -low, high
-
-
-def sharpen_steps(values: Tensor, *, radius_px: int, step: float, passes: int = 2) -> Tensor:
-    """Turn ramps between two levels into steps; slopes that are gentler than `step` a window stay.
-
-    Args:
-        values: `[H, W]`.
-        radius_px: Half the side of the window in which levels are sought.
-        step: Differences from here on begin to count as steps; from twice that on they count fully.
-        passes: Each makes ramps about a third as long.
-    """
-    for _ in range(passes):
-        low, high = local_range(values, radius_px)
-        extent = (high - low).clamp(min=1e-9)
-        place = ((values - low) / extent).clamp(0.0, 1.0)
-        steeper = 1.0 / (1.0 + ((1.0 - place) / place.clamp(min=1e-6)) ** 3)
-        share = ((extent - step) / step).clamp(0.0, 1.0)
-        values = values + share * (low + steeper * extent - values)
-    return values
 
 
 def fill_holes(values: Tensor, weight: Tensor) -> Tensor:
