@@ -134,7 +134,7 @@ def test_mouse_keys_and_buttons(page) -> None:  # type: ignore[no-untyped-def]
     assert page.evaluate("[vq3d.view.yaw, vq3d.view.pitch]") == [0, 0]
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowUp")
-    assert page.evaluate("[vq3d.view.yaw, vq3d.view.pitch]") == [0.02, 0.02]
+    assert page.evaluate("[vq3d.view.yaw, vq3d.view.pitch]") == pytest.approx([0.02, 0.02])
     coloured = picture(page, "vq3d.picture(0, 0, 32, 32)")
     page.click("#disparity")
     assert page.get_attribute("#disparity", "aria-pressed") == "true"

@@ -24,6 +24,10 @@ FORMAT = (
 SIZE = "Longer side in pixels of what is sampled. Default: 512, points and meshes 256; without photo detail 128."
 MESH = "relief: the visible surface, torn where depth jumps; solid: closed, with walls and a flat back."
 AXES = "Of ply and splat. opencv: y down, z away from the camera; opengl: y up, z towards it, as glb always has."
+AMPLITUDE = (
+    "How far the viewer's camera turns, at most 11.45 degrees (0.2 rad), or the orbit of npz goes. Default: what suits "
+    "the photo; without photo detail 0.2 rad; npz 10."
+)
 MAX_DEPTH = "Leave out what is farther from the camera. Default: 12 for ply and glb; splat keeps all."
 DETAIL = "photo exports the photo's own pixels; none the plain NeRF. Default: photo, for photos."
 FIT = "crop takes the centre square; squash keeps all of a photo. Default: squash with photo detail, else crop."
@@ -37,7 +41,7 @@ def command(
     layers: Annotated[int, typer.Option(help="Layers of viewer and mpi, at most 32.")] = 32,
     samples: Annotated[int, typer.Option(help="Samples a ray of the NeRF.")] = 96,
     views: Annotated[int, typer.Option(help="Of npz: 1 is the first view, more lie on an orbit.")] = 1,
-    amplitude: Annotated[float, typer.Option(help="Of that orbit, in degrees.")] = 10.0,
+    amplitude: Annotated[float | None, typer.Option(help=AMPLITUDE)] = None,
     mesh: Annotated[Literal["relief", "solid"], typer.Option(help=MESH)] = "relief",
     axes: Annotated[Literal["opencv", "opengl"], typer.Option(help=AXES)] = "opencv",
     max_depth: Annotated[float | None, typer.Option(help=MAX_DEPTH)] = None,

@@ -90,7 +90,8 @@ class Layers:
         edges_s: `[L + 1]` from 1 to 0: layer i lies between edges i and i + 1.
         frustum: The camera whose rays the texels follow.
         margins: How much wider and higher the layers are than what that camera sees, at least 1 each.
-        fades: Whether surfaces fade where a camera sees them pulled apart, as photo detail does (`STRETCH_FADES`).
+        fades: Draw as photo detail does: surfaces fade where a camera sees them pulled apart (`STRETCH_FADES`), and
+            colours are sampled sharply.
     """
 
     rgb: Tensor
@@ -289,7 +290,8 @@ def flat_layers(layers: Layers) -> Layers:
     alpha[-1] = 1.0
     maps = torch.where(mass[:, None] > 1e-6, rgb / mass.clamp(min=1e-6)[:, None], layers.rgb)
     middle = planes[:, None, None].expand_as(layers.s).contiguous()
-    return replace(layers, rgb=fill_holes(maps, alpha.clamp(min=1e-4) ** 2), alpha=alpha, s=middle)
+    rgb = fill_holes(maps, alpha.clamp(min=1e-4) ** 2)
+    return replace(layers, rgb=rgb, alpha=alpha, s=middle, fades=False)
 
 
 @torch.no_grad()
@@ -330,7 +332,11 @@ def render_layers(layers: Layers, camera: Camera) -> tuple[Tensor, Tensor]:
         if layers.fades and layer + 1 < len(layers):
             opacity = opacity * _unstretched(texels[:, 4:], xy, along)
         weight = passing * opacity
-        colour += weight[:, None] * found[:, :3]
+        rgb = found[:, :3]
+        if layers.fades:
+            # As photo detail does: bilinear samples would blur a photo's texture.
+            rgb = _sample(texels[:, :3], xy, mode="bicubic").clamp(0.0, 1.0)
+        colour += weight[:, None] * rgb
         disparity += weight * s_from_z_depth(z_depth.clamp(min=1e-3), frustum.near, frustum.far)
         passing = passing - weight
     return colour, disparity
@@ -351,8 +357,8 @@ def _unstretched(s: Tensor, xy: Tensor, along: Tensor) -> Tensor:
     return 1.0 - share * share * (3.0 - 2.0 * share)
 
 
-def _sample(maps: Tensor, xy: Tensor) -> Tensor:
-    return functional.grid_sample(maps, xy, padding_mode="border", align_corners=False)
+def _sample(maps: Tensor, xy: Tensor, *, mode: str = "bilinear") -> Tensor:
+    return functional.grid_sample(maps, xy, mode=mode, padding_mode="border", align_corners=False)
 
 
 def snap_to_surfaces(s: Tensor) -> Tensor:

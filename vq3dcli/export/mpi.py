@@ -22,7 +22,7 @@ def write_mpi(folder: Path, layers: Layers) -> list[Path]:
     Returns:
         The files: `mpi.json`, then the layers from near to far.
     """
-    flat = flat_layers(layers)
+    flat = layers if _is_flat(layers) else flat_layers(layers)
     make_folder(folder)
     frustum = flat.frustum
     z_depth = z_depth_from_s(flat.planes_s, frustum.near, frustum.far)
@@ -35,6 +35,7 @@ def write_mpi(folder: Path, layers: Layers) -> list[Path]:
         entries.append({"file": name, "s": float(flat.planes_s[index]), "z_depth": float(z_depth[index])})
         written.append(folder / name)
     height_px, width_px = flat.alpha.shape[1:]
+    tangent = math.tan(0.5 * frustum.fov_rad)
     index_value = {
         "format": "mpi",
         "format_version": FORMAT_VERSION,
@@ -42,8 +43,10 @@ def write_mpi(folder: Path, layers: Layers) -> list[Path]:
         "height_px": height_px,
         "axes": "x right, y down, z forward; the camera looks along +z and stands at z = -radius",
         "alpha": "straight; composite from the last layer to the first",
-        "fov_x_deg": math.degrees(frustum.fov_rad),
-        "fov_y_deg": math.degrees(2.0 * math.atan(math.tan(0.5 * frustum.fov_rad) / frustum.aspect)),
+        "fov_x_deg": _angle_deg(tangent * flat.margins[0]),
+        "fov_y_deg": _angle_deg(tangent * flat.margins[1] / frustum.aspect),
+        "view_fov_x_deg": _angle_deg(tangent),
+        "view_fov_y_deg": _angle_deg(tangent / frustum.aspect),
         "radius": frustum.radius,
         "near": frustum.near,
         "far": frustum.far,
@@ -51,3 +54,11 @@ def write_mpi(folder: Path, layers: Layers) -> list[Path]:
     }
     write_json(folder / INDEX_NAME, index_value)
     return [folder / INDEX_NAME, *written]
+
+
+def _angle_deg(tangent: float) -> float:
+    return math.degrees(2.0 * math.atan(tangent))
+
+
+def _is_flat(layers: Layers) -> bool:
+    return bool((layers.s == layers.planes_s.to(layers.s)[:, None, None]).all())

@@ -7,7 +7,7 @@
   const still = document.getElementById("still");
   const status = document.getElementById("status");
   const BOUND_RAD = scene.bound_rad;
-  const KEY_STEP_RAD = 0.02;
+  const KEY_STEP_RAD = 0.1 * BOUND_RAD;
   const MAX_ZOOM = 4;
   const MAX_PX = 1024;
   const TILES = 16; // parts of the view a side, each of which leaves out layers that it cannot see
@@ -47,6 +47,27 @@
     float place_in(int layer, vec2 uv) {
       return bins[layer].y + bins[layer].z * texture(shapes, vec3(uv, float(layer))).g;
     }
+    // Keys' kernel with a = -0.75, over four texels a side; bilinear samples would blur a photo's texture.
+    vec4 cubic(float t) {
+      vec4 d = vec4(1.0 + t, t, 1.0 - t, 2.0 - t);
+      vec2 near = (1.25 * d.yz - 2.25) * d.yz * d.yz + 1.0;
+      vec2 far = ((-0.75 * d.xw + 3.75) * d.xw - 6.0) * d.xw + 3.0;
+      return vec4(far.x, near, far.y);
+    }
+    vec3 sharp(int layer, vec2 uv) {
+      ivec2 size = textureSize(colours, 0).xy;
+      vec2 at = uv * vec2(size) - 0.5;
+      ivec2 first = ivec2(floor(at));
+      vec4 wx = cubic(at.x - float(first.x)), wy = cubic(at.y - float(first.y));
+      vec3 sum = vec3(0.0);
+      for (int y = 0; y < 4; ++y) {
+        for (int x = 0; x < 4; ++x) {
+          ivec2 texel = clamp(first + ivec2(x - 1, y - 1), ivec2(0), size - 1);
+          sum += wx[x] * wy[y] * texelFetch(colours, ivec3(texel, layer), 0).rgb;
+        }
+      }
+      return clamp(sum, 0.0, 1.0);
+    }
     void main() {
       vec3 ray = rotation * vec3(place * view_tangent, 1.0);
       vec3 sum = vec3(0.0);
@@ -74,7 +95,7 @@
           weight *= 1.0 - smoothstep(fades.x, fades.y, 1.0 - dot(slope * texels, along));
         }
         if (weight > 0.0) {
-          sum += weight * texture(colours, vec3(uv, float(i))).rgb;
+          sum += weight * (FADES ? sharp(i, uv) : texture(colours, vec3(uv, float(i))).rgb);
           sum_s += weight * clamp((1.0 / max(z_depth, 1e-3) - inverse_far) / inverse_range, 0.0, 1.0);
           passing -= weight;
           if (passing < 0.004) break;
@@ -157,7 +178,7 @@
     const cy = Math.cos(view.yaw), sy = Math.sin(view.yaw), cp = Math.cos(view.pitch), sp = Math.sin(view.pitch);
     const forward = [-sy * cp, sp, cy * cp];
     gl.uniformMatrix3fv(places.rotation, false, [cy, 0, sy, sy * sp, cp, -cy * sp, ...forward]);
-    const r = scene.radius;
+    const r = scene.pivot_z;
     gl.uniform3f(places.origin, -r * forward[0], -r * forward[1], r - r * forward[2]);
     gl.uniform1f(places.view_tangent, Math.tan(scene.fov_rad / 2) / view.zoom);
     gl.uniform1i(places.disparity, view.disparity ? 1 : 0);
@@ -168,7 +189,7 @@
   // For each tile of the view, which layers have something there: a bit a layer. Along a ray the place in a layer moves
   // on a straight line as s grows, so the corners of a tile at a layer's lowest and highest s enclose all of it.
   function masks(rotation) {
-    const r = scene.radius, half = Math.tan(scene.fov_rad / 2) / view.zoom, cells = scene.cells, count = cells * cells;
+    const r = scene.pivot_z, half = Math.tan(scene.fov_rad / 2) / view.zoom, cells = scene.cells, count = cells * cells;
     const origin = [-r * rotation[6], -r * rotation[7], r - r * rotation[8]];
     const found = new Uint32Array(TILES * TILES);
     const cell = (value) => Math.min(cells - 1, Math.max(0, Math.floor((0.5 + 0.5 * value) * cells)));

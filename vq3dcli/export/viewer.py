@@ -26,14 +26,22 @@ from vq3dcli.export.colour import colour_table
 from vq3dcli.export.layers import MAX_LAYERS, MAX_SIDE_PX, STRETCH_FADES, STRETCH_GONE, Layers
 from vq3dcli.files import write_bytes
 
-# How far the camera may turn: farther out, layers of the first view have nothing more to show.
+# How far the camera may turn at most: farther out, layers of the first view have nothing more to show.
 BOUND_RAD = 0.2
 # Cells a side that each layer is divided into: layers with nothing in a part of the view are left out there.
 _CELLS = 16
 _HELP = "Drag, arrow keys or tilt to look around; wheel or pinch to zoom; d for disparity; 0 to go back."
 
 
-def viewer_html(title: str, layers: Layers, still: Tensor, shown: tuple[float, float]) -> str:
+def viewer_html(
+    title: str,
+    layers: Layers,
+    still: Tensor,
+    shown: tuple[float, float],
+    *,
+    bound_rad: float = BOUND_RAD,
+    pivot_z: float | None = None,
+) -> str:
     """The page as text.
 
     Args:
@@ -41,6 +49,8 @@ def viewer_html(title: str, layers: Layers, still: Tensor, shown: tuple[float, f
         layers: At most 32 of at most 512 pixels.
         still: What is shown without WebGL, uint8 `[3, H, W]` of any size.
         shown: The range of s that the colours of the disparity span.
+        bound_rad: How far the camera may turn.
+        pivot_z: How far in front of the first camera the point lies that it turns around; default: the origin.
 
     Raises:
         UsageError: Too many or too large layers.
@@ -56,6 +66,7 @@ def viewer_html(title: str, layers: Layers, still: Tensor, shown: tuple[float, f
         f"default-src 'none'; img-src data:; script-src {_hash_source(script)}; style-src {_hash_source(style)}; "
         "base-uri 'none'; form-action 'none'"
     )
+    value = {**_scene_value(layers, shown), "bound_rad": bound_rad, "pivot_z": pivot_z or layers.frustum.radius}
     name = html.escape(title)
     picture = _data_uri("jpeg", encode_jpeg(still))
     return (
@@ -67,14 +78,24 @@ def viewer_html(title: str, layers: Layers, still: Tensor, shown: tuple[float, f
         '<div id="bar"><button id="disparity" type="button" aria-pressed="false">Disparity</button>'
         '<button id="tilt" type="button" aria-pressed="false" hidden>Tilt</button>'
         f'<button id="reset" type="button">Reset</button></div><p id="status" role="status"></p><p>{_HELP}</p>\n'
-        f'<script type="application/json" id="scene">{_json_in_html(_scene_value(layers, shown))}</script>\n'
+        f'<script type="application/json" id="scene">{_json_in_html(value)}</script>\n'
         f"<script>{script}</script></body></html>\n"
     )
 
 
-def write_viewer(path: Path, title: str, layers: Layers, still: Tensor, shown: tuple[float, float]) -> None:
+def write_viewer(
+    path: Path,
+    title: str,
+    layers: Layers,
+    still: Tensor,
+    shown: tuple[float, float],
+    *,
+    bound_rad: float = BOUND_RAD,
+    pivot_z: float | None = None,
+) -> None:
     """Write `viewer_html` to `path` atomically."""
-    write_bytes(path, viewer_html(title, layers, still, shown).encode())
+    text = viewer_html(title, layers, still, shown, bound_rad=bound_rad, pivot_z=pivot_z)
+    write_bytes(path, text.encode())
 
 
 def _scene_value(layers: Layers, shown: tuple[float, float]) -> dict[str, object]:
@@ -86,13 +107,11 @@ def _scene_value(layers: Layers, shown: tuple[float, float]) -> dict[str, object
     return {
         "width_px": layers.alpha.shape[2],
         "height_px": layers.alpha.shape[1],
-        "bound_rad": BOUND_RAD,
         "fov_rad": frustum.fov_rad,
         "margins": list(layers.margins),
         "fades": [STRETCH_FADES, STRETCH_GONE] if layers.fades else None,
         "cells": _CELLS,
         "cover": _cover(layers),
-        "radius": frustum.radius,
         "near": frustum.near,
         "far": frustum.far,
         "planes_s": layers.planes_s.tolist(),

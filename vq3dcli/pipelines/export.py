@@ -8,10 +8,10 @@ Legend: V views, H height_px, W width_px.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from vq3dcli.export.layers import (
     Sheet,
     bake_layers,
     choose_edges,
+    flat_layers,
     layers_of_sheets,
     render_layers,
 )
@@ -48,6 +49,7 @@ from vq3dcli.pipelines.detail import (
 )
 from vq3dcli.pipelines.film import output_size
 from vq3dcli.pipelines.inputs import OpenedScene, Source
+from vq3dcli.pipelines.parallax import adapted_reach, disparity_extent
 from vq3dcli.rendering.cameras import Camera, pivot_pose, z_depth_from_s
 from vq3dcli.rendering.trajectories import orbit
 
@@ -73,7 +75,8 @@ _MOST_PX = 1024
 _DEFAULT_MAX_Z = 12.0
 # What layers are compared with the rendering at.
 _CHECK_PX = 64
-_CHECK_YAW_RAD = (0.0, -BOUND_RAD, BOUND_RAD)
+_CHECK_TURNS = (-1.0, -0.5, 0.0, 0.5, 1.0)
+_ORBIT_DEG = 10.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ class Wish:
         layers: Of viewer and mpi.
         samples: Samples a ray of the NeRF.
         views: Of npz: 1 is the canonical one, more lie on an orbit.
-        amplitude_deg: Of that orbit.
+        amplitude_deg: How far the viewer's camera turns, at most 0.2 rad, or the orbit of npz goes; None is what suits
+            a photo, and 0.2 rad and 10 degrees otherwise.
         mesh: Of glb.
         axes: Of ply and splat.
         max_z_depth: Farthest z_depth of ply and glb, and of splat if it is given.
@@ -98,7 +102,7 @@ class Wish:
     layers: int = MAX_LAYERS
     samples: int = 96
     views: int = 1
-    amplitude_deg: float = 10.0
+    amplitude_deg: float | None = None
     mesh: MeshKind = "relief"
     axes: Axes = "opencv"
     max_z_depth: float | None = None
@@ -113,7 +117,7 @@ def check_wish(wish: Wish) -> None:
         ("--layers", wish.layers, 2, MAX_LAYERS),
         ("--samples", wish.samples, 4, 512),
         ("--views", wish.views, 1, 1000),
-        ("--amplitude", wish.amplitude_deg, 0.0, 60.0),
+        ("--amplitude", wish.amplitude_deg, 0.5, 60.0 if wish.kind == "npz" else math.degrees(BOUND_RAD)),
         ("--max-depth", wish.max_z_depth, 0.1, 1e6),
     )
     for option, value, low, high in limits:
@@ -188,7 +192,7 @@ def export_scene(opened: OpenedScene, wish: Wish, paths: list[Path]) -> tuple[li
     facts = opened.camera
     frustum = Frustum(facts.radius, math.radians(facts.fov_deg), facts.near, facts.far, facts.aspect)
     height_px, width_px = _size(opened, wish)
-    photo_scene = _photo_scene(opened, wish, frustum, height_px, width_px)
+    photo_scene, vantage = _photo_scene(opened, wish, frustum, height_px, width_px)
     scene: Renderable = photo_scene or opened.scene
     figures: dict[str, Any] = {
         "format": wish.kind,
@@ -199,11 +203,21 @@ def export_scene(opened: OpenedScene, wish: Wish, paths: list[Path]) -> tuple[li
     canonical = frustum.camera(height_px, width_px)
     if wish.kind in ("viewer", "mpi"):
         layers = _layers(opened, photo_scene, wish, frustum, height_px, width_px)
-        figures |= {"layers": len(layers), "psnr": _layers_psnr(layers, scene, frustum, wish.samples)}
+        layers = flat_layers(layers) if wish.kind == "mpi" else layers
+        figures |= {"layers": len(layers), "bound_rad": vantage.bound_rad, "pivot_z": vantage.pivot_z}
+        figures |= {"psnr": _layers_psnr(layers, scene, frustum, vantage, wish.samples)}
         if wish.kind == "mpi":
             return write_mpi(paths[0], layers), figures
         view = scene.render(canonical, samples=wish.samples)
-        write_viewer(paths[0], opened.stem, layers, view.rgb[0].cpu(), display_range(view.s[0]))
+        write_viewer(
+            paths[0],
+            opened.stem,
+            layers,
+            view.rgb[0].cpu(),
+            display_range(view.s[0]),
+            bound_rad=vantage.bound_rad,
+            pivot_z=vantage.pivot_z,
+        )
     elif wish.kind in ("ply", "splat"):
         surface = surface_points(
             scene,
@@ -250,21 +264,43 @@ def _size(opened: OpenedScene, wish: Wish) -> tuple[int, int]:
     return output_size(longer, opened.camera.aspect)
 
 
-def _photo_scene(opened: OpenedScene, wish: Wish, frustum: Frustum, height_px: int, width_px: int) -> PhotoScene | None:
+class _Vantage(NamedTuple):
+    """From where a scene will be looked at: how far cameras turn, and how far from the first one their pivot lies."""
+
+    bound_rad: float
+    pivot_z: float
+
+
+def _photo_scene(
+    opened: OpenedScene, wish: Wish, frustum: Frustum, height_px: int, width_px: int
+) -> tuple[PhotoScene | None, _Vantage]:
+    """The photo in its layers, if it is wanted, as far as one will look around them."""
+    bound_rad = BOUND_RAD if wish.amplitude_deg is None else math.radians(wish.amplitude_deg)
+    if wish.kind == "npz":
+        bound_rad = math.radians(_ORBIT_DEG if wish.amplitude_deg is None else wish.amplitude_deg)
+    vantage = _Vantage(bound_rad, frustum.radius)
     if opened.photo is None or not wish.detail:
-        return None
+        return None, vantage
     photo = fitted_photo(opened.photo, height_px, width_px)
     s = refined_disparity(canonical_view(opened).s[0], photo)
-    angles = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]) * _reach_rad(wish)
-    pose = pivot_pose(angles[:, 0], angles[:, 1], frustum.radius)
+    if wish.kind in ("viewer", "mpi"):
+        # As videos do: turning around the middle of the scene, and not so far that the photo falls apart.
+        reach = adapted_reach("orbit", disparity_extent(s, opened.camera), opened.camera, fov_rad=frustum.fov_rad)
+        suits_rad = bound_rad if wish.amplitude_deg is not None else min(bound_rad, reach.amplitude_rad)
+        vantage = _Vantage(suits_rad, reach.pivot_z)
+    turns = [(0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)]
+    return build_photo_scene(opened, photo, s, _cameras(frustum, vantage, turns, height_px, width_px)), vantage
+
+
+def _cameras(
+    frustum: Frustum, vantage: _Vantage, turns: Sequence[tuple[float, float]], height_px: int, width_px: int
+) -> Camera:
+    """Cameras at parts of the bound in yaw and pitch."""
+    angles = torch.tensor(turns) * vantage.bound_rad
+    pose = pivot_pose(angles[:, 0], angles[:, 1], vantage.pivot_z)
+    pose[:, 2, 3] += vantage.pivot_z - frustum.radius
     camera = frustum.camera(height_px, width_px)
-    around = Camera(pose, camera.intrinsics.expand(len(pose), 3, 3), height_px, width_px)
-    return build_photo_scene(opened, photo, s, around)
-
-
-def _reach_rad(wish: Wish) -> float:
-    """How far to the sides what is exported will be looked at from."""
-    return max(BOUND_RAD, math.radians(wish.amplitude_deg)) if wish.kind == "npz" and wish.views > 1 else BOUND_RAD
+    return Camera(pose, camera.intrinsics.expand(len(pose), 3, 3), height_px, width_px)
 
 
 def _layers(
@@ -302,14 +338,15 @@ def _sheet(rgb: Tensor, s: Tensor) -> Sheet:
     return Sheet(small, functional.interpolate(s[None, None].cpu(), **options)[0, 0])
 
 
-def _layers_psnr(layers: Layers, scene: Renderable, frustum: Frustum, samples: int) -> dict[str, float]:
-    """What drawing the layers differs from rendering the scene by, in dB, for each yaw of `_CHECK_YAW_RAD`."""
-    camera = frustum.camera(*output_size(_CHECK_PX, frustum.aspect))
-    pose = pivot_pose(torch.tensor(_CHECK_YAW_RAD), torch.zeros(len(_CHECK_YAW_RAD)), frustum.radius)
-    camera = Camera(pose, camera.intrinsics.expand(len(pose), 3, 3), camera.height_px, camera.width_px)
-    seen = scene.render(camera, samples=samples).rgb.cpu() / 255.0
+def _layers_psnr(
+    layers: Layers, scene: Renderable, frustum: Frustum, vantage: _Vantage, samples: int
+) -> dict[str, float]:
+    """What drawing the layers differs from rendering the scene by, in dB, by the camera's yaw in radians."""
+    camera = _cameras(frustum, vantage, [(turn, 0.0) for turn in _CHECK_TURNS], *output_size(_CHECK_PX, frustum.aspect))
+    seen = scene.render(camera, samples=samples).rgb.cpu()
     drawn, _ = render_layers(layers, camera)
-    return {f"{yaw:+.1f}": float(psnr(drawn[i : i + 1].cpu(), seen[i : i + 1])) for i, yaw in enumerate(_CHECK_YAW_RAD)}
+    found = psnr(drawn.cpu(), seen).tolist()
+    return {f"{turn * vantage.bound_rad:+.3f}": value for turn, value in zip(_CHECK_TURNS, found, strict=True)}
 
 
 def _texture(opened: OpenedScene, photo_scene: PhotoScene | None, rgb: Tensor) -> Tensor:
@@ -322,5 +359,6 @@ def _texture(opened: OpenedScene, photo_scene: PhotoScene | None, rgb: Tensor) -
 def _orbit(canonical: Camera, frustum: Frustum, wish: Wish) -> Camera:
     if wish.views == 1:
         return canonical
-    pose = orbit(wish.views, math.radians(wish.amplitude_deg), frustum.radius).cam_to_world
+    amplitude_rad = math.radians(_ORBIT_DEG if wish.amplitude_deg is None else wish.amplitude_deg)
+    pose = orbit(wish.views, amplitude_rad, frustum.radius).cam_to_world
     return Camera(pose, canonical.intrinsics.expand(wish.views, 3, 3), canonical.height_px, canonical.width_px)
