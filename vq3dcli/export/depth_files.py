@@ -40,9 +40,10 @@ def write_views(path: Path, view: SceneView, camera: Camera, frustum: Frustum) -
     `[V, 3, 3]` in pixels, `near` and `far`.
     """
     s = view.s.cpu()
-    with atomic_path(path) as temporary:
+    # Through a handle: NumPy would add its own suffix to a name like A.NPZ.
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
         np.savez_compressed(
-            temporary,
+            handle,
             rgb=view.rgb.permute(0, 2, 3, 1).cpu().numpy(),
             s=s.numpy(),
             z_depth=z_depth_from_s(s, frustum.near, frustum.far).numpy(),
