@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vq3dcli.prior_checkpoint import LoadedPrior, load_prior
     from vq3dcli.rendering.cameras import Camera, canonical_camera, pivot_camera
     from vq3dcli.rendering.trajectories import trajectory
+    from vq3dcli.scene_file import load_scene, save_scene
 
 __all__ = [
     "Camera",
@@ -45,10 +46,12 @@ __all__ = [
     "canonical_camera",
     "load",
     "load_prior",
+    "load_scene",
     "pivot_camera",
     "read_image",
     "reconstruct_scene",
     "sample_tokens",
+    "save_scene",
     "scene_from_codes",
     "to_square",
     "trajectory",
@@ -66,10 +69,12 @@ _SOURCES = {
     "canonical_camera": ("rendering.cameras", "canonical_camera"),
     "load": ("checkpoint", "load_weights"),
     "load_prior": ("prior_checkpoint", "load_prior"),
+    "load_scene": ("scene_file", "load_scene"),
     "pivot_camera": ("rendering.cameras", "pivot_camera"),
     "read_image": ("data.images", "read_image"),
     "reconstruct_scene": ("model.scene", "reconstruct_scene"),
     "sample_tokens": ("model.sampling", "sample_tokens"),
+    "save_scene": ("scene_file", "save_scene"),
     "scene_from_codes": ("model.scene", "scene_from_codes"),
     "to_square": ("data.images", "to_square"),
     "trajectory": ("rendering.trajectories", "trajectory"),

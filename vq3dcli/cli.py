@@ -30,7 +30,10 @@ COMMANDS = (
     ("train-stage2", "train_stage2", "Train the prior that new scenes are sampled from; run it again to continue."),
     ("recipes", "recipes", "List, show, copy, check and compare recipes."),
     ("render", "render", "Turn photos into videos of novel views."),
+    ("export", "export", "Turn a scene into a web viewer, points, a mesh, splats, layers or maps."),
     ("sample", "sample", "Sample new 3D scenes: pictures, a contact sheet with disparity, videos."),
+    ("interpolate", "interpolate", "Turn one scene into another: photos, samples and saved scenes."),
+    ("compose", "compose", "Insert, move and delete objects in a scene, and film it."),
     ("evaluate", "evaluate", "Measure a model."),
 )
 

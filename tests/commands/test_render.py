@@ -10,6 +10,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +18,9 @@ from PIL import Image
 from vq3dcli.cli import run
 from vq3dcli.commands.render import FormatName, command
 from vq3dcli.config.defaults import VIDEO_SAMPLES
+from vq3dcli.data.images import read_image
 from vq3dcli.export.video import VideoFormat
+from vq3dcli.metrics.image import psnr
 from vq3dcli.pipelines.film import Shot
 
 FAST = ["--frames", "3", "--size", "16", "--samples", "4", "--device", "cpu"]
@@ -48,9 +51,10 @@ def test_the_formats_and_defaults_are_the_library_s() -> None:
 def test_each_path_names_its_output(photo: str, weights: str, path: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["render", photo, f"--{path}", "--weights", weights, *FAST, "--quiet"]) == 0
     captured = capsys.readouterr()
-    assert captured.out == f"photo_{path}.mp4\n"
+    names = [f"photo_{path}.mp4", f"photo_{path}_cameras.json"]
+    assert captured.out.splitlines() == names
     assert captured.err == ""
-    assert sorted(os.listdir()) == ["photo.jpg", f"photo_{path}.mp4"]
+    assert sorted(os.listdir()) == ["photo.jpg", *names]
 
 
 def test_json_tells_what_was_made(photo: str, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +64,7 @@ def test_json_tells_what_was_made(photo: str, weights: str, capsys: pytest.Captu
     result = json.loads(captured.out)
     assert result["command"] == "render"
     assert result["count"] == 1
-    assert result["outputs"] == ["new/a.gif", "new/a_disparity.gif"]
+    assert result["outputs"] == ["new/a.gif", "new/a_disparity.gif", "new/a_cameras.json"]
     assert result["metrics"]["fov_deg"] == 40.0
     assert result["weights"]["path"] == weights
     assert result["warnings"] == []
@@ -75,8 +79,9 @@ def test_one_bad_input_does_not_lose_the_others(photo: str, weights: str, capsys
     inputs = ["text.jpg", photo, "missing.png", "cut.jpg", "toyscene:box:3"]
     assert run(["render", *inputs, "--weights", weights, *FAST, "--json", "-o", "out/"]) == 65
     result = json.loads(capsys.readouterr().out)
-    assert sorted(os.listdir("out")) == ["photo_orbit.mp4", "toyscene-box-3_orbit.mp4"]
-    assert result["outputs"] == ["out/photo_orbit.mp4", "out/toyscene-box-3_orbit.mp4"]
+    stems = ["out/photo_orbit", "out/toyscene-box-3_orbit"]
+    assert result["outputs"] == [f"{stem}{end}" for stem in stems for end in (".mp4", "_cameras.json")]
+    assert sorted(os.listdir("out")) == [Path(output).name for output in result["outputs"]]
     assert len(result["warnings"]) == 3
     for name in ("text.jpg", "missing.png", "cut.jpg"):
         assert sum(name in warning for warning in result["warnings"]) == 1
@@ -96,7 +101,7 @@ def test_odd_photos_render(tmp_path: Path, weights: str, monkeypatch: pytest.Mon
     names = sorted(os.listdir())
     options = ["--weights", weights, *FAST, "--size", "64", "--fit", "squash", "--format", "gif", "-o", "out/"]
     assert run(["render", *names, *options]) == 0
-    assert len(os.listdir("out")) == len(names)
+    assert len(os.listdir("out")) == 2 * len(names)
     with Image.open("out/turned_orbit.gif") as video:
         assert video.size == (32, 64)
 
@@ -126,6 +131,7 @@ def make_bad_inputs(huge: Path) -> None:
     Path("file").write_text("")
     torch.save({"a": torch.zeros(1)}, "pickle.safetensors")
     Path("damaged.safetensors").write_bytes(b"\x20" + bytes(7) + b"{" * 40)
+    Path("damaged.vq3d.safetensors").write_bytes(b"\x20" + bytes(7) + b"{" * 40)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +146,17 @@ def make_bad_inputs(huge: Path) -> None:
         (["photo.jpg", "--fov", "nan"], 2),
         (["photo.jpg", "--orbit", "--swing"], 2),
         (["photo.jpg", "--fit", "stretch"], 2),
+        (["photo.jpg", "--swing", "--yaw", "3"], 2),
+        (["photo.jpg", "--yaw", "200"], 2),
+        (["photo.jpg", "--path", "missing.json"], 66),
+        (["photo.jpg", "--path", "empty.jpg"], 65),
+        (["photo.jpg", "--depth", "missing.png"], 66),
+        (["photo.jpg", "--depth", "empty.jpg"], 65),
+        (["photo.jpg", "--depth", "photo.jpg", "--detail", "none"], 2),
+        (["photo.jpg", "--depth", "photo.jpg", "--depth-model", "x"], 2),
+        (["toyscene:box", "--depth", "huge.png"], 2),
+        (["damaged.vq3d.safetensors"], 65),
+        (["samples.json#a"], 66),
         (["photo.jpg", "-o", "a.avi"], 2),
         (["photo.jpg", "-o", "-"], 2),
         (["photo.jpg", "-o", "-", "--format", "frames"], 2),
@@ -165,6 +182,63 @@ def test_bad_input_is_one_line_and_a_code(
     assert captured.err.count("\n") == 1
     assert sorted(os.listdir()) == before
     assert os.listdir("folder") == []
+
+
+def read_png(name: str) -> torch.Tensor:
+    return read_image(Path(name))
+
+
+def test_a_still_at_no_angle_is_the_photo(photo: str, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--weights", weights, "--device", "cpu", "--quiet"]
+    assert run(["render", photo, "--yaw", "0", *options]) == 0
+    assert capsys.readouterr().out.splitlines() == ["photo_view.png", "photo_view_cameras.json"]
+    assert psnr(read_png("photo_view.png")[None], read_png(photo)[None]) > 50.0
+    assert run(["render", photo, "--pitch", "4", "--detail", "none", "--size", "16", *options, "-o", "plain.png"]) == 0
+    assert read_png("plain.png").shape == (3, 16, 16)
+
+
+def test_the_cameras_beside_a_video_film_it_again(photo: str, weights: str) -> None:
+    options = ["--weights", weights, "--device", "cpu", "--quiet", "--format", "frames"]
+    assert run(["render", photo, "--spiral", "--frames", "3", *options, "-o", "a/"]) == 0
+    assert run(["render", photo, "--path", "a_cameras.json", *options, "-o", "b/"]) == 0
+    assert Path("a_cameras.json").read_text() == Path("b_cameras.json").read_text()
+    for name in sorted(os.listdir("a")):
+        assert (read_png(f"a/{name}").int() - read_png(f"b/{name}").int()).abs().max() <= 2
+    Path("own.json").write_text('[{"yaw_deg": 3, "fov_x_deg": 30}, {"pitch_deg": -3, "distance": 2.5}]')
+    assert run(["render", photo, "--path", "own.json", *options, "-o", "c/"]) == 0
+    assert len(os.listdir("c")) == 2
+
+
+@pytest.mark.parametrize(("kind", "width_px"), [("sbs", 80), ("anaglyph", 40)])
+@pytest.mark.parametrize("detail", ["photo", "none"])
+def test_stereo(photo: str, weights: str, kind: str, width_px: int, detail: str) -> None:
+    options = ["--weights", weights, "--device", "cpu", "--samples", "4", "--frames", "2", "--disparity", "--quiet"]
+    options += ["--fit", "squash", "--size", "40", "--detail", detail]
+    assert run(["render", photo, "--stereo", kind, *options, "-o", "a.gif"]) == 0
+    with Image.open("a.gif") as video:
+        assert video.size == (width_px, 30)
+
+
+def test_depth_of_the_user_moves_what_is_near(photo: str, weights: str) -> None:
+    ramp = torch.linspace(0.0, 1.0, 40).expand(30, 40)
+    np.save("depth.npy", ramp.numpy())
+    options = ["--weights", weights, "--device", "cpu", "--quiet", "--yaw", "4", "--disparity"]
+    assert run(["render", photo, *options, "--depth", "depth.npy", "-o", "a.png"]) == 0
+    brightness = read_png("a_disparity.png").float().mean((0, 1))
+    assert brightness[-8:].mean() > brightness[:8].mean() + 50.0
+    np.save("depth.npy", ramp.T.numpy())
+    assert run(["render", photo, *options, "--depth", "depth.npy", "-o", "a.png"]) == 65
+
+
+def test_a_saved_scene_renders_without_weights(photo: str, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--weights", weights, "--device", "cpu", "--quiet"]
+    assert run(["render", photo, "--yaw", "1", *options, "--save-scene", "-o", "a.png"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["a.png", "a_cameras.json", "a.vq3d.safetensors"]
+    assert run(["render", "a.vq3d.safetensors", "--yaw", "0", "--json", "--device", "cpu"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["weights"] is None
+    assert result["outputs"] == ["a_view.png", "a_view_cameras.json"]
+    assert psnr(read_png("a_view.png")[None], read_png(photo)[None]) > 50.0
 
 
 class Stream(io.TextIOWrapper):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from vq3dcli.checkpoint import load_weights
 from vq3dcli.data.toyscenes import CLASS_NAMES
 from vq3dcli.errors import DataError, InputMissingError, UsageError
-from vq3dcli.pipelines.inputs import parse_sources, read_picture
+from vq3dcli.pipelines.inputs import needs_weights, open_scene, parse_sources, read_picture
 from vq3dcli.pipelines.targets import plan_targets
+from vq3dcli.scene_file import save_scene
 
 
 def plan(
@@ -131,3 +134,34 @@ def test_outputs_that_make_no_sense(inputs: list[str], output: str, video_format
 
 def test_an_existing_folder_takes_frames(tmp_path: Path) -> None:
     assert plan(["a.jpg"], str(tmp_path)) == [f"frames:{tmp_path}"]
+
+
+def test_every_input_opens_as_a_scene(tmp_path: Path, tiny_weights: Path) -> None:
+    weights = load_weights(tiny_weights)
+    Image.effect_noise((40, 20), 60.0).save(tmp_path / "a.png")
+    texts = [str(tmp_path / "a.png"), "toyscene:box"]
+    photo, toy = (open_scene(source, weights, fit="squash") for source in parse_sources(texts))
+    assert photo.photo is not None and photo.photo.shape == (3, 20, 40)
+    assert (photo.camera.aspect, toy.camera.aspect) == (2.0, 1.0)
+    saved = tmp_path / "b.vq3d.safetensors"
+    save_scene(saved, photo.scene, weights=weights, provenance=photo.provenance, photo=photo.photo)
+    row = {"file": "box-0001.png", "codes": " ".join(map(str, toy.scene.codes[0].tolist()))}
+    record = tmp_path / "samples.json"
+    record.write_text(json.dumps({"stage1_sha256": weights.sha256, "samples": [row]}))
+    sources = parse_sources([str(saved), f"{record}#box-0001"])
+    assert [source.stem for source in sources] == ["b", "box-0001"]
+    assert [source.path for source in sources] == [saved, record]
+    assert not needs_weights(sources[:1]) and needs_weights(sources)
+    again, sampled = (open_scene(source, weights, fit="crop") for source in sources)
+    assert again.photo is not None and torch.equal(again.photo, photo.photo)
+    assert again.camera == photo.camera
+    assert sampled.photo is None
+    assert torch.equal(sampled.scene.planes, toy.scene.planes)
+    with pytest.raises(UsageError, match="box-0001"):
+        open_scene(parse_sources([f"{record}#bax-0001"])[0], weights, fit="crop")
+    record.write_text(json.dumps({"stage1_sha256": "00" * 32, "samples": [row]}))
+    with pytest.raises(DataError, match="weights 000000"):
+        open_scene(sources[1], weights, fit="crop")
+    record.write_text("[]")
+    with pytest.raises(DataError, match="not a record"):
+        open_scene(sources[1], weights, fit="crop")

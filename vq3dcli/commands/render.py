@@ -13,18 +13,32 @@ from typing import Annotated, Literal
 import typer
 
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, stdout_bytes
-from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES, VIDEO_SIZE_PX
+from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES
 from vq3dcli.errors import UsageError
 
 FormatName = Literal["mp4", "webm", "gif", "png", "frames"]
 
-INPUTS = "Photos (JPEG, PNG, WebP), - for stdin, or toyscene:CLASS[:SEED]."
+INPUTS = (
+    "Photos (JPEG, PNG, WebP), - for stdin, saved scenes (.vq3d.safetensors), samples (samples.json#NAME), or "
+    "toyscene:CLASS[:SEED]."
+)
 OUTPUT = (
     "NAME.mp4, .webm or .gif; NAME.png, a contact sheet; FOLDER/, PNG frames; with several inputs FOLDER/ or a pattern "
-    "with {name}; - for stdout. Default: INPUT_orbit.mp4 in the current folder."
+    "with {name}; - for stdout. Default: INPUT_orbit.mp4 in the current folder. The cameras are written beside it."
 )
 FORMAT = "Format, where the name does not tell it: mp4, webm, gif, png (contact sheet) or frames (a PNG each)."
-FIT = "crop takes the centre square; squash shows all of the photo and keeps its shape."
+FIT = (
+    "crop takes the centre square; squash shows all of the photo and keeps its shape. Default: squash with photo "
+    "detail, else crop."
+)
+DETAIL = "photo carries the photo's own pixels to novel views; none is the plain NeRF. Default: photo, for photos."
+SIZE = "Longer side of the video in pixels. Default: the photo's, at most 1024, with photo detail; else 128."
+AMPLITUDE = "How far the camera goes, in degrees. Default: what suits the scene with photo detail; else 20, dolly 12."
+PATH = "A JSON list of cameras, as it is written beside each video."
+DEPTH = "A disparity map of the photo (PNG, .npy, .pfm; near is large) instead of the NeRF's own geometry."
+DEPTH_MODEL = "The same by a depth network: a folder, an .onnx file, or a name of the Hugging Face Hub."
+SCENE = "Also write NAME.vq3d.safetensors, which is taken wherever a photo is."
+STEREO = "sbs: left and right view side by side; anaglyph: for red-cyan glasses."
 
 
 def command(
@@ -34,18 +48,24 @@ def command(
     spiral: Annotated[bool, typer.Option("--spiral", help="Widening circles from the first view and back.")] = False,
     dolly: Annotated[bool, typer.Option("--dolly", help="Towards the subject and back.")] = False,
     dolly_zoom: Annotated[bool, typer.Option("--dolly-zoom", help="The same, the subject keeping its size.")] = False,
+    path_file: Annotated[Path | None, typer.Option("--path", metavar="FILE", help=PATH)] = None,
+    yaw: Annotated[float | None, typer.Option(help="A single view, so many degrees to the right.")] = None,
+    pitch: Annotated[float | None, typer.Option(help="A single view, so many degrees up.")] = None,
+    detail: Annotated[Literal["photo", "none"] | None, typer.Option(help=DETAIL)] = None,
     frames: Annotated[int, typer.Option(help="Frames of the video, which loops.")] = VIDEO_FRAMES,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = VIDEO_FPS,
-    size: Annotated[int, typer.Option(help="Longer side of the video in pixels.")] = VIDEO_SIZE_PX,
+    size: Annotated[int | None, typer.Option(help=SIZE)] = None,
     fov: Annotated[
         float | None, typer.Option(help="Field of view in degrees; less zooms in. Default: the model's.")
     ] = None,
-    amplitude: Annotated[
-        float | None, typer.Option(help="How far the camera goes, in degrees. Default: 20, dolly 12.")
-    ] = None,
+    amplitude: Annotated[float | None, typer.Option(help=AMPLITUDE)] = None,
     samples: Annotated[int, typer.Option(help="Samples a ray; more are slower and a little cleaner.")] = VIDEO_SAMPLES,
     disparity: Annotated[bool, typer.Option("--disparity", help="Also write NAME_disparity: near is bright.")] = False,
-    fit: Annotated[Literal["crop", "squash"], typer.Option(help=FIT)] = "crop",
+    save_scene: Annotated[bool, typer.Option("--save-scene", help=SCENE)] = False,
+    stereo: Annotated[Literal["sbs", "anaglyph"] | None, typer.Option(help=STEREO)] = None,
+    depth: Annotated[Path | None, typer.Option(metavar="FILE", help=DEPTH)] = None,
+    depth_model: Annotated[str | None, typer.Option(metavar="NAME", help=DEPTH_MODEL)] = None,
+    fit: Annotated[Literal["crop", "squash"] | None, typer.Option(help=FIT)] = None,
     video_format: Annotated[FormatName | None, typer.Option("--format", help=FORMAT)] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Weights file or run folder. Default: the embedded ones.")
@@ -59,33 +79,44 @@ def command(
 
     Example:
       vq3d render photo.jpg --orbit --disparity
+      vq3d render photo.jpg --yaw 5 --pitch 2 -o still.png
+      vq3d render photo.jpg --swing --stereo anaglyph --depth disparity.png
       vq3d render *.jpg --swing --size 256 -o videos/
       vq3d render toyscene:snowman -o snowman.gif
       curl -s https://example.org/cat.png | vq3d render - -o - --format mp4 > cat.mp4
     """
     paths = {"orbit": orbit, "swing": swing, "spiral": spiral, "dolly": dolly, "dolly-zoom": dolly_zoom}
-    path = _only_path([name for name, wanted in paths.items() if wanted])
+    still = yaw is not None or pitch is not None
+    wanted = [name for name, chosen in paths.items() if chosen]
+    path = _only_path(wanted + ["path"] * (path_file is not None) + ["view"] * still)
     to_stdout = output == "-"
     if to_stdout:
-        _check_stdout(len(inputs), video_format, json=json, disparity=disparity)
+        _check_stdout(len(inputs), video_format, json=json, more=disparity or save_scene)
     said = Output("render", json, quiet, stdout_is_data=to_stdout)
 
     from vq3dcli.checkpoint import load_weights
+    from vq3dcli.pipelines.camera_file import read_cameras
     from vq3dcli.pipelines.film import Shot, check_shot
-    from vq3dcli.pipelines.inputs import parse_sources
-    from vq3dcli.pipelines.render import read_all, render_all
+    from vq3dcli.pipelines.inputs import needs_weights, parse_sources
+    from vq3dcli.pipelines.render import Look, check_look, read_all, render_all
     from vq3dcli.pipelines.targets import check_targets, plan_targets
 
-    shot = Shot(path, frames, fps, size, fov, amplitude, samples)
+    look = Look(detail, fit, depth, depth_model, stereo, not to_stdout, save_scene)
+    view = (yaw or 0.0, pitch or 0.0) if still else None
+    given = read_cameras(path_file) if path_file is not None else ()
+    shot = Shot(path if path in paths else "orbit", frames, fps, size, fov, amplitude, samples, given, view)
     with ExitStack() as stack:
         place = stack.enter_context(_file_for_stdout(video_format)) if to_stdout else output
         sources = parse_sources(inputs)
-        targets = plan_targets(sources, place, video_format, path=path, disparity=disparity)
+        default: FormatName = "png" if still else "mp4"
+        targets = plan_targets(sources, place, video_format, path=path, disparity=disparity, default=default)
         check_shot(shot, targets[0].video_format)
+        check_look(look, sources)
         check_targets(targets)
-        loaded = load_weights(weights, pick_device(device))
+        target_device = pick_device(device)
+        loaded = load_weights(weights, target_device) if weights or needs_weights(sources) else None
         stdin = None if sys.stdin is None else sys.stdin.buffer
-        readable, failures = read_all(sources, targets, loaded.recipe.model.image_size, fit=fit, stdin=stdin)
+        readable, failures = read_all(sources, targets, loaded, look, stdin=stdin)
         if failures and not readable and len(sources) == 1:
             raise failures[0].error
         for failure in failures:
@@ -93,14 +124,16 @@ def command(
         if not readable:
             first = failures[0].error
             raise type(first)(f"none of {len(failures)} inputs can be used: {first.message}", remedy=first.remedy)
-        fov_deg = loaded.recipe.camera.fov_deg if fov is None else fov
-        said.note(f"{path} of {frames} frames, field of view {fov_deg:g} degrees, weights {loaded.path}")
-        with said.progress("rendering", frames * len(readable), unit="frames") as progress:
-            outputs = render_all(loaded, readable, shot, on_frames=progress.advance)
+        fov_deg = fov or (loaded.recipe.camera.fov_deg if loaded else None)
+        said_fov = "that of the scene" if fov_deg is None else f"{fov_deg:g} degrees"
+        said_weights = "" if loaded is None else f", weights {loaded.path}"
+        said.note(f"{path} of {shot.length} frames, field of view {said_fov}{said_weights}")
+        with said.progress("rendering", shot.length * len(readable), unit="frames") as progress:
+            outputs = render_all(loaded, readable, shot, look, device=target_device, on_frames=progress.advance)
     said.finish(
         count=len(readable),
         weights=loaded,
-        metrics={"path": path, "frames": frames, "fps": fps, "fov_deg": fov_deg, "failed": len(failures)},
+        metrics={"path": path, "frames": shot.length, "fps": fps, "fov_deg": fov_deg, "failed": len(failures)},
         table=[],
         outputs=["-"] if to_stdout else outputs,
     )
@@ -110,16 +143,17 @@ def command(
 
 def _only_path(wanted: list[str]) -> str:
     if len(wanted) > 1:
-        raise UsageError(f"one camera path at a time, not {' and '.join(f'--{name}' for name in wanted)}")
+        names = ["--yaw or --pitch" if name == "view" else f"--{name}" for name in wanted]
+        raise UsageError(f"one camera path at a time, not {' and '.join(names)}")
     return wanted[0] if wanted else "orbit"
 
 
-def _check_stdout(inputs: int, video_format: str | None, *, json: bool, disparity: bool) -> None:
+def _check_stdout(inputs: int, video_format: str | None, *, json: bool, more: bool) -> None:
     if video_format is None or video_format == "frames":
         raise UsageError("-o - needs the format of a single file", remedy="--format mp4")
     if json:
         raise UsageError("-o - and --json both want stdout", remedy="a file name with -o")
-    if disparity or inputs > 1:
+    if more or inputs > 1:
         raise UsageError("only one video fits into stdout", remedy="-o FOLDER/")
     if sys.stdout is not None and sys.stdout.isatty():
         raise UsageError(

@@ -25,7 +25,7 @@ from vq3dcli.export.sheet import grid
 from vq3dcli.files import atomic_path, make_folder, sync_folder, write_error
 
 VideoFormat = Literal["mp4", "webm", "gif", "png", "frames"]
-"""`png` is a contact sheet of up to 12 frames, `frames` a folder with a PNG file a frame."""
+"""`png` is a contact sheet of up to 12 frames, or the frame if there is one; `frames` a folder, a PNG file a frame."""
 
 FORMATS: tuple[VideoFormat, ...] = get_args(VideoFormat)
 MAX_GIF_FPS = 50.0
@@ -241,7 +241,8 @@ def _sheet_sink(path: Path, frames: int) -> Iterator[FrameSink]:
     with atomic_path(path) as temporary:
         sink = _SheetSink(frames)
         yield sink
-        _save_png(grid(sink.kept, _SHEET_COLUMNS), temporary)
+        # A single frame is a picture, not a sheet of one.
+        _save_png(grid(sink.kept, _SHEET_COLUMNS) if frames > 1 else sink.kept[0], temporary)
 
 
 _SINKS: dict[VideoFormat, Callable[[Path, int, float], contextlib.AbstractContextManager[FrameSink]]] = {

@@ -108,7 +108,11 @@ class Autoencoder(nn.Module):
 
     def planes_from_codes(self, codes: Tensor) -> Tensor:
         """Code indices `[B, L]` to planes `[B, 3, P, P, C]`."""
-        return self.plane_head(self.decoder(self.from_code(self.quantizer.embed(codes))))
+        return self.planes_from_embeddings(self.quantizer.embed(codes))
+
+    def planes_from_embeddings(self, embeddings: Tensor) -> Tensor:
+        """Points on the sphere of codes `[B, L, code_dim]`, codes or between them, to planes `[B, 3, P, P, C]`."""
+        return self.plane_head(self.decoder(self.from_code(embeddings)))
 
     def checkpoint_activations(self) -> None:
         """From now on compute activations anew in the backward pass instead of keeping them."""

@@ -66,6 +66,27 @@ class FieldMLP(nn.Module):
         return output[..., 0], torch.sigmoid(output[..., 1:])
 
 
+class FieldModel(nn.Module):
+    """The part of a model that reads planes: all that a saved scene needs to be rendered.
+
+    Args:
+        field_mlp: Plane features to density and colour.
+        space: World points to plane coordinates.
+        radius: Distance of the canonical camera.
+        near: Nearest z_depth.
+        far: Farthest z_depth.
+    """
+
+    def __init__(self, field_mlp: FieldMLP, space: Space, *, radius: float, near: float, far: float) -> None:
+        super().__init__()
+        self.field_mlp = field_mlp
+        self.space, self.radius, self.near, self.far = space, radius, near, far
+
+    def frozen_field(self, planes: Tensor) -> Field:
+        """The field over planes `[B, 3, P, P, C]`, for rendering only."""
+        return inference_field(planes, self.field_mlp, self.space, radius=self.radius, near=self.near, far=self.far)
+
+
 def density_prior(points: Tensor, *, radius: float, near: float, far: float) -> Tensor:
     """8 (0.45 - s_c) at world points `[..., 3]`: `[...]`, from -4.4 at near to 3.6 at far."""
     s = s_from_z_depth(canonical_z_depth(points, radius=radius, near=near, far=far), near, far)

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from vq3dcli.model.autoencoder import Autoencoder
+from vq3dcli.model.field import FieldModel
 from vq3dcli.rendering.cameras import Camera, Rays, image_rays
 from vq3dcli.rendering.render import render_chunked
+
+_POINTS_AT_ONCE = 1 << 16
 
 
 class SceneView(NamedTuple):
@@ -43,12 +46,13 @@ class Scene:
     """One NeRF or a batch of them.
 
     Attributes:
-        model: The autoencoder whose field reads the planes.
+        model: What reads the planes: an autoencoder, or the field alone of a saved scene.
         planes: `[B, 3, P, P, C]`.
-        codes: The code indices that the planes were decoded from, `[B, L]`.
+        codes: The code indices that the planes were decoded from, `[B, L]`; L is 0 for planes that have none, such as
+            a mixture of two scenes.
     """
 
-    model: Autoencoder
+    model: Autoencoder | FieldModel
     planes: Tensor
     codes: Tensor
 
@@ -98,6 +102,25 @@ class Scene:
         size = (views, camera.height_px, camera.width_px)
         image = rgb.reshape(*size, 3).permute(0, 3, 1, 2)
         return SceneView((image * 255.0).round().clamp(0, 255).to(torch.uint8), s.reshape(size), variance.reshape(size))
+
+    @torch.no_grad()
+    def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Colour and density at world points of a single scene.
+
+        Args:
+            points: `[N, 3]`.
+
+        Returns:
+            rgb `[N, 3]` in [0, 1] and density a metre `[N]`, at least 0. The field has no surface of its own behind
+            far, nor is it empty outside the first camera's view: borders are replicated there.
+        """
+        if len(self) != 1:
+            raise ValueError(f"points are looked up in one scene, not in {len(self)}")
+        field = self.model.frozen_field(self.planes)
+        parts = [field(part[None]) for part in points.to(self.planes).split(_POINTS_AT_ONCE)]
+        if not parts:
+            return points.new_zeros(0, 3), points.new_zeros(0)
+        return torch.cat([rgb[0] for _, rgb in parts]), torch.cat([density[0] for density, _ in parts])
 
 
 def to_model_range(images: Tensor) -> Tensor:

@@ -6,19 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vq3dcli.checkpoint import LoadedWeights
+from vq3dcli.config.defaults import VIDEO_SIZE_PX
 from vq3dcli.files import make_folder
 from vq3dcli.pipelines.class_names import pick_classes
 from vq3dcli.pipelines.example_photo import example_photo
 from vq3dcli.pipelines.film import Shot
 from vq3dcli.pipelines.inputs import parse_sources
-from vq3dcli.pipelines.render import read_all, render_all
+from vq3dcli.pipelines.render import Look, read_all, render_all
 from vq3dcli.pipelines.sample import SHEET_NAME, draw_samples, sharpening_of, write_samples
 from vq3dcli.pipelines.targets import check_targets, plan_targets
 from vq3dcli.prior_checkpoint import LoadedPrior
 
 TOY_INPUTS = ("toyscene:mushroom", "toyscene:arch")
 _VIDEO = Shot("orbit", frames=48)
-_SHEET = Shot("orbit", frames=8)
+_SHEET = Shot("orbit", frames=8, size_px=VIDEO_SIZE_PX)
 _SAMPLES_A_CLASS, _FILMED_SAMPLES = 2, 2
 
 
@@ -49,10 +50,11 @@ def demo(
     for shot, suffix, disparity in ((_VIDEO, "mp4", True), (_SHEET, "png", False)):
         targets = plan_targets(sources, f"{out}/{{name}}_orbit.{suffix}", None, path="orbit", disparity=disparity)
         check_targets(targets)
-        readable, failures = read_all(sources, targets, weights.recipe.model.image_size, fit="crop", stdin=None)
+        look = Look(write_cameras=False)
+        readable, failures = read_all(sources, targets, weights, look, stdin=None)
         if failures:
             raise failures[0].error
-        outputs += render_all(weights, readable, shot, on_frames=on_frames)
+        outputs += render_all(weights, readable, shot, look, on_frames=on_frames)
     if prior is not None:
         outputs += _samples(weights, prior, out / "samples", on_frames=on_frames)
     return outputs

@@ -15,6 +15,7 @@ from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import colour_map, display_range
 from vq3dcli.export.video import MAX_GIF_FPS, VideoFormat, video_writer
 from vq3dcli.model.scene import Renderable
+from vq3dcli.pipelines.camera_file import GivenCamera, given_camera
 from vq3dcli.pipelines.targets import Target
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.rendering.trajectories import PATHS, trajectory
@@ -34,19 +35,28 @@ class Shot:
         path: A name in `trajectories.PATHS`.
         frames: Length.
         fps: Frames a second.
-        size_px: The longer side of the output.
+        size_px: The longer side of the output; None is `VIDEO_SIZE_PX`, or the photo's own with photo detail.
         fov_deg: Field of view of the output; None is the model's own.
-        amplitude_deg: How far the path goes; None is the path's own.
+        amplitude_deg: How far the path goes; None is the path's own, or what suits the scene with photo detail.
         samples: Samples a ray.
+        given: Cameras of a file instead of a path.
+        view_deg: A single view instead of a path: yaw and pitch.
     """
 
     path: str = "orbit"
     frames: int = VIDEO_FRAMES
     fps: float = VIDEO_FPS
-    size_px: int = VIDEO_SIZE_PX
+    size_px: int | None = None
     fov_deg: float | None = None
     amplitude_deg: float | None = None
     samples: int = VIDEO_SAMPLES
+    given: tuple[GivenCamera, ...] = ()
+    view_deg: tuple[float, float] | None = None
+
+    @property
+    def length(self) -> int:
+        """Frames that come out."""
+        return len(self.given) or (self.frames if self.view_deg is None else 1)
 
 
 def check_shot(shot: Shot, video_format: VideoFormat) -> None:
@@ -58,6 +68,8 @@ def check_shot(shot: Shot, video_format: VideoFormat) -> None:
         ("--fov", shot.fov_deg, 5.0, 120.0),
         ("--amplitude", shot.amplitude_deg, 0.0, 60.0),
         ("--samples", shot.samples, 4, 512),
+        ("--yaw", None if shot.view_deg is None else shot.view_deg[0], -180.0, 180.0),
+        ("--pitch", None if shot.view_deg is None else shot.view_deg[1], -89.0, 89.0),
     )
     for option, value, low, high in limits:
         # Written so that NaN, which fails every comparison, is refused too.
@@ -68,7 +80,15 @@ def check_shot(shot: Shot, video_format: VideoFormat) -> None:
         raise UsageError(f"no camera path {shot.path!r}", remedy=", ".join(f"--{name}" for name in PATHS))
 
 
-def shot_camera(shot: Shot, *, radius: float, fov_deg: float, aspect: float = 1.0) -> Camera:
+def shot_camera(
+    shot: Shot,
+    *,
+    radius: float,
+    fov_deg: float,
+    aspect: float = 1.0,
+    output_px: tuple[int, int] | None = None,
+    pivot_z: float | None = None,
+) -> Camera:
     """The cameras of a shot, F of them.
 
     The rays span the field of view on both axes, so a picture that was squashed to a square regains its `aspect`.
@@ -78,19 +98,30 @@ def shot_camera(shot: Shot, *, radius: float, fov_deg: float, aspect: float = 1.
         radius: The canonical camera's distance from the pivot.
         fov_deg: The model's field of view, for a shot that has none of its own.
         aspect: Width / height of the output.
+        output_px: Height and width of the output, where they are not to follow from the shot and the aspect.
+        pivot_z: How far from the canonical camera the point lies that a path turns around; default: `radius`. Given
+            cameras and single views turn around the origin.
     """
-    height_px, width_px = output_size(shot.size_px, aspect)
+    height_px, width_px = output_px or output_size(shot.size_px or VIDEO_SIZE_PX, aspect)
     fov_rad = math.radians(shot.fov_deg or fov_deg)
-    return trajectory(
+    size = {"height_px": height_px, "width_px": width_px}
+    given = shot.given
+    if shot.view_deg is not None:
+        given = (GivenCamera(yaw_deg=shot.view_deg[0], pitch_deg=shot.view_deg[1]),)
+    if given:
+        return given_camera(given, **size, radius=radius, fov_x_rad=fov_rad, fov_y_rad=fov_rad)
+    turns_around = radius if pivot_z is None or shot.path.startswith("dolly") else pivot_z
+    camera = trajectory(
         shot.path,
         shot.frames,
-        height_px=height_px,
-        width_px=width_px,
+        **size,
         amplitude_rad=None if shot.amplitude_deg is None else math.radians(shot.amplitude_deg),
-        radius=radius,
+        radius=turns_around,
         fov_rad=fov_rad,
         fov_y_rad=fov_rad,
     )
+    camera.cam_to_world[:, 2, 3] += turns_around - radius
+    return camera
 
 
 def output_size(size_px: int, aspect: float) -> tuple[int, int]:

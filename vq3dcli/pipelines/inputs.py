@@ -1,29 +1,35 @@
-"""What commands take as an input picture: a file, `-` for stdin, or a toy scene by class.
+"""What commands take as an input: a photo, `-` for stdin, a toy scene by class, a saved scene, or a sample.
 
 `toyscene:CLASS` or `toyscene:CLASS:SEED` stands for the canonical view of a toy scene that training never sees; a
-file of such a name is `./toyscene:...`.
+file of such a name is `./toyscene:...`. `NAME.vq3d.safetensors` is a saved scene (`vq3dcli.scene_file`), and
+`samples.json#NAME` a sample of those that `vq3d sample` wrote.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import torch
 from torch import Tensor
 
-from vq3dcli.data.images import decode_image, read_image, to_square
+from vq3dcli.checkpoint import LoadedWeights
+from vq3dcli.data.images import centre_square, decode_image, read_file, read_image, to_square
 from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.model.scene import Scene, reconstruct_scene, scene_from_codes
 from vq3dcli.rendering.cameras import canonical_camera
+from vq3dcli.scene_file import SUFFIX, SceneCamera, check_codes, load_scene
 
 Fit = Literal["crop", "squash"]
 
 STDIN = "-"
 _TOYSCENE = "toyscene:"
+_SAMPLE_MARK = ".json#"
 _MAX_STDIN_BYTES = 1 << 29
 _SCENES_AT_ONCE = 256
 
@@ -44,16 +50,29 @@ class Source:
         text: As the user wrote it.
         stem: What outputs are named after.
         toy: Set for a toy scene.
+        sample: Set for a sample: its name in the record.
     """
 
     text: str
     stem: str
     toy: ToyPick | None = None
+    sample: str | None = None
 
     @property
     def is_file(self) -> bool:
-        """Whether `text` is a path."""
+        """Whether it is read from a file."""
         return self.toy is None and self.text != STDIN
+
+    @property
+    def path(self) -> Path:
+        """That file."""
+        assert self.is_file, self.text
+        return Path(self.text if self.sample is None else self.text.removesuffix(f"#{self.sample}"))
+
+    @property
+    def is_saved_scene(self) -> bool:
+        """Whether it is a saved scene, which needs no weights unless it was saved as codes alone."""
+        return self.is_file and self.sample is None and self.text.endswith(SUFFIX)
 
 
 @dataclass(frozen=True)
@@ -63,10 +82,32 @@ class Picture:
     Attributes:
         image: uint8 `[3, size, size]`.
         aspect: Width / height of what `image` shows; 1 if it was cropped to a square.
+        photo: The same at the resolution it was read with, uint8 `[3, H, W]`.
     """
 
     image: Tensor
     aspect: float
+    photo: Tensor
+
+
+@dataclass(frozen=True)
+class OpenedScene:
+    """An input as a scene, whatever it was.
+
+    Attributes:
+        scene: A single one.
+        photo: What the canonical camera saw, uint8 `[3, H, W]` at the photo's own resolution; None for samples and
+            for scenes saved without it.
+        stem: What outputs are named after.
+        camera: The canonical camera: radius, field of view on both axes, near, far, aspect.
+        provenance: What it was made from and by, as JSON values.
+    """
+
+    scene: Scene
+    photo: Tensor | None
+    stem: str
+    camera: SceneCamera
+    provenance: dict[str, Any]
 
 
 def parse_sources(texts: Sequence[str]) -> list[Source]:
@@ -87,7 +128,7 @@ def parse_sources(texts: Sequence[str]) -> list[Source]:
         while stem in taken:
             stem, number = f"{source.stem}_{number}", number + 1
         taken.add(stem)
-        sources.append(Source(text, stem, source.toy))
+        sources.append(replace(source, stem=stem))
     return sources
 
 
@@ -105,15 +146,124 @@ def read_picture(source: Source, size_px: int, *, fit: Fit, stdin: IO[bytes] | N
         DataError: Not an image, damaged, or too large.
     """
     if source.toy is not None:
-        return Picture(_toy_image(source.toy, size_px), 1.0)
-    image = _read_stdin(stdin) if source.text == STDIN else read_image(Path(source.text))
-    aspect = 1.0 if fit == "crop" else image.shape[2] / image.shape[1]
-    return Picture(to_square(image, size_px, fit=fit), aspect)
+        image = _toy_image(source.toy, size_px)
+        return Picture(image, 1.0, image)
+    photo = _read_stdin(stdin) if source.text == STDIN else read_image(Path(source.text))
+    if fit == "crop":
+        top, left, side = centre_square(photo.shape[1], photo.shape[2])
+        photo = photo[:, top : top + side, left : left + side].contiguous()
+    return Picture(to_square(photo, size_px, fit="squash"), photo.shape[2] / photo.shape[1], photo)
+
+
+def check_source(
+    source: Source, weights: LoadedWeights | None, *, fit: Fit, stdin: IO[bytes] | None = None
+) -> Picture | None:
+    """Find out whether an input can be opened, before the work on any starts; raises what `open_scene` would.
+
+    Returns:
+        The picture of an input that cannot be read twice, for `open_scene`; otherwise None: kept, they would fill the
+        memory.
+    """
+    if source.is_saved_scene:
+        load_scene(source.path, weights=weights)
+        return None
+    if weights is None:
+        raise ValueError(f"a scene of {source.text!r} needs weights")
+    if source.sample is not None:
+        _sampled_codes(source, weights)
+        return None
+    picture = read_picture(source, weights.recipe.model.image_size, fit=fit, stdin=stdin)
+    return None if source.is_file else picture
+
+
+def needs_weights(sources: Sequence[Source]) -> bool:
+    """Whether any of the inputs is one that only a model makes a scene of."""
+    return not all(source.is_saved_scene for source in sources)
+
+
+def open_scene(
+    source: Source,
+    weights: LoadedWeights | None,
+    *,
+    fit: Fit,
+    stdin: IO[bytes] | None = None,
+    device: str | torch.device | None = None,
+    picture: Picture | None = None,
+) -> OpenedScene:
+    """Read an input of any kind and make a scene of it.
+
+    Args:
+        source: From `parse_sources`.
+        weights: The model; None will do for saved scenes with their planes (`needs_weights`).
+        fit: What of a photo is kept, see `read_picture`; a saved scene is as it was saved.
+        stdin: What `-` reads.
+        device: Where a saved scene goes; default: where the model is, or the CPU.
+        picture: The input's, if it was read before (`check_source`).
+
+    Raises:
+        InputMissingError: No such file, or stdin is closed.
+        DataError: Not an image or scene, damaged, too large, or made by other weights.
+        UsageError: No such sample in the record.
+    """
+    if device is None:
+        device = "cpu" if weights is None else next(weights.model.parameters()).device
+    if source.is_saved_scene:
+        loaded = load_scene(source.path, device, weights=weights)
+        facts = {**loaded.provenance, "scene_sha256": loaded.sha256, "weights_sha256": loaded.weights_sha256}
+        return OpenedScene(loaded.scene, loaded.photo, source.stem, loaded.camera, facts)
+    if weights is None:
+        raise ValueError(f"a scene of {source.text!r} needs weights")
+    facts = {"input": source.path.name if source.is_file else source.text, "weights_sha256": weights.sha256}
+    if source.sample is not None:
+        codes = _sampled_codes(source, weights)
+        scene = scene_from_codes(weights.model, codes.to(device))
+        facts["sample"] = source.sample
+        return OpenedScene(scene, None, source.stem, camera_of(weights), facts)
+    if picture is None:
+        picture = read_picture(source, weights.recipe.model.image_size, fit=fit, stdin=stdin)
+    scene = reconstruct_scene(weights.model, picture.image[None].to(device))
+    return OpenedScene(scene, picture.photo, source.stem, camera_of(weights, picture.aspect), {**facts, "fit": fit})
+
+
+def camera_of(weights: LoadedWeights, aspect: float = 1.0) -> SceneCamera:
+    """The canonical camera of the scenes of a model."""
+    camera = weights.recipe.camera
+    return SceneCamera(radius=camera.radius, fov_deg=camera.fov_deg, near=camera.near, far=camera.far, aspect=aspect)
+
+
+def _sampled_codes(source: Source, weights: LoadedWeights) -> Tensor:
+    """Codes `[1, L]` of a sample. Raises `DataError`, `UsageError`."""
+    path = source.path
+    try:
+        record = json.loads(read_file(path))
+        sha256 = str(record["stage1_sha256"])
+        codes_by_name = {str(row["file"]).removesuffix(".png"): str(row["codes"]) for row in record["samples"]}
+        wanted = str(source.sample).removesuffix(".png")
+        codes = torch.tensor([[int(code) for code in codes_by_name.get(wanted, "").split()]], dtype=torch.int64)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"not a record of samples ({path}): {error}", remedy="a samples.json of vq3d sample") from error
+    if wanted not in codes_by_name:
+        nearest = difflib.get_close_matches(wanted, codes_by_name, n=1, cutoff=0.3) or list(codes_by_name)[:1]
+        raise UsageError(f"no sample {wanted!r} ({path})", remedy=f"{path}#{nearest[0]}" if nearest else "another file")
+    if sha256 != weights.sha256:
+        raise DataError(
+            f"samples of the weights {sha256[:12]} ({path}), not {weights.sha256[:12]} ({weights.path})",
+            remedy="--weights with the file that they were sampled with",
+        )
+    check_codes(path, codes, weights)
+    return codes
 
 
 def _parse_source(text: str) -> Source:
     if text == STDIN:
         return Source(text, "stdin")
+    if _SAMPLE_MARK in text and not Path(text).exists():
+        sample = text.rpartition("#")[2]
+        if not sample:
+            raise UsageError(f"no name of a sample ({text})", remedy="samples.json#NAME")
+        return Source(text, sample.removesuffix(".png"), sample=sample)
+    if text.endswith(SUFFIX):
+        return Source(text, Path(text).name.removesuffix(SUFFIX) or "input")
     if not text.startswith(_TOYSCENE):
         return Source(text, Path(text).stem or "input")
     name, colon, seed = text.removeprefix(_TOYSCENE).partition(":")

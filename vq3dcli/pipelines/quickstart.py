@@ -282,7 +282,7 @@ def _videos(out: Path, weights: LoadedWeights, size: Size, counting: Counting) -
     for source in sources:
         picture = read_picture(source, side_px, fit="crop")
         write_bytes(out / "inputs" / f"{source.stem}_input.png", encode_png(picture.image))
-    readable, failures = read_all(sources, targets, side_px, fit="crop", stdin=None)
+    readable, failures = read_all(sources, targets, weights, stdin=None)
     assert not failures, failures
     shot = Shot("orbit", frames=size.frames, size_px=size.video_px)
     total, done = size.frames * len(readable), 0

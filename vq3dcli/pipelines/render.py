@@ -1,18 +1,76 @@
-"""Photos to videos of novel views: read, reconstruct, film, one input after the other."""
+"""Inputs to videos of novel views: read, reconstruct, film, one input after the other."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
+
+import torch
 
 from vq3dcli.checkpoint import LoadedWeights
-from vq3dcli.errors import Vq3dError
-from vq3dcli.model.scene import reconstruct_scene
+from vq3dcli.errors import UsageError, Vq3dError
+from vq3dcli.model.scene import Renderable
+from vq3dcli.pipelines.camera_file import write_cameras
+from vq3dcli.pipelines.detail import build_photo_scene, canonical_view, fitted_photo, refined_disparity
 from vq3dcli.pipelines.film import Shot, film, shot_camera
-from vq3dcli.pipelines.inputs import Fit, Picture, Source, read_picture
+from vq3dcli.pipelines.inputs import Fit, OpenedScene, Picture, Source, check_source, open_scene
+from vq3dcli.pipelines.parallax import Extent, adapted_reach, disparity_extent, eye_distance
+from vq3dcli.pipelines.stereo import EYE_PARALLAX, StereoKind, StereoScene
 from vq3dcli.pipelines.targets import Target
+from vq3dcli.pipelines.user_depth import predict_disparity, read_disparity, user_s
+from vq3dcli.rendering.cameras import Camera
+from vq3dcli.scene_file import save_scene
+
+Detail = Literal["photo", "none"]
+
+# A photo's own resolution is filmed up to here unless a size is asked for: 60 frames then take minutes, not hours.
+DETAIL_SIZE_PX = 1024
+# A photo of fewer pixels on a side has no detail to give.
+_SMALLEST_PHOTO_PX = 16
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is shown of an input.
+
+    Attributes:
+        detail: `photo` carries the photo's own pixels, `none` shows the plain NeRF; None takes `photo` for photos.
+        fit: What is kept of a photo; None squashes with photo detail and crops without.
+        depth: A disparity map of the user's, for the one photo there is.
+        depth_model: A depth network instead.
+        stereo: Pairs of views.
+        write_cameras: Whether the camera path is written beside the video.
+        save_scene: Whether the scene is, too; one that was read from such a file is not written again.
+    """
+
+    detail: Detail | None = None
+    fit: Fit | None = None
+    depth: Path | None = None
+    depth_model: str | None = None
+    stereo: StereoKind | None = None
+    write_cameras: bool = True
+    save_scene: bool = False
+
+    @property
+    def wants_depth(self) -> bool:
+        """Whether geometry comes from outside."""
+        return self.depth is not None or self.depth_model is not None
+
+    def detail_of(self, source: Source) -> Detail:
+        """What an input is shown with: toy scenes and samples are not photos."""
+        if self.detail is not None:
+            return self.detail
+        return "none" if source.toy is not None or source.sample is not None else "photo"
+
+    def fit_of(self, source: Source) -> Fit:
+        """What is kept of an input."""
+        return self.fit or ("squash" if self.detail_of(source) == "photo" else "crop")
+
+
+PLAIN = Look(detail="none", write_cameras=False)
 
 
 @dataclass(frozen=True)
@@ -25,22 +83,58 @@ class Failure:
 
 @dataclass(frozen=True)
 class Readable:
-    """An input that could."""
+    """An input that could.
 
-    picture: Picture
+    Attributes:
+        source: The input.
+        target: Where its video goes.
+        picture: Kept only where the input cannot be read twice.
+    """
+
+    source: Source
     target: Target
+    picture: Picture | None = None
+
+
+def check_look(look: Look, sources: Sequence[Source]) -> None:
+    """Find out whether options fit each other and the inputs, and whether a disparity map can be read.
+
+    Raises:
+        UsageError: Options that contradict each other or the inputs.
+        InputMissingError, DataError: See `user_depth.read_disparity`.
+    """
+    if look.depth is not None and look.depth_model is not None:
+        raise UsageError("geometry comes from --depth or from --depth-model, not from both")
+    if look.depth is not None and len(sources) > 1:
+        raise UsageError("a disparity map belongs to one photo", remedy="one input, or --depth-model")
+    for source in sources:
+        plain = look.detail_of(source) == "none"
+        if look.wants_depth and plain:
+            raise UsageError(
+                f"a disparity map corrects photo detail, not the plain NeRF ({source.text})",
+                remedy="a photo, and no --detail none",
+            )
+        if source.sample is not None and not plain:
+            raise UsageError(f"a sample has no photo ({source.text})", remedy="--detail none")
+    if look.depth is not None:
+        read_disparity(look.depth)
 
 
 def read_all(
-    sources: Sequence[Source], targets: Sequence[Target], size_px: int, *, fit: Fit, stdin: IO[bytes] | None
+    sources: Sequence[Source],
+    targets: Sequence[Target],
+    weights: LoadedWeights | None,
+    look: Look = PLAIN,
+    *,
+    stdin: IO[bytes] | None,
 ) -> tuple[list[Readable], list[Failure]]:
     """Read all inputs before any is rendered, so that what is wrong with them is known at once.
 
     Args:
         sources: The inputs.
         targets: One a source.
-        size_px: The model's image size: what is kept of an input is that small.
-        fit: See `inputs.read_picture`.
+        weights: The model; None will do for saved scenes.
+        look: What will be shown.
         stdin: What `-` reads.
 
     Returns:
@@ -50,21 +144,30 @@ def read_all(
     failures: list[Failure] = []
     for source, target in zip(sources, targets, strict=True):
         try:
-            readable.append(Readable(read_picture(source, size_px, fit=fit, stdin=stdin), target))
+            picture = check_source(source, weights, fit=look.fit_of(source), stdin=stdin)
+            readable.append(Readable(source, target, picture))
         except Vq3dError as error:
             failures.append(Failure(source, error))
     return readable, failures
 
 
 def render_all(
-    weights: LoadedWeights, inputs: Sequence[Readable], shot: Shot, *, on_frames: Callable[[int], object]
+    weights: LoadedWeights | None,
+    inputs: Sequence[Readable],
+    shot: Shot,
+    look: Look = PLAIN,
+    *,
+    device: str | torch.device | None = None,
+    on_frames: Callable[[int], object],
 ) -> list[Path]:
     """Film each input; one scene is held at a time.
 
     Args:
-        weights: The model.
+        weights: The model; None will do for saved scenes.
         inputs: From `read_all`.
         shot: How to film.
+        look: What to show; the plain NeRF by default.
+        device: Where saved scenes go; default: where the model is.
         on_frames: Called with the number of frames just rendered.
 
     Returns:
@@ -72,15 +175,91 @@ def render_all(
 
     Raises:
         UnavailableError, OutputError, StorageError: See `export.video.video_writer`; earlier videos are complete.
+        DataError: A disparity map that does not fit.
     """
-    recipe_camera = weights.recipe.camera
-    device = next(weights.model.parameters()).device
     outputs: list[Path] = []
     for item in inputs:
-        scene = reconstruct_scene(weights.model, item.picture.image[None].to(device))
-        camera = shot_camera(
-            shot, radius=recipe_camera.radius, fov_deg=recipe_camera.fov_deg, aspect=item.picture.aspect
-        )
+        opened = open_scene(item.source, weights, fit=look.fit_of(item.source), device=device, picture=item.picture)
+        scene, camera = staged(opened, shot, look, fit=look.fit_of(item.source), detail=look.detail_of(item.source))
         film(scene, camera, item.target, fps=shot.fps, samples=shot.samples, on_frames=on_frames)
         outputs += item.target.paths
+        if look.write_cameras:
+            write_cameras(item.target.cameras, camera, fps=shot.fps)
+            outputs.append(item.target.cameras)
+        if look.save_scene and weights is not None and not item.source.is_saved_scene:
+            save_scene(
+                item.target.scene,
+                opened.scene,
+                weights=weights,
+                provenance=opened.provenance,
+                photo=opened.photo,
+                aspect=opened.camera.aspect,
+            )
+            outputs.append(item.target.scene)
     return outputs
+
+
+def staged(opened: OpenedScene, shot: Shot, look: Look, *, fit: Fit, detail: Detail) -> tuple[Renderable, Camera]:
+    """What is filmed of a scene, and the cameras that film it.
+
+    Args:
+        opened: The scene.
+        shot: How to film; with photo detail its path adapts to the scene where it says no amplitude.
+        look: What to show.
+        fit: What was kept of the photo.
+        detail: Photo detail or not; not, if there is no photo, or hardly one.
+    """
+    facts = opened.camera
+    fov_deg = shot.fov_deg or facts.fov_deg
+    if detail == "none" or opened.photo is None or min(opened.photo.shape[1:]) < _SMALLEST_PHOTO_PX:
+        if look.wants_depth:
+            raise UsageError(f"there is no photo to correct ({opened.stem})", remedy="a photo, or no --depth")
+        camera = shot_camera(shot, radius=facts.radius, fov_deg=facts.fov_deg, aspect=facts.aspect)
+        scene: Renderable = opened.scene
+        if look.stereo is None:
+            return scene, camera
+        return _stereo(scene, look.stereo, disparity_extent(canonical_view(opened).s, facts), fov_deg), camera
+    output_px = _output_px(opened.photo.shape[1], opened.photo.shape[2], shot.size_px)
+    # A zoom shows fewer of the photo's pixels, larger.
+    zoom = max(1.0, math.tan(math.radians(0.5 * facts.fov_deg)) / math.tan(math.radians(0.5 * fov_deg)))
+    photo = fitted_photo(opened.photo, round(output_px[0] * zoom), round(output_px[1] * zoom))
+    nerf_s = canonical_view(opened).s[0]
+    s = refined_disparity(nerf_s, photo, _given_s(opened, look, fit, nerf_s.device))
+    extent = disparity_extent(s, facts)
+    reach = adapted_reach(shot.path, extent, facts, fov_rad=math.radians(fov_deg))
+    if shot.amplitude_deg is None:
+        shot = replace(shot, amplitude_deg=math.degrees(reach.amplitude_rad))
+    camera = shot_camera(shot, radius=facts.radius, fov_deg=facts.fov_deg, output_px=output_px, pivot_z=reach.pivot_z)
+    if look.stereo is None:
+        return build_photo_scene(opened, photo, s, camera), camera
+    seen_by = _stereo(opened.scene, look.stereo, extent, fov_deg)
+    eyes = [seen_by.eye(camera, side) for side in (-0.5, 0.5)]
+    both = Camera(
+        torch.cat([eye.cam_to_world for eye in eyes]), torch.cat([eye.intrinsics for eye in eyes]), *output_px
+    )
+    return replace(seen_by, scene=build_photo_scene(opened, photo, s, both)), camera
+
+
+def _stereo(scene: Renderable, kind: StereoKind, extent: Extent, fov_deg: float) -> StereoScene:
+    distance = eye_distance(extent, parallax=EYE_PARALLAX, fov_rad=math.radians(fov_deg))
+    return StereoScene(scene, kind, distance, extent.middle_z)
+
+
+def _given_s(opened: OpenedScene, look: Look, fit: Fit, device: torch.device) -> torch.Tensor | None:
+    """Geometry from outside, if it is asked for."""
+    if look.depth is not None:
+        return user_s(read_disparity(look.depth), opened.camera.aspect, fit=fit, name=str(look.depth)).to(device)
+    if look.depth_model is not None:
+        assert opened.photo is not None
+        disparity = predict_disparity(look.depth_model, opened.photo.cpu(), device)
+        # The network saw what is kept of the photo, whatever the fit, and may have squashed it.
+        own_aspect = disparity.shape[1] / disparity.shape[0]
+        return user_s(disparity, own_aspect, fit="squash", name=look.depth_model).to(device)
+    return None
+
+
+def _output_px(height_px: int, width_px: int, size_px: int | None) -> tuple[int, int]:
+    """Height and width of a video with photo detail: the photo's own, or with a longer side of `size_px`."""
+    longer = max(height_px, width_px)
+    factor = (min(longer, DETAIL_SIZE_PX) if size_px is None else size_px) / longer
+    return max(_SMALLEST_PHOTO_PX, round(height_px * factor)), max(_SMALLEST_PHOTO_PX, round(width_px * factor))

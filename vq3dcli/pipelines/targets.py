@@ -9,6 +9,7 @@ from pathlib import Path
 from vq3dcli.errors import UsageError
 from vq3dcli.export.video import FORMATS, VideoFormat, check_output, format_of
 from vq3dcli.pipelines.inputs import Source
+from vq3dcli.scene_file import SUFFIX
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,33 @@ class Target:
     video_format: VideoFormat
 
     @property
+    def cameras(self) -> Path:
+        """Where the camera path of the video is written."""
+        return self._beside("_cameras.json")
+
+    @property
+    def scene(self) -> Path:
+        """Where the scene is saved, if that is wanted."""
+        return self._beside(SUFFIX)
+
+    def _beside(self, ending: str) -> Path:
+        suffix = "" if self.video_format == "frames" else self.video.suffix
+        return self.video.with_name(self.video.name.removesuffix(suffix) + ending)
+
+    @property
     def paths(self) -> list[Path]:
-        """All files and folders that are written."""
+        """The files and folders of pictures."""
         return [self.video] if self.disparity is None else [self.video, self.disparity]
 
 
 def plan_targets(
-    sources: Sequence[Source], output: str | None, video_format: str | None, *, path: str, disparity: bool
+    sources: Sequence[Source],
+    output: str | None,
+    video_format: str | None,
+    *,
+    path: str,
+    disparity: bool,
+    default: VideoFormat = "mp4",
 ) -> list[Target]:
     """Where the video of each source goes.
 
@@ -43,6 +64,7 @@ def plan_targets(
         video_format: What `--format` says, if anything.
         path: Name of the camera path, a part of the names that are made here.
         disparity: Whether disparity videos are wanted.
+        default: The format where neither `output` nor `video_format` says any.
 
     Raises:
         UsageError: A format that is unknown or contradicts the file's name; one file for several inputs; an output
@@ -50,10 +72,12 @@ def plan_targets(
     """
     if video_format is not None and video_format not in FORMATS:
         raise UsageError(f"no video format {video_format!r}", remedy=f"--format {'|'.join(FORMATS)}")
-    targets = [_plan_target(source, len(sources) > 1, output, video_format, path, disparity) for source in sources]
-    inputs = {Path(source.text).resolve() for source in sources if source.is_file}
+    targets = [
+        _plan_target(source, len(sources) > 1, output, video_format, path, disparity, default) for source in sources
+    ]
+    inputs = {source.path.resolve() for source in sources if source.is_file}
     for target in targets:
-        for written in target.paths:
+        for written in (*target.paths, target.cameras, target.scene):
             if written.resolve() in inputs:
                 raise UsageError(f"the output would overwrite the input ({written})", remedy="another name with -o")
     return targets
@@ -67,11 +91,18 @@ def check_targets(targets: Sequence[Target]) -> None:
 
 
 def _plan_target(
-    source: Source, several: bool, output: str | None, video_format: str | None, path: str, disparity: bool
+    source: Source,
+    several: bool,
+    output: str | None,
+    video_format: str | None,
+    path: str,
+    disparity: bool,
+    default: VideoFormat,
 ) -> Target:
     made_name = f"{source.stem}_{path}"
-    if output is None or (_is_folder(output, several) and (several or video_format not in (None, "frames"))):
-        chosen = _known(video_format or "mp4")
+    made = several or video_format not in (None, "frames") or (video_format is None and default != "mp4")
+    if output is None or (_is_folder(output, several) and made):
+        chosen = _known(video_format or default)
         folder = Path(output or ".")
         return _target(folder / (made_name if chosen == "frames" else f"{made_name}.{chosen}"), chosen, disparity)
     if _is_folder(output, several):

@@ -65,7 +65,7 @@ def render_rays(
     weights = ray_weights(tau, opaque_end=opaque_end)
     s = (weights * samples_s).sum(-1)
     variance = (weights * (samples_s - s[..., None]).square()).sum(-1)
-    colour = (weights[..., None] * rgb.reshape(batch, count, samples, 3).float()).sum(-2)
+    colour = (weights[..., None] * rgb.reshape(batch, count, samples, rgb.shape[-1]).float()).sum(-2)
     return Rendering(colour, s, variance, weights, samples_s)
 
 

@@ -1,0 +1,210 @@
+"""Photo detail: the photo from its own camera, filled gaps from others, and paths that suit a scene."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vq3dcli.checkpoint import load_weights
+from vq3dcli.errors import DataError, UsageError
+from vq3dcli.model.scene import reconstruct_scene
+from vq3dcli.pipelines.camera_file import given_camera, read_cameras, write_cameras
+from vq3dcli.pipelines.detail import build_photo_scene, photo_camera, refined_disparity
+from vq3dcli.pipelines.film import Shot
+from vq3dcli.pipelines.inputs import OpenedScene, camera_of, parse_sources
+from vq3dcli.pipelines.parallax import MOST_PARALLAX, adapted_reach, disparity_extent
+from vq3dcli.pipelines.render import Look, check_look, staged
+from vq3dcli.pipelines.stereo import StereoScene
+from vq3dcli.pipelines.user_depth import read_disparity, user_s
+from vq3dcli.rendering.cameras import Camera, pivot_pose, project
+from vq3dcli.rendering.trajectories import PATHS
+
+SIZE = (48, 64)
+
+
+def opened(tiny_weights: Path, photo: Tensor) -> OpenedScene:
+    weights = load_weights(tiny_weights)
+    small = torch.nn.functional.interpolate(photo[None].float(), size=(16, 16)).to(torch.uint8)
+    scene = reconstruct_scene(weights.model, small)
+    return OpenedScene(scene, photo, "photo", camera_of(weights, photo.shape[2] / photo.shape[1]), {})
+
+
+def cameras(opened_scene: OpenedScene, *yaw_deg: float) -> Camera:
+    yaw = torch.tensor([math.radians(value) for value in yaw_deg])
+    intrinsics = photo_camera(opened_scene.camera, *SIZE).intrinsics.expand(len(yaw), 3, 3)
+    return Camera(pivot_pose(yaw, torch.zeros_like(yaw)), intrinsics, *SIZE)
+
+
+@pytest.fixture(scope="module")
+def card(tiny_weights: Path) -> OpenedScene:
+    """A red card in front of a wall that is green on the left and blue on the right."""
+    photo = torch.zeros(3, *SIZE, dtype=torch.uint8)
+    photo[1, :, :32], photo[2, :, 32:] = 200, 200
+    photo[:, 12:36, 20:44] = torch.tensor([220, 20, 20], dtype=torch.uint8)[:, None, None]
+    return opened(tiny_weights, photo)
+
+
+def card_s() -> Tensor:
+    s = torch.full(SIZE, 0.2)
+    s[12:36, 20:44] = 0.6
+    return s
+
+
+def test_the_canonical_view_is_the_photo(tiny_weights: Path) -> None:
+    photo = torch.randint(0, 256, (3, *SIZE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    scene = opened(tiny_weights, photo)
+    for s in (torch.rand(SIZE), refined_disparity(torch.rand(16, 16), photo)):
+        view = build_photo_scene(scene, photo, s, cameras(scene, 0.0, 10.0)).render(cameras(scene, 0.0))
+        assert (view.rgb[0].int() - photo.int()).abs().max() <= 1
+        # The disparity that comes out is that which went in.
+        assert (view.s[0] - s).abs().max() < 0.01
+
+
+def test_the_card_moves_and_the_wall_is_seen_behind_it(card: OpenedScene) -> None:
+    assert card.photo is not None
+    seen_by = cameras(card, 6.0, -6.0)
+    scene = build_photo_scene(card, card.photo, card_s(), seen_by)
+    # What stands behind the card's edges has the wall's disparity, and nothing of the card's red.
+    margin = (scene.behind.s.shape[1] - SIZE[1]) // 2, (scene.behind.s.shape[0] - SIZE[0]) // 2
+    uncovered = scene.behind.s[margin[1] + 12 : margin[1] + 36, margin[0] + 40 : margin[0] + 44]
+    assert (uncovered < 0.25).all()
+    right, left = scene.render(seen_by).rgb
+    red = [(view[0] > 180) & (view[1] < 90) & (view[2] < 90) for view in (right, left)]
+    middles = [float(mask.nonzero()[:, 1].float().mean()) for mask in red]
+    # Near things move against the camera, around a pivot in front of the wall.
+    assert middles[0] < 31.5 < middles[1]
+    assert all(500 < int(mask.sum()) < 640 for mask in red)  # 24 x 24 pixels, neither torn nor doubled
+    # In front of the pivot (s = 0.43 at z = 3) the card's share of the shift agrees with geometry.
+    point = torch.tensor([[[0.0, 0.0, 1.0 / (0.6 * (1 / 1.35 - 1 / 60) + 1 / 60) - 3.0]]]).expand(2, 1, 3)
+    expected = project(seen_by, point)[0][:, 0, 0]
+    assert abs((middles[0] - middles[1]) - float(expected[0] - expected[1])) < 1.0
+
+
+def test_a_path_adapts_to_the_scene(card: OpenedScene) -> None:
+    deep = disparity_extent(torch.linspace(0.0, 0.9, 1000), card.camera)
+    flat = disparity_extent(torch.linspace(0.40, 0.42, 1000), card.camera)
+    fov_rad = math.radians(card.camera.fov_deg)
+    for name in PATHS:
+        less = adapted_reach(name, deep, card.camera, fov_rad=fov_rad)
+        more = adapted_reach(name, flat, card.camera, fov_rad=fov_rad)
+        assert math.radians(1.0) <= less.amplitude_rad < more.amplitude_rad <= math.radians(20.0)
+    reach = adapted_reach("swing", deep, card.camera, fov_rad=fov_rad)
+    assert reach.pivot_z == pytest.approx(2.0 / (deep.low + deep.high))
+    # A swing's whole parallax, from a pinhole: the baseline times the range of disparities, in widths.
+    parallax = reach.pivot_z * math.sin(reach.amplitude_rad) * deep.width * 0.5 / math.tan(0.5 * fov_rad)
+    assert parallax == pytest.approx(MOST_PARALLAX, rel=0.01)
+
+
+def test_the_amplitude_of_the_user_wins_and_the_canonical_pose_stays(card: OpenedScene) -> None:
+    for amplitude_deg in (None, 2.0):
+        shot = Shot("swing", frames=4, amplitude_deg=amplitude_deg)
+        _, camera = staged(card, shot, Look(), fit="squash", detail="photo")
+        assert (camera.height_px, camera.width_px) == SIZE
+        assert torch.allclose(camera.cam_to_world[0, :3, 3], torch.tensor([0.0, 0.0, -3.0]), atol=1e-5)
+        yaw_deg = math.degrees(math.asin(-float(camera.cam_to_world[1, 0, 2])))
+        assert amplitude_deg is None or yaw_deg == pytest.approx(amplitude_deg, abs=1e-3)
+
+
+def test_eyes_agree_at_the_focus(card: OpenedScene) -> None:
+    stereo = StereoScene(card.scene, "sbs", eye_distance=0.1, focus_z=2.5)
+    camera = cameras(card, 0.0)
+    point = torch.tensor([[[0.2, 0.1, -0.5], [0.2, 0.1, 1.0]]])  # z_depth 2.5 and 4
+    left, right = (project(stereo.eye(camera, side), point)[0][0, :, 0] for side in (-0.5, 0.5))
+    assert left[0] == pytest.approx(float(right[0]), abs=1e-3)
+    assert right[1] > left[1]  # what is farther lies behind the screen: uncrossed
+
+
+def test_camera_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"yaw_deg": 5, "pitch_deg": -2, "fov_x_deg": 50}, {"distance": 2}]))
+    options = {"height_px": 20, "width_px": 30, "radius": 3.0, "fov_x_rad": 0.7, "fov_y_rad": 0.6}
+    camera = given_camera(read_cameras(path), **options)
+    write_cameras(path, camera, fps=24.0)
+    again = given_camera(read_cameras(path), **options)
+    assert torch.allclose(camera.cam_to_world, again.cam_to_world, atol=1e-6)
+    assert torch.allclose(camera.intrinsics, again.intrinsics, rtol=1e-5)
+    assert float(camera.intrinsics[0, 0, 0]) == float(camera.intrinsics[0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{}",
+        "3",
+        "nonsense",
+        '[{"yaw": 3}]',
+        '[{"yaw_deg": 1e400}]',
+        '[{"cam_to_world": [[1,0,0,0],[0,1,0,0],[0,0,2,0]]}]',
+        '[{"cam_to_world": [[1,0,0],[0,1,0],[0,0,1]]}]',
+        '[{"cam_to_world": [[1,0,0,0],[0,1,0,0],[0,0,1,0],[0,0,0,2]]}]',
+    ],
+)
+def test_files_that_are_no_cameras(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"a\.json"):
+        read_cameras(path)
+
+
+def test_disparity_maps(tmp_path: Path) -> None:
+    values = np.linspace(0.0, 1.0, 12, dtype=np.float32).reshape(3, 4)
+    np.save(tmp_path / "a.npy", values)
+    (tmp_path / "a.pfm").write_bytes(b"Pf\n4 3\n-1.0\n" + values[::-1].tobytes())
+    Image.fromarray((values * 65535).astype(np.uint16)).save(tmp_path / "a.png")
+    for name in ("a.npy", "a.pfm", "a.png"):
+        disparity = read_disparity(tmp_path / name)
+        assert torch.allclose(disparity / disparity.max(), torch.from_numpy(values), atol=1e-4), name
+    s = user_s(torch.from_numpy(values), 4 / 3, fit="squash", name="a")
+    assert s.mean() == pytest.approx(0.40, abs=0.02) and s.std(unbiased=False) == pytest.approx(0.18, abs=0.02)
+    with pytest.raises(DataError, match="another shape"):
+        user_s(torch.rand(100, 100), 1.5, fit="squash", name="a")
+    (tmp_path / "b.npy").write_bytes(b"nothing")
+    np.save(tmp_path / "c.npy", np.full((3, 3), np.nan))
+    np.save(tmp_path / "d.npy", np.zeros((3, 3, 3)))
+    (tmp_path / "e.pfm").write_bytes(b"Pf\n4 3\n-1.0\n1234")
+    np.save(tmp_path / "f.npy", np.array([{}], dtype=object), allow_pickle=True)
+    for name in ("b.npy", "c.npy", "d.npy", "e.pfm", "f.npy"):
+        with pytest.raises(DataError, match=name):
+            read_disparity(tmp_path / name)
+
+
+def test_options_that_contradict_each_other(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((3, 4)))
+    depth = tmp_path / "a.npy"
+    for look, texts in (
+        (Look(depth=depth, depth_model="x"), ["a.jpg"]),
+        (Look(depth=depth), ["a.jpg", "b.jpg"]),
+        (Look(depth=depth, detail="none"), ["a.jpg"]),
+        (Look(depth_model="x"), ["toyscene:box"]),
+        (Look(detail="photo"), ["samples.json#a"]),
+    ):
+        with pytest.raises(UsageError):
+            check_look(look, parse_sources(texts))
+    check_look(Look(depth=depth), parse_sources(["a.jpg"]))
+
+
+def test_a_depth_network_moves_what_it_says_is_near(tmp_path: Path, card: OpenedScene) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("data_tools.depth_models", reason="depth networks come with depth-labels")
+    helper = onnx.helper
+    graph = helper.make_graph(
+        [helper.make_node("Split", ["image"], ["red", "green", "blue"], axis=1, num_outputs=3)],
+        "red is near",
+        [helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1, 3, 32, 32])],
+        [helper.make_tensor_value_info("red", onnx.TensorProto.FLOAT, [1, 1, 32, 32])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, tmp_path / "red.onnx")
+    look = Look(depth_model=str(tmp_path / "red.onnx"))
+    scene, camera = staged(card, Shot(view_deg=(0.0, 0.0)), look, fit="squash", detail="photo")
+    s = scene.render(camera, samples=4).s[0]
+    assert s[20:30, 26:38].mean() > s[:8].mean() + 0.2

@@ -1,0 +1,116 @@
+"""Saved scenes: what is read back renders as what was saved, and damaged files are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vq3dcli.checkpoint import LoadedWeights, load_weights
+from vq3dcli.errors import DataError, InputMissingError, UnsafeFileError, UsageError, Vq3dError
+from vq3dcli.model.scene import Scene, reconstruct_scene
+from vq3dcli.rendering.cameras import pivot_camera
+from vq3dcli.scene_file import load_scene, save_scene
+
+CAMERA = pivot_camera(torch.tensor([0.0, 0.2]), torch.tensor([0.0, -0.1]), height_px=12, width_px=16)
+
+
+@pytest.fixture(scope="module")
+def weights(tiny_weights: Path) -> LoadedWeights:
+    return load_weights(tiny_weights)
+
+
+@pytest.fixture(scope="module")
+def scene(weights: LoadedWeights) -> Scene:
+    image = torch.randint(0, 256, (1, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    return reconstruct_scene(weights.model, image)
+
+
+def test_a_scene_renders_without_its_weights(tmp_path: Path, scene: Scene, weights: LoadedWeights) -> None:
+    path = tmp_path / "a.vq3d.safetensors"
+    photo = torch.randint(0, 256, (3, 20, 30)).to(torch.uint8)
+    digest = save_scene(path, scene, weights=weights, provenance={"input": "a.jpg"}, photo=photo)
+    loaded = load_scene(path)
+    assert loaded.sha256 == digest
+    assert loaded.provenance == {"input": "a.jpg"}
+    assert loaded.weights_sha256 == weights.sha256
+    assert loaded.camera.aspect == 1.5
+    assert loaded.photo is not None and torch.equal(loaded.photo, photo)
+    assert torch.equal(loaded.scene.codes, scene.codes)
+    before, after = scene.render(CAMERA, samples=24), loaded.scene.render(CAMERA, samples=24)
+    # Planes are rounded to fp16: a level or two of 255.
+    assert (before.rgb.int() - after.rgb.int()).abs().max() <= 2
+    assert (before.s - after.s).abs().max() < 2e-3
+    again = tmp_path / "b.vq3d.safetensors"
+    assert save_scene(again, scene, weights=weights, provenance={"input": "a.jpg"}, photo=photo) == digest
+
+
+def test_codes_alone_need_the_weights(tmp_path: Path, scene: Scene, weights: LoadedWeights) -> None:
+    path = tmp_path / "a.vq3d.safetensors"
+    save_scene(path, scene, weights=weights, provenance={}, photo=None, codes_alone=True)
+    assert path.stat().st_size < 2000
+    assert torch.equal(load_scene(path, weights=weights).scene.planes, scene.planes)
+    with pytest.raises(DataError, match="needs the weights"):
+        load_scene(path)
+
+
+def test_query_is_the_field(scene: Scene) -> None:
+    points = torch.rand(50, 3) * 2.0 - 1.0
+    rgb, density = scene.query(points)
+    expected_density, expected_rgb = scene.model.frozen_field(scene.planes)(points[None])
+    assert torch.equal(rgb, expected_rgb[0]) and torch.equal(density, expected_density[0])
+    assert [tuple(part.shape) for part in scene.query(points[:0])] == [(0, 3), (0,)]
+
+
+def rewrite(path: Path, change: str) -> None:
+    tensors = load_file(path)
+    header = {"format": "scene"}
+    if change == "no header":
+        header = {}
+    elif change == "newer":
+        header["format_version"] = 99  # type: ignore[assignment]
+    elif change == "no planes":
+        del tensors["planes"]
+    save_file(tensors, path, {"vq3d": json.dumps(header)})
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ("missing", InputMissingError),
+        ("pickle", UnsafeFileError),
+        ("cut", DataError),
+        ("no header", DataError),
+        ("newer", DataError),
+        ("no planes", DataError),
+    ],
+)
+def test_files_that_are_no_scene(
+    tmp_path: Path, scene: Scene, weights: LoadedWeights, change: str, error: type[Vq3dError]
+) -> None:
+    path = tmp_path / "a.vq3d.safetensors"
+    save_scene(path, scene, weights=weights, provenance={}, photo=None)
+    if change == "missing":
+        path.unlink()
+    elif change == "pickle":
+        torch.save({}, path)
+    elif change == "cut":
+        path.write_bytes(path.read_bytes()[:500])
+    else:
+        rewrite(path, change)
+    with pytest.raises(error):
+        load_scene(path)
+
+
+def test_names_and_planes_without_codes(tmp_path: Path, scene: Scene, weights: LoadedWeights) -> None:
+    with pytest.raises(UsageError, match="is called NAME"):
+        save_scene(tmp_path / "a.safetensors", scene, weights=weights, provenance={}, photo=None)
+    bare = Scene(scene.model, scene.planes, scene.codes[:, :0])
+    path = tmp_path / "a.vq3d.safetensors"
+    with pytest.raises(UsageError, match="without codes"):
+        save_scene(path, bare, weights=weights, provenance={}, photo=None, codes_alone=True)
+    save_scene(path, bare, weights=weights, provenance={}, photo=None)
+    assert load_scene(path).scene.codes.shape == (1, 0)

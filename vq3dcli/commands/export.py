@@ -1,0 +1,86 @@
+"""`vq3d export`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
+
+FormatName = Literal["viewer", "ply", "glb", "splat", "mpi", "npz", "depth"]
+
+INPUT = (
+    "A photo (JPEG, PNG, WebP), - for stdin, a saved scene (.vq3d.safetensors), a sample (samples.json#NAME), or "
+    "toyscene:CLASS[:SEED]."
+)
+FORMAT = (
+    "viewer: one HTML page to look around in; ply: coloured points; glb: a textured mesh; splat: 3D Gaussians; mpi: "
+    "PNG layers; npz: pictures, disparities and cameras; depth: 16-bit PNG and PFM. Default: what the name of the "
+    "output says, else viewer."
+)
+SIZE = "Longer side in pixels of what is sampled. Default: 512, points and meshes 256; without photo detail 128."
+MESH = "relief: the visible surface, torn where depth jumps; solid: closed, with walls and a flat back."
+AXES = "Of ply and splat. opencv: y down, z away from the camera; opengl: y up, z towards it, as glb always has."
+AMPLITUDE = (
+    "How far the viewer's camera turns, at most 11.45 degrees (0.2 rad), or the orbit of npz goes. Default: what suits "
+    "the photo; without photo detail 0.2 rad; npz 10."
+)
+MAX_DEPTH = "Leave out what is farther from the camera. Default: 12 for ply and glb; splat keeps all."
+DETAIL = "photo exports the photo's own pixels; none the plain NeRF. Default: photo, for photos."
+FIT = "crop takes the centre square; squash keeps all of a photo. Default: squash with photo detail, else crop."
+OUTPUT = "File, or FOLDER/; for mpi the folder of its layers. Default: named after the input, in the current folder."
+
+
+def command(
+    source_text: Annotated[str, typer.Argument(metavar="INPUT", help=INPUT)],
+    export_format: Annotated[FormatName | None, typer.Option("--format", help=FORMAT)] = None,
+    size: Annotated[int | None, typer.Option(help=SIZE)] = None,
+    layers: Annotated[int, typer.Option(help="Layers of viewer and mpi, at most 32.")] = 32,
+    samples: Annotated[int, typer.Option(help="Samples a ray of the NeRF.")] = 96,
+    views: Annotated[int, typer.Option(help="Of npz: 1 is the first view, more lie on an orbit.")] = 1,
+    amplitude: Annotated[float | None, typer.Option(help=AMPLITUDE)] = None,
+    mesh: Annotated[Literal["relief", "solid"], typer.Option(help=MESH)] = "relief",
+    axes: Annotated[Literal["opencv", "opengl"], typer.Option(help=AXES)] = "opencv",
+    max_depth: Annotated[float | None, typer.Option(help=MAX_DEPTH)] = None,
+    detail: Annotated[Literal["photo", "none"] | None, typer.Option(help=DETAIL)] = None,
+    fit: Annotated[Literal["crop", "squash"] | None, typer.Option(help=FIT)] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights file or run folder. Default: the embedded ones.")
+    ] = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="PATH", help=OUTPUT)] = None,
+) -> None:
+    """Turn a scene into a web viewer, points, a mesh, splats, layers or maps.
+
+    docs/exports.md says what each file holds, its axes and its units.
+
+    Example:
+      vq3d export photo.jpg
+      vq3d export photo.jpg -o photo.glb --mesh solid
+      vq3d export samples/samples.json#torus-0000 --format splat --axes opengl
+      vq3d export toyscene:snowman --format mpi --layers 16 -o layers/
+    """
+    from vq3dcli.checkpoint import load_weights
+    from vq3dcli.pipelines.export import Wish, check_export, check_wish, export_scene, plan_export
+    from vq3dcli.pipelines.inputs import needs_weights, open_scene, parse_sources
+
+    said = Output("export", json, quiet)
+    (source,) = parse_sources([source_text])
+    kind, paths = plan_export(source, output, export_format)
+    # A toy scene is small and exact to the model already: the photo would add nothing but the noise of its relief.
+    has_detail = detail == "photo" or (detail is None and source.toy is None and source.sample is None)
+    wish = Wish(kind, size, layers, samples, views, amplitude, mesh, axes, max_depth, has_detail)
+    check_wish(wish)
+    check_export(kind, paths)
+    place = pick_device(device)
+    loaded = load_weights(weights, place) if weights is not None or needs_weights([source]) else None
+    stdin = None if sys.stdin is None else sys.stdin.buffer
+    opened = open_scene(source, loaded, fit=fit or ("squash" if has_detail else "crop"), stdin=stdin, device=place)
+    said.note(f"{kind} of {opened.stem}" + ("" if loaded is None else f", weights {loaded.path}"))
+    outputs, figures = export_scene(opened, wish, paths)
+    said.finish(count=1, weights=loaded, metrics=figures, table=[], outputs=outputs)

@@ -1,0 +1,161 @@
+"""Meshes of other programs, as surfaces that rays meet.
+
+Reading and ray casting are trimesh's, with embree if it is there.
+
+A mesh is brought into our axes (x right, y down, z away from the camera that looks at its front), its longest side to
+length 1, and the middle of its lower face to the origin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vq3dcli.errors import DataError, InputMissingError, UnavailableError
+from vq3dcli.rendering.cameras import Rays
+from vq3dcli.rendering.compose import Surface, Vector
+
+SUFFIXES = (".glb", ".gltf", ".ply", ".obj", ".stl")
+Up = Literal["y", "z"]
+Floats = NDArray[np.float64]
+
+# A file's axes to ours. glTF: y is up and the front looks along +z; with z up, the front looks along -y.
+_AXES = {"y": np.diag([1.0, -1.0, -1.0]), "z": np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])}
+_GREY = 0.7
+_AMBIENT = 0.55
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A mesh in our axes.
+
+    Attributes:
+        triangles: trimesh's mesh.
+        colour: Colours `[M, 3]` in [0, 1] of points by triangle `[M]` and barycentric coordinates `[M, 3]`.
+        lower: Corner of its bounding box.
+        upper: The other corner.
+    """
+
+    triangles: Any
+    colour: Callable[[NDArray[np.int64], Floats], Floats]
+    lower: Vector
+    upper: Vector
+
+    def surface(self, light: Vector) -> Surface:
+        """What rays in the mesh's own coordinates see of it, lit from the direction `light` (of any length)."""
+        to_light = np.asarray(light) / np.linalg.norm(light)
+
+        def seen(rays: Rays) -> tuple[Tensor, Tensor]:
+            origin = rays.origin[0].double().cpu().numpy()
+            direction = rays.direction[0].double().cpu().numpy()
+            z_depth = np.full(len(origin), np.inf)
+            rgb = np.zeros((len(origin), 3))
+            triangle, ray, place = self.triangles.ray.intersects_id(
+                origin, direction, multiple_hits=False, return_locations=True
+            )
+            if len(ray):
+                z_depth[ray] = ((place - origin[ray]) * direction[ray]).sum(1) / (direction[ray] ** 2).sum(1)
+                normal = self.triangles.face_normals[triangle]
+                # A side that looks away is lit as if it were turned round: many files have no inside.
+                towards = -np.sign((normal * direction[ray]).sum(1, keepdims=True))
+                lit = np.clip((towards * normal * to_light).sum(1, keepdims=True), 0.0, 1.0)
+                corners = self.triangles.triangles[triangle]
+                rgb[ray] = self.colour(triangle, _barycentric(corners, place)) * (_AMBIENT + (1.0 - _AMBIENT) * lit)
+            return torch.from_numpy(z_depth).to(rays.origin), torch.from_numpy(rgb).to(rays.origin)
+
+        return seen
+
+
+def is_mesh(text: str) -> bool:
+    """Whether a name is that of a mesh."""
+    return Path(text).suffix.lower() in SUFFIXES
+
+
+def read_mesh(path: Path, *, up: Up = "y") -> Mesh:
+    """Read a GLB, glTF, PLY, OBJ or STL file.
+
+    Args:
+        path: The file.
+        up: Which of the file's axes points up.
+
+    Raises:
+        InputMissingError: There is no such file.
+        UnavailableError: trimesh is not installed.
+        DataError: It is damaged or has no triangles.
+    """
+    try:
+        import trimesh
+    except ImportError as error:
+        raise UnavailableError("meshes need trimesh", remedy="pip install 'vq3d[mesh]'") from error
+    if not path.is_file():
+        raise InputMissingError(f"no such file ({path})", remedy="check the path")
+    try:
+        mesh = trimesh.load_scene(path).to_mesh()
+        vertices = np.asarray(mesh.vertices, np.float64) @ _AXES[up].T
+        if not len(mesh.faces) or not np.isfinite(vertices).all():
+            raise ValueError("it has no triangles, or points that are no numbers")
+        colour = _colours(mesh)
+    except Exception as error:
+        # Its readers raise almost any type on damaged bytes.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"cannot read the mesh ({path}): {reason}", remedy="GLB, PLY, OBJ or STL") from error
+    lower, upper = vertices.min(0), vertices.max(0)
+    size = float((upper - lower).max())
+    if size <= 0.0:
+        raise DataError(f"a mesh without extent ({path})", remedy="another file")
+    foot = np.array([0.5 * (lower[0] + upper[0]), upper[1], 0.5 * (lower[2] + upper[2])])
+    triangles = trimesh.Trimesh((vertices - foot) / size, mesh.faces, process=False)
+    first, last = triangles.bounds.tolist()
+    return Mesh(triangles, colour, (first[0], first[1], first[2]), (last[0], last[1], last[2]))
+
+
+def _barycentric(corners: Floats, points: Floats) -> Floats:
+    """Barycentric coordinates `[M, 3]` of points in triangles `[M, 3, 3]`."""
+    a, b, p = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0], points - corners[:, 0]
+    aa, ab, bb = (a * a).sum(1), (a * b).sum(1), (b * b).sum(1)
+    pa, pb = (p * a).sum(1), (p * b).sum(1)
+    # Rays do not meet a triangle without area; the floor only keeps rounding from dividing by zero.
+    area = np.maximum(aa * bb - ab * ab, 1e-30)
+    v, w = (bb * pa - ab * pb) / area, (aa * pb - ab * pa) / area
+    return np.stack([1.0 - v - w, v, w], 1)
+
+
+def _colours(mesh: Any) -> Callable[[NDArray[np.int64], Floats], Floats]:
+    """Colours by triangle and barycentric coordinates: of a texture, of corners, of faces, or grey."""
+    from trimesh.visual.color import uv_to_interpolated_color
+    from trimesh.visual.material import PBRMaterial
+
+    faces, visual = np.asarray(mesh.faces), mesh.visual
+    if visual.kind == "texture" and visual.uv is not None:
+        material = visual.material
+        factor = np.ones(3)
+        if isinstance(material, PBRMaterial):
+            if material.baseColorFactor is not None:
+                factor = np.asarray(material.baseColorFactor, np.float64)[:3] / 255.0
+            image = material.baseColorTexture
+        else:
+            image = material.image
+        if image is None:
+            plain = np.asarray(material.main_color, np.float64)[:3] / 255.0
+            return lambda triangle, barycentric: np.broadcast_to(plain, (len(triangle), 3))
+        uv = np.asarray(visual.uv)
+
+        def textured(triangle: NDArray[np.int64], barycentric: Floats) -> Floats:
+            at = (uv[faces[triangle]] * barycentric[..., None]).sum(1)
+            return np.asarray(uv_to_interpolated_color(at, image), np.float64)[:, :3] / 255.0 * factor
+
+        return textured
+    if visual.kind == "vertex":
+        of_vertex = np.asarray(visual.vertex_colors, np.float64)[:, :3] / 255.0
+        return lambda triangle, barycentric: (of_vertex[faces[triangle]] * barycentric[..., None]).sum(1)
+    if visual.kind == "face":
+        of_face = np.asarray(visual.face_colors, np.float64)[:, :3] / 255.0
+        return lambda triangle, barycentric: of_face[triangle]
+    return lambda triangle, barycentric: np.full((len(triangle), 3), _GREY)

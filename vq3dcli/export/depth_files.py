@@ -1,0 +1,54 @@
+"""Maps for other tools: 16-bit PNG, PFM and npz.
+
+Legend: V views, H height_px, W width_px.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from vq3dcli.export.layers import Frustum
+from vq3dcli.files import atomic_path, write_bytes
+from vq3dcli.model.scene import SceneView
+from vq3dcli.rendering.cameras import Camera, z_depth_from_s
+
+
+def write_disparity_png(path: Path, s: Tensor) -> None:
+    """Write s `[H, W]` as a 16-bit greyscale PNG: s = level / 65535, 1 near and 0 far."""
+    levels = (s.detach().cpu().double().clamp(0.0, 1.0) * 65535.0).round().numpy().astype(np.uint16)
+    data = io.BytesIO()
+    Image.fromarray(levels).save(data, "PNG")
+    write_bytes(path, data.getvalue())
+
+
+def write_pfm(path: Path, values: Tensor) -> None:
+    """Write a float map `[H, W]` as a portable float map, little-endian, whose rows run from the bottom up."""
+    height_px, width_px = values.shape
+    rows = values.detach().cpu().numpy().astype("<f4")[::-1]
+    write_bytes(path, f"Pf\n{width_px} {height_px}\n-1.0\n".encode("ascii") + rows.tobytes())
+
+
+def write_views(path: Path, view: SceneView, camera: Camera, frustum: Frustum) -> None:
+    """Write pictures, disparities and cameras of V views as npz, without pickled objects.
+
+    Arrays: `rgb` uint8 `[V, H, W, 3]`; `s` and `z_depth` float32 `[V, H, W]`; `cam_to_world` `[V, 4, 4]`, `intrinsics`
+    `[V, 3, 3]` in pixels, `near` and `far`.
+    """
+    s = view.s.cpu()
+    # Through a handle: NumPy would add its own suffix to a name like A.NPZ.
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
+        np.savez_compressed(
+            handle,
+            rgb=view.rgb.permute(0, 2, 3, 1).cpu().numpy(),
+            s=s.numpy(),
+            z_depth=z_depth_from_s(s, frustum.near, frustum.far).numpy(),
+            cam_to_world=camera.cam_to_world.cpu().numpy(),
+            intrinsics=camera.intrinsics.cpu().numpy(),
+            near=np.float32(frustum.near),
+            far=np.float32(frustum.far),
+        )

@@ -1,0 +1,428 @@
+"""Layered depth images: a NeRF cut along the canonical rays into a few layers that any GPU can draw.
+
+Each layer is a picture over a bin of normalised disparity s: colour, opacity, and where in the bin its surface lies.
+That last map is what sets it apart from a multiplane image (Zhou et al., SIGGRAPH 2018): slanted surfaces stay whole
+instead of becoming steps, so that 32 layers are enough.
+
+Legend: L layers from near to far, H height_px, W width_px of the layers, V views, N rays, K samples a layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vq3dcli.rendering.cameras import (
+    CAMERA_RADIUS,
+    FAR,
+    FOV_RAD,
+    NEAR,
+    Camera,
+    canonical_camera,
+    image_rays,
+    s_from_z_depth,
+    z_depth_from_s,
+)
+from vq3dcli.rendering.composite import ray_weights
+from vq3dcli.rendering.render import Field
+
+MAX_LAYERS = 32
+MAX_SIDE_PX = 512
+_POINTS_AT_ONCE = 1 << 15
+# Rays that find out where the scene lies, a side, and samples on each.
+_PROBE_PX = 24
+_PROBE_SAMPLES = 128
+# A part of the layers lies evenly in s, so that what the canonical view hides has its share.
+_EVEN_SHARE = 0.3
+# Steps of the search for the surface within a layer; each one divides the error by the slope of the surface.
+_SEARCH_STEPS = 2
+# Thinner haze is left out: most of the space would be filled with it, and cost a browser time.
+_LEAST_ALPHA = 0.01
+# Two neighbouring texels belong to one surface if their s differ by less.
+_SAME_SURFACE_S = 0.04
+# Five of them in a row span more only where one surface ends before another.
+_STEP_S = 0.08
+# A surface of a photo fades between these factors of being pulled apart.
+STRETCH_FADES, STRETCH_GONE = 1.6, 3.0
+_NEAR_SURFACE_S = 0.01
+
+
+@dataclass(frozen=True)
+class Frustum:
+    """The canonical camera, as exporters need it.
+
+    Attributes:
+        radius: Its distance from the pivot; it looks along +z.
+        fov_rad: Field of view on both axes, whatever the shape of the picture.
+        near: z_depth of s = 1.
+        far: z_depth of s = 0.
+        aspect: Width / height of what the picture shows; the world is squeezed by it where it is not 1.
+    """
+
+    radius: float = CAMERA_RADIUS
+    fov_rad: float = FOV_RAD
+    near: float = NEAR
+    far: float = FAR
+    aspect: float = 1.0
+
+    def camera(self, height_px: int, width_px: int) -> Camera:
+        """The canonical camera at a resolution; its rays span the field of view on both axes."""
+        camera = canonical_camera(1, height_px=height_px, width_px=width_px, radius=self.radius, fov_rad=self.fov_rad)
+        intrinsics = camera.intrinsics.clone()
+        intrinsics[:, 1, 1] = 0.5 * height_px / math.tan(0.5 * self.fov_rad)
+        return Camera(camera.cam_to_world, intrinsics, height_px, width_px)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A scene as layers.
+
+    Attributes:
+        rgb: Colour, not multiplied by opacity, `[L, 3, H, W]` in [0, 1]; filled where a layer is empty.
+        alpha: Opacity `[L, H, W]` in [0, 1]; 1 everywhere in the last layer.
+        s: Where the surface of each texel lies, `[L, H, W]`, in or near the layer's bin; filled as the colour is.
+        edges_s: `[L + 1]` from 1 to 0: layer i lies between edges i and i + 1.
+        frustum: The camera whose rays the texels follow.
+        margins: How much wider and higher the layers are than what that camera sees, at least 1 each.
+        fades: Draw as photo detail does: surfaces fade where a camera sees them pulled apart (`STRETCH_FADES`), and
+            colours are sampled sharply.
+    """
+
+    rgb: Tensor
+    alpha: Tensor
+    s: Tensor
+    edges_s: Tensor
+    frustum: Frustum
+    margins: tuple[float, float] = (1.0, 1.0)
+    fades: bool = False
+
+    def __len__(self) -> int:
+        """Number of layers L."""
+        return self.rgb.shape[0]
+
+    @property
+    def planes_s(self) -> Tensor:
+        """The middles of the bins, `[L]`."""
+        return 0.5 * (self.edges_s[1:] + self.edges_s[:-1])
+
+
+@torch.no_grad()
+def choose_edges(field: Field, frustum: Frustum, layers: int, device: torch.device | None = None) -> Tensor:
+    """Edges of layers that are thin where surfaces are: `[L + 1]`, from 1 to 0.
+
+    The density of layers goes with the cube root of how much is seen at an s, which is best for a mean squared error
+    (Panter and Dite, 1951), mixed with an even share.
+
+    Args:
+        field: A single scene.
+        frustum: Its canonical camera.
+        layers: How many.
+        device: Where the field is evaluated.
+    """
+    probe = torch.linspace(1.0, 0.0, _PROBE_SAMPLES + 1)
+    bins = _ray_bins(field, frustum, probe, _PROBE_PX, _PROBE_PX, 1, device)
+    seen = ray_weights(-torch.log1p(-bins.alpha.clamp(max=1 - 1e-6)), opaque_end=True).mean((0, 1))
+    return _edges_of(seen.cpu(), layers)
+
+
+def _edges_of(seen: Tensor, layers: int) -> Tensor:
+    """Edges `[L + 1]` for how much is seen in each of equal bins of s from 1 to 0."""
+    probe = torch.linspace(1.0, 0.0, len(seen) + 1)
+    density = seen.clamp(min=0.0) ** (1.0 / 3.0)
+    density = functional.avg_pool1d(density[None, None], 5, 1, 2, count_include_pad=False)[0, 0]
+    # Nothing lies in front of the nearest surface: one layer takes all of that.
+    solid = seen.cumsum(0) > 1e-3
+    even = solid.float() / solid.sum().clamp(min=1)
+    density = torch.where(solid, density, torch.zeros_like(density))
+    share = (1.0 - _EVEN_SHARE) * density / density.sum().clamp(min=1e-9) + _EVEN_SHARE * even
+    cumulative = torch.cat([torch.zeros(1), share.cumsum(0)]).double()
+    cumulative /= cumulative[-1].clone()
+    wanted = torch.linspace(0.0, 1.0, layers + 1, dtype=torch.float64)[1:-1]
+    index = torch.searchsorted(cumulative, wanted).clamp(1, len(seen))
+    low, high = cumulative[index - 1], cumulative[index]
+    fraction = ((wanted - low) / (high - low).clamp(min=1e-12)).float()
+    inner = probe[index - 1] + (probe[index] - probe[index - 1]) * fraction
+    return torch.cat([torch.ones(1), inner, torch.zeros(1)])
+
+
+@torch.no_grad()
+def bake_layers(
+    field: Field,
+    frustum: Frustum,
+    edges_s: Tensor,
+    *,
+    height_px: int,
+    width_px: int,
+    samples_a_layer: int = 3,
+    device: torch.device | None = None,
+) -> Layers:
+    """Cut a field into layers along the canonical rays.
+
+    Args:
+        field: A single scene.
+        frustum: Its canonical camera.
+        edges_s: `[L + 1]`, from `choose_edges`.
+        height_px: Height of the layers.
+        width_px: Width of the layers.
+        samples_a_layer: Samples K in each bin.
+        device: Where the field is evaluated.
+    """
+    bins = _ray_bins(field, frustum, edges_s, height_px, width_px, samples_a_layer, device)
+    alpha = bins.alpha.permute(2, 0, 1).contiguous()
+    alpha[alpha < _LEAST_ALPHA] = 0.0
+    alpha[-1] = 1.0  # what passes through the whole scene ends in its last layer, as it does in the renderer
+    maps = torch.cat([bins.rgb.permute(2, 3, 0, 1), bins.s.permute(2, 0, 1)[:, None]], 1)
+    # The colour of an empty texel is arbitrary, and bilinear sampling would let it bleed into its neighbours.
+    filled = fill_holes(maps, alpha.clamp(min=1e-4) ** 2)
+    return Layers(filled[:, :3].clamp(0.0, 1.0), alpha, filled[:, 3], edges_s, frustum)
+
+
+def fill_holes(maps: Tensor, weight: Tensor) -> Tensor:
+    """Keep what has weight and fill the rest from around it, by averages over ever larger cells (pull and push).
+
+    Args:
+        maps: `[L, C, H, W]`.
+        weight: Trust in each texel, `[L, H, W]` in [0, 1].
+
+    Returns:
+        `[L, C, H, W]`.
+    """
+    weight = weight[:, None]
+    height, width = maps.shape[-2:]
+    if height == 1 and width == 1:
+        return maps
+    total = functional.avg_pool2d(weight, 2, 2, ceil_mode=True, count_include_pad=False)
+    mean = functional.avg_pool2d(maps * weight, 2, 2, ceil_mode=True, count_include_pad=False) / total.clamp(min=1e-12)
+    coarse = fill_holes(mean, (4.0 * total[:, 0]).clamp(max=1.0))
+    around = functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
+    trust = (4.0 * weight).clamp(max=1.0)
+    return trust * maps + (1.0 - trust) * around
+
+
+def add_photo(layers: Layers, photo: Tensor, s: Tensor) -> Layers:
+    """Put a photo on the surface that the canonical camera sees; what it hides stays the NeRF's.
+
+    Args:
+        layers: Of the NeRF, at any resolution; the result has the photo's.
+        photo: `[3, H, W]` in [0, 1], what the canonical camera sees.
+        s: The disparity of each of its pixels, `[H, W]`, for example the NeRF's refined by the photo's edges.
+    """
+    s = snap_to_surfaces(s)
+    low, high = _surface_range(s)
+    edges = layers.edges_s.tolist()
+    count, (height, width) = len(layers), s.shape
+    rgb, alpha = s.new_empty(count, 3, height, width), s.new_empty(count, height, width)
+    texel_s = torch.empty_like(alpha)
+    # A layer at a time: 32 layers of 512 pixels are half a gigabyte as it is.
+    for layer in range(count):
+        maps = torch.cat([layers.rgb[layer], layers.s[layer][None], layers.alpha[layer][None]])[None].to(s)
+        maps = functional.interpolate(maps, (height, width), mode="bilinear", align_corners=False)[0]
+        # A surface that crosses from one bin into the next lies in both along the seam: no crack opens between them.
+        own = (edges[layer + 1] <= high) & (edges[layer] >= low)
+        in_front = edges[layer + 1] > high
+        opacity = torch.where(own, torch.ones_like(s), torch.where(in_front, torch.zeros_like(s), maps[4]))
+        trust = torch.where(own, torch.ones_like(s), opacity.clamp(min=1e-4) ** 2)
+        maps = torch.where(own, torch.cat([photo.to(s), s[None]]), maps[:4])
+        if not (trust == trust.flatten()[0]).all():
+            maps = fill_holes(maps[None], trust[None])[0]
+        alpha[layer] = torch.ones_like(s) if layer == count - 1 else opacity
+        rgb[layer], texel_s[layer] = maps[:3].clamp(0.0, 1.0), maps[3]
+    return replace(layers, rgb=rgb, alpha=alpha, s=texel_s)
+
+
+class Sheet(NamedTuple):
+    """A picture with a relief: colour `[3, H, W]` in [0, 1], and the disparity of each pixel `[H, W]`."""
+
+    rgb: Tensor
+    s: Tensor
+
+
+def layers_of_sheets(
+    sheets: Sequence[Sheet], frustum: Frustum, layers: int, *, margins: tuple[float, float] = (1.0, 1.0)
+) -> Layers:
+    """Cut pictures with reliefs into layers, for example a photo and what its things in front hide.
+
+    Args:
+        sheets: From front to back, all of one size.
+        frustum: The canonical camera.
+        layers: How many.
+        margins: How much wider and higher the sheets are than what that camera sees.
+    """
+    steps = torch.cat([sheet.s.flatten() for sheet in sheets]).cpu()
+    seen = torch.histc(1.0 - steps, _PROBE_SAMPLES, 0.0, 1.0) / len(steps)
+    edges_s = _edges_of(seen, layers)
+    last = sheets[-1]
+    planes = (0.5 * (edges_s[1:] + edges_s[:-1])).to(last.s)[:, None, None].expand(layers, *last.s.shape)
+    alpha = torch.zeros_like(planes)
+    built = Layers(last.rgb.expand(layers, -1, -1, -1), alpha, planes, edges_s, frustum, margins, fades=True)
+    for sheet in reversed(sheets):
+        built = add_photo(built, sheet.rgb, sheet.s)
+    return built
+
+
+def flat_layers(layers: Layers) -> Layers:
+    """The same as a plain multiplane image: each surface divided between the two planes around it.
+
+    With a + b = 1 a texel at s = a plane_1 + b plane_2 gets opacity a of its own on plane_1 and all of it on plane_2,
+    both in its colour: the canonical view stays as it is.
+    """
+    planes = layers.planes_s.to(layers.s)
+    count = len(layers)
+    rgb, alpha = torch.zeros_like(layers.rgb), torch.zeros_like(layers.alpha)
+    mass, passing = torch.zeros_like(layers.alpha), torch.ones_like(layers.alpha)
+    for layer in range(count):
+        # Between which planes: the first one is nearer than the surface or is plane 0.
+        ahead = (planes[:, None, None] >= layers.s[layer]).sum(0).clamp(1, max(1, count - 1)) - 1
+        behind = (ahead + 1).clamp(max=count - 1)
+        extent = (planes[ahead] - planes[behind]).clamp(min=1e-6)
+        on_ahead = ((layers.s[layer] - planes[behind]) / extent).clamp(0.0, 1.0) * layers.alpha[layer]
+        for index, opacity in ((ahead, on_ahead), (behind, layers.alpha[layer])):
+            rgb.scatter_add_(0, index.expand(1, 3, *index.shape), (opacity * layers.rgb[layer])[None])
+            mass.scatter_add_(0, index[None], opacity[None])
+            passing.scatter_reduce_(0, index[None], (1.0 - opacity)[None], "prod")
+    alpha = 1.0 - passing
+    alpha[-1] = 1.0
+    maps = torch.where(mass[:, None] > 1e-6, rgb / mass.clamp(min=1e-6)[:, None], layers.rgb)
+    middle = planes[:, None, None].expand_as(layers.s).contiguous()
+    rgb = fill_holes(maps, alpha.clamp(min=1e-4) ** 2)
+    return replace(layers, rgb=rgb, alpha=alpha, s=middle, fades=False)
+
+
+@torch.no_grad()
+def render_layers(layers: Layers, camera: Camera) -> tuple[Tensor, Tensor]:
+    """Draw layers from any camera: what the web viewer does, line by line.
+
+    Args:
+        layers: From near to far.
+        camera: V of them.
+
+    Returns:
+        rgb `[V, 3, H, W]` in [0, 1] and the expected s in the drawing camera `[V, H, W]`, of the camera's size.
+    """
+    frustum = layers.frustum
+    rays = image_rays(camera)
+    size = (camera.cam_to_world.shape[0], camera.height_px, camera.width_px)
+    origin = (rays.origin + rays.origin.new_tensor([0.0, 0.0, frustum.radius])).reshape(*size, 3).to(layers.rgb)
+    direction = rays.direction.reshape(*size, 3).to(layers.rgb)
+    tangent = math.tan(0.5 * frustum.fov_rad) * origin.new_tensor(layers.margins)
+    colour = torch.zeros(size[0], 3, *size[1:], device=layers.rgb.device)
+    disparity, passing = torch.zeros_like(colour[:, 0]), torch.ones_like(colour[:, 0])
+    maps = torch.cat([layers.rgb, layers.alpha[:, None], layers.s[:, None]], 1)
+    # Along a ray xy = base + s along: 1 / z is linear in s.
+    along = (origin[..., :2] - origin[..., 2:] * direction[..., :2] / direction[..., 2:]) / tangent
+    along = along * (1.0 / frustum.near - 1.0 / frustum.far)
+    for layer, plane_s in enumerate(layers.planes_s.tolist()):
+        s = torch.full_like(disparity, plane_s)
+        for step in range(_SEARCH_STEPS + 1):
+            z_canonical = z_depth_from_s(s, frustum.near, frustum.far)
+            z_depth = (z_canonical - origin[..., 2]) / direction[..., 2]
+            xy = (origin[..., :2] + z_depth[..., None] * direction[..., :2]) / (z_canonical[..., None] * tangent)
+            texels = maps[layer : layer + 1].expand(size[0], -1, -1, -1)
+            if step < _SEARCH_STEPS:
+                s = _sample(texels[:, 4:], xy)[:, 0]
+            else:
+                found = _sample(texels, xy)
+        opacity = found[:, 3] * (z_depth > 0.0)
+        if layers.fades and layer + 1 < len(layers):
+            opacity = opacity * _unstretched(texels[:, 4:], xy, along)
+        weight = passing * opacity
+        rgb = found[:, :3]
+        if layers.fades:
+            # As photo detail does: bilinear samples would blur a photo's texture.
+            rgb = _sample(texels[:, :3], xy, mode="bicubic").clamp(0.0, 1.0)
+        colour += weight[:, None] * rgb
+        disparity += weight * s_from_z_depth(z_depth.clamp(min=1e-3), frustum.near, frustum.far)
+        passing = passing - weight
+    return colour, disparity
+
+
+def _unstretched(s: Tensor, xy: Tensor, along: Tensor) -> Tensor:
+    """1 where the surfaces `s` `[V, 1, H', W']` appear as they are at `xy`, 0 where they are pulled apart.
+
+    A texel of the relief grows to 1 - gradient . along, by the derivative of xy = base + s(xy) along.
+    """
+    stretch = torch.ones_like(along[..., 0])
+    for axis, side in ((0, s.shape[3]), (1, s.shape[2])):
+        offset = torch.zeros(2, device=s.device)
+        offset[axis] = 1.0 / side
+        slope = (_sample(s, xy + offset) - _sample(s, xy - offset))[:, 0] * (0.5 * side)
+        stretch = stretch - slope * along[..., axis]
+    share = ((stretch - STRETCH_FADES) / (STRETCH_GONE - STRETCH_FADES)).clamp(0.0, 1.0)
+    return 1.0 - share * share * (3.0 - 2.0 * share)
+
+
+def _sample(maps: Tensor, xy: Tensor, *, mode: str = "bilinear") -> Tensor:
+    return functional.grid_sample(maps, xy, mode=mode, padding_mode="border", align_corners=False)
+
+
+def snap_to_surfaces(s: Tensor) -> Tensor:
+    """Pixels between two surfaces, which see a mean of both, go to the nearer one in s: `[..., H, W]`, by 5 x 5."""
+    maps = s.reshape(-1, 1, *s.shape[-2:])
+    high = functional.max_pool2d(maps, 5, 1, 2).reshape(s.shape)
+    low = -functional.max_pool2d(-maps, 5, 1, 2).reshape(s.shape)
+    closest = torch.where(high - s < s - low, high, low)
+    return torch.where((high - low > _STEP_S) & ((closest - s).abs() > _NEAR_SURFACE_S), closest, s)
+
+
+def _surface_range(s: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the greatest s `[H, W]` in the 3 x 3 neighbourhood of each texel that are of its own surface."""
+    padded = functional.pad(s[None, None], (1, 1, 1, 1), mode="replicate")
+    around = functional.unfold(padded, 3).reshape(9, *s.shape)
+    around = torch.where((around - s).abs() < _SAME_SURFACE_S, around, s)
+    return around.amin(0), around.amax(0)
+
+
+@dataclass(frozen=True)
+class _Bins:
+    """Along the rays of H x W pixels: opacity `[H, W, L]`, rgb `[H, W, L, 3]` and s `[H, W, L]` of each bin."""
+
+    alpha: Tensor
+    rgb: Tensor
+    s: Tensor
+
+
+def _ray_bins(
+    field: Field,
+    frustum: Frustum,
+    edges_s: Tensor,
+    height_px: int,
+    width_px: int,
+    samples_a_layer: int,
+    device: torch.device | None,
+) -> _Bins:
+    layers = edges_s.shape[0] - 1
+    part = torch.linspace(0.0, 1.0, samples_a_layer + 1)
+    extent = edges_s[1:] - edges_s[:-1]
+    inner = edges_s[:-1, None] + part[:-1] * extent[:, None]
+    fine = torch.cat([inner.reshape(-1), edges_s[-1:]]).to(device)
+    samples_s = 0.5 * (fine[1:] + fine[:-1])
+    z_edges = z_depth_from_s(fine, frustum.near, frustum.far)
+    z_depth, length = z_depth_from_s(samples_s, frustum.near, frustum.far), z_edges[1:] - z_edges[:-1]
+    rays = image_rays(frustum.camera(height_px, width_px))
+    origin, direction = rays.origin[0].to(fine), rays.direction[0].to(fine)
+    at_once = max(1, _POINTS_AT_ONCE // samples_s.shape[0])
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for start in range(0, origin.shape[0], at_once):
+        towards = direction[start : start + at_once]
+        points = origin[start : start + at_once, None] + z_depth[:, None] * towards[:, None]
+        density, rgb = field(points.reshape(1, -1, 3))
+        shape = (towards.shape[0], layers, samples_a_layer)
+        tau = (density.reshape(towards.shape[0], -1).float() * length * towards.norm(dim=-1, keepdim=True)).reshape(
+            shape
+        )
+        weights = ray_weights(tau, opaque_end=False)
+        alpha = weights.sum(-1)
+        # An empty bin still has a colour and a place, those of its middle, for what bleeds in from its neighbours.
+        share = (weights + 1e-8) / (weights + 1e-8).sum(-1, keepdim=True)
+        colour = (share[..., None] * rgb.reshape(*shape, 3).float()).sum(-2)
+        place = (share * samples_s.reshape(layers, samples_a_layer)).sum(-1)
+        parts.append((alpha, colour, place))
+    alpha, colour, place = (torch.cat(values) for values in zip(*parts, strict=True))
+    size = (height_px, width_px, layers)
+    return _Bins(alpha.reshape(size), colour.reshape(*size, 3), place.reshape(size))

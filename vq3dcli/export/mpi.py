@@ -1,0 +1,64 @@
+"""A multiplane image as a folder: PNG layers and `mpi.json`, for engines and other people's viewers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from vq3dcli.data.images import encode_png
+from vq3dcli.export.layers import Layers, flat_layers
+from vq3dcli.files import make_folder, write_bytes, write_json
+from vq3dcli.rendering.cameras import z_depth_from_s
+
+FORMAT_VERSION = 1
+INDEX_NAME = "mpi.json"
+
+
+def write_mpi(folder: Path, layers: Layers) -> list[Path]:
+    """Write the layers, each of which becomes a flat picture at one depth.
+
+    Returns:
+        The files: `mpi.json`, then the layers from near to far.
+    """
+    flat = layers if _is_flat(layers) else flat_layers(layers)
+    make_folder(folder)
+    frustum = flat.frustum
+    z_depth = z_depth_from_s(flat.planes_s, frustum.near, frustum.far)
+    entries, written = [], []
+    for index in range(len(flat)):
+        name = f"layer_{index:02d}.png"
+        picture = torch.cat([flat.rgb[index], flat.alpha[index : index + 1]])
+        levels = (picture * 255.0).round().clamp(0, 255).to(torch.uint8).cpu()
+        write_bytes(folder / name, encode_png(levels))
+        entries.append({"file": name, "s": float(flat.planes_s[index]), "z_depth": float(z_depth[index])})
+        written.append(folder / name)
+    height_px, width_px = flat.alpha.shape[1:]
+    tangent = math.tan(0.5 * frustum.fov_rad)
+    index_value = {
+        "format": "mpi",
+        "format_version": FORMAT_VERSION,
+        "width_px": width_px,
+        "height_px": height_px,
+        "axes": "x right, y down, z forward; the camera looks along +z and stands at z = -radius",
+        "alpha": "straight; composite from the last layer to the first",
+        "fov_x_deg": _angle_deg(tangent * flat.margins[0]),
+        "fov_y_deg": _angle_deg(tangent * flat.margins[1] / frustum.aspect),
+        "view_fov_x_deg": _angle_deg(tangent),
+        "view_fov_y_deg": _angle_deg(tangent / frustum.aspect),
+        "radius": frustum.radius,
+        "near": frustum.near,
+        "far": frustum.far,
+        "layers": entries,
+    }
+    write_json(folder / INDEX_NAME, index_value)
+    return [folder / INDEX_NAME, *written]
+
+
+def _angle_deg(tangent: float) -> float:
+    return math.degrees(2.0 * math.atan(tangent))
+
+
+def _is_flat(layers: Layers) -> bool:
+    return bool((layers.s == layers.planes_s.to(layers.s)[:, None, None]).all())

@@ -1,0 +1,173 @@
+"""A scene as one HTML file that anyone can look around in: no server, no network, no library.
+
+The file holds the layers as pictures, a script of our own that draws them by WebGL 2, and a still picture for where
+that is missing. A content security policy forbids everything else: only this script and this style sheet, known by
+their hashes, and pictures inside the file.
+
+Legend: L layers, H height_px, W width_px.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vq3dcli.data.images import encode_jpeg, encode_png
+from vq3dcli.errors import UsageError
+from vq3dcli.export.colour import colour_table
+from vq3dcli.export.layers import MAX_LAYERS, MAX_SIDE_PX, STRETCH_FADES, STRETCH_GONE, Layers
+from vq3dcli.files import write_bytes
+
+# How far the camera may turn at most: farther out, layers of the first view have nothing more to show.
+BOUND_RAD = 0.2
+# Cells a side that each layer is divided into: layers with nothing in a part of the view are left out there.
+_CELLS = 16
+_HELP = "Drag, arrow keys or tilt to look around; wheel or pinch to zoom; d for disparity; 0 to go back."
+
+
+def viewer_html(
+    title: str,
+    layers: Layers,
+    still: Tensor,
+    shown: tuple[float, float],
+    *,
+    bound_rad: float = BOUND_RAD,
+    pivot_z: float | None = None,
+) -> str:
+    """The page as text.
+
+    Args:
+        title: Any text, for example a file's name; it is escaped.
+        layers: At most 32 of at most 512 pixels.
+        still: What is shown without WebGL, uint8 `[3, H, W]` of any size.
+        shown: The range of s that the colours of the disparity span.
+        bound_rad: How far the camera may turn.
+        pivot_z: How far in front of the first camera the point lies that it turns around; default: the origin.
+
+    Raises:
+        UsageError: Too many or too large layers.
+    """
+    count, height_px, width_px = layers.alpha.shape
+    if count > MAX_LAYERS or max(height_px, width_px) > MAX_SIDE_PX:
+        raise UsageError(
+            f"{count} layers of {width_px} x {height_px} are more than a browser should be asked to draw",
+            remedy=f"at most {MAX_LAYERS} layers of {MAX_SIDE_PX} pixels",
+        )
+    script, style = _resource("viewer.js"), _resource("viewer.css")
+    policy = (
+        f"default-src 'none'; img-src data:; script-src {_hash_source(script)}; style-src {_hash_source(style)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    value = {**_scene_value(layers, shown), "bound_rad": bound_rad, "pivot_z": pivot_z or layers.frustum.radius}
+    name = html.escape(title)
+    picture = _data_uri("jpeg", encode_jpeg(still))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="generator" content="vq3d">'
+        f'<link rel="icon" href="data:,"><title>{name}</title><style>{style}</style></head>\n'
+        f'<body><h1>{name}</h1><div id="frame"><img id="still" src="{picture}" alt="The scene from the front"></div>\n'
+        '<div id="bar"><button id="disparity" type="button" aria-pressed="false">Disparity</button>'
+        '<button id="tilt" type="button" aria-pressed="false" hidden>Tilt</button>'
+        f'<button id="reset" type="button">Reset</button></div><p id="status" role="status"></p><p>{_HELP}</p>\n'
+        f'<script type="application/json" id="scene">{_json_in_html(value)}</script>\n'
+        f"<script>{script}</script></body></html>\n"
+    )
+
+
+def write_viewer(
+    path: Path,
+    title: str,
+    layers: Layers,
+    still: Tensor,
+    shown: tuple[float, float],
+    *,
+    bound_rad: float = BOUND_RAD,
+    pivot_z: float | None = None,
+) -> None:
+    """Write `viewer_html` to `path` atomically."""
+    text = viewer_html(title, layers, still, shown, bound_rad=bound_rad, pivot_z=pivot_z)
+    write_bytes(path, text.encode())
+
+
+def _scene_value(layers: Layers, shown: tuple[float, float]) -> dict[str, object]:
+    frustum = layers.frustum
+    low, high = _place_range(layers)
+    level = (layers.s - low[:, None, None]) / (high - low)[:, None, None]
+    # Opacity in the red and place in the green of a PNG: lossless, unlike the colours.
+    shapes = torch.stack([layers.alpha, level, torch.zeros_like(level)], 1)
+    return {
+        "width_px": layers.alpha.shape[2],
+        "height_px": layers.alpha.shape[1],
+        "fov_rad": frustum.fov_rad,
+        "margins": list(layers.margins),
+        "fades": [STRETCH_FADES, STRETCH_GONE] if layers.fades else None,
+        "cells": _CELLS,
+        "cover": _cover(layers),
+        "near": frustum.near,
+        "far": frustum.far,
+        "planes_s": layers.planes_s.tolist(),
+        "low_s": low.tolist(),
+        "high_s": high.tolist(),
+        "shown": list(shown),
+        "colour_map": base64.b64encode(colour_table().numpy().tobytes()).decode(),
+        "colours": [_data_uri("jpeg", encode_jpeg(_levels(picture))) for picture in layers.rgb],
+        "shapes": [_data_uri("png", encode_png(_levels(picture))) for picture in shapes],
+    }
+
+
+def _cover(layers: Layers) -> str:
+    """What the script needs to leave layers out: a digit for each cell of each layer, row by row, near to far.
+
+    0: nothing is there, 1: something, 2: all of the cell is opaque. Cells reach a texel into their neighbours, as
+    bilinear samples do.
+    """
+    alpha = layers.alpha[:, None].cpu()
+    something = functional.adaptive_max_pool2d(functional.max_pool2d(alpha, 3, 1, 1), _CELLS).flatten(1)
+    opaque = -functional.adaptive_max_pool2d(functional.max_pool2d(-alpha, 3, 1, 1), _CELLS).flatten(1)
+    digits = (something > 0.5 / 255.0).long() + (opaque > 254.5 / 255.0).long()
+    if layers.fades:
+        # What is opaque may fade, all but the last layer.
+        digits[:-1] = digits[:-1].clamp(max=1)
+    return "".join(map(str, digits.flatten().tolist()))
+
+
+def _place_range(layers: Layers) -> tuple[Tensor, Tensor]:
+    """The range of s in each layer, `[L]` twice, over texels that can be seen, so that 256 levels are fine steps."""
+    visible = layers.alpha > 1.0 / 255.0
+    low = torch.where(visible, layers.s, torch.inf).flatten(1).amin(1)
+    high = torch.where(visible, layers.s, -torch.inf).flatten(1).amax(1)
+    planes = layers.planes_s.to(low)
+    empty = ~visible.flatten(1).any(1)
+    low, high = torch.where(empty, planes, low), torch.where(empty, planes, high)
+    return low, torch.maximum(high, low + 1e-4)  # a range of nothing would divide by zero
+
+
+def _levels(picture: Tensor) -> Tensor:
+    return (picture * 255.0).round().clamp(0, 255).to(torch.uint8)
+
+
+def _json_in_html(value: object) -> str:
+    """JSON that cannot end the element it stands in, whatever text is inside."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _resource(name: str) -> str:
+    return resources.files("vq3dcli.export").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash_source(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

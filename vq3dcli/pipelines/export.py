@@ -1,0 +1,364 @@
+"""Scenes for other tools: a web viewer, points, meshes, splats, multiplane images, arrays and depth maps.
+
+With photo detail what is exported is the photo in its two layers (`pipelines.detail`), without it the plain NeRF.
+
+Legend: V views, H height_px, W width_px.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vq3dcli.errors import UsageError
+from vq3dcli.export.colour import display_range
+from vq3dcli.export.depth_files import write_disparity_png, write_pfm, write_views
+from vq3dcli.export.layers import (
+    MAX_LAYERS,
+    MAX_SIDE_PX,
+    Frustum,
+    Layers,
+    Sheet,
+    bake_layers,
+    choose_edges,
+    flat_layers,
+    layers_of_sheets,
+    render_layers,
+)
+from vq3dcli.export.mesh import MeshKind, relief_mesh, write_glb
+from vq3dcli.export.mpi import write_mpi
+from vq3dcli.export.points import Axes, surface_points, write_points
+from vq3dcli.export.splat import write_splats
+from vq3dcli.export.video import check_output
+from vq3dcli.export.viewer import BOUND_RAD, write_viewer
+from vq3dcli.metrics.image import psnr
+from vq3dcli.model.scene import Renderable
+from vq3dcli.pipelines.detail import (
+    PhotoScene,
+    build_photo_scene,
+    canonical_view,
+    fitted_photo,
+    refined_disparity,
+)
+from vq3dcli.pipelines.film import output_size
+from vq3dcli.pipelines.inputs import OpenedScene, Source
+from vq3dcli.pipelines.parallax import adapted_reach, disparity_extent
+from vq3dcli.rendering.cameras import Camera, pivot_pose, z_depth_from_s
+from vq3dcli.rendering.trajectories import orbit
+
+ExportFormat = Literal["viewer", "ply", "glb", "splat", "mpi", "npz", "depth"]
+
+FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+# What a file's name ends in, if it was made here; the first part of what `depth` writes.
+_ENDINGS: Mapping[ExportFormat, str] = {
+    "viewer": ".html",
+    "ply": ".ply",
+    "glb": ".glb",
+    "splat": "_splat.ply",
+    "mpi": "_mpi",
+    "npz": ".npz",
+    "depth": "_disparity.png",
+}
+_BY_SUFFIX: Mapping[str, ExportFormat] = {".html": "viewer", ".ply": "ply", ".glb": "glb", ".npz": "npz"}
+# The longer side in pixels: of the plain NeRF, which holds no more, and of a photo in each format.
+_PLAIN_PX = 128
+_PHOTO_PX: Mapping[ExportFormat, int] = {"ply": 256, "glb": 256, "splat": 256}
+_MOST_PX = 1024
+# Without a limit of the user's, meshes and points end here: the sky, at 60, would make viewers show a dot.
+_DEFAULT_MAX_Z = 12.0
+# What layers are compared with the rendering at.
+_CHECK_PX = 64
+_CHECK_TURNS = (-1.0, -0.5, 0.0, 0.5, 1.0)
+_ORBIT_DEG = 10.0
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is exported, and how.
+
+    Attributes:
+        kind: The format.
+        size_px: The longer side of what is sampled; None is what suits the format.
+        layers: Of viewer and mpi.
+        samples: Samples a ray of the NeRF.
+        views: Of npz: 1 is the canonical one, more lie on an orbit.
+        amplitude_deg: How far the viewer's camera turns, at most 0.2 rad, or the orbit of npz goes; None is what suits
+            a photo, and 0.2 rad and 10 degrees otherwise.
+        mesh: Of glb.
+        axes: Of ply and splat.
+        max_z_depth: Farthest z_depth of ply and glb, and of splat if it is given.
+        detail: Whether photos are exported with their own pixels.
+    """
+
+    kind: ExportFormat
+    size_px: int | None = None
+    layers: int = MAX_LAYERS
+    samples: int = 96
+    views: int = 1
+    amplitude_deg: float | None = None
+    mesh: MeshKind = "relief"
+    axes: Axes = "opencv"
+    max_z_depth: float | None = None
+    detail: bool = True
+
+
+def check_wish(wish: Wish) -> None:
+    """Raise `UsageError` for the first value that is out of range."""
+    most_px = MAX_SIDE_PX if wish.kind in ("viewer", "mpi") else _MOST_PX
+    limits = (
+        ("--size", wish.size_px, 16, most_px),
+        ("--layers", wish.layers, 2, MAX_LAYERS),
+        ("--samples", wish.samples, 4, 512),
+        ("--views", wish.views, 1, 1000),
+        ("--amplitude", wish.amplitude_deg, 0.5, 60.0 if wish.kind == "npz" else math.degrees(BOUND_RAD)),
+        ("--max-depth", wish.max_z_depth, 0.1, 1e6),
+    )
+    for option, value, low, high in limits:
+        # Written so that NaN, which fails every comparison, is refused too.
+        if value is not None and not low <= value <= high:
+            raise UsageError(f"{option} is {value:g}, must be {low:g} to {high:g}")
+
+
+def plan_export(source: Source, output: str | None, kind: str | None) -> tuple[ExportFormat, list[Path]]:
+    """The format, and the files or the folder to write.
+
+    Args:
+        source: The input.
+        output: What `-o` says: a file or a folder; None is the current folder.
+        kind: What `--format` says, if anything; the default is the viewer.
+
+    Raises:
+        UsageError: An unknown format, one that contradicts the name, or an output that would overwrite the input.
+    """
+    if output == "-":
+        raise UsageError("export writes files, not stdout", remedy="a file name with -o")
+    if kind is not None and kind not in FORMATS:
+        raise UsageError(f"no format {kind!r} to export", remedy=f"--format {'|'.join(FORMATS)}")
+    is_folder = output is not None and (output.endswith("/") or Path(output).is_dir())
+    suffix = "" if output is None or is_folder else Path(output).suffix.lower()
+    chosen = next((name for name in FORMATS if name == kind), None) or _BY_SUFFIX.get(suffix)
+    if chosen is None:
+        if suffix:
+            raise UsageError(f"cannot tell the format from the name ({output})", remedy="--format")
+        chosen = "viewer"
+    ending = _ENDINGS[chosen]
+    if output is None or (is_folder and chosen != "mpi"):
+        first = Path(output or ".") / f"{source.stem}{ending}"
+    else:
+        first = Path(output)
+        if chosen != "mpi" and suffix != Path(f"x{ending}").suffix:
+            raise UsageError(
+                f"--format {chosen} contradicts the name of the output ({output})",
+                remedy=f"a name that ends in {Path(f'x{ending}').suffix}",
+            )
+    paths = [first]
+    if chosen == "depth":
+        paths.append(first.with_name(f"{first.stem.removesuffix('_disparity')}_z_depth.pfm"))
+    for path in paths:
+        if source.is_file and path.resolve() == source.path.resolve():
+            raise UsageError(f"the output would overwrite the input ({path})", remedy="another name with -o")
+    return chosen, paths
+
+
+def check_export(kind: ExportFormat, paths: list[Path]) -> None:
+    """Find out before the work starts whether all outputs can be written; see `export.video.check_output`."""
+    for path in paths:
+        check_output(path, "frames" if kind == "mpi" else "png")
+
+
+def export_scene(opened: OpenedScene, wish: Wish, paths: list[Path]) -> tuple[list[Path], dict[str, Any]]:
+    """Export a scene.
+
+    Args:
+        opened: From `inputs.open_scene`.
+        wish: What is wanted.
+        paths: From `plan_export`.
+
+    Returns:
+        The files that were written, and figures on them.
+
+    Raises:
+        DataError: Nothing is near enough to be exported.
+        UnavailableError: A package is missing.
+        OutputError, StorageError: What cannot be written.
+    """
+    facts = opened.camera
+    frustum = Frustum(facts.radius, math.radians(facts.fov_deg), facts.near, facts.far, facts.aspect)
+    height_px, width_px = _size(opened, wish)
+    photo_scene, vantage = _photo_scene(opened, wish, frustum, height_px, width_px)
+    scene: Renderable = photo_scene or opened.scene
+    figures: dict[str, Any] = {
+        "format": wish.kind,
+        "width_px": width_px,
+        "height_px": height_px,
+        "detail": "none" if photo_scene is None else "photo",
+    }
+    canonical = frustum.camera(height_px, width_px)
+    if wish.kind in ("viewer", "mpi"):
+        layers = _layers(opened, photo_scene, wish, frustum, height_px, width_px)
+        layers = flat_layers(layers) if wish.kind == "mpi" else layers
+        figures |= {"layers": len(layers), "bound_rad": vantage.bound_rad, "pivot_z": vantage.pivot_z}
+        figures |= {"psnr": _layers_psnr(layers, scene, frustum, vantage, wish.samples)}
+        if wish.kind == "mpi":
+            return write_mpi(paths[0], layers), figures
+        view = scene.render(canonical, samples=wish.samples)
+        write_viewer(
+            paths[0],
+            opened.stem,
+            layers,
+            view.rgb[0].cpu(),
+            display_range(view.s[0]),
+            bound_rad=vantage.bound_rad,
+            pivot_z=vantage.pivot_z,
+        )
+    elif wish.kind in ("ply", "splat"):
+        surface = surface_points(
+            scene,
+            frustum,
+            height_px=height_px,
+            width_px=width_px,
+            samples=wish.samples,
+            beside_rad=BOUND_RAD,
+            outside=wish.kind == "splat",
+            max_z_depth=wish.max_z_depth or (math.inf if wish.kind == "splat" else _DEFAULT_MAX_Z),
+            axes=wish.axes,
+        )
+        figures |= {"points": len(surface.points), "axes": wish.axes}
+        (write_splats if wish.kind == "splat" else write_points)(paths[0], surface)
+    elif wish.kind == "glb":
+        view = scene.render(canonical, samples=wish.samples)
+        mesh = relief_mesh(
+            _texture(opened, photo_scene, view.rgb[0]),
+            view.s[0],
+            frustum,
+            max_z_depth=wish.max_z_depth or _DEFAULT_MAX_Z,
+            solid=wish.mesh == "solid",
+        )
+        figures |= {"vertices": len(mesh.vertices), "triangles": len(mesh.faces), "axes": "opengl"}
+        write_glb(paths[0], mesh)
+    elif wish.kind == "npz":
+        camera = _orbit(canonical, frustum, wish)
+        write_views(paths[0], scene.render(camera, samples=wish.samples), camera, frustum)
+        figures |= {"views": wish.views}
+    else:
+        s = scene.render(canonical, samples=wish.samples).s[0]
+        write_disparity_png(paths[0], s)
+        write_pfm(paths[1], z_depth_from_s(s, frustum.near, frustum.far))
+    return paths, figures
+
+
+def _size(opened: OpenedScene, wish: Wish) -> tuple[int, int]:
+    """Height and width of what is sampled."""
+    if wish.size_px is not None:
+        return output_size(wish.size_px, opened.camera.aspect)
+    if opened.photo is None or not wish.detail:
+        return output_size(_PLAIN_PX, opened.camera.aspect)
+    longer = max(16, min(_PHOTO_PX.get(wish.kind, MAX_SIDE_PX), max(opened.photo.shape[1:])))
+    return output_size(longer, opened.camera.aspect)
+
+
+class _Vantage(NamedTuple):
+    """From where a scene will be looked at: how far cameras turn, and how far from the first one their pivot lies."""
+
+    bound_rad: float
+    pivot_z: float
+
+
+def _photo_scene(
+    opened: OpenedScene, wish: Wish, frustum: Frustum, height_px: int, width_px: int
+) -> tuple[PhotoScene | None, _Vantage]:
+    """The photo in its layers, if it is wanted, as far as one will look around them."""
+    bound_rad = BOUND_RAD if wish.amplitude_deg is None else math.radians(wish.amplitude_deg)
+    if wish.kind == "npz":
+        bound_rad = math.radians(_ORBIT_DEG if wish.amplitude_deg is None else wish.amplitude_deg)
+    vantage = _Vantage(bound_rad, frustum.radius)
+    if opened.photo is None or not wish.detail:
+        return None, vantage
+    photo = fitted_photo(opened.photo, height_px, width_px)
+    s = refined_disparity(canonical_view(opened).s[0], photo)
+    if wish.kind in ("viewer", "mpi"):
+        # As videos do: turning around the middle of the scene, and not so far that the photo falls apart.
+        reach = adapted_reach("orbit", disparity_extent(s, opened.camera), opened.camera, fov_rad=frustum.fov_rad)
+        suits_rad = bound_rad if wish.amplitude_deg is not None else min(bound_rad, reach.amplitude_rad)
+        vantage = _Vantage(suits_rad, reach.pivot_z)
+    turns = [(0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)]
+    return build_photo_scene(opened, photo, s, _cameras(frustum, vantage, turns, height_px, width_px)), vantage
+
+
+def _cameras(
+    frustum: Frustum, vantage: _Vantage, turns: Sequence[tuple[float, float]], height_px: int, width_px: int
+) -> Camera:
+    """Cameras at parts of the bound in yaw and pitch."""
+    angles = torch.tensor(turns) * vantage.bound_rad
+    pose = pivot_pose(angles[:, 0], angles[:, 1], vantage.pivot_z)
+    pose[:, 2, 3] += vantage.pivot_z - frustum.radius
+    camera = frustum.camera(height_px, width_px)
+    return Camera(pose, camera.intrinsics.expand(len(pose), 3, 3), height_px, width_px)
+
+
+def _layers(
+    opened: OpenedScene,
+    photo_scene: PhotoScene | None,
+    wish: Wish,
+    frustum: Frustum,
+    height_px: int,
+    width_px: int,
+) -> Layers:
+    if photo_scene is not None:
+        # Beyond the photo's edges the canvas goes on, mirrored: that much wider than the camera's view are the layers.
+        canvas, tangent = photo_scene.camera, math.tan(0.5 * frustum.fov_rad)
+        focal = canvas.intrinsics[0]
+        margins = (
+            0.5 * canvas.width_px / float(focal[0, 0]) / tangent,
+            0.5 * canvas.height_px / float(focal[1, 1]) / tangent,
+        )
+        sheets = [_sheet(part.rgb, part.s) for part in (photo_scene.front, photo_scene.behind)]
+        return layers_of_sheets(sheets, frustum, wish.layers, margins=margins)
+    field, device = opened.scene.model.frozen_field(opened.scene.planes), opened.scene.planes.device
+    edges_s = choose_edges(field, frustum, wish.layers, device)
+    samples_a_layer = max(1, round(wish.samples / wish.layers))
+    return bake_layers(
+        field, frustum, edges_s, height_px=height_px, width_px=width_px, samples_a_layer=samples_a_layer, device=device
+    )
+
+
+def _sheet(rgb: Tensor, s: Tensor) -> Sheet:
+    """A layer of a photo, no larger than layers may be."""
+    factor = min(1.0, MAX_SIDE_PX / max(s.shape))
+    size = [max(1, math.floor(side * factor)) for side in s.shape]
+    options: dict[str, Any] = {"size": size, "mode": "bilinear", "align_corners": False, "antialias": True}
+    small = functional.interpolate(rgb[None].cpu(), **options)[0].clamp(0.0, 1.0)
+    return Sheet(small, functional.interpolate(s[None, None].cpu(), **options)[0, 0])
+
+
+def _layers_psnr(
+    layers: Layers, scene: Renderable, frustum: Frustum, vantage: _Vantage, samples: int
+) -> dict[str, float]:
+    """What drawing the layers differs from rendering the scene by, in dB, by the camera's yaw in radians."""
+    camera = _cameras(frustum, vantage, [(turn, 0.0) for turn in _CHECK_TURNS], *output_size(_CHECK_PX, frustum.aspect))
+    seen = scene.render(camera, samples=samples).rgb.cpu()
+    drawn, _ = render_layers(layers, camera)
+    found = psnr(drawn.cpu(), seen).tolist()
+    return {f"{turn * vantage.bound_rad:+.3f}": value for turn, value in zip(_CHECK_TURNS, found, strict=True)}
+
+
+def _texture(opened: OpenedScene, photo_scene: PhotoScene | None, rgb: Tensor) -> Tensor:
+    """The photo where there is one, at most 1024 pixels wide or high; else the rendering."""
+    if photo_scene is None or opened.photo is None:
+        return rgb.cpu()
+    return fitted_photo(opened.photo, *output_size(_MOST_PX, opened.camera.aspect)).cpu()
+
+
+def _orbit(canonical: Camera, frustum: Frustum, wish: Wish) -> Camera:
+    if wish.views == 1:
+        return canonical
+    amplitude_rad = math.radians(_ORBIT_DEG if wish.amplitude_deg is None else wish.amplitude_deg)
+    pose = orbit(wish.views, amplitude_rad, frustum.radius).cam_to_world
+    return Camera(pose, canonical.intrinsics.expand(wish.views, 3, 3), canonical.height_px, canonical.width_px)

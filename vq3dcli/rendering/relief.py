@@ -1,0 +1,154 @@
+"""A photo with a disparity for each pixel, seen from other cameras: rays are intersected with the relief.
+
+In the photo a ray of another camera is a straight line: at normalised disparity s it lies at `base + s * step` pixels.
+So marching it from near to far in equal steps of s visits pixel after pixel, and the first place where the relief is
+as near as the ray is what it sees. From the first camera itself `step` is 0: each pixel shows itself, whatever the
+relief.
+
+Legend: N rays, H height_px, W width_px, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vq3dcli.rendering.cameras import Camera, Rays, image_rays, s_from_z_depth
+
+# A step of the march; half a pixel would cost twice and shows no difference.
+_STEP_PX = 1.0
+_MOST_STEPS = 512
+_STEPS_AT_ONCE = 6
+# Bisection ends when the place is known to this much of s, which no picture of disparity shows.
+_PRECISE_S = 1e-3
+# Cameras inside the scene do not look at what is nearer than this, and rays that turn back are cut.
+_NEAREST_Z = 0.05
+_LEAST_FORWARD = 1e-2
+
+
+class Lines(NamedTuple):
+    """Rays as lines in the photo.
+
+    Attributes:
+        base: Pixels at s = 0, (x, y), `[N, 2]`.
+        step: Pixels a unit of s, `[N, 2]`.
+        nearest_s: Nothing nearer than this is seen: it lies behind the camera.
+    """
+
+    base: Tensor
+    step: Tensor
+    nearest_s: float
+
+
+class Hits(NamedTuple):
+    """Where rays meet a relief.
+
+    Attributes:
+        pixels: Place in the photo, (x, y), `[N, 2]`.
+        s: Normalised disparity there in the photo's camera, `[N]`.
+        stretch: How much larger the relief's surface appears here than in the photo, `[N]`: 1 as large, above 1
+            pulled apart, as the walls of its steps are.
+    """
+
+    pixels: Tensor
+    s: Tensor
+    stretch: Tensor
+
+
+def camera_lines(photo: Camera, camera: Camera, *, near: float, far: float) -> Lines:
+    """All rays of a camera as lines in the image of another.
+
+    Args:
+        photo: The camera of the relief, one, at any pose.
+        camera: The camera that looks, one.
+        near: z_depth of s = 1 in the photo's camera.
+        far: z_depth of s = 0.
+    """
+    rays = _in_camera(photo, image_rays(camera))
+    origin, direction = rays.origin[0], rays.direction[0]
+    direction = torch.cat([direction[:, :2], direction[:, 2:].clamp(min=_LEAST_FORWARD)], -1)
+    slope = direction[:, :2] / direction[:, 2:]
+    matrix = photo.intrinsics[0]
+    focal = torch.stack([matrix[0, 0], matrix[1, 1]])
+    # A point at z_depth z of the photo lies at slope + (origin - origin_z slope) / z, and 1/z is linear in s.
+    shift = focal * (origin[:, :2] - origin[:, 2:] * slope)
+    base = focal * slope + matrix[:2, 2] + shift / far
+    step = shift * (1.0 / near - 1.0 / far)
+    nearest_z = float(origin[0, 2]) + _NEAREST_Z
+    nearest_s = 1.0 if nearest_z <= near else float(s_from_z_depth(torch.tensor(nearest_z), near, far))
+    return Lines(base, step, nearest_s)
+
+
+def longest_shift(lines: Lines, low_s: float, high_s: float) -> float:
+    """How far a ray moves at most over the photo, in pixels, between two disparities."""
+    return float(lines.step.square().sum(-1).max().sqrt()) * (high_s - low_s)
+
+
+def intersect(relief: Tensor, lines: Lines) -> Hits:
+    """Meet a relief with rays: the nearest intersection of each.
+
+    Rays are independent of each other but for the number of steps, which all share.
+
+    Args:
+        relief: Normalised disparity of each pixel, `[H, W]`; bilinear between pixels, replicated outside.
+        lines: From `camera_lines`.
+    """
+    low, high = float(relief.min()), min(float(relief.max()), lines.nearest_s)
+    low = min(low, high)
+    steps = math.ceil(longest_shift(lines, low, high) / _STEP_PX)
+    steps = max(1, min(_MOST_STEPS, steps))
+    maps = relief[None]
+    first = torch.full((len(lines.base),), steps, device=relief.device)
+    active, base, step = torch.arange(len(first), device=relief.device), lines.base, lines.step
+    for start in range(0, steps, _STEPS_AT_ONCE):
+        met = torch.full((len(active),), steps, device=relief.device)
+        for index in range(min(start + _STEPS_AT_ONCE, steps) - 1, start - 1, -1):
+            level = high + (low - high) * index / steps
+            met[look_up(maps, torch.add(base, step, alpha=level))[0] >= level] = index
+        first[active] = met
+        under_way = met == steps
+        active, base, step = active[under_way], base[under_way], step[under_way]
+        if not len(active):
+            break
+    # The last place of the march where a ray is outside, and the first one inside.
+    front = high + (low - high) * (first - 1).clamp(min=0) / steps
+    behind = high + (low - high) * first / steps
+    s = _refined(maps, lines, front, behind, (high - low) / steps)
+    pixels = lines.base + s[:, None] * lines.step
+    return Hits(pixels, s, _stretch(maps, pixels, lines.step))
+
+
+def _refined(maps: Tensor, lines: Lines, front: Tensor, behind: Tensor, interval_s: float) -> Tensor:
+    """The place between `front` and `behind`, `interval_s` apart, where rays enter the relief."""
+    for _ in range(max(2, math.ceil(math.log2(max(interval_s, _PRECISE_S) / _PRECISE_S)))):
+        middle = 0.5 * (front + behind)
+        inside = look_up(maps, lines.base + middle[:, None] * lines.step)[0] >= middle
+        behind = torch.where(inside, middle, behind)
+        front = torch.where(inside, front, middle)
+    return 0.5 * (front + behind)
+
+
+def _stretch(maps: Tensor, pixels: Tensor, step: Tensor) -> Tensor:
+    """1 - gradient . step: what a pixel of the photo grows to, from u = base + s(u) step by implicit derivative."""
+    half = 0.5 * torch.eye(2, device=pixels.device)
+    slope = [look_up(maps, pixels + offset)[0] - look_up(maps, pixels - offset)[0] for offset in half]
+    return 1.0 - slope[0] * step[:, 0] - slope[1] * step[:, 1]
+
+
+def look_up(maps: Tensor, pixels: Tensor, *, mode: str = "bilinear") -> Tensor:
+    """Values `[C, N]` of maps `[C, H, W]` at pixels `[N, 2]`, whose centres lie at +0.5; replicated outside."""
+    size = torch.tensor([maps.shape[2], maps.shape[1]], dtype=pixels.dtype, device=pixels.device)
+    grid = (pixels * (2.0 / size) - 1.0)[None, None]
+    found = functional.grid_sample(maps[None], grid, mode=mode, padding_mode="border", align_corners=False)
+    return found[0, :, 0]
+
+
+def _in_camera(camera: Camera, rays: Rays) -> Rays:
+    """World rays in the axes of a camera."""
+    rotation = camera.cam_to_world[0, :3, :3]
+    origin = (rays.origin - camera.cam_to_world[0, :3, 3]) @ rotation
+    return Rays(origin, rays.direction @ rotation)

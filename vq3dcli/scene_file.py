@@ -1,0 +1,264 @@
+"""Saved scenes, `NAME.vq3d.safetensors`: a NeRF with all that it takes to look at it again.
+
+One safetensors file holds the planes (fp16), the codes that they were decoded from, the field that reads them, the
+photo if there was one, and a header of JSON: camera, space, what made it. It renders without the weights file. Saved
+as codes alone it is a thousand times smaller, and needs the weights that it was made with.
+
+Legend: P plane side, C plane channels, L codes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vq3dcli.checkpoint import LoadedWeights, check_tensors, read_weights
+from vq3dcli.data.images import decode_image, encode_png
+from vq3dcli.errors import DataError, UsageError
+from vq3dcli.files import atomic_path, sha256_file
+from vq3dcli.model.field import FieldMLP, FieldModel
+from vq3dcli.model.scene import Scene, scene_from_codes
+from vq3dcli.rendering.space import ContractedSpace, FrustumSpace
+
+FORMAT_VERSION = 1
+SUFFIX = ".vq3d.safetensors"
+_FIELD = "field_mlp."
+
+
+class SceneCamera(BaseModel):
+    """The canonical camera of a scene and the range that its field covers; see docs/conventions.md.
+
+    Attributes:
+        radius: Distance from the pivot.
+        fov_deg: Field of view, the same on both axes: a picture of another shape was squashed.
+        near: Nearest z_depth.
+        far: Farthest z_depth.
+        aspect: Width / height of what the camera saw.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    radius: float = Field(gt=0)
+    fov_deg: float = Field(gt=0, lt=180)
+    near: float = Field(gt=0)
+    far: float = Field(gt=0)
+    aspect: float = Field(default=1.0, gt=0)
+
+
+class _FieldShape(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    channels: int = Field(ge=1, le=4096)
+    hidden: int = Field(ge=1, le=65536)
+    layers: int = Field(ge=0, le=64)
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["scene"]
+    format_version: int
+    space: Literal["frustum", "contracted"]
+    field: _FieldShape
+    camera: SceneCamera
+    weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LoadedScene:
+    """A saved scene, ready to be rendered.
+
+    Attributes:
+        scene: A single one.
+        photo: What the canonical camera saw, uint8 `[3, H, W]` at the resolution it was saved with, or None.
+        camera: The canonical camera.
+        weights_sha256: Hash of the weights that made it.
+        provenance: What the file says of its making.
+        path: The file.
+        sha256: Its hash.
+    """
+
+    scene: Scene
+    photo: Tensor | None
+    camera: SceneCamera
+    weights_sha256: str
+    provenance: dict[str, Any]
+    path: str
+    sha256: str
+
+
+def save_scene(
+    path: Path,
+    scene: Scene,
+    *,
+    weights: LoadedWeights,
+    provenance: Mapping[str, Any],
+    photo: Tensor | None,
+    aspect: float = 1.0,
+    codes_alone: bool = False,
+) -> str:
+    """Write a scene, atomically; its planes are rounded to fp16.
+
+    Args:
+        path: Ends in `SUFFIX`.
+        scene: A single one, of these weights.
+        weights: What made it.
+        provenance: JSON values to keep with it: the command, the input's name, ...
+        photo: What the canonical camera saw, uint8 `[3, H, W]` of any size, or None.
+        aspect: Width / height of what the camera saw, where there is no photo to tell.
+        codes_alone: Leave planes and field out: such a file needs the weights to be read.
+
+    Returns:
+        The file's SHA-256.
+
+    Raises:
+        UsageError: Another suffix; codes alone of planes that have none.
+        OutputError, StorageError: The file cannot be written.
+    """
+    if not path.name.endswith(SUFFIX):
+        raise UsageError(f"a saved scene is called NAME{SUFFIX} ({path})", remedy=f"{path.with_suffix('')}{SUFFIX}")
+    if len(scene) != 1:
+        raise ValueError(f"a file holds one scene, not {len(scene)}")
+    if codes_alone and not scene.codes.numel():
+        raise UsageError(f"a scene without codes cannot be saved as codes alone ({path})", remedy="its planes, too")
+    model, mlp = scene.model, scene.model.field_mlp
+    header = _Header(
+        format="scene",
+        format_version=FORMAT_VERSION,
+        space="frustum" if isinstance(model.space, FrustumSpace) else "contracted",
+        field=_FieldShape(channels=scene.planes.shape[-1], hidden=mlp.out.in_features, layers=len(mlp.hidden)),
+        camera=SceneCamera(
+            radius=model.radius,
+            fov_deg=weights.recipe.camera.fov_deg,
+            near=model.near,
+            far=model.far,
+            aspect=aspect if photo is None else photo.shape[2] / photo.shape[1],
+        ),
+        weights_sha256=weights.sha256,
+        provenance=dict(provenance),
+    )
+    tensors = {"codes": scene.codes[0].to(torch.int32)}
+    if not codes_alone:
+        tensors["planes"] = scene.planes[0].half()
+        tensors |= {_FIELD + name: value.float() for name, value in mlp.state_dict().items()}
+    if photo is not None:
+        # As PNG: lossless, and a third of the bytes.
+        tensors["photo_png"] = torch.from_numpy(np.frombuffer(encode_png(photo), np.uint8).copy())
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    # One entry: safetensors writes several in random order, and the same scene would have another hash each time.
+    metadata = {"vq3d": json.dumps(header.model_dump(mode="json"), sort_keys=True)}
+    with atomic_path(path) as temporary:
+        save_file(contiguous, temporary, metadata)
+        temporary.chmod(0o644)
+    return sha256_file(path)
+
+
+def load_scene(path: Path, device: str | torch.device = "cpu", *, weights: LoadedWeights | None = None) -> LoadedScene:
+    """Read a saved scene.
+
+    Args:
+        path: What `save_scene` wrote.
+        device: Where planes and field go.
+        weights: For a file with codes alone.
+
+    Raises:
+        InputMissingError: There is no such file.
+        UnsafeFileError: The file is a pickle.
+        DataError: It is damaged, no saved scene, of a newer format, or has codes alone of other weights.
+    """
+    metadata, tensors = read_weights(path)
+    header = _read_header(path, metadata)
+    codes = _taken(path, tensors, "codes", 1)[None].long()
+    photo = _read_photo(path, tensors)
+    if "planes" in tensors:
+        scene = _scene_of_planes(path, header, tensors, codes, device)
+    else:
+        scene = _scene_of_codes(path, header, codes, weights)
+    return LoadedScene(
+        scene, photo, header.camera, header.weights_sha256, header.provenance, str(path), sha256_file(path)
+    )
+
+
+def _read_header(path: Path, metadata: Mapping[str, str]) -> _Header:
+    try:
+        values = dict(json.loads(metadata.get("vq3d", "{}")))
+        if values.get("format") != "scene":
+            raise DataError(f"not a saved scene ({path})", remedy=f"a NAME{SUFFIX} that vq3d wrote")
+        if int(values["format_version"]) > FORMAT_VERSION:
+            raise DataError(
+                f"a scene of format {values['format_version']}, newer than {FORMAT_VERSION} ({path})",
+                remedy="a newer vq3d",
+            )
+        return _Header.model_validate(values)
+    except (KeyError, ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"a scene without a sound header ({path}): {reason}", remedy="another copy") from error
+
+
+def _taken(path: Path, tensors: dict[str, Tensor], name: str, axes: int) -> Tensor:
+    """Take one tensor out of those of the file. Raises `DataError`."""
+    value = tensors.pop(name, None)
+    if value is None or value.ndim != axes:
+        raise DataError(f"damaged scene ({path}): its {name} are missing or misshapen", remedy="another copy")
+    return value
+
+
+def _read_photo(path: Path, tensors: dict[str, Tensor]) -> Tensor | None:
+    if "photo_png" not in tensors:
+        return None
+    data = _taken(path, tensors, "photo_png", 1)
+    return decode_image(data.to(torch.uint8).numpy().tobytes(), name=f"the photo in {path}")
+
+
+def _scene_of_planes(
+    path: Path, header: _Header, tensors: dict[str, Tensor], codes: Tensor, device: str | torch.device
+) -> Scene:
+    camera, shape = header.camera, header.field
+    space = (
+        FrustumSpace(camera.radius, math.radians(camera.fov_deg), camera.near, camera.far)
+        if header.space == "frustum"
+        else ContractedSpace()
+    )
+    planes = _taken(path, tensors, "planes", 4)
+    if planes.shape[0] != 3 or planes.shape[-1] != shape.channels:
+        raise DataError(f"damaged scene ({path}): planes of shape {list(planes.shape)}", remedy="another copy")
+    mlp = FieldMLP(shape.channels, shape.hidden, shape.layers)
+    state = {_FIELD + name: value for name, value in mlp.state_dict().items()}
+    check_tensors(f"damaged scene ({path})", state, tensors)
+    mlp.load_state_dict({name.removeprefix(_FIELD): value.float() for name, value in tensors.items()})
+    model = FieldModel(mlp, space, radius=camera.radius, near=camera.near, far=camera.far)
+    model.requires_grad_(False).eval().to(device)
+    return Scene(model, planes[None].float().to(device), codes.to(device))
+
+
+def _scene_of_codes(path: Path, header: _Header, codes: Tensor, weights: LoadedWeights | None) -> Scene:
+    if weights is None or weights.sha256 != header.weights_sha256:
+        having = "" if weights is None else f", not {weights.sha256[:12]} ({weights.path})"
+        raise DataError(
+            f"a scene of codes alone ({path}) needs the weights {header.weights_sha256[:12]}{having}",
+            remedy="--weights with the file that it was made with",
+        )
+    check_codes(path, codes, weights)
+    return scene_from_codes(weights.model, codes.to(next(weights.model.parameters()).device))
+
+
+def check_codes(path: Path, codes: Tensor, weights: LoadedWeights) -> None:
+    """Raise `DataError` unless `codes` `[1, L]` are as many as these weights take, and each one of theirs."""
+    model = weights.recipe.model
+    length = (model.image_size // model.patch) ** 2
+    if codes.shape[1] != length or not 0 <= int(codes.min()) <= int(codes.max()) < model.codebook_size:
+        raise DataError(
+            f"codes that the weights do not know ({path}): {codes.shape[1]} of them, up to {int(codes.max())}",
+            remedy=f"{length} codes below {model.codebook_size}",
+        )
