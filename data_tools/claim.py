@@ -10,12 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from data_tools.part import WHOLE, Part
 from vq3dcli.data.schema import MANIFEST_NAME, PLAN_NAME
 from vq3dcli.errors import UsageError
 from vq3dcli.files import LOCK_NAME, busy_error, lock_folder, open_lock, try_lock, write_bytes, write_error
 
 _PART_LOCK = re.compile(r"\.part-\d+-of-\d+\.lock")
 _WAIT_SECONDS = 60.0
+_TURN_SECONDS = 0.2
+# A name that goes with the locks of the parts.
+_TURN_LOCK = ".part-0-of-0.lock"
 
 
 def claim_folder(out: Path, plan: bytes, *, ours: re.Pattern[str], leftover: re.Pattern[str], force: bool) -> None:
@@ -68,17 +72,22 @@ def _of_another_kind(old: bytes | None, new: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def claim_part(
-    out: Path, index: int, count: int, plan: bytes, *, ours: re.Pattern[str], leftover: re.Pattern[str], force: bool
+def claimed(
+    out: Path, part: Part, plan: bytes, *, ours: re.Pattern[str], leftover: re.Pattern[str], force: bool
 ) -> Iterator[None]:
-    """As `claim_folder`, held for one of `count` processes that write there at the same time.
+    """As `claim_folder`, and held while the work lasts: alone, or for one of several parts at the same time.
 
-    All of them hold the folder's lock together, and each the lock of its part. Only one that is alone may delete.
+    Parts hold the folder's lock together, and each the lock of its part. Only one that is alone may delete.
 
     Raises:
         StoppedError: A process that writes all parts, or one that writes the same part, is at work.
     """
-    with lock_folder(out, f".part-{index + 1}-of-{count}.lock"), open_lock(out / LOCK_NAME) as lock:
+    if part == WHOLE:
+        with lock_folder(out):
+            claim_folder(out, plan, ours=ours, leftover=leftover, force=force)
+            yield
+        return
+    with lock_folder(out, f".part-{part.index + 1}-of-{part.count}.lock"), open_lock(out / LOCK_NAME) as lock:
         if try_lock(lock):
             claim_folder(out, plan, ours=ours, leftover=leftover, force=force)
         _share(out, lock)
@@ -95,6 +104,18 @@ def claim_part(
             for path in out.iterdir():
                 if leftover.fullmatch(path.name) or _PART_LOCK.fullmatch(path.name):
                     path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def own_turn(out: Path, part: Part) -> Iterator[None]:
+    """Wait until no other part is in such a block: what needs all parts is then done by one of them."""
+    if part == WHOLE:
+        yield
+        return
+    with open_lock(out / _TURN_LOCK) as lock:
+        while not try_lock(lock):
+            time.sleep(_TURN_SECONDS)
+        yield
 
 
 def _share(out: Path, lock: IO[str]) -> None:

@@ -6,14 +6,13 @@ of the plan, whoever makes it and when: any number of processes, on any number o
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data_tools.claim import claim_folder, claim_part
+from data_tools.claim import claimed
 from data_tools.part import WHOLE, Part
 from data_tools.shard_files import (
     Make,
@@ -37,7 +36,7 @@ from vq3dcli.data.schema import (
     RejectEntry,
 )
 from vq3dcli.errors import DataError
-from vq3dcli.files import lock_folder, make_folder, sha256_bytes, write_bytes
+from vq3dcli.files import make_folder, sha256_bytes, write_bytes
 
 __all__ = [
     "Job",
@@ -136,7 +135,7 @@ def write_part(
     """
     make_folder(out)
     plan = json_bytes({"format_version": FORMAT_VERSION, **job.plan})
-    with _claimed(out, part, plan, force):
+    with claimed(out, part, plan, ours=_OURS, leftover=_LEFTOVER, force=force):
         results = _make_shards(out, job, part, sha256_bytes(plan), progress, workers)
         for number in range(len(job.shards)):
             found = results.get(number) or found_shard(out, number, sha256_bytes(plan))
@@ -151,17 +150,6 @@ def write_part(
         write_bytes(out / SUMS_NAME, sums_text(_sums(manifest, plan, rejects, text)))
         write_bytes(out / MANIFEST_NAME, text)
         return manifest
-
-
-@contextlib.contextmanager
-def _claimed(out: Path, part: Part, plan: bytes, force: bool) -> Iterator[None]:
-    if part == WHOLE:
-        with lock_folder(out):
-            claim_folder(out, plan, ours=_OURS, leftover=_LEFTOVER, force=force)
-            yield
-    else:
-        with claim_part(out, part.index, part.count, plan, ours=_OURS, leftover=_LEFTOVER, force=force):
-            yield
 
 
 def _make_shards(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from data_tools.folder import prepare_folder
+from data_tools.part import Part
 from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.cli import run
@@ -134,7 +136,7 @@ def test_a_finished_part_is_not_made_again_unless_it_is_damaged(weights: LoadedW
 
     with pytest.raises(InterruptedHereError):
         tokenize(weights, [shards], out, on_progress=stop)
-    part = out / "part-000000.u16"
+    part = out / "block-000000.u16"
     made = part.stat().st_mtime_ns
     shutil.copytree(out, tmp_path / "damaged")
     with pytest.raises(InterruptedHereError):
@@ -145,6 +147,64 @@ def test_a_finished_part_is_not_made_again_unless_it_is_damaged(weights: LoadedW
     for folder in (out, tmp_path / "damaged"):
         tokenize(weights, [shards], folder)
     assert contents(out) == contents(tmp_path / "damaged")
+
+
+def test_a_killed_run_loses_a_block_and_not_a_shard(
+    weights: LoadedWeights, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tokenize(weights, [shards], tmp_path / "whole")
+    monkeypatch.setattr("vq3dcli.pipelines.tokenize._IMAGES_A_BLOCK", 16)
+
+    def stop(done: int, total: int) -> None:
+        if done > 16:
+            raise InterruptedHereError
+
+    with pytest.raises(InterruptedHereError):
+        tokenize(weights, [shards], tmp_path / "t", on_progress=stop)
+    assert (tmp_path / "t" / "block-000000.u16").exists()  # 16 of the 20 images of the first shard
+    tokenize(weights, [shards], tmp_path / "t")
+    assert contents(tmp_path / "t") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_parts_in_any_order_make_the_store_of_one_process(
+    weights: LoadedWeights, shards: Path, photos: Path, tmp_path: Path, count: int
+):
+    whole = tokenize(weights, [shards, photos], tmp_path / "whole")
+    for index in reversed(range(count)):
+        found = tokenize(weights, [shards, photos], tmp_path / "t", part=Part(index, count))
+        assert found == (whole if index == 0 else None)
+        if index == 1:  # what another part finished is not trusted blindly
+            block = next((tmp_path / "t").glob("block-*.u16"))
+            block.write_bytes(bytes(16) + block.read_bytes()[16:])
+    assert contents(tmp_path / "t") == contents(tmp_path / "whole")
+
+
+def test_parts_at_the_same_time_make_one_store(weights: LoadedWeights, shards: Path, tmp_path: Path):
+    tokenize(weights, [shards], tmp_path / "whole")
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda i: tokenize(weights, [shards], tmp_path / "t", part=Part(i, 3)), range(3)))
+    assert any(found)
+    assert contents(tmp_path / "t") == contents(tmp_path / "whole")
+
+
+def test_the_ranks_of_a_launcher_share_the_shards(
+    tiny_weights: Path,
+    shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    out = str(tmp_path / "t")
+    arguments = ["tokenize", "--weights", str(tiny_weights), "--data", str(shards), "--out", out, "--device", "cpu"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        assert run([*arguments, "--json"]) == 0
+    first, last = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first["metrics"] == {"part": "1/2"}
+    assert (last["count"], TokenStore(Path(out)).num_images) == (42, 42)
+    assert run([*arguments, "--part", "3/2"]) == 2
 
 
 def test_a_damaged_store_is_made_anew_by_the_same_command(weights: LoadedWeights, shards: Path, tmp_path: Path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
+from vq3dcli.commands.share import PartOption, asked_part, unfinished
 from vq3dcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ def command(
     input_size: Annotated[
         int | None, typer.Option("--input-size", min=32, max=4096, help="Side of the input of ONNX files of free size.")
     ] = None,
-    part: Annotated[
-        str, typer.Option("--part", help="Share of the shards, 1/8 to 8/8; auto asks torchrun's or SLURM's variables.")
-    ] = "auto",
+    part: PartOption = "auto",
     preview: Annotated[
         Path | None, typer.Option("--preview", help="Write a contact sheet of photos and labels to this PNG.")
     ] = None,
@@ -64,7 +62,6 @@ def command(
     """
     from data_tools.depth_labels import EXACT, label_by_model, label_exact
     from data_tools.depth_models import find_model, open_model
-    from data_tools.part import parse_part, part_from_environment
     from vq3dcli.data.shards import ShardFolder
 
     output = Output("depth-labels", json, quiet)
@@ -80,7 +77,7 @@ def command(
     files = find_model(model, download=download)
     name = name or files.name
     ShardFolder(shards)  # what is wrong with the shards is said before a large network is loaded
-    share = part_from_environment(os.environ) if part == "auto" else parse_part(part)
+    share = asked_part(part, output)
     network = open_model(
         files, pick_device(device), meaning=None if predicts == "auto" else predicts, input_px=input_size
     )
@@ -99,7 +96,7 @@ def command(
             flagged=flagged,
         )
     if found is None:
-        output.note(f"part {share} is done; the part that ends last writes the manifest, or this command run once more")
+        output.note(unfinished(share))
         output.finish(metrics={"part": str(share), "flagged_now": dict(flagged)})
         return
     _finish(output, shards, name, found, dict(flagged), preview)

@@ -228,7 +228,9 @@ def _cell(value: object) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device for `--device`; under torchrun each process gets the GPU of its local rank.
+    """The device for `--device`; under torchrun each process gets the GPU of its local rank, and under SLURM, too.
+
+    SLURM may show each of its tasks all GPUs of a machine, or one of its own.
 
     Raises:
         UnavailableError: CUDA is asked for and is not there, or there are fewer GPUs than processes.
@@ -240,7 +242,8 @@ def pick_device(name: str) -> torch.device:
         raise UnavailableError("no CUDA device is available", remedy="--device cpu, or vq3d doctor to see why")
     if not available or name == "cpu":
         return torch.device("cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    in_slurm = int(os.environ.get("SLURM_LOCALID", "0")) % max(torch.cuda.device_count(), 1)
+    local_rank = int(os.environ.get("LOCAL_RANK", in_slurm))
     if local_rank >= torch.cuda.device_count():
         raise UnavailableError(
             f"process {local_rank} of this machine has no GPU of its own ({torch.cuda.device_count()} are there)",

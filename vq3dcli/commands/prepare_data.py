@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vq3dcli.commands.output import JsonOption, Output, QuietOption, SeedOption
+from vq3dcli.commands.share import PartOption, asked_part, unfinished
 from vq3dcli.config.defaults import BOX_MARGIN, MAX_BAD, SHARD_SIZE
 from vq3dcli.errors import UsageError
 
@@ -61,9 +61,7 @@ def command(
     workers: Annotated[
         int, typer.Option("--workers", min=0, max=1024, help="Processes that make shards; 0 for one a core.")
     ] = 0,
-    part: Annotated[
-        str, typer.Option("--part", help="Share of the shards, 1/8 to 8/8; auto asks torchrun's or SLURM's variables.")
-    ] = "auto",
+    part: PartOption = "auto",
     count: Annotated[int | None, typer.Option("--count", min=1, help="Number of toy scenes.")] = None,
     shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Samples a shard.")] = SHARD_SIZE,
     dry_run: Annotated[
@@ -101,12 +99,9 @@ def command(
         _finish(output, out, manifest, {}, seed=seed)
         return
 
-    from data_tools.part import WHOLE, parse_part, part_from_environment
     from data_tools.prepare import Options, dry_run_facts, open_source, prepare
 
-    share = part_from_environment(os.environ) if part == "auto" else parse_part(part)
-    if share != WHOLE:
-        output.note(f"part {share}: every shard whose number leaves {share.index} when divided by {share.count}")
+    share = asked_part(part, output)
     listed = open_source(preset, Path(source), out, classes=classes, split=split, devkit=devkit, class_by=class_by)
     options = Options(size, margin, shard_size, dedup, box_margin)
     if dry_run:
@@ -128,7 +123,7 @@ def command(
         )
     facts = listed.facts | {"images_per_second": speed.images_per_second}
     if found is None:
-        output.note(f"part {share} is done; the part that ends last writes the manifest, or this command run once more")
+        output.note(unfinished(share))
         output.finish(count=speed.done, metrics={"part": str(share), "images": speed.done, **facts}, outputs=[out])
         return
     _finish(output, out, found, facts, seed=None)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device
+from vq3dcli.commands.share import PartOption, asked_part, unfinished
 
 VIEWS = "Views an image: 1, as it is; 2, its mirror image too; more, random crops of images stored with a margin."
 
@@ -19,6 +20,7 @@ def command(
         Path | None, typer.Option("--weights", help="Stage 1 weights or a run's folder. Default: embedded.")
     ] = None,
     views: Annotated[int, typer.Option("--views", min=1, max=1024, help=VIEWS)] = 2,
+    part: PartOption = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace tokens that were made otherwise.")] = False,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -28,21 +30,30 @@ def command(
     """Encode shards into the tokens that Stage 2 is trained on.
 
     OUT holds the codes of all images, memory-mapped, and the hash of the weights: a Stage 2 fits only the Stage 1 whose
-    tokens it saw. Run it again after an interruption: finished shards are kept.
+    tokens it saw. Run it again after an interruption: what was encoded is kept. Several GPUs or machines share the work
+    with --part, into one folder.
 
     Example:
       vq3d tokenize --data toy/ --out tokens/
       vq3d tokenize --weights runs/imagenet --data shards/ --out tokens/ --views 10
+      torchrun --nproc-per-node 8 -m vq3dcli tokenize --weights runs/imagenet --data shards/ --out tokens/
     """
     from vq3dcli.checkpoint import load_weights
     from vq3dcli.data.tokens import TokenStore, code_use
     from vq3dcli.pipelines.tokenize import tokenize
 
     said = Output("tokenize", json, quiet)
+    share = asked_part(part, said)
     target = pick_device(device)
     loaded = load_weights(weights, target)
     with said.counting("encoding", unit="images") as progress:
-        manifest = tokenize(loaded, data, out, views=views, seed=seed, device=target, force=force, on_progress=progress)
+        manifest = tokenize(
+            loaded, data, out, views=views, seed=seed, device=target, part=share, force=force, on_progress=progress
+        )
+    if manifest is None:
+        said.note(unfinished(share))
+        said.finish(seed=seed, weights=loaded, metrics={"part": str(share)}, outputs=[out])
+        return
     store = TokenStore(out, check_hashes=False)
     said.finish(
         count=manifest.images,

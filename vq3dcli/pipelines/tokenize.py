@@ -1,6 +1,7 @@
 """Images to a token store, by the encoder of a Stage 1 weights file; resumable, the same bytes after interruptions.
 
-Each image shard becomes one part file, a pure function of the plan; at the end the parts become one file and go.
+Blocks of the images of a shard become a file each, a pure function of the plan, whoever makes it: processes share the
+shards without a coordinator. Once all blocks are there, one process joins them to one file, and they go.
 
 Legend: V views of an image, S side of the model's images in pixels, L codes of a view.
 """
@@ -21,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_tools.claim import claim_folder
+from data_tools.claim import claimed, own_turn
+from data_tools.part import WHOLE, Part
 from data_tools.shards import json_bytes
 from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.data.images import decode_image, resize
@@ -38,16 +40,18 @@ from vq3dcli.data.tokens import (
     TokenStore,
 )
 from vq3dcli.errors import DataError, InputMissingError, UsageError
-from vq3dcli.files import atomic_path, lock_folder, make_folder, sha256_bytes, sha256_file, write_bytes
+from vq3dcli.files import atomic_path, make_folder, sha256_bytes, sha256_file, write_bytes
 from vq3dcli.model.scene import to_model_range
 from vq3dcli.seeding import uniform
 
 # The bits of an encoder's output depend on the batch that an image is in: the same batches in every run.
 _IMAGES_A_BATCH = 16
+# What a killed run loses at most. Whole batches, so that blocks move no batch; 10,000 files for ImageNet.
+_IMAGES_A_BLOCK = 128
 _MAX_DECODERS = 8
 _DIGEST_BYTES = 32
-_OURS = re.compile(r"part-\d{6,}\.u16|tokens\.u16|classes\.i32|plan\.json|manifest\.json")
-_LEFTOVER = re.compile(r"\.(part-\d{6,}|tokens|classes|plan|manifest)\.[0-9a-f]{8}\.tmp\.(u16|i32|json)")
+_OURS = re.compile(r"block-\d{6,}\.u16|tokens\.u16|classes\.i32|plan\.json|manifest\.json")
+_LEFTOVER = re.compile(r"\.(block-\d{6,}|tokens|classes|plan|manifest)\.[0-9a-f]{8}\.tmp\.(u16|i32|json)")
 
 
 def tokenize(
@@ -58,10 +62,11 @@ def tokenize(
     views: int = 2,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    part: Part = WHOLE,
     force: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> TokenManifest:
-    """Make the token store `out`, or finish what an earlier call began.
+) -> TokenManifest | None:
+    """Make the token store `out` or one part of it, or finish what an earlier call began.
 
     Args:
         weights: A Stage 1 as it was loaded from its file, whose hash goes into the store.
@@ -70,14 +75,18 @@ def tokenize(
         views: Of each image: the whole image, its mirror image, then random crops, every other one mirrored.
         seed: Of the crops.
         device: Where the encoder computes.
+        part: The share of the shards that this process encodes.
         force: Delete a store that was made otherwise.
-        on_progress: Called with (images done, all images).
+        on_progress: Called with (images done, images of this part).
+
+    Returns:
+        None while other parts have work left.
 
     Raises:
         UsageError: Images that are too small or, for crops, without a margin, or given twice, which would put copies of
             one image on both sides of a held-out split; or `out` was made otherwise.
         InputMissingError, DataError: The shards are missing, unfinished or damaged, or the codes do not fit 16 bits.
-        StoppedError: Another process is writing there.
+        StoppedError: Another process is writing there, or one that writes the same part.
         OutputError, StorageError: It cannot be written.
     """
     model = weights.recipe.model
@@ -116,25 +125,35 @@ def tokenize(
     }
     plan = json_bytes({"format_version": FORMAT_VERSION, **facts})
     make_folder(out)
-    with lock_folder(out):
-        claim_folder(out, plan, ours=_OURS, leftover=_LEFTOVER, force=force)
-        parts = _parts(sources, out)
+    with claimed(out, part, plan, ours=_OURS, leftover=_LEFTOVER, force=force):
+        blocks = _blocks(sources, out)
         manifest = _finished(out)
-        if manifest is None:
+        if manifest is not None:
+            on_progress(total, total)
+        else:
             encoder = _Encoder(weights, torch.device(device), views, seed)
-            _write_parts(encoder, parts, plan, length=length, on_progress=on_progress)
-            manifest = _assemble(out, parts, facts, sources)
-        for part in parts:
-            part.path.unlink(missing_ok=True)
-        on_progress(total, total)
+            own = [block for block in blocks if part.has(block.shard)]
+            _write_blocks(encoder, own, plan, length, on_progress)
+            with own_turn(out, part):
+                manifest = _finished(out)
+                if manifest is None and all(_has_size(block, views, length) for block in blocks):
+                    _write_blocks(encoder, blocks, plan, length)  # those of other parts that were damaged since
+                    manifest = _join(out, blocks, facts, sources)
+        if manifest is not None:
+            for block in blocks:
+                block.path.unlink(missing_ok=True)
         return manifest
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One shard of one source and the file of its codes; `first` numbers its first image over all sources."""
+class _Block:
+    """Some images of one shard of one source, and the file of their codes.
+
+    `shard` and `first` number its shard and its first image over all sources.
+    """
 
     images: ShardFolder
+    shard: int
     positions: range
     first: int
     path: Path
@@ -162,16 +181,20 @@ def _view_names(views: int) -> list[str]:
     return ["plain", "flip", *("crop flip" if view % 2 else "crop" for view in range(2, views))][:views]
 
 
-def _parts(sources: Sequence[ShardFolder], out: Path) -> list[_Part]:
-    parts: list[_Part] = []
-    first = 0
+def _blocks(sources: Sequence[ShardFolder], out: Path) -> list[_Block]:
+    blocks: list[_Block] = []
+    shard = before = 0
     for images in sources:
         start = 0
-        for shard in images.manifest.shards:
-            positions = range(start, start + shard.samples)
-            parts.append(_Part(images, positions, first, out / f"part-{len(parts):06d}.u16"))
-            first, start = first + shard.samples, positions.stop
-    return parts
+        for entry in images.manifest.shards:
+            stop = start + entry.samples
+            for first in range(start, stop, _IMAGES_A_BLOCK):
+                positions = range(first, min(first + _IMAGES_A_BLOCK, stop))
+                path = out / f"block-{len(blocks):06d}.u16"
+                blocks.append(_Block(images, shard, positions, before + first, path))
+            shard, start = shard + 1, stop
+        before += start
+    return blocks
 
 
 def _finished(out: Path) -> TokenManifest | None:
@@ -182,49 +205,58 @@ def _finished(out: Path) -> TokenManifest | None:
         return None
 
 
-def _write_parts(
+def _write_blocks(
     encoder: _Encoder,
-    parts: Sequence[_Part],
+    blocks: Sequence[_Block],
     plan: bytes,
-    *,
     length: int,
-    on_progress: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Make the parts that are not there; a part ends with a digest of the plan and of its codes."""
-    total = parts[-1].first + len(parts[-1].positions)
-    for part in parts:
-        on_progress(part.first, total)
-        size = len(part.positions) * encoder.views * length * TOKEN_DTYPE.itemsize
-        if _is_whole(part.path, size, plan):
-            continue
-        data = b""
-        for codes in encoder.encode(part):
-            data += codes.tobytes()
-            on_progress(part.first + len(data) * len(part.positions) // size, total)
-        write_bytes(part.path, data + _digest(plan, data))
+    """Make the blocks that are not there; a block ends with a digest of the plan and of its codes."""
+    done, total = 0, sum(len(block.positions) for block in blocks)
+    on_progress(done, total)
+    for block in blocks:
+        if not _is_whole(block, encoder.views, length, plan):
+            data = b""
+            for codes in encoder.encode(block):
+                data += codes.tobytes()
+                on_progress(done + len(data) * len(block.positions) // _bytes(block, encoder.views, length), total)
+            write_bytes(block.path, data + _digest(plan, data))
+        done += len(block.positions)
+        on_progress(done, total)
 
 
-def _is_whole(path: Path, size: int, plan: bytes) -> bool:
+def _bytes(block: _Block, views: int, length: int) -> int:
+    """Of its codes."""
+    return len(block.positions) * views * length * TOKEN_DTYPE.itemsize
+
+
+def _has_size(block: _Block, views: int, length: int) -> bool:
+    """Whether the block is there; whoever made it or found it has checked its digest."""
     try:
-        data = path.read_bytes()
+        return block.path.stat().st_size == _bytes(block, views, length) + _DIGEST_BYTES
     except FileNotFoundError:
         return False
-    return len(data) == size + _DIGEST_BYTES and data[size:] == _digest(plan, data[:size])
+
+
+def _is_whole(block: _Block, views: int, length: int, plan: bytes) -> bool:
+    if not _has_size(block, views, length):
+        return False
+    data = block.path.read_bytes()
+    return data[-_DIGEST_BYTES:] == _digest(plan, data[:-_DIGEST_BYTES])
 
 
 def _digest(plan: bytes, data: bytes) -> bytes:
     return hashlib.sha256(hashlib.sha256(plan).digest() + data).digest()
 
 
-def _assemble(
-    out: Path, parts: Sequence[_Part], facts: dict[str, Any], sources: Sequence[ShardFolder]
-) -> TokenManifest:
-    """Parts to one file, the classes, and last the manifest."""
+def _join(out: Path, blocks: Sequence[_Block], facts: dict[str, Any], sources: Sequence[ShardFolder]) -> TokenManifest:
+    """Blocks to one file, the classes, and last the manifest."""
     names = list(dict.fromkeys(name for images in sources for name in images.manifest.class_names))
     with atomic_path(out / TOKENS_NAME) as temporary:
         with temporary.open("wb") as handle:
-            for part in parts:
-                handle.write(part.path.read_bytes()[:-_DIGEST_BYTES])
+            for block in blocks:
+                handle.write(block.path.read_bytes()[:-_DIGEST_BYTES])
         tokens_sha256 = sha256_file(temporary)
     classes = np.concatenate([_classes(images, names) for images in sources]).tobytes()
     write_bytes(out / CLASSES_NAME, classes)
@@ -248,7 +280,7 @@ def _classes(images: ShardFolder, names: list[str]) -> NDArray[np.int32]:
 
 
 class _Encoder:
-    """Codes of the views of the images of a part; images are decoded ahead in threads."""
+    """Codes of the views of the images of a block; images are decoded ahead in threads."""
 
     def __init__(self, weights: LoadedWeights, device: torch.device, views: int, seed: int) -> None:
         self._model = weights.model.to(device)
@@ -257,14 +289,14 @@ class _Encoder:
         self._seed = seed
         self.views = views
 
-    def encode(self, part: _Part) -> Iterator[NDArray[np.uint16]]:
+    def encode(self, block: _Block) -> Iterator[NDArray[np.uint16]]:
         """Codes of a few images after the other, `[b, V, L]`."""
-        starts = list(range(part.positions.start, part.positions.stop, _IMAGES_A_BATCH))
-        batches = [range(start, min(start + _IMAGES_A_BATCH, part.positions.stop)) for start in starts]
+        starts = list(range(block.positions.start, block.positions.stop, _IMAGES_A_BATCH))
+        batches = [range(start, min(start + _IMAGES_A_BATCH, block.positions.stop)) for start in starts]
         with ThreadPoolExecutor(min(_MAX_DECODERS, os.cpu_count() or 1)) as pool:
 
             def begin(batch: range) -> list[Future[Tensor]]:
-                return [pool.submit(self._views, part, i) for i in batch]
+                return [pool.submit(self._views, block, i) for i in batch]
 
             try:
                 ahead = begin(batches[0]) if batches else []
@@ -280,9 +312,9 @@ class _Encoder:
         codes = self._model.codes(to_model_range(images.flatten(0, 1).to(self._device)))
         return codes.reshape(*images.shape[:2], -1).cpu().numpy().astype(TOKEN_DTYPE)
 
-    def _views(self, part: _Part, i: int) -> Tensor:
-        """The views of image `i` of the part's folder, uint8 `[V, 3, S, S]`."""
-        images = part.images
+    def _views(self, block: _Block, i: int) -> Tensor:
+        """The views of image `i` of the block's folder, uint8 `[V, 3, S, S]`."""
+        images = block.images
         extension = images.image_extension(i)
         name = f"{images.path}, key {images.entry(i).key}"
         image = decode_image(images.read(i, [extension])[extension], name=name, apply_orientation=False)
@@ -293,7 +325,7 @@ class _Encoder:
         if self.views > 2:
             side = stored_size(self._size, images.manifest.margin)
             image = resize(image, side, side)
-            number = torch.tensor([part.first + i - part.positions.start])
+            number = torch.tensor([block.first + i - block.positions.start])
             places = uniform(self._seed, "tokenize crop", number, 2 * self.views)[0].reshape(-1, 2)
             for view in range(2, self.views):
                 top, left = (places[view] * (side - self._size + 1)).long().tolist()
