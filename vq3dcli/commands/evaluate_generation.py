@@ -10,6 +10,15 @@ from typing import Annotated
 import typer
 
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device, plain
+from vq3dcli.commands.sampling_options import (
+    GuidanceOption,
+    PriorOption,
+    Stage1Option,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    asked_sharpening,
+)
 
 SAMPLES = "Samples that are there already: a folder of images, or a file in ADM's format (.npz)."
 DATA = "Real images that no training saw: toyscenes, shards, a folder, or an .npz file. Default: toyscenes."
@@ -31,16 +40,12 @@ def generation(
         str | None, typer.Option("--class", metavar="NAMES", help="Only these classes, a comma between them.")
     ] = None,
     seed: SeedOption = 0,
-    weights: Annotated[
-        Path | None, typer.Option("--weights", help="Stage 1 weights or a run's folder. Default: embedded.")
-    ] = None,
-    prior: Annotated[
-        Path | None, typer.Option("--prior", help="A prior's weights or its run's folder. Default: embedded.")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="As in vq3d sample. Default: the prior's.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="As in vq3d sample. Default: the prior's.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="As in vq3d sample. Default: the prior's.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="As in vq3d sample. Default: the prior's.")] = None,
+    weights: Stage1Option = None,
+    prior: PriorOption = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    guidance: GuidanceOption = None,
     yaws: Annotated[str | None, typer.Option("--yaws", metavar="DEGREES", help=YAWS)] = None,
     training: Annotated[Path | None, typer.Option("--training", metavar="SHARDS", help=TRAINING)] = None,
     tokens: Annotated[
@@ -82,7 +87,6 @@ def generation(
         with said.progress(what, total, unit="images") as progress:
             yield progress.advance
 
-    sharpening = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
     asked = Asked(
         samples=samples,
         data=data,
@@ -92,7 +96,7 @@ def generation(
         seed=seed,
         weights=weights,
         prior=prior,
-        sharpening={name: value for name, value in sharpening.items() if value is not None},
+        sharpening=asked_sharpening(temperature, top_k, top_p, guidance),
         yaws=yaws,
         training=training,
         tokens=tokens,

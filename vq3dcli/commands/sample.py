@@ -9,6 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device
+from vq3dcli.commands.sampling_options import (
+    GuidanceOption,
+    PriorOption,
+    Stage1Option,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    asked_sharpening,
+)
 
 CLASS = "Classes by name or number, a comma between them; of ImageNet also WordNet ids. Default: all."
 
@@ -17,22 +26,12 @@ def command(
     classes: Annotated[str | None, typer.Option("--class", metavar="NAMES", help=CLASS)] = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, max=1_000_000, help="Samples a class.")] = 4,
     seed: SeedOption = 0,
-    weights: Annotated[
-        Path | None, typer.Option("--weights", help="Stage 1 weights or a run's folder. Default: embedded.")
-    ] = None,
-    prior: Annotated[
-        Path | None, typer.Option("--prior", help="A prior's weights or its run's folder. Default: embedded.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Above 1 more varied, below 1 safer, 0 the likeliest. Default: the prior's.")
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Draw from so many codes; 0 for all. Default: the prior's.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Draw from codes of this probability together. Default: the prior's.")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Above 1 more typical of the class; 1 is off. Default: the prior's.")
-    ] = None,
+    weights: Stage1Option = None,
+    prior: PriorOption = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    guidance: GuidanceOption = None,
     orbit: Annotated[bool, typer.Option("--orbit", help="Also write a video of each scene, NAME_orbit.mp4.")] = False,
     disparity: Annotated[bool, typer.Option("--disparity", help="Also write disparity, NAME_disparity.png.")] = False,
     npz: Annotated[bool, typer.Option("--npz", help="Also write all pictures as one file in ADM's format.")] = False,
@@ -68,8 +67,7 @@ def command(
     loaded_prior = load_prior(prior, target)
     loaded = load_weights(weights, target)
     loaded_prior.check_stage1(loaded.sha256, loaded.path)
-    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
-    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    given: dict[str, Any] = asked_sharpening(temperature, top_k, top_p, guidance)
     sharpening = dataclasses.replace(sharpening_of(loaded_prior), **given)
     chosen = pick_classes(classes, loaded_prior.tokens.class_names)
     total = len(chosen) * count

@@ -1,0 +1,39 @@
+"""What commands share that draw samples: the two weights files and the sharpening."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Stage1Option = Annotated[
+    Path | None, typer.Option("--weights", help="Stage 1 weights or a run's folder. Default: embedded.")
+]
+PriorOption = Annotated[
+    Path | None, typer.Option("--prior", help="A prior's weights or its run's folder. Default: embedded.")
+]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature", help="Above 1 more varied, below 1 safer, 0 the likeliest code. Default: the prior's."
+    ),
+]
+TopKOption = Annotated[
+    int | None, typer.Option("--top-k", help="Draw from so many codes; 0 for all. Default: the prior's.")
+]
+TopPOption = Annotated[
+    float | None, typer.Option("--top-p", help="Draw from codes of this probability together. Default: the prior's.")
+]
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option("--guidance", help="Above 1 more typical of the class; 1 is off. Default: the prior's."),
+]
+
+
+def asked_sharpening(
+    temperature: float | None, top_k: int | None, top_p: float | None, guidance: float | None
+) -> dict[str, float]:
+    """What was asked for, by the names of `model.sampling.Sharpening`; the rest is up to the prior."""
+    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+    return {name: value for name, value in asked.items() if value is not None}
