@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from vq3dcli.cli import run
+from vq3dcli.commands.output import pick_device
 
 
 def test_from_nothing_to_labelled_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -52,3 +54,25 @@ def test_labels_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert run(["depth-labels", str(tmp_path), "--model", "dpt"]) == 69
     assert run(["depth-labels", str(tmp_path), "--model", "exact"]) == 66
     assert capsys.readouterr().err.count("error: ") == 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpus", "expected"),
+    [
+        ({}, 8, 0),
+        ({"LOCAL_RANK": "3"}, 8, 3),
+        ({"SLURM_LOCALID": "3"}, 8, 3),
+        ({"SLURM_LOCALID": "3"}, 1, 0),  # SLURM shows each task the GPU that is its own
+        ({"SLURM_LOCALID": "3", "LOCAL_RANK": "1"}, 8, 1),
+    ],
+)
+def test_processes_of_a_machine_take_a_gpu_each(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], gpus: int, expected: int
+):
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert pick_device("auto") == torch.device("cuda", expected)

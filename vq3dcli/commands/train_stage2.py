@@ -11,6 +11,19 @@ import typer
 
 from vq3dcli import signals
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
+from vq3dcli.commands.training_options import (
+    DeviceNameOption,
+    DryRunOption,
+    GpusOption,
+    OutOption,
+    OverridesOption,
+    all_overrides,
+    check_asked,
+    finish_training,
+    is_main_rank,
+    say_plan,
+    training_progress,
+)
 from vq3dcli.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -22,18 +35,19 @@ if TYPE_CHECKING:
 
 def command(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, as toy-cpu-prior, or a file.")],
-    data: Annotated[Path, typer.Option("--data", help="Folder that vq3d tokenize made.")],
-    out: Annotated[Path, typer.Option("--out", help="The run's folder; a run that it holds continues.")],
+    data: Annotated[Path | None, typer.Option("--data", help="Folder that vq3d tokenize made.")] = None,
+    out: OutOption = None,
     weights: Annotated[
         Path | None,
         typer.Option("--weights", help="Stage 1 that made the tokens, for sheets of samples. Default: embedded."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a key of the recipe; repeat it.")
-    ] = None,
+    overrides: OverridesOption = None,
     init: Annotated[
         Path | None, typer.Option("--init", help="Start from this prior; short for --set training.init=PATH.")
     ] = None,
+    dry_run: DryRunOption = False,
+    device_name: DeviceNameOption = None,
+    gpus: GpusOption = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -44,40 +58,41 @@ def command(
       vq3d tokenize --data toys/ --out tokens/
       vq3d train-stage2 toy-cpu-prior --data tokens/ --out prior/
       vq3d train-stage2 toy-cpu-prior --data tokens/ --out prior/ --weights run/ --set training.images=300000
+      vq3d train-stage2 imagenet256-prior --dry-run --device-name h100 --gpus 8
       torchrun --nproc-per-node 8 -m vq3dcli train-stage2 imagenet256-prior --data tokens/ --out prior/
     """
     signals.watch()
-    main_rank = os.environ.get("RANK", "0") == "0"
+    main_rank = is_main_rank()
     said = Output("train-stage2", json, quiet or not main_rank)
+    planned = device_name is not None or gpus is not None
+    check_asked(dry_run=dry_run, complete=data is not None and out is not None, planned=planned)
 
     from vq3dcli.config.load import load_recipe
     from vq3dcli.config.schema import Stage2Recipe
     from vq3dcli.data.tokens import TokenStore
     from vq3dcli.pipelines.run_report import write_run_report
     from vq3dcli.training.arithmetic import flush_denormals
-    from vq3dcli.training.run_folder import RunFolder
-    from vq3dcli.training.stage1 import Progress
+    from vq3dcli.training.plan import find_processor
+    from vq3dcli.training.prior_plan import codes_of, plan_prior, prior_table
     from vq3dcli.training.stage2 import train_prior
 
     flush_denormals()
-    given = [*(overrides or [])]
-    if init is not None:
-        given.append(f"training.init={init.resolve()}")
-    resolved = load_recipe(recipe, Stage2Recipe, given)
+    resolved = load_recipe(recipe, Stage2Recipe, all_overrides(overrides, init))
+    schedule = resolved.training
     chosen_device = pick_device(device)
-    store = TokenStore(data, check_hashes=main_rank)
+    store = None if data is None else TokenStore(data, check_hashes=main_rank and not dry_run)
+    if dry_run:
+        if main_rank:
+            codes = codes_of(recipe, store, weights)
+            processor = find_processor(resolved, chosen_device, device_name)
+            plan = plan_prior(resolved, processor, codes, gpus=gpus or int(os.environ.get("WORLD_SIZE", "1")))
+            say_plan(said, plan, prior_table(plan), schedule.seed, {})
+        return
+    assert store is not None and out is not None, "checked above"
     # Sheets are the first rank's business; weights that were asked for are checked on all of them.
     stage1 = _stage1_of(store, weights, chosen_device, said) if main_rank or weights is not None else None
     said.note(f"{store.num_images} images, {store.views} views of {store.length} codes, on {chosen_device}")
-    schedule = resolved.training
-    seen = RunFolder(out).saved_images()
-    with said.progress("training", schedule.images, unit="images", done=seen) as progress:
-
-        def report(step: Progress) -> None:
-            nonlocal seen
-            progress.advance(step.images_seen - seen, status=f"{step.loss:.3f} bits a code")
-            seen = step.images_seen
-
+    with training_progress(said, schedule, out, "{:.3f} bits a code") as report:
         result = train_prior(
             resolved,
             store,
@@ -89,13 +104,7 @@ def command(
             should_stop=signals.stop_requested,
         )
     if main_rank:
-        said.finish(
-            count=result.images_seen,
-            seed=schedule.seed,
-            weights=stage1,
-            metrics=result.metrics,
-            outputs=[result.weights, out / "metrics.jsonl", out / "sheets", out / "report.html"],
-        )
+        finish_training(said, result, out, schedule.seed, weights=stage1)
 
 
 def _stage1_of(store: TokenStore, weights: Path | None, device: torch.device, said: Output) -> LoadedWeights | None:

@@ -30,7 +30,7 @@ _LITE0_LEAST_PX = 64
 # written and read.
 PASSES = 5
 # Numbers that are read and written a parameter in a step: gradient clipping, AdamW, the moving average.
-_UPDATE_PASSES = 13
+UPDATE_PASSES = 13
 # The discriminators' gradient norm is read and multiplied, then Adam; they have no moving average.
 _JUDGES_UPDATE_PASSES = 10
 
@@ -111,7 +111,7 @@ def step_costs(recipe: Stage1Recipe, dtype: torch.dtype, parameters: int, judges
         perceptual=perceptual_cost(recipe),
         adversarial=rendering_cost(recipe, views, e).plus(discriminators_cost(recipe, e)),
         workspace_bytes=workspace,
-        update_bytes=4.0 * _UPDATE_PASSES * parameters,
+        update_bytes=4.0 * UPDATE_PASSES * parameters,
         discriminators_update_bytes=4.0 * _JUDGES_UPDATE_PASSES * judges,
     )
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.config.schema import Recipe, ScheduleSection, Stage1Recipe
 from vq3dcli.data.loader import CACHE_BYTES
 from vq3dcli.errors import RecipeError, UsageError
 from vq3dcli.model.build import build_autoencoder
@@ -26,9 +26,9 @@ from vq3dcli.training.devices import (
 
 # Python with PyTorch imported and what its allocator holds without using it (docs/measurements.md); on a GPU the
 # driver's context and libraries.
-_PROCESS_BYTES = {"cpu": 850e6, "cuda": 800e6}
+PROCESS_BYTES = {"cpu": 850e6, "cuda": 800e6}
 # What gradients cost on the way between GPUs, though it overlaps with the backward pass: an assumption.
-_MANY_GPUS_SHARE = 0.9
+MANY_GPUS_SHARE = 0.9
 # A stored photo of 256 pixels a side takes about 27 kB (35 GB for ImageNet), a label two bytes at half the side.
 _JPEG_BYTES_PER_PIXEL = 27e3 / 256**2
 _STORED_MARGIN = 1.125
@@ -36,10 +36,10 @@ _STORED_MARGIN = 1.125
 _LARGEST_BLOCK = 64 << 20
 _SMALLEST_BLOCK = 1 << 20
 # Of a memory. Above it a plan is called tight: allocators fragment, other programs want some, and the count is a count.
-_TIGHT_SHARE = 0.7
+TIGHT_SHARE = 0.7
 
 
-def find_processor(recipe: Stage1Recipe, device: torch.device, name: str | None = None) -> Processor:
+def find_processor(recipe: Recipe, device: torch.device, name: str | None = None) -> Processor:
     """The processor that is named, or the one that is there.
 
     A GPU on the machine has its own memory, as the driver gives it, and the table's peaks where the table has it.
@@ -61,9 +61,11 @@ def find_processor(recipe: Stage1Recipe, device: torch.device, name: str | None 
         if key is not None:
             return replace(named_processor(key, precision), memory_bytes=memory)
     dtype = resolve_precision(precision, device)
-    micro_batch = recipe.training.batch_size // recipe.training.accumulate
-    block = micro_batch * recipe.rendering.rays_per_image * recipe.rendering.samples * recipe.model.field_hidden * 4
-    block = min(max(block, _SMALLEST_BLOCK), _LARGEST_BLOCK)
+    block = _LARGEST_BLOCK
+    if isinstance(recipe, Stage1Recipe):
+        micro_batch = recipe.training.batch_size // recipe.training.accumulate
+        block = micro_batch * recipe.rendering.rays_per_image * recipe.rendering.samples * recipe.model.field_hidden * 4
+        block = min(max(block, _SMALLEST_BLOCK), _LARGEST_BLOCK)
     return measured_processor(device, dtype, block_bytes=block, memory_bytes=memory)
 
 
@@ -98,13 +100,7 @@ def plan_run(
         RecipeError: The recipe wants classes, and the data have none.
     """
     schedule = recipe.training
-    if schedule.batch_size % (gpus * schedule.accumulate):
-        raise UsageError(
-            f"a batch of {schedule.batch_size} cannot be shared by {gpus} processors of {schedule.accumulate} "
-            "micro-batches",
-            remedy="another --gpus, or --set training.batch_size or training.accumulate",
-        )
-    micro_batch = schedule.batch_size // (gpus * schedule.accumulate)
+    micro_batch = micro_batch_of(schedule, gpus)
     group = _group(recipe)
     if micro_batch % group:
         raise UsageError(
@@ -130,8 +126,8 @@ def plan_run(
     costs = step_costs(recipe, processor.dtype, total, judging)
     rates = _speeds(recipe, costs, processor, gpus)
     memory = _memory(recipe, costs, processor, total, judging, micro_batch, gpus, samples or 0)
-    needed, available = _needed(memory, processor, gpus), processor.memory_bytes
-    state = None if available is None else _state(needed, available)
+    needed, available = needed_bytes(memory, processor, gpus), processor.memory_bytes
+    state = None if available is None else memory_state(needed, available)
     advice = ""
     if available is not None and state != "fits":
         advice = _advice(recipe, processor, total, judging, gpus, samples or 0, available)
@@ -150,6 +146,17 @@ def plan_run(
         "device": f"{gpus} x {processor.name}" if gpus > 1 else processor.name,
         "basis": processor.basis,
     }
+
+
+def micro_batch_of(schedule: ScheduleSection, gpus: int) -> int:
+    """Images of a processor at a time. Raises `UsageError` where the batch cannot be shared."""
+    if schedule.batch_size % (gpus * schedule.accumulate):
+        raise UsageError(
+            f"a batch of {schedule.batch_size} cannot be shared by {gpus} processors of {schedule.accumulate} "
+            "micro-batches",
+            remedy="another --gpus, or --set training.batch_size or training.accumulate",
+        )
+    return schedule.batch_size // (gpus * schedule.accumulate)
 
 
 def _group(recipe: Stage1Recipe) -> int:
@@ -181,45 +188,64 @@ def _memory(
         "perceptual": 4 * perceptual_parameters(recipe),
         "activations": round(micro_batch * costs.total(adversarial=recipe.adversarial.on).kept_bytes),
         "workspace": round(micro_batch * costs.workspace_bytes),
-        "process": round(_PROCESS_BYTES[processor.kind]),
+        "process": round(PROCESS_BYTES[processor.kind]),
         "data": decoded if on_cpu and decoded <= CACHE_BYTES else 0,
     }
     memory["total"] = sum(memory.values())
     return memory
 
 
-def _needed(memory: Mapping[str, int], processor: Processor, gpus: int) -> int:
+def needed_bytes(memory: Mapping[str, int], processor: Processor, gpus: int) -> int:
     """Bytes that share one memory: processes on a CPU have one for all of them."""
     return memory["total"] * (gpus if processor.kind == "cpu" else 1)
 
 
-def _state(needed: int, available: int) -> str:
+def memory_state(needed: int, available: int) -> str:
+    """Whether it `fits`, is `tight`, or `does not fit`."""
     if needed > available:
         return "does not fit"
-    return "tight" if needed > _TIGHT_SHARE * available else "fits"
+    return "tight" if needed > TIGHT_SHARE * available else "fits"
 
 
 def _advice(
     recipe: Stage1Recipe, processor: Processor, parameters: int, judges: int, gpus: int, samples: int, available: int
 ) -> str:
-    """The least change of settings that makes it fit easily, or else just so; it leads to no plan that is refused."""
-    schedule, group = recipe.training, _group(recipe)
+    def needed(micro_batch: int, remade: bool) -> int:
+        changed = recipe.training.model_copy(update={"checkpoint_activations": remade})
+        other = recipe.model_copy(update={"training": changed})
+        costs = step_costs(other, processor.dtype, parameters, judges)
+        memory = _memory(other, costs, processor, parameters, judges, micro_batch, gpus, samples)
+        return needed_bytes(memory, processor, gpus)
+
+    found = least_change(recipe.training, gpus, available, needed, group=_group(recipe))
+    return found or "a smaller model, or fewer rendering.rays_per_image and samples"
+
+
+def least_change(
+    schedule: ScheduleSection, gpus: int, available: int, needed: Callable[[int, bool], int], *, group: int = 1
+) -> str:
+    """The least change of settings that makes it fit easily, or else just so; it leads to no plan that is refused.
+
+    Args:
+        schedule: Of the recipe.
+        gpus: Processors that share the batch.
+        available: Bytes.
+        needed: Bytes for a micro-batch of so many images, with activations made again or not.
+        group: What a micro-batch must be a multiple of.
+
+    Returns:
+        Options for the command line; empty if there are none.
+    """
     share = schedule.batch_size // gpus
     sizes = [size for size in range(share // schedule.accumulate, 0, -1) if share % size == 0 and size % group == 0]
-    for limit in (_TIGHT_SHARE * available, available):
+    for limit in (TIGHT_SHARE * available, available):
         for remade in sorted({schedule.checkpoint_activations, True}):
-            changed = schedule.model_copy(update={"checkpoint_activations": remade})
-            other = recipe.model_copy(update={"training": changed})
-            costs = step_costs(other, processor.dtype, parameters, judges)
             for size in sizes:
-                if (
-                    _needed(_memory(other, costs, processor, parameters, judges, size, gpus, samples), processor, gpus)
-                    <= limit
-                ):
+                if needed(size, remade) <= limit:
                     wanted = {"accumulate": share // size, "checkpoint_activations": remade}
                     now = schedule.model_dump()
                     return " ".join(f"--set training.{k}={str(v).lower()}" for k, v in wanted.items() if v != now[k])
-    return "a smaller model, or fewer rendering.rays_per_image and samples"
+    return ""
 
 
 def _speeds(recipe: Stage1Recipe, costs: StepCosts, processor: Processor, gpus: int) -> dict[str, float | None]:
@@ -228,7 +254,7 @@ def _speeds(recipe: Stage1Recipe, costs: StepCosts, processor: Processor, gpus: 
     With each the share of a step's time that is spent in matrix products, `..._multiplying_share`; and
     `gigaflops_an_image`, all operations of a step in either precision.
     """
-    share = _MANY_GPUS_SHARE if gpus > 1 else 1.0
+    share = MANY_GPUS_SHARE if gpus > 1 else 1.0
     speeds: dict[str, float | None] = {}
     for name, adversarial in (("before_discriminators", False), ("with_discriminators", True)):
         if adversarial and not recipe.adversarial.on:
@@ -293,22 +319,15 @@ def plan_table(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     for name, count in plan["parameters"].items():
         without = plan["class_embeddings"] is False and name.endswith("_discriminator")
         rows.append((f"parameters, {name}", f"{count / 1e6:.2f} M", "class embeddings not counted" if without else ""))
-    remark = {"fits": "fits", "tight": "tight", "does not fit": "DOES NOT FIT", None: ""}[memory["state"]]
-    remark += f": {memory['advice']}" if memory["advice"] else ""
-    for name, size in memory.items():
-        if name not in ("needed", "available", "state", "advice") and size:
-            rows.append((f"memory, {name}", f"{size / 1e9:.2f} GB", remark if name == "total" else ""))
-    if memory["available"]:
-        together = f"{memory['needed'] / 1e9:.2f} GB by all processes" if memory["needed"] > memory["total"] else ""
-        rows.append(("memory, of the device", f"{memory['available'] / 1e9:.2f} GB", together))
+    rows += memory_rows(memory)
     for name, label in (("before_discriminators", "speed"), ("with_discriminators", "speed, with discriminators")):
         if speed[name] is not None:
             share = f"{speed[f'{name}_multiplying_share']:.0%} of the time in matrix products"
-            rows.append((label, f"{_three_digits(speed[name])} images/s", share))
-    rows.append(("operations", f"{_three_digits(speed['gigaflops_an_image'])} GFLOP an image", ""))
+            rows.append((label, f"{three_digits(speed[name])} images/s", share))
+    rows.append(("operations", f"{three_digits(speed['gigaflops_an_image'])} GFLOP an image", ""))
     kept = "with density, code search, perceptual network and R1 in float32" if plan["precision"] == "bfloat16" else ""
     rows.append(("precision", plan["precision"], kept))
-    rows.append(("time", _duration(plan["days"]), f"{plan['images']} images, {plan['steps']} steps"))
+    rows.append(("time", duration(plan["days"]), f"{plan['images']} images, {plan['steps']} steps"))
     of = f"of {disk['images']} images"
     rows += [
         ("disk, checkpoints", f"{disk['checkpoints'] / 1e9:.2f} GB", f"{disk['checkpoint'] / 1e9:.2f} GB each"),
@@ -320,11 +339,27 @@ def plan_table(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _three_digits(value: float) -> str:
+def memory_rows(memory: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The memory of a plan, by purpose."""
+    remark = {"fits": "fits", "tight": "tight", "does not fit": "DOES NOT FIT", None: ""}[memory["state"]]
+    remark += f": {memory['advice']}" if memory["advice"] else ""
+    rows = []
+    for name, size in memory.items():
+        if name not in ("needed", "available", "state", "advice") and size:
+            rows.append((f"memory, {name}", f"{size / 1e9:.2f} GB", remark if name == "total" else ""))
+    if memory["available"]:
+        together = f"{memory['needed'] / 1e9:.2f} GB by all processes" if memory["needed"] > memory["total"] else ""
+        rows.append(("memory, of the device", f"{memory['available'] / 1e9:.2f} GB", together))
+    return rows
+
+
+def three_digits(value: float) -> str:
+    """A figure for people."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _duration(days: float) -> str:
+def duration(days: float) -> str:
+    """Days in the unit that suits them."""
     if days >= 2:
         return f"{days:.1f} days"
     return f"{days * 24:.1f} hours" if days * 24 >= 2 else f"{days * 1440:.1f} minutes"
