@@ -90,8 +90,9 @@ def _check_end(window: _Window, offset: int, shown: str) -> None:
     while chunk := window.read(_CHUNK_BYTES):
         rest = chunk.lstrip(b"\0")
         if rest:
+            data = at + len(chunk) - len(rest)
             raise DataError(
-                f"damaged archive ({shown}): no header at byte {offset}, but data at byte {at + len(chunk) - len(rest)}",
+                f"damaged archive ({shown}): no header at byte {offset}, but data at byte {data}",
                 remedy=_DOWNLOAD_AGAIN,
             )
         at += len(chunk)
