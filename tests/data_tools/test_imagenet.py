@@ -159,13 +159,9 @@ def test_every_layout_of_the_training_set_gives_the_same_images_and_classes(
 
 
 def test_a_file_called_train_hides_no_val_archive(tmp_path: Path, archives: ModuleType):
-    for layout, name in ((folders_in_a_tar, "tiny.tar"), (parquet, "src/data/train-00000-of-00002.parquet")):
-        source, _ = layout(archives, tmp_path / layout.__name__)
-        folder = tmp_path / layout.__name__ / "val"
-        write(
-            folder / f"val{Path(name).suffix}",
-            (tmp_path / layout.__name__ / name).read_bytes().replace(b"train", b"valid"),
-        )
+    write(tmp_path / "tars" / "val.tar", archives.tar_bytes(archives.train_files()))
+    write_parquet(tmp_path / "rows" / "validation-0.parquet", [(archives.photo(1), None, 0)])
+    for folder in (tmp_path / "tars", tmp_path / "rows"):
         write(folder / "LOC_train_solution.csv", b"")
         assert open_source("imagenet", folder, tmp_path / "out").options["split"] == "val"
 
