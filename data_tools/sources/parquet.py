@@ -63,6 +63,8 @@ def list_rows(path: Path, prefix: str) -> ParquetRows:
             )
             labels = table.column(label).to_pylist() if label else [None] * count
             class_names = _class_names(file.schema_arrow.metadata or {}, label)
+    except MemoryError:  # Arrow's own is one of its errors too, and says nothing about the file
+        raise
     except _pyarrow_errors() as error:
         raise _read_failure(path, error) from error
     found = [
@@ -96,6 +98,8 @@ def rows_from(path: Path, column: str, row: int) -> Iterator[bytes | None]:
                     skipped -= min(skipped, len(batch))
     except FileNotFoundError as error:
         raise InputMissingError(f"no such file ({path})", remedy="check the path") from error
+    except MemoryError:  # Arrow's own is one of its errors too, and says nothing about the file
+        raise
     except _pyarrow_errors() as error:
         raise _read_failure(path, error) from error
 
