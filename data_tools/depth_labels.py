@@ -103,8 +103,9 @@ def label_by_model(
         DataError: The images are damaged, the network fails, or nearly all labels of a shard are of no use.
     """
     images = ShardFolder(shards)
-    if images.num_samples:  # a network that fails leaves no folder behind
-        model.predict(_image(images, 0)[None])
+    first = [_image(images, i) for i in range(min(batch_size, images.num_samples))]
+    if first:  # a network that fails, or for which the batch is too large, leaves no folder with a plan behind
+        model.predict(torch.stack(first))
     side = min(size, images.manifest.stored_size)
 
     def make(positions: range) -> Iterator[Sample]:
