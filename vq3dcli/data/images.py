@@ -112,10 +112,10 @@ def decode_square(
     height_px, width_px = pixels.shape[1:]
     top, left, side = window(height_px, width_px)
     square = pixels[:, top : top + side, left : left + side]
-    # Three passes over neighbouring bytes: the resize is fastest where the channels of a pixel lie side by side. The
-    # copy also frees the decoder's memory for the next image.
-    square = torch.empty((1, 3, side, side), dtype=torch.uint8, memory_format=torch.channels_last)[0].copy_(square)
-    return Square(resize(square, size, size, keep_layout=True), height_px, width_px, (top, left, side))
+    resized = resize(square, size, size, keep_layout=True)
+    if side == size:  # still in the decoder's memory, which the next image needs
+        resized = resized.clone()
+    return Square(resized, height_px, width_px, (top, left, side))
 
 
 def _decoded(data: bytes, *, name: str, apply_orientation: bool, scratch: bool) -> Tensor:
