@@ -1,8 +1,9 @@
 r"""Decoding and resizing photos to squares: `decode_square` beside Pillow, on a folder of photos.
 
-Pillow decodes, converts to RGB, crops the centre and resizes by its bicubic filter. The two run in turn, one thread,
-first the one and then the other way round; times are of process CPU time, times and ratio medians over rounds. Files
-that Pillow refuses are left out. With --allocator memory is kept as the commands keep it (`vq3dcli/allocator.py`).
+Pillow decodes, converts to RGB, crops the centre and resizes by its bicubic filter. The two run in turn, photo by
+photo, one thread, first the one and then the other way round; a photo's time is the least CPU time of the rounds, since
+what other processes take from the caches only adds to it. Files that Pillow refuses are left out. With --allocator
+memory is kept as the commands keep it (`vq3dcli/allocator.py`).
 
 Example:
     python benchmarks/decode.py photos/ --size 256
@@ -46,17 +47,19 @@ def by_us(data: bytes, size_px: int) -> Pixels:
     return decode_square(data, size_px, name="photo").image.permute(1, 2, 0).numpy()
 
 
-def milliseconds(functions: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """CPU time of each function in each round; the order is turned round in every other round."""
-    taken: dict[str, list[float]] = {name: [] for name in functions}
-    for number in range(rounds + 1):
+def milliseconds(
+    functions: dict[str, Callable[[bytes, int], Pixels]], photos: list[bytes], size_px: int, rounds: int
+) -> dict[str, float]:
+    """Mean over the photos of the least CPU time of a function; the order is turned round in every other round."""
+    least = {name: [math.inf] * len(photos) for name in functions}
+    for number in range(rounds):
         order = list(functions.items())
-        for name, function in order if number % 2 else order[::-1]:
-            started = time.process_time()
-            function()
-            if number:  # the first round warms up
-                taken[name].append(1000 * (time.process_time() - started))
-    return taken
+        for i, data in enumerate(photos):
+            for name, function in order if number % 2 else order[::-1]:
+                started = time.thread_time()
+                function(data, size_px)
+                least[name][i] = min(least[name][i], 1000 * (time.thread_time() - started))
+    return {name: statistics.fmean(times) for name, times in least.items()}
 
 
 def psnr(a: Pixels, b: Pixels) -> float:
@@ -79,16 +82,13 @@ def measure(photos: list[bytes], size_px: int, rounds: int) -> dict[str, object]
     """Speed and agreement at one size."""
     agreement = [psnr(by_us(data, size_px), by_pillow(data, size_px)) for data in photos]
 
-    def run(function: Callable[[bytes, int], Pixels]) -> Callable[[], None]:
-        return lambda: [function(data, size_px) for data in photos] and None
-
-    taken = milliseconds({"pillow": run(by_pillow), "decode_square": run(by_us)}, rounds)
+    taken = milliseconds({"pillow": by_pillow, "decode_square": by_us}, photos, size_px, rounds)
     finite = [value for value in agreement if math.isfinite(value)]
     return {
         "size_px": size_px,
-        "pillow_ms": statistics.median(taken["pillow"]) / len(photos),
-        "decode_square_ms": statistics.median(taken["decode_square"]) / len(photos),
-        "ratio": statistics.median(a / b for a, b in zip(taken["pillow"], taken["decode_square"], strict=True)),
+        "pillow_ms": taken["pillow"],
+        "decode_square_ms": taken["decode_square"],
+        "ratio": taken["pillow"] / taken["decode_square"],
         "psnr_least": min(agreement) if finite else None,
         "psnr_mean_of_finite": statistics.fmean(finite) if finite else None,
         "equal_images": len(agreement) - len(finite),

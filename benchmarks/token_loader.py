@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_tools.folder import prepare_folder
+from data_tools.prepare import Options, open_source, prepare
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.data.tokens import (
@@ -47,7 +47,8 @@ def write_shards(folder: Path, count: int, size_px: int) -> Path:
         scene = sample_scenes(torch.arange(i, i + 1), seed=0)
         view = render_scenes(scene, canonical_camera(1, height_px=size_px, width_px=size_px))
         (folder / "source" / f"{i}.png").write_bytes(encode_png(view.rgb[0]))
-    prepare_folder(folder / "source", folder / "shards", size=size_px)
+    listed = open_source("folder", folder / "source", folder / "shards")
+    prepare("folder", listed, folder / "shards", Options(size_px))
     return folder / "shards"
 
 

@@ -33,6 +33,9 @@ EXACT = "exact"
 LABEL_PX = 128
 BATCH_SIZE = 16
 _MAX_DECODERS = 8
+# A network whose labels are nearly all of no use is the wrong one, or is given wrong images: the run ends at the first
+# shard of at least so many images of which more than this share is flagged.
+_FEWEST_JUDGED, _MOST_FLAGGED = 32, 0.95
 
 
 def label_exact(
@@ -97,9 +100,12 @@ def label_by_model(
 
     Raises:
         UsageError: The folder holds labels, or has labels of this name that were made otherwise.
-        DataError: The images are damaged.
+        DataError: The images are damaged, the network fails, or nearly all labels of a shard are of no use.
     """
     images = ShardFolder(shards)
+    first = [_image(images, i) for i in range(min(batch_size, images.num_samples))]
+    if first:  # a network that fails, or for which the batch is too large, leaves no folder with a plan behind
+        model.predict(torch.stack(first))
     side = min(size, images.manifest.stored_size)
 
     def make(positions: range) -> Iterator[Sample]:
@@ -184,6 +190,7 @@ def _predicted_samples(
     images: ShardFolder, positions: range, model: DepthModel, side: int, batch_size: int, flagged: Counter[str]
 ) -> Iterator[Sample]:
     """Labels of a shard, batch by batch; the next batch is decoded while the network works."""
+    unusable = 0
     batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
     with ThreadPoolExecutor(min(_MAX_DECODERS, os.cpu_count() or 1)) as pool:
 
@@ -198,7 +205,13 @@ def _predicted_samples(
                 for i, disparity in zip(batch, maps, strict=True):
                     sample, flags = _predicted_sample(images, i, disparity, side)
                     flagged.update(flags)
+                    unusable += bool(flags)
                     yield sample
+            if len(positions) >= _FEWEST_JUDGED and unusable > _MOST_FLAGGED * len(positions):
+                raise DataError(
+                    f"{unusable} of {len(positions)} labels of a shard are of no use: {dict(flagged)}",
+                    remedy="another network, or --input-size and --predicts as its page says",
+                )
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -15,8 +15,9 @@ from vq3dcli.errors import InputMissingError, UnavailableError, UsageError
 
 Meaning = Literal["disparity", "depth"]
 
-# A metric depth below this is taken for it: 1 / z of a pixel at zero would use up all levels of the label.
-NEAREST_M = 0.1
+# A depth below this share of the map's median is taken for it: 1 / z of a pixel at zero would use up all levels of the
+# label. A share, since the unit is not known: some networks predict depth from 0 to 1.
+NEAREST = 0.02
 
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
@@ -78,7 +79,12 @@ def find_model(model: str, *, download: bool = False) -> ModelFiles:
 
 
 def open_model(
-    files: ModelFiles, device: torch.device, *, meaning: Meaning | None = None, input_px: int | None = None
+    files: ModelFiles,
+    device: torch.device,
+    *,
+    meaning: Meaning | None = None,
+    input_px: int | None = None,
+    or_cpu: bool = False,
 ) -> DepthModel:
     """Open a network for inference.
 
@@ -87,11 +93,12 @@ def open_model(
         device: Where it computes.
         meaning: What its numbers mean, where that is not known from its family.
         input_px: Side of the images that an ONNX file of free size is given.
+        or_cpu: An ONNX file may be computed on the CPU if onnxruntime cannot use the device.
     """
     if files.is_onnx:
         from data_tools.depth_onnx import OnnxModel
 
-        return OnnxModel(files.path, device, meaning=meaning, input_px=input_px)
+        return OnnxModel(files.path, device, meaning=meaning, input_px=input_px, or_cpu=or_cpu)
     from data_tools.depth_transformers import TransformersModel
 
     if input_px is not None:
@@ -100,10 +107,12 @@ def open_model(
 
 
 def to_disparity(prediction: Tensor, meaning: Meaning) -> Tensor:
-    """Disparity up to scale and shift, larger is nearer, from a network's numbers of any shape."""
+    """Disparity up to scale and shift, larger is nearer, from a network's numbers, float32 `[B, h, w]`."""
     if meaning == "disparity":
         return prediction
-    return 1.0 / prediction.clamp(min=NEAREST_M)
+    nearest = NEAREST * prediction.flatten(1).nanmedian(dim=1).values[:, None, None]
+    # A map that is nowhere above zero becomes constant, and its label is flagged.
+    return 1.0 / prediction.maximum(nearest.clamp(min=torch.finfo(torch.float32).tiny))
 
 
 def weight_files(folder: Path) -> Iterator[Path]:

@@ -34,6 +34,7 @@ class OnnxModel:
         device: CUDA is used if onnxruntime was built for it.
         meaning: What the numbers mean; `disparity` if it is not said.
         input_px: Side of the network's input, where the file leaves it free.
+        or_cpu: Compute on the CPU if onnxruntime cannot use the device.
 
     Raises:
         UnavailableError: onnxruntime is not installed, or cannot compute on this device.
@@ -42,12 +43,19 @@ class OnnxModel:
     """
 
     def __init__(
-        self, path: Path, device: torch.device, *, meaning: Meaning | None = None, input_px: int | None = None
+        self,
+        path: Path,
+        device: torch.device,
+        *,
+        meaning: Meaning | None = None,
+        input_px: int | None = None,
+        or_cpu: bool = False,
     ) -> None:
-        self._session = _open(path, device)
+        self._session, provider = _open(path, device, or_cpu)
         self._path = path
         self.meaning: Meaning = meaning or "disparity"
         image, channels_last = _image_input(self._session, path)
+        _check_output(self._session, path)
         self._name, self._type, self._channels_last = image.name, image.type, channels_last
         batch, *sides = image.shape if not channels_last else [image.shape[0], image.shape[3], *image.shape[1:3]]
         self._batch = batch if isinstance(batch, int) else None
@@ -56,6 +64,7 @@ class OnnxModel:
         self._mean, self._std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
         self.facts: dict[str, Any] = {
             "backend": "onnx",
+            "provider": provider,
             "meaning": self.meaning,
             "input_px": self._input_px,
             "mean": mean,
@@ -96,7 +105,8 @@ class OnnxModel:
         return maps[:count]
 
 
-def _open(path: Path, device: torch.device) -> Any:
+def _open(path: Path, device: torch.device, or_cpu: bool) -> tuple[Any, str]:
+    """The session and the name of the provider that it computes with."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -105,16 +115,24 @@ def _open(path: Path, device: torch.device) -> Any:
         ) from error
     provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
-        raise UnavailableError("onnxruntime has no CUDA here", remedy="pip install onnxruntime-gpu, or --device cpu")
+        if not or_cpu:
+            raise UnavailableError(
+                "onnxruntime has no CUDA here", remedy="pip install onnxruntime-gpu, or --device cpu"
+            )
+        provider = "CPUExecutionProvider"
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # the runtime has its own exceptions for every kind of damage
         raise DataError(
             f"cannot load depth model ({path}): {' '.join(str(error).split())[:200]}", remedy="fetch the file again"
         ) from error
+    used = str(session.get_providers()[0])
+    if used != provider and not or_cpu:  # CUDA's own libraries may be missing, which is only logged
+        raise UnavailableError("onnxruntime cannot use CUDA here", remedy="its CUDA libraries, or --device cpu")
+    return session, used
 
 
 def _image_input(session: Any, path: Path) -> tuple[Any, bool]:
@@ -128,6 +146,16 @@ def _image_input(session: Any, path: Path) -> tuple[Any, bool]:
         f"not a network of one image ({path}): it takes {described}",
         remedy="a file with one input float [batch, 3, height, width]",
     )
+
+
+def _check_output(session: Any, path: Path) -> None:
+    """Whole numbers are classes, for example of a segmentation, and no disparity."""
+    output = session.get_outputs()[0]
+    if output.type not in ("tensor(float)", "tensor(float16)", "tensor(double)"):
+        raise DataError(
+            f"not a depth model ({path}): its first output {output.name} is {output.type}",
+            remedy="a file whose first output is a map of floating-point numbers",
+        )
 
 
 def _side(sides: list[Any], wanted: int | None, path: Path) -> int:

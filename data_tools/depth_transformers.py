@@ -47,13 +47,11 @@ class TransformersModel:
     def __init__(self, folder: Path, device: torch.device, *, meaning: Meaning | None = None) -> None:
         config = _read_config(folder)
         self.family = str(config.get("model_type"))
-        known = MEANING.get(self.family) or _CONFIGURED.get(str(config.get("depth_estimation_type", "")))
-        if known is None and self.family in ("depth_anything", "prompt_depth_anything"):
-            known = "disparity"  # the default of their configuration
+        known = known_meaning(config)
         if meaning is None and known is None:
             raise UsageError(
                 f"what this network predicts is not known (model type {self.family}, {folder})",
-                remedy="--predicts disparity, or --predicts depth",
+                remedy="--predicts disparity, or --predicts depth, as DPT on DINOv2 does; its page says which",
             )
         self.meaning: Meaning = meaning or known or "disparity"
         self._device = device
@@ -79,6 +77,18 @@ class TransformersModel:
             return torch.stack([item["predicted_depth"] for item in maps]).float().cpu()
         prediction: Tensor = outputs.predicted_depth
         return prediction.float().cpu()
+
+
+def known_meaning(config: dict[str, Any]) -> Meaning | None:
+    """What the numbers of a network are by its `config.json`; None if that does not say it."""
+    family = str(config.get("model_type"))
+    # Heads on DINOv2 have DPT's model type, but predict metres: facebook/dpt-dinov2-small-nyu and its like.
+    backbone = str((config.get("backbone_config") or {}).get("model_type", config.get("backbone", "")))
+    if family == "dpt" and (config.get("add_projection") or "dinov2" in backbone):
+        return None
+    if family in ("depth_anything", "prompt_depth_anything"):
+        return _CONFIGURED.get(str(config.get("depth_estimation_type", "relative")))
+    return MEANING.get(family) or _CONFIGURED.get(str(config.get("depth_estimation_type", "")))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from data_tools.sources.entry import Entry, FilePlace, Place, Row, Span
 from data_tools.sources.reader import Reader
-from vq3dcli.errors import InputMissingError
+from vq3dcli.data.images import decode_image
+from vq3dcli.errors import DataError, InputMissingError
 
 _TAIL_BYTES = 1024
 
@@ -18,12 +19,13 @@ def without_duplicates(entries: list[Entry]) -> list[Entry]:
     """The entries, with each that has the bytes of an earlier one marked as its duplicate.
 
     Only files of the same size can be equal, and of those only the ones whose last bytes are; the rest are never
-    read whole. What cannot be read is nobody's duplicate: making the shard gives the reason.
+    read whole. What cannot be read or decoded is nobody's duplicate: making the shard gives the reason.
     """
     groups = _grouped(range(len(entries)), lambda i: entries[i].size if not entries[i].reject else None)
     with Reader() as reader:
         groups = [g for group in groups for g in _grouped(group, lambda i: _tail(reader, entries[i]))]
         groups = [g for group in groups for g in _grouped(group, lambda i: _digest(reader, entries[i].place))]
+        groups = [group for group in groups if _is_image(reader, entries[group[0]])]
     marked = list(entries)
     for first, *others in groups:
         for i in others:
@@ -62,3 +64,11 @@ def _digest(reader: Reader, place: Place) -> bytes | None:
         return hashlib.sha256(reader.read(place)).digest()
     except InputMissingError:
         return None
+
+
+def _is_image(reader: Reader, entry: Entry) -> bool:
+    try:
+        decode_image(reader.read(entry.place), name=entry.path, apply_orientation=False)
+    except (DataError, InputMissingError):
+        return False
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def prepare(
         StorageError: The shards will not fit on the disk.
     """
     job = image_job(preset, source, options, max_bad=max_bad)
-    check_disk(out, estimate_disk(job, out, part))
+    check_disk(out, estimate_disk(job, out, part), part)
     if workers is None:
         numbers = [number for number in range(len(job.shards)) if part.has(number)]
         images = sum(len(job.shards[number]) for number in numbers)
@@ -203,9 +204,10 @@ def estimate_disk(job: Job, out: Path, part: Part) -> Estimate:
     return Estimate(total, round(each * total), round(each * mine), shutil.disk_usage(folder).free)
 
 
-def check_disk(out: Path, estimate: Estimate) -> None:
-    """Log what will be written. Raises `StorageError` where it does not fit; shards that are there count."""
-    there = sum(path.stat().st_size for path in out.glob("shard-*")) if out.is_dir() else 0
+def check_disk(out: Path, estimate: Estimate, part: Part) -> None:
+    """Log what will be written. Raises `StorageError` where it does not fit, with what is there of this part."""
+    shards = [(path, re.match(r"shard-(\d+)\.", path.name)) for path in (out.iterdir() if out.is_dir() else ())]
+    there = sum(path.stat().st_size for path, match in shards if match and part.has(int(match[1])))
     text = f"about {_readable(estimate.bytes_all)} of shards for {estimate.images} images"
     _log.info("%s; %s are free", text, _readable(estimate.free_bytes))
     if estimate.bytes_part > estimate.free_bytes + there:

@@ -10,7 +10,7 @@ from data_tools.sources.entry import Box, Entry
 from data_tools.sources.reader import Reader
 from vq3dcli.data.images import centre_square, decode_square, encode_jpeg
 from vq3dcli.data.schema import sample_key
-from vq3dcli.errors import DataError, InputMissingError
+from vq3dcli.errors import DataError, InputMissingError, StoppedError
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class SquareMaker:
         except (DataError, InputMissingError) as error:  # a disk that fails is no reason to reject: it ends the run
             reason = error.message.replace(f" ({entry.path})", "").replace(f" ({entry.place.file})", "")
             return Reject(entry.path, reason)
+        except MemoryError as error:  # says nothing about the image
+            raise StoppedError(
+                f"not enough memory for an image ({entry.path})",
+                remedy="the same command with fewer --workers, or on a larger machine; finished shards are kept",
+            ) from error
         top, left, side = square.window
         info = {
             "source": entry.path,

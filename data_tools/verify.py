@@ -55,14 +55,13 @@ class Verification:
         problems: In the order in which they were found.
         files: Number of files that were read.
         size: Their bytes.
-        without_sums: Folders of earlier versions, without `SHA256SUMS`: of their manifests only what the shards
-            repeat is checked.
+        unfinished: Folders of labels that are being made, or were never finished; they are passed over.
     """
 
     problems: list[Problem] = field(default_factory=list)
     files: int = 0
     size: int = 0
-    without_sums: list[Path] = field(default_factory=list)
+    unfinished: list[Path] = field(default_factory=list)
 
 
 def verify_folder(folder: Path, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Verification:
@@ -75,13 +74,15 @@ def verify_folder(folder: Path, *, progress: Callable[[int, int], None] = lambda
     Raises:
         InputMissingError: Not a finished shard folder.
     """
+    if not _is_finished(folder):
+        raise InputMissingError(f"no finished shards ({folder})", remedy="the folder that holds manifest.json")
+    found = Verification()
     folders = [folder]
     if (folder / DISPARITY_FOLDER).is_dir():
-        folders += sorted(path for path in (folder / DISPARITY_FOLDER).iterdir() if path.is_dir())
-    if not any((folder / name).exists() for name in (MANIFEST_NAME, SUMS_NAME)):
-        raise InputMissingError(f"no finished shards ({folder})", remedy="the folder that holds manifest.json")
+        labels = sorted(path for path in (folder / DISPARITY_FOLDER).iterdir() if path.is_dir())
+        folders += [path for path in labels if _is_finished(path)]
+        found.unfinished += [path for path in labels if not _is_finished(path)]
     total = sum(path.stat().st_size for each in folders for path in each.iterdir() if path.is_file())
-    found = Verification()
 
     def advance() -> None:
         progress(found.size, total)
@@ -97,6 +98,11 @@ def verify_folder(folder: Path, *, progress: Callable[[int, int], None] = lambda
             checked.check_labels(images)
     progress(total, total)
     return found
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether a shard folder was finished once: of the two files that are written last at least one is there."""
+    return any((folder / name).exists() for name in (MANIFEST_NAME, SUMS_NAME))
 
 
 class _Folder:
@@ -169,7 +175,7 @@ class _Folder:
         try:
             text = (self.path / SUMS_NAME).read_bytes()
         except FileNotFoundError:
-            self._found.without_sums.append(self.path)
+            self._problem(SUMS_NAME, "missing")
             return
         self.hash_of(SUMS_NAME)
         if not text:

@@ -9,7 +9,6 @@ The extracted tree is read, with or without `data/` above it:
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 from data_tools.sources.entry import Box, Entry, FilePlace, Found, Source
 from data_tools.sources.listing import list_source
+from data_tools.sources.matlab import load_mat
 from data_tools.sources.reader import Reader
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError
 
@@ -27,6 +27,12 @@ CarSplit = Literal["all", "train", "test"]
 VIEWPOINTS = {1: "front", 2: "rear", 3: "side", 4: "front-side", 5: "rear-side"}
 IMAGES, MAKES, MODELS = 136_726, 163, 1716  # whole cars
 _SPLIT_LIST = "train_test_split/classification/{}.txt"
+_KNOWN_FROM = {
+    "model": "image/MAKE/MODEL is",
+    "make": "image/MAKE is",
+    "type": "misc/attributes.txt is",
+    "viewpoint": "label/ is",
+}
 _ANOTHER_COPY = "another copy of the data set"
 
 
@@ -52,7 +58,7 @@ def compcars_source(source: Path, *, leave_out: Path, class_by: ClassBy = "model
         split: One of the official lists for classification, which have a part of the photos; `all` takes all.
 
     Raises:
-        InputMissingError: No `image/` there, or no list of the split.
+        InputMissingError: No `image/` there, no list of the split, or not one photo whose class is known.
         UnavailableError: scipy, which reads the names, is missing.
         DataError: A damaged list or file of names.
     """
@@ -72,11 +78,19 @@ def compcars_source(source: Path, *, leave_out: Path, class_by: ClassBy = "model
         photos = [_photo(reader, found, path, names, split) for path in images]
     labels = [None if photo.reject else _class_of(photo.info or {}, class_by) for photo in photos]
     keys = sorted({label for label in labels if label is not None})
+    unlabelled = sum(label is None and not photo.reject for label, photo in zip(labels, photos, strict=True))
+    if not keys and unlabelled:
+        raise InputMissingError(
+            f"no photo has a {class_by} ({source}): {_KNOWN_FROM[class_by]} missing, or without it",
+            remedy="the whole data set, or another --class-by",
+        )
     titles = [_title(key, class_by, names) for key in keys]
     class_names = [t if titles.count(t) == 1 else f"{t} ({key})" for t, key in zip(titles, keys, strict=True)]
     number = {key: index for index, key in enumerate(keys)}
     entries = [_with_class(photo, label, number) for photo, label in zip(photos, labels, strict=True)]
     facts, notes, warnings = _report(entries, split)
+    if unlabelled:
+        warnings.append(f"{unlabelled} photos have no class: their {class_by} is not recorded")
     return Source(
         entries,
         class_names,
@@ -89,7 +103,8 @@ def compcars_source(source: Path, *, leave_out: Path, class_by: ClassBy = "model
 
 def _below_data(found: list[Found]) -> dict[str, Found]:
     """Files by path from `image/`, `label/` on, whatever lies above."""
-    roots = {file.path[: file.path.index("image/")] for file in found if f"/{file.path}".find("/image/") >= 0}
+    above = [file.path.split("/")[:-1] for file in found]
+    roots = {"".join(f"{name}/" for name in names[: names.index("image")]) for names in above if "image" in names}
     root = min(roots, key=len, default="")
     return {file.path.removeprefix(root): file for file in found if file.path.startswith(root)}
 
@@ -203,14 +218,10 @@ def _read_names(reader: Reader, found: Mapping[str, Found]) -> _Names:
 def _cells(data: bytes, key: str, *, name: str) -> dict[int, str]:
     """Texts of a MATLAB cell array by number, from 1 on; empty cells are left out."""
     try:
-        import scipy.io
-    except ImportError as error:
-        raise UnavailableError(
-            "MATLAB files need scipy, which is not installed", remedy="pip install 'vq3d[imagenet]'"
-        ) from error
-    try:
-        cells = scipy.io.loadmat(io.BytesIO(data))[key].ravel()
+        cells = load_mat(data)[key].ravel()
         texts = (" ".join(str(cell.ravel()[0]).split()) if cell.size else "" for cell in cells)
         return {number: text for number, text in enumerate(texts, start=1) if text}
+    except UnavailableError:
+        raise
     except Exception as error:  # scipy's reader raises almost any type on damaged bytes
         raise DataError(f"damaged file ({name}): {error!r}", remedy=_ANOTHER_COPY) from error

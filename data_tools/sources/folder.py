@@ -7,7 +7,7 @@ from typing import Literal
 
 from data_tools.sources.entry import Entry, Source
 from data_tools.sources.listing import list_folder
-from data_tools.sources.tars import is_tar_name, list_tar
+from data_tools.sources.tars import is_compressed_name, is_tar_name, list_tar
 from vq3dcli.errors import InputMissingError
 
 Classes = Literal["auto", "folders", "none"]
@@ -25,7 +25,7 @@ def folder_source(source: Path, *, leave_out: Path, classes: Classes = "auto") -
     Raises:
         InputMissingError: There is no such folder, or no file in it.
     """
-    is_tar = source.is_file() and is_tar_name(source.name)
+    is_tar = source.is_file() and (is_tar_name(source.name) or is_compressed_name(source.name))
     found = sorted(list_tar(source)) if is_tar else list_folder(source, leave_out=leave_out)
     if not found:
         raise InputMissingError(f"no files in folder ({source})", remedy="a folder with images")

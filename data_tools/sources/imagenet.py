@@ -2,7 +2,8 @@
 
 The official nested tar, class folders or class tars, the flat validation set with the devkit's labels, names with a
 WordNet id in them, Kaggle's tree, webdataset tars with `.cls` members, and Parquet files of the Hugging Face Hub: all
-become one list, sorted by class and file name, so that equal images give equal shards whatever they lay in.
+become one list, sorted by class and file name, so that equal images give equal shards whatever they lay in. Only rows
+of Parquet files keep their order: one of them cannot be read without hundreds of its neighbours.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from data_tools.sources.entry import Entry, FilePlace, Found, Source
 from data_tools.sources.imagenet_counts import compare_counts, official_sizes
 from data_tools.sources.listing import list_folder, list_source
 from data_tools.sources.parquet import is_parquet_name, list_rows
-from data_tools.sources.tars import is_compressed_name
+from data_tools.sources.tars import is_compressed_name, is_tar_name
 from data_tools.sources.webdataset import class_labels
 from data_tools.sources.wnids import (
     WNID,
@@ -72,7 +73,7 @@ def imagenet_source(source: Path, *, leave_out: Path, split: Split = "auto", dev
     if source.is_dir():
         outer = list_folder(source, leave_out=leave_out)
     prefix = "" if source.is_file() else f"{source.name}/"
-    chosen = _chosen_split(split, (f"{prefix}{file.path}" for file in outer))
+    chosen = _chosen_split(split, (f"{prefix}{file.path}" for file in outer if _may_hold_images(file)))
     parquet = [file for file in outer if is_parquet_name(file.path)]
     if parquet:
         labelled = _from_parquet([file for file in parquet if _is_of(f"{prefix}{file.path}", chosen)], source)
@@ -81,7 +82,7 @@ def imagenet_source(source: Path, *, leave_out: Path, split: Split = "auto", dev
         found = list_source(
             source,
             leave_out=leave_out,
-            open_archive=lambda path: _is_of(f"{prefix}{path}", chosen) and not _OTHER_TASKS.fullmatch(Path(path).name),
+            open_archive=lambda path: _is_of(f"{prefix}{path}", chosen) and not _is_of_another_task(path),
         )
         prefix = f"{source.name}/"
         chosen = _chosen_split(split, (f"{prefix}{file.path}" for file in found if _is_image(file)))
@@ -93,13 +94,13 @@ def imagenet_source(source: Path, *, leave_out: Path, split: Split = "auto", dev
             f"no ImageNet images{'' if chosen == 'any' else f' of the split {chosen}'} ({source})",
             remedy="--split, or --preset folder for other images",
         )
-    result = _sorted_source(labelled)
+    result = _as_source(labelled, keep_order=bool(parquet))
     facts, notes, warnings = compare_counts(chosen, _class_counts(result), sum(1 for e in result.entries if e.reject))
     warnings += official_sizes([*outer])
     warnings += [
         f"compressed archive is passed over ({file.path})"
         for file in outer
-        if is_compressed_name(file.path) and not _OTHER_TASKS.fullmatch(Path(file.path).name)
+        if is_compressed_name(file.path) and not _is_of_another_task(file.path)
     ]
     warnings += _misplaced(labelled)
     if others:
@@ -139,18 +140,24 @@ def _is_image(file: Found) -> bool:
     return file.path.lower().endswith(_IMAGES)
 
 
+def _may_hold_images(file: Found) -> bool:
+    if is_tar_name(file.path):
+        return not _is_of_another_task(file.path)
+    return _is_image(file) or is_parquet_name(file.path)
+
+
+def _is_of_another_task(path: str) -> bool:
+    return _OTHER_TASKS.fullmatch(path.rpartition("/")[2]) is not None
+
+
 def _with_labels(images: list[Found], found: list[Found], source: Path, devkit: Path | None) -> list[_Labelled]:
-    beside = class_labels(found)
-    standard = standard_wnids()
+    beside = class_labels(found, standard_wnids())
     truth = ValidationLabels(devkit, source, found)
     labelled = []
     for file in images:
-        label = beside.get(file.path)
         number = validation_number(file.path)
-        wnid = wnid_of(file.path) if label is None else None
-        if label is not None and 0 <= label < len(standard):
-            wnid = standard[label]
-        elif wnid is None and number is not None:
+        wnid = beside[file.path] if file.path in beside else wnid_of(file.path)
+        if wnid is None and file.path not in beside and number is not None:
             wnid = truth[number]
         labelled.append(_Labelled(file, wnid))
     return labelled
@@ -173,7 +180,7 @@ def _from_parquet(files: list[Found], source: Path) -> list[_Labelled]:
     return labelled
 
 
-def _sorted_source(labelled: list[_Labelled]) -> Source:
+def _as_source(labelled: list[_Labelled], *, keep_order: bool) -> Source:
     names = sorted({wnid for _, wnid in labelled if wnid is not None})
     number = {wnid: index for index, wnid in enumerate(names)}
     entries = []
@@ -181,14 +188,15 @@ def _sorted_source(labelled: list[_Labelled]) -> Source:
         class_index = None if wnid is None else number[wnid]
         reject = file.problem or ("" if wnid else "no WordNet id in its path, and no label beside it")
         entries.append(Entry(file.path, file.place, file.size, class_index, reject))
-    entries.sort(key=_order)
+    if not keep_order:
+        entries.sort(key=_order)
     return Source(entries, names, [title_of(wnid) for wnid in names])
 
 
-def _order(entry: Entry) -> tuple[int, str, str, int]:
+def _order(entry: Entry) -> tuple[int, str, str]:
     class_index = len(standard_wnids()) ** 2 if entry.class_index is None else entry.class_index
     name = entry.path.rpartition("/")[2]
-    return class_index, re.sub(r"(_n\d{8})?\.\w+$", "", name), entry.path, getattr(entry.place, "row", 0)
+    return class_index, re.sub(r"(_n\d{8})?\.\w+$", "", name), entry.path
 
 
 def _class_counts(source: Source) -> Counter[str]:

@@ -47,13 +47,17 @@ def compare_counts(split: str, counts: Mapping[str, int], unusable: int) -> tupl
     notes, warnings = [], []
     if unusable:
         warnings.append(f"{unusable} files cannot be used: they have no class, or are no regular files")
+    own_numbers = f"classes are numbered among these {len(counts)}, not among the {NUM_CLASSES} of ImageNet"
     if expected is None:
         notes.append(f"found {what}; no folder or archive says which split they are")
+        if len(counts) < NUM_CLASSES:
+            warnings.append(f"{own_numbers}: other images count alike only if they have the same classes")
     elif (found, len(counts)) == (expected.images, NUM_CLASSES):
         notes.append(f"found {what}: the whole split {split}")
     elif len(counts) < NUM_CLASSES:
         notes.append(
-            f"found {what} of the split {split}: a part, the whole has {expected.images} of {NUM_CLASSES} classes"
+            f"found {what} of the split {split}: a part, the whole has {expected.images} of {NUM_CLASSES} classes; "
+            f"{own_numbers}"
         )
     else:
         warnings.append(

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_tools.sources.entry import Found, Row
-from vq3dcli.errors import DataError, InputMissingError, UnavailableError
+from vq3dcli.errors import DataError, InputMissingError, UnavailableError, Vq3dError
+from vq3dcli.files import read_error
 
 _ROWS_AT_ONCE = 64
 _ANOTHER_COPY = "another copy of the file"
@@ -52,15 +53,20 @@ def list_rows(path: Path, prefix: str) -> ParquetRows:
                 raise DataError(f"no column `image` ({path}): {', '.join(sorted(names))}", remedy=_ANOTHER_COPY)
             label = next((name for name in ("label", "labels", "cls") if name in names), None)
             kind = file.schema_arrow.field(column).type
+            _check_columns(path, column, kind, label, file.schema_arrow.field(label).type if label else None)
             has_path = hasattr(kind, "get_field_index") and kind.get_field_index("path") >= 0
             wanted = [*([f"{column}.path"] if has_path else []), *([label] if label else [])]
             count = file.metadata.num_rows
             table = file.read(columns=wanted)
-            paths = [row["path"] for row in table.column(column).to_pylist()] if has_path else [None] * count
+            paths = (
+                [(row or {}).get("path") for row in table.column(column).to_pylist()] if has_path else [None] * count
+            )
             labels = table.column(label).to_pylist() if label else [None] * count
             class_names = _class_names(file.schema_arrow.metadata or {}, label)
+    except MemoryError:  # Arrow's own is one of its errors too, and says nothing about the file
+        raise
     except _pyarrow_errors() as error:
-        raise DataError(f"damaged Parquet file ({path}): {error}", remedy=_ANOTHER_COPY) from error
+        raise _read_failure(path, error) from error
     found = [
         Found(f"{prefix}{name or f'row-{row:06d}'}", Row(str(path), row, column), 0) for row, name in enumerate(paths)
     ]
@@ -72,6 +78,7 @@ def rows_from(path: Path, column: str, row: int) -> Iterator[bytes | None]:
 
     Raises:
         InputMissingError: There is no such file.
+        StorageError: The disk fails.
         DataError: It is damaged.
     """
     parquet = _pyarrow_parquet()
@@ -91,8 +98,29 @@ def rows_from(path: Path, column: str, row: int) -> Iterator[bytes | None]:
                     skipped -= min(skipped, len(batch))
     except FileNotFoundError as error:
         raise InputMissingError(f"no such file ({path})", remedy="check the path") from error
+    except MemoryError:  # Arrow's own is one of its errors too, and says nothing about the file
+        raise
     except _pyarrow_errors() as error:
-        raise DataError(f"damaged Parquet file ({path}): {error}", remedy=_ANOTHER_COPY) from error
+        raise _read_failure(path, error) from error
+
+
+def _check_columns(path: Path, column: str, image: Any, label: str | None, kind: Any) -> None:
+    """Raise `DataError` unless a column holds bytes, or a struct with them, and the labels are whole numbers."""
+    from pyarrow import types
+
+    if types.is_struct(image) and image.get_field_index("bytes") >= 0:
+        image = image.field(image.get_field_index("bytes")).type
+    if not (types.is_binary(image) or types.is_large_binary(image) or types.is_null(image)):
+        raise DataError(f"column `{column}` holds no bytes but {image} ({path})", remedy=_ANOTHER_COPY)
+    if kind is not None and not (types.is_integer(kind) or types.is_null(kind)):
+        raise DataError(f"column `{label}` holds no whole numbers but {kind} ({path})", remedy=_ANOTHER_COPY)
+
+
+def _read_failure(path: Path, error: BaseException) -> Vq3dError:
+    """Arrow calls damage an `OSError` too, but only one of the operating system has a number."""
+    if isinstance(error, OSError) and error.errno:
+        return read_error(path, error)
+    return DataError(f"damaged Parquet file ({path}): {error}", remedy=_ANOTHER_COPY)
 
 
 def _leaves(file: Any, column: str) -> list[str]:

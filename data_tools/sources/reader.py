@@ -59,9 +59,7 @@ class Reader:
         except OSError as error:
             raise read_error(Path(span.file), error) from error
         if len(data) != span.size:
-            raise StorageError(
-                f"archive is shorter than it was ({span.file})", remedy="the same command again, once it is whole"
-            )
+            raise _shorter(span.file)
         return data
 
     def _read_row(self, place: Row) -> bytes:
@@ -70,8 +68,15 @@ class Reader:
         at = self._rows
         if at is None or at[:3] != (place.file, place.column, place.row):
             at = (place.file, place.column, place.row, rows_from(Path(place.file), place.column, place.row))
-        data = next(at[3])
+        try:
+            data = next(at[3])
+        except StopIteration as error:
+            raise _shorter(place.file) from error
         self._rows = (place.file, place.column, place.row + 1, at[3])
         if data is None:
             raise InputMissingError("the row holds no image", remedy="another copy of the file")
         return data
+
+
+def _shorter(file: str) -> StorageError:
+    return StorageError(f"archive is shorter than it was ({file})", remedy="the same command again, once it is whole")

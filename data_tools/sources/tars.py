@@ -1,12 +1,12 @@
 """What lies in a tar, and in tars inside it: names, offsets and sizes. Nothing is extracted.
 
-`tarfile` ends silently at a header that is cut or damaged, so where it ends is looked at once more.
+`tarfile` ends silently at a header that is cut, damaged or zero, so what follows its end is read once more: nothing but
+zeros may, and at least one block of them must.
 """
 
 from __future__ import annotations
 
 import io
-import logging
 import os
 import tarfile
 from collections.abc import Iterator
@@ -18,7 +18,8 @@ from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import read_error
 
 _DOWNLOAD_AGAIN = "another copy of the archive"
-_log = logging.getLogger(__name__)
+_UNCOMPRESS = "uncompress it first: members of a compressed archive cannot be found by their offset"
+_CHUNK_BYTES = 1 << 20
 
 
 def list_tar(path: Path, prefix: str = "") -> Iterator[Found]:
@@ -31,6 +32,8 @@ def list_tar(path: Path, prefix: str = "") -> Iterator[Found]:
         InputMissingError, StorageError: It cannot be read.
         DataError: It is cut, damaged, compressed, or no tar.
     """
+    if is_compressed_name(path.name) and path.is_file():
+        raise DataError(f"compressed archive ({path})", remedy=_UNCOMPRESS)
     try:
         with path.open("rb") as file:
             yield from _members(file, str(path), 0, path.stat().st_size, prefix, str(path))
@@ -55,7 +58,11 @@ def _members(file: BinaryIO, archive: str, start: int, size: int, prefix: str, s
     window = _Window(file, start, size)
     try:
         tar = tarfile.open(fileobj=window, mode="r:")  # noqa: SIM115
+        after = -1
         while (member := tar.next()) is not None:
+            if member.size < 0 or tar.offset <= after:
+                raise tarfile.ReadError(f"a member of {member.size} bytes")
+            after = tar.offset
             tar.members.clear()  # type: ignore[attr-defined] # else a million headers stay in memory
             name = _clean(member.name)
             if member.isdir() or any(part.startswith(".") and part not in (".", "..") for part in name.split("/")):
@@ -70,14 +77,27 @@ def _members(file: BinaryIO, archive: str, start: int, size: int, prefix: str, s
                 yield from _members(file, archive, offset, member.size, f"{path}/", inner)
             else:
                 yield Found(path, Span(archive, offset, member.size), member.size)
-    except tarfile.TarError as error:
+    # Damaged extended headers (PAX) raise the other two: numbers that are none, or too large.
+    except (tarfile.TarError, ValueError, OverflowError) as error:
         raise DataError(f"not a tar, or a damaged one ({shown}): {error}", remedy=_remedy(window)) from error
-    window.seek(tar.offset)
-    end = window.read(tarfile.BLOCKSIZE)
-    if end.strip(b"\0") or (end and len(end) < tarfile.BLOCKSIZE):
-        raise DataError(f"damaged archive ({shown}): no header at byte {tar.offset}", remedy=_DOWNLOAD_AGAIN)
-    if not end:
-        _log.warning("archive without an end mark, it may be cut (%s)", shown)
+    _check_end(window, tar.offset, shown)
+
+
+def _check_end(window: _Window, offset: int, shown: str) -> None:
+    """Raise `DataError` unless a tar ends at byte `offset`: with a block of zeros, and nothing but zeros after it."""
+    window.seek(offset)
+    at = offset
+    while chunk := window.read(_CHUNK_BYTES):
+        rest = chunk.lstrip(b"\0")
+        if rest:
+            data = at + len(chunk) - len(rest)
+            raise DataError(
+                f"damaged archive ({shown}): no header at byte {offset}, but data at byte {data}",
+                remedy=_DOWNLOAD_AGAIN,
+            )
+        at += len(chunk)
+    if at - offset < tarfile.BLOCKSIZE:
+        raise DataError(f"archive without an end mark, it is cut ({shown}): at byte {at}", remedy=_DOWNLOAD_AGAIN)
 
 
 def _clean(name: str) -> str:
@@ -92,7 +112,7 @@ def _remedy(window: _Window) -> str:
     window.seek(0)
     magic = window.read(6)
     if magic.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK")):
-        return "uncompress it first: members of a compressed archive cannot be found by their offset"
+        return _UNCOMPRESS
     return _DOWNLOAD_AGAIN
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import io
+import logging
 import re
 import tarfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_tools.sources.entry import FilePlace, Found
+from data_tools.sources.matlab import load_mat
 from data_tools.sources.reader import Reader
 from vq3dcli.data.imagenet import imagenet_names
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UsageError
@@ -22,7 +27,10 @@ _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")
 _TRUTH_NAME = "ILSVRC2012_validation_ground_truth.txt"
 _META_NAME = "meta.mat"
 _KAGGLE_NAME = "LOC_val_solution.csv"
+_DEVKIT_NAME = "ILSVRC2012_devkit_t12.tar.gz"
+_DEVKIT_MD5 = "fa75699e90414af021442c21a62c3abf"
 _DEVKIT = re.compile(r"ILSVRC2012_devkit.*?(\.tar|\.tar\.gz|\.tgz)?")
+_log = logging.getLogger(__name__)
 
 
 def wnid_of(path: str) -> str | None:
@@ -115,18 +123,28 @@ def _read_devkit(path: Path) -> Mapping[int, str]:
         if path.is_dir():
             files = {p.name: p.read_bytes() for p in path.rglob("*") if p.name in (_TRUTH_NAME, _META_NAME)}
         else:
-            with tarfile.open(path) as tar:
+            with tarfile.open(fileobj=io.BytesIO(_uncompressed(path))) as tar:
                 for member in tar:
                     name = member.name.rpartition("/")[2]
                     content = tar.extractfile(member) if member.isreg() else None
                     if content is not None and name in (_TRUTH_NAME, _META_NAME):
                         files[name] = content.read()
-    except (OSError, EOFError, tarfile.TarError) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error, tarfile.TarError) as error:
         raise DataError(f"cannot read devkit ({path}): {error}", remedy="another copy of it") from error
     missing = {_TRUTH_NAME, _META_NAME} - files.keys()
     if missing:
         raise DataError(f"not the devkit of tasks 1 and 2 ({path}): no {min(missing)}", remedy="another copy of it")
     return devkit_labels(files[_META_NAME], files[_TRUTH_NAME], name=str(path))
+
+
+def _uncompressed(path: Path) -> bytes:
+    """The tar in a devkit's file, whole: only at the end of the gzip stream stands its checksum."""
+    data = path.read_bytes()
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    if path.name == _DEVKIT_NAME and hashlib.md5(data, usedforsecurity=False).hexdigest() != _DEVKIT_MD5:
+        _log.warning("not the official devkit: its MD5 is not %s (%s)", _DEVKIT_MD5, path)
+    return gzip.decompress(data)
 
 
 def devkit_labels(meta: bytes, truth: bytes, *, name: str) -> dict[int, str]:
@@ -135,7 +153,7 @@ def devkit_labels(meta: bytes, truth: bytes, *, name: str) -> dict[int, str]:
     Only leaves (`num_children` 0) are classes; their ids are 1 to 1000. Raises `DataError`.
     """
     try:
-        synsets = _load_mat(meta)["synsets"].ravel()
+        synsets = load_mat(meta)["synsets"].ravel()
         wnids = {
             int(_scalar(s["ILSVRC2012_ID"])): str(_scalar(s["WNID"]))
             for s in synsets
@@ -164,16 +182,6 @@ def kaggle_labels(table: bytes, *, name: str) -> dict[int, str]:
             raise DataError(f"damaged list ({name}): {line[:60]!r}", remedy="another copy of it")
         labels[number] = wnid
     return labels
-
-
-def _load_mat(data: bytes) -> dict[str, Any]:
-    try:
-        import scipy.io
-    except ImportError as error:
-        raise UnavailableError(
-            "MATLAB files need scipy, which is not installed", remedy="pip install 'vq3d[imagenet]'"
-        ) from error
-    return scipy.io.loadmat(io.BytesIO(data))
 
 
 def _scalar(value: Any) -> Any:

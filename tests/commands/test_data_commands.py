@@ -31,6 +31,12 @@ def test_from_nothing_to_labelled_shards(tmp_path: Path, capsys: pytest.CaptureF
         (["toyscenes", "OUT"], 2),
         (["toyscenes", "OUT", "--count", "4", "--margin", "1.1"], 2),
         (["SRC", "OUT", "--count", "4"], 2),
+        (["toyscenes", "OUT", "--count", "4", "--workers", "2"], 2),
+        (["toyscenes", "OUT", "--count", "4", "--preset", "imagenet"], 2),
+        (["SRC", "OUT", "--seed", "1"], 2),
+        (["SRC", "OUT", "--class-by", "make"], 2),
+        (["SRC", "OUT", "--devkit", "SRC"], 2),
+        (["SRC", "OUT", "--preset", "imagenet", "--classes", "none"], 2),
         (["SRC/none", "OUT"], 66),
         (["SRC", "OUT"], 65),
         (["SRC", "SRC/text.jpg"], 73),
@@ -51,6 +57,9 @@ def test_errors_are_one_line_with_a_code(
 
 
 def test_labels_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for option in (["--size", "64"], ["--download"], ["--predicts", "depth"], ["--device", "cpu"], ["--part", "1/2"]):
+        assert run(["depth-labels", str(tmp_path), "--model", "exact", *option]) == 2
+        assert f"{option[0]} is for networks" in capsys.readouterr().err
     assert run(["depth-labels", str(tmp_path), "--model", "dpt"]) == 69
     assert run(["depth-labels", str(tmp_path), "--model", "exact"]) == 66
     assert capsys.readouterr().err.count("error: ") == 2

@@ -15,8 +15,6 @@ from vq3dcli.data import jpeg
 from vq3dcli.data.images import decode_image, decode_square, encode_png, resize
 from vq3dcli.errors import DataError
 
-pytest.importorskip("simplejpeg")
-
 
 def photo(width: int = 97, height: int = 61) -> Image.Image:
     y, x = np.mgrid[0:height, 0:width]
@@ -125,6 +123,82 @@ def test_bombs_are_found_before_decoding():
     data[start + 5 : start + 9] = (60000).to_bytes(2, "big") * 2
     with pytest.raises(DataError, match="128 megapixels"):
         decode_square(bytes(data), 16, name="bomb")
+
+
+def cut(data: bytes) -> bytes:
+    """The first half of the last scan, with an end mark."""
+    return data[: (data.rindex(b"\xff\xda") + len(data)) // 2] + b"\xff\xd9"
+
+
+def holed(data: bytes) -> bytes:
+    """Without 300 bytes in the middle of the last scan."""
+    middle = (data.rindex(b"\xff\xda") + len(data)) // 2
+    return data[:middle] + data[middle + 300 :]
+
+
+KINDS = {
+    "RGB": {},
+    "progressive": {"progressive": True},
+    "L": {},
+    "CMYK": {},
+    "intervals": {"restart_marker_rows": 1},
+    "no JFIF": {"keep_rgb": True},
+}
+
+
+@pytest.mark.parametrize("damage", [cut, holed])
+@pytest.mark.parametrize("kind", KINDS)
+def test_compressed_data_that_are_not_whole_are_an_error_though_pillow_is_content(kind, damage):
+    image = photo(160, 120).convert(kind if kind in ("L", "CMYK") else "RGB")
+    data = saved(image, **KINDS[kind])
+    decode_image(data, name="x")
+    by_pillow(damage(data))
+    # libjpeg tells its first warning only: one about the headers must not hide the damage.
+    for odd in (data, with_an_odd_revision(data), with_bytes_between_segments(data)):
+        with pytest.raises(DataError, match="cannot decode image"):
+            decode_square(damage(odd), 32, name="x")
+
+
+def with_an_odd_revision(data: bytes) -> bytes:
+    return data.replace(b"JFIF\0\1", b"JFIF\0\7", 1)
+
+
+def with_bytes_between_segments(data: bytes) -> bytes:
+    table = data.index(b"\xff\xdb")
+    return data[:table] + b"\0\0\0" + data[table:]
+
+
+def with_odd_scan_parameters(data: bytes) -> bytes:
+    start = data.index(b"\xff\xda")
+    end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+    return data[: end - 3] + b"\0\0\0" + data[end:]
+
+
+def padded(data: bytes) -> bytes:
+    return data[:-2] + bytes(200) + b"\xff\xd9"
+
+
+def trailed(data: bytes) -> bytes:
+    return data + b"text" * 20
+
+
+@pytest.mark.parametrize(
+    "odd", [with_an_odd_revision, with_bytes_between_segments, with_odd_scan_parameters, padded, trailed]
+)
+def test_what_is_odd_but_whole_is_kept(odd):
+    data = saved(photo(160, 120))
+    assert odd(data) != data
+    assert torch.equal(decode_image(odd(data), name="x"), by_pillow(data))
+
+
+def test_no_room_in_memory_says_nothing_about_the_image(monkeypatch):
+    from vq3dcli.data import images
+
+    data = saved(photo())
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        monkeypatch.setattr(images, "_decode_jpeg", lambda *_, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(MemoryError):
+            decode_image(data, name="x")
 
 
 @settings(max_examples=150, deadline=None)

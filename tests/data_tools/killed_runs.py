@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from data_tools.depth_labels import label_exact
-from data_tools.folder import prepare_folder
+from data_tools.prepare import Options, open_source, prepare
 from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.checkpoint import LoadedWeights, load_weights, save_weights
 from vq3dcli.config.load import load_recipe
@@ -39,10 +39,11 @@ def main(root: Path, instants: int) -> None:
         prepare_toyscenes(out, count=5, size=16, seed=1, shard_size=2)
 
     def folder(out: Path) -> None:
-        prepare_folder(pictures, out, size=16, shard_size=4, max_bad=0.5)
+        prepare("folder", open_source("folder", pictures, out), out, Options(16, shard_size=4), max_bad=0.5)
 
     def forced(out: Path) -> None:
-        prepare_folder(pictures, out, size=24, shard_size=3, max_bad=0.5, force=True)
+        options = Options(24, shard_size=3)
+        prepare("folder", open_source("folder", pictures, out), out, options, max_bad=0.5, force=True)
 
     weights = tiny_weights(root)
 

@@ -135,6 +135,25 @@ def test_what_is_found_is_said(tmp_path: Path, archives: ModuleType, caplog: pyt
     assert "2 photos have no box: their centre square is taken" in said
 
 
+def test_classes_that_no_photo_has_are_an_error_and_those_that_some_have_a_warning(
+    tmp_path: Path, archives: ModuleType, caplog: pytest.LogCaptureFixture
+):
+    files = car_files(archives)
+    source = archives.write_tree(tmp_path / "a", files)
+    open_source("compcars", source, tmp_path / "out", class_by="viewpoint")
+    assert "2 photos have no class: their viewpoint is not recorded" in caplog.text
+    bare = archives.write_tree(tmp_path / "b", {name: data for name, data in files.items() if name.startswith("image")})
+    for class_by, where in (("type", "misc/attributes.txt"), ("viewpoint", "label/")):
+        with pytest.raises(InputMissingError, match=f"no photo has a {class_by}.*{where} is missing"):
+            open_source("compcars", bare, tmp_path / "out", class_by=class_by)  # type: ignore[arg-type]
+
+
+def test_the_root_is_a_whole_folder_name(tmp_path: Path, archives: ModuleType):
+    files = {f"my_image/data/{name}": data for name, data in car_files(archives).items()}
+    source = archives.write_tree(tmp_path / "src", files | {"x.image/note.txt": b""})
+    assert len(compcars(source, tmp_path / "out").class_names) == 4
+
+
 def test_damaged_and_missing_parts(tmp_path: Path, archives: ModuleType):
     files = car_files(archives)
     with pytest.raises(InputMissingError, match="no photos of CompCars"):

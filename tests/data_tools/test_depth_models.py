@@ -13,6 +13,7 @@ import torch
 
 from data_tools.depth_labels import label_by_model
 from data_tools.depth_models import find_model, open_model, to_disparity
+from data_tools.depth_transformers import known_meaning
 from data_tools.part import Part
 from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.cli import run
@@ -152,11 +153,46 @@ def test_labels_are_the_networks_disparity(family: str, fresh: Path, request: py
     for i in range(labels.num_samples):
         members = labels.read(i)
         label = decode_disparity(members["disparity.npy"], members["disparity.json"], name="x")
-        expected = raw[i] if family == "dpt" else 1.0 / raw[i].clamp(min=0.1)
+        expected = raw[i] if family == "dpt" else 1.0 / raw[i].clamp(min=0.02 * float(raw[i].median()))
         assert label.info.kind == "relative"
         extent = label.info.hi - label.info.lo
         assert extent > 0
         assert (label.values - expected.clamp(label.info.lo, label.info.hi)).abs().max() <= 1e-3 * extent
+
+
+@pytest.mark.parametrize(
+    ("config", "meaning"),
+    [
+        ({"model_type": "dpt"}, "disparity"),
+        ({"model_type": "dpt", "backbone_config": {"model_type": "bit"}}, "disparity"),
+        ({"model_type": "dpt", "backbone_config": {"model_type": "dinov2"}}, None),
+        ({"model_type": "dpt", "backbone": "facebook/dinov2-small"}, None),
+        ({"model_type": "dpt", "add_projection": True}, None),
+        ({"model_type": "depth_anything", "backbone_config": {"model_type": "dinov2"}}, "disparity"),
+        ({"model_type": "depth_anything", "depth_estimation_type": "metric"}, "depth"),
+        ({"model_type": "zoedepth"}, "depth"),
+        ({"model_type": "new"}, None),
+    ],
+)
+def test_what_the_numbers_mean_is_known_or_asked_for(config: dict[str, object], meaning: str | None):
+    assert known_meaning(config) == meaning
+
+
+def test_heads_on_dinov2_need_predicts(dpt: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(dpt, tmp_path / "dpt-dinov2-nyu"))
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config | {"add_projection": True}))
+    with pytest.raises(UsageError, match="--predicts depth"):
+        open_model(find_model(str(folder)), CPU)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01, 300.0])
+def test_depth_of_any_unit_becomes_the_same_disparity(scale: float):
+    depth = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.1
+    disparity = to_disparity(depth * scale, "depth")
+    assert torch.allclose(disparity * scale, 1 / depth)
+    depth[0, 3, 3] = 0.0
+    assert to_disparity(depth * scale, "depth").isfinite().all()
 
 
 def test_padding_is_taken_off_the_maps_of_zoedepth(shards: Path, tmp_path: Path):
@@ -226,6 +262,58 @@ def test_flagged_labels_are_counted_and_passed_over_in_training(fresh: Path, tmp
     for name, unlabelled in (("net", before.total()), ("flat", 11)):
         loader = TrainingLoader([fresh], labels=name, batch_size=11, size=32, seed=0, flip=False, crop=False)
         assert (loader.batch_at(0).label_kind == 0).sum() == unlabelled
+
+
+def test_a_network_that_sees_nothing_ends_the_run(tmp_path: Path):
+    prepare_toyscenes(tmp_path / "toy", count=40, size=16, seed=0)
+
+    class Constant:
+        facts = {"backend": "none"}  # noqa: RUF012
+        meaning = "disparity"
+
+        def predict(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.ones(len(images), 16, 16)
+
+    with pytest.raises(DataError, match="40 of 40 labels of a shard are of no use"):
+        label_by_model(tmp_path / "toy", Constant(), "flat")  # type: ignore[arg-type]
+
+
+def test_a_network_that_fails_leaves_no_folder(fresh: Path):
+    class Failing:
+        facts = {"backend": "none"}  # noqa: RUF012
+        meaning = "disparity"
+
+        def predict(self, images: torch.Tensor) -> torch.Tensor:
+            raise DataError("depth model fails")
+
+    with pytest.raises(DataError):
+        label_by_model(fresh, Failing(), "failing")  # type: ignore[arg-type]
+    assert not (fresh / "disparity" / "failing").exists()
+
+
+def test_classes_are_no_disparity(tmp_path: Path):
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        [helper.make_node("ArgMax", ["image"], ["classes"], axis=1, keepdims=0)],
+        "segments",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 32, 32])],
+        [helper.make_tensor_value_info("classes", TensorProto.INT64, ["n", 32, 32])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    (tmp_path / "segments.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(DataError, match=r"its first output classes is tensor\(int64\)"):
+        open_model(find_model(str(tmp_path / "segments.onnx")), CPU)
+
+
+def test_onnxruntime_without_cuda_computes_on_the_cpu_if_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    files = find_model(str(onnx_file(tmp_path / "net.onnx", ["n", 3, 32, 32])))
+    assert open_model(files, torch.device("cuda"), or_cpu=True).facts["provider"] == "CPUExecutionProvider"
+    with pytest.raises(UnavailableError, match="no CUDA here"):
+        open_model(files, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("shape", [["n", 3, 32, 32], ["n", 3, "h", "w"], [2, 3, 32, 32]])

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from data_tools.folder import prepare_folder
+from data_tools.prepare import Options, open_source, prepare
+from data_tools.sources.folder import Classes
 from data_tools.sources.listing import list_folder
 from vq3dcli.data.images import decode_image, read_image, to_square
+from vq3dcli.data.schema import Manifest
 from vq3dcli.data.shards import ShardFolder
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 
@@ -24,6 +27,15 @@ def picture(path: Path, width: int = 40, height: int = 30, **options: object) ->
     pixels = np.stack([x * 255 // width, y * 255 // height, (x + y + len(path.name)) % 255], -1).astype(np.uint8)
     Image.fromarray(pixels).save(path, **options)
     return path
+
+
+def prepare_folder(
+    source: Path, out: Path, *, margin: float = 1.0, shard_size: int = 1000, classes: Classes = "auto", **options: Any
+) -> Manifest:
+    listed = open_source("folder", source, out, classes=classes)
+    manifest = prepare("folder", listed, out, Options(16, margin, shard_size), **options)
+    assert manifest is not None
+    return manifest
 
 
 def rejects(out: Path) -> dict[str, str]:
@@ -40,7 +52,7 @@ def test_class_folders_in_sorted_order(tmp_path: Path):
     source, out = tmp_path / "src", tmp_path / "out"
     for name in ("zebra/2.png", "zebra/1.jpg", "ant/deep/3.webp", "Bee/x.png"):
         picture(source / name)
-    manifest = prepare_folder(source, out, size=16)
+    manifest = prepare_folder(source, out)
     assert manifest.class_names == ["Bee", "ant", "zebra"]
     assert sources(out) == ["Bee/x.png", "ant/deep/3.webp", "zebra/1.jpg", "zebra/2.png"]
     assert ShardFolder(out).class_index.tolist() == [0, 1, 2, 2]
@@ -50,7 +62,7 @@ def test_class_folders_in_sorted_order(tmp_path: Path):
 def test_a_flat_folder_is_one_class(tmp_path: Path):
     for name in ("b.png", "a.png"):
         picture(tmp_path / "src" / name)
-    manifest = prepare_folder(tmp_path / "src", tmp_path / "out", size=16)
+    manifest = prepare_folder(tmp_path / "src", tmp_path / "out")
     assert manifest.class_names == ["all"]
     assert sources(tmp_path / "out") == ["a.png", "b.png"]
 
@@ -59,16 +71,16 @@ def test_classes_can_be_chosen(tmp_path: Path):
     source = tmp_path / "src"
     picture(source / "a.png")
     picture(source / "x" / "b.png")
-    prepare_folder(source, tmp_path / "auto", size=16, max_bad=0.5)
+    prepare_folder(source, tmp_path / "auto", max_bad=0.5)
     assert rejects(tmp_path / "auto") == {"a.png": "lies beside the class folders, so it has no class"}
-    assert prepare_folder(source, tmp_path / "none", size=16, classes="none").class_names == ["all"]
+    assert prepare_folder(source, tmp_path / "none", classes="none").class_names == ["all"]
     assert sources(tmp_path / "none") == ["a.png", "x/b.png"]
 
 
 @pytest.mark.parametrize(("margin", "side"), [(1.0, 16), (1.125, 18)])
 def test_the_centre_square_is_stored(tmp_path: Path, margin: float, side: int):
     path = picture(tmp_path / "src" / "a.png", 61, 40)
-    prepare_folder(tmp_path / "src", tmp_path / "out", size=16, margin=margin)
+    prepare_folder(tmp_path / "src", tmp_path / "out", margin=margin)
     members = ShardFolder(tmp_path / "out").read(0)
     stored = decode_image(members["jpg"], name="x")
     expected = to_square(read_image(path), side, fit="crop")
@@ -86,7 +98,7 @@ def test_orientation_is_applied(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = picture(tmp_path / "src" / "a.jpg", 40, 30, exif=exif, quality=95)
-    prepare_folder(tmp_path / "src", tmp_path / "out", size=16)
+    prepare_folder(tmp_path / "src", tmp_path / "out")
     info = json.loads(ShardFolder(tmp_path / "out").read(0)["json"])
     assert info["original_size"] == {"height": 40, "width": 30}
     assert read_image(path).shape == (3, 40, 30)
@@ -108,7 +120,7 @@ def test_every_file_is_kept_or_has_a_reason(tmp_path: Path):
     picture(source / ".git" / "hidden.png")
     (source / "README").write_text("hello")
     os.mkfifo(source / "a" / "pipe.jpg")
-    manifest = prepare_folder(source, out, size=16, max_bad=1.0)
+    manifest = prepare_folder(source, out, max_bad=1.0)
     assert sources(out) == ["a/good.jpg", "a/linked.jpg", "a/png named jpg.jpg"]
     found = rejects(out)
     assert set(found) == {
@@ -132,7 +144,7 @@ def test_equal_folders_give_equal_bytes(tmp_path: Path):
         for name in ("a/1.png", "a/2.jpg", "b/3.png"):
             picture(tmp_path / copy / name)
         (tmp_path / copy / "b" / "bad.png").write_bytes(b"bad")
-        prepare_folder(tmp_path / copy, tmp_path / f"{copy}-out", size=16, max_bad=0.5, shard_size=2)
+        prepare_folder(tmp_path / copy, tmp_path / f"{copy}-out", max_bad=0.5, shard_size=2)
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / f"{c}-out").iterdir()} for c in ("one", "two"))
     assert one == two
 
@@ -140,20 +152,20 @@ def test_equal_folders_give_equal_bytes(tmp_path: Path):
 def test_a_changed_source_is_noticed(tmp_path: Path):
     source, out = tmp_path / "src", tmp_path / "out"
     picture(source / "b.png")
-    prepare_folder(source, out, size=16)
+    prepare_folder(source, out)
     picture(source / "a.png")
     with pytest.raises(UsageError, match="source_files was 1, is 2"):
-        prepare_folder(source, out, size=16)
-    prepare_folder(source, out, size=16, force=True)
+        prepare_folder(source, out)
+    prepare_folder(source, out, force=True)
     assert sources(out) == ["a.png", "b.png"]
 
 
 def test_an_output_inside_the_source_is_not_read(tmp_path: Path):
     picture(tmp_path / "a.png")
-    prepare_folder(tmp_path, tmp_path / "out", size=16)
+    prepare_folder(tmp_path, tmp_path / "out")
     before = (tmp_path / "out" / "manifest.json").read_bytes()
     assert [file.path for file in list_folder(tmp_path, leave_out=tmp_path / "out")] == ["a.png"]
-    prepare_folder(tmp_path, tmp_path / "out", size=16)
+    prepare_folder(tmp_path, tmp_path / "out")
     assert (tmp_path / "out" / "manifest.json").read_bytes() == before
 
 
@@ -162,7 +174,7 @@ def test_sources_that_are_not_there(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     for source in ("none", "file.png", "empty"):
         with pytest.raises(InputMissingError):
-            prepare_folder(tmp_path / source, tmp_path / "out", size=16)
+            prepare_folder(tmp_path / source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -171,14 +183,14 @@ def test_a_folder_without_images_names_the_list_of_rejects(tmp_path: Path):
     for i in range(3):
         (tmp_path / "src" / f"{i}.txt").write_text("text")
     with pytest.raises(DataError, match=r"3 of 3 files are bad.*rejects\.jsonl"):
-        prepare_folder(tmp_path / "src", tmp_path / "out", size=16)
+        prepare_folder(tmp_path / "src", tmp_path / "out")
     assert len(rejects(tmp_path / "out")) == 3
 
 
 def test_extreme_shapes_are_kept(tmp_path: Path):
     picture(tmp_path / "src" / "dot.png", 1, 1)
     picture(tmp_path / "src" / "line.png", 3000, 1)
-    prepare_folder(tmp_path / "src", tmp_path / "out", size=16)
+    prepare_folder(tmp_path / "src", tmp_path / "out")
     folder = ShardFolder(tmp_path / "out")
     assert folder.num_samples == 2
     for i in range(2):

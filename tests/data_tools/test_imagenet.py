@@ -16,7 +16,7 @@ from data_tools.sources.imagenet_counts import compare_counts, official_sizes
 from data_tools.sources.wnids import kaggle_labels, wnid_of
 from vq3dcli.data.schema import Manifest
 from vq3dcli.data.shards import ShardFolder
-from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.errors import DataError, InputMissingError, StorageError, UsageError
 
 Write = Callable[[ModuleType, Path], tuple[Path, dict[str, object]]]
 
@@ -148,12 +148,52 @@ def test_every_layout_of_the_training_set_gives_the_same_images_and_classes(
     source, options = layout(archives, tmp_path / "layout")
     manifest = imagenet(source, tmp_path / "out", **options)
     assert sorted(samples(tmp_path / "out")) == sorted(samples(tmp_path / "expected"))
-    assert ShardFolder(tmp_path / "out").class_index.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    by_class = [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    rows = [i % 4 for i in range(12)]
+    assert ShardFolder(tmp_path / "out").class_index.tolist() == (rows if layout is parquet else by_class)
     assert manifest.class_names == expected.class_names == archives.WNIDS
     assert manifest.class_titles[0] == "tench, Tinca tinca"
     assert manifest.num_rejects == 0
-    if layout not in (webdataset_tars,):  # whose keys are other names
+    if layout not in (webdataset_tars, parquet):  # whose keys are other names, and whose rows keep their order
         assert samples(tmp_path / "out") == samples(tmp_path / "expected")
+
+
+def test_a_file_called_train_hides_no_val_archive(tmp_path: Path, archives: ModuleType):
+    write(tmp_path / "tars" / "val.tar", archives.tar_bytes(archives.train_files()))
+    write_parquet(tmp_path / "rows" / "validation-0.parquet", [(archives.photo(1), None, 0)])
+    for folder in (tmp_path / "tars", tmp_path / "rows"):
+        write(folder / "LOC_train_solution.csv", b"")
+        assert open_source("imagenet", folder, tmp_path / "out").options["split"] == "val"
+
+
+def test_rows_of_parquet_files_are_read_in_their_order(
+    tmp_path: Path, archives: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    from data_tools.sources import parquet as module
+
+    starts: list[tuple[str, int]] = []
+    original = module.rows_from
+    monkeypatch.setattr(module, "rows_from", lambda path, *at: starts.append((path.name, at[1])) or original(path, *at))
+    source, _ = parquet(archives, tmp_path)
+    listed = open_source("imagenet", source, tmp_path / "out")
+    prepare("imagenet", listed, tmp_path / "out", Options(16))
+    assert starts[-2:] == [("train-00000-of-00002.parquet", 0), ("train-00001-of-00002.parquet", 0)]
+
+
+def test_numbers_of_a_subset_are_those_of_its_manifest_or_a_warning(
+    tmp_path: Path, archives: ModuleType, caplog: pytest.LogCaptureFixture
+):
+    files = {name: data for name, data in archives.train_files().items() if not name.startswith(archives.WNIDS[0])}
+    expected = imagenet(archives.write_tree(tmp_path / "src", files), tmp_path / "shards")
+    again = imagenet(tmp_path / "shards", tmp_path / "again")
+    assert again.class_names == expected.class_names == archives.WNIDS[1:]
+    assert "count classes of their own" not in caplog.text
+    (tmp_path / "shards" / "manifest.json").unlink()
+    assert imagenet(tmp_path / "shards", tmp_path / "wrong").class_names != archives.WNIDS[1:]
+    assert "classes are numbered 0 to 2 and taken for the first of 1000" in caplog.text
+    (tmp_path / "shards" / "manifest.json").write_text('{"class_names": ["cube", "ball"]}')
+    with pytest.raises(UsageError, match="no WordNet ids"):
+        imagenet(tmp_path / "shards", tmp_path / "other")
 
 
 # --- the validation set ----------------------------------------------------------------------------------------------
@@ -207,6 +247,39 @@ def test_validation_images_without_labels_name_the_devkit(tmp_path: Path, archiv
         kaggle_labels(b"ILSVRC2012_val_00000001,tench 1 2 3 4", name="list")
 
 
+def test_a_damaged_devkit_gives_no_wrong_labels(tmp_path: Path, archives: ModuleType, caplog: pytest.LogCaptureFixture):
+    import gzip
+
+    source = archives.write_tree(tmp_path / "val", val_files(archives))
+    kit = bytearray(gzip.compress(archives.tar_bytes(archives.devkit_files(LABELS)), 0))
+    at = kit.index(b"n01440764")
+    for place, value in ((at + 8, ord("5")), (12, 0xFF), (len(kit) - 600, 0xFF)):
+        damaged = kit[:place] + bytes([value]) + kit[place + 1 :]
+        with pytest.raises(DataError, match="cannot read devkit"):
+            imagenet(source, tmp_path / "out", devkit=write(tmp_path / "kit.tgz", bytes(damaged)))
+    imagenet(source, tmp_path / "out", devkit=write(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", bytes(kit)))
+    assert "not the official devkit" in caplog.text
+
+
+def test_the_checksum_of_a_matlab_file_is_looked_at_before_scipy_reads_it(archives: ModuleType):
+    import zlib
+
+    import scipy.io
+
+    from data_tools.sources.matlab import load_mat
+
+    buffer = io.BytesIO()
+    scipy.io.savemat(buffer, {"types": archives.cells(["MPV", "SUV"] * 40)}, do_compression=True)
+    data = buffer.getvalue()
+    assert load_mat(data)["types"].shape == (80, 1)
+    for place in range(140, len(data), 7):
+        with pytest.raises((ValueError, zlib.error)):
+            load_mat(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
+    for cut in (0, 100, 128 + 4, len(data) - 1):
+        with pytest.raises((ValueError, zlib.error)):
+            load_mat(data[:cut] or b"")
+
+
 def test_images_past_the_ground_truth_are_rejects(tmp_path: Path, archives: ModuleType):
     source = archives.write_tree(tmp_path / "val", val_files(archives) | archives.devkit_files(LABELS[:-1]))
     imagenet(source, tmp_path / "out", max_bad=0.5)
@@ -223,6 +296,8 @@ def test_a_part_of_the_classes_is_a_note_and_wrong_counts_of_all_are_a_warning()
     assert facts == {"found": 3, "found_classes": 1, "expected": 1281167, "expected_classes": 1000}
     assert not warnings
     assert "a part" in notes[0]
+    assert "numbered among these 1, not among the 1000" in notes[0]
+    assert "numbered among these 1, not among the 1000" in compare_counts("any", {"a": 3}, 0)[2][0]
     counts = {f"n{i:08d}": 1300 for i in range(1000)}
     counts["n00000007"] = 12
     _, _, warnings = compare_counts("train", counts, 2)
@@ -342,6 +417,40 @@ def test_odd_parquet_files(tmp_path: Path, archives: ModuleType):
     for data in (b"", b"PAR1", (tmp_path / "a" / "x.parquet").read_bytes()[:-20]):
         with pytest.raises(DataError, match="damaged Parquet"):
             imagenet(write(tmp_path / "b" / "x.parquet", data), tmp_path / "out2")
+    null = pyarrow.array([None, {"bytes": archives.photo(1), "path": "n01440764_1.JPEG"}])
+    pyarrow.parquet.write_table(pyarrow.table({"image": null}), tmp_path / "c.parquet")
+    imagenet(tmp_path / "c.parquet", tmp_path / "out3", max_bad=0.9)
+    assert list(archives.rejects(tmp_path / "out3")) == ["c.parquet/row-000000"]
+    for columns in (
+        {"image": [b"x"], "label": ["tench"]},
+        {"image": ["x.JPEG"], "label": [1]},
+        {"image": [{"path": "x.JPEG"}]},
+    ):
+        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "b" / "x.parquet")
+        with pytest.raises(DataError, match=r"holds no (bytes|whole numbers)"):
+            imagenet(tmp_path / "b", tmp_path / "out2")
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "b" / "x.parquet")
     with pytest.raises(DataError, match="no column `image`"):
         imagenet(tmp_path / "b", tmp_path / "out2")
+
+
+def test_a_disk_that_fails_and_a_file_that_shrinks_end_the_run(
+    tmp_path: Path, archives: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    import errno
+
+    import pyarrow.parquet
+
+    rows: list[tuple[bytes | None, str | None, int]] = [(archives.photo(i), None, i) for i in range(4)]
+    write_parquet(tmp_path / "x.parquet", rows)
+    listed = open_source("imagenet", tmp_path / "x.parquet", tmp_path / "out")
+    write_parquet(tmp_path / "x.parquet", rows[:2])
+    with pytest.raises(StorageError, match="shorter than it was"):
+        prepare("imagenet", listed, tmp_path / "out", Options(16), max_bad=1.0)
+
+    def failing(*args: object, **options: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", failing)
+    with pytest.raises(StorageError, match="Input/output error"):
+        prepare("imagenet", listed, tmp_path / "out", Options(16), max_bad=1.0)

@@ -285,6 +285,14 @@ def test_duplicates_are_listed_and_are_not_bad(tmp_path: Path, archives: ModuleT
         prepare("folder", listed, tmp_path / "all", Options(16, dedup=True), max_bad=0.4)
 
 
+def test_copies_of_a_damaged_image_are_all_bad(tmp_path: Path, archives: ModuleType):
+    files = {"a/1.jpg": archives.photo(1)[:300], "b/2.jpg": archives.photo(1)[:300], "b/3.jpg": archives.photo(2)}
+    listed = open_source("folder", archives.write_tree(tmp_path / "src", files), tmp_path / "out")
+    prepare("folder", listed, tmp_path / "out", Options(16, dedup=True), max_bad=0.7)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert [(line["path"], line.get("kind", "bad")) for line in lines] == [("a/1.jpg", "bad"), ("b/2.jpg", "bad")]
+
+
 def test_duplicates_do_not_spend_the_budget_of_bad_images(tmp_path: Path):
     def make(positions: range) -> list[Sample | Reject]:
         return [
@@ -308,11 +316,14 @@ def test_the_estimate_is_near_what_is_written(tmp_path: Path, source: Path):
 
 
 def test_shards_that_do_not_fit_are_not_begun(tmp_path: Path):
-    check_disk(tmp_path, Estimate(10, 1000, 1000, 1000))
+    check_disk(tmp_path, Estimate(10, 1000, 1000, 1000), WHOLE)
     with pytest.raises(StorageError, match=r"the disk is too small.*about 2\.0 kB of shards for 10 images, 1\.0 kB"):
-        check_disk(tmp_path, Estimate(10, 2000, 2000, 1000))
+        check_disk(tmp_path, Estimate(10, 2000, 2000, 1000), WHOLE)
     (tmp_path / "shard-000000.tar").write_bytes(bytes(1500))  # begun before: what is there is not written again
-    check_disk(tmp_path, Estimate(10, 2000, 2000, 1000))
+    check_disk(tmp_path, Estimate(10, 2000, 2000, 1000), WHOLE)
+    check_disk(tmp_path, Estimate(10, 4000, 2000, 1000), Part(0, 2))
+    with pytest.raises(StorageError):  # what another part wrote is none of this one's
+        check_disk(tmp_path, Estimate(10, 4000, 2000, 1000), Part(1, 2))
 
 
 def test_a_job_without_a_portable_maker_stays_in_this_process(tmp_path: Path, source: Path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data_tools.depth_labels import label_exact
-from data_tools.folder import prepare_folder
+from data_tools.prepare import Options, open_source, prepare
 from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.shards import ShardFolder
@@ -63,7 +63,7 @@ def test_labels_of_changed_images_are_refused_unless_forced(tmp_path: Path):
 def test_what_cannot_be_labelled_exactly(tmp_path: Path):
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "a.png").write_bytes(encode_png(torch.zeros(3, 20, 20, dtype=torch.uint8)))
-    prepare_folder(tmp_path / "src", tmp_path / "out", size=16)
+    prepare("folder", open_source("folder", tmp_path / "src", tmp_path / "out"), tmp_path / "out", Options(16))
     with pytest.raises(DataError, match="no disparity of their own"):
         label_exact(tmp_path / "out")
     assert not (tmp_path / "out" / "disparity").exists()

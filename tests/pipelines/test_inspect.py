@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data_tools.depth_labels import label_exact
-from data_tools.folder import prepare_folder
+from data_tools.prepare import Options, open_source, prepare
 from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.checkpoint import load_weights, save_weights, write_checkpoint
 from vq3dcli.cli import run
@@ -31,7 +31,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / "source" / "ab"[i % 2] / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_jpeg(torch.full((3, 20 + i, 40), 40 * i, dtype=torch.uint8)) if i != 3 else b"text")
-    prepare_folder(folder / "source", folder / "photos", size=16, max_bad=0.5)
+    listed = open_source("folder", folder / "source", folder / "photos")
+    prepare("folder", listed, folder / "photos", Options(16), max_bad=0.5)
     small = ["image_size=16", "patch=4", "encoder_width=32", "decoder_width=32", "encoder_heads=2", "decoder_heads=2"]
     recipe = load_recipe("toy-cpu", Stage1Recipe, [f"model.{value}" for value in small])
     model = build_autoencoder(recipe)
@@ -80,6 +81,16 @@ def test_damage_ends_with_65_and_is_named(inputs: Path, tmp_path: Path, capsys: 
     assert "manifest.json" in capsys.readouterr().err
 
 
+def test_a_file_that_only_vouches_is_missed(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = Path(shutil.copytree(inputs / "toy", tmp_path / "toy"))
+    for name in ("SHA256SUMS", "manifest.json"):
+        sound = (folder / name).read_bytes()
+        (folder / name).unlink()
+        found = inspected(capsys, folder, "--verify", code=65)
+        assert f"missing ({folder / name})" in found["warnings"]  # type: ignore[operator]
+        (folder / name).write_bytes(sound)
+
+
 def test_tokens(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     found = inspected(capsys, inputs / "tokens", "--verify")
     assert (found["is"], found["images"], found["length"], found["sources"]) == ("tokens", 5, 16, {"toy": 5})
@@ -118,6 +129,7 @@ def test_embedded_weights(capsys: pytest.CaptureFixture[str]):
 def test_what_cannot_be_inspected(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     unfinished = Path(shutil.copytree(inputs / "toy", tmp_path / "toy"))
     (unfinished / "manifest.json").unlink()
+    (unfinished / "SHA256SUMS").unlink()
     (tmp_path / "pickle.pt").write_bytes(b"\x80\x04K\x01.")
     (tmp_path / "text.txt").write_text("text")
     (tmp_path / "empty").mkdir()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_tools.folder import prepare_folder
 from data_tools.part import Part
+from data_tools.prepare import Options, open_source, prepare
 from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.cli import run
@@ -46,7 +46,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = root / "source" / ("zebra", "sphere")[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_png(torch.randint(0, 256, (3, 30, 30), generator=generator, dtype=torch.uint8)))
-    prepare_folder(root / "source", root / "shards", size=16, margin=1.5)
+    listed = open_source("folder", root / "source", root / "shards")
+    prepare("folder", listed, root / "shards", Options(16, margin=1.5))
     return root / "shards"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
+from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, refuse_given
 from vq3dcli.commands.share import PartOption, asked_part, unfinished
 from vq3dcli.errors import UsageError
 
@@ -60,7 +60,7 @@ def command(
       vq3d depth-labels shards/ --model midas.onnx --input-size 384 --name midas
       torchrun --nproc-per-node 8 -m vq3dcli depth-labels shards/ --model models/dpt-large
     """
-    from data_tools.depth_labels import EXACT, label_by_model, label_exact
+    from data_tools.depth_labels import BATCH_SIZE, EXACT, LABEL_PX, label_by_model, label_exact
     from data_tools.depth_models import find_model, open_model
     from vq3dcli.data.shards import ShardFolder
 
@@ -68,6 +68,16 @@ def command(
     if model == EXACT:
         if name not in (None, EXACT):
             raise UsageError("these labels are called `exact`", remedy="no --name")
+        networks_only = {
+            "--size": size != LABEL_PX,
+            "--predicts": predicts != "auto",
+            "--batch-size": batch_size != BATCH_SIZE,
+            "--input-size": input_size is not None,
+            "--part": part != "auto",
+            "--download": download,
+            "--device": device != "auto",
+        }
+        refuse_given(networks_only, "is for networks, not for --model exact")
         with output.counting("labelling", unit="images") as progress:
             manifest = label_exact(shards, force=force, progress=progress)
         _finish(output, shards, EXACT, manifest, {}, preview)
@@ -79,7 +89,11 @@ def command(
     ShardFolder(shards)  # what is wrong with the shards is said before a large network is loaded
     share = asked_part(part, output)
     network = open_model(
-        files, pick_device(device), meaning=None if predicts == "auto" else predicts, input_px=input_size
+        files,
+        pick_device(device),
+        meaning=None if predicts == "auto" else predicts,
+        input_px=input_size,
+        or_cpu=device == "auto",
     )
     output.note(f"{name}: {', '.join(f'{key} {value}' for key, value in network.facts.items() if key != 'sha256')}")
     flagged: Counter[str] = Counter()

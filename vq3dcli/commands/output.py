@@ -18,7 +18,7 @@ import typer
 
 from vq3dcli import __version__, log
 from vq3dcli.commands import progress
-from vq3dcli.errors import UnavailableError
+from vq3dcli.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -225,6 +225,18 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else "-"
     return log.one_line(str(value))
+
+
+def refuse_given(options: Mapping[str, bool], reason: str) -> None:
+    """Raise `UsageError` for the first option that was given and would change nothing.
+
+    Args:
+        options: By name, whether it was given another value than its default.
+        reason: Follows the option's name.
+    """
+    for name, given in options.items():
+        if given:
+            raise UsageError(f"{name} {reason}", remedy=f"no {name}")
 
 
 def pick_device(name: str) -> torch.device:

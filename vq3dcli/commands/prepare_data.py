@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vq3dcli.commands.output import JsonOption, Output, QuietOption, SeedOption
+from vq3dcli.commands.output import JsonOption, Output, QuietOption, SeedOption, refuse_given
 from vq3dcli.commands.share import PartOption, asked_part, unfinished
 from vq3dcli.config.defaults import BOX_MARGIN, MAX_BAD, SHARD_SIZE
 from vq3dcli.errors import UsageError
@@ -87,7 +87,20 @@ def command(
     """
     output = Output("prepare-data", json, quiet)
     toy = source == "toyscenes"
-    _check(toy, count, margin, preset, split, dry_run)
+    _check(toy, count, margin, preset, split)
+    images_only = {
+        "--preset": preset != "folder",
+        "--dedup": dedup,
+        "--max-bad": max_bad != MAX_BAD,
+        "--workers": workers != 0,
+        "--part": part != "auto",
+        "--dry-run": dry_run,
+    }
+    refuse_given(images_only if toy else {"--seed": seed != 0}, f"is not for {'toy scenes' if toy else 'images'}")
+    refuse_given({"--classes": classes != "auto"} if toy or preset != "folder" else {}, "is for --preset folder only")
+    refuse_given({"--devkit": devkit is not None} if preset != "imagenet" else {}, "is for --preset imagenet only")
+    cars_only = {"--class-by": class_by != "model", "--box-margin": box_margin != BOX_MARGIN}
+    refuse_given(cars_only if preset != "compcars" else {}, "is for --preset compcars only")
     if toy:
         from data_tools.toyscenes import prepare_toyscenes
 
@@ -129,13 +142,11 @@ def command(
     _finish(output, out, found, facts, seed=None)
 
 
-def _check(toy: bool, count: int | None, margin: float, preset: str, split: str, dry_run: bool) -> None:
+def _check(toy: bool, count: int | None, margin: float, preset: str, split: str) -> None:
     if toy and count is None:
         raise UsageError("toy scenes need a number", remedy="--count 10000")
     if toy and margin != 1.0:
         raise UsageError("toy scenes are stored without a margin", remedy="no --margin, and crop = false in training")
-    if toy and dry_run:
-        raise UsageError("--dry-run is for images only", remedy="no --dry-run")
     if not toy and count is not None:
         raise UsageError("--count is for toy scenes only", remedy="vq3d prepare-data toyscenes OUT --count N")
     if split not in _SPLITS[preset]:

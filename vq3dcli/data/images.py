@@ -1,7 +1,7 @@
 """Decoding and encoding of single images; the one place where Pillow meets bytes that we did not write.
 
-The format is sniffed from the bytes, never taken from the name. Every image is decoded fully, so a truncated file is
-an error and never half grey. JPEGs go through `jpeg` where it can be sure of Pillow's pixels.
+The format is sniffed from the bytes, never taken from the name. Every image is decoded fully, so a file that is cut or
+has a hole is an error and never half grey. JPEGs go through `jpeg`, which tells of damage and is faster than Pillow.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vq3dcli.data import jpeg
-from vq3dcli.errors import DataError, InputMissingError
+from vq3dcli.errors import DataError, InputMissingError, UnavailableError
 from vq3dcli.files import read_error
 
 MAX_PIXELS = 128_000_000
@@ -61,6 +61,7 @@ def decode_image(data: bytes, *, name: str, apply_orientation: bool = True) -> T
 
     Raises:
         DataError: Not an image, damaged, or more than `MAX_PIXELS`, which is found before any pixel is decoded.
+        MemoryError: There is no room for its pixels; that says nothing about the image.
     """
     return _decoded(data, name=name, apply_orientation=apply_orientation, scratch=False).contiguous()
 
@@ -111,10 +112,10 @@ def decode_square(
     height_px, width_px = pixels.shape[1:]
     top, left, side = window(height_px, width_px)
     square = pixels[:, top : top + side, left : left + side]
-    # Three passes over neighbouring bytes: the resize is fastest where the channels of a pixel lie side by side. The
-    # copy also frees the decoder's memory for the next image.
-    square = torch.empty((1, 3, side, side), dtype=torch.uint8, memory_format=torch.channels_last)[0].copy_(square)
-    return Square(resize(square, size, size, keep_layout=True), height_px, width_px, (top, left, side))
+    resized = resize(square, size, size, keep_layout=True)
+    if side == size:  # still in the decoder's memory, which the next image needs
+        resized = resized.clone()
+    return Square(resized, height_px, width_px, (top, left, side))
 
 
 def _decoded(data: bytes, *, name: str, apply_orientation: bool, scratch: bool) -> Tensor:
@@ -122,6 +123,8 @@ def _decoded(data: bytes, *, name: str, apply_orientation: bool, scratch: bool) 
     try:
         pixels = _decode_jpeg(data, apply_orientation, scratch)
         return _decode(data, apply_orientation) if pixels is None else pixels
+    except (MemoryError, UnavailableError):
+        raise
     except Image.DecompressionBombError as error:
         raise DataError(
             f"image too large ({name}): over the limit of {MAX_PIXELS // 10**6} megapixels", remedy="a smaller copy"
@@ -130,6 +133,8 @@ def _decoded(data: bytes, *, name: str, apply_orientation: bool, scratch: bool) 
         reason = "the file is empty" if not data else f"its bytes are none of {', '.join(FORMATS)}"
         raise _undecodable(name, reason) from error
     except Exception as error:
+        if "allocate memory" in str(error):  # torch's own exception for it is a RuntimeError
+            raise MemoryError(str(error)) from error
         # Pillow's decoders raise almost any type on damaged bytes: OSError, SyntaxError, struct.error, IndexError...
         raise _undecodable(name, str(error) or type(error).__name__) from error
 
@@ -217,6 +222,8 @@ def _decode(data: bytes, apply_orientation: bool) -> Tensor:
     with _open(data) as image:
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
+        if jpeg.is_jpeg(data):
+            jpeg.check(data)
         image.load()
         return _oriented(_pixels(image), _orientation(image) if apply_orientation else 1)
 

@@ -1,31 +1,50 @@
-"""The fast way to decode a JPEG: libjpeg-turbo through `simplejpeg`, without Pillow between.
+"""JPEGs through libjpeg-turbo by `simplejpeg`: faster than Pillow, and it tells when the data are damaged.
 
-It takes what it is sure to decode to the pixels that Pillow would give, bit for bit (`benchmarks/decode.py` counts
-them), and leaves the rest to Pillow: four components, other precisions, anything that libjpeg warns about. So no file
-has another outcome because this package is installed.
+libjpeg fills what it cannot read with grey and only warns; Pillow drops the warnings, so a file with a hole and a whole
+end would be kept half grey. `decode` takes what it is sure to decode to the pixels that Pillow would give, bit for bit
+(`benchmarks/decode.py` counts them); of what it leaves to Pillow (four components, anything else that libjpeg warns
+about) `check` finds the damaged ones.
 
 Markers are those of ITU-T T.81, table B.1.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
 import threading
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vq3dcli.errors import UnavailableError
+
 _START = b"\xff\xd8\xff"
+_SEQUENTIAL = (0xC0, 0xC1)
 _BASELINE_TO_PROGRESSIVE = (0xC0, 0xC1, 0xC2)
 # Of all start-of-frame codes 0xC0..0xCF these three mean something else: Huffman tables, reserved, arithmetic coding.
 _NOT_FRAMES = (0xC4, 0xC8, 0xCC)
-_START_OF_SCAN, _APP1 = 0xDA, 0xE1
+_START_OF_SCAN, _APP0, _APP1, _APP15, _COMMENT = 0xDA, 0xE0, 0xE1, 0xEF, 0xFE
 _COMPONENTS = (1, 3)  # grey and colour; four are CMYK, which Pillow converts
 _SCRATCH_BYTES = 1 << 24
+
+# What libjpeg says of compressed data that it could not read to their end: blocks were made up.
+_DAMAGE = (
+    "premature end of data segment",
+    "bad Huffman code",
+    "bad arithmetic code",
+    "instead of RST",
+    "Inconsistent progression",
+    "extraneous bytes before marker",
+)
+# All blocks were there, then something followed: some cameras pad their files so.
+_AFTER_THE_LAST_BLOCK = "extraneous bytes before marker 0xd9"
+
+
+class DamagedJpegError(ValueError):
+    """Parts of the picture are missing in the compressed data."""
 
 
 class JpegHeader(NamedTuple):
@@ -36,9 +55,14 @@ class JpegHeader(NamedTuple):
     has_app1: bool
 
 
+def is_jpeg(data: bytes) -> bool:
+    """Whether a file starts as a JPEG does."""
+    return data.startswith(_START)
+
+
 def read_header(data: bytes) -> JpegHeader | None:
     """The header of a JPEG that `decode` may take; None for any other file."""
-    if not data.startswith(_START) or _library() is None:
+    if not is_jpeg(data):
         return None
     size: tuple[int, int] | None = None
     has_app1 = False
@@ -68,7 +92,7 @@ def read_header(data: bytes) -> JpegHeader | None:
 
 
 def decode(data: bytes, header: JpegHeader, *, scratch: bool = False) -> Tensor | None:
-    """Pixels of a JPEG, not turned by its orientation, or None if Pillow should have a look.
+    """Pixels of a JPEG, not turned by its orientation, or None if Pillow should have a look, after `check`.
 
     Args:
         data: The file.
@@ -78,24 +102,81 @@ def decode(data: bytes, header: JpegHeader, *, scratch: bool = False) -> Tensor 
     Returns:
         uint8 `[3, H, W]`, the channels of a pixel beside each other in memory.
     """
-    library = _library()
     size = header.height_px * header.width_px * 3
     buffer = _scratch() if scratch and size <= _SCRATCH_BYTES else None
     try:
-        # Strict: what libjpeg only warns about, such as a missing end, is an error, and Pillow decides what it means.
-        pixels = library.decode_jpeg(data, "RGB", strict=True, buffer=buffer)
-    except (ValueError, MemoryError):
+        pixels = _strictly(data, "RGB", buffer)
+    except ValueError:
         return None
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-@functools.cache
-def _library() -> Any:
-    """The module `simplejpeg`, or None where it is not installed or broken."""
+def check(data: bytes) -> None:
+    """Find what Pillow would pass over in silence: compressed data that are cut, or have a hole.
+
+    libjpeg tells its first warning only, so what is odd in the headers is left out or mended before.
+
+    Raises:
+        DamagedJpegError: Parts of the picture are missing.
+    """
+    plain, components = _without_oddities(data)
     try:
-        return importlib.import_module("simplejpeg")
-    except Exception:  # a broken installation may raise anything; Pillow reads all that this would
-        return None
+        _strictly(plain, "CMYK" if components == 4 else "RGB", None)
+    except ValueError as error:
+        reason = str(error)
+        if any(text in reason for text in _DAMAGE) and _AFTER_THE_LAST_BLOCK not in reason:
+            raise DamagedJpegError(reason) from error
+
+
+def _strictly(data: bytes, colours: str, buffer: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    """Pixels `[H, W, C]`. Raises `ValueError` with the first warning or error of libjpeg."""
+    library = _library()
+    try:
+        pixels: NDArray[np.uint8] = library.decode_jpeg(data, colours, strict=True, buffer=buffer)
+        return pixels
+    except ValueError as error:
+        if "memory" in str(error).lower():
+            raise MemoryError(str(error)) from error
+        raise
+
+
+def _without_oddities(data: bytes) -> tuple[bytes, int]:
+    """A JPEG with headers about which libjpeg has nothing to warn, and its number of components.
+
+    Application data, comments and bytes between the segments are left out; they say nothing about where blocks lie. A
+    sequential scan gets the one range of coefficients that it can have.
+    """
+    parts = [_START[:2]]
+    sequential, components = False, 0
+    position = 2
+    while (position := data.find(b"\xff", position)) >= 0 and position + 4 <= len(data):
+        marker = data[position + 1]
+        if marker in (0x00, 0xFF):
+            position += 1
+            continue
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        segment = data[position:end]
+        if marker == _START_OF_SCAN:
+            if sequential and len(segment) > 8:
+                segment = segment[:-3] + b"\0\x3f\0"
+            return b"".join([*parts, segment, data[end:]]), components
+        if 0xC0 <= marker <= 0xCF and marker not in _NOT_FRAMES:
+            sequential, components = marker in _SEQUENTIAL, data[position + 9] if len(segment) > 9 else 0
+        if not (_APP0 <= marker <= _APP15 or marker == _COMMENT):
+            parts.append(segment)
+        position = end
+    return data, components
+
+
+def _library() -> ModuleType:
+    try:
+        import simplejpeg
+    except Exception as error:  # a broken installation may raise anything
+        raise UnavailableError(
+            f"JPEGs need a package that is not installed, or is broken (simplejpeg): {error}",
+            remedy="pip install simplejpeg",
+        ) from error
+    return simplejpeg
 
 
 class _Scratch(threading.local):

@@ -30,6 +30,7 @@ REQUIRED_PACKAGES = (
     ("numpy", "numpy", "everything"),
     ("pydantic", "pydantic", "recipes"),
     ("PIL.Image", "pillow", "reading photos"),
+    ("simplejpeg", "simplejpeg", "reading JPEGs"),
     ("safetensors.torch", "safetensors", "weights and checkpoints"),
     ("rich.progress", "rich", "progress bars"),
     ("tomli_w", "tomli-w", "saving recipes"),
@@ -37,7 +38,6 @@ REQUIRED_PACKAGES = (
 # ... and the extra that brings it.
 OPTIONAL_PACKAGES = (
     ("skimage.data", "scikit-image", "the photos of vq3d demo", "demo"),
-    ("simplejpeg", "simplejpeg", "JPEGs in two thirds of the time", "fast"),
     ("transformers", "transformers", "depth labels by networks of the Hub", "depth"),
     ("onnxruntime", "onnxruntime", "depth labels by ONNX files", "onnx"),
     ("lpips", "lpips", "LPIPS, as a loss and as a metric", "perceptual"),
