@@ -59,7 +59,9 @@ def command(
         float | None, typer.Option(help="Field of view in degrees; less zooms in. Default: the model's.")
     ] = None,
     amplitude: Annotated[float | None, typer.Option(help=AMPLITUDE)] = None,
-    samples: Annotated[int, typer.Option(help="Samples a ray; more are slower and a little cleaner.")] = VIDEO_SAMPLES,
+    samples: Annotated[
+        int, typer.Option(help="Samples a ray of the plain NeRF; more are slower and cleaner.")
+    ] = VIDEO_SAMPLES,
     disparity: Annotated[bool, typer.Option("--disparity", help="Also write NAME_disparity: near is bright.")] = False,
     save_scene: Annotated[bool, typer.Option("--save-scene", help=SCENE)] = False,
     stereo: Annotated[Literal["sbs", "anaglyph"] | None, typer.Option(help=STEREO)] = None,
