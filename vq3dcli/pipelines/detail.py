@@ -54,8 +54,8 @@ _GUIDE_WINDOW = 1 / 16
 _GUIDE_EPSILON = 4e-2
 _STEP_WINDOW = 1 / 80
 _MIXED_WINDOW = 1 / 100
-# How much the NeRF may change the continued photo.
-_NERF_LIMIT = 0.05
+# How much the NeRF may change the continued photo: more shows as the ghost of a thing that it draws out backwards.
+_NERF_LIMIT = 0.02
 # The front layer fades between these factors of being pulled apart.
 STRETCH_FADES, STRETCH_GONE = 1.6, 3.0
 # Rays that begin behind the front layer begin this much behind it.
