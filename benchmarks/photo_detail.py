@@ -3,11 +3,13 @@ r"""Photo detail measured: on photos how much of them survives, on toy scenes ho
 Photos: the PSNR of the canonical view at the photo's own resolution; how well neighbouring frames of an orbit agree
 (each is warped to the next by the rendered disparity, and compared where both see the same surface); how much of the
 views is filled from the layer behind or mirrored at the margins; how sharp they are beside the photo. Toy scenes: PSNR
-against exact novel views, of photo detail, of the same with exact disparity, and of the plain NeRF.
+against exact novel views, of photo detail, of the same with exact disparity, and of the plain NeRF. Seconds of a CPU
+core that each step takes, by the side of a square photo.
 
 Example:
     python benchmarks/photo_detail.py --photos folder/ --count 20 --sheet /tmp/detail.png
     python benchmarks/photo_detail.py --toy 16
+    python benchmarks/photo_detail.py --seconds 64 256 512
 """
 
 from __future__ import annotations
@@ -39,10 +41,19 @@ from vq3dcli.pipelines.detail import (
     refined_disparity,
 )
 from vq3dcli.pipelines.film import Shot
-from vq3dcli.pipelines.inputs import OpenedScene, camera_of, open_scene, parse_sources
+from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
 from vq3dcli.pipelines.render import Look, staged
-from vq3dcli.rendering.cameras import Camera, canonical_camera, image_rays, pivot_camera, project, z_depth_from_s
+from vq3dcli.rendering.cameras import (
+    Camera,
+    canonical_camera,
+    image_rays,
+    pivot_camera,
+    project,
+    s_from_z_depth,
+    z_depth_from_s,
+)
 from vq3dcli.rendering.relief import camera_lines, intersect, look_up
+from vq3dcli.scene_file import SceneCamera, camera_of
 
 FRAMES = 60
 PAIRS = ((5, 6), (25, 26), (45, 46))
@@ -58,15 +69,15 @@ def at(camera: Camera, *index: int) -> Camera:
     return Camera(camera.cam_to_world[chosen], camera.intrinsics[chosen], camera.height_px, camera.width_px)
 
 
-def warping_error(first: SceneView, second: SceneView, camera: Camera) -> float:
+def warping_error(first: SceneView, second: SceneView, camera: Camera, facts: SceneCamera) -> float:
     """Root mean square of grey levels between a frame and its neighbour carried to it; `camera` has both."""
     here, there = at(camera, 1), at(camera, 0)
     rays = image_rays(here)
-    points = rays.origin + z_depth_from_s(second.s.flatten(1))[..., None] * rays.direction
+    points = rays.origin + z_depth_from_s(second.s.flatten(1), facts.near, facts.far)[..., None] * rays.direction
     pixels, z_depth = project(there, points)
     carried = look_up(first.rgb[0].float(), pixels[0], mode="bicubic")
     seen = look_up(first.s, pixels[0])[0]
-    expected = (1.0 / z_depth[0] - 1.0 / 60.0) / (1.0 / 1.35 - 1.0 / 60.0)
+    expected = s_from_z_depth(z_depth[0], facts.near, facts.far)
     size = torch.tensor([here.width_px, here.height_px])
     inside = ((pixels[0] > 1.0) & (pixels[0] < size - 1.0)).all(-1)
     same = inside & ((seen - expected).abs() < SAME_SURFACE_S)
@@ -96,11 +107,11 @@ def measure_photo(path: Path, weights: LoadedWeights, tiles: list[Tensor]) -> di
     opened = open_scene(parse_sources([str(path)])[0], weights, fit="squash")
     assert opened.photo is not None
     start = time.process_time()
-    scene, camera = staged(opened, Shot("orbit", FRAMES), Look(), fit="squash", detail="photo")
+    scene, camera = staged(opened, Shot("orbit", FRAMES), Look(), detail="photo")
     built = time.process_time()
     assert isinstance(scene, PhotoScene)
     still, still_camera = staged(
-        opened, Shot(view_deg=(0.0, 0.0), size_px=max(opened.photo.shape)), Look(), fit="squash", detail="photo"
+        opened, Shot(view_deg=(0.0, 0.0), size_px=max(opened.photo.shape)), Look(), detail="photo"
     )
     canonical = psnr(still.render(still_camera, samples=1).rgb, opened.photo[None])
     began = time.process_time()
@@ -109,7 +120,7 @@ def measure_photo(path: Path, weights: LoadedWeights, tiles: list[Tensor]) -> di
     errors = []
     for pair, view in zip(PAIRS, pairs, strict=True):
         one, other = (SceneView(*(part[i : i + 1] for part in view)) for i in (0, 1))
-        errors.append(warping_error(one, other, at(camera, *pair)))
+        errors.append(warping_error(one, other, at(camera, *pair), opened.camera))
     side = FRAMES // 4
     filled, mirrored = shares(scene, opened.photo, at(camera, side))
     views = scene.render(at(camera, side, 3 * side))
@@ -161,13 +172,47 @@ def measure_toy(index: int, weights: LoadedWeights) -> dict[str, float]:
     assert isinstance(known_scene, PhotoScene)
     errors = []
     for i, view in enumerate(known_scene.render(camera).rgb):
-        hits = intersect(known_scene.front.s, camera_lines(known_scene.camera, at(camera, i), near=1.35, far=60.0))
+        lines = camera_lines(known_scene.camera, at(camera, i), near=opened.camera.near, far=opened.camera.far)
+        hits = intersect(known_scene.front.s, lines)
         gone = (hits.stretch > STRETCH_GONE).reshape(TOY_PX, TOY_PX)
         if gone.any():
             errors.append(float((view.float() - truth.rgb[i].float())[:, gone].square().mean()))
     if errors:
         figures["filled_rms"] = math.sqrt(sum(errors) / len(errors))
     return figures
+
+
+def measure_seconds(side_px: int, weights: LoadedWeights) -> dict[str, float]:
+    """Process time of each step for a square photo of a toy scene."""
+    photo = render_scenes(
+        sample_scenes(torch.tensor([0]), seed=0, purpose="eval"),
+        canonical_camera(1, height_px=side_px, width_px=side_px),
+    ).rgb[0]
+    image = to_square(photo, weights.recipe.model.image_size, fit="squash")[None]
+    nerf = reconstruct_scene(weights.model, image)  # the first call also warms up
+    began = time.process_time()
+    nerf = reconstruct_scene(weights.model, image)
+    reconstructed = time.process_time()
+    opened = OpenedScene(nerf, photo, "toy", camera_of(weights), {})
+    scene, camera = staged(opened, Shot("orbit", FRAMES, size_px=side_px), Look(), detail="photo")
+    built = time.process_time()
+    scene.render(at(camera, *PAIRS[0]), samples=1)
+    shown = time.process_time()
+    nerf.render(at(camera, 0), samples=32)
+    return {
+        "side_px": float(side_px),
+        "reconstruct_cpu_s": reconstructed - began,
+        "build_cpu_s": built - reconstructed,
+        "frame_cpu_s": (shown - built) / len(PAIRS[0]),
+        "nerf_frame_cpu_s": time.process_time() - shown,
+    }
+
+
+def means(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Of each figure, over the rows that have it."""
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float))
+    found = {name: [row[name] for row in rows if name in row] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def main() -> None:
@@ -178,25 +223,30 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=0, help="leave the first ones out, to measure in parts")
     parser.add_argument("--sheet", type=Path, help="write photo, two views and disparity of each here")
     parser.add_argument("--toy", type=int, default=0)
+    parser.add_argument("--seconds", type=int, nargs="+", default=[], metavar="SIDE_PX")
     parser.add_argument("--weights", type=Path)
     arguments = parser.parse_args()
     weights = load_weights(arguments.weights)
-    rows: list[dict[str, Any]] = []
     tiles: list[Tensor] = []
     if arguments.photos is not None:
         paths = sorted(p for p in arguments.photos.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
-        chosen = [paths[i * len(paths) // arguments.count] for i in range(arguments.count)][arguments.skip :]
-        for path in chosen:
+        count = min(arguments.count, len(paths))
+        rows = []
+        for path in [paths[i * len(paths) // count] for i in range(count)][arguments.skip :]:
             rows.append(measure_photo(path, weights, tiles))
             print(json.dumps(rows[-1]), flush=True)
             if arguments.sheet is not None:
                 write_bytes(arguments.sheet, encode_png(grid(tiles, columns=4)))
-    for index in range(arguments.toy):
-        rows.append(measure_toy(index, weights))
-        print(json.dumps(rows[-1]), flush=True)
-    names = [name for name in rows[0] if isinstance(rows[0][name], float)] if rows else []
-    means = {name: sum(row.get(name, 0.0) for row in rows) / len(rows) for name in names}
-    print(json.dumps({"count": len(rows), "mean": means, "threads": torch.get_num_threads()}))
+        report("photos", rows)
+    if arguments.toy:
+        report("toy scenes", [measure_toy(index, weights) for index in range(arguments.toy)])
+    for side_px in arguments.seconds:
+        print(json.dumps(measure_seconds(side_px, weights)), flush=True)
+
+
+def report(what: str, rows: list[dict[str, Any]]) -> None:
+    """Print the means."""
+    print(json.dumps({"of": what, "count": len(rows), "mean": means(rows), "threads": torch.get_num_threads()}))
 
 
 if __name__ == "__main__":

@@ -21,12 +21,11 @@ from vq3dcli.data.images import encode_png
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
 from vq3dcli.files import write_bytes
-from vq3dcli.pipelines.changing import one_camera
 from vq3dcli.pipelines.compose import build_stage
 from vq3dcli.pipelines.composition import Composition
 from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
 from vq3dcli.pipelines.interpolate import plan_journey
-from vq3dcli.rendering.cameras import pivot_camera
+from vq3dcli.rendering.cameras import one_camera, pivot_camera
 from vq3dcli.rendering.trajectories import trajectory
 
 FOLDER = Path(__file__).resolve().parent / "gallery"

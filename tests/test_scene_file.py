@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from vq3dcli.checkpoint import LoadedWeights, load_weights
@@ -66,15 +68,30 @@ def test_query_is_the_field(scene: Scene) -> None:
 
 
 def rewrite(path: Path, change: str) -> None:
+    """Damage a saved scene in one way."""
+    with safe_open(path, "pt") as opened:
+        header = json.loads(opened.metadata()["vq3d"])
     tensors = load_file(path)
-    header = {"format": "scene"}
     if change == "no header":
         header = {}
     elif change == "newer":
-        header["format_version"] = 99  # type: ignore[assignment]
+        header["format_version"] = 99
+    elif change == "endless":
+        header["format_version"] = math.inf
+    elif change == "far in front":
+        header["camera"]["near"] = header["camera"]["far"]
+    elif change == "huge field":  # a terabyte, if it were believed
+        header["field"] |= {"hidden": 65536, "layers": 64}
     elif change == "no planes":
         del tensors["planes"]
+    elif change == "narrow planes":
+        tensors["planes"] = tensors["planes"][:, :, :3].contiguous()
+    elif change == "not finite":
+        tensors["planes"][0, 0, 0, 0] = math.nan
     save_file(tensors, path, {"vq3d": json.dumps(header)})
+
+
+DAMAGES = ("no header", "newer", "endless", "far in front", "huge field", "no planes", "narrow planes", "not finite")
 
 
 @pytest.mark.parametrize(
@@ -83,9 +100,8 @@ def rewrite(path: Path, change: str) -> None:
         ("missing", InputMissingError),
         ("pickle", UnsafeFileError),
         ("cut", DataError),
-        ("no header", DataError),
-        ("newer", DataError),
-        ("no planes", DataError),
+        ("text", DataError),
+        *((change, DataError) for change in DAMAGES),
     ],
 )
 def test_files_that_are_no_scene(
@@ -99,10 +115,31 @@ def test_files_that_are_no_scene(
         torch.save({}, path)
     elif change == "cut":
         path.write_bytes(path.read_bytes()[:500])
+    elif change == "text":
+        path.write_text("A scene, so it says.")
     else:
         rewrite(path, change)
-    with pytest.raises(error):
+    with pytest.raises(error) as caught:
         load_scene(path)
+    assert "scene" in caught.value.message
+
+
+def test_weights_are_no_scene(tmp_path: Path, tiny_weights: Path) -> None:
+    path = tmp_path / "a.vq3d.safetensors"
+    path.write_bytes(tiny_weights.read_bytes())
+    with pytest.raises(DataError, match="not a saved scene"):
+        load_scene(path)
+
+
+def test_no_codes_are_codes_that_the_weights_do_not_know(tmp_path: Path, scene: Scene, weights: LoadedWeights) -> None:
+    path = tmp_path / "a.vq3d.safetensors"
+    save_scene(path, scene, weights=weights, provenance={}, photo=None, codes_alone=True)
+    with safe_open(path, "pt") as opened:
+        metadata = opened.metadata()
+    for codes in (torch.zeros(0), torch.full((len(scene.codes[0]),), 10**6)):
+        save_file({"codes": codes.to(torch.int32)}, path, metadata)
+        with pytest.raises(DataError, match="do not know"):
+            load_scene(path, weights=weights)
 
 
 def test_names_and_planes_without_codes(tmp_path: Path, scene: Scene, weights: LoadedWeights) -> None:

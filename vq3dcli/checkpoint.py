@@ -180,8 +180,8 @@ def check_tensors(message: str, expected: Mapping[str, Tensor], found: Mapping[s
         )
 
 
-def read_weights(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file.
+def read_weights(path: Path, *, what: str = "weights") -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file, which error messages call `what`.
 
     Raises:
         InputMissingError: There is no such file, or it cannot be read.
@@ -192,13 +192,13 @@ def read_weights(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with path.open("rb") as handle:
             head = handle.read(9)
     except FileNotFoundError as error:
-        raise InputMissingError(f"no such weights file ({path})", remedy="check the path") from error
+        raise InputMissingError(f"no such {what} file ({path})", remedy="check the path") from error
     except OSError as error:
-        raise InputMissingError(f"cannot read weights ({path}): {error.strerror}", remedy="check the path") from error
+        raise InputMissingError(f"cannot read {what} ({path}): {error.strerror}", remedy="check the path") from error
     # The first eight bytes of safetensors are a length, which may look like a pickle's; its header follows.
     if head.startswith(_PICKLE_SIGNATURES) and head[8:] != b"{":
         raise UnsafeFileError(
-            f"refused weights that are a pickle or an archive ({path}): loading one can run any code",
+            f"refused {what} ({path}): a pickle or an archive, and loading one can run any code",
             remedy="a .safetensors file",
         )
     try:
@@ -206,7 +206,7 @@ def read_weights(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             metadata = dict(opened.metadata() or {})
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"damaged weights ({path}): {error}", remedy="another copy of the file") from error
+        raise DataError(f"damaged {what} ({path}): {error}", remedy="another copy of the file") from error
     return metadata, tensors
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -44,6 +44,8 @@ class SceneCamera(BaseModel):
         near: Nearest z_depth.
         far: Farthest z_depth.
         aspect: Width / height of what the camera saw.
+        mean_s: Mean of normalised disparity in an average training image, which relative maps are brought to.
+        std_s: Its standard deviation.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -53,6 +55,28 @@ class SceneCamera(BaseModel):
     near: float = Field(gt=0)
     far: float = Field(gt=0)
     aspect: float = Field(default=1.0, gt=0)
+    mean_s: float = Field(default=0.28, gt=0, lt=1)
+    std_s: float = Field(default=0.145, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _near_is_nearer(self) -> SceneCamera:
+        if self.near >= self.far:
+            raise ValueError("near is not nearer than far")
+        return self
+
+
+def camera_of(weights: LoadedWeights, aspect: float = 1.0) -> SceneCamera:
+    """The canonical camera of the scenes of a model."""
+    camera, loss = weights.recipe.camera, weights.recipe.loss
+    return SceneCamera(
+        radius=camera.radius,
+        fov_deg=camera.fov_deg,
+        near=camera.near,
+        far=camera.far,
+        aspect=aspect,
+        mean_s=loss.alignment_mean,
+        std_s=loss.alignment_std,
+    )
 
 
 class _FieldShape(BaseModel):
@@ -138,13 +162,7 @@ def save_scene(
         format_version=FORMAT_VERSION,
         space="frustum" if isinstance(model.space, FrustumSpace) else "contracted",
         field=_FieldShape(channels=scene.planes.shape[-1], hidden=mlp.out.in_features, layers=len(mlp.hidden)),
-        camera=SceneCamera(
-            radius=model.radius,
-            fov_deg=weights.recipe.camera.fov_deg,
-            near=model.near,
-            far=model.far,
-            aspect=aspect if photo is None else photo.shape[2] / photo.shape[1],
-        ),
+        camera=camera_of(weights, aspect if photo is None else photo.shape[2] / photo.shape[1]),
         weights_sha256=weights.sha256,
         provenance=dict(provenance),
     )
@@ -177,7 +195,7 @@ def load_scene(path: Path, device: str | torch.device = "cpu", *, weights: Loade
         UnsafeFileError: The file is a pickle.
         DataError: It is damaged, no saved scene, of a newer format, or has codes alone of other weights.
     """
-    metadata, tensors = read_weights(path)
+    metadata, tensors = read_weights(path, what="scene")
     header = _read_header(path, metadata)
     codes = _taken(path, tensors, "codes", 1)[None].long()
     photo = _read_photo(path, tensors)
@@ -201,7 +219,7 @@ def _read_header(path: Path, metadata: Mapping[str, str]) -> _Header:
                 remedy="a newer vq3d",
             )
         return _Header.model_validate(values)
-    except (KeyError, ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
+    except (KeyError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"a scene without a sound header ({path}): {reason}", remedy="another copy") from error
 
@@ -231,12 +249,17 @@ def _scene_of_planes(
         else ContractedSpace()
     )
     planes = _taken(path, tensors, "planes", 4)
-    if planes.shape[0] != 3 or planes.shape[-1] != shape.channels:
+    side = planes.shape[1]
+    if not side or planes.shape != (3, side, side, shape.channels):
         raise DataError(f"damaged scene ({path}): planes of shape {list(planes.shape)}", remedy="another copy")
-    mlp = FieldMLP(shape.channels, shape.hidden, shape.layers)
+    if not all(value.is_floating_point() and value.isfinite().all() for value in (planes, *tensors.values())):
+        raise DataError(f"damaged scene ({path}): numbers that are not finite", remedy="another copy")
+    # Without memory until its shapes are known to be those of the file: a header may say anything.
+    with torch.device("meta"):
+        mlp = FieldMLP(shape.channels, shape.hidden, shape.layers)
     state = {_FIELD + name: value for name, value in mlp.state_dict().items()}
     check_tensors(f"damaged scene ({path})", state, tensors)
-    mlp.load_state_dict({name.removeprefix(_FIELD): value.float() for name, value in tensors.items()})
+    mlp.load_state_dict({name.removeprefix(_FIELD): value.float() for name, value in tensors.items()}, assign=True)
     model = FieldModel(mlp, space, radius=camera.radius, near=camera.near, far=camera.far)
     model.requires_grad_(False).eval().to(device)
     return Scene(model, planes[None].float().to(device), codes.to(device))
@@ -259,6 +282,10 @@ def check_codes(path: Path, codes: Tensor, weights: LoadedWeights) -> None:
     length = (model.image_size // model.patch) ** 2
     if codes.shape[1] != length or not 0 <= int(codes.min()) <= int(codes.max()) < model.codebook_size:
         raise DataError(
-            f"codes that the weights do not know ({path}): {codes.shape[1]} of them, up to {int(codes.max())}",
+            f"codes that the weights do not know ({path}): {codes.shape[1]} of them, values {_range(codes)}",
             remedy=f"{length} codes below {model.codebook_size}",
         )
+
+
+def _range(codes: Tensor) -> str:
+    return f"{int(codes.min())} to {int(codes.max())}" if codes.numel() else "none"

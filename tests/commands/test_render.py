@@ -126,6 +126,8 @@ def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_bad_inputs(huge: Path) -> None:
     """Files that no input may be, in the current folder."""
     os.link(huge, "huge.png")
+    Image.new("L", (40, 30), 77).save("flat.png")
+    Path("a_cameras.json").write_text("[{}]")
     Path("empty.jpg").write_bytes(b"")
     Path("folder").mkdir()
     Path("file").write_text("")
@@ -152,9 +154,15 @@ def make_bad_inputs(huge: Path) -> None:
         (["photo.jpg", "--path", "empty.jpg"], 65),
         (["photo.jpg", "--depth", "missing.png"], 66),
         (["photo.jpg", "--depth", "empty.jpg"], 65),
-        (["photo.jpg", "--depth", "photo.jpg", "--detail", "none"], 2),
+        (["photo.jpg", "--depth", "flat.png"], 65),
+        (["photo.jpg", "--depth", "flat.png", "--detail", "none"], 65),
+        (["photo.jpg", "--depth", "photo.jpg", "--save-scene"], 2),
+        (["photo.jpg", "--depth-model", "./missing.onnx"], 66),
+        (["photo.jpg", "--depth-model", "photo.jpg"], 2),
+        (["photo.jpg", "--yaw", "3", "--amplitude", "5"], 2),
+        (["photo.jpg", "--path", "a_cameras.json", "-o", "a.mp4"], 2),
         (["photo.jpg", "--depth", "photo.jpg", "--depth-model", "x"], 2),
-        (["toyscene:box", "--depth", "huge.png"], 2),
+        (["toyscene:box", "--depth", "huge.png"], 65),
         (["damaged.vq3d.safetensors"], 65),
         (["samples.json#a"], 66),
         (["photo.jpg", "-o", "a.avi"], 2),

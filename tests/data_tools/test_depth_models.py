@@ -16,11 +16,18 @@ from data_tools.depth_models import find_model, open_model, to_disparity
 from data_tools.depth_transformers import known_meaning
 from data_tools.part import Part
 from data_tools.toyscenes import prepare_toyscenes
+from vq3dcli.checkpoint import load_weights
 from vq3dcli.cli import run
-from vq3dcli.data.images import decode_image
+from vq3dcli.data.images import decode_image, to_square
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.data.shards import ShardFolder, decode_disparity
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError, UsageError
+from vq3dcli.model.scene import reconstruct_scene
+from vq3dcli.pipelines.film import Shot
+from vq3dcli.pipelines.inputs import OpenedScene
+from vq3dcli.pipelines.render import Look, staged
+from vq3dcli.pipelines.user_depth import open_depth_model, user_s
+from vq3dcli.scene_file import camera_of
 
 transformers = pytest.importorskip("transformers")
 onnx = pytest.importorskip("onnx")
@@ -403,3 +410,23 @@ def test_damaged_and_unsafe_models(dpt: Path, tmp_path: Path):
     np.savez(tmp_path / "x.npz", a=1)
     with pytest.raises(UsageError, match="not a depth model"):
         find_model(str(tmp_path / "x.npz"))
+
+
+def test_render_takes_the_same_networks(dpt: Path, tiny_weights: Path) -> None:
+    weights = load_weights(tiny_weights)
+    photo = torch.randint(0, 256, (3, 32, 48), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    scene = reconstruct_scene(weights.model, to_square(photo, 16, fit="squash")[None])
+    facts = camera_of(weights, 1.5)
+    opened = OpenedScene(scene, photo, "photo", facts, {})
+    network = open_depth_model(str(dpt), CPU)
+    shown, camera = staged(opened, Shot(view_deg=(0.0, 0.0)), Look(depth_model=network), detail="photo")
+    expected = user_s(network.predict(photo[None])[0], facts, name="photo")
+    resized = torch.nn.functional.interpolate(expected[None, None], size=(32, 48), mode="bilinear", antialias=True)
+    assert (shown.render(camera, samples=4).s[0] - resized[0, 0]).abs().mean() < 0.01
+    assert expected.std() > 0.05
+
+
+def test_remedies_of_render_are_its_own_options():
+    with pytest.raises(UnavailableError) as caught:
+        open_depth_model("nobody/nothing", CPU)
+    assert "--download" not in str(caught.value) and "--depth-model models/nothing" in str(caught.value)

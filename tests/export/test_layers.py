@@ -11,7 +11,6 @@ from vq3dcli.export.layers import (
     add_photo,
     bake_layers,
     choose_edges,
-    fill_holes,
     flat_layers,
     render_layers,
 )
@@ -93,16 +92,3 @@ def test_the_shape_of_a_photo_is_kept(field) -> None:  # type: ignore[no-untyped
     assert (layers.alpha[-1] == 1.0).all()
     square = bake_layers(field, frustum, torch.linspace(1.0, 0.0, 7), height_px=24, width_px=24)
     assert torch.allclose(layers.alpha.mean(2), square.alpha.reshape(6, 12, 2, 24).mean((2, 3)), atol=0.05)
-
-
-def test_holes_are_filled_from_around_and_the_rest_is_kept() -> None:
-    maps = torch.rand(1, 2, 5, 7)
-    weight = torch.zeros(1, 5, 7)
-    weight[0, 1:3, 2:6] = 1.0
-    filled = fill_holes(maps, weight)
-    kept = weight[:, None].bool().expand_as(maps)
-    assert torch.equal(filled[kept], maps[kept])
-    for channel in range(2):
-        inside = maps[0, channel][weight[0].bool()]
-        assert filled[0, channel].min() >= inside.min() - 1e-6
-        assert filled[0, channel].max() <= inside.max() + 1e-6

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import struct
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +21,14 @@ from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.camera_file import given_camera, read_cameras, write_cameras
 from vq3dcli.pipelines.detail import build_photo_scene, photo_camera, refined_disparity
 from vq3dcli.pipelines.film import Shot
-from vq3dcli.pipelines.inputs import OpenedScene, camera_of, parse_sources
+from vq3dcli.pipelines.inputs import OpenedScene, parse_sources, read_picture
 from vq3dcli.pipelines.parallax import MOST_PARALLAX, adapted_reach, disparity_extent
 from vq3dcli.pipelines.render import Look, check_look, staged
 from vq3dcli.pipelines.stereo import StereoScene
-from vq3dcli.pipelines.user_depth import read_disparity, user_s
+from vq3dcli.pipelines.user_depth import check_shape, open_depth_model, read_disparity, user_s
 from vq3dcli.rendering.cameras import Camera, pivot_pose, project
 from vq3dcli.rendering.trajectories import PATHS
+from vq3dcli.scene_file import SceneCamera, camera_of
 
 SIZE = (48, 64)
 
@@ -105,7 +109,7 @@ def test_a_path_adapts_to_the_scene(card: OpenedScene) -> None:
 def test_the_amplitude_of_the_user_wins_and_the_canonical_pose_stays(card: OpenedScene) -> None:
     for amplitude_deg in (None, 2.0):
         shot = Shot("swing", frames=4, amplitude_deg=amplitude_deg)
-        _, camera = staged(card, shot, Look(), fit="squash", detail="photo")
+        _, camera = staged(card, shot, Look(), detail="photo")
         assert (camera.height_px, camera.width_px) == SIZE
         assert torch.allclose(camera.cam_to_world[0, :3, 3], torch.tensor([0.0, 0.0, -3.0]), atol=1e-5)
         yaw_deg = math.degrees(math.asin(-float(camera.cam_to_world[1, 0, 2])))
@@ -145,6 +149,9 @@ def test_camera_files(tmp_path: Path) -> None:
         '[{"cam_to_world": [[1,0,0,0],[0,1,0,0],[0,0,2,0]]}]',
         '[{"cam_to_world": [[1,0,0],[0,1,0],[0,0,1]]}]',
         '[{"cam_to_world": [[1,0,0,0],[0,1,0,0],[0,0,1,0],[0,0,0,2]]}]',
+        '[{"cam_to_world": [[1,0,0,0],[0,1,0,0],[0,0,1,0]], "yaw_deg": 3}]',
+        '{"format_version": 2, "cameras": [{}]}',
+        "[" * 100_000,
     ],
 )
 def test_files_that_are_no_cameras(tmp_path: Path, text: str) -> None:
@@ -152,6 +159,13 @@ def test_files_that_are_no_cameras(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(DataError, match=r"a\.json"):
         read_cameras(path)
+
+
+def huge_png() -> bytes:
+    """The beginning of a grey PNG of 400 megapixels and 16 bits."""
+    parts = (b"IHDR" + struct.pack(">IIBBBBB", 20000, 20000, 16, 0, 0, 0, 0), b"IDAT")
+    chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def test_disparity_maps(tmp_path: Path) -> None:
@@ -162,39 +176,123 @@ def test_disparity_maps(tmp_path: Path) -> None:
     for name in ("a.npy", "a.pfm", "a.png"):
         disparity = read_disparity(tmp_path / name)
         assert torch.allclose(disparity / disparity.max(), torch.from_numpy(values), atol=1e-4), name
-    s = user_s(torch.from_numpy(values), 4 / 3, fit="squash", name="a")
-    assert s.mean() == pytest.approx(0.40, abs=0.02) and s.std(unbiased=False) == pytest.approx(0.18, abs=0.02)
-    with pytest.raises(DataError, match="another shape"):
-        user_s(torch.rand(100, 100), 1.5, fit="squash", name="a")
+    np.save(tmp_path / "a.npy", values[None, ..., None])  # axes of length 1
+    assert read_disparity(tmp_path / "a.npy").shape == (3, 4)
+    np.save(tmp_path / "g.npy", values.astype(np.float64) * 1e300)
+    np.save(tmp_path / "h.npy", values * 1j)
+    (tmp_path / "i.png").write_bytes(huge_png())
     (tmp_path / "b.npy").write_bytes(b"nothing")
     np.save(tmp_path / "c.npy", np.full((3, 3), np.nan))
     np.save(tmp_path / "d.npy", np.zeros((3, 3, 3)))
     (tmp_path / "e.pfm").write_bytes(b"Pf\n4 3\n-1.0\n1234")
     np.save(tmp_path / "f.npy", np.array([{}], dtype=object), allow_pickle=True)
-    for name in ("b.npy", "c.npy", "d.npy", "e.pfm", "f.npy"):
+    for name in ("b.npy", "c.npy", "d.npy", "e.pfm", "f.npy", "g.npy", "h.npy", "i.png"):
         with pytest.raises(DataError, match=name):
             read_disparity(tmp_path / name)
 
 
+def test_maps_are_brought_to_the_statistics_of_training(tiny_weights: Path) -> None:
+    loss, facts = load_weights(tiny_weights).recipe.loss, camera_of(load_weights(tiny_weights))
+    # 17 megapixels, more than PyTorch finds quantiles of.
+    s = user_s(torch.linspace(0.0, 7.0, 4096).expand(4100, 4096), facts, name="a")
+    assert max(s.shape) <= 2048
+    assert s.mean() == pytest.approx(loss.alignment_mean, abs=0.02)
+    assert s.std(unbiased=False) == pytest.approx(loss.alignment_std, abs=0.02)
+    with pytest.raises(DataError, match="without any relief"):
+        user_s(torch.full((30, 40), 3.0), facts, name="a")
+
+
+def test_maps_of_another_shape() -> None:
+    assert check_shape(torch.zeros(30, 40), [1.0, 4 / 3], name="a") == 4 / 3
+    assert check_shape(torch.zeros(30, 30), [1.0, 4 / 3], name="a") == 1.0
+    with pytest.raises(DataError, match="another shape"):
+        check_shape(torch.zeros(30, 40), [1.0, 1.5], name="a")
+
+
+def test_a_map_of_the_whole_photo_is_cropped_with_it(tmp_path: Path, card: OpenedScene) -> None:
+    Image.new("RGB", (60, 30)).save(tmp_path / "a.png")
+    picture = read_picture(parse_sources([str(tmp_path / "a.png")])[0], 16, fit="crop")
+    assert (picture.aspect, picture.whole_aspect) == (1.0, 2.0)
+    depth = np.zeros((30, 60), np.float32)
+    depth[:, 30:45] = 1.0  # the right half of the square in the middle
+    np.save(tmp_path / "a.npy", depth)
+    assert card.photo is not None
+    square = replace(
+        card,
+        photo=card.photo[:, :, 8:56],
+        camera=SceneCamera(**{**card.camera.model_dump(), "aspect": 1.0}),
+        whole_aspect=2.0,
+    )
+    look = Look(depth=tmp_path / "a.npy")
+    scene, camera = staged(square, Shot(view_deg=(0.0, 0.0)), look, detail="photo")
+    s = scene.render(camera, samples=4).s[0]
+    assert s[:, 26:].min() > s[:, :22].max() + 0.2
+
+
+def test_depth_of_the_user_corrects_the_plain_nerf(tmp_path: Path, card: OpenedScene) -> None:
+    np.save(tmp_path / "a.npy", np.linspace(0.0, 1.0, 60, dtype=np.float32)[:, None].repeat(80, 1))
+    shot = Shot(view_deg=(0.0, 0.0), size_px=24)
+    plain, camera = staged(card, shot, Look(), detail="none")
+    moved, _ = staged(card, shot, Look(depth=tmp_path / "a.npy"), detail="none")
+    before, after = plain.render(camera, samples=48), moved.render(camera, samples=48)
+    given = user_s(read_disparity(tmp_path / "a.npy"), card.camera, name="a")
+    wanted = torch.nn.functional.interpolate(given[None, None], size=after.s.shape[1:], mode="area")[0, 0]
+
+    def error(s: Tensor) -> float:
+        return float((s[0] - wanted).abs().mean())
+
+    # The field of a model that was never trained is a fog: its mean moves, not quite as far as a surface would.
+    assert error(after.s) < 0.5 * error(before.s)
+    assert (after.rgb.float() - before.rgb.float()).abs().mean() < 8.0
+
+
+def test_outlines_are_antialiased(card: OpenedScene) -> None:
+    assert card.photo is not None
+    seen_by = cameras(card, 6.0)
+    view = build_photo_scene(card, card.photo, card_s(), seen_by).render(seen_by).rgb[0].float()
+    red_share = view[0, 16:32] / 220.0
+    between = ((red_share > 0.15) & (red_share < 0.85)).sum(1)
+    assert between.max() <= 5 and between.float().mean() >= 1.0
+
+
+def test_cameras_beside_the_scene_end_soon(card: OpenedScene) -> None:
+    """The layer behind and the margins stay bounded where a camera looks along the photo."""
+    assert card.photo is not None
+    seen_by = cameras(card, 90.0, 170.0)
+    scene = build_photo_scene(card, card.photo, card_s(), seen_by)
+    assert max(scene.front.s.shape) < 2 * max(SIZE)
+    assert scene.render(seen_by).rgb.shape == (2, 3, *SIZE)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_photo_detail_on_a_gpu(tiny_weights: Path) -> None:
+    photo = torch.randint(0, 256, (3, *SIZE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    weights = load_weights(tiny_weights, "cuda")
+    scene = reconstruct_scene(weights.model, photo[None, :, :16, :16].cuda())
+    there = OpenedScene(scene, photo, "photo", camera_of(weights, photo.shape[2] / photo.shape[1]), {})
+    for stereo in (None, "sbs"):
+        shown, camera = staged(there, Shot(frames=2), Look(stereo=stereo), detail="photo")
+        assert shown.render(camera, samples=4).rgb.shape[2:] == (SIZE[0], SIZE[1] * (1 if stereo is None else 2))
+
+
 def test_options_that_contradict_each_other(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.zeros((3, 4)))
+    np.save(tmp_path / "a.npy", np.eye(3, 4))
     depth = tmp_path / "a.npy"
     for look, texts in (
-        (Look(depth=depth, depth_model="x"), ["a.jpg"]),
         (Look(depth=depth), ["a.jpg", "b.jpg"]),
-        (Look(depth=depth, detail="none"), ["a.jpg"]),
-        (Look(depth_model="x"), ["toyscene:box"]),
+        (Look(depth=depth, save_scene=True), ["a.jpg"]),
+        (Look(save_scene=True), ["a.vq3d.safetensors"]),
         (Look(detail="photo"), ["samples.json#a"]),
     ):
         with pytest.raises(UsageError):
             check_look(look, parse_sources(texts))
-    check_look(Look(depth=depth), parse_sources(["a.jpg"]))
+    for text in ("a.jpg", "toyscene:box", "samples.json#a"):
+        check_look(Look(depth=depth), parse_sources([text]))
 
 
 def test_a_depth_network_moves_what_it_says_is_near(tmp_path: Path, card: OpenedScene) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    pytest.importorskip("data_tools.depth_models", reason="depth networks come with depth-labels")
     helper = onnx.helper
     graph = helper.make_graph(
         [helper.make_node("Split", ["image"], ["red", "green", "blue"], axis=1, num_outputs=3)],
@@ -204,7 +302,7 @@ def test_a_depth_network_moves_what_it_says_is_near(tmp_path: Path, card: Opened
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.save(model, tmp_path / "red.onnx")
-    look = Look(depth_model=str(tmp_path / "red.onnx"))
-    scene, camera = staged(card, Shot(view_deg=(0.0, 0.0)), look, fit="squash", detail="photo")
+    look = Look(depth_model=open_depth_model(str(tmp_path / "red.onnx"), torch.device("cpu")))
+    scene, camera = staged(card, Shot(view_deg=(0.0, 0.0)), look, detail="photo")
     s = scene.render(camera, samples=4).s[0]
     assert s[20:30, 26:38].mean() > s[:8].mean() + 0.2

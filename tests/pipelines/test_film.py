@@ -76,7 +76,7 @@ def test_video_and_disparity(tmp_path: Path, video_format: VideoFormat) -> None:
     camera = shot_camera(Shot("dolly", frames=7, size_px=128), radius=3.0, fov_deg=40.0)
     film(scene, camera, target, fps=24, samples=8, on_frames=seen.append)
     assert sum(seen) == 7
-    assert scene.largest_batch == 2
+    assert scene.largest_batch == 1
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
     if video_format == "frames":
         with Image.open(tmp_path / "a" / "frame_00000.png") as image:

@@ -165,3 +165,23 @@ def test_every_input_opens_as_a_scene(tmp_path: Path, tiny_weights: Path) -> Non
     record.write_text("[]")
     with pytest.raises(DataError, match="not a record"):
         open_scene(sources[1], weights, fit="crop")
+
+
+def test_outputs_that_would_overwrite_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sources = parse_sources(["a.jpg"])
+    for kept in ("b_cameras.json", "b_disparity.png"):
+        with pytest.raises(UsageError, match="overwrite the input"):
+            plan_targets(sources, "b.png", None, path="path", disparity=True, kept=[Path(kept)])
+    saved = parse_sources(["a.vq3d.safetensors"])
+    assert plan_targets(saved, "a.mp4", None, path="orbit", disparity=False)[0].video == Path("a.mp4")
+    with pytest.raises(UsageError, match="one name"):
+        plan(["a.jpg", "a_disparity.jpg"], "{name}.mp4", disparity=True)
+
+
+def test_frames_into_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for output in (".", "./"):
+        target = plan_targets(parse_sources(["a.jpg"]), output, None, path="orbit", disparity=True)[0]
+        assert target.video == tmp_path
+        assert target.cameras == tmp_path.with_name(f"{tmp_path.name}_cameras.json")

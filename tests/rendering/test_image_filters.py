@@ -42,3 +42,5 @@ def test_holes_are_filled_from_around_and_the_known_stays() -> None:
     assert torch.equal(filled[:, weight > 0], values[:, weight > 0])
     assert (filled - values).abs().max() < 0.15
     assert fill_holes(broken, torch.zeros(21, 33)).abs().max() == 0.0
+    several = fill_holes(torch.stack([broken, values]), torch.stack([weight, torch.ones_like(weight)]))
+    assert torch.equal(several[0], filled) and torch.equal(several[1], values)

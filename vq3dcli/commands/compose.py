@@ -87,7 +87,6 @@ def command(
     """
     from vq3dcli.checkpoint import load_weights
     from vq3dcli.data.meshes import is_mesh
-    from vq3dcli.pipelines.changing import film_changing, plan_joint_target
     from vq3dcli.pipelines.compose import build_stage
     from vq3dcli.pipelines.composition import (
         SUFFIX,
@@ -96,10 +95,10 @@ def command(
         with_shadows,
         write_composition,
     )
-    from vq3dcli.pipelines.film import Shot, check_shot
+    from vq3dcli.pipelines.film import Shot, check_shot, film_changing
     from vq3dcli.pipelines.inputs import needs_weights, open_scene, parse_sources
     from vq3dcli.pipelines.render import Look, staged
-    from vq3dcli.pipelines.targets import check_targets
+    from vq3dcli.pipelines.targets import check_targets, plan_joint_target
 
     if output == "-":
         raise UsageError("compose writes files, not stdout", remedy="a file name with -o")
@@ -142,7 +141,7 @@ def command(
 
     first, *others = sources
     opened = open_source(first)
-    shown, cameras = staged(opened, shot, look, fit=look.fit_of(first), detail=look.detail_of(first))
+    shown, cameras = staged(opened, shot, look, detail=look.detail_of(first))
     by_text = {source.text: source for source in others}
     stage = build_stage(
         composition,

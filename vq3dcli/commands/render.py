@@ -35,7 +35,7 @@ DETAIL = "photo carries the photo's own pixels to novel views; none is the plain
 SIZE = "Longer side of the video in pixels. Default: the photo's, at most 1024, with photo detail; else 128."
 AMPLITUDE = "How far the camera goes, in degrees. Default: what suits the scene with photo detail; else 20, dolly 12."
 PATH = "A JSON list of cameras, as it is written beside each video."
-DEPTH = "A disparity map of the photo (PNG, .npy, .pfm; near is large) instead of the NeRF's own geometry."
+DEPTH = "A disparity map of the photo (PNG, .npy, .pfm; near is large, in any unit) instead of the NeRF's geometry."
 DEPTH_MODEL = "The same by a depth network: a folder, an .onnx file, or a name of the Hugging Face Hub."
 SCENE = "Also write NAME.vq3d.safetensors, which is taken wherever a photo is."
 STEREO = "sbs: left and right view side by side; anaglyph: for red-cyan glasses."
@@ -59,7 +59,9 @@ def command(
         float | None, typer.Option(help="Field of view in degrees; less zooms in. Default: the model's.")
     ] = None,
     amplitude: Annotated[float | None, typer.Option(help=AMPLITUDE)] = None,
-    samples: Annotated[int, typer.Option(help="Samples a ray; more are slower and a little cleaner.")] = VIDEO_SAMPLES,
+    samples: Annotated[
+        int, typer.Option(help="Samples a ray of the plain NeRF; more are slower and cleaner.")
+    ] = VIDEO_SAMPLES,
     disparity: Annotated[bool, typer.Option("--disparity", help="Also write NAME_disparity: near is bright.")] = False,
     save_scene: Annotated[bool, typer.Option("--save-scene", help=SCENE)] = False,
     stereo: Annotated[Literal["sbs", "anaglyph"] | None, typer.Option(help=STEREO)] = None,
@@ -89,6 +91,8 @@ def command(
     still = yaw is not None or pitch is not None
     wanted = [name for name, chosen in paths.items() if chosen]
     path = _only_path(wanted + ["path"] * (path_file is not None) + ["view"] * still)
+    if amplitude is not None and path in ("path", "view"):
+        raise UsageError("--amplitude is for camera paths that have one", remedy="--orbit, --swing, --spiral, --dolly")
     to_stdout = output == "-"
     if to_stdout:
         _check_stdout(len(inputs), video_format, json=json, more=disparity or save_scene)
@@ -100,8 +104,8 @@ def command(
     from vq3dcli.pipelines.inputs import needs_weights, parse_sources
     from vq3dcli.pipelines.render import Look, check_look, read_all, render_all
     from vq3dcli.pipelines.targets import check_targets, plan_targets
+    from vq3dcli.pipelines.user_depth import open_depth_model
 
-    look = Look(detail, fit, depth, depth_model, stereo, not to_stdout, save_scene)
     view = (yaw or 0.0, pitch or 0.0) if still else None
     given = read_cameras(path_file) if path_file is not None else ()
     shot = Shot(path if path in paths else "orbit", frames, fps, size, fov, amplitude, samples, given, view)
@@ -109,11 +113,25 @@ def command(
         place = stack.enter_context(_file_for_stdout(video_format)) if to_stdout else output
         sources = parse_sources(inputs)
         default: FormatName = "png" if still else "mp4"
-        targets = plan_targets(sources, place, video_format, path=path, disparity=disparity, default=default)
+        kept = [file for file in (path_file, depth, weights) if file is not None]
+        targets = plan_targets(
+            sources,
+            place,
+            video_format,
+            path=path,
+            disparity=disparity,
+            default=default,
+            kept=kept,
+            save_scene=save_scene,
+        )
         check_shot(shot, targets[0].video_format)
+        target_device = pick_device(device)
+        if depth is not None and depth_model is not None:
+            raise UsageError("geometry comes from --depth or from --depth-model, not from both")
+        network = open_depth_model(depth_model, target_device) if depth_model is not None else None
+        look = Look(detail, fit, depth, network, stereo, not to_stdout, save_scene)
         check_look(look, sources)
         check_targets(targets)
-        target_device = pick_device(device)
         loaded = load_weights(weights, target_device) if weights or needs_weights(sources) else None
         stdin = None if sys.stdin is None else sys.stdin.buffer
         readable, failures = read_all(sources, targets, loaded, look, stdin=stdin)
@@ -127,7 +145,8 @@ def command(
         fov_deg = fov or (loaded.recipe.camera.fov_deg if loaded else None)
         said_fov = "that of the scene" if fov_deg is None else f"{fov_deg:g} degrees"
         said_weights = "" if loaded is None else f", weights {loaded.path}"
-        said.note(f"{path} of {shot.length} frames, field of view {said_fov}{said_weights}")
+        what = f"{path} of {shot.length} frames" if shot.length > 1 else path
+        said.note(f"{what}, field of view {said_fov}{said_weights}")
         with said.progress("rendering", shot.length * len(readable), unit="frames") as progress:
             outputs = render_all(loaded, readable, shot, look, device=target_device, on_frames=progress.advance)
     said.finish(

@@ -30,6 +30,7 @@ from vq3dcli.rendering.cameras import (
     z_depth_from_s,
 )
 from vq3dcli.rendering.composite import ray_weights
+from vq3dcli.rendering.image_filters import fill_holes
 from vq3dcli.rendering.render import Field
 
 MAX_LAYERS = 32
@@ -179,30 +180,13 @@ def bake_layers(
     alpha[-1] = 1.0  # what passes through the whole scene ends in its last layer, as it does in the renderer
     maps = torch.cat([bins.rgb.permute(2, 3, 0, 1), bins.s.permute(2, 0, 1)[:, None]], 1)
     # The colour of an empty texel is arbitrary, and bilinear sampling would let it bleed into its neighbours.
-    filled = fill_holes(maps, alpha.clamp(min=1e-4) ** 2)
+    filled = fill_holes(maps, _trust(alpha))
     return Layers(filled[:, :3].clamp(0.0, 1.0), alpha, filled[:, 3], edges_s, frustum)
 
 
-def fill_holes(maps: Tensor, weight: Tensor) -> Tensor:
-    """Keep what has weight and fill the rest from around it, by averages over ever larger cells (pull and push).
-
-    Args:
-        maps: `[L, C, H, W]`.
-        weight: Trust in each texel, `[L, H, W]` in [0, 1].
-
-    Returns:
-        `[L, C, H, W]`.
-    """
-    weight = weight[:, None]
-    height, width = maps.shape[-2:]
-    if height == 1 and width == 1:
-        return maps
-    total = functional.avg_pool2d(weight, 2, 2, ceil_mode=True, count_include_pad=False)
-    mean = functional.avg_pool2d(maps * weight, 2, 2, ceil_mode=True, count_include_pad=False) / total.clamp(min=1e-12)
-    coarse = fill_holes(mean, (4.0 * total[:, 0]).clamp(max=1.0))
-    around = functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
-    trust = (4.0 * weight).clamp(max=1.0)
-    return trust * maps + (1.0 - trust) * around
+def _trust(alpha: Tensor) -> Tensor:
+    """How far the colour of a texel is to be kept: all of it from half opaque on, and hardly that of an empty one."""
+    return (4.0 * alpha.square()).clamp(1e-5, 1.0)
 
 
 def add_photo(layers: Layers, photo: Tensor, s: Tensor) -> Layers:
@@ -227,10 +211,10 @@ def add_photo(layers: Layers, photo: Tensor, s: Tensor) -> Layers:
         own = (edges[layer + 1] <= high) & (edges[layer] >= low)
         in_front = edges[layer + 1] > high
         opacity = torch.where(own, torch.ones_like(s), torch.where(in_front, torch.zeros_like(s), maps[4]))
-        trust = torch.where(own, torch.ones_like(s), opacity.clamp(min=1e-4) ** 2)
+        trust = torch.where(own, torch.ones_like(s), _trust(opacity))
         maps = torch.where(own, torch.cat([photo.to(s), s[None]]), maps[:4])
         if not (trust == trust.flatten()[0]).all():
-            maps = fill_holes(maps[None], trust[None])[0]
+            maps = fill_holes(maps, trust)
         alpha[layer] = torch.ones_like(s) if layer == count - 1 else opacity
         rgb[layer], texel_s[layer] = maps[:3].clamp(0.0, 1.0), maps[3]
     return replace(layers, rgb=rgb, alpha=alpha, s=texel_s)
@@ -290,7 +274,7 @@ def flat_layers(layers: Layers) -> Layers:
     alpha[-1] = 1.0
     maps = torch.where(mass[:, None] > 1e-6, rgb / mass.clamp(min=1e-6)[:, None], layers.rgb)
     middle = planes[:, None, None].expand_as(layers.s).contiguous()
-    rgb = fill_holes(maps, alpha.clamp(min=1e-4) ** 2)
+    rgb = fill_holes(maps, _trust(alpha))
     return replace(layers, rgb=rgb, alpha=alpha, s=middle, fades=False)
 
 

@@ -5,6 +5,7 @@ Legend: B scenes (or frames of one scene), P plane side, C plane channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.field import FieldModel
-from vq3dcli.rendering.cameras import Camera, Rays, image_rays
-from vq3dcli.rendering.render import render_chunked
+from vq3dcli.rendering.cameras import Camera, Rays, camera_to, image_rays
+from vq3dcli.rendering.corrected import corrected_field
+from vq3dcli.rendering.render import Field, render_chunked
 
 _POINTS_AT_ONCE = 1 << 16
 
@@ -80,28 +82,15 @@ class Scene:
         views = camera.cam_to_world.shape[0]
         if len(self) not in (1, views):
             raise ValueError(f"{len(self)} scenes cannot be rendered from {views} cameras")
-        rays = image_rays(camera)
-        rays = Rays(rays.origin.to(self.planes.device), rays.direction.to(self.planes.device))
         # A scene at a time: the lookup table of one scene's planes stays in the cache.
-        parts = []
-        for view in range(views):
-            scene = view if len(self) > 1 else 0
-            field = self.model.frozen_field(self.planes[scene : scene + 1])
-            ray = Rays(rays.origin[view : view + 1], rays.direction[view : view + 1])
-            parts.append(
-                render_chunked(
-                    field,
-                    ray,
-                    samples,
-                    rays_per_chunk=rays_per_chunk,
-                    near=self.model.near,
-                    far=self.model.far,
-                )
-            )
-        rgb, s, variance = (torch.cat(part) for part in zip(*parts, strict=True))
-        size = (views, camera.height_px, camera.width_px)
-        image = rgb.reshape(*size, 3).permute(0, 3, 1, 2)
-        return SceneView((image * 255.0).round().clamp(0, 255).to(torch.uint8), s.reshape(size), variance.reshape(size))
+        return render_views(
+            lambda view: self.model.frozen_field(self[view if len(self) > 1 else 0].planes),
+            camera_to(camera, self.planes.device),
+            samples=samples,
+            rays_per_chunk=rays_per_chunk,
+            near=self.model.near,
+            far=self.model.far,
+        )
 
     @torch.no_grad()
     def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,6 +110,50 @@ class Scene:
         if not parts:
             return points.new_zeros(0, 3), points.new_zeros(0)
         return torch.cat([rgb[0] for _, rgb in parts]), torch.cat([density[0] for density, _ in parts])
+
+
+@dataclass(frozen=True)
+class CorrectedScene:
+    """A scene whose geometry is replaced by a disparity map, its colours kept; see `rendering.corrected`.
+
+    Attributes:
+        scene: A single one.
+        from_s: Its disparity from the canonical camera, `[h, w]`.
+        to_s: The disparity to have instead, of any size.
+        fov_rad: Field of view of that camera.
+    """
+
+    scene: Scene
+    from_s: Tensor
+    to_s: Tensor
+    fov_rad: float
+
+    def render(self, camera: Camera, *, samples: int = 96, rays_per_chunk: int = 512) -> SceneView:
+        """See `Scene.render`."""
+        model, planes = self.scene.model, self.scene.planes
+        maps = self.from_s.to(planes.device), self.to_s.to(planes.device)
+        near, far, radius = model.near, model.far, model.radius
+        field = corrected_field(
+            model.frozen_field(planes), *maps, radius=radius, fov_rad=self.fov_rad, near=near, far=far
+        )
+        camera = camera_to(camera, planes.device)
+        return render_views(lambda _: field, camera, samples=samples, rays_per_chunk=rays_per_chunk, near=near, far=far)
+
+
+@torch.no_grad()
+def render_views(
+    field_of: Callable[[int], Field], camera: Camera, *, samples: int, rays_per_chunk: int, near: float, far: float
+) -> SceneView:
+    """Views of fields, one a camera; see `Scene.render`."""
+    rays = image_rays(camera)
+    parts = []
+    for view in range(camera.cam_to_world.shape[0]):
+        ray = Rays(rays.origin[view : view + 1], rays.direction[view : view + 1])
+        parts.append(render_chunked(field_of(view), ray, samples, rays_per_chunk=rays_per_chunk, near=near, far=far))
+    rgb, s, variance = (torch.cat(part) for part in zip(*parts, strict=True))
+    size = (len(parts), camera.height_px, camera.width_px)
+    image = rgb.reshape(*size, 3).permute(0, 3, 1, 2)
+    return SceneView((image * 255.0).round().clamp(0, 255).to(torch.uint8), s.reshape(size), variance.reshape(size))
 
 
 def to_model_range(images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from vq3dcli.data.images import read_file
@@ -48,10 +48,17 @@ class GivenCamera(BaseModel):
     fov_x_deg: float | None = Field(default=None, ge=1, le=170)
     fov_y_deg: float | None = Field(default=None, ge=1, le=170)
 
+    @model_validator(mode="after")
+    def _one_pose(self) -> GivenCamera:
+        if self.cam_to_world is not None and self.model_fields_set & {"yaw_deg", "pitch_deg", "distance"}:
+            raise ValueError("a pose is cam_to_world, or yaw_deg, pitch_deg and distance")
+        return self
+
 
 class _File(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
+    format_version: int = Field(default=FORMAT_VERSION, le=FORMAT_VERSION)
     cameras: list[GivenCamera] = Field(min_length=1, max_length=_MOST_CAMERAS)
 
 
@@ -71,7 +78,7 @@ def read_cameras(path: Path) -> tuple[GivenCamera, ...]:
         raise DataError(
             f"not a list of cameras ({path}): {place}: {first['msg']}", remedy="docs/rendering.md shows one"
         ) from error
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise DataError(f"not JSON ({path}): {error}", remedy="docs/rendering.md shows one") from error
     for index, camera in enumerate(cameras):
         if camera.cam_to_world is not None and not _is_rigid(camera.cam_to_world):

@@ -27,10 +27,19 @@ from torch.nn import functional
 from vq3dcli.data.images import resize
 from vq3dcli.model.scene import Scene, SceneView
 from vq3dcli.pipelines.inputs import OpenedScene
-from vq3dcli.rendering.cameras import Camera, canonical_camera, image_rays, intrinsics_from_fov, z_depth_from_s
+from vq3dcli.rendering.cameras import (
+    Camera,
+    camera_to,
+    canonical_camera,
+    image_rays,
+    intrinsics_from_fov,
+    one_camera,
+    pixel_centres,
+    z_depth_from_s,
+)
 from vq3dcli.rendering.composite import ray_weights
 from vq3dcli.rendering.image_filters import box_mean, fill_holes, guided_filter, local_range
-from vq3dcli.rendering.relief import Hits, Lines, camera_lines, intersect, longest_shift, look_up
+from vq3dcli.rendering.relief import Lines, camera_lines, intersect, longest_shift, look_up
 from vq3dcli.scene_file import SceneCamera
 
 # Side of the NeRF's disparity: no planes hold more than this of a photo.
@@ -40,21 +49,25 @@ _SAMPLES = 64
 _RELIEF_PX = 200
 # Windows as parts of the longer side. What is smaller than the first is noise in the NeRF's disparity of a photo, and
 # would be torn off; only contrasts of more than the square root of epsilon are taken for edges of things.
-_SMOOTH_WINDOW = 1 / 32
+_SMOOTH_WINDOW = 1 / 20
 _GUIDE_WINDOW = 1 / 16
-_GUIDE_EPSILON = 2e-2
+_GUIDE_EPSILON = 4e-2
 _STEP_WINDOW = 1 / 80
 _MIXED_WINDOW = 1 / 100
-# How much the NeRF may change the continued photo.
-_NERF_LIMIT = 0.05
+# How much the NeRF may change the continued photo: more shows as the ghost of a thing that it draws out backwards.
+_NERF_LIMIT = 0.02
 # The front layer fades between these factors of being pulled apart.
 STRETCH_FADES, STRETCH_GONE = 1.6, 3.0
 # Rays that begin behind the front layer begin this much behind it.
 _BEHIND_S = 0.02
+# Neighbouring rays that end so much farther apart than on a flat relief see an outline; and the rays of its pixels.
+_OUTLINE_PX = 2.0
+_OFFSETS_PX = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
 # Step in which the region behind things grows.
 _GROW_PX = 4
 _PIXELS_AT_ONCE = 1 << 18
-# Mirrored margins hide what the photo does not show, but not more than this part of its longer side.
+# Mirrored margins hide what the photo does not show, and the layer behind reaches behind things, but not more than
+# this part of the longer side: a camera beside or behind the scene sees nothing that a photo could show.
 _WIDEST_MARGIN = 0.25
 
 
@@ -90,12 +103,31 @@ class PhotoScene:
     @torch.no_grad()
     def render(self, camera: Camera, *, samples: int = 0, rays_per_chunk: int = _PIXELS_AT_ONCE) -> SceneView:
         """Look at the photo from any number of cameras; `samples` and `rays_per_chunk` have no meaning here."""
-        views = [self._render_one(_one_camera(camera, index)) for index in range(camera.cam_to_world.shape[0])]
+        views = [self._render_one(one_camera(camera, index)) for index in range(camera.cam_to_world.shape[0])]
         return SceneView(*(torch.stack(part) for part in zip(*views, strict=True)))
 
     def _render_one(self, camera: Camera) -> SceneView:
-        near, far = self.facts.near, self.facts.far
-        lines = camera_lines(self.camera, camera, near=near, far=far)
+        camera = camera_to(camera, self.front.s.device)
+        size = (camera.height_px, camera.width_px)
+        centres = pixel_centres(*size, self.front.s.device)
+        rgb_s, shift = self._look(camera, centres)
+        edges = _outlines(shift.T.reshape(2, *size))
+        if len(edges):
+            # Four rays a pixel where neighbours see different things.
+            parts = [self._look(camera, centres[edges] + centres.new_tensor(offset))[0] for offset in _OFFSETS_PX]
+            rgb_s[:, edges] = torch.stack(parts).mean(0)
+        image = (rgb_s[:3].reshape(3, *size) * 255.0).round().clamp(0, 255).to(torch.uint8)
+        seen = rgb_s[3].reshape(size)
+        return SceneView(image, seen, torch.zeros_like(seen))
+
+    def _look(self, camera: Camera, seen_px: Tensor) -> tuple[Tensor, Tensor]:
+        """What the rays of a camera through pixels `[N, 2]` see.
+
+        Returns:
+            Colour and s in that camera, `[4, N]`; and how far on the canvas each ends from where it would on the
+            farthest relief, `[N, 2]`.
+        """
+        lines = camera_lines(self.camera, camera, near=self.facts.near, far=self.facts.far, pixels=seen_px)
         hits = intersect(self.front.s, lines)
         rgb = look_up(self.front.rgb, hits.pixels, mode="bicubic")
         pixels, s = hits.pixels, hits.s
@@ -109,22 +141,33 @@ class PhotoScene:
             rgb[:, gone] = (1.0 - weight) * rgb[:, gone] + weight * filled
             s[gone] = (1.0 - weight) * s[gone] + weight * there.s
             pixels[gone] = torch.where((weight > 0.5)[:, None], there.pixels, pixels[gone])
-        size = (camera.height_px, camera.width_px)
-        seen = self._s_in(camera, Hits(pixels, s, share)).reshape(size)
-        image = (rgb.reshape(3, *size) * 255.0).round().clamp(0, 255).to(torch.uint8)
-        return SceneView(image, seen, torch.zeros_like(seen))
+        return torch.cat([rgb, self._s_in(camera, pixels, s)[None]]), pixels - lines.base
 
-    def _s_in(self, camera: Camera, hits: Hits) -> Tensor:
-        """Normalised disparity of what was hit as the looking camera has it."""
+    def _s_in(self, camera: Camera, pixels: Tensor, s: Tensor) -> Tensor:
+        """Normalised disparity, as the looking camera has it, of what lies at places on the canvas at its s."""
         near, far = self.facts.near, self.facts.far
-        z_depth = z_depth_from_s(hits.s, near, far)
+        z_depth = z_depth_from_s(s, near, far)
         matrix = self.camera.intrinsics[0]
-        xy = (hits.pixels - matrix[:2, 2]) / torch.stack([matrix[0, 0], matrix[1, 1]])
+        xy = (pixels - matrix[:2, 2]) / torch.stack([matrix[0, 0], matrix[1, 1]])
         in_photo = torch.cat([xy, torch.ones_like(xy[:, :1])], -1) * z_depth[:, None]
         world = in_photo @ self.camera.cam_to_world[0, :3, :3].T + self.camera.cam_to_world[0, :3, 3]
         forward = camera.cam_to_world[0, :3, 2]
         z_here = ((world - camera.cam_to_world[0, :3, 3]) @ forward).clamp(min=1e-3)
         return ((1.0 / z_here - 1.0 / far) / (1.0 / near - 1.0 / far)).clamp(0.0, 1.0)
+
+
+def _outlines(shift: Tensor) -> Tensor:
+    """Indices of pixels beside others that see another part of the photo.
+
+    Args:
+        shift: From `PhotoScene._look`, `[2, H, W]`; zero for the photo's own camera, which therefore has none.
+    """
+    torn = torch.zeros_like(shift[0], dtype=torch.bool)
+    for axis in (1, 2):
+        apart = shift.diff(dim=axis).abs().amax(0) > _OUTLINE_PX
+        for start in (0, 1):
+            torn.narrow(axis - 1, start, shift.shape[axis] - 1).logical_or_(apart)
+    return torn.flatten().nonzero()[:, 0]
 
 
 def refined_disparity(nerf_s: Tensor, photo: Tensor, user_s: Tensor | None = None) -> Tensor:
@@ -192,8 +235,7 @@ def build_photo_scene(opened: OpenedScene, photo: Tensor, s: Tensor, cameras: Ca
     """
     facts = opened.camera
     device = opened.scene.planes.device
-    camera = photo_camera(facts, *s.shape)
-    camera = Camera(camera.cam_to_world.to(device), camera.intrinsics.to(device), *s.shape)
+    camera = camera_to(photo_camera(facts, *s.shape), device)
     reach_px, margin_px = _reach(camera, facts, cameras, s)
     rgb = photo.to(device).float() / 255.0
     s = s.to(device)
@@ -219,7 +261,7 @@ def _reach(photo: Camera, facts: SceneCamera, cameras: Camera, s: Tensor) -> tup
     reach, beyond = 1.0, 1.0
     for index in range(cameras.cam_to_world.shape[0]):
         # Rays of the corners and edges go farthest: an image of 3 x 3 pixels, stretched to have its centres there.
-        camera = _one_camera(cameras, index)
+        camera = one_camera(cameras, index)
         scale = torch.tensor([2.0 / camera.width_px, 2.0 / camera.height_px, 1.0])
         matrix = camera.intrinsics.cpu() * scale[None, :, None]
         matrix[:, :2, 2] += 0.5
@@ -231,7 +273,7 @@ def _reach(photo: Camera, facts: SceneCamera, cameras: Camera, s: Tensor) -> tup
             place = lines.base + end * lines.step
             beyond = max(beyond, float(torch.maximum(-place, place - size).max()))
     widest = _WIDEST_MARGIN * max(photo.width_px, photo.height_px)
-    return math.ceil(reach) + 2, math.ceil(min(beyond, widest)) + 2
+    return math.ceil(min(reach, widest)) + 2, math.ceil(min(beyond, widest)) + 2
 
 
 def _layer_behind(scene: Scene, camera: Camera, rgb: Tensor, s: Tensor, reach_px: int) -> PhotoLayer:
@@ -315,8 +357,3 @@ def nerf_behind(scene: Scene, camera: Camera, s: Tensor) -> Tensor:
         parts.append((weights[..., None] * rgb.reshape(*z_depth.shape, 3)).sum(1))
     image = torch.cat(parts).reshape(side_px, side_px, 3).permute(2, 0, 1)
     return functional.interpolate(image[None], size=s.shape, mode="bicubic", align_corners=False)[0].clamp(0.0, 1.0)
-
-
-def _one_camera(camera: Camera, index: int) -> Camera:
-    one = slice(index, index + 1)
-    return Camera(camera.cam_to_world[one], camera.intrinsics[one], camera.height_px, camera.width_px)

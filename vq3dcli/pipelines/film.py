@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES, VIDEO_SIZE_PX
@@ -17,12 +17,11 @@ from vq3dcli.export.video import MAX_GIF_FPS, VideoFormat, video_writer
 from vq3dcli.model.scene import Renderable
 from vq3dcli.pipelines.camera_file import GivenCamera, given_camera
 from vq3dcli.pipelines.targets import Target
-from vq3dcli.rendering.cameras import Camera
+from vq3dcli.rendering.cameras import Camera, one_camera
 from vq3dcli.rendering.trajectories import PATHS, trajectory
 
 MAX_SIZE_PX = 2048
 _MIN_SIDE_PX = 16
-_PIXELS_AT_ONCE = 128 * 128 * 2
 # Points that a chunk of rays holds whatever the samples a ray: what fits the cache.
 _POINTS_PER_CHUNK = 1024 * 32
 
@@ -134,10 +133,23 @@ def output_size(size_px: int, aspect: float) -> tuple[int, int]:
 def film(
     scene: Renderable, camera: Camera, target: Target, *, fps: float, samples: int, on_frames: Callable[[int], object]
 ) -> None:
+    """`film_changing` of a scene that stays as it is."""
+    film_changing(lambda _: scene, camera, target, fps=fps, samples=samples, on_frames=on_frames)
+
+
+def film_changing(
+    scene_at: Callable[[int], Renderable],
+    camera: Camera,
+    target: Target,
+    *,
+    fps: float,
+    samples: int,
+    on_frames: Callable[[int], object],
+) -> None:
     """Render a scene frame by frame into its target; memory does not grow with the number of frames.
 
     Args:
-        scene: One scene.
+        scene_at: The scene of a frame, a single one.
         camera: The camera of each frame, F of them.
         target: Where to; `check_targets` has seen it.
         fps: Frames a second.
@@ -155,18 +167,13 @@ def film(
             for path in target.paths
         ]
         shown: tuple[float, float] | None = None
-        for part in _camera_batches(camera):
-            view = scene.render(part, samples=samples, rays_per_chunk=max(1, _POINTS_PER_CHUNK // samples))
+        for frame in range(frames):
+            view = scene_at(frame).render(
+                one_camera(camera, frame), samples=samples, rays_per_chunk=max(1, _POINTS_PER_CHUNK // samples)
+            )
             sinks[0].write(view.rgb)
             if len(sinks) > 1:
                 # One range of colours for the whole video: it would flicker otherwise.
                 shown = shown or display_range(view.s[0])
                 sinks[1].write(colour_map(view.s, *shown))
-            on_frames(part.cam_to_world.shape[0])
-
-
-def _camera_batches(camera: Camera) -> Iterator[Camera]:
-    at_once = max(1, _PIXELS_AT_ONCE // (camera.height_px * camera.width_px))
-    poses, intrinsics = camera.cam_to_world.split(at_once), camera.intrinsics.split(at_once)
-    for pose, matrix in zip(poses, intrinsics, strict=True):
-        yield Camera(pose, matrix, camera.height_px, camera.width_px)
+            on_frames(1)

@@ -23,7 +23,7 @@ from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.model.scene import Scene, reconstruct_scene, scene_from_codes
 from vq3dcli.rendering.cameras import canonical_camera
-from vq3dcli.scene_file import SUFFIX, SceneCamera, check_codes, load_scene
+from vq3dcli.scene_file import SUFFIX, SceneCamera, camera_of, check_codes, load_scene
 
 Fit = Literal["crop", "squash"]
 
@@ -83,11 +83,13 @@ class Picture:
         image: uint8 `[3, size, size]`.
         aspect: Width / height of what `image` shows; 1 if it was cropped to a square.
         photo: The same at the resolution it was read with, uint8 `[3, H, W]`.
+        whole_aspect: Width / height before it was cropped.
     """
 
     image: Tensor
     aspect: float
     photo: Tensor
+    whole_aspect: float
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class OpenedScene:
         stem: What outputs are named after.
         camera: The canonical camera: radius, field of view on both axes, near, far, aspect.
         provenance: What it was made from and by, as JSON values.
+        whole_aspect: Width / height of the photo before it was cropped, where that is known.
     """
 
     scene: Scene
@@ -108,6 +111,7 @@ class OpenedScene:
     stem: str
     camera: SceneCamera
     provenance: dict[str, Any]
+    whole_aspect: float | None = None
 
 
 def parse_sources(texts: Sequence[str]) -> list[Source]:
@@ -147,12 +151,13 @@ def read_picture(source: Source, size_px: int, *, fit: Fit, stdin: IO[bytes] | N
     """
     if source.toy is not None:
         image = _toy_image(source.toy, size_px)
-        return Picture(image, 1.0, image)
+        return Picture(image, 1.0, image, 1.0)
     photo = _read_stdin(stdin) if source.text == STDIN else read_image(Path(source.text))
+    whole_aspect = photo.shape[2] / photo.shape[1]
     if fit == "crop":
         top, left, side = centre_square(photo.shape[1], photo.shape[2])
         photo = photo[:, top : top + side, left : left + side].contiguous()
-    return Picture(to_square(photo, size_px, fit="squash"), photo.shape[2] / photo.shape[1], photo)
+    return Picture(to_square(photo, size_px, fit="squash"), photo.shape[2] / photo.shape[1], photo, whole_aspect)
 
 
 def check_source(
@@ -222,13 +227,9 @@ def open_scene(
     if picture is None:
         picture = read_picture(source, weights.recipe.model.image_size, fit=fit, stdin=stdin)
     scene = reconstruct_scene(weights.model, picture.image[None].to(device))
-    return OpenedScene(scene, picture.photo, source.stem, camera_of(weights, picture.aspect), {**facts, "fit": fit})
-
-
-def camera_of(weights: LoadedWeights, aspect: float = 1.0) -> SceneCamera:
-    """The canonical camera of the scenes of a model."""
-    camera = weights.recipe.camera
-    return SceneCamera(radius=camera.radius, fov_deg=camera.fov_deg, near=camera.near, far=camera.far, aspect=aspect)
+    facts["fit"] = fit
+    seen_by = camera_of(weights, picture.aspect)
+    return OpenedScene(scene, picture.photo, source.stem, seen_by, facts, picture.whole_aspect)
 
 
 def _sampled_codes(source: Source, weights: LoadedWeights) -> Tensor:
@@ -240,7 +241,7 @@ def _sampled_codes(source: Source, weights: LoadedWeights) -> Tensor:
         codes_by_name = {str(row["file"]).removesuffix(".png"): str(row["codes"]) for row in record["samples"]}
         wanted = str(source.sample).removesuffix(".png")
         codes = torch.tensor([[int(code) for code in codes_by_name.get(wanted, "").split()]], dtype=torch.int64)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # also RecursionError, codes over 63 bits
         raise DataError(f"not a record of samples ({path}): {error}", remedy="a samples.json of vq3d sample") from error
     if wanted not in codes_by_name:
         nearest = difflib.get_close_matches(wanted, codes_by_name, n=1, cutoff=0.3) or list(codes_by_name)[:1]
@@ -261,7 +262,7 @@ def _parse_source(text: str) -> Source:
         sample = text.rpartition("#")[2]
         if not sample:
             raise UsageError(f"no name of a sample ({text})", remedy="samples.json#NAME")
-        return Source(text, sample.removesuffix(".png"), sample=sample)
+        return Source(text, Path(sample).name.removesuffix(".png") or "sample", sample=sample)
     if text.endswith(SUFFIX):
         return Source(text, Path(text).name.removesuffix(SUFFIX) or "input")
     if not text.startswith(_TOYSCENE):

@@ -10,9 +10,11 @@ from typing import IO, Literal
 
 import torch
 
+from data_tools.depth_models import DepthModel
 from vq3dcli.checkpoint import LoadedWeights
+from vq3dcli.data.images import centre_square
 from vq3dcli.errors import UsageError, Vq3dError
-from vq3dcli.model.scene import Renderable
+from vq3dcli.model.scene import CorrectedScene, Renderable
 from vq3dcli.pipelines.camera_file import write_cameras
 from vq3dcli.pipelines.detail import build_photo_scene, canonical_view, fitted_photo, refined_disparity
 from vq3dcli.pipelines.film import Shot, film, shot_camera
@@ -20,7 +22,7 @@ from vq3dcli.pipelines.inputs import Fit, OpenedScene, Picture, Source, check_so
 from vq3dcli.pipelines.parallax import Extent, adapted_reach, disparity_extent, eye_distance
 from vq3dcli.pipelines.stereo import EYE_PARALLAX, StereoKind, StereoScene
 from vq3dcli.pipelines.targets import Target
-from vq3dcli.pipelines.user_depth import predict_disparity, read_disparity, user_s
+from vq3dcli.pipelines.user_depth import check_shape, predict_disparity, read_disparity, user_s
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.scene_file import save_scene
 
@@ -28,6 +30,8 @@ Detail = Literal["photo", "none"]
 
 # A photo's own resolution is filmed up to here unless a size is asked for: 60 frames then take minutes, not hours.
 DETAIL_SIZE_PX = 1024
+# A zoom takes no more of a photo's pixels than this on its longer side: both layers would not fit into memory.
+_MOST_PHOTO_PX = 4096
 # A photo of fewer pixels on a side has no detail to give.
 _SMALLEST_PHOTO_PX = 16
 
@@ -39,17 +43,17 @@ class Look:
     Attributes:
         detail: `photo` carries the photo's own pixels, `none` shows the plain NeRF; None takes `photo` for photos.
         fit: What is kept of a photo; None squashes with photo detail and crops without.
-        depth: A disparity map of the user's, for the one photo there is.
-        depth_model: A depth network instead.
+        depth: A disparity map of the user's, for the one input there is.
+        depth_model: An opened depth network instead, see `user_depth.open_depth_model`.
         stereo: Pairs of views.
         write_cameras: Whether the camera path is written beside the video.
-        save_scene: Whether the scene is, too; one that was read from such a file is not written again.
+        save_scene: Whether the scene is, too.
     """
 
     detail: Detail | None = None
     fit: Fit | None = None
     depth: Path | None = None
-    depth_model: str | None = None
+    depth_model: DepthModel | None = None
     stereo: StereoKind | None = None
     write_cameras: bool = True
     save_scene: bool = False
@@ -103,19 +107,19 @@ def check_look(look: Look, sources: Sequence[Source]) -> None:
         UsageError: Options that contradict each other or the inputs.
         InputMissingError, DataError: See `user_depth.read_disparity`.
     """
-    if look.depth is not None and look.depth_model is not None:
-        raise UsageError("geometry comes from --depth or from --depth-model, not from both")
     if look.depth is not None and len(sources) > 1:
         raise UsageError("a disparity map belongs to one photo", remedy="one input, or --depth-model")
+    if look.save_scene and look.wants_depth:
+        raise UsageError(
+            "a saved scene keeps the NeRF's own geometry", remedy="--depth again, where the saved scene is rendered"
+        )
     for source in sources:
-        plain = look.detail_of(source) == "none"
-        if look.wants_depth and plain:
-            raise UsageError(
-                f"a disparity map corrects photo detail, not the plain NeRF ({source.text})",
-                remedy="a photo, and no --detail none",
-            )
-        if source.sample is not None and not plain:
+        if source.sample is not None and look.detail_of(source) == "photo":
             raise UsageError(f"a sample has no photo ({source.text})", remedy="--detail none")
+        if source.sample is not None and look.depth_model is not None:
+            raise UsageError(f"a sample has no photo for a depth network ({source.text})", remedy="--depth FILE")
+        if source.is_saved_scene and look.save_scene:
+            raise UsageError(f"this is a saved scene ({source.text})", remedy="no --save-scene")
     if look.depth is not None:
         read_disparity(look.depth)
 
@@ -180,13 +184,13 @@ def render_all(
     outputs: list[Path] = []
     for item in inputs:
         opened = open_scene(item.source, weights, fit=look.fit_of(item.source), device=device, picture=item.picture)
-        scene, camera = staged(opened, shot, look, fit=look.fit_of(item.source), detail=look.detail_of(item.source))
+        scene, camera = staged(opened, shot, look, detail=look.detail_of(item.source))
         film(scene, camera, item.target, fps=shot.fps, samples=shot.samples, on_frames=on_frames)
         outputs += item.target.paths
         if look.write_cameras:
             write_cameras(item.target.cameras, camera, fps=shot.fps)
             outputs.append(item.target.cameras)
-        if look.save_scene and weights is not None and not item.source.is_saved_scene:
+        if look.save_scene and weights is not None:
             save_scene(
                 item.target.scene,
                 opened.scene,
@@ -199,32 +203,30 @@ def render_all(
     return outputs
 
 
-def staged(opened: OpenedScene, shot: Shot, look: Look, *, fit: Fit, detail: Detail) -> tuple[Renderable, Camera]:
+def staged(opened: OpenedScene, shot: Shot, look: Look, *, detail: Detail) -> tuple[Renderable, Camera]:
     """What is filmed of a scene, and the cameras that film it.
 
     Args:
         opened: The scene.
         shot: How to film; with photo detail its path adapts to the scene where it says no amplitude.
         look: What to show.
-        fit: What was kept of the photo.
         detail: Photo detail or not; not, if there is no photo, or hardly one.
+
+    Raises:
+        UsageError: A depth network for a scene without a photo.
+        InputMissingError, DataError: See `user_depth`.
     """
     facts = opened.camera
     fov_deg = shot.fov_deg or facts.fov_deg
     if detail == "none" or opened.photo is None or min(opened.photo.shape[1:]) < _SMALLEST_PHOTO_PX:
-        if look.wants_depth:
-            raise UsageError(f"there is no photo to correct ({opened.stem})", remedy="a photo, or no --depth")
-        camera = shot_camera(shot, radius=facts.radius, fov_deg=facts.fov_deg, aspect=facts.aspect)
-        scene: Renderable = opened.scene
-        if look.stereo is None:
-            return scene, camera
-        return _stereo(scene, look.stereo, disparity_extent(canonical_view(opened).s, facts), fov_deg), camera
+        return _staged_plain(opened, shot, look, fov_deg)
     output_px = _output_px(opened.photo.shape[1], opened.photo.shape[2], shot.size_px)
     # A zoom shows fewer of the photo's pixels, larger.
     zoom = max(1.0, math.tan(math.radians(0.5 * facts.fov_deg)) / math.tan(math.radians(0.5 * fov_deg)))
+    zoom = min(zoom, max(1.0, _MOST_PHOTO_PX / max(output_px)))
     photo = fitted_photo(opened.photo, round(output_px[0] * zoom), round(output_px[1] * zoom))
     nerf_s = canonical_view(opened).s[0]
-    s = refined_disparity(nerf_s, photo, _given_s(opened, look, fit, nerf_s.device))
+    s = refined_disparity(nerf_s, photo, _given_s(opened, look, nerf_s.device))
     extent = disparity_extent(s, facts)
     reach = adapted_reach(shot.path, extent, facts, fov_rad=math.radians(fov_deg))
     if shot.amplitude_deg is None:
@@ -245,17 +247,43 @@ def _stereo(scene: Renderable, kind: StereoKind, extent: Extent, fov_deg: float)
     return StereoScene(scene, kind, distance, extent.middle_z)
 
 
-def _given_s(opened: OpenedScene, look: Look, fit: Fit, device: torch.device) -> torch.Tensor | None:
-    """Geometry from outside, if it is asked for."""
+def _staged_plain(opened: OpenedScene, shot: Shot, look: Look, fov_deg: float) -> tuple[Renderable, Camera]:
+    """The NeRF itself, its surfaces moved if geometry comes from outside."""
+    facts = opened.camera
+    camera = shot_camera(shot, radius=facts.radius, fov_deg=facts.fov_deg, aspect=facts.aspect)
+    scene: Renderable = opened.scene
+    given = _given_s(opened, look, opened.scene.planes.device)
+    nerf_s = canonical_view(opened).s[0] if given is not None or look.stereo is not None else None
+    if given is not None:
+        assert nerf_s is not None
+        scene = CorrectedScene(opened.scene, nerf_s, given, math.radians(facts.fov_deg))
+    if look.stereo is not None:
+        seen_s = nerf_s if given is None else given
+        assert seen_s is not None
+        scene = _stereo(scene, look.stereo, disparity_extent(seen_s, facts), fov_deg)
+    return scene, camera
+
+
+def _given_s(opened: OpenedScene, look: Look, device: torch.device) -> torch.Tensor | None:
+    """Geometry from outside, if it is asked for, for what the canonical camera sees."""
+    shown = opened.camera.aspect
     if look.depth is not None:
-        return user_s(read_disparity(look.depth), opened.camera.aspect, fit=fit, name=str(look.depth)).to(device)
-    if look.depth_model is not None:
-        assert opened.photo is not None
-        disparity = predict_disparity(look.depth_model, opened.photo.cpu(), device)
-        # The network saw what is kept of the photo, whatever the fit, and may have squashed it.
-        own_aspect = disparity.shape[1] / disparity.shape[0]
-        return user_s(disparity, own_aspect, fit="squash", name=look.depth_model).to(device)
-    return None
+        name = str(look.depth)
+        disparity = read_disparity(look.depth)
+        # A map of what is shown, or of all of a photo that was cropped.
+        aspects = [shown] if opened.whole_aspect is None else [shown, opened.whole_aspect]
+        if check_shape(disparity, aspects, name=name) != shown:
+            top, left, side = centre_square(*disparity.shape)
+            disparity = disparity[top : top + side, left : left + side]
+    elif look.depth_model is not None:
+        if opened.photo is None:
+            raise UsageError(f"there is no photo for a depth network ({opened.stem})", remedy="--depth FILE")
+        name = opened.stem
+        # The network may have squashed the photo, so its map has a shape of its own.
+        disparity = predict_disparity(look.depth_model, opened.photo, name=name)
+    else:
+        return None
+    return user_s(disparity.to(device), opened.camera, name=name)
 
 
 def _output_px(height_px: int, width_px: int, size_px: int | None) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,8 @@ def plan_targets(
     path: str,
     disparity: bool,
     default: VideoFormat = "mp4",
+    kept: Sequence[Path] = (),
+    save_scene: bool = False,
 ) -> list[Target]:
     """Where the video of each source goes.
 
@@ -65,22 +68,54 @@ def plan_targets(
         path: Name of the camera path, a part of the names that are made here.
         disparity: Whether disparity videos are wanted.
         default: The format where neither `output` nor `video_format` says any.
+        kept: What else is read, and must not be overwritten.
+        save_scene: Whether scenes are saved beside the videos.
 
     Raises:
         UsageError: A format that is unknown or contradicts the file's name; one file for several inputs; an output
-            that would overwrite an input.
+            that would overwrite an input or another output.
     """
     if video_format is not None and video_format not in FORMATS:
         raise UsageError(f"no video format {video_format!r}", remedy=f"--format {'|'.join(FORMATS)}")
     targets = [
         _plan_target(source, len(sources) > 1, output, video_format, path, disparity, default) for source in sources
     ]
-    inputs = {source.path.resolve() for source in sources if source.is_file}
+    inputs = {path.resolve() for path in (*_files(sources), *kept)}
+    outputs: set[Path] = set()
     for target in targets:
-        for written in (*target.paths, target.cameras, target.scene):
+        for written in (*target.paths, target.cameras, *([target.scene] if save_scene else [])):
             if written.resolve() in inputs:
                 raise UsageError(f"the output would overwrite the input ({written})", remedy="another name with -o")
+            if written.resolve() in outputs:
+                raise UsageError(f"two outputs would have one name ({written})", remedy="another name with -o")
+            outputs.add(written.resolve())
     return targets
+
+
+def plan_joint_target(
+    sources: Sequence[Source], stem: str, output: str | None, video_format: str | None, *, kind: str, disparity: bool
+) -> Target:
+    """Where the one video of several inputs goes; see `plan_targets`.
+
+    Args:
+        sources: The inputs, none of which may be overwritten.
+        stem: What the output is named after, where `-o` does not say.
+        output: What `-o` says.
+        video_format: What `--format` says.
+        kind: The last part of a name that is made here.
+        disparity: Whether a disparity video is wanted.
+
+    Raises:
+        UsageError: See `plan_targets`.
+    """
+    return plan_targets(
+        [dataclasses.replace(sources[0], stem=stem)],
+        output,
+        video_format,
+        path=kind,
+        disparity=disparity,
+        kept=_files(sources),
+    )[0]
 
 
 def check_targets(targets: Sequence[Target]) -> None:
@@ -117,6 +152,10 @@ def _plan_target(
     return _target(file, _known(video_format), disparity)
 
 
+def _files(sources: Sequence[Source]) -> list[Path]:
+    return [source.path for source in sources if source.is_file]
+
+
 def _is_folder(output: str, several: bool) -> bool:
     if "{name}" in output:
         return False
@@ -128,6 +167,10 @@ def _known(video_format: str) -> VideoFormat:
 
 
 def _target(path: Path, video_format: VideoFormat, disparity: bool) -> Target:
+    # Of "." and ".." nothing can be named after.
+    path = path if path.name not in ("", "..") else path.resolve()
+    if not path.name:
+        raise UsageError(f"the output has no name ({path})", remedy="-o FOLDER/")
     suffix = "" if video_format == "frames" else path.suffix
     beside = path.with_name(f"{path.name.removesuffix(suffix)}_disparity{suffix}") if disparity else None
     return Target(path, beside, video_format)

@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import re
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.nn import functional
 
-from vq3dcli.data.images import centre_square, read_file, read_image
-from vq3dcli.errors import DataError, UnavailableError
+from data_tools.depth_models import DepthModel, find_model, open_model, to_disparity
+from vq3dcli.data.images import MAX_PIXELS, decode_image, read_file
+from vq3dcli.errors import DataError, UnavailableError, UsageError
 from vq3dcli.losses.depth import align_canonical
-from vq3dcli.pipelines.inputs import Fit
+from vq3dcli.scene_file import SceneCamera
 
-# The statistics of s in an average scene, as relative labels are brought to in training (docs/training.md).
-_MEAN_S, _STD_S = 0.40, 0.18
 _PFM = re.compile(rb"(P[Ff])\s+(\d+)\s+(\d+)\s+([-+.\deE]+)\s")
 _ASPECT_ERROR = 0.03
+# No video has more pixels a side.
+_MOST_PX = 2048
+_LEAST_RELIEF = 1e-3
+_NO_RELIEF = "no --depth: the NeRF has its own"
+_REMEDY = "a PNG, .npy or .pfm of two axes, all of it finite"
 
 
 def read_disparity(path: Path) -> Tensor:
     """A disparity map, larger is nearer, in any unit.
 
     Args:
-        path: `.npy` (two axes), `.pfm`, or an image; a 16-bit PNG keeps its 16 bits, of colours the mean counts.
+        path: `.npy` (two axes, and any of length 1), `.pfm`, or an image; a 16-bit PNG keeps its 16 bits, of colours
+            the mean counts.
 
     Returns:
         float32 `[H, W]`.
 
     Raises:
         InputMissingError: There is no such file.
-        DataError: It cannot be read, or holds values that are not finite.
+        DataError: It cannot be read, holds values that are not finite, or the same value everywhere.
     """
     suffix = path.suffix.lower()
     data = read_file(path)
@@ -43,76 +51,110 @@ def read_disparity(path: Path) -> Tensor:
             values = np.load(io.BytesIO(data), allow_pickle=False)
         elif suffix == ".pfm":
             values = _read_pfm(data)
-        elif _is_16_bit(data):
-            values = np.asarray(Image.open(io.BytesIO(data), formats=("PNG", "TIFF")))
         else:
-            return read_image(path).float().mean(0)
-        disparity = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-    except (ValueError, TypeError, OSError, EOFError, SyntaxError) as error:
-        raise DataError(f"not a disparity map ({path}): {error}", remedy="a PNG, .npy or .pfm of two axes") from error
-    if disparity.ndim != 2 or not disparity.numel() or not torch.isfinite(disparity).all():
-        raise DataError(
-            f"not a disparity map ({path}): {list(disparity.shape)}, or values that are not finite",
-            remedy="a PNG, .npy or .pfm of two axes",
-        )
-    return disparity
+            values = _read_deep(data)
+            if values is None:
+                values = decode_image(data, name=str(path)).float().mean(0).numpy()
+        if values.dtype.kind not in "buif":
+            raise ValueError(f"its values are {values.dtype}")
+        with np.errstate(over="ignore"):  # what overflows is not finite
+            values = np.squeeze(values.astype(np.float32))
+    except (ValueError, TypeError, OSError, EOFError, SyntaxError, MemoryError) as error:
+        raise DataError(f"not a disparity map ({path}): {error}", remedy=_REMEDY) from error
+    if values.ndim != 2 or not values.size:
+        raise DataError(f"not a disparity map ({path}): its shape is {list(values.shape)}", remedy=_REMEDY)
+    if not np.isfinite(values).all():
+        raise DataError(f"a disparity map with values that are not finite ({path})", remedy=_REMEDY)
+    if values.min() == values.max():
+        raise DataError(f"a disparity map without any relief ({path})", remedy=_NO_RELIEF)
+    return torch.from_numpy(np.ascontiguousarray(values))
 
 
-def predict_disparity(model: str, photo: Tensor, device: torch.device) -> Tensor:
-    """The disparity of a photo by a network, float32 `[h, w]`, larger is nearer.
+def open_depth_model(model: str, device: torch.device) -> DepthModel:
+    """Open a depth network.
 
     Args:
         model: As `vq3d depth-labels --model` takes it: a folder, an `.onnx` file, or a name of the Hub.
-        photo: uint8 `[3, H, W]`.
         device: Where it computes.
 
     Raises:
-        UnavailableError: The network, or what it needs, is not here.
+        InputMissingError, DataError, UnsafeFileError: There is no such network, or it is damaged or a pickle.
+        UnavailableError: It is not on this machine, or what it needs is not installed.
+        UsageError: Nobody knows what its numbers mean.
     """
     try:
-        networks = importlib.import_module("data_tools.depth_models")
-    except ImportError as error:
-        raise UnavailableError("this version knows no depth networks", remedy="--depth FILE") from error
-    opened = networks.open_model(networks.find_model(model), device)
-    disparity: Tensor = networks.to_disparity(opened.predict(photo[None]), opened.meaning)[0].float().cpu()
+        return open_model(find_model(model), device)
+    except UsageError as error:
+        raise UsageError(error.message, remedy="another network, or --depth FILE with its map") from error
+    except UnavailableError as error:
+        # Only `vq3d depth-labels` downloads.
+        remedy = (error.remedy or "").removeprefix("--download; or ").replace("--model", "--depth-model")
+        raise UnavailableError(error.message, remedy=remedy or "--depth FILE") from error
+
+
+def predict_disparity(network: DepthModel, photo: Tensor, *, name: str) -> Tensor:
+    """The disparity of a photo by a network, float32 `[h, w]`, larger is nearer.
+
+    Args:
+        network: From `open_depth_model`.
+        photo: uint8 `[3, H, W]`.
+        name: What error messages call the photo.
+
+    Raises:
+        DataError: The network fails on this photo.
+    """
+    disparity = to_disparity(network.predict(photo[None].cpu()), network.meaning)[0].float().cpu()
+    if not torch.isfinite(disparity).all():
+        raise DataError(f"the depth network gives values that are not finite ({name})", remedy="--depth FILE")
     return disparity
 
 
-def user_s(disparity: Tensor, aspect: float, *, fit: Fit, name: str) -> Tensor:
-    """A relative disparity map of a whole photo as normalised disparity of what is kept of it.
+def check_shape(disparity: Tensor, aspects: Sequence[float], *, name: str) -> float:
+    """The one of some aspects (width / height) that a map `[h, w]` has. Raises `DataError`."""
+    height_px, width_px = disparity.shape
+    # A map of few pixels cannot have the photo's shape to the last percent.
+    error = _ASPECT_ERROR + 1.0 / min(height_px, width_px)
+    for aspect in aspects:
+        if abs(width_px / height_px / aspect - 1.0) <= error:
+            return aspect
+    raise DataError(
+        f"a disparity map of another shape than the photo ({name}): {width_px}x{height_px}, width / height should be "
+        f"{aspects[-1]:.3g}",
+        remedy="a map of the whole photo, of any size",
+    )
+
+
+def user_s(disparity: Tensor, facts: SceneCamera, *, name: str) -> Tensor:
+    """A relative disparity map as normalised disparity, with the statistics of an average scene in training.
 
     Args:
         disparity: `[h, w]`, larger is nearer.
-        aspect: Width / height of what is kept of the photo.
-        fit: What is kept, see `inputs.read_picture`.
+        facts: Of the scene.
         name: What error messages call the map.
 
     Returns:
-        `[h', w']` in [0, 1].
+        `[h', w']` in [0, 1], at most 2048 pixels a side.
 
     Raises:
-        DataError: The map's shape is not the photo's.
+        DataError: All of it, but for single pixels, is equally far.
     """
-    height_px, width_px = disparity.shape
-    if fit == "crop":
-        top, left, side = centre_square(height_px, width_px)
-        disparity = disparity[top : top + side, left : left + side]
-    # A map of few pixels cannot have the photo's shape to the last percent.
-    elif abs(width_px / height_px / aspect - 1.0) > _ASPECT_ERROR + 1.0 / min(height_px, width_px):
-        raise DataError(
-            f"a disparity map of another shape than the photo ({name}): {width_px}x{height_px}, width / height should "
-            f"be {aspect:.3g}",
-            remedy="a map of the whole photo, of any size",
-        )
-    return align_canonical(disparity[None], mean=_MEAN_S, std=_STD_S)[0]
+    factor = min(1.0, _MOST_PX / max(disparity.shape))
+    size = [max(1, round(side * factor)) for side in disparity.shape]
+    smaller = functional.interpolate(disparity[None, None], size=size, mode="bilinear", antialias=True)[0]
+    s = align_canonical(smaller, mean=facts.mean_s, std=facts.std_s)[0]
+    if float(s.max() - s.min()) < _LEAST_RELIEF:
+        raise DataError(f"a disparity map without any relief ({name})", remedy=_NO_RELIEF)
+    return s
 
 
-def _is_16_bit(data: bytes) -> bool:
+def _read_deep(data: bytes) -> np.ndarray[tuple[int, ...], np.dtype[Any]] | None:
+    """Values of a grey PNG or TIFF of more than 8 bits; None for all else, which `decode_image` reads or refuses."""
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "TIFF")) as image:
-            return image.mode.startswith("I") or image.mode == "F"
-    except OSError:
-        return False
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=("PNG", "TIFF")) as image:
+            deep = image.mode.startswith("I") or image.mode == "F"
+            return np.asarray(image) if deep and image.width * image.height <= MAX_PIXELS else None
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        return None
 
 
 def _read_pfm(data: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

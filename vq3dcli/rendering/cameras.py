@@ -37,6 +37,17 @@ class Camera:
     width_px: int
 
 
+def one_camera(camera: Camera, index: int) -> Camera:
+    """One of a batch, as a batch of one."""
+    here = slice(index, index + 1)
+    return Camera(camera.cam_to_world[here], camera.intrinsics[here], camera.height_px, camera.width_px)
+
+
+def camera_to(camera: Camera, device: torch.device) -> Camera:
+    """The same on another device."""
+    return Camera(camera.cam_to_world.to(device), camera.intrinsics.to(device), camera.height_px, camera.width_px)
+
+
 @dataclass(frozen=True)
 class Rays:
     """Rays whose direction has a camera-z component of 1, so that `origin + z_depth * direction` is a point.

@@ -84,18 +84,20 @@ def fill_holes(values: Tensor, weight: Tensor) -> Tensor:
     Push-pull interpolation (Gortler, Grzeszczuk, Szeliski and Cohen, SIGGRAPH 1996, section 3.4.1).
 
     Args:
-        values: `[C, H, W]`.
-        weight: `[H, W]`, from 0 (nothing known) to 1 (known: kept as it is).
+        values: `[..., C, H, W]`.
+        weight: `[..., H, W]`, from 0 (nothing known) to 1 (known: kept as it is).
 
     Returns:
-        `[C, H, W]`; zeros if nothing at all is known.
+        `[..., C, H, W]`; zeros if nothing at all is known.
     """
-    height_px, width_px = weight.shape
+    height_px, width_px = weight.shape[-2:]
+    weight = weight.unsqueeze(-3)
     if max(height_px, width_px) <= 1:
         return torch.where(weight > _LEAST_WEIGHT, values, torch.zeros_like(values))
-    weighted = torch.cat([values * weight, weight[None]])[None]
-    halves = functional.avg_pool2d(weighted, 2, 2, ceil_mode=True, count_include_pad=False)[0]
-    known = halves[-1]
-    coarse = fill_holes(halves[:-1] / known.clamp(min=_LEAST_WEIGHT), (4.0 * known).clamp(max=1.0))
-    up = functional.interpolate(coarse[None], size=(height_px, width_px), mode="bilinear", align_corners=False)[0]
-    return weight * values + (1.0 - weight) * up
+    weighted = torch.cat([values * weight, weight], -3)
+    halves = functional.avg_pool2d(weighted, 2, 2, ceil_mode=True, count_include_pad=False)
+    sums, known = halves[..., :-1, :, :], halves[..., -1:, :, :]
+    coarse = fill_holes(sums / known.clamp(min=_LEAST_WEIGHT), (4.0 * known.squeeze(-3)).clamp(max=1.0))
+    flat = coarse.reshape(-1, *coarse.shape[-3:])
+    up = functional.interpolate(flat, size=(height_px, width_px), mode="bilinear", align_corners=False)
+    return weight * values + (1.0 - weight) * up.reshape(values.shape)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.rendering.cameras import Camera, Rays, image_rays, s_from_z_depth
+from vq3dcli.rendering.cameras import Camera, Rays, image_rays, rays_at_pixels, s_from_z_depth
 
 # A step of the march; half a pixel would cost twice and shows no difference.
 _STEP_PX = 1.0
@@ -59,16 +59,18 @@ class Hits(NamedTuple):
     stretch: Tensor
 
 
-def camera_lines(photo: Camera, camera: Camera, *, near: float, far: float) -> Lines:
-    """All rays of a camera as lines in the image of another.
+def camera_lines(photo: Camera, camera: Camera, *, near: float, far: float, pixels: Tensor | None = None) -> Lines:
+    """Rays of a camera as lines in the image of another.
 
     Args:
         photo: The camera of the relief, one, at any pose.
         camera: The camera that looks, one.
         near: z_depth of s = 1 in the photo's camera.
         far: z_depth of s = 0.
+        pixels: Where in the looking camera's image, `[N, 2]`; default: all pixel centres.
     """
-    rays = _in_camera(photo, image_rays(camera))
+    seen = image_rays(camera) if pixels is None else rays_at_pixels(camera, pixels)
+    rays = _in_camera(photo, seen)
     origin, direction = rays.origin[0], rays.direction[0]
     direction = torch.cat([direction[:, :2], direction[:, 2:].clamp(min=_LEAST_FORWARD)], -1)
     slope = direction[:, :2] / direction[:, 2:]
