@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from data_tools.depth_models import NEAREST_M, to_disparity
+from data_tools.depth_models import to_disparity
 from data_tools.depth_quality import CLIPPED, CONSTANT, NOISY, NOT_FINITE, make_label
 
 
@@ -68,6 +68,7 @@ def test_what_is_wrong_is_named(values, flags):
 
 
 def test_depth_becomes_disparity():
-    depth = torch.tensor([0.0, NEAREST_M, 2.0, math.inf])
-    assert torch.allclose(to_disparity(depth, "depth"), torch.tensor([10.0, 10.0, 0.5, 0.0]))
+    # What is nearer than a fiftieth of the median, 2, is taken to be there.
+    depth = torch.tensor([[[0.0, 0.01, 2.0, 4.0, math.inf]]])
+    assert torch.allclose(to_disparity(depth, "depth"), torch.tensor([25.0, 25.0, 0.5, 0.25, 0.0]))
     assert to_disparity(depth, "disparity") is depth
