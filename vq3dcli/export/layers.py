@@ -48,8 +48,6 @@ _LEAST_ALPHA = 0.01
 _SAME_SURFACE_S = 0.04
 # Five of them in a row span more only where one surface ends before another.
 _STEP_S = 0.08
-# A surface of a photo fades between these factors of being pulled apart.
-STRETCH_FADES, STRETCH_GONE = 1.6, 3.0
 _NEAR_SURFACE_S = 0.01
 
 
@@ -90,8 +88,6 @@ class Layers:
         edges_s: `[L + 1]` from 1 to 0: layer i lies between edges i and i + 1.
         frustum: The camera whose rays the texels follow.
         margins: How much wider and higher the layers are than what that camera sees, at least 1 each.
-        fades: Draw as photo detail does: surfaces fade where a camera sees them pulled apart (`STRETCH_FADES`), and
-            colours are sampled sharply.
     """
 
     rgb: Tensor
@@ -100,7 +96,6 @@ class Layers:
     edges_s: Tensor
     frustum: Frustum
     margins: tuple[float, float] = (1.0, 1.0)
-    fades: bool = False
 
     def __len__(self) -> int:
         """Number of layers L."""
@@ -243,6 +238,23 @@ class Sheet(NamedTuple):
     s: Tensor
 
 
+@dataclass(frozen=True)
+class Sheets:
+    """A photo as photo detail has it, for who draws it in the same way (`pipelines.detail.PhotoScene`).
+
+    Attributes:
+        front: What the canonical camera sees.
+        behind: What takes its place where it is pulled apart; of the same size.
+        frustum: The canonical camera.
+        fades: Factors of being pulled apart between which the front gives way.
+    """
+
+    front: Sheet
+    behind: Sheet
+    frustum: Frustum
+    fades: tuple[float, float]
+
+
 def layers_of_sheets(
     sheets: Sequence[Sheet], frustum: Frustum, layers: int, *, margins: tuple[float, float] = (1.0, 1.0)
 ) -> Layers:
@@ -260,7 +272,7 @@ def layers_of_sheets(
     last = sheets[-1]
     planes = (0.5 * (edges_s[1:] + edges_s[:-1])).to(last.s)[:, None, None].expand(layers, *last.s.shape)
     alpha = torch.zeros_like(planes)
-    built = Layers(last.rgb.expand(layers, -1, -1, -1), alpha, planes, edges_s, frustum, margins, fades=True)
+    built = Layers(last.rgb.expand(layers, -1, -1, -1), alpha, planes, edges_s, frustum, margins)
     for sheet in reversed(sheets):
         built = add_photo(built, sheet.rgb, sheet.s)
     return built
@@ -291,7 +303,7 @@ def flat_layers(layers: Layers) -> Layers:
     maps = torch.where(mass[:, None] > 1e-6, rgb / mass.clamp(min=1e-6)[:, None], layers.rgb)
     middle = planes[:, None, None].expand_as(layers.s).contiguous()
     rgb = fill_holes(maps, alpha.clamp(min=1e-4) ** 2)
-    return replace(layers, rgb=rgb, alpha=alpha, s=middle, fades=False)
+    return replace(layers, rgb=rgb, alpha=alpha, s=middle)
 
 
 @torch.no_grad()
@@ -314,9 +326,6 @@ def render_layers(layers: Layers, camera: Camera) -> tuple[Tensor, Tensor]:
     colour = torch.zeros(size[0], 3, *size[1:], device=layers.rgb.device)
     disparity, passing = torch.zeros_like(colour[:, 0]), torch.ones_like(colour[:, 0])
     maps = torch.cat([layers.rgb, layers.alpha[:, None], layers.s[:, None]], 1)
-    # Along a ray xy = base + s along: 1 / z is linear in s.
-    along = (origin[..., :2] - origin[..., 2:] * direction[..., :2] / direction[..., 2:]) / tangent
-    along = along * (1.0 / frustum.near - 1.0 / frustum.far)
     for layer, plane_s in enumerate(layers.planes_s.tolist()):
         s = torch.full_like(disparity, plane_s)
         for step in range(_SEARCH_STEPS + 1):
@@ -328,37 +337,15 @@ def render_layers(layers: Layers, camera: Camera) -> tuple[Tensor, Tensor]:
                 s = _sample(texels[:, 4:], xy)[:, 0]
             else:
                 found = _sample(texels, xy)
-        opacity = found[:, 3] * (z_depth > 0.0)
-        if layers.fades and layer + 1 < len(layers):
-            opacity = opacity * _unstretched(texels[:, 4:], xy, along)
-        weight = passing * opacity
-        rgb = found[:, :3]
-        if layers.fades:
-            # As photo detail does: bilinear samples would blur a photo's texture.
-            rgb = _sample(texels[:, :3], xy, mode="bicubic").clamp(0.0, 1.0)
-        colour += weight[:, None] * rgb
+        weight = passing * found[:, 3] * (z_depth > 0.0)
+        colour += weight[:, None] * found[:, :3]
         disparity += weight * s_from_z_depth(z_depth.clamp(min=1e-3), frustum.near, frustum.far)
         passing = passing - weight
     return colour, disparity
 
 
-def _unstretched(s: Tensor, xy: Tensor, along: Tensor) -> Tensor:
-    """1 where the surfaces `s` `[V, 1, H', W']` appear as they are at `xy`, 0 where they are pulled apart.
-
-    A texel of the relief grows to 1 - gradient . along, by the derivative of xy = base + s(xy) along.
-    """
-    stretch = torch.ones_like(along[..., 0])
-    for axis, side in ((0, s.shape[3]), (1, s.shape[2])):
-        offset = torch.zeros(2, device=s.device)
-        offset[axis] = 1.0 / side
-        slope = (_sample(s, xy + offset) - _sample(s, xy - offset))[:, 0] * (0.5 * side)
-        stretch = stretch - slope * along[..., axis]
-    share = ((stretch - STRETCH_FADES) / (STRETCH_GONE - STRETCH_FADES)).clamp(0.0, 1.0)
-    return 1.0 - share * share * (3.0 - 2.0 * share)
-
-
-def _sample(maps: Tensor, xy: Tensor, *, mode: str = "bilinear") -> Tensor:
-    return functional.grid_sample(maps, xy, mode=mode, padding_mode="border", align_corners=False)
+def _sample(maps: Tensor, xy: Tensor) -> Tensor:
+    return functional.grid_sample(maps, xy, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def snap_to_surfaces(s: Tensor) -> Tensor:

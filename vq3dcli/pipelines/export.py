@@ -26,6 +26,7 @@ from vq3dcli.export.layers import (
     Frustum,
     Layers,
     Sheet,
+    Sheets,
     bake_layers,
     choose_edges,
     flat_layers,
@@ -41,6 +42,9 @@ from vq3dcli.export.viewer import BOUND_RAD, write_viewer
 from vq3dcli.metrics.image import psnr
 from vq3dcli.model.scene import Renderable
 from vq3dcli.pipelines.detail import (
+    STRETCH_FADES,
+    STRETCH_GONE,
+    PhotoLayer,
     PhotoScene,
     build_photo_scene,
     canonical_view,
@@ -202,17 +206,22 @@ def export_scene(opened: OpenedScene, wish: Wish, paths: list[Path]) -> tuple[li
     }
     canonical = frustum.camera(height_px, width_px)
     if wish.kind in ("viewer", "mpi"):
-        layers = _layers(opened, photo_scene, wish, frustum, height_px, width_px)
-        layers = flat_layers(layers) if wish.kind == "mpi" else layers
-        figures |= {"layers": len(layers), "bound_rad": vantage.bound_rad, "pivot_z": vantage.pivot_z}
-        figures |= {"psnr": _layers_psnr(layers, scene, frustum, vantage, wish.samples)}
-        if wish.kind == "mpi":
-            return write_mpi(paths[0], layers), figures
+        figures |= {"bound_rad": vantage.bound_rad, "pivot_z": vantage.pivot_z}
+        drawn: Layers | Sheets
+        if photo_scene is not None and wish.kind == "viewer":
+            # Drawn as `PhotoScene` is.
+            drawn = photo_sheets(photo_scene, frustum)
+        else:
+            drawn = _layers(opened, photo_scene, wish, frustum, height_px, width_px)
+            drawn = flat_layers(drawn) if wish.kind == "mpi" else drawn
+            figures |= {"layers": len(drawn), "psnr": _layers_psnr(drawn, scene, frustum, vantage, wish.samples)}
+            if wish.kind == "mpi":
+                return write_mpi(paths[0], drawn), figures
         view = scene.render(canonical, samples=wish.samples)
         write_viewer(
             paths[0],
             opened.stem,
-            layers,
+            drawn,
             view.rgb[0].cpu(),
             display_range(view.s[0]),
             bound_rad=vantage.bound_rad,
@@ -319,7 +328,7 @@ def _layers(
             0.5 * canvas.width_px / float(focal[0, 0]) / tangent,
             0.5 * canvas.height_px / float(focal[1, 1]) / tangent,
         )
-        sheets = [_sheet(part.rgb, part.s) for part in (photo_scene.front, photo_scene.behind)]
+        sheets = [_sheet(part) for part in (photo_scene.front, photo_scene.behind)]
         return layers_of_sheets(sheets, frustum, wish.layers, margins=margins)
     field, device = opened.scene.model.frozen_field(opened.scene.planes), opened.scene.planes.device
     edges_s = choose_edges(field, frustum, wish.layers, device)
@@ -329,13 +338,29 @@ def _layers(
     )
 
 
-def _sheet(rgb: Tensor, s: Tensor) -> Sheet:
+def photo_sheets(photo_scene: PhotoScene, frustum: Frustum) -> Sheets:
+    """Both layers of a photo without their margins, which are mirrored again where they are drawn."""
+    canvas, tangent = photo_scene.camera, math.tan(0.5 * frustum.fov_rad)
+    focal = canvas.intrinsics[0]
+    width_px, height_px = (round(2.0 * tangent * float(focal[axis, axis])) for axis in (0, 1))
+    left, top = (canvas.width_px - width_px) // 2, (canvas.height_px - height_px) // 2
+    front, behind = (
+        Sheet(
+            part.rgb[:, top : top + height_px, left : left + width_px].cpu(),
+            part.s[top : top + height_px, left : left + width_px].cpu(),
+        )
+        for part in (photo_scene.front, photo_scene.behind)
+    )
+    return Sheets(front, behind, frustum, (STRETCH_FADES, STRETCH_GONE))
+
+
+def _sheet(part: PhotoLayer) -> Sheet:
     """A layer of a photo, no larger than layers may be."""
-    factor = min(1.0, MAX_SIDE_PX / max(s.shape))
-    size = [max(1, math.floor(side * factor)) for side in s.shape]
+    factor = min(1.0, MAX_SIDE_PX / max(part.s.shape))
+    size = [max(1, math.floor(side * factor)) for side in part.s.shape]
     options: dict[str, Any] = {"size": size, "mode": "bilinear", "align_corners": False, "antialias": True}
-    small = functional.interpolate(rgb[None].cpu(), **options)[0].clamp(0.0, 1.0)
-    return Sheet(small, functional.interpolate(s[None, None].cpu(), **options)[0, 0])
+    small = functional.interpolate(part.rgb[None].cpu(), **options)[0].clamp(0.0, 1.0)
+    return Sheet(small, functional.interpolate(part.s[None, None].cpu(), **options)[0, 0])
 
 
 def _layers_psnr(
