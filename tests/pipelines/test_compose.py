@@ -19,7 +19,7 @@ from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.cli import run
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.scene import SceneView
-from vq3dcli.pipelines.compose import build_stage
+from vq3dcli.pipelines.compose import Unchanging, build_stage
 from vq3dcli.pipelines.composition import (
     Composition,
     composition_from_options,
@@ -199,6 +199,19 @@ def test_photo_detail_stays_where_nothing_else_is(open_toy: Callable[[str], Open
     assert (view.rgb == alone.rgb).all(1).float().mean() < 0.3
 
 
+def test_what_lies_outside_of_the_picture_is_known(open_toy: Callable[[str], OpenedScene], cube: str) -> None:
+    camera = canonical_camera(1, height_px=16, width_px=16)
+    places = ([[0.5, 0.8]], [[1.9, 0.8]], [[1.9, 0.8], [0.5, 0.8]], [[0.5, -0.5]], [[0.5, 1.1]])
+    inserts = [{"object": cube, "at": at, "z_depth": 3.0, "scale": 0.5} for at in places]
+    assert stage_of(open_toy, insert=inserts).out_of(camera) == [1, 3]
+
+
+def test_what_stands_still_is_rendered_once(open_toy: Callable[[str], OpenedScene]) -> None:
+    camera = canonical_camera(1, height_px=8, width_px=8)
+    once = Unchanging(stage_of(open_toy).at(0.0))
+    assert once.render(camera, samples=8) is once.render(camera, samples=8)
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -244,6 +257,10 @@ def test_one_file_makes_the_same_video_again(
         (["--move", "0.1,0.1,0.5,0.5"], 2, "--move needs a box and a place"),
         (["--delete", "0.5,0.1,0.2,0.9"], 2, "left < right"),
         (["--insert", "missing.glb"], 66, "missing.glb"),
+        (["--insert", "missing.jpg"], 66, "missing.jpg"),
+        (["--insert", "a.toml"], 2, "a composition"),
+        (["--insert", "a.glb", "--depth", "0.5"], 2, "nothing is seen"),
+        (["--camera", "still", "--amplitude", "5"], 2, "no amplitude"),
         (["-o", "-"], 2, "stdout"),
     ],
 )

@@ -10,9 +10,7 @@ Legend: L layers from near to far, H height_px, W width_px of the layers, V view
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +27,7 @@ from vq3dcli.rendering.cameras import (
     s_from_z_depth,
     z_depth_from_s,
 )
+from vq3dcli.rendering.compose import Hits
 from vq3dcli.rendering.composite import ray_weights
 from vq3dcli.rendering.render import Field
 
@@ -37,18 +36,13 @@ MAX_SIDE_PX = 512
 _POINTS_AT_ONCE = 1 << 15
 # Rays that find out where the scene lies, a side, and samples on each.
 _PROBE_PX = 24
-_PROBE_SAMPLES = 128
+PROBE_SAMPLES = 128
 # A part of the layers lies evenly in s, so that what the canonical view hides has its share.
 _EVEN_SHARE = 0.3
 # Steps of the search for the surface within a layer; each one divides the error by the slope of the surface.
 _SEARCH_STEPS = 2
 # Thinner haze is left out: most of the space would be filled with it, and cost a browser time.
 _LEAST_ALPHA = 0.01
-# Two neighbouring texels belong to one surface if their s differ by less.
-_SAME_SURFACE_S = 0.04
-# Five of them in a row span more only where one surface ends before another.
-_STEP_S = 0.08
-_NEAR_SURFACE_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -120,13 +114,13 @@ def choose_edges(field: Field, frustum: Frustum, layers: int, device: torch.devi
         layers: How many.
         device: Where the field is evaluated.
     """
-    probe = torch.linspace(1.0, 0.0, _PROBE_SAMPLES + 1)
+    probe = torch.linspace(1.0, 0.0, PROBE_SAMPLES + 1)
     bins = _ray_bins(field, frustum, probe, _PROBE_PX, _PROBE_PX, 1, device)
     seen = ray_weights(-torch.log1p(-bins.alpha.clamp(max=1 - 1e-6)), opaque_end=True).mean((0, 1))
-    return _edges_of(seen.cpu(), layers)
+    return edges_of(seen.cpu(), layers)
 
 
-def _edges_of(seen: Tensor, layers: int) -> Tensor:
+def edges_of(seen: Tensor, layers: int) -> Tensor:
     """Edges `[L + 1]` for how much is seen in each of equal bins of s from 1 to 0."""
     probe = torch.linspace(1.0, 0.0, len(seen) + 1)
     density = seen.clamp(min=0.0) ** (1.0 / 3.0)
@@ -155,6 +149,7 @@ def bake_layers(
     height_px: int,
     width_px: int,
     samples_a_layer: int = 3,
+    hits: Hits | None = None,
     device: torch.device | None = None,
 ) -> Layers:
     """Cut a field into layers along the canonical rays.
@@ -166,9 +161,12 @@ def bake_layers(
         height_px: Height of the layers.
         width_px: Width of the layers.
         samples_a_layer: Samples K in each bin.
+        hits: What the rays of each texel meet besides, in row-major order.
         device: Where the field is evaluated.
     """
     bins = _ray_bins(field, frustum, edges_s, height_px, width_px, samples_a_layer, device)
+    if hits is not None:
+        bins = _with_hits(bins, hits, frustum, edges_s)
     alpha = bins.alpha.permute(2, 0, 1).contiguous()
     alpha[alpha < _LEAST_ALPHA] = 0.0
     alpha[-1] = 1.0  # what passes through the whole scene ends in its last layer, as it does in the renderer
@@ -198,84 +196,6 @@ def fill_holes(maps: Tensor, weight: Tensor) -> Tensor:
     around = functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
     trust = (4.0 * weight).clamp(max=1.0)
     return trust * maps + (1.0 - trust) * around
-
-
-def add_photo(layers: Layers, photo: Tensor, s: Tensor) -> Layers:
-    """Put a photo on the surface that the canonical camera sees; what it hides stays the NeRF's.
-
-    Args:
-        layers: Of the NeRF, at any resolution; the result has the photo's.
-        photo: `[3, H, W]` in [0, 1], what the canonical camera sees.
-        s: The disparity of each of its pixels, `[H, W]`, for example the NeRF's refined by the photo's edges.
-    """
-    s = snap_to_surfaces(s)
-    low, high = _surface_range(s)
-    edges = layers.edges_s.tolist()
-    count, (height, width) = len(layers), s.shape
-    rgb, alpha = s.new_empty(count, 3, height, width), s.new_empty(count, height, width)
-    texel_s = torch.empty_like(alpha)
-    # A layer at a time: 32 layers of 512 pixels are half a gigabyte as it is.
-    for layer in range(count):
-        maps = torch.cat([layers.rgb[layer], layers.s[layer][None], layers.alpha[layer][None]])[None].to(s)
-        maps = functional.interpolate(maps, (height, width), mode="bilinear", align_corners=False)[0]
-        # A surface that crosses from one bin into the next lies in both along the seam: no crack opens between them.
-        own = (edges[layer + 1] <= high) & (edges[layer] >= low)
-        in_front = edges[layer + 1] > high
-        opacity = torch.where(own, torch.ones_like(s), torch.where(in_front, torch.zeros_like(s), maps[4]))
-        trust = torch.where(own, torch.ones_like(s), opacity.clamp(min=1e-4) ** 2)
-        maps = torch.where(own, torch.cat([photo.to(s), s[None]]), maps[:4])
-        if not (trust == trust.flatten()[0]).all():
-            maps = fill_holes(maps[None], trust[None])[0]
-        alpha[layer] = torch.ones_like(s) if layer == count - 1 else opacity
-        rgb[layer], texel_s[layer] = maps[:3].clamp(0.0, 1.0), maps[3]
-    return replace(layers, rgb=rgb, alpha=alpha, s=texel_s)
-
-
-class Sheet(NamedTuple):
-    """A picture with a relief: colour `[3, H, W]` in [0, 1], and the disparity of each pixel `[H, W]`."""
-
-    rgb: Tensor
-    s: Tensor
-
-
-@dataclass(frozen=True)
-class Sheets:
-    """A photo as photo detail has it, for who draws it in the same way (`pipelines.detail.PhotoScene`).
-
-    Attributes:
-        front: What the canonical camera sees.
-        behind: What takes its place where it is pulled apart; of the same size.
-        frustum: The canonical camera.
-        fades: Factors of being pulled apart between which the front gives way.
-    """
-
-    front: Sheet
-    behind: Sheet
-    frustum: Frustum
-    fades: tuple[float, float]
-
-
-def layers_of_sheets(
-    sheets: Sequence[Sheet], frustum: Frustum, layers: int, *, margins: tuple[float, float] = (1.0, 1.0)
-) -> Layers:
-    """Cut pictures with reliefs into layers, for example a photo and what its things in front hide.
-
-    Args:
-        sheets: From front to back, all of one size.
-        frustum: The canonical camera.
-        layers: How many.
-        margins: How much wider and higher the sheets are than what that camera sees.
-    """
-    steps = torch.cat([sheet.s.flatten() for sheet in sheets]).cpu()
-    seen = torch.histc(1.0 - steps, _PROBE_SAMPLES, 0.0, 1.0) / len(steps)
-    edges_s = _edges_of(seen, layers)
-    last = sheets[-1]
-    planes = (0.5 * (edges_s[1:] + edges_s[:-1])).to(last.s)[:, None, None].expand(layers, *last.s.shape)
-    alpha = torch.zeros_like(planes)
-    built = Layers(last.rgb.expand(layers, -1, -1, -1), alpha, planes, edges_s, frustum, margins)
-    for sheet in reversed(sheets):
-        built = add_photo(built, sheet.rgb, sheet.s)
-    return built
 
 
 def flat_layers(layers: Layers) -> Layers:
@@ -348,23 +268,6 @@ def _sample(maps: Tensor, xy: Tensor) -> Tensor:
     return functional.grid_sample(maps, xy, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def snap_to_surfaces(s: Tensor) -> Tensor:
-    """Pixels between two surfaces, which see a mean of both, go to the nearer one in s: `[..., H, W]`, by 5 x 5."""
-    maps = s.reshape(-1, 1, *s.shape[-2:])
-    high = functional.max_pool2d(maps, 5, 1, 2).reshape(s.shape)
-    low = -functional.max_pool2d(-maps, 5, 1, 2).reshape(s.shape)
-    closest = torch.where(high - s < s - low, high, low)
-    return torch.where((high - low > _STEP_S) & ((closest - s).abs() > _NEAR_SURFACE_S), closest, s)
-
-
-def _surface_range(s: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the greatest s `[H, W]` in the 3 x 3 neighbourhood of each texel that are of its own surface."""
-    padded = functional.pad(s[None, None], (1, 1, 1, 1), mode="replicate")
-    around = functional.unfold(padded, 3).reshape(9, *s.shape)
-    around = torch.where((around - s).abs() < _SAME_SURFACE_S, around, s)
-    return around.amin(0), around.amax(0)
-
-
 @dataclass(frozen=True)
 class _Bins:
     """Along the rays of H x W pixels: opacity `[H, W, L]`, rgb `[H, W, L, 3]` and s `[H, W, L]` of each bin."""
@@ -372,6 +275,24 @@ class _Bins:
     alpha: Tensor
     rgb: Tensor
     s: Tensor
+
+
+def _with_hits(bins: _Bins, hits: Hits, frustum: Frustum, edges_s: Tensor) -> _Bins:
+    """The bins with surfaces in them, each in front of what else its bin holds."""
+    height_px, width_px, layers = bins.alpha.shape
+    s = s_from_z_depth(hits.z_depth, frustum.near, frustum.far)
+    share = ((hits.z_depth >= frustum.near) & (hits.z_depth < frustum.far)).to(s) / s.shape[1]
+    index = (torch.searchsorted(-edges_s.to(s), -s) - 1).clamp(0, layers - 1)
+    values = share[..., None] * torch.cat([torch.ones_like(s)[..., None], s[..., None], hits.rgb], -1)
+    sums = s.new_zeros(len(s), layers, 5).scatter_add_(1, index[..., None].expand(-1, -1, 5), values)
+    covered, place, colour = sums.reshape(height_px, width_px, layers, 5).split([1, 1, 3], -1)
+    passing = (1.0 - covered[..., 0]) * bins.alpha
+    alpha = covered[..., 0] + passing
+    # A bin with nothing in it keeps the colour and the place that it has.
+    rest = torch.where(alpha > 0.0, passing, torch.ones_like(alpha))
+    whole = (covered[..., 0] + rest)[..., None]
+    rgb = (colour + rest[..., None] * bins.rgb) / whole
+    return _Bins(alpha, rgb, (place[..., 0] + rest * bins.s) / whole[..., 0])
 
 
 def _ray_bins(

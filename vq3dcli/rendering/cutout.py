@@ -194,6 +194,17 @@ def painted(field: Field, photo: Tensor, space: FrustumSpace) -> Field:
     return coloured
 
 
+def with_picture(field: Field, photo: Tensor, space: FrustumSpace) -> Field:
+    """A field of four channels (`rendering.compose.share_of`) in three: the fourth shows the photo, see `painted`."""
+
+    def coloured(points: Tensor) -> tuple[Tensor, Tensor]:
+        density, rgb = field(points)
+        shown = torch.stack(_look_up(photo, space(points.reshape(-1, 3))), -1).reshape(points.shape)
+        return density, rgb[..., :3] + rgb[..., 3:] * shown
+
+    return coloured
+
+
 def point_at(x: float, y: float, z_depth: float, space: FrustumSpace) -> Vector:
     """The world point at (x, y), in fractions of the first view, and `z_depth`."""
     reach = z_depth * math.tan(0.5 * space.fov_rad)
