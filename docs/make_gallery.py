@@ -138,7 +138,15 @@ def _viewer(folder: Path, scene: str) -> None:
         return
     page = folder / "sphere.html"
     assert run(["export", scene, "--format", "viewer", "-o", str(page), "--quiet"]) == 0
-    shot = ["--headless", "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+    # Still: while things move, software rendering gives up pixels.
+    shot = [
+        "--headless",
+        "--force-prefers-reduced-motion",
+        "--no-sandbox",
+        "--use-gl=angle",
+        "--use-angle=swiftshader",
+        "--enable-unsafe-swiftshader",
+    ]
     size = f"--window-size={VIEWER_PX[0]},{VIEWER_PX[1]}"
     picture = f"--screenshot={FOLDER / 'viewer.png'}"
     waiting = "--virtual-time-budget=5000"

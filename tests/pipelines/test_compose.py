@@ -27,9 +27,13 @@ from vq3dcli.pipelines.composition import (
     with_shadows,
     write_composition,
 )
+from vq3dcli.pipelines.detail import build_photo_scene, photo_camera
 from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
+from vq3dcli.pipelines.retouch import photo_window, retouched
 from vq3dcli.rendering.cameras import Camera, canonical_camera, project
 from vq3dcli.rendering.compose import Placement, empty_field
+from vq3dcli.rendering.cutout import Cutout, FirstView
+from vq3dcli.rendering.space import FrustumSpace
 
 EVERYTHING = {
     "scene": "toyscene:sphere",
@@ -197,6 +201,33 @@ def test_photo_detail_stays_where_nothing_else_is(open_toy: Callable[[str], Open
     behind = stage_of(open_toy, picture=picture, insert=[cut], delete=[{"z_range": [1.35, 60.0]}]).at(0.0)
     view = behind.render(camera, samples=16)
     assert (view.rgb == alone.rgb).all(1).float().mean() < 0.3
+
+
+def test_what_is_deleted_goes_from_the_photo_too(
+    open_toy: Callable[[str], OpenedScene], weights: LoadedWeights, tmp_path: Path
+) -> None:
+    """A white square before a black wall: nothing white is left, from beside neither."""
+    photo = np.zeros((40, 60, 3), np.uint8)
+    photo[10:30, 20:40] = 255
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    opened = open_scene(parse_sources([str(tmp_path / "photo.png")])[0], weights, fit="squash")
+    assert opened.photo is not None
+    pose = canonical_camera(2, height_px=40, width_px=60).cam_to_world.clone()
+    pose[1, 0, 3] = 0.3
+    camera = Camera(pose, photo_camera(opened.camera, 40, 60).intrinsics.expand(2, 3, 3), 40, 60)
+    s = 0.3 + 0.2 * (opened.photo[0] > 128)
+    picture = build_photo_scene(opened, opened.photo, s.float(), camera)
+    assert picture.front.s[photo_window(picture)].shape == (40, 60)
+    hole = torch.zeros(24, 24)
+    hole[5:19, 7:17] = 1.0
+    behind = FirstView(torch.full((3, 24, 24), 0.1), torch.full((24, 24), 0.3))
+    facts = opened.camera
+    space = FrustumSpace(facts.radius, math.radians(facts.fov_deg), facts.near, facts.far)
+    cutout = Cutout(hole, hole, behind, space, (0.0, 0.0, 0.0), 1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    before, after = (scene.render(camera) for scene in (picture, retouched(picture, [cutout])))
+    assert (before.rgb > 128).float().mean() > 0.1
+    assert after.rgb.max() < 60
+    assert (after.s[0] - 0.3).abs().max() < 0.01
 
 
 def test_what_lies_outside_of_the_picture_is_known(open_toy: Callable[[str], OpenedScene], cube: str) -> None:

@@ -16,7 +16,9 @@ from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.composed import Backdrop, ComposedScene
 from vq3dcli.model.scene import Renderable, Scene, SceneView
 from vq3dcli.pipelines.composition import Composition, Cut, Insert, Stand
+from vq3dcli.pipelines.detail import PhotoScene
 from vq3dcli.pipelines.inputs import OpenedScene, Source, parse_sources
+from vq3dcli.pipelines.retouch import retouched
 from vq3dcli.rendering.cameras import Camera, canonical_camera, project
 from vq3dcli.rendering.compose import (
     Membership,
@@ -219,8 +221,10 @@ def build_stage(
     things: list[Thing] = []
     ground = view
     moved: list[tuple[Stand, Cutout]] = []
+    taken: list[Cutout] = []
     for edit in (*composition.delete, *composition.move):
         cutout = _cut(view, edit, space, scene.stem)
+        taken.append(cutout)
         holes.append(cutout.hole())
         field = carved(field, holes[-1])
         fills.append(cutout.fill())
@@ -243,6 +247,8 @@ def build_stage(
         if in_detail:
             source = _colours_of(opened, source, source_space)
         things.append(_standing(insert, cutout, source, space, ground, (opened.camera.aspect, aspect)))
+    if isinstance(picture, PhotoScene):
+        picture = retouched(picture, taken)
     model = scene.scene.model
     device = scene.scene.planes.device
     return Stage(field, tuple(holes), tuple(fills), tuple(things), model.near, model.far, device, picture)

@@ -52,6 +52,7 @@ from vq3dcli.pipelines.export_plan import MOST_PX, ExportFormat, Wish
 from vq3dcli.pipelines.film import output_size
 from vq3dcli.pipelines.inputs import OpenedScene
 from vq3dcli.pipelines.parallax import adapted_reach, disparity_extent
+from vq3dcli.pipelines.retouch import photo_window
 from vq3dcli.rendering.cameras import Camera, pivot_pose, z_depth_from_s
 from vq3dcli.rendering.compose import Hits
 from vq3dcli.rendering.trajectories import orbit
@@ -263,15 +264,9 @@ def _field_layers(
 
 def photo_sheets(photo_scene: PhotoScene, frustum: Frustum) -> Sheets:
     """Both layers of a photo without their margins, which are mirrored again where they are drawn."""
-    canvas, tangent = photo_scene.camera, math.tan(0.5 * frustum.fov_rad)
-    focal = canvas.intrinsics[0]
-    width_px, height_px = (round(2.0 * tangent * float(focal[axis, axis])) for axis in (0, 1))
-    left, top = (canvas.width_px - width_px) // 2, (canvas.height_px - height_px) // 2
+    rows, columns = photo_window(photo_scene)
     front, behind = (
-        Sheet(
-            part.rgb[:, top : top + height_px, left : left + width_px].cpu(),
-            part.s[top : top + height_px, left : left + width_px].cpu(),
-        )
+        Sheet(part.rgb[:, rows, columns].cpu(), part.s[rows, columns].cpu())
         for part in (photo_scene.front, photo_scene.behind)
     )
     return Sheets(front, behind, frustum, (STRETCH_FADES, STRETCH_GONE))

@@ -95,12 +95,17 @@ class Cutout:
         """How much of world points `[N, 3]` is the object."""
         return _in_front(self.space(points), self.mask, self.back_s)
 
+    @property
+    def hole_mask(self) -> Tensor:
+        """What of the first view goes with the object, `[G, G]` in [0, 1]."""
+        return self._mask_and(self._fringe_px)
+
     def hole(self) -> Membership:
         """What has to go when the object goes: everything that it and the fringe around it hide, too.
 
         What is behind an object is the field's own guess, mostly more of the object; `fill` takes its place.
         """
-        wide = self._mask_and(self._fringe_px)
+        wide = self.hole_mask
 
         def membership(points: Tensor) -> Tensor:
             coordinates = self.space(points)
