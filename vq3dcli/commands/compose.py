@@ -151,7 +151,8 @@ def command(
         lambda text: open_source(by_text[text]),
         picture=None if shown is opened.scene else shown,
     )
-    said.note(f"{len(stage.things)} things in the scene, {len(stage.fills)} holes closed")
+    holes = len(composition.delete) + len(composition.move)
+    said.note(f"{len(stage.things)} things in the scene, {holes} holes closed")
     for index in stage.out_of(one_camera(cameras, 0)):
         said.warn(f"thing {index + 1} lies outside of the picture")
     whole = None if stage.moving else Unchanging(stage.at(0.0)) if still else stage.at(0.0)
@@ -172,7 +173,7 @@ def command(
     said.finish(
         count=len(stage.things),
         weights=loaded,
-        metrics={"things": len(stage.things), "holes": len(stage.fills), "camera": camera, "frames": frames},
+        metrics={"things": len(stage.things), "holes": holes, "camera": camera, "frames": frames},
         table=[],
         outputs=outputs,
     )

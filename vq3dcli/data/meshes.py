@@ -101,7 +101,7 @@ def read_mesh(path: Path, *, up: Up = "y") -> Mesh:
         raise InputMissingError(f"no such file ({path})", remedy="check the path")
     try:
         # Part by part: one mesh of all has no colours where some parts have a texture and others have none.
-        parts = [part for part in trimesh.load_scene(path).dump() if len(getattr(part, "faces", ()))]
+        parts: list[Any] = [part for part in trimesh.load_scene(path).dump() if len(getattr(part, "faces", ()))]
         if not parts or not all(np.isfinite(part.vertices).all() for part in parts):
             raise ValueError("it has no triangles, or points that are no numbers")
         vertices = np.concatenate([np.asarray(part.vertices, np.float64) for part in parts]) @ _AXES[up].T

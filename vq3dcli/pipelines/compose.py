@@ -18,7 +18,7 @@ from vq3dcli.model.scene import Renderable, Scene, SceneView
 from vq3dcli.pipelines.composition import Composition, Cut, Insert, Stand
 from vq3dcli.pipelines.detail import PhotoScene
 from vq3dcli.pipelines.inputs import OpenedScene, Source, parse_sources
-from vq3dcli.pipelines.retouch import retouched
+from vq3dcli.pipelines.retouch import photo_window, retouched
 from vq3dcli.rendering.cameras import Camera, canonical_camera, project
 from vq3dcli.rendering.compose import (
     Membership,
@@ -248,7 +248,9 @@ def build_stage(
             source = _colours_of(opened, source, source_space)
         things.append(_standing(insert, cutout, source, space, ground, (opened.camera.aspect, aspect)))
     if isinstance(picture, PhotoScene):
+        # It shows what closes the holes, too, with a relief that goes on without a step.
         picture = retouched(picture, taken)
+        field, holes, fills = merged(field, fills), [], []
     model = scene.scene.model
     device = scene.scene.planes.device
     return Stage(field, tuple(holes), tuple(fills), tuple(things), model.near, model.far, device, picture)
@@ -267,8 +269,12 @@ def first_view(opened: OpenedScene) -> tuple[FirstView, FrustumSpace]:
 
 def _colours_of(opened: OpenedScene, field: Field, space: FrustumSpace) -> Field:
     """A scene's field with the colours of its photo, if there is one."""
-    photo = _photo_of(opened)
-    return field if photo is None else painted(field, photo, space)
+    if opened.photo is None:
+        return field
+    height_px, width_px = opened.photo.shape[1:]
+    factor = min(1.0, _MAX_PHOTO_PX / max(height_px, width_px))
+    photo = resize(opened.photo, max(1, round(height_px * factor)), max(1, round(width_px * factor)))
+    return painted(field, photo.to(opened.scene.planes.device).float() / 255.0, space)
 
 
 def field_with_photo(composed: ComposedScene, opened: OpenedScene) -> Field:
@@ -278,22 +284,14 @@ def field_with_photo(composed: ComposedScene, opened: OpenedScene) -> Field:
         composed: From `Stage.at`.
         opened: Its scene.
     """
-    photo = _photo_of(opened)
-    if composed.backdrop is None or photo is None:
+    if composed.backdrop is None:
         return composed.field
+    picture = composed.backdrop.picture
+    assert isinstance(picture, PhotoScene)
+    rows, columns = photo_window(picture)
     facts = opened.camera
     space = FrustumSpace(facts.radius, math.radians(facts.fov_deg), facts.near, facts.far)
-    return with_picture(composed.field, photo, space)
-
-
-def _photo_of(opened: OpenedScene) -> Tensor | None:
-    """The photo of a scene in [0, 1], at most 1024 pixels wide or high, where the scene is."""
-    if opened.photo is None:
-        return None
-    height_px, width_px = opened.photo.shape[1:]
-    factor = min(1.0, _MAX_PHOTO_PX / max(height_px, width_px))
-    photo = resize(opened.photo, max(1, round(height_px * factor)), max(1, round(width_px * factor)))
-    return photo.to(opened.scene.planes.device).float() / 255.0
+    return with_picture(composed.field, picture.front.rgb[:, rows, columns], space)
 
 
 def _cut(view: FirstView, cut: Cut, space: FrustumSpace, name: str) -> Cutout:
