@@ -12,9 +12,9 @@ from PIL import Image
 
 from vq3dcli.cli import run
 from vq3dcli.commands.export import FormatName
-from vq3dcli.pipelines.export import ExportFormat
+from vq3dcli.pipelines.export_plan import ExportFormat
 
-FAST = ["--size", "32", "--samples", "8", "--layers", "4", "--device", "cpu"]
+FAST = ["--size", "32", "--samples", "8", "--device", "cpu"]
 
 
 @pytest.fixture
@@ -39,10 +39,13 @@ def test_the_formats_are_the_library_s() -> None:
     ("options", "expected"),
     [
         ([], ["photo.html"]),
-        (["--format", "ply"], ["photo.ply"]),
+        (["--format", "ply", "--max-depth", "100"], ["photo.ply"]),
         (["--format", "splat", "--axes", "opengl"], ["photo_splat.ply"]),
-        (["-o", "a.glb", "--mesh", "solid"], ["a.glb"]),
-        (["--format", "mpi"], ["photo_mpi/mpi.json", *(f"photo_mpi/layer_{i:02d}.png" for i in range(4))]),
+        (["-o", "a.glb", "--mesh", "solid", "--max-depth", "100"], ["a.glb"]),
+        (
+            ["--format", "mpi", "--layers", "4"],
+            ["photo_mpi/mpi.json", *(f"photo_mpi/layer_{i:02d}.png" for i in range(4))],
+        ),
         (["--format", "npz", "--views", "3"], ["photo.npz"]),
         (["--format", "depth"], ["photo_disparity.png", "photo_z_depth.pfm"]),
         (["--format", "depth", "-o", "new/a.png"], ["new/a.png", "new/a_z_depth.pfm"]),
@@ -54,7 +57,6 @@ def test_each_format_names_its_files(
 ) -> None:  # fmt: skip
     if "a.glb" in expected:
         pytest.importorskip("trimesh", reason="meshes are written by trimesh")
-    options = [*options, "--max-depth", "100"]
     assert run(["export", photo, "--detail", detail, *weights, *FAST, *options, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["outputs"] == expected
@@ -72,6 +74,50 @@ def test_a_photo_keeps_its_pixels_and_its_shape(photo: str, weights: list[str]) 
     with np.load("photo.npz", allow_pickle=False) as file, Image.open(photo) as original:
         assert np.array_equal(file["rgb"][0], np.array(original.convert("RGB")))
         assert file["s"].shape == (1, 48, 64)
+
+
+EDITS = """
+scene = "photo.jpg"
+[[insert]]
+object = "cube.ply"
+at = [[0.5, 0.75], [0.9, 0.75]]
+z_depth = 2.0
+scale = 0.5
+shadow = 0.0
+"""
+
+
+@pytest.mark.parametrize("detail", ["photo", "none"])
+def test_a_composition_is_exported_as_it_is_seen(photo: str, weights: list[str], detail: str) -> None:
+    """A cube stands in each format: at its distance, in its colour, on top of what is there without it."""
+    trimesh = pytest.importorskip("trimesh", reason="meshes need the extra vq3d[mesh]")
+    cube = trimesh.creation.box((1.0, 1.0, 1.0))
+    cube.visual.face_colors = [250, 0, 0, 255]
+    cube.export("cube.ply")
+    Path("a.toml").write_text(EDITS)
+    options = [*weights, *FAST, "--detail", detail, "--quiet"]
+    for kind in ("npz", "ply", "mpi", "viewer"):
+        assert run(["export", "a.toml", "--format", kind, *options]) == 0
+    with np.load("a.npz", allow_pickle=False) as file:
+        rgb, z_depth = file["rgb"][0].astype(int), file["z_depth"][0]
+    rows, columns = rgb.shape[:2]
+    row, column = round(0.6 * rows), columns // 2
+    assert z_depth[row, column] == pytest.approx(1.75, abs=0.1)  # haze of an untrained field is before it
+    red = rgb[..., 0] - rgb[..., 1:].max(-1) > 60
+    assert red[row, column]
+    assert 0.05 < red.mean() < 0.3
+    cloud = trimesh.load("a.ply")
+    colours = np.asarray(cloud.colors).astype(int)
+    of_cube = colours[:, 0] - colours[:, 1:3].max(1) > 60
+    assert np.median(np.asarray(cloud.vertices)[of_cube, 2]) == pytest.approx(1.75 - 3.0, abs=0.1)
+    index = json.loads(Path("a_mpi/mpi.json").read_text())
+    picture = np.zeros((rows, columns, 3))
+    for entry in reversed(index["layers"]):
+        layer = np.array(Image.open(Path("a_mpi") / entry["file"])) / 255.0
+        picture = layer[..., 3:] * layer[..., :3] + (1 - layer[..., 3:]) * picture
+    drawn = picture[..., 0] - picture[..., 1:].max(-1) > 60 / 255
+    assert (drawn == red).mean() > 0.97
+    assert Path("a.html").stat().st_size > 0
 
 
 def test_a_toy_scene_and_a_saved_one(photo: str, weights: list[str]) -> None:
@@ -98,6 +144,9 @@ def test_a_toy_scene_and_a_saved_one(photo: str, weights: list[str]) -> None:
         (["photo.jpg", "-o", "a.glb", "--format", "ply"], 2),
         (["photo.jpg", "--size", "4096"], 2),
         (["photo.jpg", "--layers", "64"], 2),
+        (["photo.jpg", "--format", "ply", "--layers", "8"], 2),
+        (["photo.jpg", "--format", "glb", "--axes", "opengl"], 2),
+        (["missing.toml"], 66),
         (["photo.jpg", "--max-depth", "nan"], 2),
         (["photo.jpg", "--format", "stl"], 2),
         (["photo.jpg", "--format", "ply", "--max-depth", "0.5"], 65),
@@ -107,7 +156,7 @@ def test_a_toy_scene_and_a_saved_one(photo: str, weights: list[str]) -> None:
 def test_bad_input_is_one_line_and_a_code(
     photo: str, weights: list[str], arguments: list[str], exit_code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fast = [] if "--size" in arguments or "--layers" in arguments else FAST
+    fast = [] if "--size" in arguments else FAST
     assert run(["export", *arguments, *weights, *fast, "--quiet"]) == exit_code
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")

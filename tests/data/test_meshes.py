@@ -41,7 +41,10 @@ def test_every_format_stands_on_its_foot_at_size_one(suffix: str, tmp_path: Path
     z_depth, rgb = mesh.surface(LIGHT)(along_z((0.0, -0.5), (0.2, -0.9), (0.3, -0.5), (0.0, 0.1)))
     torch.testing.assert_close(z_depth, torch.tensor([2.875, 2.875, math.inf, math.inf]))
     if suffix in ("glb", "ply"):
-        torch.testing.assert_close(rgb[0], torch.tensor([200.0, 40.0, 30.0]) / 255.0, atol=0.01, rtol=0)
+        colour = torch.tensor([200.0, 40.0, 30.0]) / 255.0
+        # glTF's colours are linear light, what we show is sRGB.
+        colour = 1.055 * colour ** (1 / 2.4) - 0.055 if suffix == "glb" else colour
+        torch.testing.assert_close(rgb[0], colour, atol=0.01, rtol=0)
 
 
 def test_the_front_of_a_file_faces_the_camera(tmp_path: Path) -> None:
@@ -79,6 +82,34 @@ def test_a_texture_is_seen_where_it_lies(tmp_path: Path) -> None:
         _, rgb = read_mesh(tmp_path / name).surface(LIGHT)(along_z((-0.3, -0.2), (0.3, -0.2), (-0.3, -0.8)))
         expected = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
         torch.testing.assert_close(rgb, expected, atol=0.05, rtol=0)
+
+
+def test_each_part_of_a_model_has_its_own_colours(tmp_path: Path) -> None:
+    """A plain material, a texture, one tinted in linear light, and corners' colours, side by side."""
+    from trimesh.visual.material import PBRMaterial
+
+    picture = Image.fromarray(np.full((4, 4, 3), 188, np.uint8))  # half of white, as linear light
+    materials = [PBRMaterial(baseColorFactor=[255, 0, 128, 255]), PBRMaterial(baseColorTexture=picture)]
+    materials.append(PBRMaterial(baseColorTexture=picture, baseColorFactor=[255, 255, 0, 255]))
+    scene = trimesh.Scene()
+    for number, material in enumerate([*materials, None]):
+        part = trimesh.creation.box((1.0, 1.0, 1.0))
+        part.apply_translation([number, 0.0, 0.0])
+        if material is None:
+            part.visual.vertex_colors = [0, 255, 0, 255]
+        else:
+            part.visual = trimesh.visual.TextureVisuals(uv=np.full((8, 2), 0.5), material=material)
+        scene.add_geometry(part)
+    scene.export(tmp_path / "parts.glb")
+    _, rgb = read_mesh(tmp_path / "parts.glb").surface(LIGHT)(along_z(*[(x / 8, -0.1) for x in (-3, -1, 1, 3)]))
+    expected = [[255, 0, 188], [188, 188, 188], [188, 188, 0], [0, 255, 0]]
+    torch.testing.assert_close(rgb, torch.tensor(expected) / 255.0, atol=0.02, rtol=0)
+
+
+def test_points_alone_are_no_mesh(tmp_path: Path) -> None:
+    trimesh.PointCloud(np.random.default_rng(0).random((9, 3))).export(tmp_path / "points.ply")
+    with pytest.raises(DataError, match="no triangles"):
+        read_mesh(tmp_path / "points.ply")
 
 
 def test_what_is_no_mesh(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ import torch
 from vq3dcli.export.layers import (
     Frustum,
     Layers,
-    add_photo,
     bake_layers,
     choose_edges,
     flat_layers,
     render_layers,
 )
+from vq3dcli.export.sheets import add_photo
 
 ANGLES = [(0.0, 0.0), (0.1, 0.0), (-0.1, 0.0), (0.2, 0.0), (-0.2, 0.0), (0.0, 0.2), (0.1, -0.15)]
 

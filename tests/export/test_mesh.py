@@ -32,6 +32,8 @@ def read_glb(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     (primitive,) = file.meshes[0].primitives
     view = file.bufferViews[file.images[0].bufferView]
     picture = np.array(Image.open(io.BytesIO(blob[view.byteOffset : view.byteOffset + view.byteLength])).convert("RGB"))
+    assert file.extensionsUsed == ["KHR_materials_unlit"]
+    assert file.materials[primitive.material].extensions == {"KHR_materials_unlit": {}}
     assert file.accessors[primitive.indices].componentType == pygltflib.UNSIGNED_INT
     return (
         values(primitive.attributes.POSITION, "<f4", 3),

@@ -16,18 +16,18 @@ import torch
 from PIL import Image
 
 from vq3dcli.checkpoint import load_weights
+from vq3dcli.data.images import encode_png
 from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import display_range
 from vq3dcli.export.layers import (
     Frustum,
     Layers,
-    Sheet,
     bake_layers,
     choose_edges,
-    layers_of_sheets,
-    render_layers,
 )
 from vq3dcli.export.viewer import BOUND_RAD, viewer_html, write_viewer
+from vq3dcli.pipelines.detail import build_photo_scene
+from vq3dcli.pipelines.export import photo_sheets
 from vq3dcli.pipelines.inputs import open_scene, parse_sources
 from vq3dcli.rendering.cameras import Camera, pivot_camera
 
@@ -94,22 +94,35 @@ def test_it_draws_what_the_renderer_sees(page, viewer, psnr) -> None:  # type: i
         assert found >= 32.0, (yaw_rad, found)
 
 
-def test_photo_sheets_fade_as_in_the_library(browser, tmp_path: Path, psnr) -> None:  # type: ignore[no-untyped-def]
-    x, y = torch.meshgrid(torch.linspace(-1, 1, 96), torch.linspace(-1, 1, 64), indexing="xy")
-    s = 0.25 + 0.3 * torch.sigmoid((0.4 - torch.hypot(x, y)) * 25.0)
-    front = torch.stack([0.5 + 0.4 * torch.sin(6 * x), 0.5 + 0.4 * torch.cos(5 * y), 0.5 + 0.3 * x])
-    sheets = [Sheet(front, s), Sheet(1.0 - front, torch.full_like(s, 0.25))]
-    layers = layers_of_sheets(sheets, Frustum(aspect=1.5), 16, margins=(1.2, 1.1))
-    camera = Frustum(aspect=1.5).camera(64, 96)
-    yaw_rad, pitch_rad = torch.tensor([0.0, 0.15]), torch.tensor([0.0, -0.1])
-    pose = pivot_camera(yaw_rad, pitch_rad, height_px=64, width_px=96).cam_to_world
-    expected, _ = render_layers(layers, Camera(pose, camera.intrinsics.expand(2, 3, 3), 64, 96))
-    write_viewer(tmp_path / "a.html", "a", layers, torch.zeros(3, 64, 96, dtype=torch.uint8), (0.0, 1.0))
+@pytest.fixture(scope="module")
+def photo_page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
+    """A page of a photo with fine texture and a step in depth, and what photo detail shows from `YAW_RAD`."""
+    height_px, width_px = 96, 128
+    x, y = torch.meshgrid(torch.linspace(-1, 1, width_px), torch.linspace(-1, 1, height_px), indexing="xy")
+    noise = torch.rand(3, height_px, width_px, generator=torch.Generator().manual_seed(0))
+    photo = (0.5 + 0.3 * torch.sin(torch.stack([20 * x, 23 * y, 9 * x * y])) + 0.3 * (noise - 0.5)) * 255.0
+    weights = load_weights()
+    path = tmp_path_factory.mktemp("photo")
+    (path / "photo.png").write_bytes(encode_png(photo.round().to(torch.uint8)))
+    opened = open_scene(parse_sources([str(path / "photo.png")])[0], weights, fit="squash")
+    s = 0.25 + 0.2 * torch.sigmoid((0.4 - torch.hypot(x, y)) * 25.0)
+    frustum = Frustum(aspect=width_px / height_px)
+    camera = frustum.camera(height_px, width_px)
+    pose = pivot_camera(torch.tensor(YAW_RAD), torch.zeros(len(YAW_RAD)), height_px=8, width_px=8).cam_to_world
+    cameras = Camera(pose, camera.intrinsics.expand(len(pose), 3, 3), height_px, width_px)
+    scene = build_photo_scene(opened, opened.photo, s, cameras)
+    still = torch.zeros(3, height_px, width_px, dtype=torch.uint8)
+    write_viewer(path / "page.html", "a", photo_sheets(scene, frustum), still, (0.0, 1.0))
+    return path / "page.html", scene.render(cameras).rgb / 255.0
+
+
+def test_photos_are_drawn_as_photo_detail_is(browser, photo_page, psnr) -> None:  # type: ignore[no-untyped-def]
     with browser.new_page(viewport={"width": 300, "height": 300}, reduced_motion="reduce") as page:
-        page.goto((tmp_path / "a.html").as_uri())
+        page.goto(photo_page[0].as_uri())
         assert page.evaluate("vq3d.ready") is True
-        for number, call in enumerate(("vq3d.picture(0, 0, 96, 64)", "vq3d.picture(0.15, -0.1, 96, 64)")):
-            assert psnr(picture(page, call), expected[number].clamp(0.0, 1.0)) > 34.0, call
+        for yaw_rad, seen in zip(YAW_RAD, photo_page[1], strict=True):
+            found = psnr(picture(page, f"vq3d.picture({yaw_rad}, 0, 128, 96)"), seen)
+            assert found >= 34.0, (yaw_rad, found)
 
 
 def test_mouse_keys_and_buttons(page) -> None:  # type: ignore[no-untyped-def]
@@ -168,6 +181,11 @@ def test_touch_and_tilt(browser, viewer) -> None:  # type: ignore[no-untyped-def
             if gamma == 10.0:
                 assert view["yaw"] == pytest.approx(np.radians(5.0))
                 assert view["pitch"] == pytest.approx(-np.radians(2.0))
+        # On its side, its top to the left: its own x axis points up, and its y axis to the left.
+        page.evaluate("Object.defineProperty(screen.orientation, 'angle', {get: () => 90})")
+        page.evaluate("dispatchEvent(new DeviceOrientationEvent('deviceorientation', {beta: 44, gamma: 10}))")
+        view = page.evaluate("vq3d.view")
+        assert (view["yaw"], view["pitch"]) == pytest.approx((np.radians(2.0), np.radians(5.0)))
 
 
 def test_without_webgl_there_is_a_still_picture(browser, viewer) -> None:  # type: ignore[no-untyped-def]
@@ -198,6 +216,12 @@ def test_the_page_is_sealed() -> None:
     scene = json.loads(data)
     assert len(scene["colours"]) == len(scene["shapes"]) == len(scene["planes_s"]) == 2
     assert scene["cover"] == "2" * 512
+
+
+def test_a_name_that_is_no_text_is_no_trouble(tmp_path: Path) -> None:
+    still = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    write_viewer(tmp_path / "a.html", "caf\udce9.jpg", small_layers(), still, (0.0, 1.0))
+    assert "<title>caf?.jpg</title>" in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 
 def test_too_much_for_a_browser_is_refused() -> None:

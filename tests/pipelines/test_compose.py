@@ -19,7 +19,7 @@ from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.cli import run
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.scene import SceneView
-from vq3dcli.pipelines.compose import build_stage
+from vq3dcli.pipelines.compose import Unchanging, build_stage
 from vq3dcli.pipelines.composition import (
     Composition,
     composition_from_options,
@@ -27,9 +27,13 @@ from vq3dcli.pipelines.composition import (
     with_shadows,
     write_composition,
 )
+from vq3dcli.pipelines.detail import build_photo_scene, photo_camera
 from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
+from vq3dcli.pipelines.retouch import photo_window, retouched
 from vq3dcli.rendering.cameras import Camera, canonical_camera, project
 from vq3dcli.rendering.compose import Placement, empty_field
+from vq3dcli.rendering.cutout import Cutout, FirstView
+from vq3dcli.rendering.space import FrustumSpace
 
 EVERYTHING = {
     "scene": "toyscene:sphere",
@@ -199,6 +203,46 @@ def test_photo_detail_stays_where_nothing_else_is(open_toy: Callable[[str], Open
     assert (view.rgb == alone.rgb).all(1).float().mean() < 0.3
 
 
+def test_what_is_deleted_goes_from_the_photo_too(
+    open_toy: Callable[[str], OpenedScene], weights: LoadedWeights, tmp_path: Path
+) -> None:
+    """A white square before a black wall: nothing white is left, from beside neither."""
+    photo = np.zeros((40, 60, 3), np.uint8)
+    photo[10:30, 20:40] = 255
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    opened = open_scene(parse_sources([str(tmp_path / "photo.png")])[0], weights, fit="squash")
+    assert opened.photo is not None
+    pose = canonical_camera(2, height_px=40, width_px=60).cam_to_world.clone()
+    pose[1, 0, 3] = 0.3
+    camera = Camera(pose, photo_camera(opened.camera, 40, 60).intrinsics.expand(2, 3, 3), 40, 60)
+    s = 0.3 + 0.2 * (opened.photo[0] > 128)
+    picture = build_photo_scene(opened, opened.photo, s.float(), camera)
+    assert picture.front.s[photo_window(picture)].shape == (40, 60)
+    hole = torch.zeros(24, 24)
+    hole[5:19, 7:17] = 1.0
+    behind = FirstView(torch.full((3, 24, 24), 0.1), torch.full((24, 24), 0.3))
+    facts = opened.camera
+    space = FrustumSpace(facts.radius, math.radians(facts.fov_deg), facts.near, facts.far)
+    cutout = Cutout(hole, hole, behind, space, (0.0, 0.0, 0.0), 1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    before, after = (scene.render(camera) for scene in (picture, retouched(picture, [cutout])))
+    assert (before.rgb > 128).float().mean() > 0.1
+    assert after.rgb.max() < 60
+    assert (after.s[0] - 0.3).abs().max() < 0.01
+
+
+def test_what_lies_outside_of_the_picture_is_known(open_toy: Callable[[str], OpenedScene], cube: str) -> None:
+    camera = canonical_camera(1, height_px=16, width_px=16)
+    places = ([[0.5, 0.8]], [[1.9, 0.8]], [[1.9, 0.8], [0.5, 0.8]], [[0.5, -0.5]], [[0.5, 1.1]])
+    inserts = [{"object": cube, "at": at, "z_depth": 3.0, "scale": 0.5} for at in places]
+    assert stage_of(open_toy, insert=inserts).out_of(camera) == [1, 3]
+
+
+def test_what_stands_still_is_rendered_once(open_toy: Callable[[str], OpenedScene]) -> None:
+    camera = canonical_camera(1, height_px=8, width_px=8)
+    once = Unchanging(stage_of(open_toy).at(0.0))
+    assert once.render(camera, samples=8) is once.render(camera, samples=8)
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -244,6 +288,10 @@ def test_one_file_makes_the_same_video_again(
         (["--move", "0.1,0.1,0.5,0.5"], 2, "--move needs a box and a place"),
         (["--delete", "0.5,0.1,0.2,0.9"], 2, "left < right"),
         (["--insert", "missing.glb"], 66, "missing.glb"),
+        (["--insert", "missing.jpg"], 66, "missing.jpg"),
+        (["--insert", "a.toml"], 2, "a composition"),
+        (["--insert", "a.glb", "--depth", "0.5"], 2, "nothing is seen"),
+        (["--camera", "still", "--amplitude", "5"], 2, "no amplitude"),
         (["-o", "-"], 2, "stdout"),
     ],
 )

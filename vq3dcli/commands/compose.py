@@ -86,8 +86,7 @@ def command(
       vq3d compose room_composed.toml --camera swing -o again.mp4
     """
     from vq3dcli.checkpoint import load_weights
-    from vq3dcli.data.meshes import is_mesh
-    from vq3dcli.pipelines.compose import build_stage
+    from vq3dcli.pipelines.compose import Unchanging, build_stage, composition_sources
     from vq3dcli.pipelines.composition import (
         SUFFIX,
         composition_from_options,
@@ -96,14 +95,17 @@ def command(
         write_composition,
     )
     from vq3dcli.pipelines.film import Shot, check_shot, film_changing
-    from vq3dcli.pipelines.inputs import needs_weights, open_scene, parse_sources
+    from vq3dcli.pipelines.inputs import needs_weights, open_scene
     from vq3dcli.pipelines.render import Look, staged
     from vq3dcli.pipelines.targets import check_targets, plan_joint_target
+    from vq3dcli.rendering.cameras import one_camera
 
     if output == "-":
         raise UsageError("compose writes files, not stdout", remedy="a file name with -o")
     said = Output("compose", json, quiet)
     still = camera == "still"
+    if still and amplitude is not None:
+        raise UsageError("a camera that stands still has no amplitude", remedy="--camera orbit")
     shot = Shot("orbit" if still else camera, frames, fps, size, fov, 0.0 if still else amplitude, samples)
     from_file = scene.endswith(SUFFIX)
     base = read_composition(Path(scene)) if from_file else None
@@ -119,7 +121,7 @@ def command(
         composition = with_shadows(composition, shadow)
 
     # Stdin may be the scene, or one of the objects, but not both.
-    sources = parse_sources([composition.scene, *(i.object for i in composition.insert if not is_mesh(i.object))])
+    sources = composition_sources(composition)
     stem = Path(scene).name.removesuffix(SUFFIX) if from_file else sources[0].stem
     target = plan_joint_target(sources, stem, output, video_format, kind="composed", disparity=disparity)
     written = target.video.with_name(f"{target.video.name.removesuffix(target.video.suffix)}{SUFFIX}")
@@ -149,8 +151,11 @@ def command(
         lambda text: open_source(by_text[text]),
         picture=None if shown is opened.scene else shown,
     )
-    said.note(f"{len(stage.things)} things in the scene, {len(stage.fills)} holes closed")
-    whole = None if stage.moving else stage.at(0.0)
+    holes = len(composition.delete) + len(composition.move)
+    said.note(f"{len(stage.things)} things in the scene, {holes} holes closed")
+    for index in stage.out_of(one_camera(cameras, 0)):
+        said.warn(f"thing {index + 1} lies outside of the picture")
+    whole = None if stage.moving else Unchanging(stage.at(0.0)) if still else stage.at(0.0)
     with said.progress("rendering", frames, unit="frames") as progress:
         film_changing(
             lambda frame: whole or stage.at(frame / max(1, frames - 1)),
@@ -168,7 +173,7 @@ def command(
     said.finish(
         count=len(stage.things),
         weights=loaded,
-        metrics={"things": len(stage.things), "holes": len(stage.fills), "camera": camera, "frames": frames},
+        metrics={"things": len(stage.things), "holes": holes, "camera": camera, "frames": frames},
         table=[],
         outputs=outputs,
     )

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 
+if TYPE_CHECKING:
+    from vq3dcli.pipelines.inputs import OpenedScene, Source
+
 FormatName = Literal["viewer", "ply", "glb", "splat", "mpi", "npz", "depth"]
 
 INPUT = (
     "A photo (JPEG, PNG, WebP), - for stdin, a saved scene (.vq3d.safetensors), a sample (samples.json#NAME), or "
-    "toyscene:CLASS[:SEED]."
+    "toyscene:CLASS[:SEED]; or a composition, NAME.toml."
 )
 FORMAT = (
     "viewer: one HTML page to look around in; ply: coloured points; glb: a textured mesh; splat: 3D Gaussians; mpi: "
@@ -64,23 +68,40 @@ def command(
       vq3d export photo.jpg -o photo.glb --mesh solid
       vq3d export samples/samples.json#torus-0000 --format splat --axes opengl
       vq3d export toyscene:snowman --format mpi --layers 16 -o layers/
+      vq3d export room_composed.toml --format glb
     """
     from vq3dcli.checkpoint import load_weights
-    from vq3dcli.pipelines.export import Wish, check_export, check_wish, export_scene, plan_export
+    from vq3dcli.pipelines.compose import composition_sources
+    from vq3dcli.pipelines.composition import SUFFIX, read_composition
+    from vq3dcli.pipelines.export import Composed, export_scene
+    from vq3dcli.pipelines.export_plan import Wish, check_export, check_wish, plan_export
     from vq3dcli.pipelines.inputs import needs_weights, open_scene, parse_sources
+    from vq3dcli.pipelines.render import Look
 
     said = Output("export", json, quiet)
-    (source,) = parse_sources([source_text])
+    composition = read_composition(Path(source_text)) if source_text.endswith(SUFFIX) else None
+    sources = parse_sources([source_text]) if composition is None else composition_sources(composition)
+    source = sources[0] if composition is None else replace(sources[0], stem=Path(source_text).stem)
     kind, paths = plan_export(source, output, export_format)
     # A toy scene is small and exact to the model already: the photo would add nothing but the noise of its relief.
-    has_detail = detail == "photo" or (detail is None and source.toy is None and source.sample is None)
-    wish = Wish(kind, size, layers, samples, views, amplitude, mesh, axes, max_depth, has_detail)
+    look = Look(detail, fit)
+    wish = Wish(kind, size, layers, samples, views, amplitude, mesh, axes, max_depth, look.detail_of(source) == "photo")
     check_wish(wish)
     check_export(kind, paths)
     place = pick_device(device)
-    loaded = load_weights(weights, place) if weights is not None or needs_weights([source]) else None
+    loaded = load_weights(weights, place) if weights is not None or needs_weights(sources) else None
     stdin = None if sys.stdin is None else sys.stdin.buffer
-    opened = open_scene(source, loaded, fit=fit or ("squash" if has_detail else "crop"), stdin=stdin, device=place)
+
+    def open_source(source: Source) -> OpenedScene:
+        return open_scene(source, loaded, fit=look.fit_of(source), stdin=stdin, device=place)
+
+    opened = open_source(source)
     said.note(f"{kind} of {opened.stem}" + ("" if loaded is None else f", weights {loaded.path}"))
-    outputs, figures = export_scene(opened, wish, paths)
+    composed = None
+    if composition is not None:
+        if loaded is not None and composition.weights_sha256 not in (None, loaded.sha256):
+            said.warn(f"made with the weights {str(composition.weights_sha256)[:12]}, not with {loaded.sha256[:12]}")
+        by_text = {other.text: other for other in sources[1:]}
+        composed = Composed(composition, lambda text: open_source(by_text[text]))
+    outputs, figures = export_scene(opened, wish, paths, composed)
     said.finish(count=1, weights=loaded, metrics=figures, table=[], outputs=outputs)

@@ -68,6 +68,8 @@ def command(
         raise UsageError("interpolate writes files, not stdout", remedy="a file name with -o")
     said = Output("interpolate", json, quiet)
     still = camera == "still"
+    if still and amplitude is not None:
+        raise UsageError("a camera that stands still has no amplitude", remedy="--camera orbit")
     shot = Shot("orbit" if still else camera, frames, fps, size, fov, 0.0 if still else amplitude, samples)
     sources = parse_sources(inputs)
     stem = joint_stem([source.stem for source in sources])

@@ -8,7 +8,7 @@ length 1, and the middle of its lower face to the origin.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +25,12 @@ from vq3dcli.rendering.compose import Surface, Vector
 SUFFIXES = (".glb", ".gltf", ".ply", ".obj", ".stl")
 Up = Literal["y", "z"]
 Floats = NDArray[np.float64]
+_Colour = Callable[[NDArray[np.int64], Floats], Floats]
 
 # A file's axes to ours. glTF: y is up and the front looks along +z; with z up, the front looks along -y.
 _AXES = {"y": np.diag([1.0, -1.0, -1.0]), "z": np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])}
+# In glTF, colours are linear light but for those of textures.
+_LINEAR = (".glb", ".gltf")
 _GREY = 0.7
 _AMBIENT = 0.55
 
@@ -44,7 +47,7 @@ class Mesh:
     """
 
     triangles: Any
-    colour: Callable[[NDArray[np.int64], Floats], Floats]
+    colour: _Colour
     lower: Vector
     upper: Vector
 
@@ -97,11 +100,14 @@ def read_mesh(path: Path, *, up: Up = "y") -> Mesh:
     if not path.is_file():
         raise InputMissingError(f"no such file ({path})", remedy="check the path")
     try:
-        mesh = trimesh.load_scene(path).to_mesh()
-        vertices = np.asarray(mesh.vertices, np.float64) @ _AXES[up].T
-        if not len(mesh.faces) or not np.isfinite(vertices).all():
+        # Part by part: one mesh of all has no colours where some parts have a texture and others have none.
+        parts: list[Any] = [part for part in trimesh.load_scene(path).dump() if len(getattr(part, "faces", ()))]
+        if not parts or not all(np.isfinite(part.vertices).all() for part in parts):
             raise ValueError("it has no triangles, or points that are no numbers")
-        colour = _colours(mesh)
+        vertices = np.concatenate([np.asarray(part.vertices, np.float64) for part in parts]) @ _AXES[up].T
+        first = np.cumsum([0, *(len(part.vertices) for part in parts)])
+        faces = np.concatenate([part.faces + start for part, start in zip(parts, first, strict=False)])
+        colour = _joined(parts, linear=path.suffix.lower() in _LINEAR)
     except Exception as error:
         # Its readers raise almost any type on damaged bytes.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -111,7 +117,7 @@ def read_mesh(path: Path, *, up: Up = "y") -> Mesh:
     if size <= 0.0:
         raise DataError(f"a mesh without extent ({path})", remedy="another file")
     foot = np.array([0.5 * (lower[0] + upper[0]), upper[1], 0.5 * (lower[2] + upper[2])])
-    triangles = trimesh.Trimesh((vertices - foot) / size, mesh.faces, process=False)
+    triangles = trimesh.Trimesh((vertices - foot) / size, faces, process=False)
     first, last = triangles.bounds.tolist()
     return Mesh(triangles, colour, (first[0], first[1], first[2]), (last[0], last[1], last[2]))
 
@@ -127,35 +133,66 @@ def _barycentric(corners: Floats, points: Floats) -> Floats:
     return np.stack([1.0 - v - w, v, w], 1)
 
 
-def _colours(mesh: Any) -> Callable[[NDArray[np.int64], Floats], Floats]:
-    """Colours by triangle and barycentric coordinates: of a texture, of corners, of faces, or grey."""
+def _joined(parts: Sequence[Any], *, linear: bool) -> _Colour:
+    """Colours of several meshes, whose triangles are numbered one after the other."""
+    colours = [_colours(part, linear=linear) for part in parts]
+    last = np.cumsum([len(part.faces) for part in parts])
+
+    def colour(triangle: NDArray[np.int64], barycentric: Floats) -> Floats:
+        rgb = np.empty((len(triangle), 3))
+        part_of = np.searchsorted(last, triangle, side="right")
+        for index in np.unique(part_of):
+            mine = part_of == index
+            start = last[index] - len(parts[index].faces)
+            rgb[mine] = colours[index](triangle[mine] - start, barycentric[mine])
+        return rgb
+
+    return colour
+
+
+def _colours(mesh: Any, *, linear: bool) -> _Colour:
+    """Colours by triangle and barycentric coordinates: of a texture, of corners, of faces, or grey.
+
+    Args:
+        mesh: trimesh's.
+        linear: Whether colours that are not a texture's are linear light, to be encoded as sRGB.
+    """
     from trimesh.visual.color import uv_to_interpolated_color
     from trimesh.visual.material import PBRMaterial
 
+    shown = _encoded if linear else np.asarray
     faces, visual = np.asarray(mesh.faces), mesh.visual
-    if visual.kind == "texture" and visual.uv is not None:
+    if visual.kind == "texture":
         material = visual.material
-        factor = np.ones(3)
-        if isinstance(material, PBRMaterial):
-            if material.baseColorFactor is not None:
-                factor = np.asarray(material.baseColorFactor, np.float64)[:3] / 255.0
-            image = material.baseColorTexture
-        else:
-            image = material.image
-        if image is None:
-            plain = np.asarray(material.main_color, np.float64)[:3] / 255.0
+        pbr = isinstance(material, PBRMaterial)
+        image = material.baseColorTexture if pbr else material.image
+        factor = np.asarray(material.main_color, np.float64)[:3] / 255.0
+        if image is None or visual.uv is None:
+            plain = shown(factor)
             return lambda triangle, barycentric: np.broadcast_to(plain, (len(triangle), 3))
         uv = np.asarray(visual.uv)
 
         def textured(triangle: NDArray[np.int64], barycentric: Floats) -> Floats:
             at = (uv[faces[triangle]] * barycentric[..., None]).sum(1)
-            return np.asarray(uv_to_interpolated_color(at, image), np.float64)[:, :3] / 255.0 * factor
+            rgb = np.asarray(uv_to_interpolated_color(at, image), np.float64)[:, :3] / 255.0
+            # Other formats' diffuse colour beside a texture is a placeholder more often than a tint.
+            return _encoded(_decoded(rgb) * factor) if pbr and material.baseColorFactor is not None else rgb
 
         return textured
     if visual.kind == "vertex":
         of_vertex = np.asarray(visual.vertex_colors, np.float64)[:, :3] / 255.0
-        return lambda triangle, barycentric: (of_vertex[faces[triangle]] * barycentric[..., None]).sum(1)
+        return lambda triangle, barycentric: shown((of_vertex[faces[triangle]] * barycentric[..., None]).sum(1))
     if visual.kind == "face":
-        of_face = np.asarray(visual.face_colors, np.float64)[:, :3] / 255.0
+        of_face = shown(np.asarray(visual.face_colors, np.float64)[:, :3] / 255.0)
         return lambda triangle, barycentric: of_face[triangle]
     return lambda triangle, barycentric: np.full((len(triangle), 3), _GREY)
+
+
+def _encoded(rgb: Floats) -> Floats:
+    """Linear light in [0, 1] as sRGB (IEC 61966-2-1)."""
+    return np.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb.clip(min=0.0031308) ** (1.0 / 2.4) - 0.055)
+
+
+def _decoded(rgb: Floats) -> Floats:
+    """The sRGB values in [0, 1] as linear light."""
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)

@@ -10,9 +10,7 @@ Legend: L layers from near to far, H height_px, W width_px of the layers, V view
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +27,7 @@ from vq3dcli.rendering.cameras import (
     s_from_z_depth,
     z_depth_from_s,
 )
+from vq3dcli.rendering.compose import Hits
 from vq3dcli.rendering.composite import ray_weights
 from vq3dcli.rendering.image_filters import fill_holes
 from vq3dcli.rendering.render import Field
@@ -38,20 +37,13 @@ MAX_SIDE_PX = 512
 _POINTS_AT_ONCE = 1 << 15
 # Rays that find out where the scene lies, a side, and samples on each.
 _PROBE_PX = 24
-_PROBE_SAMPLES = 128
+PROBE_SAMPLES = 128
 # A part of the layers lies evenly in s, so that what the canonical view hides has its share.
 _EVEN_SHARE = 0.3
 # Steps of the search for the surface within a layer; each one divides the error by the slope of the surface.
 _SEARCH_STEPS = 2
 # Thinner haze is left out: most of the space would be filled with it, and cost a browser time.
 _LEAST_ALPHA = 0.01
-# Two neighbouring texels belong to one surface if their s differ by less.
-_SAME_SURFACE_S = 0.04
-# Five of them in a row span more only where one surface ends before another.
-_STEP_S = 0.08
-# A surface of a photo fades between these factors of being pulled apart.
-STRETCH_FADES, STRETCH_GONE = 1.6, 3.0
-_NEAR_SURFACE_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -91,8 +83,6 @@ class Layers:
         edges_s: `[L + 1]` from 1 to 0: layer i lies between edges i and i + 1.
         frustum: The camera whose rays the texels follow.
         margins: How much wider and higher the layers are than what that camera sees, at least 1 each.
-        fades: Draw as photo detail does: surfaces fade where a camera sees them pulled apart (`STRETCH_FADES`), and
-            colours are sampled sharply.
     """
 
     rgb: Tensor
@@ -101,7 +91,6 @@ class Layers:
     edges_s: Tensor
     frustum: Frustum
     margins: tuple[float, float] = (1.0, 1.0)
-    fades: bool = False
 
     def __len__(self) -> int:
         """Number of layers L."""
@@ -126,13 +115,13 @@ def choose_edges(field: Field, frustum: Frustum, layers: int, device: torch.devi
         layers: How many.
         device: Where the field is evaluated.
     """
-    probe = torch.linspace(1.0, 0.0, _PROBE_SAMPLES + 1)
+    probe = torch.linspace(1.0, 0.0, PROBE_SAMPLES + 1)
     bins = _ray_bins(field, frustum, probe, _PROBE_PX, _PROBE_PX, 1, device)
     seen = ray_weights(-torch.log1p(-bins.alpha.clamp(max=1 - 1e-6)), opaque_end=True).mean((0, 1))
-    return _edges_of(seen.cpu(), layers)
+    return edges_of(seen.cpu(), layers)
 
 
-def _edges_of(seen: Tensor, layers: int) -> Tensor:
+def edges_of(seen: Tensor, layers: int) -> Tensor:
     """Edges `[L + 1]` for how much is seen in each of equal bins of s from 1 to 0."""
     probe = torch.linspace(1.0, 0.0, len(seen) + 1)
     density = seen.clamp(min=0.0) ** (1.0 / 3.0)
@@ -161,6 +150,7 @@ def bake_layers(
     height_px: int,
     width_px: int,
     samples_a_layer: int = 3,
+    hits: Hits | None = None,
     device: torch.device | None = None,
 ) -> Layers:
     """Cut a field into layers along the canonical rays.
@@ -172,82 +162,24 @@ def bake_layers(
         height_px: Height of the layers.
         width_px: Width of the layers.
         samples_a_layer: Samples K in each bin.
+        hits: What the rays of each texel meet besides, in row-major order.
         device: Where the field is evaluated.
     """
     bins = _ray_bins(field, frustum, edges_s, height_px, width_px, samples_a_layer, device)
+    if hits is not None:
+        bins = _with_hits(bins, hits, frustum, edges_s)
     alpha = bins.alpha.permute(2, 0, 1).contiguous()
     alpha[alpha < _LEAST_ALPHA] = 0.0
     alpha[-1] = 1.0  # what passes through the whole scene ends in its last layer, as it does in the renderer
     maps = torch.cat([bins.rgb.permute(2, 3, 0, 1), bins.s.permute(2, 0, 1)[:, None]], 1)
     # The colour of an empty texel is arbitrary, and bilinear sampling would let it bleed into its neighbours.
-    filled = fill_holes(maps, _trust(alpha))
+    filled = fill_holes(maps, trust_of(alpha))
     return Layers(filled[:, :3].clamp(0.0, 1.0), alpha, filled[:, 3], edges_s, frustum)
 
 
-def _trust(alpha: Tensor) -> Tensor:
+def trust_of(alpha: Tensor) -> Tensor:
     """How far the colour of a texel is to be kept: all of it from half opaque on, and hardly that of an empty one."""
     return (4.0 * alpha.square()).clamp(1e-5, 1.0)
-
-
-def add_photo(layers: Layers, photo: Tensor, s: Tensor) -> Layers:
-    """Put a photo on the surface that the canonical camera sees; what it hides stays the NeRF's.
-
-    Args:
-        layers: Of the NeRF, at any resolution; the result has the photo's.
-        photo: `[3, H, W]` in [0, 1], what the canonical camera sees.
-        s: The disparity of each of its pixels, `[H, W]`, for example the NeRF's refined by the photo's edges.
-    """
-    s = snap_to_surfaces(s)
-    low, high = _surface_range(s)
-    edges = layers.edges_s.tolist()
-    count, (height, width) = len(layers), s.shape
-    rgb, alpha = s.new_empty(count, 3, height, width), s.new_empty(count, height, width)
-    texel_s = torch.empty_like(alpha)
-    # A layer at a time: 32 layers of 512 pixels are half a gigabyte as it is.
-    for layer in range(count):
-        maps = torch.cat([layers.rgb[layer], layers.s[layer][None], layers.alpha[layer][None]])[None].to(s)
-        maps = functional.interpolate(maps, (height, width), mode="bilinear", align_corners=False)[0]
-        # A surface that crosses from one bin into the next lies in both along the seam: no crack opens between them.
-        own = (edges[layer + 1] <= high) & (edges[layer] >= low)
-        in_front = edges[layer + 1] > high
-        opacity = torch.where(own, torch.ones_like(s), torch.where(in_front, torch.zeros_like(s), maps[4]))
-        trust = torch.where(own, torch.ones_like(s), _trust(opacity))
-        maps = torch.where(own, torch.cat([photo.to(s), s[None]]), maps[:4])
-        if not (trust == trust.flatten()[0]).all():
-            maps = fill_holes(maps, trust)
-        alpha[layer] = torch.ones_like(s) if layer == count - 1 else opacity
-        rgb[layer], texel_s[layer] = maps[:3].clamp(0.0, 1.0), maps[3]
-    return replace(layers, rgb=rgb, alpha=alpha, s=texel_s)
-
-
-class Sheet(NamedTuple):
-    """A picture with a relief: colour `[3, H, W]` in [0, 1], and the disparity of each pixel `[H, W]`."""
-
-    rgb: Tensor
-    s: Tensor
-
-
-def layers_of_sheets(
-    sheets: Sequence[Sheet], frustum: Frustum, layers: int, *, margins: tuple[float, float] = (1.0, 1.0)
-) -> Layers:
-    """Cut pictures with reliefs into layers, for example a photo and what its things in front hide.
-
-    Args:
-        sheets: From front to back, all of one size.
-        frustum: The canonical camera.
-        layers: How many.
-        margins: How much wider and higher the sheets are than what that camera sees.
-    """
-    steps = torch.cat([sheet.s.flatten() for sheet in sheets]).cpu()
-    seen = torch.histc(1.0 - steps, _PROBE_SAMPLES, 0.0, 1.0) / len(steps)
-    edges_s = _edges_of(seen, layers)
-    last = sheets[-1]
-    planes = (0.5 * (edges_s[1:] + edges_s[:-1])).to(last.s)[:, None, None].expand(layers, *last.s.shape)
-    alpha = torch.zeros_like(planes)
-    built = Layers(last.rgb.expand(layers, -1, -1, -1), alpha, planes, edges_s, frustum, margins, fades=True)
-    for sheet in reversed(sheets):
-        built = add_photo(built, sheet.rgb, sheet.s)
-    return built
 
 
 def flat_layers(layers: Layers) -> Layers:
@@ -274,8 +206,8 @@ def flat_layers(layers: Layers) -> Layers:
     alpha[-1] = 1.0
     maps = torch.where(mass[:, None] > 1e-6, rgb / mass.clamp(min=1e-6)[:, None], layers.rgb)
     middle = planes[:, None, None].expand_as(layers.s).contiguous()
-    rgb = fill_holes(maps, _trust(alpha))
-    return replace(layers, rgb=rgb, alpha=alpha, s=middle, fades=False)
+    rgb = fill_holes(maps, trust_of(alpha))
+    return replace(layers, rgb=rgb, alpha=alpha, s=middle)
 
 
 @torch.no_grad()
@@ -298,9 +230,6 @@ def render_layers(layers: Layers, camera: Camera) -> tuple[Tensor, Tensor]:
     colour = torch.zeros(size[0], 3, *size[1:], device=layers.rgb.device)
     disparity, passing = torch.zeros_like(colour[:, 0]), torch.ones_like(colour[:, 0])
     maps = torch.cat([layers.rgb, layers.alpha[:, None], layers.s[:, None]], 1)
-    # Along a ray xy = base + s along: 1 / z is linear in s.
-    along = (origin[..., :2] - origin[..., 2:] * direction[..., :2] / direction[..., 2:]) / tangent
-    along = along * (1.0 / frustum.near - 1.0 / frustum.far)
     for layer, plane_s in enumerate(layers.planes_s.tolist()):
         s = torch.full_like(disparity, plane_s)
         for step in range(_SEARCH_STEPS + 1):
@@ -312,54 +241,15 @@ def render_layers(layers: Layers, camera: Camera) -> tuple[Tensor, Tensor]:
                 s = _sample(texels[:, 4:], xy)[:, 0]
             else:
                 found = _sample(texels, xy)
-        opacity = found[:, 3] * (z_depth > 0.0)
-        if layers.fades and layer + 1 < len(layers):
-            opacity = opacity * _unstretched(texels[:, 4:], xy, along)
-        weight = passing * opacity
-        rgb = found[:, :3]
-        if layers.fades:
-            # As photo detail does: bilinear samples would blur a photo's texture.
-            rgb = _sample(texels[:, :3], xy, mode="bicubic").clamp(0.0, 1.0)
-        colour += weight[:, None] * rgb
+        weight = passing * found[:, 3] * (z_depth > 0.0)
+        colour += weight[:, None] * found[:, :3]
         disparity += weight * s_from_z_depth(z_depth.clamp(min=1e-3), frustum.near, frustum.far)
         passing = passing - weight
     return colour, disparity
 
 
-def _unstretched(s: Tensor, xy: Tensor, along: Tensor) -> Tensor:
-    """1 where the surfaces `s` `[V, 1, H', W']` appear as they are at `xy`, 0 where they are pulled apart.
-
-    A texel of the relief grows to 1 - gradient . along, by the derivative of xy = base + s(xy) along.
-    """
-    stretch = torch.ones_like(along[..., 0])
-    for axis, side in ((0, s.shape[3]), (1, s.shape[2])):
-        offset = torch.zeros(2, device=s.device)
-        offset[axis] = 1.0 / side
-        slope = (_sample(s, xy + offset) - _sample(s, xy - offset))[:, 0] * (0.5 * side)
-        stretch = stretch - slope * along[..., axis]
-    share = ((stretch - STRETCH_FADES) / (STRETCH_GONE - STRETCH_FADES)).clamp(0.0, 1.0)
-    return 1.0 - share * share * (3.0 - 2.0 * share)
-
-
-def _sample(maps: Tensor, xy: Tensor, *, mode: str = "bilinear") -> Tensor:
-    return functional.grid_sample(maps, xy, mode=mode, padding_mode="border", align_corners=False)
-
-
-def snap_to_surfaces(s: Tensor) -> Tensor:
-    """Pixels between two surfaces, which see a mean of both, go to the nearer one in s: `[..., H, W]`, by 5 x 5."""
-    maps = s.reshape(-1, 1, *s.shape[-2:])
-    high = functional.max_pool2d(maps, 5, 1, 2).reshape(s.shape)
-    low = -functional.max_pool2d(-maps, 5, 1, 2).reshape(s.shape)
-    closest = torch.where(high - s < s - low, high, low)
-    return torch.where((high - low > _STEP_S) & ((closest - s).abs() > _NEAR_SURFACE_S), closest, s)
-
-
-def _surface_range(s: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the greatest s `[H, W]` in the 3 x 3 neighbourhood of each texel that are of its own surface."""
-    padded = functional.pad(s[None, None], (1, 1, 1, 1), mode="replicate")
-    around = functional.unfold(padded, 3).reshape(9, *s.shape)
-    around = torch.where((around - s).abs() < _SAME_SURFACE_S, around, s)
-    return around.amin(0), around.amax(0)
+def _sample(maps: Tensor, xy: Tensor) -> Tensor:
+    return functional.grid_sample(maps, xy, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 @dataclass(frozen=True)
@@ -369,6 +259,24 @@ class _Bins:
     alpha: Tensor
     rgb: Tensor
     s: Tensor
+
+
+def _with_hits(bins: _Bins, hits: Hits, frustum: Frustum, edges_s: Tensor) -> _Bins:
+    """The bins with surfaces in them, each in front of what else its bin holds."""
+    height_px, width_px, layers = bins.alpha.shape
+    s = s_from_z_depth(hits.z_depth, frustum.near, frustum.far)
+    share = ((hits.z_depth >= frustum.near) & (hits.z_depth < frustum.far)).to(s) / s.shape[1]
+    index = (torch.searchsorted(-edges_s.to(s), -s) - 1).clamp(0, layers - 1)
+    values = share[..., None] * torch.cat([torch.ones_like(s)[..., None], s[..., None], hits.rgb], -1)
+    sums = s.new_zeros(len(s), layers, 5).scatter_add_(1, index[..., None].expand(-1, -1, 5), values)
+    covered, place, colour = sums.reshape(height_px, width_px, layers, 5).split([1, 1, 3], -1)
+    passing = (1.0 - covered[..., 0]) * bins.alpha
+    alpha = covered[..., 0] + passing
+    # A bin with nothing in it keeps the colour and the place that it has.
+    rest = torch.where(alpha > 0.0, passing, torch.ones_like(alpha))
+    whole = (covered[..., 0] + rest)[..., None]
+    rgb = (colour + rest[..., None] * bins.rgb) / whole
+    return _Bins(alpha, rgb, (place[..., 0] + rest * bins.s) / whole[..., 0])
 
 
 def _ray_bins(

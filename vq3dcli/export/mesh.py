@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from vq3dcli.errors import DataError, UnavailableError
-from vq3dcli.export.layers import Frustum, snap_to_surfaces
+from vq3dcli.export.layers import Frustum
 from vq3dcli.export.points import to_axes
+from vq3dcli.export.sheets import snap_to_surfaces
 from vq3dcli.files import write_bytes
 from vq3dcli.rendering.cameras import image_rays, z_depth_from_s
 
@@ -110,7 +111,14 @@ def write_glb(path: Path, mesh: Mesh) -> None:
         visual=trimesh.visual.TextureVisuals(uv=uv, material=material),
         process=False,  # as they are: merging and reordering would undo what the texture coordinates say
     )
-    write_bytes(path, built.export(file_type="glb"))
+    write_bytes(path, built.export(file_type="glb", tree_postprocessor=_unlit))
+
+
+def _unlit(tree: dict[str, Any]) -> None:
+    """Colours as they are, whatever the light: viewers without this extension use the plain material."""
+    tree["extensionsUsed"] = ["KHR_materials_unlit"]
+    for material in tree["materials"]:
+        material["extensions"] = {"KHR_materials_unlit": {}}
 
 
 def _trimesh() -> Any:

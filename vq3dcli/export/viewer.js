@@ -1,5 +1,5 @@
-// The viewer's script: draws layered depth images as export/layers.py's render_layers does, for every pixel one ray
-// through the layers from near to far. World axes as in docs/conventions.md: x right, y down, z forward.
+// The viewer's script: for every pixel one ray, through layered depth images from near to far as export/layers.py's
+// render_layers draws them, or onto the two reliefs of a photo. World axes as in docs/conventions.md: x right, y down, z forward.
 "use strict";
 (() => {
   const scene = JSON.parse(document.getElementById("scene").textContent);
@@ -14,7 +14,7 @@
   const SLOW_MS = 45; // a frame that takes longer is drawn with fewer pixels while things move
 
   const view = { yaw: 0, pitch: 0, zoom: 1, disparity: false };
-  let canvas = null, gl = null, program = null, places = {}, images = null, tangents = null;
+  let canvas = null, gl = null, program = null, places = {}, images = null;
   let quality = 1, moving = false, pending = false, settle = 0, swaying = false, tilt = null;
 
   const VERTEX = `#version 300 es
@@ -28,24 +28,67 @@
       mask = wanted;
       gl_Position = vec4(place.x, -place.y, 0.0, 1.0);
     }`;
-  const FRAGMENT = `#version 300 es
+  const HEAD = `#version 300 es
     precision highp float;
     precision highp sampler2DArray;
-    const int LAYERS = ${scene.planes_s.length};
-    const bool FADES = ${scene.fades !== null};
-    uniform sampler2DArray colours, shapes;  // rgb; opacity and s
+    uniform sampler2DArray colours, shapes;  // of layers: rgb; opacity and s. Of sheets: rgb; s in 16 bits
     uniform sampler2D colour_map;
-    uniform vec4 bins[LAYERS];               // the plane's s, lowest s, extent of s
     uniform mat3 rotation;                   // camera to world
     uniform vec3 origin;                     // of the camera, in the canonical camera's coordinates
     uniform float view_tangent, inverse_range, inverse_far;
-    uniform vec2 tangent, shown, fades;
+    uniform vec2 tangent, shown;
     uniform bool disparity;
     flat in uint mask;
     in vec2 place;
     out vec4 pixel;
-    float place_in(int layer, vec2 uv) {
-      return bins[layer].y + bins[layer].z * texture(shapes, vec3(uv, float(layer))).g;
+    float z_of(float s) { return 1.0 / (s * inverse_range + inverse_far); }
+    float s_of(float z) { return clamp((1.0 / max(z, 1e-3) - inverse_far) / inverse_range, 0.0, 1.0); }
+    void show(vec3 colour, float s) {
+      float level = clamp((s - shown.x) / (shown.y - shown.x), 0.0, 1.0);
+      pixel = vec4(disparity ? texture(colour_map, vec2((level * 255.0 + 0.5) / 256.0, 0.5)).rgb : colour, 1.0);
+    }`;
+  // Surfaces within thin layers, blended from near to far.
+  const LAYERED = () => `
+    const int LAYERS = ${scene.planes_s.length};
+    uniform vec4 bins[LAYERS];               // the plane's s, lowest s, extent of s
+    void main() {
+      vec3 ray = rotation * vec3(place * view_tangent, 1.0);
+      vec3 sum = vec3(0.0);
+      float sum_s = 0.0, passing = 1.0;
+      for (int i = 0; i < LAYERS; ++i) {
+        if ((mask & (1u << i)) == 0u) continue;
+        float s = bins[i].x, z_depth;
+        vec2 uv, shape;
+        for (int step = 0; step < 3; ++step) {
+          float z = z_of(s);
+          z_depth = (z - origin.z) / ray.z;
+          uv = 0.5 + 0.5 * (origin.xy + z_depth * ray.xy) / (z * tangent);
+          shape = texture(shapes, vec3(uv, float(i))).rg;
+          s = bins[i].y + bins[i].z * shape.g;
+        }
+        float weight = z_depth > 0.0 ? passing * shape.r : 0.0;
+        if (weight > 0.0) {
+          sum += weight * texture(colours, vec3(uv, float(i))).rgb;
+          sum_s += weight * s_of(z_depth);
+          passing -= weight;
+          if (passing < 0.004) break;
+        }
+      }
+      show(sum, sum_s);
+    }`;
+  // A photo on its relief, and what is behind its edges: as rendering/relief.py and pipelines/detail.py have it.
+  const SHEETS = () => `
+    const int MOST_STEPS = 256;
+    uniform vec4 ranges;                     // lowest and highest s of the front and of what is behind
+    uniform vec2 fades;
+    vec2 texels;
+    // Beyond its edges the photo goes on mirrored, at the centres of its outermost pixels.
+    vec2 mirrored(vec2 uv) {
+      vec2 inner = 1.0 - 1.0 / texels;
+      return 0.5 / texels + inner * abs(mod((uv - 0.5 / texels) / inner + 1.0, 2.0) - 1.0);
+    }
+    float relief(int sheet, vec2 uv) {
+      return dot(texture(shapes, vec3(mirrored(uv), float(sheet))).rg, vec2(65280.0, 255.0)) / 65535.0;
     }
     // Keys' kernel with a = -0.75, over four texels a side; bilinear samples would blur a photo's texture.
     vec4 cubic(float t) {
@@ -54,55 +97,61 @@
       vec2 far = ((-0.75 * d.xw + 3.75) * d.xw - 6.0) * d.xw + 3.0;
       return vec4(far.x, near, far.y);
     }
-    vec3 sharp(int layer, vec2 uv) {
-      ivec2 size = textureSize(colours, 0).xy;
-      vec2 at = uv * vec2(size) - 0.5;
+    vec3 sharp(int sheet, vec2 uv) {
+      ivec2 last = ivec2(texels) - 1;
+      vec2 at = uv * texels - 0.5;
       ivec2 first = ivec2(floor(at));
       vec4 wx = cubic(at.x - float(first.x)), wy = cubic(at.y - float(first.y));
       vec3 sum = vec3(0.0);
       for (int y = 0; y < 4; ++y) {
         for (int x = 0; x < 4; ++x) {
-          ivec2 texel = clamp(first + ivec2(x - 1, y - 1), ivec2(0), size - 1);
-          sum += wx[x] * wy[y] * texelFetch(colours, ivec3(texel, layer), 0).rgb;
+          ivec2 texel = last - abs(last - abs(first + ivec2(x - 1, y - 1)));
+          sum += wx[x] * wy[y] * texelFetch(colours, ivec3(max(texel, 0), sheet), 0).rgb;
         }
       }
       return clamp(sum, 0.0, 1.0);
     }
-    void main() {
-      vec3 ray = rotation * vec3(place * view_tangent, 1.0);
-      vec3 sum = vec3(0.0);
-      float sum_s = 0.0, passing = 1.0;
-      // Along a ray uv = base + s along; a texel of a relief grows to 1 - gradient . along.
-      vec2 along = 0.5 * inverse_range * (origin.xy - origin.z * ray.xy / ray.z) / tangent;
-      vec2 texels = vec2(textureSize(shapes, 0).xy);
-      for (int i = 0; i < LAYERS; ++i) {
-        if ((mask & (1u << i)) == 0u) continue;
-        float s = bins[i].x, z_depth;
-        vec2 uv, shape;
-        for (int step = 0; step < 3; ++step) {
-          float z = 1.0 / (s * inverse_range + inverse_far);
-          z_depth = (z - origin.z) / ray.z;
-          uv = 0.5 + 0.5 * (origin.xy + z_depth * ray.xy) / (z * tangent);
-          shape = texture(shapes, vec3(uv, float(i))).rg;
-          s = bins[i].y + bins[i].z * shape.g;
-        }
-        float weight = z_depth > 0.0 ? passing * shape.r : 0.0;
-        if (FADES && weight > 0.0 && i + 1 < LAYERS) {
-          vec2 step = 0.5 / texels;
-          vec2 slope = vec2(
-            place_in(i, uv + vec2(step.x, 0.0)) - place_in(i, uv - vec2(step.x, 0.0)),
-            place_in(i, uv + vec2(0.0, step.y)) - place_in(i, uv - vec2(0.0, step.y)));
-          weight *= 1.0 - smoothstep(fades.x, fades.y, 1.0 - dot(slope * texels, along));
-        }
-        if (weight > 0.0) {
-          sum += weight * (FADES ? sharp(i, uv) : texture(colours, vec3(uv, float(i))).rgb);
-          sum_s += weight * clamp((1.0 / max(z_depth, 1e-3) - inverse_far) / inverse_range, 0.0, 1.0);
-          passing -= weight;
-          if (passing < 0.004) break;
+    // The s at which the ray base + s along enters a relief: marched a texel at a time, then bisected.
+    float enter(int sheet, vec2 base, vec2 along, vec2 range) {
+      float extent = range.y - range.x;
+      int steps = clamp(int(ceil(length(along * texels) * extent)), 1, MOST_STEPS);
+      int first = steps;
+      for (int i = 0; i < steps; ++i) {
+        float s = range.y - extent * float(i) / float(steps);
+        if (relief(sheet, base + s * along) >= s) {
+          first = i;
+          break;
         }
       }
-      float level = clamp((sum_s - shown.x) / (shown.y - shown.x), 0.0, 1.0);
-      pixel = vec4(disparity ? texture(colour_map, vec2((level * 255.0 + 0.5) / 256.0, 0.5)).rgb : sum, 1.0);
+      float front = range.y - extent * float(max(first - 1, 0)) / float(steps);
+      float behind = range.y - extent * float(first) / float(steps);
+      for (int i = 0; i < 6; ++i) {
+        float middle = 0.5 * (front + behind);
+        if (relief(sheet, base + middle * along) >= middle) behind = middle;
+        else front = middle;
+      }
+      return 0.5 * (front + behind);
+    }
+    void main() {
+      texels = vec2(textureSize(shapes, 0).xy);
+      vec3 ray = rotation * vec3(place * view_tangent, 1.0);
+      vec2 shift = origin.xy - origin.z * ray.xy / ray.z;
+      vec2 along = 0.5 * shift * inverse_range / tangent;
+      vec2 base = 0.5 + 0.5 * (ray.xy / ray.z + shift * inverse_far) / tangent;
+      float s = enter(0, base, along, ranges.xy);
+      vec2 uv = base + s * along, step = 0.5 / texels;
+      vec3 colour = sharp(0, uv);
+      // A texel of the relief grows to 1 - gradient . along.
+      vec2 slope = vec2(
+        relief(0, uv + vec2(step.x, 0.0)) - relief(0, uv - vec2(step.x, 0.0)),
+        relief(0, uv + vec2(0.0, step.y)) - relief(0, uv - vec2(0.0, step.y)));
+      float share = smoothstep(fades.x, fades.y, 1.0 - dot(slope * texels, along));
+      if (share > 0.0) {
+        float deep = enter(1, base, along, ranges.zw);
+        colour = mix(colour, sharp(1, base + deep * along), share);
+        s = mix(s, deep, share);
+      }
+      show(colour, s_of((z_of(s) - origin.z) / ray.z));
     }`;
 
   function say(text) {
@@ -119,15 +168,15 @@
   function build() {
     program = gl.createProgram();
     gl.attachShader(program, compile(gl.VERTEX_SHADER, VERTEX));
-    gl.attachShader(program, compile(gl.FRAGMENT_SHADER, FRAGMENT));
+    gl.attachShader(program, compile(gl.FRAGMENT_SHADER, HEAD + (scene.ranges_s ? SHEETS() : LAYERED())));
     gl.linkProgram(program);
     if (!gl.getProgramParameter(program, gl.LINK_STATUS)) throw new Error(gl.getProgramInfoLog(program) || "no program");
     gl.useProgram(program);
     gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
     gl.pixelStorei(gl.UNPACK_COLORSPACE_CONVERSION_WEBGL, gl.NONE);
     places = {};
-    for (const name of ["rotation", "origin", "view_tangent", "tangent", "inverse_range", "inverse_far", "shown", "fades",
-                        "disparity", "colours", "shapes", "colour_map", "bins"]) {
+    for (const name of ["rotation", "origin", "view_tangent", "tangent", "inverse_range", "inverse_far", "shown",
+                        "disparity", "colours", "shapes", "colour_map", "bins", "fades", "ranges"]) {
       places[name] = gl.getUniformLocation(program, name);
     }
     stack(0, images.colours, gl.RGB8, gl.RGB);
@@ -138,17 +187,21 @@
     gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGB8, 256, 1, 0, gl.RGB, gl.UNSIGNED_BYTE, table);
     smooth(gl.TEXTURE_2D);
     ["colours", "shapes", "colour_map"].forEach((name, unit) => gl.uniform1i(places[name], unit));
-    const bins = scene.planes_s.flatMap((s, i) => [s, scene.low_s[i], scene.high_s[i] - scene.low_s[i], 0]);
-    gl.uniform4fv(places.bins, bins);
-    tangents = scene.margins.map((margin) => margin * Math.tan(scene.fov_rad / 2));
-    gl.uniform2f(places.tangent, tangents[0], tangents[1]);
+    if (scene.ranges_s) {
+      gl.uniform4fv(places.ranges, scene.ranges_s);
+      gl.uniform2fv(places.fades, scene.fades);
+    } else {
+      const bins = scene.planes_s.flatMap((s, i) => [s, scene.low_s[i], scene.high_s[i] - scene.low_s[i], 0]);
+      gl.uniform4fv(places.bins, bins);
+    }
+    const tangent = Math.tan(scene.fov_rad / 2);
+    gl.uniform2f(places.tangent, tangent, tangent);
     gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
     gl.enableVertexAttribArray(0);
     gl.vertexAttribIPointer(0, 1, gl.UNSIGNED_INT, 0, 0);
     gl.vertexAttribDivisor(0, 1);
     gl.uniform1f(places.inverse_range, 1 / scene.near - 1 / scene.far);
     gl.uniform1f(places.inverse_far, 1 / scene.far);
-    if (scene.fades) gl.uniform2f(places.fades, scene.fades[0], scene.fades[1]);
     gl.uniform2f(places.shown, scene.shown[0], scene.shown[1]);
   }
 
@@ -189,6 +242,8 @@
   // For each tile of the view, which layers have something there: a bit a layer. Along a ray the place in a layer moves
   // on a straight line as s grows, so the corners of a tile at a layer's lowest and highest s enclose all of it.
   function masks(rotation) {
+    if (scene.ranges_s) return new Uint32Array(TILES * TILES);
+    const tangent = Math.tan(scene.fov_rad / 2);
     const r = scene.pivot_z, half = Math.tan(scene.fov_rad / 2) / view.zoom, cells = scene.cells, count = cells * cells;
     const origin = [-r * rotation[6], -r * rotation[7], r - r * rotation[8]];
     const found = new Uint32Array(TILES * TILES);
@@ -204,8 +259,8 @@
             const u = ((2 * x) / TILES - 1) * half, v = ((2 * y) / TILES - 1) * half;
             const ray = [0, 1, 2].map((axis) => rotation[axis] * u + rotation[3 + axis] * v + rotation[6 + axis]);
             const t = (z - origin[2]) / ray[2];
-            grid[at++] = (origin[0] + t * ray[0]) / (z * tangents[0]);
-            grid[at++] = (origin[1] + t * ray[1]) / (z * tangents[1]);
+            grid[at++] = (origin[0] + t * ray[0]) / (z * tangent);
+            grid[at++] = (origin[1] + t * ray[1]) / (z * tangent);
           }
         }
         return grid;
@@ -347,7 +402,7 @@
         0: reset,
         d: toggleDisparity,
       };
-      const action = actions[event.key] || actions[event.key.toLowerCase()];
+      const action = actions[event.key] || actions[String(event.key).toLowerCase()];
       if (action) {
         event.preventDefault();
         action();
@@ -373,10 +428,15 @@
     window.addEventListener("deviceorientation", (event) => {
       if (!tilt || event.beta === null || event.gamma === null) return;
       if (tilt.beta === undefined) tilt = { beta: event.beta, gamma: event.gamma };
+      // Both are about the device's own axes: a device on its side has them turned.
+      const held = (((screen.orientation && screen.orientation.angle) || 0) * Math.PI) / 180;
+      const beta = event.beta - tilt.beta, gamma = event.gamma - tilt.gamma;
       // Half of the device's turn, so that the bound is reached at about 23 degrees.
       const scale = (0.5 * Math.PI) / 180;
       swaying = false;
-      look((event.gamma - tilt.gamma) * scale, -(event.beta - tilt.beta) * scale);
+      look(
+        (gamma * Math.cos(held) + beta * Math.sin(held)) * scale,
+        (gamma * Math.sin(held) - beta * Math.cos(held)) * scale);
       request(true);
     });
     window.addEventListener("resize", () => request(false));

@@ -1,8 +1,8 @@
 """A scene as one HTML file that anyone can look around in: no server, no network, no library.
 
-The file holds the layers as pictures, a script of our own that draws them by WebGL 2, and a still picture for where
-that is missing. A content security policy forbids everything else: only this script and this style sheet, known by
-their hashes, and pictures inside the file.
+The file holds the layers as pictures (of a photo its two reliefs), a script of our own that draws them by WebGL 2, and
+a still picture for where that is missing. A content security policy forbids everything else: only this script and this
+style sheet, known by their hashes, and pictures inside the file.
 
 Legend: L layers, H height_px, W width_px.
 """
@@ -23,7 +23,8 @@ from torch.nn import functional
 from vq3dcli.data.images import encode_jpeg, encode_png
 from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import colour_table
-from vq3dcli.export.layers import MAX_LAYERS, MAX_SIDE_PX, STRETCH_FADES, STRETCH_GONE, Layers
+from vq3dcli.export.layers import MAX_LAYERS, MAX_SIDE_PX, Frustum, Layers
+from vq3dcli.export.sheets import Sheet, Sheets
 from vq3dcli.files import write_bytes
 
 # How far the camera may turn at most: farther out, layers of the first view have nothing more to show.
@@ -35,7 +36,7 @@ _HELP = "Drag, arrow keys or tilt to look around; wheel or pinch to zoom; d for 
 
 def viewer_html(
     title: str,
-    layers: Layers,
+    layers: Layers | Sheets,
     still: Tensor,
     shown: tuple[float, float],
     *,
@@ -46,7 +47,7 @@ def viewer_html(
 
     Args:
         title: Any text, for example a file's name; it is escaped.
-        layers: At most 32 of at most 512 pixels.
+        layers: At most 32 of at most 512 pixels, or a photo's two sheets of at most 512 pixels.
         still: What is shown without WebGL, uint8 `[3, H, W]` of any size.
         shown: The range of s that the colours of the disparity span.
         bound_rad: How far the camera may turn.
@@ -55,7 +56,7 @@ def viewer_html(
     Raises:
         UsageError: Too many or too large layers.
     """
-    count, height_px, width_px = layers.alpha.shape
+    count, height_px, width_px = (2, *layers.front.s.shape) if isinstance(layers, Sheets) else layers.alpha.shape
     if count > MAX_LAYERS or max(height_px, width_px) > MAX_SIDE_PX:
         raise UsageError(
             f"{count} layers of {width_px} x {height_px} are more than a browser should be asked to draw",
@@ -66,7 +67,9 @@ def viewer_html(
         f"default-src 'none'; img-src data:; script-src {_hash_source(script)}; style-src {_hash_source(style)}; "
         "base-uri 'none'; form-action 'none'"
     )
-    value = {**_scene_value(layers, shown), "bound_rad": bound_rad, "pivot_z": pivot_z or layers.frustum.radius}
+    drawn = _sheets_value(layers) if isinstance(layers, Sheets) else _layers_value(layers)
+    value = {**drawn, **_common_value(layers.frustum, width_px, height_px, shown)}
+    value |= {"bound_rad": bound_rad, "pivot_z": pivot_z or layers.frustum.radius}
     name = html.escape(title)
     picture = _data_uri("jpeg", encode_jpeg(still))
     return (
@@ -86,7 +89,7 @@ def viewer_html(
 def write_viewer(
     path: Path,
     title: str,
-    layers: Layers,
+    layers: Layers | Sheets,
     still: Tensor,
     shown: tuple[float, float],
     *,
@@ -95,33 +98,52 @@ def write_viewer(
 ) -> None:
     """Write `viewer_html` to `path` atomically."""
     text = viewer_html(title, layers, still, shown, bound_rad=bound_rad, pivot_z=pivot_z)
-    write_bytes(path, text.encode())
+    # A file's name may hold bytes that are no text.
+    write_bytes(path, text.encode(errors="replace"))
 
 
-def _scene_value(layers: Layers, shown: tuple[float, float]) -> dict[str, object]:
-    frustum = layers.frustum
+def _common_value(frustum: Frustum, width_px: int, height_px: int, shown: tuple[float, float]) -> dict[str, object]:
+    return {
+        "width_px": width_px,
+        "height_px": height_px,
+        "fov_rad": frustum.fov_rad,
+        "near": frustum.near,
+        "far": frustum.far,
+        "shown": list(shown),
+        "colour_map": base64.b64encode(colour_table().numpy().tobytes()).decode(),
+    }
+
+
+def _layers_value(layers: Layers) -> dict[str, object]:
     low, high = _place_range(layers)
     level = (layers.s - low[:, None, None]) / (high - low)[:, None, None]
     # Opacity in the red and place in the green of a PNG: lossless, unlike the colours.
     shapes = torch.stack([layers.alpha, level, torch.zeros_like(level)], 1)
     return {
-        "width_px": layers.alpha.shape[2],
-        "height_px": layers.alpha.shape[1],
-        "fov_rad": frustum.fov_rad,
-        "margins": list(layers.margins),
-        "fades": [STRETCH_FADES, STRETCH_GONE] if layers.fades else None,
         "cells": _CELLS,
         "cover": _cover(layers),
-        "near": frustum.near,
-        "far": frustum.far,
         "planes_s": layers.planes_s.tolist(),
         "low_s": low.tolist(),
         "high_s": high.tolist(),
-        "shown": list(shown),
-        "colour_map": base64.b64encode(colour_table().numpy().tobytes()).decode(),
         "colours": [_data_uri("jpeg", encode_jpeg(_levels(picture))) for picture in layers.rgb],
         "shapes": [_data_uri("png", encode_png(_levels(picture))) for picture in shapes],
     }
+
+
+def _sheets_value(sheets: Sheets) -> dict[str, object]:
+    both = (sheets.front, sheets.behind)
+    return {
+        "ranges_s": [float(value) for sheet in both for value in (sheet.s.min(), sheet.s.max())],
+        "fades": list(sheets.fades),
+        "colours": [_data_uri("jpeg", encode_jpeg(_levels(sheet.rgb))) for sheet in both],
+        "shapes": [_data_uri("png", encode_png(_relief_picture(sheet))) for sheet in both],
+    }
+
+
+def _relief_picture(sheet: Sheet) -> Tensor:
+    """Disparity in 16 bits, the upper ones in red, the lower ones in green: 256 levels would make terraces."""
+    level = (sheet.s * 65535.0).round().clamp(0, 65535).to(torch.int32)
+    return torch.stack([level // 256, level % 256, torch.zeros_like(level)]).to(torch.uint8)
 
 
 def _cover(layers: Layers) -> str:
@@ -134,9 +156,6 @@ def _cover(layers: Layers) -> str:
     something = functional.adaptive_max_pool2d(functional.max_pool2d(alpha, 3, 1, 1), _CELLS).flatten(1)
     opaque = -functional.adaptive_max_pool2d(functional.max_pool2d(-alpha, 3, 1, 1), _CELLS).flatten(1)
     digits = (something > 0.5 / 255.0).long() + (opaque > 254.5 / 255.0).long()
-    if layers.fades:
-        # What is opaque may fade, all but the last layer.
-        digits[:-1] = digits[:-1].clamp(max=1)
     return "".join(map(str, digits.flatten().tolist()))
 
 

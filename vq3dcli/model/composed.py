@@ -77,7 +77,7 @@ class ComposedScene:
 
     def _render_one(self, camera: Camera, samples: int, rays_per_chunk: int) -> SceneView:
         rays = image_rays(camera)
-        hits = self._hits(camera)
+        hits = self.hits(camera)
         size = (1, camera.height_px, camera.width_px)
         if self.backdrop is None:
             rgb, s, variance = self._compose(rays, hits, samples, rays_per_chunk)
@@ -119,7 +119,8 @@ class ComposedScene:
             found |= torch.isfinite(hits.z_depth).any(-1)
         return found.nonzero()[:, 0]
 
-    def _hits(self, camera: Camera) -> Hits | None:
+    def hits(self, camera: Camera) -> Hits | None:
+        """What the rays of one camera meet of the surfaces, four a pixel; None without surfaces."""
         if not self.surfaces:
             return None
         centres = pixel_centres(camera.height_px, camera.width_px, self.device)

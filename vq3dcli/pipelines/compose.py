@@ -12,12 +12,14 @@ from torch import Tensor
 
 from vq3dcli.data.images import resize
 from vq3dcli.data.meshes import Mesh, is_mesh, read_mesh
-from vq3dcli.errors import DataError
+from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.composed import Backdrop, ComposedScene
-from vq3dcli.model.scene import Renderable, Scene
+from vq3dcli.model.scene import Renderable, Scene, SceneView
 from vq3dcli.pipelines.composition import Composition, Cut, Insert, Stand
-from vq3dcli.pipelines.inputs import OpenedScene
-from vq3dcli.rendering.cameras import canonical_camera
+from vq3dcli.pipelines.detail import PhotoScene
+from vq3dcli.pipelines.inputs import OpenedScene, Source, parse_sources
+from vq3dcli.pipelines.retouch import photo_window, retouched
+from vq3dcli.rendering.cameras import Camera, canonical_camera, project
 from vq3dcli.rendering.compose import (
     Membership,
     Placement,
@@ -32,7 +34,7 @@ from vq3dcli.rendering.compose import (
     share_of,
     without_share,
 )
-from vq3dcli.rendering.cutout import Box, Cutout, FirstView, cut_out, painted, point_at
+from vq3dcli.rendering.cutout import Box, Cutout, FirstView, cut_out, painted, point_at, with_picture
 from vq3dcli.rendering.render import Field
 from vq3dcli.rendering.space import FrustumSpace
 
@@ -87,6 +89,25 @@ class Thing:
         return replace(self.base, at=(at[0], at[1], at[2]), yaw_rad=yaw_rad)
 
 
+@dataclass
+class Unchanging:
+    """What looks the same in each frame: nothing moves, nor does the camera. It is rendered once.
+
+    Attributes:
+        scene: What is rendered.
+        view: What the first frame showed.
+    """
+
+    scene: Renderable
+    view: SceneView | None = None
+
+    def render(self, camera: Camera, *, samples: int, rays_per_chunk: int = 512) -> SceneView:
+        """See `Renderable`; always from the camera of the first frame."""
+        if self.view is None:
+            self.view = self.scene.render(camera, samples=samples, rays_per_chunk=rays_per_chunk)
+        return self.view
+
+
 @dataclass(frozen=True)
 class Stage:
     """A scene whose holes are closed, and the things that stand in it.
@@ -110,6 +131,18 @@ class Stage:
     far: float
     device: torch.device
     picture: Renderable | None = None
+
+    def out_of(self, camera: Camera) -> list[int]:
+        """Which things lie outside of what a camera shows, wherever they stand during the video."""
+        missing = []
+        for index, thing in enumerate(self.things):
+            corners = torch.cartesian_prod(*(torch.tensor(ends) for ends in zip(thing.lower, thing.upper, strict=True)))
+            placements = [thing.placement(stop / 8) for stop in range(9)]
+            pixels, z_depth = project(camera, torch.cat([place.to_scene(corners) for place in placements])[None])
+            inside = pixels[0, z_depth[0] > 0.0] / torch.tensor([camera.width_px, camera.height_px])
+            if not len(inside) or bool(((inside.amax(0) < 0.0) | (inside.amin(0) > 1.0)).any()):
+                missing.append(index)
+        return missing
 
     @property
     def moving(self) -> bool:
@@ -154,6 +187,11 @@ class Stage:
         return touched
 
 
+def composition_sources(composition: Composition) -> list[Source]:
+    """What a composition is made of: its scene, then the scenes that objects are cut out of. Raises `UsageError`."""
+    return parse_sources([composition.scene, *(i.object for i in composition.insert if not is_mesh(i.object))])
+
+
 def build_stage(
     composition: Composition,
     scene: OpenedScene,
@@ -170,6 +208,7 @@ def build_stage(
         picture: The scene's photo in detail; what comes from photos then has their colours, too.
 
     Raises:
+        UsageError: A distance at which nothing can be seen.
         DataError: A box without an object in it; a mesh that cannot be read.
         InputMissingError, UnavailableError: See `data.meshes.read_mesh`.
     """
@@ -182,8 +221,10 @@ def build_stage(
     things: list[Thing] = []
     ground = view
     moved: list[tuple[Stand, Cutout]] = []
+    taken: list[Cutout] = []
     for edit in (*composition.delete, *composition.move):
         cutout = _cut(view, edit, space, scene.stem)
+        taken.append(cutout)
         holes.append(cutout.hole())
         field = carved(field, holes[-1])
         fills.append(cutout.fill())
@@ -206,6 +247,10 @@ def build_stage(
         if in_detail:
             source = _colours_of(opened, source, source_space)
         things.append(_standing(insert, cutout, source, space, ground, (opened.camera.aspect, aspect)))
+    if isinstance(picture, PhotoScene):
+        # It shows what closes the holes, too, with a relief that goes on without a step.
+        picture = retouched(picture, taken)
+        field, holes, fills = merged(field, fills), [], []
     model = scene.scene.model
     device = scene.scene.planes.device
     return Stage(field, tuple(holes), tuple(fills), tuple(things), model.near, model.far, device, picture)
@@ -232,6 +277,23 @@ def _colours_of(opened: OpenedScene, field: Field, space: FrustumSpace) -> Field
     return painted(field, photo.to(opened.scene.planes.device).float() / 255.0, space)
 
 
+def field_with_photo(composed: ComposedScene, opened: OpenedScene) -> Field:
+    """The field of a composition in three channels, in which a photo's detail becomes the colours of the field.
+
+    Args:
+        composed: From `Stage.at`.
+        opened: Its scene.
+    """
+    if composed.backdrop is None:
+        return composed.field
+    picture = composed.backdrop.picture
+    assert isinstance(picture, PhotoScene)
+    rows, columns = photo_window(picture)
+    facts = opened.camera
+    space = FrustumSpace(facts.radius, math.radians(facts.fov_deg), facts.near, facts.far)
+    return with_picture(composed.field, picture.front.rgb[:, rows, columns], space)
+
+
 def _cut(view: FirstView, cut: Cut, space: FrustumSpace, name: str) -> Cutout:
     box = Box(*(cut.box or _WHOLE), *(cut.z_range or ()))
     try:
@@ -249,6 +311,7 @@ def _standing(
     aspects: tuple[float, float],
 ) -> Thing:
     """What was cut out of a field, where it shall stand; `aspects` are those of its photo and of the scene's."""
+    _check_distance(stand, space)
     stops = tuple(_foot_at(x, y, stand, space, ground) for x, y in stand.at) or (cutout.foot,)
     if not stand.at and stand.z_depth is not None:
         far = stand.z_depth / (cutout.foot[2] + space.radius)
@@ -267,6 +330,7 @@ def _standing(
 
 
 def _standing_mesh(insert: Insert, space: FrustumSpace, ground: FirstView, aspect: float) -> Thing:
+    _check_distance(insert, space)
     mesh = read_mesh(Path(insert.object), up=insert.up)
     stops = tuple(_foot_at(x, y, insert, space, ground) for x, y in insert.at or [_MESH_PLACE])
     width = mesh.upper[0] - mesh.lower[0]
@@ -289,6 +353,12 @@ def _base(
     yaw, pitch, roll = (math.radians(turn) for turn in turns)
     nowhere = (0.0, 0.0, 0.0)
     return Placement(anchor, nowhere, stand.scale, yaw_rad + yaw, pitch_rad + pitch, roll, *aspects)
+
+
+def _check_distance(stand: Stand, space: FrustumSpace) -> None:
+    if stand.z_depth is not None and not space.near < stand.z_depth < space.far:
+        reason = f"nothing is seen at a distance of {stand.z_depth:g}"
+        raise UsageError(reason, remedy=f"--depth or z_depth between {space.near:g} and {space.far:g}")
 
 
 def _foot_at(x: float, y: float, stand: Stand, space: FrustumSpace, ground: FirstView) -> Vector:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vq3dcli.data.images import read_file
 from vq3dcli.data.meshes import is_mesh
-from vq3dcli.errors import DataError, UsageError
+from vq3dcli.errors import DataError, OutputError, UsageError
 from vq3dcli.files import write_bytes
 from vq3dcli.pipelines.inputs import parse_sources
 
@@ -137,7 +137,11 @@ def write_composition(path: Path, composition: Composition) -> None:
     """
     relative = _renamed(composition, lambda name: os.path.relpath(name, path.parent))
     values = relative.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
-    write_bytes(path, tomli_w.dumps({"format_version": FORMAT_VERSION, **values}).encode())
+    try:
+        data = tomli_w.dumps({"format_version": FORMAT_VERSION, **values}).encode()
+    except UnicodeEncodeError as error:
+        raise OutputError("a composition file holds only names that are text", remedy="rename the input") from error
+    write_bytes(path, data)
 
 
 def composition_from_options(

@@ -8,69 +8,60 @@ Legend: V views, H height_px, W width_px.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import display_range
 from vq3dcli.export.depth_files import write_disparity_png, write_pfm, write_views
 from vq3dcli.export.layers import (
-    MAX_LAYERS,
     MAX_SIDE_PX,
     Frustum,
     Layers,
-    Sheet,
     bake_layers,
     choose_edges,
     flat_layers,
-    layers_of_sheets,
     render_layers,
 )
-from vq3dcli.export.mesh import MeshKind, relief_mesh, write_glb
+from vq3dcli.export.mesh import relief_mesh, write_glb
 from vq3dcli.export.mpi import write_mpi
-from vq3dcli.export.points import Axes, surface_points, write_points
+from vq3dcli.export.points import surface_points, write_points
+from vq3dcli.export.sheets import Sheet, Sheets, layers_of_sheets
 from vq3dcli.export.splat import write_splats
-from vq3dcli.export.video import check_output
 from vq3dcli.export.viewer import BOUND_RAD, write_viewer
 from vq3dcli.metrics.image import psnr
+from vq3dcli.model.composed import ComposedScene
 from vq3dcli.model.scene import Renderable
+from vq3dcli.pipelines.compose import build_stage, field_with_photo
+from vq3dcli.pipelines.composition import Composition
 from vq3dcli.pipelines.detail import (
+    STRETCH_FADES,
+    STRETCH_GONE,
+    PhotoLayer,
     PhotoScene,
     build_photo_scene,
     canonical_view,
     fitted_photo,
     refined_disparity,
 )
+from vq3dcli.pipelines.export_plan import MOST_PX, ExportFormat, Wish
 from vq3dcli.pipelines.film import output_size
-from vq3dcli.pipelines.inputs import OpenedScene, Source
+from vq3dcli.pipelines.inputs import OpenedScene
 from vq3dcli.pipelines.parallax import adapted_reach, disparity_extent
+from vq3dcli.pipelines.retouch import photo_window
 from vq3dcli.rendering.cameras import Camera, pivot_pose, z_depth_from_s
+from vq3dcli.rendering.compose import Hits
 from vq3dcli.rendering.trajectories import orbit
 
-ExportFormat = Literal["viewer", "ply", "glb", "splat", "mpi", "npz", "depth"]
-
-FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
-# What a file's name ends in, if it was made here; the first part of what `depth` writes.
-_ENDINGS: Mapping[ExportFormat, str] = {
-    "viewer": ".html",
-    "ply": ".ply",
-    "glb": ".glb",
-    "splat": "_splat.ply",
-    "mpi": "_mpi",
-    "npz": ".npz",
-    "depth": "_disparity.png",
-}
-_BY_SUFFIX: Mapping[str, ExportFormat] = {".html": "viewer", ".ply": "ply", ".glb": "glb", ".npz": "npz"}
 # The longer side in pixels: of the plain NeRF, which holds no more, and of a photo in each format.
 _PLAIN_PX = 128
 _PHOTO_PX: Mapping[ExportFormat, int] = {"ply": 256, "glb": 256, "splat": 256}
-_MOST_PX = 1024
+# Layers of a composition are cut from its fields, which takes its time.
+_COMPOSED_PX = 256
 # Without a limit of the user's, meshes and points end here: the sky, at 60, would make viewers show a dot.
 _DEFAULT_MAX_Z = 12.0
 # What layers are compared with the rendering at.
@@ -79,107 +70,28 @@ _CHECK_TURNS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 _ORBIT_DEG = 10.0
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What is exported, and how.
+class Composed(NamedTuple):
+    """A composition, ready to be made real.
 
     Attributes:
-        kind: The format.
-        size_px: The longer side of what is sampled; None is what suits the format.
-        layers: Of viewer and mpi.
-        samples: Samples a ray of the NeRF.
-        views: Of npz: 1 is the canonical one, more lie on an orbit.
-        amplitude_deg: How far the viewer's camera turns, at most 0.2 rad, or the orbit of npz goes; None is what suits
-            a photo, and 0.2 rad and 10 degrees otherwise.
-        mesh: Of glb.
-        axes: Of ply and splat.
-        max_z_depth: Farthest z_depth of ply and glb, and of splat if it is given.
-        detail: Whether photos are exported with their own pixels.
+        composition: What is done to a scene.
+        open_object: Opens what an insertion names, see `compose.build_stage`.
     """
 
-    kind: ExportFormat
-    size_px: int | None = None
-    layers: int = MAX_LAYERS
-    samples: int = 96
-    views: int = 1
-    amplitude_deg: float | None = None
-    mesh: MeshKind = "relief"
-    axes: Axes = "opencv"
-    max_z_depth: float | None = None
-    detail: bool = True
+    composition: Composition
+    open_object: Callable[[str], OpenedScene]
 
 
-def check_wish(wish: Wish) -> None:
-    """Raise `UsageError` for the first value that is out of range."""
-    most_px = MAX_SIDE_PX if wish.kind in ("viewer", "mpi") else _MOST_PX
-    limits = (
-        ("--size", wish.size_px, 16, most_px),
-        ("--layers", wish.layers, 2, MAX_LAYERS),
-        ("--samples", wish.samples, 4, 512),
-        ("--views", wish.views, 1, 1000),
-        ("--amplitude", wish.amplitude_deg, 0.5, 60.0 if wish.kind == "npz" else math.degrees(BOUND_RAD)),
-        ("--max-depth", wish.max_z_depth, 0.1, 1e6),
-    )
-    for option, value, low, high in limits:
-        # Written so that NaN, which fails every comparison, is refused too.
-        if value is not None and not low <= value <= high:
-            raise UsageError(f"{option} is {value:g}, must be {low:g} to {high:g}")
-
-
-def plan_export(source: Source, output: str | None, kind: str | None) -> tuple[ExportFormat, list[Path]]:
-    """The format, and the files or the folder to write.
-
-    Args:
-        source: The input.
-        output: What `-o` says: a file or a folder; None is the current folder.
-        kind: What `--format` says, if anything; the default is the viewer.
-
-    Raises:
-        UsageError: An unknown format, one that contradicts the name, or an output that would overwrite the input.
-    """
-    if output == "-":
-        raise UsageError("export writes files, not stdout", remedy="a file name with -o")
-    if kind is not None and kind not in FORMATS:
-        raise UsageError(f"no format {kind!r} to export", remedy=f"--format {'|'.join(FORMATS)}")
-    is_folder = output is not None and (output.endswith("/") or Path(output).is_dir())
-    suffix = "" if output is None or is_folder else Path(output).suffix.lower()
-    chosen = next((name for name in FORMATS if name == kind), None) or _BY_SUFFIX.get(suffix)
-    if chosen is None:
-        if suffix:
-            raise UsageError(f"cannot tell the format from the name ({output})", remedy="--format")
-        chosen = "viewer"
-    ending = _ENDINGS[chosen]
-    if output is None or (is_folder and chosen != "mpi"):
-        first = Path(output or ".") / f"{source.stem}{ending}"
-    else:
-        first = Path(output)
-        if chosen != "mpi" and suffix != Path(f"x{ending}").suffix:
-            raise UsageError(
-                f"--format {chosen} contradicts the name of the output ({output})",
-                remedy=f"a name that ends in {Path(f'x{ending}').suffix}",
-            )
-    paths = [first]
-    if chosen == "depth":
-        paths.append(first.with_name(f"{first.stem.removesuffix('_disparity')}_z_depth.pfm"))
-    for path in paths:
-        if source.is_file and path.resolve() == source.path.resolve():
-            raise UsageError(f"the output would overwrite the input ({path})", remedy="another name with -o")
-    return chosen, paths
-
-
-def check_export(kind: ExportFormat, paths: list[Path]) -> None:
-    """Find out before the work starts whether all outputs can be written; see `export.video.check_output`."""
-    for path in paths:
-        check_output(path, "frames" if kind == "mpi" else "png")
-
-
-def export_scene(opened: OpenedScene, wish: Wish, paths: list[Path]) -> tuple[list[Path], dict[str, Any]]:
+def export_scene(
+    opened: OpenedScene, wish: Wish, paths: list[Path], composed: Composed | None = None
+) -> tuple[list[Path], dict[str, Any]]:
     """Export a scene.
 
     Args:
         opened: From `inputs.open_scene`.
         wish: What is wanted.
         paths: From `plan_export`.
+        composed: What is done to the scene before; things that move are where they begin.
 
     Returns:
         The files that were written, and figures on them.
@@ -191,9 +103,13 @@ def export_scene(opened: OpenedScene, wish: Wish, paths: list[Path]) -> tuple[li
     """
     facts = opened.camera
     frustum = Frustum(facts.radius, math.radians(facts.fov_deg), facts.near, facts.far, facts.aspect)
-    height_px, width_px = _size(opened, wish)
+    height_px, width_px = _size(opened, wish, composed)
     photo_scene, vantage = _photo_scene(opened, wish, frustum, height_px, width_px)
     scene: Renderable = photo_scene or opened.scene
+    things: ComposedScene | None = None
+    if composed is not None:
+        stage = build_stage(composed.composition, opened, composed.open_object, picture=photo_scene)
+        scene = things = stage.at(0.0)
     figures: dict[str, Any] = {
         "format": wish.kind,
         "width_px": width_px,
@@ -202,17 +118,25 @@ def export_scene(opened: OpenedScene, wish: Wish, paths: list[Path]) -> tuple[li
     }
     canonical = frustum.camera(height_px, width_px)
     if wish.kind in ("viewer", "mpi"):
-        layers = _layers(opened, photo_scene, wish, frustum, height_px, width_px)
-        layers = flat_layers(layers) if wish.kind == "mpi" else layers
-        figures |= {"layers": len(layers), "bound_rad": vantage.bound_rad, "pivot_z": vantage.pivot_z}
-        figures |= {"psnr": _layers_psnr(layers, scene, frustum, vantage, wish.samples)}
-        if wish.kind == "mpi":
-            return write_mpi(paths[0], layers), figures
+        figures |= {"bound_rad": vantage.bound_rad, "pivot_z": vantage.pivot_z}
+        drawn: Layers | Sheets
+        if photo_scene is not None and things is None and wish.kind == "viewer":
+            # Drawn as `PhotoScene` is.
+            drawn = photo_sheets(photo_scene, frustum)
+        else:
+            if photo_scene is not None and things is None:
+                drawn = _photo_layers(photo_scene, wish, frustum)
+            else:
+                drawn = _field_layers(opened, things, wish, frustum, height_px, width_px)
+            drawn = flat_layers(drawn) if wish.kind == "mpi" else drawn
+            figures |= {"layers": len(drawn), "psnr": _layers_psnr(drawn, scene, frustum, vantage, wish.samples)}
+            if wish.kind == "mpi":
+                return write_mpi(paths[0], drawn), figures
         view = scene.render(canonical, samples=wish.samples)
         write_viewer(
             paths[0],
             opened.stem,
-            layers,
+            drawn,
             view.rgb[0].cpu(),
             display_range(view.s[0]),
             bound_rad=vantage.bound_rad,
@@ -235,7 +159,7 @@ def export_scene(opened: OpenedScene, wish: Wish, paths: list[Path]) -> tuple[li
     elif wish.kind == "glb":
         view = scene.render(canonical, samples=wish.samples)
         mesh = relief_mesh(
-            _texture(opened, photo_scene, view.rgb[0]),
+            view.rgb[0] if photo_scene is None or things is not None else _texture(opened),
             view.s[0],
             frustum,
             max_z_depth=wish.max_z_depth or _DEFAULT_MAX_Z,
@@ -254,13 +178,14 @@ def export_scene(opened: OpenedScene, wish: Wish, paths: list[Path]) -> tuple[li
     return paths, figures
 
 
-def _size(opened: OpenedScene, wish: Wish) -> tuple[int, int]:
+def _size(opened: OpenedScene, wish: Wish, composed: Composed | None) -> tuple[int, int]:
     """Height and width of what is sampled."""
     if wish.size_px is not None:
         return output_size(wish.size_px, opened.camera.aspect)
     if opened.photo is None or not wish.detail:
         return output_size(_PLAIN_PX, opened.camera.aspect)
-    longer = max(16, min(_PHOTO_PX.get(wish.kind, MAX_SIDE_PX), max(opened.photo.shape[1:])))
+    most_px = MAX_SIDE_PX if composed is None or wish.kind not in ("viewer", "mpi") else _COMPOSED_PX
+    longer = max(16, min(_PHOTO_PX.get(wish.kind, most_px), max(opened.photo.shape[1:])))
     return output_size(longer, opened.camera.aspect)
 
 
@@ -303,39 +228,57 @@ def _cameras(
     return Camera(pose, camera.intrinsics.expand(len(pose), 3, 3), height_px, width_px)
 
 
-def _layers(
-    opened: OpenedScene,
-    photo_scene: PhotoScene | None,
-    wish: Wish,
-    frustum: Frustum,
-    height_px: int,
-    width_px: int,
+def _photo_layers(photo_scene: PhotoScene, wish: Wish, frustum: Frustum) -> Layers:
+    # Beyond the photo's edges the canvas goes on, mirrored: that much wider than the camera's view are the layers.
+    canvas, tangent = photo_scene.camera, math.tan(0.5 * frustum.fov_rad)
+    focal = canvas.intrinsics[0]
+    margins = (
+        0.5 * canvas.width_px / float(focal[0, 0]) / tangent,
+        0.5 * canvas.height_px / float(focal[1, 1]) / tangent,
+    )
+    sheets = [_sheet(part) for part in (photo_scene.front, photo_scene.behind)]
+    return layers_of_sheets(sheets, frustum, wish.layers, margins=margins)
+
+
+def _field_layers(
+    opened: OpenedScene, things: ComposedScene | None, wish: Wish, frustum: Frustum, height_px: int, width_px: int
 ) -> Layers:
-    if photo_scene is not None:
-        # Beyond the photo's edges the canvas goes on, mirrored: that much wider than the camera's view are the layers.
-        canvas, tangent = photo_scene.camera, math.tan(0.5 * frustum.fov_rad)
-        focal = canvas.intrinsics[0]
-        margins = (
-            0.5 * canvas.width_px / float(focal[0, 0]) / tangent,
-            0.5 * canvas.height_px / float(focal[1, 1]) / tangent,
-        )
-        sheets = [_sheet(part.rgb, part.s) for part in (photo_scene.front, photo_scene.behind)]
-        return layers_of_sheets(sheets, frustum, wish.layers, margins=margins)
-    field, device = opened.scene.model.frozen_field(opened.scene.planes), opened.scene.planes.device
-    edges_s = choose_edges(field, frustum, wish.layers, device)
-    samples_a_layer = max(1, round(wish.samples / wish.layers))
+    """Layers of a NeRF, or of a composition: of its meshes they hold what the first camera sees."""
+    device = opened.scene.planes.device
+    if things is None:
+        field, hits = opened.scene.model.frozen_field(opened.scene.planes), None
+    else:
+        field, hits = field_with_photo(things, opened), things.hits(frustum.camera(height_px, width_px))
+    hits = None if hits is None else Hits(hits.z_depth, hits.rgb[..., :3])
     return bake_layers(
-        field, frustum, edges_s, height_px=height_px, width_px=width_px, samples_a_layer=samples_a_layer, device=device
+        field,
+        frustum,
+        choose_edges(field, frustum, wish.layers, device),
+        height_px=height_px,
+        width_px=width_px,
+        samples_a_layer=max(1, round(wish.samples / wish.layers)),
+        hits=hits,
+        device=device,
     )
 
 
-def _sheet(rgb: Tensor, s: Tensor) -> Sheet:
+def photo_sheets(photo_scene: PhotoScene, frustum: Frustum) -> Sheets:
+    """Both layers of a photo without their margins, which are mirrored again where they are drawn."""
+    rows, columns = photo_window(photo_scene)
+    front, behind = (
+        Sheet(part.rgb[:, rows, columns].cpu(), part.s[rows, columns].cpu())
+        for part in (photo_scene.front, photo_scene.behind)
+    )
+    return Sheets(front, behind, frustum, (STRETCH_FADES, STRETCH_GONE))
+
+
+def _sheet(part: PhotoLayer) -> Sheet:
     """A layer of a photo, no larger than layers may be."""
-    factor = min(1.0, MAX_SIDE_PX / max(s.shape))
-    size = [max(1, math.floor(side * factor)) for side in s.shape]
+    factor = min(1.0, MAX_SIDE_PX / max(part.s.shape))
+    size = [max(1, math.floor(side * factor)) for side in part.s.shape]
     options: dict[str, Any] = {"size": size, "mode": "bilinear", "align_corners": False, "antialias": True}
-    small = functional.interpolate(rgb[None].cpu(), **options)[0].clamp(0.0, 1.0)
-    return Sheet(small, functional.interpolate(s[None, None].cpu(), **options)[0, 0])
+    small = functional.interpolate(part.rgb[None].cpu(), **options)[0].clamp(0.0, 1.0)
+    return Sheet(small, functional.interpolate(part.s[None, None].cpu(), **options)[0, 0])
 
 
 def _layers_psnr(
@@ -349,11 +292,10 @@ def _layers_psnr(
     return {f"{turn * vantage.bound_rad:+.3f}": value for turn, value in zip(_CHECK_TURNS, found, strict=True)}
 
 
-def _texture(opened: OpenedScene, photo_scene: PhotoScene | None, rgb: Tensor) -> Tensor:
-    """The photo where there is one, at most 1024 pixels wide or high; else the rendering."""
-    if photo_scene is None or opened.photo is None:
-        return rgb.cpu()
-    return fitted_photo(opened.photo, *output_size(_MOST_PX, opened.camera.aspect)).cpu()
+def _texture(opened: OpenedScene) -> Tensor:
+    """The photo, at most 1024 pixels wide or high."""
+    assert opened.photo is not None
+    return fitted_photo(opened.photo, *output_size(MOST_PX, opened.camera.aspect)).cpu()
 
 
 def _orbit(canonical: Camera, frustum: Frustum, wish: Wish) -> Camera:

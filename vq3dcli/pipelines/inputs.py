@@ -263,6 +263,9 @@ def _parse_source(text: str) -> Source:
         if not sample:
             raise UsageError(f"no name of a sample ({text})", remedy="samples.json#NAME")
         return Source(text, Path(sample).name.removesuffix(".png") or "sample", sample=sample)
+    if text.endswith(".toml"):
+        remedy = f"vq3d compose {text} films it, vq3d export {text} exports it"
+        raise UsageError(f"a composition, where a photo or a scene is expected ({text})", remedy=remedy)
     if text.endswith(SUFFIX):
         return Source(text, Path(text).name.removesuffix(SUFFIX) or "input")
     if not text.startswith(_TOYSCENE):

@@ -95,12 +95,17 @@ class Cutout:
         """How much of world points `[N, 3]` is the object."""
         return _in_front(self.space(points), self.mask, self.back_s)
 
+    @property
+    def hole_mask(self) -> Tensor:
+        """What of the first view goes with the object, `[G, G]` in [0, 1]."""
+        return self._mask_and(self._fringe_px)
+
     def hole(self) -> Membership:
         """What has to go when the object goes: everything that it and the fringe around it hide, too.
 
         What is behind an object is the field's own guess, mostly more of the object; `fill` takes its place.
         """
-        wide = self._mask_and(self._fringe_px)
+        wide = self.hole_mask
 
         def membership(points: Tensor) -> Tensor:
             coordinates = self.space(points)
@@ -190,6 +195,17 @@ def painted(field: Field, photo: Tensor, space: FrustumSpace) -> Field:
         density, _ = field(points)
         rgb = torch.stack(_look_up(photo, space(points.reshape(-1, 3))), -1)
         return density, rgb.reshape(points.shape)
+
+    return coloured
+
+
+def with_picture(field: Field, photo: Tensor, space: FrustumSpace) -> Field:
+    """A field of four channels (`rendering.compose.share_of`) in three: the fourth shows the photo, see `painted`."""
+
+    def coloured(points: Tensor) -> tuple[Tensor, Tensor]:
+        density, rgb = field(points)
+        shown = torch.stack(_look_up(photo, space(points.reshape(-1, 3))), -1).reshape(points.shape)
+        return density, rgb[..., :3] + rgb[..., 3:] * shown
 
     return coloured
 
