@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from vq3dcli.commands.evaluate_generation import generation
+from vq3dcli.commands.evaluate_reconstruction import reconstruction
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -18,6 +19,7 @@ def _group() -> None:
     """Measure a model.
 
     Example:
+      vq3d evaluate reconstruction --data photos/ -o figures
       vq3d evaluate geometry --data toyscenes --count 64
       vq3d evaluate generation -o figures
     """
@@ -93,4 +95,5 @@ def geometry(
     )
 
 
+app.command()(reconstruction)
 app.command()(generation)
