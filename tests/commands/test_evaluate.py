@@ -24,7 +24,9 @@ def test_baselines_without_weights(capsys):
         (["--weights", "no-such-file"], 66),
         (["--baselines", "--out", "figures"], 2),
         (["--count", "0"], 2),
-        (["--data", "photos"], 2),
+        (["--data", "photos"], 66),
+        (["--data", "photos", "--baselines"], 2),
+        (["--labels", "exact"], 2),
     ],
 )
 def test_what_cannot_be_measured(arguments, code, capsys):
@@ -67,6 +69,13 @@ def test_weights_are_measured_and_shown(weights, tmp_path, capsys):
     }
     assert len(result["metrics"]["view_psnr"]) == 6
     assert all(value is not None for value in result["metrics"].values())
+    views = result["metrics"]["views"]
+    assert set(views["10,0"]) == {"novel_psnr", "copy_psnr", "flat_psnr", "pivot_psnr", "warp_psnr"}
+    assert result["metrics"]["conditions"]["weights_sha256"] == result["weights"]["sha256"]
+    assert json.loads((out / "geometry.json").read_text())["conditions"] == result["metrics"]["conditions"]
+    page = (out / "geometry.html").read_text()
+    assert "<svg" in page
+    assert "<script" not in page
     assert read_image(out / "geometry.png").shape == (3, 2 + 6 * 18, 2 + 8 * 18)
 
 
