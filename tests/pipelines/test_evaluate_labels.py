@@ -6,7 +6,7 @@ from torch import Tensor
 
 from data_tools.depth_labels import EXACT, label_exact
 from data_tools.toyscenes import prepare_toyscenes
-from vq3dcli.errors import InputMissingError
+from vq3dcli.errors import InputMissingError, UnavailableError
 from vq3dcli.losses.depth import LABEL_METRIC, LABEL_RELATIVE
 from vq3dcli.metrics.image import psnr
 from vq3dcli.model.scene import SceneView
@@ -91,6 +91,12 @@ def test_what_is_missing_is_one_line(shards, tmp_path):
     with pytest.raises(InputMissingError, match="midas"):
         open_labelled(shards, "midas", count=None, seed=0, size_px=SIDE)
     assert len(open_labelled(shards, EXACT, count=2, seed=0, size_px=SIDE).images) == 2
+
+
+def test_a_stereo_pair_that_is_not_here_is_one_line(monkeypatch):
+    monkeypatch.setattr("vq3dcli.pipelines.evaluate_stereo._FILES", ("none.png",) * 3)
+    with pytest.raises(UnavailableError, match="stereo pair of scikit-image is not here"):
+        load_stereo_pair()
 
 
 # --- the stereo pair -------------------------------------------------------------------------------------------------

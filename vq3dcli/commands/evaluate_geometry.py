@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vq3dcli.checkpoint import LoadedWeights
 
 DATA = "toyscenes, stereo (scikit-image's pair), or labelled shards."
-COUNT = "Scenes or images at most. Default: 64 toy scenes, all images of shards."
+COUNT = "Scenes or images at most. Default: 64 toy scenes, 256 images of shards."
 LABELS = "Name of the labels beside the shards. Default: the only ones."
 
 
@@ -150,7 +150,9 @@ def _labels(said: Output, asked: _Asked, weights: LoadedWeights) -> _Measured:
     from vq3dcli.pipelines.evaluate_labels import PROTOCOL, measure_labels, open_labelled
 
     with said.progress("reading labels"):
-        labelled = open_labelled(Path(asked.data), asked.labels, count=asked.count, seed=asked.seed, size_px=asked.size)
+        labelled = open_labelled(
+            Path(asked.data), asked.labels, count=asked.count or 256, seed=asked.seed, size_px=asked.size
+        )
     count = len(labelled.images)
     with said.progress("measuring", count, unit="images") as progress:
         result = measure_labels(photo_predictor(weights), weights.recipe, labelled, on_progress=progress.advance)

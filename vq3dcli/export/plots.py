@@ -178,3 +178,15 @@ def _range(low: float, high: float, margin: float) -> tuple[float, float]:
         half = max(abs(high) * 0.05, 1e-6)
         return low - half, high + half
     return low - margin * (high - low), high + margin * (high - low)
+
+
+def side_by_side(charts: Sequence[str], columns: int) -> str:
+    """Charts of `series_chart` in a grid, as one chart."""
+    rows = math.ceil(len(charts) / columns)
+    parts = []
+    for number, chart in enumerate(charts):
+        row, column = divmod(number, columns)
+        place = f'<svg x="{column * WIDTH_PX}" y="{row * HEIGHT_PX}" width="{WIDTH_PX}" height="{HEIGHT_PX}"'
+        parts.append(chart.replace("<svg", place, 1))
+    width_px, height_px = columns * WIDTH_PX, rows * HEIGHT_PX
+    return f'<svg class="chart" viewBox="0 0 {width_px} {height_px}" role="img">{"".join(parts)}</svg>'

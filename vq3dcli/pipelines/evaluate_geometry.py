@@ -2,7 +2,7 @@
 
     exact scenes -> predictor -> rendered views -> figures, beside those of the image-blind template and of warps
 
-The definitions are written down in `docs/measurements.md`: values per image, mean over views, then over images.
+The definitions are written down in `docs/evaluation.md`: values per image, mean over views, then over images.
 
 Legend: B scenes of a batch, V evaluation views, H height_px, W width_px.
 """

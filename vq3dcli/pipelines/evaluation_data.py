@@ -12,6 +12,7 @@ from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.pipelines.image_sets import ImageSet, folder_set, npz_set, pick_rows, shard_set, toy_set
 
 TOYSCENES = "toyscenes"
+_TOY_SCENES, _IMAGES = 256, 2048
 
 
 def open_images(data: str, *, count: int | None, seed: int, size_px: int) -> ImageSet:
@@ -20,7 +21,7 @@ def open_images(data: str, *, count: int | None, seed: int, size_px: int) -> Ima
     Args:
         data: `toyscenes` (evaluation scenes, which no training sees), a folder of shards, a folder of images, whose
             folders in it are the classes, or an `.npz` file in ADM's format at that size.
-        count: How many at most; None for all, and for 256 toy scenes.
+        count: How many at most; None for 256 toy scenes and 2048 images.
         seed: Of toy scenes and of the choice.
         size_px: S.
 
@@ -30,7 +31,8 @@ def open_images(data: str, *, count: int | None, seed: int, size_px: int) -> Ima
     """
     path = Path(data)
     if data == TOYSCENES:
-        return toy_set("toy scenes", count or 256, seed=seed, purpose="eval", size_px=size_px)
+        return toy_set("toy scenes", count or _TOY_SCENES, seed=seed, purpose="eval", size_px=size_px)
+    count = count or _IMAGES
     if (path / MANIFEST_NAME).is_file():
         folder = ShardFolder(path)
         rows = pick_rows(folder, count, seed=seed, classes=None)

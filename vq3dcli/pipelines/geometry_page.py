@@ -81,8 +81,12 @@ def _bars(metrics: Mapping[str, object]) -> list[Svg]:
         bars.append(("perfect", metrics.get(f"exact_{name}", perfect)))
         known = [(label, float(value)) for label, value in bars if isinstance(value, int | float)]
         charts.append(Svg(bar_chart(name, known, width_px=360)))
-    psnr = [(name, float(value)) for name, value in metrics.items() if name.endswith("psnr") and _is_number(value)]
-    return [*charts, Svg(bar_chart("PSNR, dB", [(n, v) for n, v in psnr if not n.startswith("template_")]))]
+    psnr = [
+        (name, float(value))
+        for name, value in metrics.items()
+        if name.endswith("psnr") and not name.startswith("template_") and isinstance(value, int | float)
+    ]
+    return [*charts, Svg(bar_chart("PSNR, dB", psnr))]
 
 
 def _by_yaw(views: Mapping[str, Mapping[str, float]], metrics: Mapping[str, object]) -> str:
@@ -99,7 +103,3 @@ def _by_yaw(views: Mapping[str, Mapping[str, float]], metrics: Mapping[str, obje
         x, y = [p[0] for p in points], [p[1] for p in points]
         series.append(Series(name.removesuffix("_psnr"), x, y, dashed=name != "novel_psnr"))
     return series_chart("PSNR of novel views, dB", series, x_label="yaw, degrees")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vq3dcli.export.page import Block, Media, Row, Section, Svg, Text
+from vq3dcli.export.page import Media, Row, Section, Svg, Text
 from vq3dcli.export.plots import Series, bar_chart, histogram, series_chart
 from vq3dcli.pipelines.evaluate_reconstruction import ReconstructionResult, table
 from vq3dcli.pipelines.evaluation_page import text_table
@@ -20,7 +20,7 @@ _CODES_TEXT = (
 
 def reconstruction_sections(result: ReconstructionResult, sheet: Path) -> Sequence[Section]:
     """Figures, plots and pictures as sections of a page."""
-    plots: list[Block] = [Svg(histogram("images by PSNR, dB", result.psnr.tolist(), x_label="dB"))]
+    plots: list[Svg] = [Svg(histogram("images by PSNR, dB", result.psnr.tolist(), x_label="dB"))]
     if len(result.code_counts):
         share = (result.code_counts.double() / result.code_counts.sum().clamp(min=1)).sort(descending=True).values
         rank = [float(number) for number in range(len(share))]
