@@ -25,7 +25,7 @@ from vq3dcli.export.sheet import grid
 from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.ablation import FIGURES, KINDS, Ablation, verdict
 from vq3dcli.pipelines.evaluate_geometry import EVALUATION_SAMPLES
-from vq3dcli.pipelines.evaluation_page import text_table
+from vq3dcli.pipelines.evaluation_page import text_tables
 from vq3dcli.rendering.cameras import Camera, Rays, canonical_camera, pivot_camera, pixel_centres, rays_at_pixels
 from vq3dcli.rendering.render import render_rays
 from vq3dcli.rendering.sampling import uniform_s
@@ -186,7 +186,7 @@ def ablation_sections(result: Ablation, sheet: Path, charts: Sequence[str]) -> S
     bars = [(NAMES[kind], summary[kind]["weight_variance"]["mean"]) for kind in KINDS]
     gains = [(NAMES[kind], summary[kind]["novel_gain"]["mean"]) for kind in KINDS]
     return [
-        Section("What was found", [*(Text(text) for text in verdict(result)), text_table(table(result))]),
+        Section("What was found", [*(Text(text) for text in verdict(result)), *text_tables(table(result))]),
         Section("Side by side", [Text(_SHEET_TEXT), Media(sheet, "accumulated, pointwise", width_px=1400)]),
         Section("Weights along rays", [Text(_PROFILE_TEXT), Svg(side_by_side(charts, 3))]),
         Section("As bars", [Row([Svg(bar_chart("weight variance", bars)), Svg(bar_chart("novel gain, dB", gains))])]),

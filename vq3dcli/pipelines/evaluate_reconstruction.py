@@ -246,7 +246,7 @@ def table(result: ReconstructionResult) -> list[list[object]]:
         [name, found["images"], *(found.get(key) for key in pairwise)] for name, found in figures["classes"].items()
     ]
     distances = [name for name in figures if name.startswith(("frechet_", "kernel_", "rfid", "rkid"))]
-    rows += [[], *([name, figures[name]] for name in distances if not name.endswith("_subsets"))]
+    rows += [[], ["set", ""], *([name, figures[name]] for name in distances if not name.endswith("_subsets"))]
     rows += [[f"codes, {name.replace('_', ' ')}", value] for name, value in figures.get("codes", {}).items()]
     return rows
 
@@ -255,7 +255,7 @@ def pair_sheet(result: ReconstructionResult) -> Tensor:
     """A contact sheet uint8 `[3, H, W]`: the worst pairs, then the best; above the image, below its reconstruction."""
     tiles: list[Tensor] = []
     labels: list[str] = []
-    for name, pairs in (("worst", result.worst), ("best", result.best)):
+    for pairs in (result.worst, result.best):
         tiles += [pair.image for pair in pairs] + [pair.rgb for pair in pairs]
-        labels += [f"{name} {pair.psnr:.1f} dB" for pair in pairs] + [f"no. {pair.number}" for pair in pairs]
+        labels += [f"{pair.psnr:.1f} dB" for pair in pairs] + [f"no. {pair.number}" for pair in pairs]
     return grid(tiles, columns=len(result.worst), labels=labels)

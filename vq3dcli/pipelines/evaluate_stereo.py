@@ -33,6 +33,7 @@ from vq3dcli.rendering.cameras import Camera
 from vq3dcli.weights.third_party import package_file
 
 PROTOCOL = "geometry-stereo-1"
+_SHOWN_PX = 192
 _FILES = ("motorcycle_left.png", "motorcycle_right.png", "motorcycle_disp.npz")
 _REMEDY = "pip install 'scikit-image>=0.24', whose wheel has it; it is never downloaded here"
 
@@ -161,7 +162,9 @@ def evaluate_stereo(
     ]
     labels = ["left", "reconstruction", "disparity", "measured", "right", "rendered", "left, warped"]
     on_progress(1)
-    return StereoResult(metrics, grid(tiles, columns=len(tiles), labels=labels))
+    times = max(1, _SHOWN_PX // size_px)
+    shown = [tile.repeat_interleave(times, -1).repeat_interleave(times, -2) for tile in tiles]
+    return StereoResult(metrics, grid(shown, columns=len(shown), labels=labels))
 
 
 def _fit(s: Tensor, disparity_px: Tensor) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,20 @@ _CONDITIONS_TEXT = (
 )
 
 
-def text_table(rows: Sequence[Sequence[object]]) -> Table:
-    """Rows of any values, the first one the heading, as a table of the page; empty rows are left out."""
-    return Table([[cell_text(value) for value in row] for row in rows if row])
+def text_tables(rows: Sequence[Sequence[object]]) -> list[Table]:
+    """Rows of any values as tables of the page: an empty row begins a new one, whose next row is its heading."""
+    parts: list[list[list[str]]] = [[]]
+    for row in rows:
+        if row:
+            parts[-1].append([cell_text(value) for value in row])
+        else:
+            parts.append([])
+    return [Table(part) for part in parts if part]
 
 
 def cell_text(value: object) -> str:
     """A cell: numbers short, nothing as a dash."""
-    if value is None:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "-"
     if isinstance(value, float):
         return number_text(value)

@@ -10,7 +10,7 @@ from vq3dcli.export.plots import bar_chart
 from vq3dcli.metrics.features import FeatureNetwork, distance_name
 from vq3dcli.pipelines.class_names import shown_name
 from vq3dcli.pipelines.evaluate_generation import GenerationResult
-from vq3dcli.pipelines.evaluation_page import text_table
+from vq3dcli.pipelines.evaluation_page import text_tables
 
 _FIGURES_TEXT = (
     "Each set against the real images. Reconstructions are the floor that no prior over their codes gets below; images "
@@ -35,7 +35,7 @@ def generation_sections(
     for figure in figures:
         bars = [(names[key], float(found[figure])) for key, found in result.figures.items() if figure in found]
         charts.append(Svg(bar_chart(figure, bars)))
-    sections = [Section("Figures", [Text(_FIGURES_TEXT), text_table(rows), Row(charts)])]
+    sections = [Section("Figures", [Text(_FIGURES_TEXT), *text_tables(rows), Row(charts)])]
     recognised = result.figures["samples"].get("recognised")
     if recognised is not None:
         bars_by_class = [(shown_name(name), part) for name, part in recognised.items() if name != "all"]

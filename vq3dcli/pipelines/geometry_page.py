@@ -8,7 +8,7 @@ from pathlib import Path
 from vq3dcli.export.page import Media, Row, Section, Svg, Text
 from vq3dcli.export.plots import Series, bar_chart, series_chart
 from vq3dcli.pipelines.evaluate_geometry import VIEW_FIGURES, VIEW_NAMES
-from vq3dcli.pipelines.evaluation_page import text_table
+from vq3dcli.pipelines.evaluation_page import text_tables
 
 # Name, what a perfect model has, what it says.
 _DISPARITY = (
@@ -62,7 +62,7 @@ def geometry_sections(kind: str, metrics: Mapping[str, object], sheet: Path | No
     """
     meanings: list[list[object]] = [["figure", "what it says"]]
     meanings += [[name, text] for name, _, text in _DISPARITY if name in metrics]
-    sections = [Section("Figures", [text_table(table(metrics)), Row(_bars(metrics)), text_table(meanings)])]
+    sections = [Section("Figures", [*text_tables(table(metrics)), Row(_bars(metrics)), *text_tables(meanings)])]
     views = metrics.get("views")
     if isinstance(views, Mapping):
         chart = _by_yaw(views, metrics)

@@ -8,7 +8,7 @@ from pathlib import Path
 from vq3dcli.export.page import Media, Row, Section, Svg, Text
 from vq3dcli.export.plots import Series, bar_chart, histogram, series_chart
 from vq3dcli.pipelines.evaluate_reconstruction import ReconstructionResult, table
-from vq3dcli.pipelines.evaluation_page import text_table
+from vq3dcli.pipelines.evaluation_page import text_tables
 
 _SHEET_TEXT = (
     "The worst pairs by PSNR, then the best: above the image, below its reconstruction. Numbers are places in the set."
@@ -28,7 +28,7 @@ def reconstruction_sections(result: ReconstructionResult, sheet: Path) -> Sequen
         curves = [Series("used", rank, share.tolist()), Series("all alike", rank, even, dashed=True)]
         plots.append(Svg(series_chart("share of each code", curves, x_label="rank", from_zero=True)))
     by_class = [(name, float(found["psnr"])) for name, found in result.figures["classes"].items()]
-    sections = [Section("Figures", [text_table(table(result)), Row(plots), Text(_CODES_TEXT)])]
+    sections = [Section("Figures", [*text_tables(table(result)), Row(plots), Text(_CODES_TEXT)])]
     if by_class:
         by_class.sort(key=lambda pair: pair[1])
         shown = by_class if len(by_class) <= 60 else [*by_class[:30], *by_class[-30:]]
