@@ -189,4 +189,4 @@ def side_by_side(charts: Sequence[str], columns: int) -> str:
         place = f'<svg x="{column * WIDTH_PX}" y="{row * HEIGHT_PX}" width="{WIDTH_PX}" height="{HEIGHT_PX}"'
         parts.append(chart.replace("<svg", place, 1))
     width_px, height_px = columns * WIDTH_PX, rows * HEIGHT_PX
-    return f'<svg class="chart" viewBox="0 0 {width_px} {height_px}" role="img">{"".join(parts)}</svg>'
+    return f'<svg class="charts" viewBox="0 0 {width_px} {height_px}" role="img">{"".join(parts)}</svg>'

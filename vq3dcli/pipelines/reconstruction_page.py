@@ -32,6 +32,6 @@ def reconstruction_sections(result: ReconstructionResult, sheet: Path) -> Sequen
     if by_class:
         by_class.sort(key=lambda pair: pair[1])
         shown = by_class if len(by_class) <= 60 else [*by_class[:30], *by_class[-30:]]
-        sections.append(Section("By class", [Svg(bar_chart("PSNR, dB, the lowest and the highest", shown))]))
+        sections.append(Section("By class", [Svg(bar_chart("PSNR, dB", shown))]))
     sections.append(Section("Worst and best", [Text(_SHEET_TEXT), Media(sheet, "worst and best", width_px=1040)]))
     return sections
