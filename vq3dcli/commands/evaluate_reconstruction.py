@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vq3dcli.metrics.perceptual import Lpips
 
 DATA = "toyscenes, shards, a folder of images (folders in it are classes), or an .npz file."
-FEATURES = "Network of the distance between the sets, or none. Default: inception with --inception."
+FEATURES = "Network of the distance between the sets, or none. Default: efficientnet-lite1 if it is here."
 LPIPS = "Network of LPIPS, fetched where it is not here, or none. Default: alex if it is here."
 
 
@@ -57,7 +57,7 @@ def reconstruction(
     """
     from vq3dcli.checkpoint import load_weights
     from vq3dcli.data.images import encode_png
-    from vq3dcli.errors import UsageError
+    from vq3dcli.errors import UnavailableError, UsageError
     from vq3dcli.files import make_folder, write_bytes
     from vq3dcli.metrics.features import load_feature_network
     from vq3dcli.pipelines import evaluate_reconstruction as evaluation
@@ -73,7 +73,12 @@ def reconstruction(
     network = None
     name = features or ("efficientnet-lite1" if inception is None else "inception")
     if name != "none":
-        network = load_feature_network(name, weights=inception, device=chosen)
+        try:
+            network = load_feature_network(name, weights=inception, device=chosen)
+        except UnavailableError as error:
+            if features is not None or inception is not None:
+                raise
+            said.warn(f"the distance between the sets is left out: {error}")
     judge = _lpips(said, loaded, lpips, lpips_weights)
     size = loaded.recipe.model.image_size
     images = open_images(data, count=count, seed=seed, size_px=size)
