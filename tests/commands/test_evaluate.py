@@ -85,3 +85,24 @@ def test_weights_for_another_camera_are_refused(tmp_path, capsys):
     save_weights(path, build_autoencoder(recipe), recipe, {})
     assert run(["evaluate", "geometry", "--weights", str(path), "--count", "1"]) == 2
     assert "another camera" in capsys.readouterr().err
+
+
+def test_labels_of_shards_and_the_stereo_pair(weights, tmp_path, capsys):
+    pytest.importorskip("skimage")
+    shards, out = tmp_path / "shards", tmp_path / "figures"
+    assert run(["prepare-data", "toyscenes", str(shards), "--count", "2", "--size", "16", "--quiet"]) == 0
+    options = ["evaluate", "geometry", "--weights", str(weights), "--device", "cpu", "--json"]
+    assert run([*options, "--data", str(shards)]) == 66
+    assert "no finished disparity labels" in capsys.readouterr().err
+    assert run(["depth-labels", str(shards), "--model", "exact", "--quiet"]) == 0
+    capsys.readouterr()
+    assert run([*options, "--data", str(shards), "-o", str(out)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["protocol"], result["count"]) == ("geometry-labels-1, 16 px", 2)
+    assert {"spearman", "template_spearman", "reprojection_error", "nfs"} <= set(result["metrics"])
+    assert str(tmp_path) not in json.dumps(result["metrics"])
+    assert (out / "geometry.html").is_file()
+    assert run([*options, "--data", "stereo"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert {"right_psnr", "copy_psnr", "warp_psnr", "spearman"} <= set(result["metrics"])
+    assert len(result["metrics"]["conditions"]["files_sha256"]) == 3

@@ -38,7 +38,10 @@ def test_the_verdict_says_what_was_found():
     assert "+0.53 dB" in verdict(held)[1]
     assert "do not overlap" in verdict(held)[1]
     missed = made({"accumulated": 1e-3, "pointwise": 1e-4, "none": 6e-3}, dict.fromkeys(KINDS, 0.5))
-    assert "not in every run the factor of 50" in verdict(missed)[0]
+    assert "10 times as large (10 to 10 seed by seed), short of the factor of 50" in verdict(missed)[0]
+    alone = made({"accumulated": 1e-2, "pointwise": 1e-4, "none": 6e-3}, gain, seeds=(0,))
+    assert "100 times as large, at least" in verdict(alone)[0]
+    assert "overlap" not in verdict(alone)[1]
     assert verdict(missed)[1].endswith("first two overlap.")
 
 

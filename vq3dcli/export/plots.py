@@ -88,7 +88,9 @@ def series_chart(
     )
     for position, name in marks:
         x = place(position, y_low)[0]
-        parts.append(f'<path class="grid" stroke-dasharray="2 3" d="M{x:.1f} {_TOP}V{HEIGHT_PX - _BOTTOM}"/>')
+        parts.append(
+            f'<path fill="none" stroke="#888" stroke-dasharray="3 3" d="M{x:.1f} {_TOP}V{HEIGHT_PX - _BOTTOM}"/>'
+        )
         parts.append(f'<text x="{x:.1f}" y="{_TOP - 2}" text-anchor="middle">{html.escape(name)}</text>')
     for number, (curve, line) in enumerate(zip(series, lines, strict=True)):
         colour = COLOURS[number % len(COLOURS)]

@@ -174,7 +174,8 @@ def table(result: Ablation) -> list[list[object]]:
         for kind in KINDS:
             found = summary[kind][figure]
             low, high = number_text(found["min"]), number_text(found["max"])
-            cells.append(f"{number_text(found['mean'])} ({low} to {high})")
+            spread = f" ({low} to {high})" if len(result.seeds) > 1 else ""
+            cells.append(number_text(found["mean"]) + spread)
         blind = result.template.get(f"template_{figure}")
         rows.append([figure, *cells, "-" if blind is None else number_text(blind)])
     return rows
