@@ -148,7 +148,7 @@ def test_an_error_with_json_is_an_object_too(
     assert json.loads(capsys.readouterr().out) == {"version": __version__, "command": "probe", "error": error}
     assert cli.run(["probe", "--json", "--jsn"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 2
-    assert cli.run(["evaluate", "geometry", "--json", "--data", "photos"]) == 2
+    assert cli.run(["evaluate", "geometry", "--json", "--data", "photos"]) == 66
     captured = capsys.readouterr()
     assert json.loads(captured.out)["command"] == "evaluate geometry"
 

@@ -38,7 +38,10 @@ COMMANDS = (
 )
 
 # The commands of commands: an error names them without importing anything.
-SUBCOMMANDS = {"evaluate": ("geometry", "generation"), "recipes": ("ls", "show", "copy", "validate", "diff")}
+SUBCOMMANDS = {
+    "evaluate": ("reconstruction", "geometry", "generation", "ablation"),
+    "recipes": ("ls", "show", "copy", "validate", "diff"),
+}
 
 REPORT = "the same command with --debug, and report what it prints"
 EXIT_CODES = {0, 2, 65, 66, 69, 70, 73, 74, 75, 77, 78, 79, 130, 141}

@@ -24,7 +24,9 @@ def test_baselines_without_weights(capsys):
         (["--weights", "no-such-file"], 66),
         (["--baselines", "--out", "figures"], 2),
         (["--count", "0"], 2),
-        (["--data", "photos"], 2),
+        (["--data", "photos"], 66),
+        (["--data", "photos", "--baselines"], 2),
+        (["--labels", "exact"], 2),
     ],
 )
 def test_what_cannot_be_measured(arguments, code, capsys):
@@ -67,6 +69,13 @@ def test_weights_are_measured_and_shown(weights, tmp_path, capsys):
     }
     assert len(result["metrics"]["view_psnr"]) == 6
     assert all(value is not None for value in result["metrics"].values())
+    views = result["metrics"]["views"]
+    assert set(views["10,0"]) == {"novel_psnr", "copy_psnr", "flat_psnr", "pivot_psnr", "warp_psnr"}
+    assert result["metrics"]["conditions"]["weights_sha256"] == result["weights"]["sha256"]
+    assert json.loads((out / "geometry.json").read_text())["conditions"] == result["metrics"]["conditions"]
+    page = (out / "geometry.html").read_text()
+    assert "<svg" in page
+    assert "<script" not in page
     assert read_image(out / "geometry.png").shape == (3, 2 + 6 * 18, 2 + 8 * 18)
 
 
@@ -76,3 +85,24 @@ def test_weights_for_another_camera_are_refused(tmp_path, capsys):
     save_weights(path, build_autoencoder(recipe), recipe, {})
     assert run(["evaluate", "geometry", "--weights", str(path), "--count", "1"]) == 2
     assert "another camera" in capsys.readouterr().err
+
+
+def test_labels_of_shards_and_the_stereo_pair(weights, tmp_path, capsys):
+    pytest.importorskip("skimage")
+    shards, out = tmp_path / "shards", tmp_path / "figures"
+    assert run(["prepare-data", "toyscenes", str(shards), "--count", "2", "--size", "16", "--quiet"]) == 0
+    options = ["evaluate", "geometry", "--weights", str(weights), "--device", "cpu", "--json"]
+    assert run([*options, "--data", str(shards)]) == 66
+    assert "no finished disparity labels" in capsys.readouterr().err
+    assert run(["depth-labels", str(shards), "--model", "exact", "--quiet"]) == 0
+    capsys.readouterr()
+    assert run([*options, "--data", str(shards), "-o", str(out)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["protocol"], result["count"]) == ("geometry-labels-1, 16 px", 2)
+    assert {"spearman", "template_spearman", "reprojection_error", "nfs"} <= set(result["metrics"])
+    assert str(tmp_path) not in json.dumps(result["metrics"])
+    assert (out / "geometry.html").is_file()
+    assert run([*options, "--data", "stereo"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert {"right_psnr", "copy_psnr", "warp_psnr", "spearman"} <= set(result["metrics"])
+    assert len(result["metrics"]["conditions"]["files_sha256"]) == 3

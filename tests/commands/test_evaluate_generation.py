@@ -51,6 +51,7 @@ def test_samples_of_weights_beside_what_bounds_them(given, tiny_weights, prior, 
     result = json.loads(capsys.readouterr().out)
     metrics = result["metrics"]
     assert json.loads((out / "generation.json").read_text()) == metrics
+    assert "<svg" in (out / "generation.html").read_text()
     assert (result["protocol"], result["count"]) == ("offline-1, 4 samples", 4)
     for key in ("samples", "reconstructions", "training", "yaw -20"):
         assert {"frechet_efficientnet_lite1", "kernel_efficientnet_lite1", "precision", "recall"} <= set(metrics[key])

@@ -6,6 +6,7 @@ import torch
 
 from vq3dcli.metrics.geometry import (
     average_ranks,
+    edge_scores,
     mean_weight_variance,
     non_flatness_score,
     relief,
@@ -114,3 +115,37 @@ def test_non_flatness_agrees_with_a_histogram():
         share = torch.histc(image.clamp(0, 1), 64, 0, 1) / image.numel()
         entropy = -(share[share > 0] * share[share > 0].log()).sum()
         assert found.item() == pytest.approx(entropy.exp().item(), rel=1e-5)
+
+
+# --- edges -----------------------------------------------------------------------------------------------------------
+
+
+def block(left: int, value: float = 0.5) -> torch.Tensor:
+    """A square of 4 x 4 pixels on nothing, `[1, 16, 16]`."""
+    s = torch.zeros(1, 16, 16)
+    s[:, 4:8, left : left + 4] = value
+    return s
+
+
+def test_edges_of_the_truth_and_of_a_wall():
+    assert [float(x) for x in edge_scores(block(4), block(4))] == [1.0, 1.0, 1.0]
+    assert [float(x) for x in edge_scores(torch.full((1, 16, 16), 0.3), block(4))] == [0.0, 0.0, 0.0]
+    assert all(torch.isnan(x).all() for x in edge_scores(block(4), torch.zeros(1, 16, 16)))
+
+
+def test_edges_may_lie_a_pixel_apart_and_no_more():
+    assert float(edge_scores(block(5), block(4)).f1) == 1.0
+    moved = edge_scores(block(7), block(4))
+    assert 0.0 < float(moved.f1) < 0.8
+    assert float(moved.precision) == float(moved.recall)  # the same shape moved: what one misses, the other does
+
+
+def test_a_smeared_edge_has_no_jump():
+    ramp = torch.linspace(0, 0.5, 16).expand(1, 16, 16)  # steps of 0.033
+    step = (torch.arange(16) >= 8).float().mul(0.5).expand(1, 16, 16)
+    assert float(edge_scores(ramp, step).recall) == 0.0
+    spurious = step.clone()
+    spurious[:, :, 2:4] = 0.2
+    scores = edge_scores(spurious, step)
+    assert float(scores.recall) == 1.0
+    assert float(scores.precision) == pytest.approx(2 / 6)  # columns 1, 2, 3, 4 are wrong, 7 and 8 right

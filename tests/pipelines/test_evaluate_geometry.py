@@ -73,9 +73,18 @@ def test_the_true_scenes_score_perfectly(perfect):
     assert metrics["ssi_error"] == pytest.approx(0.0, abs=1e-9)
     assert metrics["relief"] == pytest.approx(1.0)
     assert metrics["weight_variance"] == 0.0
+    assert metrics["edge_f1"] == metrics["edge_precision"] == metrics["edge_recall"] == 1.0
+    for name in ("nfs", "reprojection_error", "reprojection_share"):
+        assert metrics[name] == metrics[f"exact_{name}"]
+    assert metrics["reprojection_error"] < 0.5
+    assert metrics["nfs"] > 5
     assert metrics["copy_psnr"] < metrics["warp_psnr"] < 40
     assert set(perfect.view_psnr) == {f"{yaw},{pitch}" for yaw, pitch in EVALUATION_VIEWS_DEG}
     assert set(perfect.view_psnr.values()) == {100.0}
+    for figure in ("copy_psnr", "flat_psnr", "pivot_psnr", "warp_psnr"):
+        assert sum(view[figure] for view in perfect.views.values()) / 6 == pytest.approx(metrics[figure])
+    # The farther the camera, the less a picture that is not moved explains.
+    assert perfect.views["20,0"]["copy_psnr"] < perfect.views["10,0"]["copy_psnr"]
 
 
 def test_a_painted_wall_is_exposed(wall, perfect):
@@ -84,6 +93,9 @@ def test_a_painted_wall_is_exposed(wall, perfect):
     assert metrics["spearman"] < metrics["template_spearman"]
     assert metrics["ssi_error"] > metrics["template_ssi_error"]
     assert metrics["relief"] < 0.01
+    assert metrics["nfs"] == 1.0
+    assert metrics["edge_f1"] == 0.0
+    assert metrics["template_edge_f1"] < 0.9
     assert metrics["novel_psnr"] == pytest.approx(metrics["pivot_psnr"], abs=0.02)
     assert metrics["novel_psnr"] < metrics["warp_psnr"] - 2
     # Its reconstruction is the input, so that its own baselines are those of a perfect reconstruction.

@@ -61,7 +61,7 @@ def generation(
     json: JsonOption = False,
     quiet: QuietOption = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="For generation.json and a sheet.")
+        Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="For the figures, a page and a sheet.")
     ] = None,
 ) -> None:
     """Measure samples: distances to real images, precision and recall, and whether their class is recognised.
@@ -76,8 +76,10 @@ def generation(
         --inception weights-inception-2015-12-05-6726825d.pth
     """
     from vq3dcli.data.images import encode_png
-    from vq3dcli.files import make_folder, write_bytes, write_json
+    from vq3dcli.files import make_folder, write_bytes
     from vq3dcli.pipelines import evaluate_generation as evaluation
+    from vq3dcli.pipelines.evaluation_page import write_evaluation
+    from vq3dcli.pipelines.generation_page import generation_sections
     from vq3dcli.pipelines.generation_plan import Asked, plan_generation
 
     said = Output("evaluate generation", json, quiet)
@@ -112,15 +114,25 @@ def generation(
         said.warn(warning)
     result = plan.measure(shown)
     metrics = plain({**result.figures, "tokens": plan.tokens, "conditions": result.conditions})
-    outputs: list[Path] = []
-    if out is not None:
-        outputs = [out / "generation.json", out / "samples.png"]
-        write_json(outputs[0], metrics)
-        write_bytes(outputs[1], encode_png(evaluation.sample_sheet(result.sets["samples"])))
     rows = evaluation.table(result, plan.network)
     if plan.tokens is not None:
         rows += [[], ["bits per code, held out", plan.tokens["bits"]]]
         rows += [["class-conditional unigram", plan.tokens["unigram_bits"]], ["share", plan.tokens["share"]]]
+    outputs: list[Path] = []
+    if out is not None:
+        sheet = out / "samples.png"
+        write_bytes(sheet, encode_png(evaluation.sample_sheet(result.sets["samples"])))
+        count_shown = result.figures["samples"]["images"]
+        outputs = write_evaluation(
+            out,
+            "generation",
+            title="Generation",
+            subtitle=f"{plan.protocol.name}: {count_shown} samples, seed {seed}",
+            record=metrics,
+            conditions=metrics["conditions"],
+            sections=generation_sections(result, plan.network, rows, sheet),
+        )
+        outputs.append(sheet)
     said.finish(
         protocol=plan.protocol.name,
         count=result.figures["samples"]["images"],

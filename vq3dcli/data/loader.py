@@ -225,7 +225,7 @@ class _Source:
         if label is None:
             s, kind = torch.zeros(self._side, self._side), LABEL_KIND["none"]
         else:
-            s, kind = _resize_label(label.values, self._side), LABEL_KIND[label.info.kind]
+            s, kind = resize_label(label.values, self._side), LABEL_KIND[label.info.kind]
         return _Sample(image, s, kind, -1 if entry.class_index is None else entry.class_index, name)
 
 
@@ -240,7 +240,7 @@ def _open_labels(images: ShardFolder, name: str | None) -> LabelFolder | None:
         return None
 
 
-def _resize_label(values: Tensor, side: int) -> Tensor:
+def resize_label(values: Tensor, side: int) -> Tensor:
     """Nearest neighbour: a mixture of near and far across an edge would be a surface that is nowhere."""
     if values.shape == (side, side):
         return values

@@ -180,7 +180,9 @@ figure { margin: 0 0 1rem } figcaption { font-size: .85rem; margin-top: .3rem; m
 img, video { max-width: 100%; height: auto; border-radius: 4px; display: block; background: var(--panel) }
 .row { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start }
 .row .chart { flex: 1 1 18rem; max-width: 24rem }
-.chart { background: var(--panel); border-radius: 4px }
+.chart, .charts { background: var(--panel); border-radius: 4px; display: block }
+section > .chart { max-width: 44rem }
+.wide + .wide, .wide + .row { margin-top: 1.2rem }
 .chart text { font: 11px system-ui, sans-serif; fill: var(--soft) }
 .chart .name, .chart .last { font-size: 12px; font-weight: 600; fill: var(--ink) }
 .chart .grid { stroke: var(--rule); fill: none }

@@ -107,6 +107,11 @@ def load_lpips(
     return Lpips(network, published.sha256, module.to(device))
 
 
+def is_here(network: LpipsNetwork) -> bool:
+    """Whether the trunk's weights were fetched before, by us or by torchvision."""
+    return (Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_TRUNKS[network].name).is_file()
+
+
 def lpips_from(network: LpipsNetwork, trunk: dict[str, Tensor], heads: dict[str, Tensor]) -> nn.Module:
     """The package's network with the given weights, frozen; silent, and nothing is fetched.
 

@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from vq3dcli.rendering.cameras import (
+    CAMERA_RADIUS,
     FAR,
+    FOV_RAD,
     NEAR,
     Camera,
     image_rays,
@@ -41,7 +43,9 @@ _HIDDEN_S = 0.02
 _WIDTHS_PER_S = 5.0
 
 
-def evaluation_cameras(batch: int, *, height_px: int, width_px: int) -> list[Camera]:
+def evaluation_cameras(
+    batch: int, *, height_px: int, width_px: int, radius: float = CAMERA_RADIUS, fov_rad: float = FOV_RAD
+) -> list[Camera]:
     """The cameras of `EVALUATION_VIEWS_DEG`, in that order, each repeated `batch` times."""
     return [
         pivot_camera(
@@ -49,6 +53,8 @@ def evaluation_cameras(batch: int, *, height_px: int, width_px: int) -> list[Cam
             torch.full((batch,), math.radians(pitch_deg)),
             height_px=height_px,
             width_px=width_px,
+            radius=radius,
+            fov_rad=fov_rad,
         )
         for yaw_deg, pitch_deg in EVALUATION_VIEWS_DEG
     ]

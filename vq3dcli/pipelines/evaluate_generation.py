@@ -293,7 +293,7 @@ def sample_sheet(found: MeasuredSet) -> Tensor:
     return grid(found.pictures[order], columns=8, labels=labels if any(labels) else None)
 
 
-def versions(network: FeatureNetwork) -> dict[str, str]:
+def versions(network: FeatureNetwork | None) -> dict[str, str]:
     """Versions of what the figures depend on."""
     found = {
         "vq3d": __version__,

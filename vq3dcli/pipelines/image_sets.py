@@ -193,7 +193,15 @@ def pick_rows(folder: ShardFolder, count: int | None, *, seed: int, classes: Seq
     return rows[order[:count]]
 
 
-def folder_set(name: str, folder: Path, *, size_px: int | None = None, class_names: Sequence[str] = ()) -> ImageSet:
+def folder_set(
+    name: str,
+    folder: Path,
+    *,
+    size_px: int | None = None,
+    class_names: Sequence[str] | None = (),
+    count: int | None = None,
+    seed: int = 0,
+) -> ImageSet:
     """A folder of images, in the order of their names, folders in it included.
 
     What `vq3d sample` wrote is read by its record, which knows the classes; elsewhere the class is the folder that an
@@ -203,7 +211,9 @@ def folder_set(name: str, folder: Path, *, size_px: int | None = None, class_nam
         name: What a table calls them.
         folder: The folder.
         size_px: S; the first image's own size by default.
-        class_names: Names of classes to know; others are none.
+        class_names: Names of classes to know; others are none. None for all that there are.
+        count: How many images at most, chosen at random; None for all.
+        seed: Of the choice.
 
     Raises:
         InputMissingError: There is no such folder.
@@ -214,6 +224,11 @@ def folder_set(name: str, folder: Path, *, size_px: int | None = None, class_nam
     files = _files_of(folder)
     if not files:
         raise DataError(f"no images in this folder ({folder})", remedy=f"images as {', '.join(FORMATS)}")
+    if class_names is None:
+        class_names = sorted({text for _, text in files if text})
+    if count is not None and count < len(files):
+        chosen = torch.randperm(len(files), generator=generator(seed, "folder-set/files"))[:count]
+        files = [files[i] for i in chosen.sort().values.tolist()]
     first = read_image(folder / files[0][0])
     side = size_px or min(first.shape[1:])
     known = {text.casefold(): number for number, text in enumerate(class_names)}

@@ -19,7 +19,7 @@ from vq3dcli.pipelines.class_names import classes_argument
 from vq3dcli.prior_checkpoint import LoadedPrior, embedded_prior_path
 
 FORMAT_VERSION = 1
-# As figures are measured (`docs/measurements.md`): the pictures are what a metric sees.
+# As figures are measured (`docs/evaluation.md`): the pictures are what a metric sees.
 SAMPLES_A_RAY = 96
 _NOTE = "written before the pictures: the same command makes those that are missing"
 

@@ -1,0 +1,38 @@
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vq3dcli.export.plots import HEIGHT_PX, WIDTH_PX, Series, bar_chart, histogram, series_chart, standalone
+
+NUMBERS = st.floats(-1e12, 1e12) | st.sampled_from([math.nan, math.inf, 0.0, 5e-324])
+
+
+@given(st.lists(NUMBERS, max_size=12), st.lists(NUMBERS, max_size=12), st.booleans())
+def test_any_values_give_curves_inside_the_frame(first, second, from_zero):
+    series = [Series("a < b", range(len(first)), first), Series("b", range(len(second)), second, dashed=True)]
+    svg = series_chart("title", series, x_label="x", marks=[(1.0, "here")], from_zero=from_zero)
+    for path in ElementTree.fromstring(svg).iter("path"):
+        numbers = [float(number) for number in re.findall(r"-?\d+\.?\d*", path.attrib["d"])]
+        assert all(-1 <= number <= max(WIDTH_PX, HEIGHT_PX) for number in numbers)
+    assert "nan" not in svg.replace("name", "")
+
+
+def test_bars_are_as_long_as_their_values():
+    svg = bar_chart("figures", [("a", 2.0), ("b", 1.0), ("c", -1.0), ("d", None), ("e", math.inf)])
+    widths = [float(bar.attrib["width"]) for bar in ElementTree.fromstring(svg).iter("rect")]
+    assert widths == pytest.approx([2 * widths[1], widths[1], widths[1]], abs=0.2)
+
+
+def test_a_histogram_counts_every_value():
+    svg = histogram("values", [0.0, 0.1, 1.0, math.nan], x_label="dB", bins=2)
+    assert svg.count("<path") >= 2
+    assert "no values" in histogram("none", [], x_label="dB")
+
+
+def test_a_chart_alone_is_a_file():
+    root = ElementTree.fromstring(standalone(bar_chart("figures", [("a", 1.0)])))
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
