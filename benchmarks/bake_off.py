@@ -19,8 +19,8 @@ from vq3dcli.checkpoint import load_weights
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import TrainingLoader
-from vq3dcli.pipelines.evaluate_geometry import evaluate_geometry, model_predictor
-from vq3dcli.pipelines.exact_scenes import toy_template
+from vq3dcli.pipelines.evaluation.exact_scenes import toy_template
+from vq3dcli.pipelines.evaluation.geometry import evaluate_geometry, model_predictor
 from vq3dcli.training.arithmetic import flush_denormals
 from vq3dcli.training.stage1 import train
 

@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 
 from vq3dcli.checkpoint import embedded_weights_path, load_weights, save_weights
-from vq3dcli.pipelines.evaluate_geometry import PROTOCOL, evaluate_geometry, model_predictor
-from vq3dcli.pipelines.exact_scenes import toy_template
+from vq3dcli.pipelines.evaluation.exact_scenes import toy_template
+from vq3dcli.pipelines.evaluation.geometry import PROTOCOL, evaluate_geometry, model_predictor
 
 EVALUATED, SEED = 64, 0
 

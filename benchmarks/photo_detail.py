@@ -32,7 +32,7 @@ from vq3dcli.export.sheet import grid
 from vq3dcli.files import write_bytes
 from vq3dcli.metrics.image import psnr
 from vq3dcli.model.scene import Renderable, SceneView, reconstruct_scene
-from vq3dcli.pipelines.detail import (
+from vq3dcli.pipelines.views.detail import (
     STRETCH_FADES,
     STRETCH_GONE,
     PhotoScene,
@@ -40,9 +40,9 @@ from vq3dcli.pipelines.detail import (
     canonical_view,
     refined_disparity,
 )
-from vq3dcli.pipelines.film import Shot
-from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
-from vq3dcli.pipelines.render import Look, staged
+from vq3dcli.pipelines.views.film import Shot
+from vq3dcli.pipelines.views.inputs import OpenedScene, open_scene, parse_sources
+from vq3dcli.pipelines.views.render import Look, staged
 from vq3dcli.rendering.cameras import (
     Camera,
     canonical_camera,

@@ -123,7 +123,7 @@ def test_no_module_imports_upward() -> None:
         ("vq3dcli.training.stage1", "from vq3dcli.pipelines.scene import Scene"),
         ("vq3dcli.training.stage1", "import data_tools.shards"),
         ("data_tools.shards", "from vq3dcli.training import stage1"),
-        ("vq3dcli.pipelines.render", "from vq3dcli.commands.output import Output"),
+        ("vq3dcli.pipelines.views.render", "from vq3dcli.commands.output import Output"),
         ("vq3dcli.commands.render", "from vq3dcli.cli import run"),
     ],
 )
@@ -134,7 +134,7 @@ def test_an_upward_import_is_found(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("vq3dcli.pipelines.quickstart", "from vq3dcli.training import stage1\nimport data_tools.toyscenes"),
+        ("vq3dcli.pipelines.quickstart.quickstart", "from vq3dcli.training import stage1\nimport data_tools.toyscenes"),
         ("vq3dcli.commands.output", "from vq3dcli import __version__, log"),
         ("vq3dcli.model.build", "from vq3dcli.config.schema import Stage1Recipe\nimport torch"),
         ("vq3dcli.config.load", "import vq3dcli"),

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from vq3dcli.errors import Vq3dError
     from vq3dcli.model.sampling import Sharpening, sample_tokens
     from vq3dcli.model.scene import Scene, SceneView, reconstruct_scene, scene_from_codes
-    from vq3dcli.pipelines.compose import build_stage
-    from vq3dcli.pipelines.composition import read_composition
-    from vq3dcli.pipelines.inputs import open_scene, parse_sources
+    from vq3dcli.pipelines.editing.compose import build_stage
+    from vq3dcli.pipelines.editing.composition import read_composition
+    from vq3dcli.pipelines.views.inputs import open_scene, parse_sources
     from vq3dcli.prior_checkpoint import LoadedPrior, load_prior
     from vq3dcli.rendering.cameras import Camera, canonical_camera, pivot_camera
     from vq3dcli.rendering.trajectories import trajectory

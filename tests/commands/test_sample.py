@@ -16,7 +16,7 @@ from vq3dcli.cli import run
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.tokens import TokenStore
 from vq3dcli.model.build import build_prior
-from vq3dcli.pipelines.sample import SampleFolder, draw_samples, sharpening_of
+from vq3dcli.pipelines.sampling.sample import SampleFolder, draw_samples, sharpening_of
 from vq3dcli.prior_checkpoint import TokenFacts, load_prior, save_prior
 
 Make = Callable[..., Stage2Recipe]
@@ -106,7 +106,7 @@ def test_groups_are_drawn_and_written_one_after_the_other(
     sample: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = sample("whole", "-n", "3", "--npz")
-    monkeypatch.setattr("vq3dcli.pipelines.sample.SAMPLES_AT_ONCE", 4)
+    monkeypatch.setattr("vq3dcli.pipelines.sampling.sample.SAMPLES_AT_ONCE", 4)
     parts = sample("parts", "-n", "3", "--npz")
     names = sorted(path.name for path in whole.iterdir())
     assert sorted(path.name for path in parts.iterdir()) == names
@@ -119,7 +119,7 @@ def test_an_interrupted_call_leaves_only_pictures_of_its_record(
 ) -> None:
     folder = sample("out", "-n", "2", "--npz", "--seed", "1")
     old = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr("vq3dcli.pipelines.sample.SAMPLES_AT_ONCE", 4)
+    monkeypatch.setattr("vq3dcli.pipelines.sampling.sample.SAMPLES_AT_ONCE", 4)
     stage1, loaded = load_weights(tiny_weights), load_prior(Path(prior))
     sharpening = sharpening_of(loaded)
 

@@ -23,10 +23,10 @@ from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.data.shards import ShardFolder, decode_disparity
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError, UsageError
 from vq3dcli.model.scene import reconstruct_scene
-from vq3dcli.pipelines.film import Shot
-from vq3dcli.pipelines.inputs import OpenedScene
-from vq3dcli.pipelines.render import Look, staged
-from vq3dcli.pipelines.user_depth import open_depth_model, user_s
+from vq3dcli.pipelines.views.film import Shot
+from vq3dcli.pipelines.views.inputs import OpenedScene
+from vq3dcli.pipelines.views.render import Look, staged
+from vq3dcli.pipelines.views.user_depth import open_depth_model, user_s
 from vq3dcli.scene_file import camera_of
 
 transformers = pytest.importorskip("transformers")

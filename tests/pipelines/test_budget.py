@@ -4,7 +4,7 @@ from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.files import write_json
-from vq3dcli.pipelines.budget import Budget, budget_of, recorded_budget, with_budget
+from vq3dcli.pipelines.quickstart.budget import Budget, budget_of, recorded_budget, with_budget
 
 
 @pytest.fixture

@@ -19,17 +19,17 @@ from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.cli import run
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.scene import SceneView
-from vq3dcli.pipelines.compose import Unchanging, build_stage
-from vq3dcli.pipelines.composition import (
+from vq3dcli.pipelines.editing.compose import Unchanging, build_stage
+from vq3dcli.pipelines.editing.composition import (
     Composition,
     composition_from_options,
     read_composition,
     with_shadows,
     write_composition,
 )
-from vq3dcli.pipelines.detail import build_photo_scene, photo_camera
-from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
-from vq3dcli.pipelines.retouch import photo_window, retouched
+from vq3dcli.pipelines.views.detail import build_photo_scene, photo_camera
+from vq3dcli.pipelines.views.inputs import OpenedScene, open_scene, parse_sources
+from vq3dcli.pipelines.views.retouch import photo_window, retouched
 from vq3dcli.rendering.cameras import Camera, canonical_camera, project
 from vq3dcli.rendering.compose import Placement, empty_field
 from vq3dcli.rendering.cutout import Cutout, FirstView

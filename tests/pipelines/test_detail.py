@@ -18,14 +18,14 @@ from torch import Tensor
 from vq3dcli.checkpoint import load_weights
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.scene import reconstruct_scene
-from vq3dcli.pipelines.camera_file import given_camera, read_cameras, write_cameras
-from vq3dcli.pipelines.detail import build_photo_scene, photo_camera, refined_disparity
-from vq3dcli.pipelines.film import Shot
-from vq3dcli.pipelines.inputs import OpenedScene, parse_sources, read_picture
-from vq3dcli.pipelines.parallax import MOST_PARALLAX, adapted_reach, disparity_extent
-from vq3dcli.pipelines.render import Look, check_look, staged
-from vq3dcli.pipelines.stereo import StereoScene
-from vq3dcli.pipelines.user_depth import check_shape, open_depth_model, read_disparity, user_s
+from vq3dcli.pipelines.views.camera_file import given_camera, read_cameras, write_cameras
+from vq3dcli.pipelines.views.detail import build_photo_scene, photo_camera, refined_disparity
+from vq3dcli.pipelines.views.film import Shot
+from vq3dcli.pipelines.views.inputs import OpenedScene, parse_sources, read_picture
+from vq3dcli.pipelines.views.parallax import MOST_PARALLAX, adapted_reach, disparity_extent
+from vq3dcli.pipelines.views.render import Look, check_look, staged
+from vq3dcli.pipelines.views.stereo import StereoScene
+from vq3dcli.pipelines.views.user_depth import check_shape, open_depth_model, read_disparity, user_s
 from vq3dcli.rendering.cameras import Camera, pivot_pose, project
 from vq3dcli.rendering.trajectories import PATHS
 from vq3dcli.scene_file import SceneCamera, camera_of

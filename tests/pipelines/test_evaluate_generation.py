@@ -12,7 +12,7 @@ from vq3dcli.metrics.distribution import frechet_distance, kernel_distance, mome
 from vq3dcli.metrics.features import InceptionFeatures
 from vq3dcli.model.build import build_prior
 from vq3dcli.model.sampling import Sharpening
-from vq3dcli.pipelines.evaluate_generation import (
+from vq3dcli.pipelines.evaluation.generation import (
     PROTOCOLS,
     Compared,
     evaluate_generation,
@@ -21,11 +21,11 @@ from vq3dcli.pipelines.evaluate_generation import (
     sample_sheet,
     table,
 )
-from vq3dcli.pipelines.image_sets import ImageSet, toy_set
-from vq3dcli.pipelines.measured_set import Judge, measure_set
-from vq3dcli.pipelines.prior_bits import prior_bits
-from vq3dcli.pipelines.rendered_sets import Samples, reconstructed_set, sampled_set
-from vq3dcli.pipelines.sample import draw_samples
+from vq3dcli.pipelines.evaluation.image_sets import ImageSet, toy_set
+from vq3dcli.pipelines.evaluation.measured_set import Judge, measure_set
+from vq3dcli.pipelines.evaluation.prior_bits import prior_bits
+from vq3dcli.pipelines.evaluation.rendered_sets import Samples, reconstructed_set, sampled_set
+from vq3dcli.pipelines.sampling.sample import draw_samples
 from vq3dcli.prior_checkpoint import TokenFacts, load_prior, save_prior
 
 SHARPENING = Sharpening(temperature=0.9)

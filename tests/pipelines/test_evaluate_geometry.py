@@ -8,8 +8,8 @@ from vq3dcli.data.toyscenes import ToyScenes, render_scenes, sample_scenes
 from vq3dcli.errors import UsageError
 from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, flat_warp
 from vq3dcli.model.scene import SceneView
-from vq3dcli.pipelines.evaluate_geometry import EVALUATION_SAMPLES, evaluate_baselines, evaluate_geometry
-from vq3dcli.pipelines.exact_scenes import Template, exact_batches, toy_template
+from vq3dcli.pipelines.evaluation.exact_scenes import Template, exact_batches, toy_template
+from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES, evaluate_baselines, evaluate_geometry
 from vq3dcli.rendering.cameras import Camera, canonical_camera
 
 SIZE = 24

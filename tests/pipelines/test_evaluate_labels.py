@@ -10,8 +10,8 @@ from vq3dcli.errors import InputMissingError, UnavailableError
 from vq3dcli.losses.depth import LABEL_METRIC, LABEL_RELATIVE
 from vq3dcli.metrics.image import psnr
 from vq3dcli.model.scene import SceneView
-from vq3dcli.pipelines.evaluate_labels import LabelledImages, aligned_labels, measure_labels, open_labelled
-from vq3dcli.pipelines.evaluate_stereo import evaluate_stereo, load_stereo_pair, right_from_left
+from vq3dcli.pipelines.evaluation.labels import LabelledImages, aligned_labels, measure_labels, open_labelled
+from vq3dcli.pipelines.evaluation.stereo_pair import evaluate_stereo, load_stereo_pair, right_from_left
 from vq3dcli.rendering.cameras import Camera
 
 SIDE = 16
@@ -94,7 +94,7 @@ def test_what_is_missing_is_one_line(shards, tmp_path):
 
 
 def test_a_stereo_pair_that_is_not_here_is_one_line(monkeypatch):
-    monkeypatch.setattr("vq3dcli.pipelines.evaluate_stereo._FILES", ("none.png",) * 3)
+    monkeypatch.setattr("vq3dcli.pipelines.evaluation.stereo_pair._FILES", ("none.png",) * 3)
     with pytest.raises(UnavailableError, match="stereo pair of scikit-image is not here"):
         load_stereo_pair()
 

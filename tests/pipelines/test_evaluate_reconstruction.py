@@ -9,7 +9,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from vq3dcli.checkpoint import load_weights
 from vq3dcli.errors import DataError, InputMissingError, UsageError
-from vq3dcli.pipelines.evaluate_reconstruction import (
+from vq3dcli.pipelines.evaluation.data import open_images
+from vq3dcli.pipelines.evaluation.image_sets import ImageSet, toy_set
+from vq3dcli.pipelines.evaluation.reconstruction import (
     Reconstruction,
     code_usage,
     evaluate_reconstruction,
@@ -17,8 +19,6 @@ from vq3dcli.pipelines.evaluate_reconstruction import (
     pair_sheet,
     table,
 )
-from vq3dcli.pipelines.evaluation_data import open_images
-from vq3dcli.pipelines.image_sets import ImageSet, toy_set
 
 SIDE = 16
 CODES = 8

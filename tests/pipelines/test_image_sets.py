@@ -9,8 +9,8 @@ import torch
 from vq3dcli.data.images import encode_jpeg, encode_png
 from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.errors import DataError, InputMissingError, Vq3dError
-from vq3dcli.pipelines.image_sets import folder_set, npz_set, read_npz, toy_set
-from vq3dcli.pipelines.rendered_sets import class_counts, spread
+from vq3dcli.pipelines.evaluation.image_sets import folder_set, npz_set, read_npz, toy_set
+from vq3dcli.pipelines.evaluation.rendered_sets import class_counts, spread
 from vq3dcli.rendering.cameras import canonical_camera
 
 

@@ -17,7 +17,7 @@ from vq3dcli.config.load import dump_recipe
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.images import decode_image, encode_png
 from vq3dcli.errors import InputMissingError, OutputError
-from vq3dcli.pipelines.run_report import write_run_report
+from vq3dcli.pipelines.run_report.page import write_run_report
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 SECTIONS = [

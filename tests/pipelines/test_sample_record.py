@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vq3dcli.pipelines.sample_record import file_names
+from vq3dcli.pipelines.sampling.record import file_names
 
 
 @pytest.mark.parametrize(

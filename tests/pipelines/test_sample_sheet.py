@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vq3dcli.pipelines.sample_sheet import SampleSheet, even_columns
+from vq3dcli.pipelines.sampling.sheet import SampleSheet, even_columns
 
 SIZE, PITCH_X, PITCH_Y = 4, 4 + 2, 14 + 4 + 2
 

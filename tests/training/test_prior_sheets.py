@@ -10,7 +10,7 @@ from torch import nn
 
 from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.model.build import build_prior
-from vq3dcli.pipelines.sample import draw_samples, sharpening_of
+from vq3dcli.pipelines.sampling.sample import draw_samples, sharpening_of
 from vq3dcli.prior_checkpoint import TokenFacts, load_prior, save_prior
 from vq3dcli.training.prior_sheets import sheet_codes
 

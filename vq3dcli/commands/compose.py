@@ -14,7 +14,7 @@ from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES
 from vq3dcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from vq3dcli.pipelines.inputs import OpenedScene, Source
+    from vq3dcli.pipelines.views.inputs import OpenedScene, Source
 
 FormatName = Literal["mp4", "webm", "gif", "png", "frames"]
 CameraName = Literal["still", "orbit", "swing", "spiral", "dolly", "dolly-zoom"]
@@ -86,18 +86,18 @@ def command(
       vq3d compose room_composed.toml --camera swing -o again.mp4
     """
     from vq3dcli.checkpoint import load_weights
-    from vq3dcli.pipelines.compose import Unchanging, build_stage, composition_sources
-    from vq3dcli.pipelines.composition import (
+    from vq3dcli.pipelines.editing.compose import Unchanging, build_stage, composition_sources
+    from vq3dcli.pipelines.editing.composition import (
         SUFFIX,
         composition_from_options,
         read_composition,
         with_shadows,
         write_composition,
     )
-    from vq3dcli.pipelines.film import Shot, check_shot, film_changing
-    from vq3dcli.pipelines.inputs import needs_weights, open_scene
-    from vq3dcli.pipelines.render import Look, staged
-    from vq3dcli.pipelines.targets import check_targets, plan_joint_target
+    from vq3dcli.pipelines.views.film import Shot, check_shot, film_changing
+    from vq3dcli.pipelines.views.inputs import needs_weights, open_scene
+    from vq3dcli.pipelines.views.render import Look, staged
+    from vq3dcli.pipelines.views.targets import check_targets, plan_joint_target
     from vq3dcli.rendering.cameras import one_camera
 
     if output == "-":

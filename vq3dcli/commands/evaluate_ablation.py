@@ -53,10 +53,10 @@ def ablation(
     from vq3dcli.data.images import encode_png
     from vq3dcli.export.plots import side_by_side, standalone
     from vq3dcli.files import make_folder, write_bytes
-    from vq3dcli.pipelines import ablation as pipeline
-    from vq3dcli.pipelines import ablation_figure as figure
-    from vq3dcli.pipelines.evaluate_generation import versions
-    from vq3dcli.pipelines.evaluation_page import write_evaluation
+    from vq3dcli.pipelines.evaluation import ablation as pipeline
+    from vq3dcli.pipelines.evaluation import ablation_figure as figure
+    from vq3dcli.pipelines.evaluation.generation import versions
+    from vq3dcli.pipelines.evaluation.page import write_evaluation
     from vq3dcli.training.arithmetic import flush_denormals
 
     flush_denormals()

@@ -77,10 +77,10 @@ def generation(
     """
     from vq3dcli.data.images import encode_png
     from vq3dcli.files import make_folder, write_bytes
-    from vq3dcli.pipelines import evaluate_generation as evaluation
-    from vq3dcli.pipelines.evaluation_page import write_evaluation
-    from vq3dcli.pipelines.generation_page import generation_sections
-    from vq3dcli.pipelines.generation_plan import Asked, plan_generation
+    from vq3dcli.pipelines.evaluation import generation as evaluation
+    from vq3dcli.pipelines.evaluation.generation_page import generation_sections
+    from vq3dcli.pipelines.evaluation.generation_plan import Asked, plan_generation
+    from vq3dcli.pipelines.evaluation.page import write_evaluation
 
     said = Output("evaluate generation", json, quiet)
 

@@ -74,8 +74,8 @@ def geometry(
     from vq3dcli.data.images import encode_png
     from vq3dcli.errors import UsageError
     from vq3dcli.files import make_folder, write_bytes
-    from vq3dcli.pipelines.evaluation_page import write_evaluation
-    from vq3dcli.pipelines.geometry_page import geometry_sections, table
+    from vq3dcli.pipelines.evaluation.geometry_page import geometry_sections, table
+    from vq3dcli.pipelines.evaluation.page import write_evaluation
 
     if baselines and (weights is not None or out is not None):
         raise UsageError("--baselines needs no weights and makes no pictures", remedy="it without --weights and --out")
@@ -124,9 +124,9 @@ def geometry(
 
 
 def _toyscenes(said: Output, asked: _Asked, weights: LoadedWeights | None) -> _Measured:
-    from vq3dcli.pipelines import evaluate_geometry as evaluation
-    from vq3dcli.pipelines.exact_scenes import TEMPLATE_SCENES, toy_template
-    from vq3dcli.pipelines.image_sets import toy_set
+    from vq3dcli.pipelines.evaluation import geometry as evaluation
+    from vq3dcli.pipelines.evaluation.exact_scenes import TEMPLATE_SCENES, toy_template
+    from vq3dcli.pipelines.evaluation.image_sets import toy_set
 
     count = asked.count or 64
     scenes = toy_set("toy scenes", count, seed=asked.seed, purpose="eval", size_px=asked.size)
@@ -146,8 +146,8 @@ def _toyscenes(said: Output, asked: _Asked, weights: LoadedWeights | None) -> _M
 
 
 def _labels(said: Output, asked: _Asked, weights: LoadedWeights) -> _Measured:
-    from vq3dcli.pipelines.evaluate_geometry import photo_predictor
-    from vq3dcli.pipelines.evaluate_labels import PROTOCOL, measure_labels, open_labelled
+    from vq3dcli.pipelines.evaluation.geometry import photo_predictor
+    from vq3dcli.pipelines.evaluation.labels import PROTOCOL, measure_labels, open_labelled
 
     with said.progress("reading labels"):
         labelled = open_labelled(
@@ -167,8 +167,8 @@ def _labels(said: Output, asked: _Asked, weights: LoadedWeights) -> _Measured:
 
 
 def _stereo(said: Output, asked: _Asked, weights: LoadedWeights) -> _Measured:
-    from vq3dcli.pipelines.evaluate_geometry import photo_predictor
-    from vq3dcli.pipelines.evaluate_stereo import PROTOCOL, evaluate_stereo, load_stereo_pair
+    from vq3dcli.pipelines.evaluation.geometry import photo_predictor
+    from vq3dcli.pipelines.evaluation.stereo_pair import PROTOCOL, evaluate_stereo, load_stereo_pair
 
     pair = load_stereo_pair()
     with said.progress("measuring", 1, unit="pairs") as progress:
@@ -188,8 +188,8 @@ def _conditions(
 ) -> dict[str, Any]:
     import torch
 
-    from vq3dcli.pipelines.evaluate_generation import versions
-    from vq3dcli.pipelines.evaluate_geometry import EVALUATION_SAMPLES
+    from vq3dcli.pipelines.evaluation.generation import versions
+    from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES
 
     device = "cpu" if weights is None else next(weights.model.parameters()).device.type
     return {

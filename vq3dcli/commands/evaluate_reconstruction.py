@@ -60,10 +60,10 @@ def reconstruction(
     from vq3dcli.errors import UnavailableError, UsageError
     from vq3dcli.files import make_folder, write_bytes
     from vq3dcli.metrics.features import load_feature_network
-    from vq3dcli.pipelines import evaluate_reconstruction as evaluation
-    from vq3dcli.pipelines.evaluation_data import open_images
-    from vq3dcli.pipelines.evaluation_page import write_evaluation
-    from vq3dcli.pipelines.reconstruction_page import reconstruction_sections
+    from vq3dcli.pipelines.evaluation import reconstruction as evaluation
+    from vq3dcli.pipelines.evaluation.data import open_images
+    from vq3dcli.pipelines.evaluation.page import write_evaluation
+    from vq3dcli.pipelines.evaluation.reconstruction_page import reconstruction_sections
 
     if inception is not None and features not in (None, "inception"):
         raise UsageError(f"--inception is of no use with --features {features}", remedy="one of the two")

@@ -35,8 +35,8 @@ def command(
     signals.watch()
     output = Output("quickstart", json, quiet)
 
-    from vq3dcli.pipelines.evaluate_geometry import PROTOCOL
-    from vq3dcli.pipelines.quickstart import quickstart
+    from vq3dcli.pipelines.evaluation.geometry import PROTOCOL
+    from vq3dcli.pipelines.quickstart.quickstart import quickstart
     from vq3dcli.training.arithmetic import flush_denormals
 
     flush_denormals()

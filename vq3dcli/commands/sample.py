@@ -54,9 +54,9 @@ def command(
     """
     from vq3dcli.checkpoint import load_weights
     from vq3dcli.export.video import check_output
-    from vq3dcli.pipelines.class_names import pick_classes
-    from vq3dcli.pipelines.film import Shot, check_shot
-    from vq3dcli.pipelines.sample import SAMPLES_AT_ONCE, SampleFolder, draw_samples, sharpening_of
+    from vq3dcli.pipelines.sampling.class_names import pick_classes
+    from vq3dcli.pipelines.sampling.sample import SAMPLES_AT_ONCE, SampleFolder, draw_samples, sharpening_of
+    from vq3dcli.pipelines.views.film import Shot, check_shot
     from vq3dcli.prior_checkpoint import load_prior
 
     said = Output("sample", json, quiet)

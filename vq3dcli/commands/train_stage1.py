@@ -62,7 +62,7 @@ def command(
 
     from vq3dcli.config.load import load_recipe
     from vq3dcli.config.schema import Stage1Recipe
-    from vq3dcli.pipelines.run_report import write_run_report
+    from vq3dcli.pipelines.run_report.page import write_run_report
     from vq3dcli.pipelines.train import open_loader, run_facts
     from vq3dcli.training.arithmetic import flush_denormals
     from vq3dcli.training.distributed import join_ranks

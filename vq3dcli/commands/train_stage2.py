@@ -70,7 +70,7 @@ def command(
     from vq3dcli.config.load import load_recipe
     from vq3dcli.config.schema import Stage2Recipe
     from vq3dcli.data.tokens import TokenStore
-    from vq3dcli.pipelines.run_report import write_run_report
+    from vq3dcli.pipelines.run_report.page import write_run_report
     from vq3dcli.training.arithmetic import flush_denormals
     from vq3dcli.training.plan import find_processor
     from vq3dcli.training.prior_plan import codes_of, plan_prior, prior_table

@@ -1,0 +1,181 @@
+"""The composition file: what is in a scene and where, as TOML; all that `vq3d compose` needs to make it again.
+
+Places are fractions of the scene's first view: (0, 0) is its top left corner, (1, 1) its bottom right one.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vq3dcli.data.images import read_file
+from vq3dcli.data.meshes import is_mesh
+from vq3dcli.errors import DataError, OutputError, UsageError
+from vq3dcli.files import write_bytes
+from vq3dcli.pipelines.views.inputs import parse_sources
+
+FORMAT_VERSION = 1
+SUFFIX = ".toml"
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+# A foot may stand a little outside the picture.
+Place = tuple[Annotated[float, Field(ge=-1.0, le=2.0)], Annotated[float, Field(ge=-1.0, le=2.0)]]
+Distance = Annotated[float, Field(gt=0.0, le=1000.0)]
+Degrees = Annotated[float, Field(ge=-3600.0, le=3600.0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Cut(_Strict):
+    """Where on a first view an object is.
+
+    Attributes:
+        box: Left, top, right, bottom; None is the whole view.
+        z_range: Nearest and farthest z_depth of the object; None finds it by what stands out of its surroundings.
+    """
+
+    box: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
+    z_range: tuple[Distance, Distance] | None = None
+
+    @model_validator(mode="after")
+    def _has_extent(self) -> Cut:
+        if self.box is not None and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
+            raise ValueError("a box is left, top, right, bottom, with left < right and top < bottom")
+        if self.z_range is not None and not self.z_range[0] < self.z_range[1]:
+            raise ValueError("z_range is nearest, farthest")
+        return self
+
+
+class Stand(Cut):
+    """Where something stands.
+
+    Attributes:
+        at: The place of its foot, or several, which it visits in turn during the video; none keeps its own place
+            (a mesh: below the middle).
+        z_depth: Distance of its foot from the first camera; None stands on what the scene shows there.
+        scale: Its size against its own; of meshes, the longest side in metres.
+        rotate_deg: Turn about the vertical axis; or yaw, pitch, roll.
+        spin_deg: Further turn about the vertical axis during the video.
+        shadow: How dark its shadow on the scene is, 0 to 1.
+    """
+
+    at: list[Place] = Field(default=[], max_length=1000)
+    z_depth: Distance | None = None
+    scale: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
+    rotate_deg: Degrees | tuple[Degrees, Degrees, Degrees] = 0.0
+    spin_deg: Degrees = 0.0
+    shadow: Fraction = 0.35
+
+
+class Insert(Stand):
+    """Something that comes from elsewhere.
+
+    Attributes:
+        object: A photo, sample, saved scene or toy scene to cut it out of, or a mesh.
+        up: The axis of a mesh that points up.
+    """
+
+    object: str = Field(min_length=1)
+    up: Literal["y", "z"] = "y"
+
+
+class Composition(_Strict):
+    """A scene and what is done to it.
+
+    Attributes:
+        format_version: Of this file.
+        scene: A photo, sample, saved scene or toy scene.
+        weights_sha256: The weights it was made with, for a warning if others are used.
+        delete: What goes.
+        move: What stands elsewhere.
+        insert: What comes.
+    """
+
+    format_version: Literal[1] = 1
+    scene: str = Field(min_length=1)
+    weights_sha256: str | None = None
+    delete: list[Cut] = []
+    move: list[Stand] = []
+    insert: list[Insert] = []
+
+    def with_more(self, other: Composition) -> Composition:
+        """This composition, and then what `other` does."""
+        more: dict[str, list[Any]] = {"delete": other.delete, "move": other.move, "insert": other.insert}
+        return self.model_copy(update={key: [*getattr(self, key), *items] for key, items in more.items()})
+
+
+def read_composition(path: Path) -> Composition:
+    """Read a composition file; names of files in it are relative to its folder.
+
+    Raises:
+        InputMissingError: There is no such file.
+        DataError: It is not TOML, or says what no composition says; all problems in one line.
+    """
+    try:
+        values = tomllib.loads(read_file(path).decode())
+        read = Composition.model_validate(values)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DataError(f"not a TOML file ({path}): {error}", remedy="docs/editing.md has an example") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise DataError(f"not a composition ({path}): {problems}", remedy="docs/editing.md lists the keys") from error
+    return _renamed(read, lambda name: os.path.join(path.parent, name))
+
+
+def write_composition(path: Path, composition: Composition) -> None:
+    """Write a composition file, atomically; names of files become relative to its folder.
+
+    Raises:
+        OutputError, StorageError: It cannot be written.
+    """
+    relative = _renamed(composition, lambda name: os.path.relpath(name, path.parent))
+    values = relative.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+    try:
+        data = tomli_w.dumps({"format_version": FORMAT_VERSION, **values}).encode()
+    except UnicodeEncodeError as error:
+        raise OutputError("a composition file holds only names that are text", remedy="rename the input") from error
+    write_bytes(path, data)
+
+
+def composition_from_options(
+    scene: str, inserts: list[dict[str, Any]], moves: list[dict[str, Any]], deletes: list[dict[str, Any]]
+) -> Composition:
+    """A composition from what the command line says. Raises `UsageError` for a value out of range."""
+    try:
+        return Composition.model_validate({"scene": scene, "insert": inserts, "move": moves, "delete": deletes})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+        raise UsageError(f"{place}: {first['msg']} (got {first['input']})", remedy="vq3d compose --help") from error
+
+
+def with_shadows(composition: Composition, strength: float) -> Composition:
+    """The composition with all shadows that dark. Raises `UsageError` unless `strength` is in [0, 1]."""
+    if not 0.0 <= strength <= 1.0:
+        raise UsageError(f"--shadow is {strength:g}, must be 0 to 1")
+    update = {"shadow": strength}
+    moves = [item.model_copy(update=update) for item in composition.move]
+    inserts = [item.model_copy(update=update) for item in composition.insert]
+    return composition.model_copy(update={"move": moves, "insert": inserts})
+
+
+def _renamed(composition: Composition, rename: Any) -> Composition:
+    """The composition with other names for its files."""
+
+    def name(text: str) -> str:
+        if is_mesh(text):
+            return str(rename(text))
+        source = parse_sources([text])[0]
+        if not source.is_file:
+            return text
+        return str(rename(str(source.path))) + ("" if source.sample is None else f"#{source.sample}")
+
+    inserts = [item.model_copy(update={"object": name(item.object)}) for item in composition.insert]
+    return composition.model_copy(update={"scene": name(composition.scene), "insert": inserts})

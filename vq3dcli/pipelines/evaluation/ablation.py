@@ -1,0 +1,305 @@
+"""The ablation of the depth loss: three recipes that differ in one key, the same seeds, data and budget, then figures.
+
+    toy scenes -> shards, exact labels -> a training run for each loss and seed -> figures of each -> mean and spread
+
+Every part continues where an interrupted call ended, and a finished part is not done again:
+
+```
+RUNS/plan.json  data/  pointwise-0/  accumulated-0/  none-0/  pointwise-1/ ...
+```
+
+A run's folder is that of a normal training run, with its page, and `figures.json` beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_tools.depth_labels import EXACT, label_exact
+from data_tools.toyscenes import prepare_toyscenes
+from vq3dcli.checkpoint import LoadedWeights, load_weights
+from vq3dcli.config.load import load_recipe
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.errors import DataError, StoppedError, UsageError
+from vq3dcli.files import lock_folder, make_folder, write_json
+from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG
+from vq3dcli.pipelines.evaluation.exact_scenes import Template, toy_template
+from vq3dcli.pipelines.evaluation.geometry import PROTOCOL as GEOMETRY
+from vq3dcli.pipelines.evaluation.geometry import evaluate_geometry, model_predictor
+from vq3dcli.pipelines.quickstart.budget import Budget, with_budget
+from vq3dcli.pipelines.quickstart.prior import Counting
+from vq3dcli.pipelines.run_report.page import write_run_report
+from vq3dcli.pipelines.train import open_loader, run_facts
+from vq3dcli.training.distributed import join_ranks
+from vq3dcli.training.stage1 import train
+
+PROTOCOL = "ablation-depth-1"
+KINDS = ("accumulated", "pointwise", "none")
+FIGURES = (
+    *("weight_variance", "psnr", "novel_psnr", "copy_psnr", "novel_gain"),
+    *("spearman", "ssi_error", "edge_f1", "relief", "reprojection_error", "reprojection_share"),
+)
+# Two cores of a laptop train about 24 images of the recipe a second, so that nine runs and their figures take about 40
+# minutes.
+DEFAULT_IMAGES = 5200
+# Checkpoints come once a minute at this speed; the length of a run does not depend on it.
+_IMAGES_PER_SECOND = 24.0
+# What the loss on accumulated depth has more of weight variance, at least, if the paper's claim holds here.
+CLAIMED_FACTOR = 50.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all runs have in common; a folder of runs that was begun with another one is refused.
+
+    Attributes:
+        images: Images that each run sees.
+        scenes: Training scenes.
+        count: Evaluation scenes.
+        overrides: Changes to all three recipes, as `a.b=c`.
+    """
+
+    images: int = DEFAULT_IMAGES
+    scenes: int = 4000
+    count: int = 32
+    overrides: tuple[str, ...] = ()
+
+    def recipe(self, kind: str, seed: int) -> Stage1Recipe:
+        """The recipe of a run: the parts of its schedule keep their share of the images."""
+        found = load_recipe(f"ablation-depth-{kind}", Stage1Recipe, [*self.overrides, f"training.seed={seed}"])
+        return with_budget(found, Budget(0.0, _IMAGES_PER_SECOND, self.images, seed))
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What was measured.
+
+    Attributes:
+        plan: What all runs have in common.
+        seeds: Of the runs.
+        runs: Figures of each run, by loss and then by seed.
+        template: Figures of the image-blind template, the same for all runs.
+        weights: Hash of each run's weights, by loss and then by seed.
+        folders: Of each run, by loss and then by seed.
+    """
+
+    plan: Plan
+    seeds: tuple[int, ...]
+    runs: dict[str, dict[int, dict[str, float]]]
+    template: dict[str, float]
+    weights: dict[str, dict[int, str]]
+    folders: dict[str, dict[int, Path]]
+
+    def values(self, kind: str, figure: str) -> list[float]:
+        """A figure of all seeds of a loss."""
+        return [self.runs[kind][seed][figure] for seed in self.seeds]
+
+    def summary(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Mean, standard deviation over seeds, least and greatest of each figure, by loss and then by figure."""
+        return {kind: {figure: spread_of(self.values(kind, figure)) for figure in FIGURES} for kind in KINDS}
+
+    def factors(self) -> list[float]:
+        """Weight variance of the loss on accumulated depth over that of the pointwise one, seed by seed."""
+        variance = {kind: self.values(kind, "weight_variance") for kind in KINDS}
+        return [a / max(b, 1e-12) for a, b in zip(variance["accumulated"], variance["pointwise"], strict=True)]
+
+
+def spread_of(values: Sequence[float]) -> dict[str, float]:
+    """Mean, standard deviation (over n - 1; 0 of a single value), least and greatest."""
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "min": min(values),
+        "max": max(values),
+    }
+
+
+def run_ablation(
+    folder: Path,
+    plan: Plan,
+    seeds: Sequence[int],
+    *,
+    device: torch.device,
+    counting: Counting,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Ablation:
+    """Train and measure every loss with every seed, or continue.
+
+    Args:
+        folder: Of the runs; another call may add seeds.
+        plan: What all runs have in common.
+        seeds: Each trains all three losses.
+        device: Where to compute.
+        counting: Shows progress.
+        should_stop: Polled between parts and between training steps.
+
+    Raises:
+        StoppedError: `should_stop` became true, or another process works in `folder`.
+        UsageError: The folder was begun with another plan, or no seeds are given.
+    """
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise UsageError("each seed is needed once", remedy="--seeds 0,1,2")
+    make_folder(folder)
+    with lock_folder(folder):
+        _keep_plan(folder / "plan.json", plan)
+        size = plan.recipe(KINDS[0], seeds[0]).model.image_size
+        _data(folder / "data", plan, size, counting)
+        template = toy_template(size)
+        runs: dict[str, dict[int, dict[str, float]]] = {kind: {} for kind in KINDS}
+        weights: dict[str, dict[int, str]] = {kind: {} for kind in KINDS}
+        folders: dict[str, dict[int, Path]] = {kind: {} for kind in KINDS}
+        for seed in seeds:
+            for kind in KINDS:
+                if should_stop():
+                    raise StoppedError(f"stopped as asked ({folder})", remedy="the same command again continues")
+                run = folders[kind][seed] = folder / f"{kind}-{seed}"
+                loaded = _trained(run, plan.recipe(kind, seed), folder / "data", device, counting, should_stop)
+                runs[kind][seed] = _figures(run, loaded, plan, template, counting)
+                weights[kind][seed] = loaded.sha256
+    first = runs[KINDS[0]][seeds[0]]
+    blind = {name: value for name, value in first.items() if name.startswith("template_")}
+    return Ablation(plan, tuple(seeds), runs, blind, weights, folders)
+
+
+def _keep_plan(path: Path, plan: Plan) -> None:
+    """Record the plan, or compare it with the one that is recorded."""
+    wanted = {"images": plan.images, "scenes": plan.scenes, "overrides": list(plan.overrides)}
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"damaged record ({path}): {error}", remedy="another --runs") from error
+    if found != wanted:
+        raise UsageError(f"begun with other options ({path})", remedy="the same ones, or another --runs")
+
+
+def _data(folder: Path, plan: Plan, size_px: int, counting: Counting) -> None:
+    with counting("making toy scenes", "scenes") as count:
+        prepare_toyscenes(folder, count=plan.scenes, size=size_px, seed=0, progress=count)
+    with counting("labelling", "scenes") as count:
+        label_exact(folder, progress=count)
+
+
+def _trained(
+    run: Path,
+    recipe: Stage1Recipe,
+    data: Path,
+    device: torch.device,
+    counting: Counting,
+    should_stop: Callable[[], bool],
+) -> LoadedWeights:
+    """The weights of a run, which is begun, continued or finished already."""
+    if not (run / "weights.safetensors").exists():
+        loader = open_loader(recipe, [data], EXACT, join_ranks(device))
+        with counting(f"training {run.name}", "images") as count:
+            train(
+                recipe,
+                loader,
+                run,
+                device=device,
+                facts=run_facts(recipe, loader, EXACT, None),
+                report=lambda progress: count(progress.images_seen, progress.total_images),
+                refresh_page=lambda: write_run_report(run),
+                should_stop=should_stop,
+            )
+    return load_weights(run, device)
+
+
+def _figures(run: Path, weights: LoadedWeights, plan: Plan, template: Template, counting: Counting) -> dict[str, float]:
+    """Figures of a run, measured once and kept beside its weights."""
+    path = run / "figures.json"
+    identity = {"protocol": GEOMETRY, "weights": weights.sha256, "count": plan.count, "figures": len(FIGURES)}
+    try:
+        known = json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError):
+        known = {}
+    if {name: known.get(name) for name in identity} == identity:
+        return dict(known["metrics"])
+    done = 0
+    with counting(f"measuring {run.name}", "scenes") as count:
+
+        def on_progress(scenes: int) -> None:
+            nonlocal done
+            done += scenes
+            count(done, plan.count)
+
+        size = weights.recipe.model.image_size
+        result = evaluate_geometry(
+            model_predictor(weights), count=plan.count, seed=0, size_px=size, template=template, on_progress=on_progress
+        )
+    metrics = dict(result.metrics)
+    metrics["novel_gain"] = metrics["novel_psnr"] - metrics["copy_psnr"]
+    write_json(path, {**identity, "metrics": metrics, "views": result.views})
+    return metrics
+
+
+def verdict(result: Ablation) -> list[str]:
+    """What was found, in sentences that hold whatever was found."""
+    summary, factors = result.summary(), result.factors()
+    variance = {kind: summary[kind]["weight_variance"]["mean"] for kind in KINDS}
+    factor = variance["accumulated"] / max(variance["pointwise"], 1e-12)
+    gains = {kind: summary[kind]["novel_gain"]["mean"] for kind in KINDS}
+    if min(factors) >= CLAIMED_FACTOR:
+        held = "at least"
+    else:
+        held = "short of" if max(factors) < CLAIMED_FACTOR else "in some runs short of"
+    several = len(result.seeds) > 1
+    apart = min(result.values("pointwise", "novel_gain")) > max(result.values("accumulated", "novel_gain"))
+    seed_by_seed = f" ({min(factors):.3g} to {max(factors):.3g} seed by seed)" if several else ""
+    overlap = f"; the seeds of the first two {'do not overlap' if apart else 'overlap'}" if several else ""
+    return [
+        f"The spread of weights along a ray is {variance['accumulated']:.2g} with the loss on accumulated depth and "
+        f"{variance['pointwise']:.2g} with the pointwise loss: {factor:.3g} times as large{seed_by_seed}, {held} the "
+        f"factor of {CLAIMED_FACTOR:.0f} that was looked for. Without a depth loss it is {variance['none']:.2g}.",
+        f"Novel views are {gains['pointwise']:+.2f} dB from the unmoved reconstruction with the pointwise loss, "
+        f"{gains['accumulated']:+.2f} dB with the loss on accumulated depth and {gains['none']:+.2f} dB without "
+        f"one{overlap}.",
+    ]
+
+
+def views_text() -> str:
+    """The evaluation views, in words."""
+    return ", ".join(f"({yaw:g}, {pitch:g})" for yaw, pitch in EVALUATION_VIEWS_DEG)
+
+
+def record(result: Ablation) -> dict[str, Any]:
+    """All figures as JSON values."""
+    return {
+        "seeds": list(result.seeds),
+        "factors": result.factors(),
+        "summary": result.summary(),
+        "runs": {kind: {str(seed): found for seed, found in runs.items()} for kind, runs in result.runs.items()},
+        "template": result.template,
+        "verdict": verdict(result),
+    }
+
+
+def conditions(result: Ablation, versions: Mapping[str, str], device: torch.device) -> dict[str, Any]:
+    """What the figures depend on, as JSON values."""
+    plan = result.plan
+    return {
+        "protocol": PROTOCOL,
+        "figures": GEOMETRY,
+        "recipes": [f"ablation-depth-{kind}" for kind in KINDS],
+        "overrides": list(plan.overrides),
+        "images_a_run": plan.images,
+        "training_scenes": plan.scenes,
+        "evaluation_scenes": plan.count,
+        "seeds": list(result.seeds),
+        "views_deg": views_text(),
+        "weights_sha256": {
+            kind: {str(seed): sha for seed, sha in found.items()} for kind, found in result.weights.items()
+        },
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "versions": dict(versions),
+    }

@@ -1,0 +1,319 @@
+"""Measure reconstructions against toy scenes, whose images and disparities are exact for every camera.
+
+    exact scenes -> predictor -> rendered views -> figures, beside those of the image-blind template and of warps
+
+The definitions are written down in `docs/evaluation.md`: values per image, mean over views, then over images.
+
+Legend: B scenes of a batch, V evaluation views, H height_px, W width_px.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vq3dcli.checkpoint import LoadedWeights
+from vq3dcli.errors import UsageError
+from vq3dcli.export.colour import colour_map
+from vq3dcli.export.sheet import grid
+from vq3dcli.metrics.consistency import reprojection
+from vq3dcli.metrics.geometry import (
+    edge_scores,
+    mean_weight_variance,
+    non_flatness_score,
+    relief,
+    spearman,
+    ssi_error,
+)
+from vq3dcli.metrics.image import psnr
+from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, exact_warp, flat_warp, plane_z_depth
+from vq3dcli.model.scene import Renderable, Scene, SceneView, reconstruct_scene
+from vq3dcli.pipelines.evaluation.exact_scenes import ExactScenes, Template, exact_batches
+from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, FOV_RAD, NEAR, Camera
+
+# 96 samples at the middles of equal bins of s: part of the definition of every figure.
+EVALUATION_SAMPLES = 96
+PROTOCOL = "geometry-toyscenes-2"
+VIEW_NAMES = tuple(f"{yaw_deg:g},{pitch_deg:g}" for yaw_deg, pitch_deg in EVALUATION_VIEWS_DEG)
+# Figures of single views that a reader compares with `novel_psnr`.
+VIEW_FIGURES = ("novel_psnr", "copy_psnr", "flat_psnr", "pivot_psnr", "warp_psnr")
+
+Predictor = Callable[[Tensor], Renderable]
+"""Images uint8 `[B, 3, H, W]` to scenes; called once a batch, in the order of the scenes."""
+
+
+def model_predictor(weights: LoadedWeights) -> Predictor:
+    """The predictor of trained weights; its views come back on the CPU.
+
+    Raises:
+        UsageError: The weights were trained for another camera than that of the toy scenes.
+    """
+    camera = weights.recipe.camera
+    found = (math.radians(camera.fov_deg), camera.radius, camera.near, camera.far)
+    expected = (FOV_RAD, CAMERA_RADIUS, NEAR, FAR)
+    if any(not math.isclose(a, b, rel_tol=1e-6) for a, b in zip(found, expected, strict=True)):
+        raise UsageError(
+            f"these weights have another camera than the toy scenes ({weights.path})",
+            remedy=f"weights with fov_deg {math.degrees(FOV_RAD):g}, radius {CAMERA_RADIUS}, near {NEAR}, far {FAR}",
+        )
+    return photo_predictor(weights)
+
+
+def photo_predictor(weights: LoadedWeights) -> Predictor:
+    """The predictor of trained weights for images of any camera; its views come back on the CPU."""
+    device = next(weights.model.parameters()).device
+    return lambda images: _OnCpu(reconstruct_scene(weights.model, images.to(device)))
+
+
+@dataclass(frozen=True)
+class _OnCpu:
+    """A scene on any device whose views lie on the CPU, where the exact ones are."""
+
+    scene: Scene
+
+    def render(self, camera: Camera, *, samples: int, rays_per_chunk: int = 512) -> SceneView:
+        view = self.scene.render(camera, samples=samples, rays_per_chunk=rays_per_chunk)
+        return SceneView(*(part.cpu() for part in view))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Some measured scenes, for pictures.
+
+    Attributes:
+        exact: The scenes as they are.
+        rgb: Reconstructions, uint8 `[B, 3, H, W]`.
+        s: Rendered normalised disparity `[B, H, W]`.
+        novel_rgb: Rendered evaluation views, uint8 `[B, V, 3, H, W]`.
+    """
+
+    exact: ExactScenes
+    rgb: Tensor
+    s: Tensor
+    novel_rgb: Tensor
+
+
+@dataclass(frozen=True)
+class GeometryResult:
+    """What was measured.
+
+    Attributes:
+        metrics: Figures by name; those that end in `psnr` are in dB.
+        views: `VIEW_FIGURES` of each view, by "yaw,pitch" in degrees.
+        examples: The first batch of scenes.
+    """
+
+    metrics: dict[str, float]
+    views: dict[str, dict[str, float]]
+    examples: Examples
+
+    @property
+    def view_psnr(self) -> dict[str, float]:
+        """The part of each view in `novel_psnr`."""
+        return {view: found["novel_psnr"] for view, found in self.views.items()}
+
+
+@torch.inference_mode()
+def evaluate_geometry(
+    predictor: Predictor,
+    *,
+    count: int,
+    seed: int,
+    size_px: int,
+    template: Template,
+    on_progress: Callable[[int], None] = lambda scenes: None,
+) -> GeometryResult:
+    """Measure `predictor` on evaluation scenes 0 to `count` - 1 of `seed`.
+
+    Args:
+        predictor: Reconstructs images of `size_px` x `size_px`.
+        count: Scenes.
+        seed: Of the scenes.
+        size_px: Side of images and views.
+        template: From `toy_template` at the same size.
+        on_progress: Called with the number of scenes finished since the last call.
+
+    Raises:
+        UsageError: `count` is not positive.
+    """
+    _check_count(count)
+    figures = Figures()
+    examples: Examples | None = None
+    for exact in exact_batches(count, seed=seed, size_px=size_px):
+        scene = predictor(exact.rgb)
+        main = scene.render(exact.camera, samples=EVALUATION_SAMPLES)
+        rendered = [scene.render(camera, samples=EVALUATION_SAMPLES) for camera in exact.novel_cameras]
+        novel_rgb = torch.stack([view.rgb for view in rendered], 1)
+        figures.add("psnr", psnr(main.rgb, exact.rgb))
+        figures.add_views("novel_psnr", _view_psnr(novel_rgb, exact))
+        figures.add_views("copy_psnr", _copy_psnr(main.rgb, exact))
+        figures.add_views("flat_psnr", _flat_psnr(main.rgb, exact, plane_z_depth(exact.s)))
+        figures.add_views("pivot_psnr", _flat_psnr(main.rgb, exact, _pivot_z_depth(exact)))
+        add_disparity(figures, "", main.s, exact.s)
+        figures.add("weight_variance", mean_weight_variance(main.weight_variance))
+        add_consistency(figures, "", exact.camera, main.s, exact.novel_cameras, [view.s for view in rendered])
+        add_consistency(figures, "exact_", exact.camera, exact.s, exact.novel_cameras, list(exact.novel_s.unbind(1)))
+        figures.add("exact_nfs", non_flatness_score(exact.s))
+        _add_baselines(figures, exact, template)
+        examples = examples or Examples(exact, main.rgb, main.s, novel_rgb)
+        on_progress(exact.rgb.shape[0])
+    assert examples is not None
+    return GeometryResult(figures.summary(), figures.view_summary(), examples)
+
+
+@torch.inference_mode()
+def evaluate_baselines(
+    *,
+    count: int,
+    seed: int,
+    size_px: int,
+    template: Template,
+    on_progress: Callable[[int], None] = lambda scenes: None,
+) -> dict[str, float]:
+    """The figures that need no model: the template's, and warps of the input itself.
+
+    `input_copy_psnr`, `input_flat_psnr` and `input_pivot_psnr` are those of a perfect reconstruction: beside
+    `warp_psnr` they tell how much of a novel view is explained by nothing, by one plane and by exact geometry.
+
+    Args:
+        count: Scenes.
+        seed: Of the scenes.
+        size_px: Side of images and views.
+        template: From `toy_template` at the same size.
+        on_progress: Called with the number of scenes finished since the last call.
+
+    Raises:
+        UsageError: `count` is not positive.
+    """
+    _check_count(count)
+    figures = Figures()
+    for exact in exact_batches(count, seed=seed, size_px=size_px):
+        figures.add_views("input_copy_psnr", _copy_psnr(exact.rgb, exact))
+        figures.add_views("input_flat_psnr", _flat_psnr(exact.rgb, exact, plane_z_depth(exact.s)))
+        figures.add_views("input_pivot_psnr", _flat_psnr(exact.rgb, exact, _pivot_z_depth(exact)))
+        _add_baselines(figures, exact, template)
+        on_progress(exact.rgb.shape[0])
+    return figures.summary()
+
+
+class Figures:
+    """Values per image by name, and one number for each at the end; what an image has no value of is NaN there."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = defaultdict(list)
+        self._views: dict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Append one value an image, `[B]`."""
+        self._values[name].append(values.double().cpu())
+
+    def add_views(self, name: str, values: Tensor) -> None:
+        """Append one value an image and evaluation view, `[B, V]`; the figure is their mean over views."""
+        self._views[name].append(values.double().cpu())
+        self.add(name, values.double().mean(1))
+
+    def summary(self) -> dict[str, float]:
+        """Means over images; the median for relief, a ratio with outliers."""
+        joined = {name: torch.cat(values) for name, values in self._values.items()}
+        # quantile, not median: torch's median of an even count is the lower of the two middle values.
+        return {
+            name: float(values.nanquantile(0.5) if name.endswith("relief") else values.nanmean())
+            for name, values in joined.items()
+        }
+
+    def view_summary(self) -> dict[str, dict[str, float]]:
+        """Means over images of each view, by view and then by name, `VIEW_FIGURES` alone."""
+        joined = {name: torch.cat(self._views[name]).mean(0) for name in VIEW_FIGURES if name in self._views}
+        return {view: {name: float(values[v]) for name, values in joined.items()} for v, view in enumerate(VIEW_NAMES)}
+
+
+def add_disparity(figures: Figures, prefix: str, s: Tensor, s_true: Tensor) -> None:
+    """Figures of disparity maps `[B, H, W]` against others that they should equal."""
+    figures.add(f"{prefix}spearman", spearman(s, s_true))
+    figures.add(f"{prefix}ssi_error", ssi_error(s, s_true))
+    figures.add(f"{prefix}relief", relief(s, s_true))
+    edges = edge_scores(s, s_true)
+    figures.add(f"{prefix}edge_f1", edges.f1)
+    figures.add(f"{prefix}edge_precision", edges.precision)
+    figures.add(f"{prefix}edge_recall", edges.recall)
+    figures.add(f"{prefix}nfs", non_flatness_score(s))
+
+
+def add_consistency(
+    figures: Figures,
+    prefix: str,
+    camera: Camera,
+    s: Tensor,
+    novel_cameras: Sequence[Camera],
+    novel_s: Sequence[Tensor],
+    *,
+    near: float = NEAR,
+    far: float = FAR,
+) -> None:
+    """Reprojection between a main view `[B, H, W]` and novel ones, mean over views."""
+    found = [
+        reprojection(camera, s, other, other_s, near=near, far=far)
+        for other, other_s in zip(novel_cameras, novel_s, strict=True)
+    ]
+    figures.add(f"{prefix}reprojection_error", torch.stack([one.error for one in found]).nanmean(0))
+    figures.add(f"{prefix}reprojection_share", torch.stack([one.share for one in found]).nanmean(0))
+
+
+def _add_baselines(figures: Figures, exact: ExactScenes, template: Template) -> None:
+    """The ceiling `warp_psnr` and the template's figures."""
+    warped = [
+        exact_warp(exact.rgb, exact.camera, camera, exact.s, exact.novel_s[:, number])
+        for number, camera in enumerate(exact.novel_cameras)
+    ]
+    rgb, s = template.rgb.expand(exact.rgb.shape), template.s.expand(exact.s.shape)
+    figures.add_views("warp_psnr", _view_psnr(torch.stack(warped, 1), exact))
+    figures.add("template_psnr", psnr(rgb, exact.rgb))
+    figures.add_views("template_copy_psnr", _copy_psnr(rgb, exact))
+    figures.add_views("template_flat_psnr", _flat_psnr(rgb, exact, plane_z_depth(exact.s)))
+    add_disparity(figures, "template_", s, exact.s)
+
+
+def _view_psnr(images: Tensor, exact: ExactScenes) -> Tensor:
+    """PSNR `[B, V]` of novel views `[B, V, 3, H, W]`."""
+    return psnr(images.flatten(0, 1), exact.novel_rgb.flatten(0, 1)).reshape(images.shape[:2])
+
+
+def _copy_psnr(image: Tensor, exact: ExactScenes) -> Tensor:
+    """PSNR `[B, V]` of `image` `[B, 3, H, W]` shown as every novel view."""
+    return _view_psnr(image[:, None].expand(exact.novel_rgb.shape), exact)
+
+
+def _flat_psnr(image: Tensor, exact: ExactScenes, z_depth: Tensor) -> Tensor:
+    """PSNR `[B, V]` of `image` `[B, 3, H, W]` painted on planes at `z_depth` `[B]`."""
+    warped = [flat_warp(image, exact.camera, camera, z_depth) for camera in exact.novel_cameras]
+    return _view_psnr(torch.stack(warped, 1), exact)
+
+
+def _pivot_z_depth(exact: ExactScenes) -> Tensor:
+    """The plane through the pivot, where a painted wall does best: all cameras look at it."""
+    return torch.full(exact.s.shape[:1], CAMERA_RADIUS)
+
+
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise UsageError(f"--count {count}: nothing to measure", remedy="--count 64")
+
+
+def example_sheet(examples: Examples, scenes: int = 6) -> Tensor:
+    """A contact sheet uint8 `[3, H, W]`, two rows a scene, the exact one above: input, disparity, evaluation views.
+
+    Args:
+        examples: Of a result.
+        scenes: How many to show at most.
+    """
+    exact = examples.exact
+    tiles: list[Tensor] = []
+    for number in range(min(scenes, len(exact.rgb))):
+        tiles += [exact.rgb[number], colour_map(exact.s[number]), *exact.novel_rgb[number]]
+        tiles += [examples.rgb[number], colour_map(examples.s[number]), *examples.novel_rgb[number]]
+    return grid(tiles, columns=2 + exact.novel_rgb.shape[1])

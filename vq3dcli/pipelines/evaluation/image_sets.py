@@ -1,0 +1,349 @@
+"""Sets of images to measure: toy scenes, shards, a folder, ADM's file, reconstructions and samples, each one described.
+
+A set tells what it is made of in JSON values (`description`), so that what was measured on it can be kept and found
+again: equal descriptions mean equal images. No description names a path.
+
+Legend: N images, B images of a batch, S side in pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vq3dcli.data.images import FORMATS, decode_image, read_image, resize, to_square
+from vq3dcli.data.schema import MANIFEST_NAME
+from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
+from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.files import sha256_bytes, sha256_file
+from vq3dcli.pipelines.sampling.sample import RECORD_NAME
+from vq3dcli.rendering.cameras import pivot_camera
+from vq3dcli.seeding import generator
+
+NO_CLASS = -1
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_BATCH = 64
+_SCENES_LOOKED_AT = 4096
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images that come in batches, as often as they are asked for.
+
+    Attributes:
+        name: What a table calls them.
+        class_index: Of each image, int64 `[N]`, below 0 for none.
+        class_names: By class index.
+        description: What the images are, as JSON values; equal for equal images.
+        batches: Begins a new pass: uint8 `[B, 3, S, S]` on the CPU, in order.
+    """
+
+    name: str
+    class_index: Tensor
+    class_names: tuple[str, ...]
+    description: Mapping[str, Any]
+    batches: Callable[[], Iterator[Tensor]]
+
+    def __len__(self) -> int:
+        """Number of images N."""
+        return len(self.class_index)
+
+    def named(self, name: str) -> ImageSet:
+        """The same images under another name."""
+        return replace(self, name=name)
+
+
+def toy_set(
+    name: str,
+    count: int,
+    *,
+    seed: int,
+    purpose: str,
+    size_px: int,
+    first: int = 0,
+    classes: Sequence[int] | None = None,
+    yaw_deg: float = 0.0,
+) -> ImageSet:
+    """Exact toy scenes, drawn when they are asked for.
+
+    Args:
+        name: What a table calls them.
+        count: N.
+        seed: Of the scenes.
+        purpose: "eval" for scenes that no training has seen, "train" for those of training.
+        size_px: S.
+        first: How many scenes to pass over.
+        classes: Indices of the only classes that are wanted; all by default.
+        yaw_deg: Of the camera, at the pivot's height; 0 is the canonical view.
+    """
+    numbers, class_index = _toy_numbers(first + count, seed=seed, purpose=purpose, classes=classes)
+    numbers, class_index = numbers[first:], class_index[first:]
+
+    def draw(part: Tensor) -> Tensor:
+        yaw_rad = torch.full((len(part),), np.deg2rad(yaw_deg), dtype=torch.float32)
+        camera = pivot_camera(yaw_rad, torch.zeros_like(yaw_rad), height_px=size_px, width_px=size_px)
+        return render_scenes(sample_scenes(part, seed=seed, purpose=purpose), camera).rgb
+
+    def batches() -> Iterator[Tensor]:
+        # Most operations on a batch are too small for PyTorch to split over its threads.
+        yield from _ahead(draw, numbers.split(_BATCH), torch.get_num_threads())
+
+    description = {
+        "kind": "toy scenes",
+        "seed": seed,
+        "purpose": purpose,
+        "first": first,
+        "count": count,
+        "classes": None if classes is None else sorted(classes),
+        "yaw_deg": yaw_deg,
+        "size_px": size_px,
+        "quantisation": "8 bits a channel",
+        # Other code may draw other pictures of the same numbers.
+        "first_image_sha256": sha256_bytes(draw(numbers[:1]).numpy().tobytes()),
+    }
+    return ImageSet(name, class_index, CLASS_NAMES, description, batches)
+
+
+def _toy_numbers(count: int, *, seed: int, purpose: str, classes: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+    """Numbers and classes of the first `count` scenes of some classes."""
+    numbers: list[Tensor] = []
+    found: list[Tensor] = []
+    start = have = 0
+    wanted = torch.tensor(range(len(CLASS_NAMES)) if classes is None else classes)
+    while have < count:
+        index = torch.arange(start, start + _SCENES_LOOKED_AT)
+        class_index = sample_scenes(index, seed=seed, purpose=purpose).class_index
+        chosen = torch.isin(class_index, wanted)
+        numbers.append(index[chosen])
+        found.append(class_index[chosen])
+        start, have = start + _SCENES_LOOKED_AT, have + int(chosen.sum())
+    return torch.cat(numbers)[:count], torch.cat(found)[:count]
+
+
+def shard_set(name: str, folder: ShardFolder, rows: Tensor, *, size_px: int) -> ImageSet:
+    """Images of a shard folder, whole, resized to `size_px` where they are stored larger.
+
+    Args:
+        name: What a table calls them.
+        folder: Where they are.
+        rows: Numbers of the samples, int64 `[N]`.
+        size_px: S.
+
+    Raises:
+        UsageError: The images are smaller, or the folder holds labels.
+    """
+    manifest = folder.manifest
+    if manifest.kind != "images":
+        raise UsageError(f"holds labels, not images ({folder.path})", remedy="the shard folder above it")
+    if size_px > manifest.stored_size:
+        raise UsageError(
+            f"the images are smaller ({manifest.stored_size}) than those to compare ({size_px}) ({folder.path})",
+            remedy=f"vq3d prepare-data with --size {size_px}",
+        )
+
+    def read(i: int) -> Tensor:
+        extension = folder.image_extension(i)
+        key = f"{folder.path}, key {folder.entry(i).key}"
+        image = decode_image(folder.read(i, [extension])[extension], name=key, apply_orientation=False)
+        if image.shape[1] != image.shape[2]:
+            raise DataError(f"stored image is not square ({key})", remedy="vq3d prepare-data with --force")
+        return resize(image, size_px, size_px)
+
+    stored = manifest.stored_size
+    description = {
+        "kind": "shards",
+        "manifest_sha256": sha256_file(folder.path / MANIFEST_NAME),
+        "count": len(rows),
+        "rows_sha256": sha256_bytes(rows.numpy().tobytes()),
+        "size_px": size_px,
+        "resize": "none" if stored == size_px else f"{stored} to {size_px}, bicubic with antialiasing, to 8 bits",
+        "quantisation": "8 bits a channel, as stored",
+    }
+    return ImageSet(
+        name, folder.class_index[rows], tuple(folder.class_names), description, _reader(read, rows.tolist())
+    )
+
+
+def pick_rows(folder: ShardFolder, count: int | None, *, seed: int, classes: Sequence[str] | None) -> Tensor:
+    """Numbers of samples of a shard folder in random order, those of some classes alone where some are named.
+
+    Args:
+        folder: Where they are.
+        count: How many at most; None for all.
+        seed: Of the order.
+        classes: Names of classes; None for all.
+    """
+    rows = torch.arange(folder.num_samples)
+    if classes is not None:
+        wanted = [number for number, name in enumerate(folder.class_names) if name in set(classes)]
+        rows = rows[torch.isin(folder.class_index, torch.tensor(wanted, dtype=torch.int64))]
+    order = torch.randperm(len(rows), generator=generator(seed, "evaluate-generation/rows"))
+    return rows[order[:count]]
+
+
+def folder_set(
+    name: str,
+    folder: Path,
+    *,
+    size_px: int | None = None,
+    class_names: Sequence[str] | None = (),
+    count: int | None = None,
+    seed: int = 0,
+) -> ImageSet:
+    """A folder of images, in the order of their names, folders in it included.
+
+    What `vq3d sample` wrote is read by its record, which knows the classes; elsewhere the class is the folder that an
+    image lies in. Images of another size than the first one's are cropped to the centre square and resized.
+
+    Args:
+        name: What a table calls them.
+        folder: The folder.
+        size_px: S; the first image's own size by default.
+        class_names: Names of classes to know; others are none. None for all that there are.
+        count: How many images at most, chosen at random; None for all.
+        seed: Of the choice.
+
+    Raises:
+        InputMissingError: There is no such folder.
+        DataError: It holds no image, or one that cannot be decoded.
+    """
+    if not folder.is_dir():
+        raise InputMissingError(f"no such folder of images ({folder})", remedy="check the path")
+    files = _files_of(folder)
+    if not files:
+        raise DataError(f"no images in this folder ({folder})", remedy=f"images as {', '.join(FORMATS)}")
+    if class_names is None:
+        class_names = sorted({text for _, text in files if text})
+    if count is not None and count < len(files):
+        chosen = torch.randperm(len(files), generator=generator(seed, "folder-set/files"))[:count]
+        files = [files[i] for i in chosen.sort().values.tolist()]
+    first = read_image(folder / files[0][0])
+    side = size_px or min(first.shape[1:])
+    known = {text.casefold(): number for number, text in enumerate(class_names)}
+    class_index = torch.tensor([known.get(text.casefold(), NO_CLASS) for _, text in files], dtype=torch.int64)
+    digest = sha256_bytes("".join(f"{sha256_file(folder / file)} {text}\n" for file, text in files).encode())
+    description = {
+        "kind": "folder",
+        "listing_sha256": digest,
+        "count": len(files),
+        "size_px": side,
+        "resize": "images of another size: the centre square, bicubic with antialiasing, to 8 bits",
+        "quantisation": "as stored: "
+        + ", ".join(f"{n} {s}" for s, n in sorted(Counter(Path(file).suffix.lower() for file, _ in files).items())),
+        "classes": list(class_names),
+    }
+    read = _reader(lambda i: to_square(read_image(folder / files[i][0]), side, fit="crop"), range(len(files)))
+    return ImageSet(name, class_index, tuple(class_names), description, read)
+
+
+def _files_of(folder: Path) -> list[tuple[str, str]]:
+    """Files of a folder with the names of their classes, where they have one."""
+    record = folder / RECORD_NAME
+    if record.is_file():
+        try:
+            samples = json.loads(record.read_text())["samples"]
+            return [(str(sample["file"]), str(sample["class"] or "")) for sample in samples]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"damaged record of samples ({record})", remedy="vq3d sample again, or delete it"
+            ) from error
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return [(str(p.relative_to(folder)), p.parent.name if p.parent != folder else "") for p in found]
+
+
+def npz_set(name: str, path: Path, *, class_names: Sequence[str] = ()) -> ImageSet:
+    """Images of a file in ADM's format (Dhariwal and Nichol, 2021): `arr_0` uint8 `[N, H, W, 3]`, labels in `arr_1`.
+
+    Args:
+        name: What a table calls them.
+        path: The file.
+        class_names: By label.
+
+    Raises:
+        InputMissingError, DataError: There is no such file, or it is another one.
+    """
+    arrays = read_npz(path, ["arr_0", "arr_1"])
+    images = arrays.get("arr_0")
+    if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
+        told = "no arr_0" if images is None else f"arr_0 is {images.dtype} {list(images.shape)}"
+        raise DataError(f"not images in ADM's format ({path}): {told}", remedy="arr_0 as uint8 [N, height, width, 3]")
+    labels = arrays.get("arr_1")
+    if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
+        raise DataError(
+            f"not labels in ADM's format ({path}): arr_1 is {labels.dtype} {list(labels.shape)}",
+            remedy=f"arr_1 as {len(images)} whole numbers",
+        )
+    class_index = torch.full((len(images),), NO_CLASS)
+    if labels is not None and class_names:
+        class_index = torch.from_numpy(labels.astype(np.int64))
+        class_index = torch.where((class_index >= 0) & (class_index < len(class_names)), class_index, NO_CLASS)
+    height, width = images.shape[1:3]
+
+    def batches() -> Iterator[Tensor]:
+        for start in range(0, len(images), _BATCH):
+            yield torch.from_numpy(images[start : start + _BATCH]).permute(0, 3, 1, 2).contiguous()
+
+    description = {
+        "kind": "npz",
+        "sha256": sha256_file(path),
+        "count": len(images),
+        "size_px": width if height == width else [height, width],
+        "resize": "none",
+        "quantisation": "8 bits a channel, as stored",
+        "classes": list(class_names),
+    }
+    return ImageSet(name, class_index, tuple(class_names), description, batches)
+
+
+def read_npz(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Some arrays of an `.npz` file by name, those that it has; never unpickles.
+
+    Raises:
+        InputMissingError: There is no such file.
+        DataError: It is damaged or no `.npz` file.
+    """
+    if not path.is_file():
+        raise InputMissingError(f"no such file ({path})", remedy="check the path")
+    try:
+        opened = np.load(path, allow_pickle=False)
+        if not isinstance(opened, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
+        with opened:
+            return {name: opened[name] for name in names if name in opened.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"not an .npz file of plain arrays ({path}): {error}", remedy="another copy") from error
+
+
+def _reader(read: Callable[[int], Tensor], rows: Sequence[int]) -> Callable[[], Iterator[Tensor]]:
+    """Batches of images that are decoded in threads."""
+
+    def batches() -> Iterator[Tensor]:
+        parts = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+        yield from _ahead(lambda part: torch.stack([read(i) for i in part]), parts, os.cpu_count() or 1)
+
+    return batches
+
+
+def _ahead(make: Callable[[Any], Tensor], parts: Sequence[Any], threads: int) -> Iterator[Tensor]:
+    """`make` of each part in order, as many at a time as there are threads."""
+    with ThreadPoolExecutor(threads) as pool:
+        pending = [pool.submit(make, part) for part in parts[: threads + 1]]
+        try:
+            for number in range(len(parts)):
+                yield pending.pop(0).result()
+                if number + threads + 1 < len(parts):
+                    pending.append(pool.submit(make, parts[number + threads + 1]))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

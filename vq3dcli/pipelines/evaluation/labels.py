@@ -1,0 +1,182 @@
+"""Measure disparity on photos, where nothing is exact: against the labels of a teacher, which lie beside the shards.
+
+A relative label says nothing of scale and shift. Rank correlation and the scale- and shift-invariant error do not need
+them; relief and borders are measured against the label as training sees it, brought to the statistics of a typical
+scene (`losses.depth.align_canonical`). What a figure says is bounded by the teacher, which is wrong, too.
+
+Legend: N images, B images of a batch, S side in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.data.loader import LABEL_KIND, resize_label
+from vq3dcli.data.schema import DISPARITY_FOLDER, MANIFEST_NAME
+from vq3dcli.data.shards import LabelFolder, ShardFolder, label_folder
+from vq3dcli.errors import DataError, InputMissingError
+from vq3dcli.export.colour import colour_map
+from vq3dcli.export.sheet import grid
+from vq3dcli.files import sha256_file
+from vq3dcli.losses.depth import LABEL_METRIC, align_canonical
+from vq3dcli.metrics.geometry import mean_weight_variance
+from vq3dcli.metrics.image import psnr
+from vq3dcli.metrics.warp import evaluation_cameras
+from vq3dcli.model.build import build_canonical_camera
+from vq3dcli.pipelines.evaluation.geometry import (
+    EVALUATION_SAMPLES,
+    Figures,
+    Predictor,
+    add_consistency,
+    add_disparity,
+)
+from vq3dcli.pipelines.evaluation.image_sets import ImageSet, pick_rows, shard_set
+
+PROTOCOL = "geometry-labels-1"
+_AT_ONCE = 16
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images with their labels.
+
+    Attributes:
+        images: The images.
+        s: Labels as stored, float32 `[N, S, S]`.
+        kind: `LABEL_KIND` of each, int8 `[N]`.
+        description: What the labels are, as JSON values.
+    """
+
+    images: ImageSet
+    s: Tensor = field(repr=False)
+    kind: Tensor = field(repr=False)
+    description: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """What was measured.
+
+    Attributes:
+        metrics: Figures by name; `template_` are those of the mean label of all other images.
+        sheet: Contact sheet uint8 `[3, H, W]`: image, reconstruction, rendered disparity, label, view from the side.
+    """
+
+    metrics: dict[str, float]
+    sheet: Tensor = field(repr=False)
+
+
+def open_labelled(path: Path, name: str | None, *, count: int | None, seed: int, size_px: int) -> LabelledImages:
+    """Images of a shard folder that have a label of use, at a side of `size_px`.
+
+    Args:
+        path: The shards.
+        name: Of the labels; None for the only ones that there are.
+        count: How many at most; None for all.
+        seed: Of the choice.
+        size_px: S.
+
+    Raises:
+        InputMissingError: There are no shards, or no such labels.
+        DataError, UsageError: They are damaged, none is of use, or the images are too small.
+    """
+    if not (path / MANIFEST_NAME).is_file():
+        raise InputMissingError(f"no shards ({path})", remedy="toyscenes, stereo, or a folder of vq3d prepare-data")
+    folder = ShardFolder(path)
+    name = name or _only_labels(path)
+    labels = LabelFolder(folder, name)
+    rows: list[int] = []
+    maps: list[Tensor] = []
+    kinds: list[int] = []
+    for row in pick_rows(folder, None, seed=seed, classes=None).tolist():
+        if count is not None and len(rows) == count:
+            break
+        label = labels.read(row)
+        if label is not None and LABEL_KIND[label.info.kind] != LABEL_KIND["none"]:
+            rows.append(row)
+            maps.append(resize_label(label.values, size_px))
+            kinds.append(LABEL_KIND[label.info.kind])
+    if not rows:
+        raise DataError(f"no image has a label of use ({path}, labels {name})", remedy="other labels")
+    images = shard_set("labelled images", folder, torch.tensor(rows), size_px=size_px)
+    description = {
+        "labels": name,
+        "manifest_sha256": sha256_file(label_folder(path, name) / MANIFEST_NAME),
+        "metric": kinds.count(LABEL_METRIC),
+        "relative": len(kinds) - kinds.count(LABEL_METRIC),
+        "resize": "nearest",
+    }
+    return LabelledImages(images, torch.stack(maps), torch.tensor(kinds, dtype=torch.int8), description)
+
+
+def _only_labels(path: Path) -> str:
+    parent = path / DISPARITY_FOLDER
+    found = sorted(f.name for f in parent.iterdir() if (f / MANIFEST_NAME).is_file()) if parent.is_dir() else []
+    if not found:
+        raise InputMissingError(
+            f"no finished disparity labels ({path})", remedy=f"vq3d depth-labels {path} --model ..."
+        )
+    if len(found) > 1:
+        raise InputMissingError(f"several disparity labels ({path}): {', '.join(found)}", remedy=f"--labels {found[0]}")
+    return found[0]
+
+
+@torch.inference_mode()
+def measure_labels(
+    predictor: Predictor,
+    recipe: Stage1Recipe,
+    labelled: LabelledImages,
+    *,
+    on_progress: Callable[[int], object] = lambda count: None,
+) -> LabelResult:
+    """Measure the disparity that a predictor renders of each image against its label.
+
+    Args:
+        predictor: The model.
+        recipe: Its camera, and the statistics that relative labels are brought to.
+        labelled: Images and labels.
+        on_progress: Called with the number of images finished since the last call.
+    """
+    camera, size = recipe.camera, labelled.s.shape[-1]
+    near, far = camera.near, camera.far
+    targets = aligned_labels(labelled, mean=recipe.loss.alignment_mean, std=recipe.loss.alignment_std)
+    figures = Figures()
+    tiles: list[Tensor] = []
+    done = 0
+    for batch in labelled.images.batches():
+        for images in batch.split(_AT_ONCE):
+            target = targets[done : done + len(images)]
+            scene = predictor(images)
+            views = evaluation_cameras(
+                len(images), height_px=size, width_px=size, radius=camera.radius, fov_rad=math.radians(camera.fov_deg)
+            )
+            front = build_canonical_camera(recipe, size, len(images))
+            main = scene.render(front, samples=EVALUATION_SAMPLES)
+            novel = [scene.render(view, samples=EVALUATION_SAMPLES) for view in views]
+            figures.add("psnr", psnr(main.rgb, images))
+            add_disparity(figures, "", main.s, target)
+            figures.add("weight_variance", mean_weight_variance(main.weight_variance))
+            add_consistency(figures, "", front, main.s, views, [view.s for view in novel], near=near, far=far)
+            if len(targets) > 1:
+                others = (targets.double().sum(0) - target.double()) / (len(targets) - 1)
+                add_disparity(figures, "template_", others.float(), target)
+            for i in range(min(len(images), max(0, _SHOWN - done))):
+                tiles += [images[i], main.rgb[i], colour_map(main.s[i]), colour_map(target[i]), novel[0].rgb[i]]
+            done += len(images)
+            on_progress(len(images))
+    return LabelResult(figures.summary(), grid(tiles, columns=5))
+
+
+def aligned_labels(labelled: LabelledImages, *, mean: float, std: float) -> Tensor:
+    """Labels as training sees them, `[N, S, S]`: metric ones as they are, relative ones at the given mean and std."""
+    relative = align_canonical(labelled.s, mean=mean, std=std)
+    return torch.where((labelled.kind == LABEL_METRIC)[:, None, None], labelled.s, relative)

@@ -1,0 +1,195 @@
+"""Sets of images that a model renders: Stage 1's reconstructions of another set, and samples of the prior.
+
+Legend: N images, B images of a batch, L codes of an image, S side in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from vq3dcli import __version__
+from vq3dcli.checkpoint import LoadedWeights
+from vq3dcli.errors import UsageError
+from vq3dcli.model.sampling import Sharpening, rows_together, sample_index, sample_tokens
+from vq3dcli.model.scene import Scene, reconstruct_scene, scene_from_codes
+from vq3dcli.pipelines.evaluation.image_sets import NO_CLASS, ImageSet
+from vq3dcli.pipelines.sampling.record import SAMPLES_A_RAY
+from vq3dcli.prior_checkpoint import LoadedPrior
+from vq3dcli.rendering.cameras import pivot_camera
+
+_SCENES_AT_ONCE = 16
+
+
+class Samples:
+    """Samples of the prior, drawn a group at a time when somebody asks, and then remembered as codes.
+
+    They are those that `vq3d sample` draws with the same seed and options: the first ones of each class.
+
+    Args:
+        prior: What to draw from.
+        counts: Samples by class index; -1 for no class.
+        seed: Of all samples.
+        sharpening: Temperature, top-k, top-p and guidance.
+
+    Attributes:
+        class_index: Of each sample, int64 `[N]`, class by class.
+        seconds: How long drawing took so far.
+    """
+
+    def __init__(self, prior: LoadedPrior, counts: dict[int, int], *, seed: int, sharpening: Sharpening) -> None:
+        self.prior = prior
+        self.counts = dict(counts)
+        self.seed = seed
+        self.sharpening = sharpening
+        self.class_index = torch.tensor([c for c, count in counts.items() for _ in range(count)], dtype=torch.int64)
+        self.seconds = 0.0
+        self._index = torch.tensor(
+            [sample_index(c, number) for c, count in counts.items() for number in range(count)], dtype=torch.int64
+        )
+        self._rows = rows_together(prior.model, len(self.class_index), guidance=sharpening.guidance)
+        self._drawn: list[Tensor] = []
+
+    def codes(self) -> Iterator[Tensor]:
+        """Codes int64 `[at most a group, L]`, in order."""
+        for number, rows in enumerate(torch.arange(len(self.class_index)).split(self._rows)):
+            if number == len(self._drawn):
+                began = time.perf_counter()
+                drawn = sample_tokens(
+                    self.prior.model,
+                    self.class_index[rows],
+                    seed=self.seed,
+                    index=self._index[rows],
+                    sharpening=self.sharpening,
+                )
+                self._drawn.append(drawn)
+                self.seconds += time.perf_counter() - began
+            yield self._drawn[number]
+
+
+def spread(count: int, shares: Sequence[float]) -> list[int]:
+    """`count` in whole numbers as near as can be to `shares`, by largest remainders; ties go to the first."""
+    total = sum(shares)
+    exact = [count * share / total for share in shares]
+    found = [math.floor(part) for part in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: (found[i] - exact[i], i))
+    for i in by_remainder[: count - sum(found)]:
+        found[i] += 1
+    return found
+
+
+def sampled_set(name: str, weights: LoadedWeights, samples: Samples, *, yaw_deg: float = 0.0) -> ImageSet:
+    """Samples from the camera at a yaw around the pivot, 0 for the one that took the training images.
+
+    Args:
+        name: What a table calls them.
+        weights: What decodes the codes.
+        samples: What is drawn.
+        yaw_deg: Of the camera.
+
+    Raises:
+        DataError: The prior's codes are those of another Stage 1.
+    """
+    samples.prior.check_stage1(weights.sha256, weights.path)
+    device = next(weights.model.parameters()).device
+
+    def batches() -> Iterator[Tensor]:
+        for group in samples.codes():
+            for codes in group.split(_SCENES_AT_ONCE):
+                yield _rendered(weights, scene_from_codes(weights.model, codes.to(device)), yaw_deg)
+
+    description = {
+        "kind": "samples",
+        "stage1_sha256": weights.sha256,
+        "prior_sha256": samples.prior.sha256,
+        "seed": samples.seed,
+        "sharpening": asdict(samples.sharpening),
+        "count": len(samples.class_index),
+        "count_by_class": {str(class_index): count for class_index, count in samples.counts.items()},
+        "yaw_deg": yaw_deg,
+        "threads": torch.get_num_threads(),
+        **_rendering(weights),
+    }
+    return ImageSet(name, samples.class_index, samples.prior.tokens.class_names, description, batches)
+
+
+def reconstructed_set(name: str, weights: LoadedWeights, source: ImageSet) -> ImageSet:
+    """Stage 1's reconstructions of a set, through the codes and from the camera that took the images.
+
+    Args:
+        name: What a table calls them.
+        weights: Of Stage 1.
+        source: The images, at the size of the weights.
+    """
+    device = next(weights.model.parameters()).device
+
+    def batches() -> Iterator[Tensor]:
+        for batch in source.batches():
+            for images in batch.split(_SCENES_AT_ONCE):
+                yield _rendered(weights, reconstruct_scene(weights.model, images.to(device)), 0.0)
+
+    description = {
+        "kind": "reconstructions",
+        "stage1_sha256": weights.sha256,
+        "of": dict(source.description),
+        **_rendering(weights),
+    }
+    return ImageSet(name, source.class_index, source.class_names, description, batches)
+
+
+def class_counts(
+    chosen: Sequence[int], count: int, names: Sequence[str], like: ImageSet | None = None
+) -> dict[int, int]:
+    """How many samples of each class to draw.
+
+    Args:
+        chosen: Class indices; `[-1]` for no class.
+        count: Of all classes together.
+        names: By class index.
+        like: Images whose classes, found by name, set the proportions; None for as even as can be.
+
+    Raises:
+        UsageError: None of the images in `like` has a class that is chosen.
+    """
+    shares = [1.0] * len(chosen)
+    if like is not None and list(chosen) != [NO_CLASS]:
+        there = torch.bincount(like.class_index[like.class_index >= 0], minlength=len(like.class_names)).tolist()
+        by_name = dict(zip(like.class_names, there, strict=True))
+        shares = [float(by_name.get(names[i], 0)) for i in chosen]
+        if not sum(shares):
+            raise UsageError(
+                "the data have no image of the prior's classes, which should tell how many samples each class gets",
+                remedy="shards with these classes, or another --protocol",
+            )
+    return {i: n for i, n in zip(chosen, spread(count, shares), strict=True) if n}
+
+
+def _rendered(weights: LoadedWeights, scene: Scene, yaw_deg: float) -> Tensor:
+    """Pictures uint8 `[B, 3, S, S]` of the scenes, on the CPU."""
+    camera, size = weights.recipe.camera, weights.recipe.model.image_size
+    yaw_rad = torch.full((len(scene),), math.radians(yaw_deg))
+    views = pivot_camera(
+        yaw_rad,
+        torch.zeros_like(yaw_rad),
+        height_px=size,
+        width_px=size,
+        radius=camera.radius,
+        fov_rad=math.radians(camera.fov_deg),
+    )
+    return scene.render(views, samples=SAMPLES_A_RAY).rgb.cpu()
+
+
+def _rendering(weights: LoadedWeights) -> dict[str, object]:
+    return {
+        "size_px": weights.recipe.model.image_size,
+        "samples_a_ray": SAMPLES_A_RAY,
+        "resize": "none",
+        "quantisation": "8 bits a channel, no file between",
+        "device": next(weights.model.parameters()).device.type,
+        "versions": {"vq3d": __version__, "torch": torch.__version__},
+    }

@@ -1,0 +1,1 @@
+"""What is in shards, token stores, weights and runs."""

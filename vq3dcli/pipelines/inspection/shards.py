@@ -1,0 +1,191 @@
+"""What is in a shard folder: images or disparity labels, their figures, damage, and a contact sheet."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_tools.verify import verify_folder
+from vq3dcli.data.images import decode_image, encode_png, resize
+from vq3dcli.data.schema import (
+    DISPARITY_EXTENSION,
+    DISPARITY_FOLDER,
+    DISPARITY_INFO_EXTENSION,
+    REJECTS_NAME,
+    Manifest,
+)
+from vq3dcli.data.shards import ShardFolder, decode_disparity
+from vq3dcli.errors import DataError, InputMissingError, Vq3dError
+from vq3dcli.export.colour import colour_map
+from vq3dcli.export.sheet import grid
+from vq3dcli.files import make_folder, write_bytes
+from vq3dcli.pipelines.inspection.result import SHOWN, Inspection, Progress
+
+_SAMPLES = 512  # that are looked into; the rest is counted by the index
+_SHEET_IMAGES = 48
+_CELL_PX = 128
+
+
+def inspect_shards(path: Path, verify: bool, progress: Progress) -> Inspection:
+    """Counts, classes, sizes and labels; with `verify` every file that is damaged, cut or missing."""
+    problems: list[str] = []
+    notes: list[str] = []
+    if verify:
+        found = verify_folder(path, progress=progress)
+        problems = [str(problem) for problem in found.problems]
+        notes = [f"labels are not finished, and not verified ({folder})" for folder in found.unfinished]
+    try:
+        folder = ShardFolder(path)
+        facts = _label_facts(folder) if folder.manifest.kind == "disparity" else _image_facts(folder)
+    except Vq3dError:
+        if not problems:  # else they say it better
+            raise
+        facts = {}
+    if verify:
+        facts = {**facts, "files": found.files, "bytes_read": found.size, "problems": len(problems)}
+    return Inspection("shards", facts, problems, notes)
+
+
+def _common_facts(manifest: Manifest) -> dict[str, Any]:
+    size = sum(shard.size for shard in manifest.shards)
+    return {
+        "holds": "images" if manifest.kind == "images" else "disparity labels",
+        "preset": manifest.preset,
+        "samples": manifest.num_samples,
+        "shards": len(manifest.shards),
+        "bytes": size,
+        "bytes_per_sample": size / max(1, manifest.num_samples),
+    }
+
+
+def _image_facts(folder: ShardFolder) -> dict[str, Any]:
+    manifest = folder.manifest
+    names = manifest.class_titles or manifest.class_names
+    counted = torch.bincount(folder.class_index[folder.class_index >= 0], minlength=len(names)).tolist()
+    order = sorted(range(len(names)), key=lambda i: -counted[i])
+    facts = _common_facts(manifest) | {
+        "image_px": manifest.image_size,
+        "stored_px": manifest.stored_size,
+        "own_disparity": manifest.own_disparity,
+        "rejects": manifest.num_rejects,
+        "rejected_because": _reasons(folder.path / REJECTS_NAME),
+        "classes": {
+            "count": len(names),
+            "without_class": int((folder.class_index < 0).sum()),
+            "most": max(counted, default=0),
+            "median": statistics.median(counted) if counted else 0,
+            "least": min(counted, default=0),
+            "largest": {names[i]: counted[i] for i in order[:SHOWN]},
+        },
+    }
+    sizes = _original_sizes(folder)
+    if sizes:
+        facts["original_short_side_px"] = {
+            "least": sizes[0],
+            "median": statistics.median(sizes),
+            "most": sizes[-1],
+            "smaller_than_stored": sum(size < manifest.stored_size for size in sizes) / len(sizes),
+        }
+    labels = folder.path / DISPARITY_FOLDER
+    if labels.is_dir():
+        facts["labels"] = {each.name: _label_state(each) for each in sorted(labels.iterdir()) if each.is_dir()}
+    return facts
+
+
+def _label_state(path: Path) -> str:
+    try:
+        return f"{ShardFolder(path).num_samples} samples"
+    except InputMissingError:
+        return "unfinished"
+    except DataError:
+        return "damaged"
+
+
+def _label_facts(folder: ShardFolder) -> dict[str, Any]:
+    flags: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    sides: Counter[str] = Counter()
+    looked = 0
+    for i in _spread(folder.num_samples, _SAMPLES):
+        members = folder.read(i, [DISPARITY_EXTENSION, DISPARITY_INFO_EXTENSION])
+        name = f"{folder.path}, key {folder.entry(i).key}"
+        label = decode_disparity(members[DISPARITY_EXTENSION], members[DISPARITY_INFO_EXTENSION], name=name)
+        flags.update(label.info.flags)
+        kinds[label.info.kind] += 1
+        sides["x".join(map(str, label.values.shape))] += 1
+        looked += 1
+    folder.close()
+    options = {key: value for key, value in folder.manifest.options.items() if key != "images_manifest_sha256"}
+    return _common_facts(folder.manifest) | {
+        "made_with": options,
+        "looked_into": looked,
+        "kinds": dict(kinds),
+        "sizes": dict(sides),
+        "flagged": dict(flags),
+    }
+
+
+def _reasons(path: Path) -> dict[str, int]:
+    """Rejects by reason: the words before a colon, which precede what is particular to a file."""
+    counted: Counter[str] = Counter()
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                counted[str(json.loads(line)["reason"]).split(":")[0]] += 1
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"damaged file ({path}): {error}", remedy="vq3d inspect --verify") from error
+    return dict(counted.most_common(SHOWN))
+
+
+def _original_sizes(folder: ShardFolder) -> list[int]:
+    """Shorter sides in pixels of some of the source images, sorted."""
+    sizes = []
+    for i in _spread(folder.num_samples, _SAMPLES):
+        info = json.loads(folder.read(i, ["json"]).get("json", b"{}"))
+        size = info.get("original_size") if isinstance(info, dict) else None
+        if isinstance(size, dict) and {"height", "width"} <= size.keys():
+            sizes.append(min(int(size["height"]), int(size["width"])))
+    folder.close()
+    return sorted(sizes)
+
+
+def write_sheet(path: Path, out: Path, *, count: int = _SHEET_IMAGES) -> int:
+    """Write a PNG with samples of a shard folder, evenly spread: images with their class, or labels.
+
+    Returns:
+        How many there are.
+    """
+    folder = ShardFolder(path)
+    manifest = folder.manifest
+    names = manifest.class_titles or manifest.class_names
+    cells, texts = [], []
+    for i in _spread(folder.num_samples, count):
+        entry = folder.entry(i)
+        name = f"{path}, key {entry.key}"
+        if manifest.kind == "images":
+            extension = folder.image_extension(i)
+            image = decode_image(folder.read(i, [extension])[extension], name=name, apply_orientation=False)
+            texts.append("-" if entry.class_index is None else names[entry.class_index])
+        else:
+            members = folder.read(i)
+            label = decode_disparity(members[DISPARITY_EXTENSION], members[DISPARITY_INFO_EXTENSION], name=name)
+            extent = label.info.hi - label.info.lo
+            image = colour_map((label.values - label.info.lo) / extent if extent > 0 else label.values * 0.0)
+            texts.append(" ".join([entry.key, *label.info.flags]))
+        cells.append(resize(image, _CELL_PX, _CELL_PX))
+    if not cells:
+        raise DataError(f"no samples to show ({path})", remedy="shards with samples")
+    make_folder(out.parent)
+    write_bytes(out, encode_png(grid(cells, math.ceil(math.sqrt(1.6 * len(cells))), labels=texts)))
+    return len(cells)
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """At most `count` numbers below `total`, evenly spread."""
+    return sorted({k * total // count for k in range(count)}) if total else []

@@ -1,0 +1,76 @@
+"""What is in a weights file: its card, and what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vq3dcli.checkpoint import embedded_weights_path, load_weights, read_weights
+from vq3dcli.errors import DataError, UnavailableError, UsageError
+from vq3dcli.files import sha256_file
+from vq3dcli.pipelines.inspection.result import Inspection
+from vq3dcli.prior_checkpoint import embedded_prior_path, load_prior
+
+
+def inspect_embedded(verify: bool) -> Inspection:
+    """The weights that come with this installation, by stage."""
+    files = {"stage1": embedded_weights_path(), "stage2": embedded_prior_path()}
+    facts: dict[str, Any] = {}
+    problems: list[str] = []
+    for stage, path in files.items():
+        if path.is_file():
+            facts[stage], found = weights_facts(path, verify)
+            problems += found
+    if not facts:
+        raise UnavailableError(
+            "this installation has no embedded weights", remedy="vq3d inspect with a weights file, or train-stage1"
+        )
+    return Inspection("weights", facts, problems)
+
+
+def weights_facts(path: Path, verify: bool) -> tuple[dict[str, Any], list[str]]:
+    """The card of a weights file and what it is; with `verify` it must load, and all numbers be finite."""
+    metadata, tensors = read_weights(path)
+    try:
+        header = dict(json.loads(metadata.get("vq3d", "{}")))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"damaged weights ({path}): their header is no JSON object", remedy="another copy") from error
+    stage = header.get("format")
+    if stage not in ("stage1", "stage2"):
+        raise UsageError(f"safetensors, but no weights of vq3d ({path})", remedy="a file that train-stage1 wrote")
+    tokens = header.get("tokens") or {}
+    facts: dict[str, Any] = {
+        "stage": stage,
+        "format_version": header.get("format_version"),
+        "recipe": (header.get("recipe") or {}).get("name"),
+        "parameters": sum(value.numel() for value in tensors.values() if value.is_floating_point()),
+        "bytes": path.stat().st_size,
+        "sha256": sha256_file(path),
+        "model": (header.get("recipe") or {}).get("model"),
+    }
+    if tokens:
+        facts |= {
+            "stage1_sha256": tokens.get("stage1_sha256"),
+            "classes": len(tokens.get("class_names", ())),
+            "length": tokens.get("length"),
+            "codebook_size": tokens.get("codebook_size"),
+        }
+    facts["card"] = header.get("card") or {}
+    problems = []
+    if verify:
+        problems = [f"{name} is not finite ({path})" for name, value in tensors.items() if not _finite(value)]
+        try:
+            if stage == "stage1":
+                load_weights(path)
+            else:
+                load_prior(path)
+        except DataError as error:
+            problems.append(error.message)
+    return facts, problems
+
+
+def _finite(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(value.isfinite().all())

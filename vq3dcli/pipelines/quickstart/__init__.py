@@ -1,0 +1,1 @@
+"""The demonstration and the whole pipeline at toy scale."""

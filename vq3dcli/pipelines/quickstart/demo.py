@@ -1,0 +1,91 @@
+"""What the embedded weights do, shown: orbits and disparity of a photo, of toy scenes, and of scenes that are new."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vq3dcli.checkpoint import LoadedWeights
+from vq3dcli.config.defaults import VIDEO_SIZE_PX
+from vq3dcli.files import make_folder
+from vq3dcli.pipelines.quickstart.example_photo import example_photo
+from vq3dcli.pipelines.sampling.class_names import pick_classes
+from vq3dcli.pipelines.sampling.sample import SHEET_NAME, draw_samples, sharpening_of, write_samples
+from vq3dcli.pipelines.views.film import Shot
+from vq3dcli.pipelines.views.inputs import parse_sources
+from vq3dcli.pipelines.views.render import Look, read_all, render_all
+from vq3dcli.pipelines.views.targets import check_targets, plan_targets
+from vq3dcli.prior_checkpoint import LoadedPrior
+
+TOY_INPUTS = ("toyscene:mushroom", "toyscene:arch")
+_VIDEO = Shot("orbit", frames=48)
+_SHEET = Shot("orbit", frames=8, size_px=VIDEO_SIZE_PX)
+_SAMPLES_A_CLASS, _FILMED_SAMPLES = 2, 2
+
+
+def demo(
+    weights: LoadedWeights, prior: LoadedPrior | None, out: Path, *, on_frames: Callable[[int], object]
+) -> list[Path]:
+    """Render the example photo, where scikit-image brings it, toy scenes, and samples of the prior.
+
+    Args:
+        weights: The model.
+        prior: Over its codes; None to do without samples.
+        out: Folder of the results; samples go into `samples/` in it.
+        on_frames: Called with the number of frames just rendered.
+
+    Returns:
+        Videos and contact sheets, in the order of the inputs, then those of samples.
+
+    Raises:
+        DataError: The prior's codes are those of another Stage 1.
+    """
+    if prior is not None:
+        prior.check_stage1(weights.sha256, weights.path)
+    make_folder(out)
+    photo = example_photo(out)
+    texts = ([str(photo)] if photo else []) + list(TOY_INPUTS)
+    sources = parse_sources(texts)
+    outputs = []
+    for shot, suffix, disparity in ((_VIDEO, "mp4", True), (_SHEET, "png", False)):
+        targets = plan_targets(sources, f"{out}/{{name}}_orbit.{suffix}", None, path="orbit", disparity=disparity)
+        check_targets(targets)
+        look = Look(write_cameras=False)
+        readable, failures = read_all(sources, targets, weights, look, stdin=None)
+        if failures:
+            raise failures[0].error
+        outputs += render_all(weights, readable, shot, look, on_frames=on_frames)
+    if prior is not None:
+        outputs += _samples(weights, prior, out / "samples", on_frames=on_frames)
+    return outputs
+
+
+def total_frames(prior: LoadedPrior | None) -> int:
+    """Frames that `demo` renders with a photo at hand, for a progress bar."""
+    frames = (_VIDEO.frames + _SHEET.frames) * (1 + len(TOY_INPUTS))
+    if prior is not None:
+        frames += max(len(prior.tokens.class_names), 1) * _SAMPLES_A_CLASS + _FILMED_SAMPLES * _VIDEO.frames
+    return frames
+
+
+def _samples(
+    weights: LoadedWeights, prior: LoadedPrior, out: Path, *, on_frames: Callable[[int], object]
+) -> list[Path]:
+    """A sheet of samples of each class, and videos of some."""
+    drawn = draw_samples(
+        prior, pick_classes(None, prior.tokens.class_names), _SAMPLES_A_CLASS, seed=0, sharpening=sharpening_of(prior)
+    )
+    filmed = [sample.name for sample in drawn[:: max(len(drawn) // _FILMED_SAMPLES, 1)]][:_FILMED_SAMPLES]
+    files = write_samples(
+        out,
+        weights,
+        prior,
+        drawn,
+        seed=0,
+        sharpening=sharpening_of(prior),
+        shot=_VIDEO,
+        filmed=filmed,
+        disparity=True,
+        on_frames=on_frames,
+    )
+    return [path for path in files if path.name == SHEET_NAME or path.suffix == ".mp4"]

@@ -1,0 +1,121 @@
+"""What the pages of Stage 1 and Stage 2 runs do not have in common: facts, guards, curves, held-out images."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vq3dcli.config.schema import Recipe, Stage2Recipe
+from vq3dcli.export.page import Section, Table, Text
+from vq3dcli.pipelines.quickstart.report import STAGE1_SHEET, STAGE2_SHEET
+from vq3dcli.training.guards import stage1_guards
+from vq3dcli.training.health import Guard, number
+from vq3dcli.training.prior_guards import stage2_guards
+
+# Figures that a page derives.
+PSNR, USAGE = "psnr", "code_usage"
+# A section's title, its figures in their order, and what they say.
+CurveSection = tuple[str, tuple[str, ...], str]
+
+TITLES = {
+    PSNR: "PSNR of training rays, dB",
+    USAGE: "perplexity / codes",
+    "weight_variance": "weight variance",
+    "learning_rate": "learning rate",
+    "gradient_norm": "gradient norm",
+    "images_per_second": "images a second",
+    "bits": "bits a code, training",
+    "held_out_bits": "bits a code, held out",
+    "unigram_bits": "bits a code by counting",
+    "held_out_share": "held out / counting",
+}
+_STAGE1_CURVES: tuple[CurveSection, ...] = (
+    (
+        "Losses and reconstruction",
+        ("loss", PSNR, "l2", "l1", "perceptual", "auxiliary", "chroma_ratio"),
+        "Of the batches, before the average of weights; unweighted but for the total. Colourfulness is 1 when right.",
+    ),
+    (
+        "Geometry",
+        ("depth", "relief", "weight_variance"),
+        "Relief: spread of rendered over true disparity, 0 a wall, 1 right. Weight variance: large with floaters.",
+    ),
+    (
+        "Codes",
+        ("perplexity", USAGE, "commitment"),
+        "Of each batch; before quantisation begins no code is used, only counted.",
+    ),
+)
+_STAGE2_CURVES: tuple[CurveSection, ...] = (
+    (
+        "Bits a code",
+        ("bits", "held_out_bits", "held_out_share"),
+        "Training: of the batches, with dropout, before the average of weights. Held out: of the average, on images "
+        "that never train. Counting: the entropy of a code given its class, whatever its place and neighbours.",
+    ),
+)
+_MOST_CLASSES = 60
+
+
+def model_rows(recipe: Recipe) -> list[list[str]]:
+    """What was trained, as rows of a table."""
+    schedule = recipe.training
+    batch = ["batch", f"{schedule.batch_size} images, seed {schedule.seed}"]
+    if isinstance(recipe, Stage2Recipe):
+        prior, sampling = recipe.model, recipe.sampling
+        return [
+            ["model", f"a prior of width {prior.width}, {prior.layers} layers, {prior.heads} heads"],
+            batch,
+            ["dropout", f"{prior.dropout:g}, of classes {recipe.training.class_dropout:g}"],
+            ["sheets", f"temperature {sampling.temperature:g}, guidance {sampling.guidance:g}"],
+        ]
+    model = recipe.model
+    tokens = (model.image_size // model.patch) ** 2
+    return [
+        ["model", f"{model.image_size} pixels, {tokens} tokens, {model.codebook_size} codes, {model.space} planes"],
+        batch,
+        ["depth loss", f"{recipe.loss.depth_kind}, weight {recipe.loss.depth:g}"],
+    ]
+
+
+def guards_of(recipe: Recipe) -> tuple[Guard, ...]:
+    """What the run is watched for."""
+    return stage2_guards(recipe) if isinstance(recipe, Stage2Recipe) else stage1_guards(recipe)
+
+
+def sheet_text(recipe: Recipe | None) -> str:
+    """What a contact sheet shows."""
+    return STAGE2_SHEET if isinstance(recipe, Stage2Recipe) else STAGE1_SHEET
+
+
+def curve_sections(recipe: Recipe | None) -> tuple[CurveSection, ...]:
+    """Which figures stand together; without a recipe those of Stage 1."""
+    return _STAGE2_CURVES if isinstance(recipe, Stage2Recipe) else _STAGE1_CURVES
+
+
+def held_out_section(run: Path) -> list[Section]:
+    """Figures on held-out images by class, the worst first; none where there is no sound `held_out.json`."""
+    try:
+        found = json.loads((run / "held_out.json").read_text())
+        rows = [_held_out_row(str(name), row) for name, row in found["classes"].items()]
+        everything = _held_out_row("all", found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    rows.sort(key=lambda row: -row[2] if math.isfinite(row[2]) else math.inf)
+    table = [["class", "images", "bits a code", "by counting", "share"]]
+    for name, images, bits, unigram in [everything, *rows[:_MOST_CLASSES]]:
+        share = f"{bits / unigram:.1%}" if unigram > 0 else "-"
+        table.append([name, f"{images:.0f}", f"{bits:.3f}", f"{unigram:.3f}", share])
+    seen = number(found, "images_seen") or 0
+    text = f"At {seen:.0f} images. The worst classes first; by counting: the entropy of a code given the class."
+    return [Section("Held-out images by class", [Text(text), Table(table)])]
+
+
+def _held_out_row(name: str, row: Mapping[str, Any]) -> tuple[str, float, float, float]:
+    """Name, images, bits and bits by counting; NaN for what is not there."""
+    values = [number(row, key) for key in ("images", "bits", "unigram_bits")]
+    images, bits, unigram = (math.nan if value is None else value for value in values)
+    return name, images, bits, unigram

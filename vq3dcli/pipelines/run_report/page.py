@@ -1,0 +1,252 @@
+"""A training run's page, `RUN/report.html`: what the run was, its health, its newest pictures, its curves, its recipe.
+
+Made from what the folder holds, at any moment: while the run goes on, when it was interrupted, when files are missing
+or damaged, in which case the page says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vq3dcli.config.recipes import load_either
+from vq3dcli.config.schema import Recipe, Stage1Recipe, Stage2Recipe
+from vq3dcli.data.images import encode_jpeg, read_image, resize
+from vq3dcli.errors import InputMissingError, Vq3dError
+from vq3dcli.export.chart import number_text
+from vq3dcli.export.page import Block, Code, Media, Row, Section, Svg, Table, Text, write_page
+from vq3dcli.files import write_bytes
+from vq3dcli.pipelines.quickstart.report import Record, curve, curve_names, read_metrics
+from vq3dcli.pipelines.run_report.kinds import (
+    PSNR,
+    TITLES,
+    USAGE,
+    curve_sections,
+    guards_of,
+    held_out_section,
+    model_rows,
+    sheet_text,
+)
+from vq3dcli.training.health import Finding, number, replay
+
+_SHEETS = 3
+_SHEET_WIDTH_PX = 1040
+_DISCRIMINATOR_PREFIX = "adversarial_"
+_STEP = ("learning_rate", "gradient_norm", "images_per_second")
+
+
+def write_run_report(run: Path) -> Path:
+    """Write `RUN/report.html` anew from the run's folder, finished or not, and return its path.
+
+    Args:
+        run: The folder that `--out` of `vq3d train-stage1` or `train-stage2` names.
+
+    Raises:
+        InputMissingError: There is no such folder.
+        OutputError, StorageError: The page cannot be written.
+    """
+    if not run.is_dir():
+        raise InputMissingError(f"no such run ({run})", remedy="the folder that --out named")
+    path = run / "report.html"
+    with tempfile.TemporaryDirectory(prefix="vq3d-report-") as scratch:
+        title, subtitle, sections = run_sections(run, Path(scratch))
+        write_page(path, title, subtitle, sections)
+    return path
+
+
+def run_sections(run: Path, scratch: Path) -> tuple[str, str, list[Section]]:
+    """Title, subtitle and sections of the page.
+
+    Args:
+        run: The run's folder.
+        scratch: A folder for smaller copies of pictures, which must stay until the page is made.
+    """
+    records = _in_order(read_metrics(run / "metrics.jsonl"))
+    try:
+        recipe, problem = load_either(str(run / "recipe.toml")), ""
+    except Vq3dError as error:
+        recipe, problem = None, str(error)
+    name = run.resolve().name
+    sections = [
+        Section("The run", [Table(_facts(run, records, recipe))]),
+        Section("Health", _health(records, recipe, problem)),
+        Section("Newest pictures", _pictures(run, scratch, sheet_text(recipe))),
+        *_curve_sections(_with_derived(records, recipe), recipe),
+        *held_out_section(run),
+        Section("Recipe", [Code(_text(run / "recipe.toml") or "There is no recipe.")]),
+    ]
+    return f"vq3d run {name}", _status(run, records, recipe), sections
+
+
+def _in_order(records: Sequence[Record]) -> list[Record]:
+    """Those that have a position, each after the one before; a damaged file may hold anything."""
+    kept: list[Record] = []
+    last = -math.inf
+    for record in records:
+        seen = number(record, "images_seen")
+        if seen is not None and math.isfinite(seen) and seen > last:
+            kept.append(record)
+            last = seen
+    return kept
+
+
+def _status(run: Path, records: Sequence[Record], recipe: Recipe | None) -> str:
+    seen = int(records[-1]["images_seen"]) if records else 0
+    if recipe is None:
+        return f"{seen} images seen"
+    total = recipe.training.images
+    if seen >= total and (run / "weights.safetensors").exists():
+        return f"finished: {seen} images"
+    return f"{seen} of {total} images ({seen / total:.0%}): going on or interrupted; the same command again continues"
+
+
+def _facts(run: Path, records: Sequence[Record], recipe: Recipe | None) -> list[list[str]]:
+    rows = [["", ""], ["state", _status(run, records, recipe)]]
+    if recipe is not None:
+        rows += model_rows(recipe)
+    with contextlib.suppress(ValueError):
+        recorded = json.loads(_text(run / "run.json"))
+        if isinstance(recorded, dict):
+            rows += [
+                [str(key), value if isinstance(value, str) else json.dumps(value)] for key, value in recorded.items()
+            ]
+    seconds = _training_seconds(records)
+    if seconds > 0:
+        rows.append(["time in steps", f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"])
+    if records:
+        last = [(name, number(records[-1], name)) for name in records[-1] if name != "images_seen"]
+        rows += [
+            [f"last {name}", number_text(value)] for name, value in last if value is not None and math.isfinite(value)
+        ]
+    return rows
+
+
+def _training_seconds(records: Sequence[Record]) -> float:
+    """Images of each interval over its speed, summed; pauses between two calls of a run do not count."""
+    seconds, before = 0.0, 0.0
+    for record in records:
+        seen, rate = float(record["images_seen"]), number(record, "images_per_second")
+        if rate is not None and rate > 0:
+            seconds += (seen - before) / rate
+        before = seen
+    return seconds
+
+
+def _health(records: Sequence[Record], recipe: Recipe | None, problem: str) -> list[Block]:
+    if recipe is None:
+        return [Text(f"Not judged, for the recipe cannot be read: {problem}")]
+    guards = guards_of(recipe)
+    findings = replay(records, guards)[1]
+    watched = f"{len(guards)} guards watch this run"
+    if not findings:
+        return [Text(f"{watched}; none has spoken in {len(records)} records.")]
+    rows = [["guard", "from", "until", "figure", "likely cause", "try"]]
+    marks: list[bool | None] = []
+    for finding, until in _episodes(findings):
+        guard = finding.guard
+        over = "" if until is None else number_text(until)
+        since = number_text(finding.images_seen)
+        rows.append([guard.name, since, over, f"{guard.figure} {finding.value:.3g}", guard.cause, guard.remedy])
+        marks.append(False if until is None else None)
+    return [Text(f"{watched}. A cross: not recovered yet. Positions are images seen."), Table(rows, marks)]
+
+
+def _episodes(findings: Sequence[Finding]) -> list[tuple[Finding, int | None]]:
+    """Each warning with the images seen at its recovery, None without one."""
+    return [
+        (
+            finding,
+            next((x.images_seen for x in findings[i:] if x.recovered and x.guard.name == finding.guard.name), None),
+        )
+        for i, finding in enumerate(findings)
+        if not finding.recovered
+    ]
+
+
+def _pictures(run: Path, scratch: Path, text: str) -> list[Block]:
+    blocks: list[Block] = []
+    for position, path in enumerate(sorted((run / "sheets").glob("*.png"))[: -_SHEETS - 1 : -1]):
+        try:
+            blocks.append(_picture(path, scratch / f"{position}.jpg"))
+        except Vq3dError as error:
+            blocks.append(Text(f"A sheet is left out: {error}"))
+    return [Text(text), *blocks] if blocks else [Text("There are no pictures yet.")]
+
+
+def _picture(path: Path, smaller: Path) -> Media:
+    """The sheet itself, or a smaller JPEG of one that is wide: at 256 pixels an image a sheet takes megabytes."""
+    image = read_image(path)
+    height_px, width_px = image.shape[-2:]
+    if width_px <= _SHEET_WIDTH_PX:
+        return Media(path, path.stem, width_px=min(2 * width_px, _SHEET_WIDTH_PX))
+    height_px = max(round(height_px * _SHEET_WIDTH_PX / width_px), 1)
+    write_bytes(smaller, encode_jpeg(resize(image, height_px, _SHEET_WIDTH_PX)))
+    return Media(smaller, path.stem)
+
+
+def _with_derived(records: Sequence[Record], recipe: Recipe | None) -> list[Record]:
+    """The records with PSNR and code usage."""
+    codes = recipe.model.codebook_size if isinstance(recipe, Stage1Recipe) else None
+    derived: list[Record] = []
+    for record in records:
+        new: dict[str, Any] = {name: _plain(value) for name, value in record.items()}
+        squared_error, perplexity = (number(record, name) for name in ("l2", "perplexity"))
+        if squared_error is not None and squared_error > 0:
+            new[PSNR] = 10.0 * math.log10(4.0 / squared_error)  # colours in [-1, 1]: the peak is 2
+        if perplexity is not None and codes and USAGE not in record:
+            new[USAGE] = perplexity / codes
+        derived.append(new)
+    return derived
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as floats, so that one of 400 digits in a damaged file is a gap."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return number({"value": value}, "value")
+    return value
+
+
+def _curve_sections(records: Sequence[Record], recipe: Recipe | None) -> list[Section]:
+    names = curve_names(records)
+    curves = curve_sections(recipe)
+    known = {name for _, figures, _ in curves for name in figures} | set(_STEP)
+    scores = [name for name in names if name not in known and name.startswith(_DISCRIMINATOR_PREFIX)]
+    rest = [name for name in names if name not in known and name not in scores]
+    sections = [_curve_section(title, figures, text, records, names) for title, figures, text in curves]
+    if scores or not isinstance(recipe, Stage2Recipe):
+        sections.append(_discriminators(scores, records, recipe))
+    sections.append(_curve_section("Steps", _STEP, "Gradient norm before clipping.", records, names))
+    if rest:
+        sections.append(Section("Other figures", _row(rest, records)))
+    return sections
+
+
+def _discriminators(scores: Sequence[str], records: Sequence[Record], recipe: Recipe | None) -> Section:
+    off = isinstance(recipe, Stage1Recipe) and not recipe.adversarial.on
+    told = "This run has no discriminators." if off else "The discriminators have not started."
+    text = "Scores above 0 mean real; accuracy is 0.5 by chance and 1 when the discriminator wins." if scores else told
+    return Section("Discriminators", [Text(text), *_row(scores, records)])
+
+
+def _curve_section(
+    title: str, figures: Sequence[str], text: str, records: Sequence[Record], names: Sequence[str]
+) -> Section:
+    present = [name for name in figures if name in names]
+    return Section(title, [Text(text), *_row(present, records)] if present else [Text("There are no figures yet.")])
+
+
+def _row(names: Sequence[str], records: Sequence[Record]) -> list[Block]:
+    charts: list[Svg] = [curve(name, records, TITLES.get(name)) for name in names]
+    return [Row(charts)] if charts else []
+
+
+def _text(path: Path) -> str:
+    """A file's text; empty where it cannot be read."""
+    with contextlib.suppress(OSError):
+        return path.read_text(encoding="utf-8", errors="replace")
+    return ""

@@ -1,0 +1,1 @@
+"""New scenes from the prior."""

@@ -1,0 +1,1 @@
+"""From inputs to videos and stills of novel views."""

@@ -1,0 +1,293 @@
+"""Inputs to videos of novel views: read, reconstruct, film, one input after the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Literal
+
+import torch
+
+from data_tools.depth_models import DepthModel
+from vq3dcli.checkpoint import LoadedWeights
+from vq3dcli.data.images import centre_square
+from vq3dcli.errors import UsageError, Vq3dError
+from vq3dcli.model.scene import CorrectedScene, Renderable
+from vq3dcli.pipelines.views.camera_file import write_cameras
+from vq3dcli.pipelines.views.detail import build_photo_scene, canonical_view, fitted_photo, refined_disparity
+from vq3dcli.pipelines.views.film import Shot, film, shot_camera
+from vq3dcli.pipelines.views.inputs import Fit, OpenedScene, Picture, Source, check_source, open_scene
+from vq3dcli.pipelines.views.parallax import Extent, adapted_reach, disparity_extent, eye_distance
+from vq3dcli.pipelines.views.stereo import EYE_PARALLAX, StereoKind, StereoScene
+from vq3dcli.pipelines.views.targets import Target
+from vq3dcli.pipelines.views.user_depth import check_shape, predict_disparity, read_disparity, user_s
+from vq3dcli.rendering.cameras import Camera
+from vq3dcli.scene_file import save_scene
+
+Detail = Literal["photo", "none"]
+
+# A photo's own resolution is filmed up to here unless a size is asked for: 60 frames then take minutes, not hours.
+DETAIL_SIZE_PX = 1024
+# A zoom takes no more of a photo's pixels than this on its longer side: both layers would not fit into memory.
+_MOST_PHOTO_PX = 4096
+# A photo of fewer pixels on a side has no detail to give.
+_SMALLEST_PHOTO_PX = 16
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is shown of an input.
+
+    Attributes:
+        detail: `photo` carries the photo's own pixels, `none` shows the plain NeRF; None takes `photo` for photos.
+        fit: What is kept of a photo; None squashes with photo detail and crops without.
+        depth: A disparity map of the user's, for the one input there is.
+        depth_model: An opened depth network instead, see `user_depth.open_depth_model`.
+        stereo: Pairs of views.
+        write_cameras: Whether the camera path is written beside the video.
+        save_scene: Whether the scene is, too.
+    """
+
+    detail: Detail | None = None
+    fit: Fit | None = None
+    depth: Path | None = None
+    depth_model: DepthModel | None = None
+    stereo: StereoKind | None = None
+    write_cameras: bool = True
+    save_scene: bool = False
+
+    @property
+    def wants_depth(self) -> bool:
+        """Whether geometry comes from outside."""
+        return self.depth is not None or self.depth_model is not None
+
+    def detail_of(self, source: Source) -> Detail:
+        """What an input is shown with: toy scenes and samples are not photos."""
+        if self.detail is not None:
+            return self.detail
+        return "none" if source.toy is not None or source.sample is not None else "photo"
+
+    def fit_of(self, source: Source) -> Fit:
+        """What is kept of an input."""
+        return self.fit or ("squash" if self.detail_of(source) == "photo" else "crop")
+
+
+PLAIN = Look(detail="none", write_cameras=False)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An input that could not be read."""
+
+    source: Source
+    error: Vq3dError
+
+
+@dataclass(frozen=True)
+class Readable:
+    """An input that could.
+
+    Attributes:
+        source: The input.
+        target: Where its video goes.
+        picture: Kept only where the input cannot be read twice.
+    """
+
+    source: Source
+    target: Target
+    picture: Picture | None = None
+
+
+def check_look(look: Look, sources: Sequence[Source]) -> None:
+    """Find out whether options fit each other and the inputs, and whether a disparity map can be read.
+
+    Raises:
+        UsageError: Options that contradict each other or the inputs.
+        InputMissingError, DataError: See `user_depth.read_disparity`.
+    """
+    if look.depth is not None and len(sources) > 1:
+        raise UsageError("a disparity map belongs to one photo", remedy="one input, or --depth-model")
+    if look.save_scene and look.wants_depth:
+        raise UsageError(
+            "a saved scene keeps the NeRF's own geometry", remedy="--depth again, where the saved scene is rendered"
+        )
+    for source in sources:
+        if source.sample is not None and look.detail_of(source) == "photo":
+            raise UsageError(f"a sample has no photo ({source.text})", remedy="--detail none")
+        if source.sample is not None and look.depth_model is not None:
+            raise UsageError(f"a sample has no photo for a depth network ({source.text})", remedy="--depth FILE")
+        if source.is_saved_scene and look.save_scene:
+            raise UsageError(f"this is a saved scene ({source.text})", remedy="no --save-scene")
+    if look.depth is not None:
+        read_disparity(look.depth)
+
+
+def read_all(
+    sources: Sequence[Source],
+    targets: Sequence[Target],
+    weights: LoadedWeights | None,
+    look: Look = PLAIN,
+    *,
+    stdin: IO[bytes] | None,
+) -> tuple[list[Readable], list[Failure]]:
+    """Read all inputs before any is rendered, so that what is wrong with them is known at once.
+
+    Args:
+        sources: The inputs.
+        targets: One a source.
+        weights: The model; None will do for saved scenes.
+        look: What will be shown.
+        stdin: What `-` reads.
+
+    Returns:
+        What could be read, and why the others could not.
+    """
+    readable: list[Readable] = []
+    failures: list[Failure] = []
+    for source, target in zip(sources, targets, strict=True):
+        try:
+            picture = check_source(source, weights, fit=look.fit_of(source), stdin=stdin)
+            readable.append(Readable(source, target, picture))
+        except Vq3dError as error:
+            failures.append(Failure(source, error))
+    return readable, failures
+
+
+def render_all(
+    weights: LoadedWeights | None,
+    inputs: Sequence[Readable],
+    shot: Shot,
+    look: Look = PLAIN,
+    *,
+    device: str | torch.device | None = None,
+    on_frames: Callable[[int], object],
+) -> list[Path]:
+    """Film each input; one scene is held at a time.
+
+    Args:
+        weights: The model; None will do for saved scenes.
+        inputs: From `read_all`.
+        shot: How to film.
+        look: What to show; the plain NeRF by default.
+        device: Where saved scenes go; default: where the model is.
+        on_frames: Called with the number of frames just rendered.
+
+    Returns:
+        Files and folders that were written.
+
+    Raises:
+        UnavailableError, OutputError, StorageError: See `export.video.video_writer`; earlier videos are complete.
+        DataError: A disparity map that does not fit.
+    """
+    outputs: list[Path] = []
+    for item in inputs:
+        opened = open_scene(item.source, weights, fit=look.fit_of(item.source), device=device, picture=item.picture)
+        scene, camera = staged(opened, shot, look, detail=look.detail_of(item.source))
+        film(scene, camera, item.target, fps=shot.fps, samples=shot.samples, on_frames=on_frames)
+        outputs += item.target.paths
+        if look.write_cameras:
+            write_cameras(item.target.cameras, camera, fps=shot.fps)
+            outputs.append(item.target.cameras)
+        if look.save_scene and weights is not None:
+            save_scene(
+                item.target.scene,
+                opened.scene,
+                weights=weights,
+                provenance=opened.provenance,
+                photo=opened.photo,
+                aspect=opened.camera.aspect,
+            )
+            outputs.append(item.target.scene)
+    return outputs
+
+
+def staged(opened: OpenedScene, shot: Shot, look: Look, *, detail: Detail) -> tuple[Renderable, Camera]:
+    """What is filmed of a scene, and the cameras that film it.
+
+    Args:
+        opened: The scene.
+        shot: How to film; with photo detail its path adapts to the scene where it says no amplitude.
+        look: What to show.
+        detail: Photo detail or not; not, if there is no photo, or hardly one.
+
+    Raises:
+        UsageError: A depth network for a scene without a photo.
+        InputMissingError, DataError: See `user_depth`.
+    """
+    facts = opened.camera
+    fov_deg = shot.fov_deg or facts.fov_deg
+    if detail == "none" or opened.photo is None or min(opened.photo.shape[1:]) < _SMALLEST_PHOTO_PX:
+        return _staged_plain(opened, shot, look, fov_deg)
+    output_px = _output_px(opened.photo.shape[1], opened.photo.shape[2], shot.size_px)
+    # A zoom shows fewer of the photo's pixels, larger.
+    zoom = max(1.0, math.tan(math.radians(0.5 * facts.fov_deg)) / math.tan(math.radians(0.5 * fov_deg)))
+    zoom = min(zoom, max(1.0, _MOST_PHOTO_PX / max(output_px)))
+    photo = fitted_photo(opened.photo, round(output_px[0] * zoom), round(output_px[1] * zoom))
+    nerf_s = canonical_view(opened).s[0]
+    s = refined_disparity(nerf_s, photo, _given_s(opened, look, nerf_s.device))
+    extent = disparity_extent(s, facts)
+    reach = adapted_reach(shot.path, extent, facts, fov_rad=math.radians(fov_deg))
+    if shot.amplitude_deg is None:
+        shot = replace(shot, amplitude_deg=math.degrees(reach.amplitude_rad))
+    camera = shot_camera(shot, radius=facts.radius, fov_deg=facts.fov_deg, output_px=output_px, pivot_z=reach.pivot_z)
+    if look.stereo is None:
+        return build_photo_scene(opened, photo, s, camera), camera
+    seen_by = _stereo(opened.scene, look.stereo, extent, fov_deg)
+    eyes = [seen_by.eye(camera, side) for side in (-0.5, 0.5)]
+    both = Camera(
+        torch.cat([eye.cam_to_world for eye in eyes]), torch.cat([eye.intrinsics for eye in eyes]), *output_px
+    )
+    return replace(seen_by, scene=build_photo_scene(opened, photo, s, both)), camera
+
+
+def _stereo(scene: Renderable, kind: StereoKind, extent: Extent, fov_deg: float) -> StereoScene:
+    distance = eye_distance(extent, parallax=EYE_PARALLAX, fov_rad=math.radians(fov_deg))
+    return StereoScene(scene, kind, distance, extent.middle_z)
+
+
+def _staged_plain(opened: OpenedScene, shot: Shot, look: Look, fov_deg: float) -> tuple[Renderable, Camera]:
+    """The NeRF itself, its surfaces moved if geometry comes from outside."""
+    facts = opened.camera
+    camera = shot_camera(shot, radius=facts.radius, fov_deg=facts.fov_deg, aspect=facts.aspect)
+    scene: Renderable = opened.scene
+    given = _given_s(opened, look, opened.scene.planes.device)
+    nerf_s = canonical_view(opened).s[0] if given is not None or look.stereo is not None else None
+    if given is not None:
+        assert nerf_s is not None
+        scene = CorrectedScene(opened.scene, nerf_s, given, math.radians(facts.fov_deg))
+    if look.stereo is not None:
+        seen_s = nerf_s if given is None else given
+        assert seen_s is not None
+        scene = _stereo(scene, look.stereo, disparity_extent(seen_s, facts), fov_deg)
+    return scene, camera
+
+
+def _given_s(opened: OpenedScene, look: Look, device: torch.device) -> torch.Tensor | None:
+    """Geometry from outside, if it is asked for, for what the canonical camera sees."""
+    shown = opened.camera.aspect
+    if look.depth is not None:
+        name = str(look.depth)
+        disparity = read_disparity(look.depth)
+        # A map of what is shown, or of all of a photo that was cropped.
+        aspects = [shown] if opened.whole_aspect is None else [shown, opened.whole_aspect]
+        if check_shape(disparity, aspects, name=name) != shown:
+            top, left, side = centre_square(*disparity.shape)
+            disparity = disparity[top : top + side, left : left + side]
+    elif look.depth_model is not None:
+        if opened.photo is None:
+            raise UsageError(f"there is no photo for a depth network ({opened.stem})", remedy="--depth FILE")
+        name = opened.stem
+        # The network may have squashed the photo, so its map has a shape of its own.
+        disparity = predict_disparity(look.depth_model, opened.photo, name=name)
+    else:
+        return None
+    return user_s(disparity.to(device), opened.camera, name=name)
+
+
+def _output_px(height_px: int, width_px: int, size_px: int | None) -> tuple[int, int]:
+    """Height and width of a video with photo detail: the photo's own, or with a longer side of `size_px`."""
+    longer = max(height_px, width_px)
+    factor = (min(longer, DETAIL_SIZE_PX) if size_px is None else size_px) / longer
+    return max(_SMALLEST_PHOTO_PX, round(height_px * factor)), max(_SMALLEST_PHOTO_PX, round(width_px * factor))

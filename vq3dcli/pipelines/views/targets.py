@@ -1,0 +1,176 @@
+"""Where videos go: from what `-o` and `--format` say to one target an input."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vq3dcli.errors import UsageError
+from vq3dcli.export.video import FORMATS, VideoFormat, check_output, format_of
+from vq3dcli.pipelines.views.inputs import Source
+from vq3dcli.scene_file import SUFFIX
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where one video goes.
+
+    Attributes:
+        video: File, or folder for `frames`.
+        disparity: The same for the disparity video, if wanted.
+        video_format: One of `FORMATS`.
+    """
+
+    video: Path
+    disparity: Path | None
+    video_format: VideoFormat
+
+    @property
+    def cameras(self) -> Path:
+        """Where the camera path of the video is written."""
+        return self._beside("_cameras.json")
+
+    @property
+    def scene(self) -> Path:
+        """Where the scene is saved, if that is wanted."""
+        return self._beside(SUFFIX)
+
+    def _beside(self, ending: str) -> Path:
+        suffix = "" if self.video_format == "frames" else self.video.suffix
+        return self.video.with_name(self.video.name.removesuffix(suffix) + ending)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files and folders of pictures."""
+        return [self.video] if self.disparity is None else [self.video, self.disparity]
+
+
+def plan_targets(
+    sources: Sequence[Source],
+    output: str | None,
+    video_format: str | None,
+    *,
+    path: str,
+    disparity: bool,
+    default: VideoFormat = "mp4",
+    kept: Sequence[Path] = (),
+    save_scene: bool = False,
+) -> list[Target]:
+    """Where the video of each source goes.
+
+    Args:
+        sources: The inputs.
+        output: What `-o` says: a file, a folder (it exists, or ends in /, or there are several inputs and it has no
+            suffix), or a pattern with `{name}` for the input's name; None is the current folder.
+        video_format: What `--format` says, if anything.
+        path: Name of the camera path, a part of the names that are made here.
+        disparity: Whether disparity videos are wanted.
+        default: The format where neither `output` nor `video_format` says any.
+        kept: What else is read, and must not be overwritten.
+        save_scene: Whether scenes are saved beside the videos.
+
+    Raises:
+        UsageError: A format that is unknown or contradicts the file's name; one file for several inputs; an output
+            that would overwrite an input or another output.
+    """
+    if video_format is not None and video_format not in FORMATS:
+        raise UsageError(f"no video format {video_format!r}", remedy=f"--format {'|'.join(FORMATS)}")
+    targets = [
+        _plan_target(source, len(sources) > 1, output, video_format, path, disparity, default) for source in sources
+    ]
+    inputs = {path.resolve() for path in (*_files(sources), *kept)}
+    outputs: set[Path] = set()
+    for target in targets:
+        for written in (*target.paths, target.cameras, *([target.scene] if save_scene else [])):
+            if written.resolve() in inputs:
+                raise UsageError(f"the output would overwrite the input ({written})", remedy="another name with -o")
+            if written.resolve() in outputs:
+                raise UsageError(f"two outputs would have one name ({written})", remedy="another name with -o")
+            outputs.add(written.resolve())
+    return targets
+
+
+def plan_joint_target(
+    sources: Sequence[Source], stem: str, output: str | None, video_format: str | None, *, kind: str, disparity: bool
+) -> Target:
+    """Where the one video of several inputs goes; see `plan_targets`.
+
+    Args:
+        sources: The inputs, none of which may be overwritten.
+        stem: What the output is named after, where `-o` does not say.
+        output: What `-o` says.
+        video_format: What `--format` says.
+        kind: The last part of a name that is made here.
+        disparity: Whether a disparity video is wanted.
+
+    Raises:
+        UsageError: See `plan_targets`.
+    """
+    return plan_targets(
+        [dataclasses.replace(sources[0], stem=stem)],
+        output,
+        video_format,
+        path=kind,
+        disparity=disparity,
+        kept=_files(sources),
+    )[0]
+
+
+def check_targets(targets: Sequence[Target]) -> None:
+    """Find out before the work starts whether all outputs can be written; see `export.video.check_output`."""
+    for target in targets:
+        for path in target.paths:
+            check_output(path, target.video_format)
+
+
+def _plan_target(
+    source: Source,
+    several: bool,
+    output: str | None,
+    video_format: str | None,
+    path: str,
+    disparity: bool,
+    default: VideoFormat,
+) -> Target:
+    made_name = f"{source.stem}_{path}"
+    made = several or video_format not in (None, "frames") or (video_format is None and default != "mp4")
+    if output is None or (_is_folder(output, several) and made):
+        chosen = _known(video_format or default)
+        folder = Path(output or ".")
+        return _target(folder / (made_name if chosen == "frames" else f"{made_name}.{chosen}"), chosen, disparity)
+    if _is_folder(output, several):
+        return _target(Path(output), "frames", disparity)
+    if several and "{name}" not in output:
+        raise UsageError(f"several inputs cannot share one output ({output})", remedy="-o FOLDER/ or -o '{name}.mp4'")
+    file = Path(output.replace("{name}", source.stem))
+    if video_format is None:
+        return _target(file, format_of(file), disparity)
+    if file.suffix.lower() in {f".{name}" for name in FORMATS} - {f".{video_format}"}:
+        raise UsageError(f"--format {video_format} contradicts the name of the output ({file})", remedy="one of them")
+    return _target(file, _known(video_format), disparity)
+
+
+def _files(sources: Sequence[Source]) -> list[Path]:
+    return [source.path for source in sources if source.is_file]
+
+
+def _is_folder(output: str, several: bool) -> bool:
+    if "{name}" in output:
+        return False
+    return output.endswith("/") or Path(output).is_dir() or (several and not Path(output).suffix)
+
+
+def _known(video_format: str) -> VideoFormat:
+    return next(name for name in FORMATS if name == video_format)
+
+
+def _target(path: Path, video_format: VideoFormat, disparity: bool) -> Target:
+    # Of "." and ".." nothing can be named after.
+    path = path if path.name not in ("", "..") else path.resolve()
+    if not path.name:
+        raise UsageError(f"the output has no name ({path})", remedy="-o FOLDER/")
+    suffix = "" if video_format == "frames" else path.suffix
+    beside = path.with_name(f"{path.name.removesuffix(suffix)}_disparity{suffix}") if disparity else None
+    return Target(path, beside, video_format)
