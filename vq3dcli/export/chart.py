@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import sys
 from collections.abc import Sequence
 
 WIDTH_PX = 360
@@ -43,9 +44,9 @@ def line_chart(title: str, x: Sequence[float], y: Sequence[float], *, x_label: s
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) within [low, high], about `about` of them."""
-    if not low < high:
-        return [low]
     raw = (high - low) / about
+    if not raw > sys.float_info.min:  # steps below it have no power of ten
+        return [low]
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
