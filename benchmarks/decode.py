@@ -75,7 +75,7 @@ def same_pixels(data: bytes) -> bool:
     if pixels is None:
         return False
     with Image.open(io.BytesIO(data)) as image:
-        return bool(np.array_equal(np.asarray(image.convert("RGB")), pixels.permute(1, 2, 0).numpy()))
+        return bool(np.array_equal(np.asarray(image.convert("RGB")), pixels[0].permute(1, 2, 0).numpy()))
 
 
 def measure(photos: list[bytes], size_px: int, rounds: int) -> dict[str, object]:

@@ -63,7 +63,7 @@ def decode_image(data: bytes, *, name: str, apply_orientation: bool = True) -> T
         DataError: Not an image, damaged, or more than `MAX_PIXELS`, which is found before any pixel is decoded.
         MemoryError: There is no room for its pixels; that says nothing about the image.
     """
-    return _decoded(data, name=name, apply_orientation=apply_orientation, scratch=False).contiguous()
+    return _decoded(data, name=name, apply_orientation=apply_orientation, scratch=False)[0].contiguous()
 
 
 class Square(NamedTuple):
@@ -109,17 +109,16 @@ def decode_square(
         window: From height and width in pixels, as they are after that, to top, left and side of a square inside.
     """
     pixels = _decoded(data, name=name, apply_orientation=apply_orientation, scratch=True)
-    height_px, width_px = pixels.shape[1:]
+    height_px, width_px = pixels.shape[2:]
     top, left, side = window(height_px, width_px)
-    square = pixels[:, top : top + side, left : left + side]
-    resized = resize(square, size, size, keep_layout=True)
+    resized = _resize(pixels[:, :, top : top + side, left : left + side], size, size)
     if side == size:  # still in the decoder's memory, which the next image needs
         resized = resized.clone()
-    return Square(resized, height_px, width_px, (top, left, side))
+    return Square(resized[0], height_px, width_px, (top, left, side))
 
 
 def _decoded(data: bytes, *, name: str, apply_orientation: bool, scratch: bool) -> Tensor:
-    """Pixels `[3, H, W]` in any memory layout; `scratch`: in memory that the next call may use. Raises `DataError`."""
+    """Pixels `[1, 3, H, W]` in any layout; `scratch`: in memory that the next call may use. Raises `DataError`."""
     try:
         pixels = _decode_jpeg(data, apply_orientation, scratch)
         return _decode(data, apply_orientation) if pixels is None else pixels
@@ -172,17 +171,17 @@ def to_square(image: Tensor, size: int, *, fit: Literal["crop", "squash"]) -> Te
     return resize(image, size, size)
 
 
-def resize(image: Tensor, height_px: int, width_px: int, *, keep_layout: bool = False) -> Tensor:
-    """Antialiased bicubic resize of a uint8 image `[3, H, W]` to `[3, height_px, width_px]`.
+def resize(image: Tensor, height_px: int, width_px: int) -> Tensor:
+    """Antialiased bicubic resize of a uint8 image `[3, H, W]` to `[3, height_px, width_px]`, contiguous."""
+    return _resize(image[None], height_px, width_px)[0].contiguous()
 
-    The result is contiguous, or with `keep_layout` in the memory layout that was fastest to make.
-    """
-    resized = image
-    if image.shape[1:] != (height_px, width_px):
-        resized = functional.interpolate(
-            image[None], size=(height_px, width_px), mode="bicubic", align_corners=False, antialias=True
-        )[0]
-    return resized if keep_layout else resized.contiguous()
+
+def _resize(batch: Tensor, height_px: int, width_px: int) -> Tensor:
+    """`[1, 3, height_px, width_px]` in the memory layout that was fastest to make; the batch itself if it fits."""
+    size = (height_px, width_px)
+    if batch.shape[2:] == size:
+        return batch
+    return functional.interpolate(batch, size=size, mode="bicubic", align_corners=False, antialias=True)
 
 
 def encode_png(image: Tensor) -> bytes:
@@ -225,7 +224,7 @@ def _decode(data: bytes, apply_orientation: bool) -> Tensor:
         if jpeg.is_jpeg(data):
             jpeg.check(data)
         image.load()
-        return _oriented(_pixels(image), _orientation(image) if apply_orientation else 1)
+        return _oriented(_pixels(image)[None], _orientation(image) if apply_orientation else 1)
 
 
 def _decode_jpeg(data: bytes, apply_orientation: bool, scratch: bool) -> Tensor | None:
@@ -236,8 +235,10 @@ def _decode_jpeg(data: bytes, apply_orientation: bool, scratch: bool) -> Tensor 
     if header.height_px * header.width_px > MAX_PIXELS:
         raise Image.DecompressionBombError
     pixels = jpeg.decode(data, header, scratch=scratch)
-    if pixels is None or not (apply_orientation and header.has_app1):
+    if pixels is None or not apply_orientation:
         return pixels
+    if header.orientation is not None:
+        return _oriented(pixels, header.orientation)
     with _open(data) as image:
         return _oriented(pixels, _orientation(image))
 
