@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_tools.depth_models import DepthModel, to_disparity
+from data_tools.depth_network import DepthModel, to_disparity
 from data_tools.depth_quality import make_label
 from data_tools.part import WHOLE, Part
 from data_tools.shards import Job, Sample, compact_json, write_part

@@ -1,42 +1,17 @@
-"""Monocular depth networks as teachers: what their numbers mean, where they lie, and how they are opened."""
+"""Monocular depth networks as teachers: where they lie, and how they are opened."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
 
+from data_tools.depth_network import DepthModel, Meaning
 from vq3dcli.errors import InputMissingError, UnavailableError, UsageError
 
-Meaning = Literal["disparity", "depth"]
-
-# A depth below this share of the map's median is taken for it: 1 / z of a pixel at zero would use up all levels of the
-# label. A share, since the unit is not known: some networks predict depth from 0 to 1.
-NEAREST = 0.02
-
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
-
-
-class DepthModel(Protocol):
-    """An opened network.
-
-    Attributes:
-        facts: JSON values that its numbers depend on, the hash of its files among them.
-        meaning: What the numbers are: `disparity`, larger is nearer, known up to scale and shift; or `depth`, z in
-            metres or any other unit.
-    """
-
-    facts: dict[str, Any]
-    meaning: Meaning
-
-    def predict(self, images: Tensor) -> Tensor:
-        """The network's own numbers, float32 `[B, h, w]` on the CPU, for uint8 images `[B, 3, H, W]`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -104,21 +79,6 @@ def open_model(
     if input_px is not None:
         raise UsageError("the input size is for ONNX files only", remedy="no --input-size: the folder says it itself")
     return TransformersModel(files.path, device, meaning=meaning)
-
-
-def to_disparity(prediction: Tensor, meaning: Meaning) -> Tensor:
-    """Disparity up to scale and shift, larger is nearer, from a network's numbers, float32 `[B, h, w]`."""
-    if meaning == "disparity":
-        return prediction
-    nearest = NEAREST * prediction.flatten(1).nanmedian(dim=1).values[:, None, None]
-    # A map that is nowhere above zero becomes constant, and its label is flagged.
-    return 1.0 / prediction.maximum(nearest.clamp(min=torch.finfo(torch.float32).tiny))
-
-
-def weight_files(folder: Path) -> Iterator[Path]:
-    """What a folder in the layout of transformers is read from, in the order of names."""
-    names = [path for path in folder.iterdir() if path.suffix == ".safetensors" or path.suffix == ".json"]
-    return iter(sorted(names, key=lambda path: path.name))
 
 
 def _short_name(path: Path) -> str:

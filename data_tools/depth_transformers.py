@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_tools.depth_models import Meaning, weight_files
+from data_tools.depth_network import Meaning
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError, UsageError
 from vq3dcli.files import sha256_file
 
@@ -29,7 +29,7 @@ _CONFIGURED: dict[str, Meaning] = {"relative": "disparity", "metric": "depth"}
 
 
 class TransformersModel:
-    """See `depth_models.DepthModel`; float32 on a CPU, float16 autocast on CUDA.
+    """See `depth_network.DepthModel`; float32 on a CPU, float16 autocast on CUDA.
 
     Args:
         folder: With `config.json`, `preprocessor_config.json` and safetensors.
@@ -66,7 +66,7 @@ class TransformersModel:
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Tensor:
-        """See `depth_models.DepthModel`."""
+        """See `depth_network.DepthModel`."""
         sizes = [(images.shape[2], images.shape[3])] * len(images)
         inputs = self._processor(images=list(images), return_tensors="pt").to(self._device)
         with torch.autocast("cuda", torch.float16, enabled=self._device.type == "cuda"):
@@ -150,9 +150,10 @@ def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
 
 
 def _folder_sha256(folder: Path) -> str:
-    """Of the names and hashes of all files that the network is read from."""
+    """Of the names and hashes of all files that the network is read from, in the order of names."""
     digest = hashlib.sha256()
-    for path in weight_files(folder):
+    files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".json")]
+    for path in sorted(files, key=lambda path: path.name):
         digest.update(f"{path.name} {sha256_file(path)}\n".encode())
     return digest.hexdigest()
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from data_tools.depth_labels import label_by_model
-from data_tools.depth_models import find_model, open_model, to_disparity
+from data_tools.depth_models import find_model, open_model
+from data_tools.depth_network import to_disparity
 from data_tools.depth_transformers import known_meaning
 from data_tools.part import Part
 from data_tools.toyscenes import prepare_toyscenes

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from data_tools.depth_models import to_disparity
+from data_tools.depth_network import to_disparity
 from data_tools.depth_quality import CLIPPED, CONSTANT, NOISY, NOT_FINITE, make_label
 
 

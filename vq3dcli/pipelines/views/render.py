@@ -10,7 +10,7 @@ from typing import IO, Literal
 
 import torch
 
-from data_tools.depth_models import DepthModel
+from data_tools.depth_network import DepthModel
 from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.data.images import centre_square
 from vq3dcli.errors import UsageError, Vq3dError

@@ -15,7 +15,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
-from data_tools.depth_models import DepthModel, find_model, open_model, to_disparity
+from data_tools.depth_models import find_model, open_model
+from data_tools.depth_network import DepthModel, to_disparity
 from vq3dcli.data.images import MAX_PIXELS, decode_image, read_file
 from vq3dcli.errors import DataError, UnavailableError, UsageError
 from vq3dcli.losses.depth import align_canonical
