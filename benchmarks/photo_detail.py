@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from vq3dcli.checkpoint import LoadedWeights, load_weights
+from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.data.images import encode_png, resize, to_square
 from vq3dcli.data.toyscenes import render_scenes, sample_scenes
 from vq3dcli.export.colour import colour_map
@@ -198,7 +199,7 @@ def measure_seconds(side_px: int, weights: LoadedWeights) -> dict[str, float]:
     built = time.process_time()
     scene.render(at(camera, *PAIRS[0]), samples=1)
     shown = time.process_time()
-    nerf.render(at(camera, 0), samples=32)
+    nerf.render(at(camera, 0), samples=VIDEO_SAMPLES)
     return {
         "side_px": float(side_px),
         "reconstruct_cpu_s": reconstructed - began,

@@ -160,6 +160,8 @@ def make_bad_inputs(huge: Path) -> None:
         (["photo.jpg", "--depth-model", "./missing.onnx"], 66),
         (["photo.jpg", "--depth-model", "photo.jpg"], 2),
         (["photo.jpg", "--yaw", "3", "--amplitude", "5"], 2),
+        (["photo.jpg", "--yaw", "3", "--frames", "60"], 2),
+        (["photo.jpg", "--path", "a_cameras.json", "--frames", "9"], 2),
         (["photo.jpg", "--path", "a_cameras.json", "-o", "a.mp4"], 2),
         (["photo.jpg", "--depth", "photo.jpg", "--depth-model", "x"], 2),
         (["toyscene:box", "--depth", "huge.png"], 65),
@@ -203,6 +205,15 @@ def test_a_still_at_no_angle_is_the_photo(photo: str, weights: str, capsys: pyte
     assert psnr(read_png("photo_view.png")[None], read_png(photo)[None]) > 50.0
     assert run(["render", photo, "--pitch", "4", "--detail", "none", "--size", "16", *options, "-o", "plain.png"]) == 0
     assert read_png("plain.png").shape == (3, 16, 16)
+
+
+def test_samples_are_said_to_leave_photo_detail_alone(
+    photo: str, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--weights", weights, "--device", "cpu", "--size", "16", "--yaw", "0", "-o", "a.png"]
+    for more, said in ((["--samples", "4"], True), (["--samples", "4", "--detail", "none"], False), ([], False)):
+        assert run(["render", photo, *options, *more]) == 0
+        assert ("leaves photo detail as it is" in capsys.readouterr().err) is said
 
 
 def test_the_cameras_beside_a_video_film_it_again(photo: str, weights: str) -> None:

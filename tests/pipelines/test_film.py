@@ -11,12 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
+from vq3dcli.checkpoint import load_weights
+from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.errors import UsageError
 from vq3dcli.export.video import VideoFormat
+from vq3dcli.metrics.image import psnr
 from vq3dcli.model.scene import SceneView
 from vq3dcli.pipelines.views.film import Shot, check_shot, film, output_size, shot_camera
+from vq3dcli.pipelines.views.inputs import open_scene, parse_sources
 from vq3dcli.pipelines.views.targets import Target
-from vq3dcli.rendering.cameras import Camera, image_rays, s_from_z_depth
+from vq3dcli.rendering.cameras import Camera, image_rays, pivot_camera, s_from_z_depth
 
 
 class Wall:
@@ -130,3 +134,12 @@ def test_gif_is_slower() -> None:
     check_shot(Shot(fps=60.0), "mp4")
     with pytest.raises(UsageError, match="gif"):
         check_shot(Shot(fps=60.0), "gif")
+
+
+def test_a_video_s_samples_show_no_slices_of_the_embedded_model() -> None:
+    weights = load_weights()
+    (source,) = parse_sources(["toyscene:snowman"])
+    scene = open_scene(source, weights, fit="crop").scene
+    camera = pivot_camera(torch.tensor([math.radians(20.0)]), torch.zeros(1), height_px=64, width_px=64)
+    views = [scene.render(camera, samples=samples).rgb for samples in (VIDEO_SAMPLES, 192)]
+    assert psnr(*views) > 42.0

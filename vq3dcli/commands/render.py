@@ -42,6 +42,7 @@ STEREO = "sbs: left and right view side by side; anaglyph: for red-cyan glasses.
 
 
 def command(
+    context: typer.Context,
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help=INPUTS)],
     orbit: Annotated[bool, typer.Option("--orbit", help="Circle around the first view; the default.")] = False,
     swing: Annotated[bool, typer.Option("--swing", help="Right, left and back.")] = False,
@@ -52,7 +53,9 @@ def command(
     yaw: Annotated[float | None, typer.Option(help="A single view, so many degrees to the right.")] = None,
     pitch: Annotated[float | None, typer.Option(help="A single view, so many degrees up.")] = None,
     detail: Annotated[Literal["photo", "none"] | None, typer.Option(help=DETAIL)] = None,
-    frames: Annotated[int, typer.Option(help="Frames of the video, which loops.")] = VIDEO_FRAMES,
+    frames: Annotated[
+        int, typer.Option(help="Frames of the video, which loops; not of a single view or --path.")
+    ] = VIDEO_FRAMES,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = VIDEO_FPS,
     size: Annotated[int | None, typer.Option(help=SIZE)] = None,
     fov: Annotated[
@@ -93,6 +96,11 @@ def command(
     path = _only_path(wanted + ["path"] * (path_file is not None) + ["view"] * still)
     if amplitude is not None and path in ("path", "view"):
         raise UsageError("--amplitude is for camera paths that have one", remedy="--orbit, --swing, --spiral, --dolly")
+    if _given(context, "frames") and path in ("path", "view"):
+        raise UsageError(
+            f"--frames is for camera paths, not for {'the cameras of a file' if path == 'path' else 'a single view'}",
+            remedy="--orbit, --swing, --spiral, --dolly",
+        )
     to_stdout = output == "-"
     if to_stdout:
         _check_stdout(len(inputs), video_format, json=json, more=disparity or save_scene)
@@ -147,6 +155,8 @@ def command(
         said_weights = "" if loaded is None else f", weights {loaded.path}"
         what = f"{path} of {shot.length} frames" if shot.length > 1 else path
         said.note(f"{what}, field of view {said_fov}{said_weights}")
+        if _given(context, "samples") and all(look.detail_of(source) == "photo" for source in sources):
+            said.note("--samples changes the plain NeRF (--detail none), and leaves photo detail as it is")
         with said.progress("rendering", shot.length * len(readable), unit="frames") as progress:
             outputs = render_all(loaded, readable, shot, look, device=target_device, on_frames=progress.advance)
     said.finish(
@@ -158,6 +168,12 @@ def command(
     )
     if failures:
         raise typer.Exit(failures[0].error.exit_code)
+
+
+def _given(context: typer.Context, option: str) -> bool:
+    """Whether an option was given rather than left at its default."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name != "DEFAULT"
 
 
 def _only_path(wanted: list[str]) -> str:
