@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from vq3dcli.prior_checkpoint import embedded_prior_path, load_prior, save_prior
 
@@ -28,13 +29,13 @@ def main() -> None:
     options = parser.parse_args()
     prior = load_prior(options.run)
     figures = {} if options.figures is None else json.loads(options.figures.read_text())
-    protocol, count = figures.get("protocol", "nothing"), figures.get("count", 0)
+    protocol = figures.get("conditions", {}).get("protocol", {}).get("name", "nothing")
     card = {
         **prior.card,
         "data": options.data,
         "command": options.command,
-        "figures": figures.get("metrics", {}),
-        "measured_by": f"vq3d evaluate generation ({protocol}, {count} samples)",
+        "figures": {key: _told(found) for key, found in figures.items() if key != "conditions"},
+        "measured_by": f"vq3d evaluate generation ({protocol})",
         "limits": options.limits,
         "licence": "Apache-2.0",
     }
@@ -43,6 +44,14 @@ def main() -> None:
     )
     recipe = prior.recipe.model_copy(update={"sampling": sampling})
     print(save_prior(embedded_prior_path(), prior.model, recipe, prior.tokens, card))
+
+
+def _told(figures: dict[str, Any]) -> dict[str, Any]:
+    """Figures of a set without those by class, which generation.json keeps."""
+    told = {key: value for key, value in figures.items() if not isinstance(value, dict | list)}
+    if "recognised" in figures:
+        told["recognised"] = figures["recognised"]["all"]
+    return told
 
 
 if __name__ == "__main__":
