@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
+from vq3dcli.commands.view_options import DisparityOption, FormatOption, WeightsOption
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES
 from vq3dcli.errors import UsageError
 
 if TYPE_CHECKING:
     from vq3dcli.pipelines.views.inputs import OpenedScene, Source
 
-FormatName = Literal["mp4", "webm", "gif", "png", "frames"]
 CameraName = Literal["still", "orbit", "swing", "spiral", "dolly", "dolly-zoom"]
 
 SCENE = "A photo, sample, saved scene or toyscene:CLASS[:SEED]; or a composition file, NAME.toml."
@@ -58,7 +58,7 @@ def command(
     fov: Annotated[float | None, typer.Option(help="Field of view in degrees. Default: the model's.")] = None,
     amplitude: Annotated[float | None, typer.Option(help="How far the camera goes, in degrees.")] = None,
     samples: Annotated[int, typer.Option(help="Samples a ray; more are slower and cleaner.")] = 64,
-    disparity: Annotated[bool, typer.Option("--disparity", help="Also write NAME_disparity: near is bright.")] = False,
+    disparity: DisparityOption = False,
     detail: Annotated[
         Literal["photo", "none"] | None, typer.Option(help="The photo's own pixels, or the plain NeRF. Default: photo.")
     ] = None,
@@ -66,12 +66,8 @@ def command(
         Literal["crop", "squash"] | None,
         typer.Option(help="The centre square of photos, or all of them. Default: squash with photo detail, else crop."),
     ] = None,
-    video_format: Annotated[
-        FormatName | None, typer.Option("--format", help="Format, where the name does not tell it.")
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights file or run folder. Default: the embedded ones.")
-    ] = None,
+    video_format: FormatOption = None,
+    weights: WeightsOption = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,

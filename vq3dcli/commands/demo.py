@@ -8,13 +8,12 @@ from typing import Annotated
 import typer
 
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
+from vq3dcli.commands.view_options import WeightsOption
 
 
 def command(
     out: Annotated[Path, typer.Option("--out", help="Folder for the videos and contact sheets.")] = Path("demo-out"),
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights file or run folder. Default: the embedded ones.")
-    ] = None,
+    weights: WeightsOption = None,
     prior: Annotated[
         Path | None,
         typer.Option(help="A prior over the codes of --weights. Default: embedded."),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
+from vq3dcli.commands.view_options import WeightsOption
 
 if TYPE_CHECKING:
     from vq3dcli.pipelines.views.inputs import OpenedScene, Source
@@ -51,9 +52,7 @@ def command(
     max_depth: Annotated[float | None, typer.Option(help=MAX_DEPTH)] = None,
     detail: Annotated[Literal["photo", "none"] | None, typer.Option(help=DETAIL)] = None,
     fit: Annotated[Literal["crop", "squash"] | None, typer.Option(help=FIT)] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights file or run folder. Default: the embedded ones.")
-    ] = None,
+    weights: WeightsOption = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,

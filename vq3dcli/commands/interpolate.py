@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
+from vq3dcli.commands.view_options import DisparityOption, FormatOption, WeightsOption
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES, VIDEO_SIZE_PX
 from vq3dcli.errors import UsageError
 
-FormatName = Literal["mp4", "webm", "gif", "png", "frames"]
 CameraName = Literal["still", "orbit", "swing", "spiral", "dolly", "dolly-zoom"]
 
 INPUTS = (
@@ -36,16 +35,12 @@ def command(
     fov: Annotated[float | None, typer.Option(help="Field of view in degrees. Default: the model's.")] = None,
     amplitude: Annotated[float | None, typer.Option(help="How far the camera goes, in degrees.")] = None,
     samples: Annotated[int, typer.Option(help="Samples a ray; more are slower and a little cleaner.")] = VIDEO_SAMPLES,
-    disparity: Annotated[bool, typer.Option("--disparity", help="Also write NAME_disparity: near is bright.")] = False,
+    disparity: DisparityOption = False,
     fit: Annotated[
         Literal["crop", "squash"], typer.Option(help="What of a photo is kept; squash has the first one's shape.")
     ] = "crop",
-    video_format: Annotated[
-        FormatName | None, typer.Option("--format", help="Format, where the name does not tell it.")
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights file or run folder. Default: the embedded ones.")
-    ] = None,
+    video_format: FormatOption = None,
+    weights: WeightsOption = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,

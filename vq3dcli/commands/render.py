@@ -13,10 +13,9 @@ from typing import Annotated, Literal
 import typer
 
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, stdout_bytes
+from vq3dcli.commands.view_options import DisparityOption, FormatName, FormatOption, WeightsOption
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES
 from vq3dcli.errors import UsageError
-
-FormatName = Literal["mp4", "webm", "gif", "png", "frames"]
 
 INPUTS = (
     "Photos (JPEG, PNG, WebP), - for stdin, saved scenes (.vq3d.safetensors), samples (samples.json#NAME), or "
@@ -26,7 +25,6 @@ OUTPUT = (
     "NAME.mp4, .webm or .gif; NAME.png, a contact sheet; FOLDER/, PNG frames; with several inputs FOLDER/ or a pattern "
     "with {name}; - for stdout. Default: INPUT_orbit.mp4 in the current folder. The cameras are written beside it."
 )
-FORMAT = "Format, where the name does not tell it: mp4, webm, gif, png (contact sheet) or frames (a PNG each)."
 FIT = (
     "crop takes the centre square; squash shows all of the photo and keeps its shape. Default: squash with photo "
     "detail, else crop."
@@ -65,16 +63,14 @@ def command(
     samples: Annotated[
         int, typer.Option(help="Samples a ray of the plain NeRF; more are slower and cleaner.")
     ] = VIDEO_SAMPLES,
-    disparity: Annotated[bool, typer.Option("--disparity", help="Also write NAME_disparity: near is bright.")] = False,
+    disparity: DisparityOption = False,
     save_scene: Annotated[bool, typer.Option("--save-scene", help=SCENE)] = False,
     stereo: Annotated[Literal["sbs", "anaglyph"] | None, typer.Option(help=STEREO)] = None,
     depth: Annotated[Path | None, typer.Option(metavar="FILE", help=DEPTH)] = None,
     depth_model: Annotated[str | None, typer.Option(metavar="NAME", help=DEPTH_MODEL)] = None,
     fit: Annotated[Literal["crop", "squash"] | None, typer.Option(help=FIT)] = None,
-    video_format: Annotated[FormatName | None, typer.Option("--format", help=FORMAT)] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights file or run folder. Default: the embedded ones.")
-    ] = None,
+    video_format: FormatOption = None,
+    weights: WeightsOption = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
