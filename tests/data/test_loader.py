@@ -108,6 +108,16 @@ def test_ranks_share_each_global_batch(toy_shards: Path):
         loader(toy_shards, batch_size=6, world_size=4)
 
 
+def test_folders_get_their_shares_of_the_stream(toy_shards: Path, tmp_path: Path):
+    folders = (toy_shards, colour_ramps(tmp_path / "x", count=4))
+    keys = loader(*folders, batch_size=1000, shares=(1, 3)).batch_at(0).keys
+    assert sum(str(toy_shards) in key for key in keys) == 250
+    halves = [loader(*folders, batch_size=500, shares=(1, 3)).batch_at(start).keys for start in (0, 500)]
+    assert halves[0] + halves[1] == keys
+    with pytest.raises(UsageError, match="3 shares for 2 folders"):
+        loader(*folders, shares=(1, 1, 1))
+
+
 @pytest.mark.parametrize("margin", [1.0, 1.25])
 def test_image_and_label_get_the_same_crop_and_flip(tmp_path: Path, margin: float):
     data = loader(colour_ramps(tmp_path / "x", margin=margin), labels="red", batch_size=40)

@@ -239,7 +239,13 @@ def test_a_plan_that_does_not_fit_is_a_warning(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--data", "x"], ["--out", "x"], ["--data", "x", "--out", "y", "--gpus", "2"], ["--device-name", "h100"]],
+    [
+        ["--share", "1", "--dry-run"],
+        ["--data", "x"],
+        ["--out", "x"],
+        ["--data", "x", "--out", "y", "--gpus", "2"],
+        ["--device-name", "h100"],
+    ],
 )
 def test_training_needs_data_and_plans_nothing(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["train-stage1", "toy-cpu", *arguments]) == 2

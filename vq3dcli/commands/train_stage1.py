@@ -22,12 +22,19 @@ from vq3dcli.commands.training_options import (
     say_plan,
     training_progress,
 )
+from vq3dcli.errors import UsageError
 
 
 def command(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, for example toy-cpu, or a file.")],
     data: Annotated[
         list[Path] | None, typer.Option("--data", help="Folder of shards; repeat it to mix several.")
+    ] = None,
+    shares: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--share", help="Share of the images from each --data, in the same order. Default: by their number."
+        ),
     ] = None,
     out: OutOption = None,
     labels: Annotated[str, typer.Option(help="Name of the disparity labels beside the shards, or none.")] = "exact",
@@ -50,6 +57,7 @@ def command(
     Example:
       vq3d train-stage1 toy-cpu --data toys/ --out run/
       vq3d train-stage1 toy-cpu --data toys/ --out run/ --set training.images=64000 --set loss.depth_kind=accumulated
+      vq3d train-stage1 demo64 --data toys/ --share 0.6 --data photos/ --share 0.4 --out run/
       vq3d train-stage1 imagenet256 --dry-run --device-name h100 --gpus 8
       vq3d train-stage1 toy-cpu --data photos/ --out tuned/ --init run/weights.safetensors --labels none
       torchrun --nproc-per-node 2 -m vq3dcli train-stage1 toy-cpu --data toys/ --out run/
@@ -59,6 +67,8 @@ def command(
     said = Output("train-stage1", json, quiet or not main_rank)
     planned = device_name is not None or gpus is not None
     check_asked(dry_run=dry_run, complete=bool(data) and out is not None, planned=planned)
+    if shares and not data:
+        raise UsageError("--share belongs to a --data", remedy="one --share for each --data, in the same order")
 
     from vq3dcli.config.load import load_recipe
     from vq3dcli.config.schema import Stage1Recipe
@@ -77,7 +87,7 @@ def command(
     label_name = None if labels == "none" else labels
     loader = None
     if data:
-        loader = open_loader(resolved, data, label_name, ranks)
+        loader = open_loader(resolved, data, label_name, ranks, shares)
     if dry_run:
         if main_rank:
             plan = plan_run(
@@ -106,7 +116,7 @@ def command(
             loader,
             out,
             device=chosen_device,
-            facts=run_facts(resolved, loader, label_name, perceptual_weights),
+            facts=run_facts(resolved, loader, label_name, perceptual_weights, shares),
             perceptual_weights=perceptual_weights,
             report=report,
             refresh_page=lambda: write_run_report(out),

@@ -1,8 +1,7 @@
 """The training loader: an endless stream of samples that can start at any position.
 
-Position p of the stream belongs to epoch p // n; the order of an epoch is a permutation that depends only on
-(seed, epoch), the crop and flip of a position only on (seed, p). So a run resumes by images seen, and the stream does
-not depend on the number of ranks or on the batch size.
+Which sample stands at position p is said by `data.mixing`; its crop and flip depend only on (seed, p). So a run resumes
+by images seen, and the stream does not depend on the number of ranks or on the batch size.
 
 Legend: B samples of this rank, n samples in all folders, S side of the training images in pixels.
 """
@@ -20,11 +19,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from vq3dcli.data.images import decode_image, resize
+from vq3dcli.data.mixing import Stream
 from vq3dcli.data.schema import stored_size
 from vq3dcli.data.shards import LabelFolder, ShardFolder
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.losses.depth import LABEL_METRIC, LABEL_NONE, LABEL_RELATIVE
-from vq3dcli.seeding import generator, uniform
+from vq3dcli.seeding import uniform
 
 LABEL_KIND = {"none": LABEL_NONE, "metric": LABEL_METRIC, "relative": LABEL_RELATIVE}
 CACHE_BYTES = 1 << 30
@@ -63,6 +63,7 @@ class TrainingLoader:
         batch_size: Of all ranks together.
         size: S. Larger stored images are resized, so that a crop has the same margin at any size.
         seed: Of order, crops and flips.
+        shares: Of the stream, one a folder, see `data.mixing.Stream`; None mixes the folders by their samples.
         flip: Mirror half of the samples.
         crop: Cut at a random place of images that were stored with a margin; otherwise the whole image is resized.
         rank: This process takes rows `rank * B ... (rank + 1) * B - 1` of each global batch.
@@ -87,6 +88,7 @@ class TrainingLoader:
         batch_size: int,
         size: int,
         seed: int,
+        shares: Sequence[float] | None = None,
         flip: bool,
         crop: bool,
         rank: int = 0,
@@ -99,10 +101,10 @@ class TrainingLoader:
                 remedy=f"--set training.batch_size={-(-batch_size // world_size) * world_size}",
             )
         self._sources = [_Source(ShardFolder(folder), labels, size=size, crop=crop) for folder in folders]
-        self._starts = torch.tensor([0, *(len(source) for source in self._sources)]).cumsum(0)
-        self.num_samples = int(self._starts[-1])
+        self.num_samples = sum(map(len, self._sources))
         if self.num_samples == 0:
             raise DataError(f"no samples in {', '.join(map(str, folders)) or 'no folders'}", remedy="other folders")
+        self._stream = Stream([len(source) for source in self._sources], seed, shares)
         self.num_labelled = sum(source.num_labelled for source in self._sources)
         self.class_names = list(dict.fromkeys(name for source in self._sources for name in source.images.class_names))
         self._class_of = [
@@ -112,7 +114,6 @@ class TrainingLoader:
         self._size, self._seed, self._flip = size, seed, flip
         self.batch_size = batch_size
         self._rows = slice(rank * (batch_size // world_size), (rank + 1) * (batch_size // world_size))
-        self._orders: dict[int, Tensor] = {}
         if sum(source.cached_bytes for source in self._sources) <= cache_bytes:
             for source in self._sources:
                 source.allocate_cache()
@@ -138,20 +139,9 @@ class TrainingLoader:
             keys=[sample.key for sample in samples],
         )
 
-    def order(self, epoch: int) -> Tensor:
-        """The permutation of all samples in an epoch, int64 `[n]`."""
-        if epoch not in self._orders:
-            if len(self._orders) > 1:
-                self._orders.clear()
-            self._orders[epoch] = torch.randperm(self.num_samples, generator=generator(self._seed, "order", epoch))
-        return self._orders[epoch]
-
     def _sample(self, position: int, place: Tensor, mirrored: bool) -> _Sample:
-        epoch, step = divmod(position, self.num_samples)
-        i = int(self.order(epoch)[step])
-        number = int(torch.searchsorted(self._starts, i, right=True)) - 1
-        source = self._sources[number]
-        sample = source.sample(i - int(self._starts[number]))
+        number, i = self._stream.at(position)
+        sample = self._sources[number].sample(i)
         # The same window and mirror for image and label. The top place is 1 - 2^-24, so the window never sticks out.
         top, left = (place * (sample.s.shape[0] - self._size + 1)).to(torch.int64).tolist()
         window = (..., slice(top, top + self._size), slice(left, left + self._size))

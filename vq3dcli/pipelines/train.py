@@ -13,7 +13,13 @@ from vq3dcli.files import sha256_file
 from vq3dcli.training.distributed import Ranks
 
 
-def open_loader(recipe: Stage1Recipe, data: Sequence[Path], labels: str | None, ranks: Ranks) -> TrainingLoader:
+def open_loader(
+    recipe: Stage1Recipe,
+    data: Sequence[Path],
+    labels: str | None,
+    ranks: Ranks,
+    shares: Sequence[float] | None = None,
+) -> TrainingLoader:
     """This rank's loader over folders of shards.
 
     Args:
@@ -21,6 +27,7 @@ def open_loader(recipe: Stage1Recipe, data: Sequence[Path], labels: str | None, 
         data: The folders, which together are one data set.
         labels: Name of the disparity labels beside the shards; None for none.
         ranks: This process among those of the run.
+        shares: Of the stream, one a folder; None mixes them by their samples.
 
     Raises:
         InputMissingError, DataError, UsageError: As `TrainingLoader`.
@@ -32,6 +39,7 @@ def open_loader(recipe: Stage1Recipe, data: Sequence[Path], labels: str | None, 
         batch_size=schedule.batch_size,
         size=recipe.model.image_size,
         seed=schedule.seed,
+        shares=shares,
         flip=schedule.flip,
         crop=schedule.crop,
         rank=ranks.rank,
@@ -40,7 +48,11 @@ def open_loader(recipe: Stage1Recipe, data: Sequence[Path], labels: str | None, 
 
 
 def run_facts(
-    recipe: Stage1Recipe, loader: TrainingLoader, labels: str | None, perceptual_weights: Path | None
+    recipe: Stage1Recipe,
+    loader: TrainingLoader,
+    labels: str | None,
+    perceptual_weights: Path | None,
+    shares: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Facts of a run beside its recipe, JSON values; a run that continues with others is refused.
 
@@ -49,6 +61,7 @@ def run_facts(
         loader: Its data.
         labels: Name of the labels; None for none.
         perceptual_weights: The file of the perceptual network, if it was given.
+        shares: Of the folders, as for `open_loader`.
     """
     names = hashlib.sha256("\n".join(loader.class_names).encode()).hexdigest()[:12]
     facts: dict[str, Any] = {
@@ -57,6 +70,8 @@ def run_facts(
         "labels": labels or "none",
         "classes": f"{len(loader.class_names)}, {names}",
     }
+    if shares is not None:
+        facts["shares"] = ", ".join(f"{share / sum(shares):.3f}" for share in shares)
     if perceptual_weights is not None and recipe.loss.perceptual > 0:
         facts["perceptual_weights"] = sha256_file(perceptual_weights)
     return facts
