@@ -126,6 +126,18 @@ def test_embedded_weights(capsys: pytest.CaptureFixture[str]):
     assert found["stage1"]["card"]  # type: ignore[index]
 
 
+def test_a_card_reads_from_the_left(capsys: pytest.CaptureFixture[str]):
+    """Its sentences are wider than any screen, and would push its figures off it."""
+    assert run(["inspect", "embedded"]) == 0
+    names, values = zip(*(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()), strict=True)
+    assert "stage1.card.figures.psnr" in names
+    longest = max(map(len, names))
+    assert run(["inspect", "embedded"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{name.ljust(longest)}  {value}" for name, value in zip(names, values, strict=True)
+    ]
+
+
 def test_what_cannot_be_inspected(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     unfinished = Path(shutil.copytree(inputs / "toy", tmp_path / "toy"))
     (unfinished / "manifest.json").unlink()

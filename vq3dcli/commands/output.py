@@ -30,6 +30,10 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and n
 DeviceOption = Annotated[DeviceName, typer.Option("--device", help="Where to compute; auto takes CUDA where it works.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything that is random.")]
 
+_WIDEST_FIGURES = (
+    24  # characters of a column of figures; a wider one holds sentences or hashes, which begin at its left
+)
+
 
 class WeightsFile(Protocol):
     """Weights as the result names them; `checkpoint.LoadedWeights` is one."""
@@ -203,11 +207,12 @@ def flat(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, ob
 
 
 def table_lines(rows: Sequence[Sequence[object]]) -> list[str]:
-    """Rows as text in columns: the first column left, figures right."""
+    """Rows as text in columns: the first column left, figures right, unless sentences stand among them."""
     cells = [[_cell(value) for value in row] for row in rows]
     columns = max((len(row) for row in cells), default=0)
     widths = [max((len(row[i]) for row in cells if i < len(row)), default=0) for i in range(columns)]
-    right = [i > 0 and any(_is_number(row[i]) for row in rows if i < len(row)) for i in range(columns)]
+    numeric = [any(_is_number(row[i]) for row in rows if i < len(row)) for i in range(columns)]
+    right = [i > 0 and numeric[i] and widths[i] <= _WIDEST_FIGURES for i in range(columns)]
     lines = []
     for row in cells:
         padded = [cell.rjust(widths[i]) if right[i] else cell.ljust(widths[i]) for i, cell in enumerate(row)]
