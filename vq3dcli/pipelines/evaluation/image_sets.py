@@ -294,7 +294,7 @@ def npz_set(
         class_index = torch.from_numpy(labels.astype(np.int64))
         class_index = torch.where((class_index >= 0) & (class_index < len(class_names)), class_index, NO_CLASS)
     height, width = images.shape[1:3]
-    chosen = {}
+    chosen: dict[str, str] = {}
     if count is not None and count < len(images):
         rows = torch.randperm(len(images), generator=generator(seed, "npz-set/rows"))[:count].sort().values
         images, class_index = images[rows.numpy()], class_index[rows]
