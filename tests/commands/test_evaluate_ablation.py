@@ -43,6 +43,8 @@ def test_the_verdict_says_what_was_found():
     assert "100 times as large, at least" in verdict(alone)[0]
     assert "overlap" not in verdict(alone)[1]
     assert verdict(missed)[1].endswith("first two overlap.")
+    worse = made({"accumulated": 1e-2, "pointwise": 1e-4, "none": 6e-3}, gain | {"accumulated": 0.8})
+    assert verdict(worse)[1].endswith("first two do not overlap.")
 
 
 def test_the_table_has_mean_and_spread():
@@ -78,7 +80,11 @@ def test_runs_figure_and_pages(tmp_path, capsys):
     metrics = result["metrics"]
     assert set(metrics["runs"]) == set(KINDS)
     assert set(metrics["summary"]["none"]) == set(FIGURES)
-    assert metrics["conditions"]["images_a_run"] == 40
+    conditions = metrics["conditions"]
+    assert conditions["images_a_run"] == 40
+    assert (conditions["scenes"]["count"], conditions["scenes"]["size_px"]) == (2, 16)
+    assert "8 bits" in conditions["rendering"]
+    assert set(conditions["weights_sha256"]) == set(KINDS)
     assert json.loads((out / "ablation.json").read_text()) == metrics
     for kind in KINDS:
         assert (out / "runs" / f"{kind}-0" / "report.html").is_file()
@@ -100,6 +106,20 @@ def test_runs_figure_and_pages(tmp_path, capsys):
 
     assert run(["evaluate", "ablation", *options, "--seeds", "0", "--images", "48"]) == 2
     assert "begun with other options" in capsys.readouterr().err
+    # The same options by a version whose recipe is another one.
+    record = out / "runs" / "plan.json"
+    record.write_text(record.read_text().replace('"codebook_size": 16', '"codebook_size": 32'))
+    assert run(["evaluate", "ablation", *options, "--seeds", "0"]) == 2
+    assert "other recipes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("override", ["loss.depth_kind=none", "training.images=16", "training . seed=3"])
+def test_what_the_ablation_sets_itself_is_refused(override, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    options = ["-o", str(tmp_path / "o"), "--runs", str(runs), "--set", override]
+    assert run(["evaluate", "ablation", *options]) == 2
+    assert "the ablation itself sets" in capsys.readouterr().err
+    assert not runs.exists()
 
 
 @pytest.mark.parametrize("seeds", ["", "x", "0,0", "-1"])

@@ -11,7 +11,9 @@ import torch
 from vq3dcli.checkpoint import load_weights
 from vq3dcli.cli import run
 from vq3dcli.data.images import encode_png, read_image
+from vq3dcli.data.shards import ShardFolder
 from vq3dcli.data.toyscenes import CLASS_NAMES
+from vq3dcli.metrics.features import INCEPTION_SHA256, InceptionFeatures
 from vq3dcli.model.build import build_prior
 from vq3dcli.prior_checkpoint import TokenFacts, save_prior
 
@@ -97,6 +99,81 @@ def test_samples_in_a_folder_and_in_a_file(tmp_path, capsys):
     assert "reconstructions" not in figures[0]
 
 
+class TinyInception(torch.nn.Module):
+    """A random network with the two parts that are used of Inception."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.conv, self.fc = torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.Linear(8, 10)
+
+    def forward(self, pictures):
+        return (self.conv(pictures.float() / 64.0).relu().mean((-2, -1)),)
+
+
+@pytest.fixture
+def inception(monkeypatch):
+    """The tiny network, named as the published weights are."""
+    network = InceptionFeatures(INCEPTION_SHA256, TinyInception())
+    network.dimensions = 8
+    plan = "vq3dcli.pipelines.evaluation.generation_plan.load_feature_network"
+    monkeypatch.setattr(plan, lambda name, **_: {"inception": network}[name])
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "of the test")
+    return network
+
+
+def save_npz(path, pictures, **arrays):
+    np.savez(path, arr_0=pictures.permute(0, 2, 3, 1).numpy(), **arrays)
+    return str(path)
+
+
+def test_adm_compares_with_the_published_moments(inception, tmp_path, capsys):
+    linalg = pytest.importorskip("scipy.linalg")
+    samples, real = images(24), images(30) // 2
+    mean, factor = np.linspace(0, 1, 8), np.random.default_rng(0).normal(size=(8, 8))
+    published = save_npz(tmp_path / "adm.npz", real, mu=mean, sigma=factor @ factor.T)
+    call = ["evaluate", "generation", "--protocol", "adm", "--device", "cpu", "--json"]
+    call += ["--samples", save_npz(tmp_path / "samples.npz", samples)]
+    assert run([*call, "--data", published]) == 0
+    result = json.loads(capsys.readouterr().out)
+    found = result["metrics"]["samples"]
+    features = inception(samples).double().numpy()
+    covariance = np.cov(features, rowvar=False)
+    spread = np.trace(covariance + factor @ factor.T - 2 * linalg.sqrtm(covariance @ factor @ factor.T).real)
+    assert found["fid"] == pytest.approx(np.square(features.mean(0) - mean).sum() + spread, rel=1e-6)
+    assert {"kid", "precision", "recall", "inception_score"} < set(found)
+    assert 1 <= found["inception_score"] <= 10
+    assert result["protocol"] == "adm, 24 samples"
+    assert "not the protocol that others publish" in result["warnings"][0]
+    conditions = result["metrics"]["conditions"]
+    assert conditions["real_moments"] == "published"
+    assert conditions["features"]["sha256"] == INCEPTION_SHA256
+    assert conditions["sets"]["real"]["count"] == 30
+    assert run([*call, "--data", save_npz(tmp_path / "other.npz", real)]) == 2
+    assert "ADM's own file" in capsys.readouterr().err
+
+
+def test_fid50k_full_takes_all_real_images_and_their_classes(inception, given, tmp_path, capsys):
+    shards = tmp_path / "shards"
+    assert run(["prepare-data", "toyscenes", str(shards), "--count", "40", "--size", "16", "--quiet"]) == 0
+    capsys.readouterr()
+    options = ["--protocol", "fid50k_full", "-n", "20", "--data", str(shards), "--yaws", "20", "--json"]
+    assert run([*given, *options, "--classifier-scenes", "0"]) == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    sets = metrics["conditions"]["sets"]
+    assert (sets["real"]["count"], sets["samples"]["count"]) == (40, 20)
+    there = torch.bincount(ShardFolder(shards).class_index, minlength=16)
+    drawn = torch.zeros(16)
+    for index, count in sets["samples"]["images"]["count_by_class"].items():
+        drawn[int(index)] = count
+    assert (drawn - there / 2).abs().max() < 1
+    # Views from the side have figures of their own, and no Inception score.
+    assert metrics["yaw 20"]["fid"] != metrics["samples"]["fid"]
+    assert "inception_score" in metrics["samples"]
+    assert "inception_score" not in metrics["yaw 20"]
+
+
 @pytest.mark.parametrize(
     ("options", "code", "problem"),
     [
@@ -138,6 +215,7 @@ def test_what_cannot_be_measured_is_one_line(options, code, problem, tmp_path, m
     [
         (["--class", "toruss"], 2, "torus"),
         (["--data", "none"], 66, "none"),
+        (["--data", ".", "--class", "torus"], 2, "--class"),
         (["--top-p", "0"], 2, "top-p"),
         (["--tokens", "none"], 66, "none"),
     ],

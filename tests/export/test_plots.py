@@ -25,6 +25,7 @@ def test_bars_are_as_long_as_their_values():
     svg = bar_chart("figures", [("a", 2.0), ("b", 1.0), ("c", -1.0), ("d", None), ("e", math.inf)])
     widths = [float(bar.attrib["width"]) for bar in ElementTree.fromstring(svg).iter("rect")]
     assert widths == pytest.approx([2 * widths[1], widths[1], widths[1]], abs=0.2)
+    assert ">American Staffordshire…<" in bar_chart("classes", [("American Staffordshire terrier", 1.0)])
 
 
 def test_a_histogram_counts_every_value():

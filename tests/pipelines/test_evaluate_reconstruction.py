@@ -132,5 +132,9 @@ def test_what_data_names(tmp_path):
         open_images(str(tmp_path / "none"), count=None, seed=0, size_px=8)
     np.savez(tmp_path / "a.npz", pixels.permute(0, 2, 3, 1).numpy())
     assert len(open_images(str(tmp_path / "a.npz"), count=None, seed=0, size_px=SIDE)) == 6
+    two, again, other = (open_images(str(tmp_path / "a.npz"), count=2, seed=seed, size_px=SIDE) for seed in (0, 0, 5))
+    shown = torch.cat(list(two.batches()))
+    assert [any(torch.equal(picture, one) for one in shown) for picture in pixels].count(True) == len(two) == 2
+    assert two.description == again.description != other.description
     with pytest.raises(DataError, match="16 pixels"):
         open_images(str(tmp_path / "a.npz"), count=None, seed=0, size_px=8)

@@ -77,7 +77,7 @@ def ablation(
         sheet = out / "ablation.png"
         write_bytes(sheet, encode_png(figure.figure_sheet(models)))
     write_bytes(out / "profiles.svg", standalone(side_by_side(charts, 3)).encode())
-    again = f"vq3d evaluate ablation --images {images} --seeds {seeds} --scenes {scenes} -n {count}"
+    again = f"vq3d evaluate ablation -o FOLDER --images {images} --seeds {seeds} --scenes {scenes} -n {count}"
     again += "".join(f" --set {shlex.quote(text)}" for text in overrides or ())
     write_bytes(out / "ablation.md", figure.markdown(result, again).encode())
     conditions = pipeline.conditions(result, versions(None), target)

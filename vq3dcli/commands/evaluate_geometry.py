@@ -189,14 +189,14 @@ def _conditions(
     import torch
 
     from vq3dcli.pipelines.evaluation.generation import versions
-    from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES
+    from vq3dcli.pipelines.evaluation.geometry import RENDERING
 
     device = "cpu" if weights is None else next(weights.model.parameters()).device.type
     return {
         "protocol": protocol,
         "data": asked.data if asked.data in ("toyscenes", "stereo") else "shards",
         **facts,
-        "rendering": f"{EVALUATION_SAMPLES} samples a ray at the middles of equal bins of s, colours to 8 bits",
+        "rendering": RENDERING,
         "weights_sha256": None if weights is None else weights.sha256,
         "seed": asked.seed,
         "device": device,

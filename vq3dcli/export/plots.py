@@ -18,6 +18,7 @@ HEIGHT_PX = 260
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 42, 34
 _BAR_PX, _BAR_TEXT_PX = 18, 150
+_BAR_TEXT_LENGTH = 24  # letters of 6 pixels
 _STANDALONE_STYLE = (
     "text{font:11px system-ui,sans-serif;fill:#444}.name{font-size:12px;font-weight:600;fill:#111}"
     ".grid{stroke:#ddd;fill:none}"
@@ -106,7 +107,7 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float | None]], *, width_px:
 
     Args:
         title: What the values are.
-        bars: Names and values.
+        bars: Names, cut where they are too long for their column, and values.
         width_px: Of the chart.
     """
     known = [value for _, value in bars if value is not None and math.isfinite(value)]
@@ -116,7 +117,8 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float | None]], *, width_px:
     parts = []
     for number, (name, value) in enumerate(bars):
         y = 26 + number * _BAR_PX
-        parts.append(f'<text x="{_BAR_TEXT_PX - 6}" y="{y + 12}" text-anchor="end">{html.escape(name)}</text>')
+        shown = name if len(name) <= _BAR_TEXT_LENGTH else f"{name[: _BAR_TEXT_LENGTH - 1].rstrip()}…"
+        parts.append(f'<text x="{_BAR_TEXT_PX - 6}" y="{y + 12}" text-anchor="end">{html.escape(shown)}</text>')
         if value is None or not math.isfinite(value):
             parts.append(f'<text x="{zero + 4:.1f}" y="{y + 12}">-</text>')
             continue

@@ -32,7 +32,8 @@ from vq3dcli.files import lock_folder, make_folder, write_json
 from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG
 from vq3dcli.pipelines.evaluation.exact_scenes import Template, toy_template
 from vq3dcli.pipelines.evaluation.geometry import PROTOCOL as GEOMETRY
-from vq3dcli.pipelines.evaluation.geometry import evaluate_geometry, model_predictor
+from vq3dcli.pipelines.evaluation.geometry import RENDERING, evaluate_geometry, model_predictor
+from vq3dcli.pipelines.evaluation.image_sets import toy_set
 from vq3dcli.pipelines.quickstart.budget import Budget, with_budget
 from vq3dcli.pipelines.quickstart.prior import Counting
 from vq3dcli.pipelines.run_report.page import write_run_report
@@ -53,6 +54,8 @@ DEFAULT_IMAGES = 5200
 _IMAGES_PER_SECOND = 24.0
 # What the loss on accumulated depth has more of weight variance, at least, if the paper's claim holds here.
 CLAIMED_FACTOR = 50.0
+# Keys that the ablation sets itself, and what to say instead: overridden, runs would be other than their names.
+_OWN_KEYS = {"loss.depth_kind": "the three losses", "training.seed": "--seeds", "training.images": "--images"}
 
 
 @dataclass(frozen=True)
@@ -142,14 +145,19 @@ def run_ablation(
 
     Raises:
         StoppedError: `should_stop` became true, or another process works in `folder`.
-        UsageError: The folder was begun with another plan, or no seeds are given.
+        UsageError: The folder was begun with another plan, or no seeds are given, or an override of what differs.
     """
     if not seeds or len(set(seeds)) != len(seeds):
         raise UsageError("each seed is needed once", remedy="--seeds 0,1,2")
+    for override in plan.overrides:
+        key = ".".join(part.strip() for part in override.partition("=")[0].split("."))
+        if key in _OWN_KEYS:
+            raise UsageError(f"--set {override}: the ablation itself sets {key}", remedy=_OWN_KEYS[key])
+    recipe = plan.recipe(KINDS[0], 0)
+    size = recipe.model.image_size
     make_folder(folder)
     with lock_folder(folder):
-        _keep_plan(folder / "plan.json", plan)
-        size = plan.recipe(KINDS[0], seeds[0]).model.image_size
+        _keep_plan(folder / "plan.json", plan, recipe)
         _data(folder / "data", plan, size, counting)
         template = toy_template(size)
         runs: dict[str, dict[int, dict[str, float]]] = {kind: {} for kind in KINDS}
@@ -168,9 +176,9 @@ def run_ablation(
     return Ablation(plan, tuple(seeds), runs, blind, weights, folders)
 
 
-def _keep_plan(path: Path, plan: Plan) -> None:
-    """Record the plan, or compare it with the one that is recorded."""
-    wanted = {"images": plan.images, "scenes": plan.scenes, "overrides": list(plan.overrides)}
+def _keep_plan(path: Path, plan: Plan, recipe: Stage1Recipe) -> None:
+    """Record the plan and a run's recipe, which another version may have changed, or compare with what is recorded."""
+    wanted = {"scenes": plan.scenes, "recipe": recipe.model_dump(mode="json")}
     if not path.exists():
         write_json(path, wanted)
         return
@@ -179,7 +187,10 @@ def _keep_plan(path: Path, plan: Plan) -> None:
     except (OSError, ValueError) as error:
         raise DataError(f"damaged record ({path}): {error}", remedy="another --runs") from error
     if found != wanted:
-        raise UsageError(f"begun with other options ({path})", remedy="the same ones, or another --runs")
+        raise UsageError(
+            f"begun with other options, or by a version with other recipes ({path})",
+            remedy="the same ones, or another --runs",
+        )
 
 
 def _data(folder: Path, plan: Plan, size_px: int, counting: Counting) -> None:
@@ -253,7 +264,8 @@ def verdict(result: Ablation) -> list[str]:
     else:
         held = "short of" if max(factors) < CLAIMED_FACTOR else "in some runs short of"
     several = len(result.seeds) > 1
-    apart = min(result.values("pointwise", "novel_gain")) > max(result.values("accumulated", "novel_gain"))
+    first, second = result.values("accumulated", "novel_gain"), result.values("pointwise", "novel_gain")
+    apart = min(second) > max(first) or min(first) > max(second)
     seed_by_seed = f" ({min(factors):.3g} to {max(factors):.3g} seed by seed)" if several else ""
     overlap = f"; the seeds of the first two {'do not overlap' if apart else 'overlap'}" if several else ""
     return [
@@ -286,14 +298,16 @@ def record(result: Ablation) -> dict[str, Any]:
 def conditions(result: Ablation, versions: Mapping[str, str], device: torch.device) -> dict[str, Any]:
     """What the figures depend on, as JSON values."""
     plan = result.plan
+    size_px = plan.recipe(KINDS[0], result.seeds[0]).model.image_size
     return {
         "protocol": PROTOCOL,
         "figures": GEOMETRY,
+        "rendering": RENDERING,
+        "scenes": dict(toy_set("evaluation scenes", plan.count, seed=0, purpose="eval", size_px=size_px).description),
         "recipes": [f"ablation-depth-{kind}" for kind in KINDS],
         "overrides": list(plan.overrides),
         "images_a_run": plan.images,
         "training_scenes": plan.scenes,
-        "evaluation_scenes": plan.count,
         "seeds": list(result.seeds),
         "views_deg": views_text(),
         "weights_sha256": {

@@ -184,8 +184,8 @@ def table(result: Ablation) -> list[list[object]]:
 def ablation_sections(result: Ablation, sheet: Path, charts: Sequence[str]) -> Sequence[Section]:
     """Sections of the page."""
     summary = result.summary()
-    bars = [(NAMES[kind], summary[kind]["weight_variance"]["mean"]) for kind in KINDS]
-    gains = [(NAMES[kind], summary[kind]["novel_gain"]["mean"]) for kind in KINDS]
+    bars = [(kind, summary[kind]["weight_variance"]["mean"]) for kind in KINDS]
+    gains = [(kind, summary[kind]["novel_gain"]["mean"]) for kind in KINDS]
     return [
         Section("What was found", [*(Text(text) for text in verdict(result)), *text_tables(table(result))]),
         Section("Side by side", [Text(_SHEET_TEXT), Media(sheet, "accumulated, pointwise", width_px=1400)]),
@@ -200,8 +200,8 @@ def markdown(result: Ablation, command: str) -> str:
     head, *rows = [[str(cell) for cell in row] for row in table(result)]
     seeds = ", ".join(map(str, result.seeds))
     made = (
-        f"Made by `{command}`: three recipes that differ in `loss.depth_kind` alone, seeds {seeds}, {plan.images} "
-        f"images of {plan.scenes} toy scenes each, measured on {plan.count} scenes that no run saw. Mean of the seeds "
+        f"Made by `{command}`: three recipes that differ in `loss.depth_kind` alone, each with the seeds {seeds} and "
+        f"{plan.images} images of {plan.scenes} toy scenes, measured on {plan.count} others. Mean of the seeds "
         "(least to greatest). [evaluation.md](../evaluation.md) defines the figures; `novel_gain` is `novel_psnr` - "
         "`copy_psnr`."
     )

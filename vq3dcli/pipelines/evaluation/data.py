@@ -42,7 +42,7 @@ def open_images(data: str, *, count: int | None, seed: int, size_px: int) -> Ima
     if path.is_dir():
         return folder_set("images of a folder", path, size_px=size_px, class_names=None, count=count, seed=seed)
     if path.suffix.lower() == ".npz":
-        images = npz_set("images of a file", path)
+        images = npz_set("images of a file", path, count=count, seed=seed)
         if images.description["size_px"] != size_px:
             raise DataError(
                 f"images of {images.description['size_px']} pixels, and the weights take {size_px} ({path})",

@@ -266,6 +266,11 @@ def _real(
         second = rows[wanted : wanted + count] if len(rows) >= wanted + count else rows[:count]
         others = shard_set("reconstructed images", folder, second, size_px=size_px)
         return Real(images, others, training, None, False)
+    if only is not None:
+        raise UsageError(
+            f"--class needs real images of these classes alone, and which they are is not known ({data})",
+            remedy="--data with shards, or toyscenes",
+        )
     if path.suffix.lower() == ".npz":
         images = npz_set("held-out images", path)
         fits = images.description["size_px"] == size_px

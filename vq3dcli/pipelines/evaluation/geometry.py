@@ -38,6 +38,7 @@ from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, FOV_RAD, NEAR, Camera
 
 # 96 samples at the middles of equal bins of s: part of the definition of every figure.
 EVALUATION_SAMPLES = 96
+RENDERING = f"{EVALUATION_SAMPLES} samples a ray at the middles of equal bins of s, colours to 8 bits"
 PROTOCOL = "geometry-toyscenes-2"
 VIEW_NAMES = tuple(f"{yaw_deg:g},{pitch_deg:g}" for yaw_deg, pitch_deg in EVALUATION_VIEWS_DEG)
 # Figures of single views that a reader compares with `novel_psnr`.

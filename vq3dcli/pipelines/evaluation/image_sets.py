@@ -263,13 +263,17 @@ def _files_of(folder: Path) -> list[tuple[str, str]]:
     return [(str(p.relative_to(folder)), p.parent.name if p.parent != folder else "") for p in found]
 
 
-def npz_set(name: str, path: Path, *, class_names: Sequence[str] = ()) -> ImageSet:
+def npz_set(
+    name: str, path: Path, *, class_names: Sequence[str] = (), count: int | None = None, seed: int = 0
+) -> ImageSet:
     """Images of a file in ADM's format (Dhariwal and Nichol, 2021): `arr_0` uint8 `[N, H, W, 3]`, labels in `arr_1`.
 
     Args:
         name: What a table calls them.
         path: The file.
         class_names: By label.
+        count: How many images at most, chosen at random; None for all.
+        seed: Of the choice.
 
     Raises:
         InputMissingError, DataError: There is no such file, or it is another one.
@@ -290,6 +294,11 @@ def npz_set(name: str, path: Path, *, class_names: Sequence[str] = ()) -> ImageS
         class_index = torch.from_numpy(labels.astype(np.int64))
         class_index = torch.where((class_index >= 0) & (class_index < len(class_names)), class_index, NO_CLASS)
     height, width = images.shape[1:3]
+    chosen: dict[str, str] = {}
+    if count is not None and count < len(images):
+        rows = torch.randperm(len(images), generator=generator(seed, "npz-set/rows"))[:count].sort().values
+        images, class_index = images[rows.numpy()], class_index[rows]
+        chosen = {"rows_sha256": sha256_bytes(rows.numpy().tobytes())}
 
     def batches() -> Iterator[Tensor]:
         for start in range(0, len(images), _BATCH):
@@ -298,6 +307,7 @@ def npz_set(name: str, path: Path, *, class_names: Sequence[str] = ()) -> ImageS
     description = {
         "kind": "npz",
         "sha256": sha256_file(path),
+        **chosen,
         "count": len(images),
         "size_px": width if height == width else [height, width],
         "resize": "none",
