@@ -232,8 +232,8 @@ def _of_each(record: _Record, change: Callable[[Tensor], Tensor]) -> _Record:
     changed: dict[str, Any] = {}
     for field in fields(record):
         value = getattr(record, field.name)
+        is_record = is_dataclass(value)
         if isinstance(value, Tensor):
-            changed[field.name] = change(value)
-        else:
-            changed[field.name] = _of_each(value, change) if is_dataclass(value) else value
+            value = change(value)
+        changed[field.name] = _of_each(value, change) if is_record else value
     return type(record)(**changed)

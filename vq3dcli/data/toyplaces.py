@@ -84,7 +84,7 @@ def place_main(
     off_centre = torch.where(column < 0.5, -1.0, 1.0) * between((2.0 * column).frac(), 0.45, 0.95)
     column = torch.where(aside < 0.25, off_centre, between(column, -0.4, 0.4)) * _EDGE
     row = between(row, -0.3, 0.4) * _EDGE
-    z_depth = torch.where(far < 0.2, between(distance, 4.0, 7.5), between(distance, 2.3, 4.2))
+    z_depth = torch.where(far < 0.2, between(distance, 4.0, 6.5), between(distance, 2.3, 4.2))
     z_depth = torch.where(close_up, between(distance, 1.6, 2.6), z_depth)
     x, y, z = view.level((column * z_depth)[:, None], (row * z_depth)[:, None], (z_depth - CAMERA_RADIUS)[:, None])
     half_y = bodies.half_y[:, 0]

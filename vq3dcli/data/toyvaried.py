@@ -97,7 +97,8 @@ def _draw_bodies(draws: Draws, setting: Setting, close_up: Tensor) -> Bodies:
     class_index = (kind * len(SHAPES)).to(torch.int64)
     # As many small ones as large ones: half of the range below 1.
     scale = torch.where(scale < 0.5, between(2.0 * scale, 0.5, 1.0), between(2.0 * scale - 1.0, 1.0, 1.8))
-    scale[:, 0] = torch.where(close_up, between(scale[:, 0], 0.9, 1.3), scale[:, 0])
+    of_main = torch.where(close_up, between(scale[:, 0], 0.9, 1.3), scale[:, 0].clamp(min=0.65))
+    scale = torch.cat([of_main[:, None], scale[:, 1:]], 1)
     dimensions, extent, max_yaw_rad = measures(class_index, size, scale)
     lying = torch.where(lean < 0.5, -0.5 * math.pi, 0.5 * math.pi) * (pose < 0.2)
     floating = torch.where(pose < 0.7, (2.0 * lean - 1.0) * math.pi, 0.0)
