@@ -1,10 +1,14 @@
-"""Toy scenes as a shard folder: pictures of the canonical camera with their exact disparity."""
+"""Toy scenes as a shard folder: pictures of the canonical camera with their exact disparity.
+
+Plain scenes, or varied ones, whose surfaces may show photos.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,11 +18,13 @@ from vq3dcli.config.defaults import SHARD_SIZE
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.schema import DISPARITY_EXTENSION, DISPARITY_LEVELS, Manifest, sample_key
 from vq3dcli.data.shards import encode_levels
-from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
+from vq3dcli.data.toyphotos import PhotoBank
+from vq3dcli.data.toyscenes import CLASS_NAMES, ToyScenes, render_scenes, sample_scenes, sample_varied_scenes
 from vq3dcli.rendering.cameras import canonical_camera
 
 PURPOSE = "train"
 _SCENES_AT_ONCE = 128
+Draw = Callable[..., ToyScenes]
 
 
 def prepare_toyscenes(
@@ -27,6 +33,8 @@ def prepare_toyscenes(
     count: int,
     size: int,
     seed: int,
+    varied: bool = False,
+    photos: PhotoBank | None = None,
     shard_size: int = SHARD_SIZE,
     force: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -35,6 +43,8 @@ def prepare_toyscenes(
 
     Args:
         size: Side of the images in pixels.
+        varied: Draw from the wide distribution of `toyvaried`; these are other scenes than the plain ones of a seed.
+        photos: What varied scenes show on their surfaces; other photos are another data set.
         force: Replace a shard folder that was made with other options.
         progress: Called with (scenes done, count).
     """
@@ -45,7 +55,10 @@ def prepare_toyscenes(
         "seed": seed,
         "purpose": PURPOSE,
         "shard_size": shard_size,
+        **({"varied": True} if varied else {}),
+        **({"photos": len(photos), "photos_sha256": photos.sha256} if photos is not None else {}),
     }
+    draw = partial(sample_varied_scenes, photos=photos) if varied else sample_scenes
     job = Job(
         kind="images",
         preset="toyscenes",
@@ -55,13 +68,20 @@ def prepare_toyscenes(
         class_names=list(CLASS_NAMES),
         shards=shard_ranges(count, shard_size),
         plan=plan,
-        make=lambda positions: toy_samples(positions, size=size, seed=seed),
+        make=lambda positions: toy_samples(positions, size=size, seed=seed, draw=draw),
     )
     return write_folder(out, job, force=force, progress=progress)
 
 
-def toy_samples(positions: range, *, size: int, seed: int) -> Iterator[Sample]:
-    """The samples of scenes number `positions`, in order, as many chunks at a time as PyTorch has threads."""
+def toy_samples(positions: range, *, size: int, seed: int, draw: Draw = sample_scenes) -> Iterator[Sample]:
+    """The samples of scenes number `positions`, in order, as many chunks at a time as PyTorch has threads.
+
+    Args:
+        positions: Numbers of the scenes.
+        size: Side of the images in pixels.
+        seed: Of the scenes.
+        draw: From numbers, seed and purpose to scenes.
+    """
     chunks = [
         range(start, min(start + _SCENES_AT_ONCE, positions.stop))
         for start in range(positions.start, positions.stop, _SCENES_AT_ONCE)
@@ -71,7 +91,7 @@ def toy_samples(positions: range, *, size: int, seed: int) -> Iterator[Sample]:
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[list[Sample]]] = deque()
         for chunk in chunks:
-            pending.append(pool.submit(_render_chunk, chunk, size, seed))
+            pending.append(pool.submit(_render_chunk, chunk, size, seed, draw))
             if len(pending) > threads:
                 yield from pending.popleft().result()
         for future in pending:
@@ -79,8 +99,8 @@ def toy_samples(positions: range, *, size: int, seed: int) -> Iterator[Sample]:
 
 
 @torch.no_grad()
-def _render_chunk(chunk: range, size: int, seed: int) -> list[Sample]:
-    scenes = sample_scenes(torch.tensor(chunk), seed=seed, purpose=PURPOSE)
+def _render_chunk(chunk: range, size: int, seed: int, draw: Draw) -> list[Sample]:
+    scenes = draw(torch.tensor(chunk), seed=seed, purpose=PURPOSE)
     views = render_scenes(scenes, canonical_camera(len(chunk), height_px=size, width_px=size))
     levels = (views.s.to(torch.float64) * DISPARITY_LEVELS).round().to(torch.int32)
     samples = []

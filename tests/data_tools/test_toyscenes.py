@@ -9,6 +9,7 @@ import torch
 
 from data_tools.depth_labels import label_exact
 from data_tools.prepare import Options, open_source, prepare
+from data_tools.toyphotos import read_photo_bank
 from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.shards import ShardFolder
@@ -69,3 +70,46 @@ def test_what_cannot_be_labelled_exactly(tmp_path: Path):
     assert not (tmp_path / "out" / "disparity").exists()
     with pytest.raises(InputMissingError):
         label_exact(tmp_path / "none")
+
+
+def photos_in(folder: Path, *, value: int = 90) -> Path:
+    folder.mkdir()
+    for number in range(3):
+        picture = torch.full((3, 30, 40), value, dtype=torch.uint8)
+        picture[number, :, ::4] = 200
+        (folder / f"{number}.png").write_bytes(encode_png(picture))
+    (folder / "note.txt").write_text("no photo")
+    return folder
+
+
+def test_varied_scenes_with_photos_are_another_data_set(tmp_path: Path):
+    bank = read_photo_bank(photos_in(tmp_path / "photos"), leave_out=tmp_path)
+    assert len(bank) == 3
+    threads = torch.get_num_threads()
+    try:
+        for name, count in (("one", 1), ("two", 2)):
+            torch.set_num_threads(count)
+            prepare_toyscenes(tmp_path / name, count=20, size=16, seed=7, varied=True, photos=bank, shard_size=15)
+    finally:
+        torch.set_num_threads(threads)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    options = ShardFolder(tmp_path / "one").manifest.options
+    assert (options["varied"], options["photos"], options["photos_sha256"]) == (True, 3, bank.sha256)
+    assert label_exact(tmp_path / "one").num_samples == 20
+    others = read_photo_bank(photos_in(tmp_path / "others", value=91), leave_out=tmp_path)
+    for changed in ({"photos": others}, {"photos": None}):
+        with pytest.raises(UsageError, match="photos"):
+            prepare_toyscenes(tmp_path / "one", count=20, size=16, seed=7, varied=True, shard_size=15, **changed)
+
+
+def test_photos_of_shards_and_of_the_folder_they_were_made_of(tmp_path: Path):
+    source = photos_in(tmp_path / "photos")
+    (source / "note.txt").unlink()
+    prepare("folder", open_source("folder", source, tmp_path / "out"), tmp_path / "out", Options(128))
+    assert len(read_photo_bank(tmp_path / "out", leave_out=tmp_path)) == 3
+    with pytest.raises(InputMissingError):
+        read_photo_bank(tmp_path / "none", leave_out=tmp_path)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jpg").write_text("text")
+    with pytest.raises(DataError, match="no photos"):
+        read_photo_bank(tmp_path / "texts", leave_out=tmp_path)

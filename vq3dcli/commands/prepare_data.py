@@ -63,6 +63,13 @@ def command(
     ] = 0,
     part: PartOption = "auto",
     count: Annotated[int | None, typer.Option("--count", min=1, help="Number of toy scenes.")] = None,
+    varied: Annotated[
+        bool, typer.Option("--varied", help="Toy scenes of many kinds: several objects, any camera, light and place.")
+    ] = False,
+    photos: Annotated[
+        Path | None,
+        typer.Option("--photos", help="Shards, or a folder or tar of photos, for the surfaces of varied toy scenes."),
+    ] = None,
     shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Samples a shard.")] = SHARD_SIZE,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count, estimate the disk space, and write nothing.")
@@ -84,6 +91,7 @@ def command(
       vq3d prepare-data ILSVRC2012_img_val.tar imagenet/val/ --preset imagenet --devkit ILSVRC2012_devkit_t12.tar.gz
       vq3d prepare-data compcars/data/ cars/ --preset compcars --class-by viewpoint --part 2/8
       vq3d prepare-data toyscenes toy/ --count 10000 --size 64 --seed 0
+      vq3d prepare-data toyscenes varied/ --count 10000 --size 64 --varied --photos photos/
     """
     output = Output("prepare-data", json, quiet)
     toy = source == "toyscenes"
@@ -96,18 +104,30 @@ def command(
         "--part": part != "auto",
         "--dry-run": dry_run,
     }
-    refuse_given(images_only if toy else {"--seed": seed != 0}, f"is not for {'toy scenes' if toy else 'images'}")
+    toys_only = {"--seed": seed != 0, "--varied": varied, "--photos": photos is not None}
+    refuse_given(images_only if toy else toys_only, f"is not for {'toy scenes' if toy else 'images'}")
     refuse_given({"--classes": classes != "auto"} if toy or preset != "folder" else {}, "is for --preset folder only")
     refuse_given({"--devkit": devkit is not None} if preset != "imagenet" else {}, "is for --preset imagenet only")
     cars_only = {"--class-by": class_by != "model", "--box-margin": box_margin != BOX_MARGIN}
     refuse_given(cars_only if preset != "compcars" else {}, "is for --preset compcars only")
+    refuse_given({"--photos": photos is not None} if not varied else {}, "is for --varied toy scenes only")
     if toy:
+        from data_tools.toyphotos import read_photo_bank
         from data_tools.toyscenes import prepare_toyscenes
 
+        bank = None if photos is None else read_photo_bank(photos, leave_out=out)
         assert count is not None
         with output.counting("preparing", unit="images") as progress:
             manifest = prepare_toyscenes(
-                out, count=count, size=size, seed=seed, shard_size=shard_size, force=force, progress=progress
+                out,
+                count=count,
+                size=size,
+                seed=seed,
+                varied=varied,
+                photos=bank,
+                shard_size=shard_size,
+                force=force,
+                progress=progress,
             )
         _finish(output, out, manifest, {}, seed=seed)
         return

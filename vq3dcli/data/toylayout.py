@@ -1,19 +1,48 @@
-"""What a toy scene consists of, and how its parameters are drawn."""
+"""What a toy scene consists of, and how the parameters of plain ones are drawn."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from vq3dcli.data.toyphotos import PhotoPatch, PhotoSurfaces
 from vq3dcli.data.toyshapes import NUM_DIMENSIONS, SHAPES
 from vq3dcli.data.toytextures import NUM_TEXTURE_DRAWS, Texture, between, cos_sin, make_texture, rgb_from_hsv
 from vq3dcli.seeding import uniform
 
 ELEVATION_RAD = (0.15, 0.40)  # 9 to 23 degrees
 CLASS_NAMES: tuple[str, ...] = tuple(shape.name for shape in SHAPES)
+ABSENT = -1  # class of an object that a scene does not have
+_HAZE_M = 9.0
+
+
+@dataclass(frozen=True)
+class ToyObjects:
+    """Up to k objects of n scenes each; the first is the main one, and is always there.
+
+    Attributes:
+        class_index: Index into CLASS_NAMES, or ABSENT, int64 `[n, k]`.
+        dimensions: See `Shape`; zero where it has fewer `[n, k, NUM_DIMENSIONS]`.
+        extent: Half width x, height, half width z of the object's box in its own frame `[n, k, 3]`.
+        foot: Where the middle of its base is, in the scene's frame `[n, k, 3]`.
+        turn: Cosine and sine of its yaw `[n, k, 2]`.
+        tilt: Cosine and sine of the angle by which it leans over to its own left, before the yaw `[n, k, 2]`.
+        texture: Of its first part.
+        accent: Colour of its second part `[n, k, 3]`.
+    """
+
+    class_index: Tensor
+    dimensions: Tensor
+    extent: Tensor
+    foot: Tensor
+    turn: Tensor
+    tilt: Tensor
+    texture: Texture
+    accent: Tensor
 
 
 @dataclass(frozen=True)
@@ -24,14 +53,10 @@ class ToyScenes:
     disparity of its own: with level cameras, sky and walls, tied in rank, were half of it.
 
     Attributes:
-        class_index: Index into CLASS_NAMES, int64 `[n]`.
+        objects: k of each scene.
         elevation: Cosine and sine of the angle by which the canonical camera looks down `[n, 2]`.
-        dimensions: Of the object, see its `Shape`; zero where it has fewer `[n, NUM_DIMENSIONS]`.
-        extent: Half width x, height, half width z of the object's box in its own frame `[n, 3]`.
-        object_xz: Where the object stands `[n, 2]`.
-        object_turn: Cosine and sine of its yaw `[n, 2]`.
-        object_texture: Of its first part.
-        accent: Colour of its second part `[n, 3]`.
+        roll: Cosine and sine of the angle by which it is turned around its axis `[n, 2]`.
+        has_ground: Bool `[n]`.
         ground_y: Height of the ground, y down `[n]`.
         ground: Texture of the ground.
         has_wall: Bool `[n]`; scenes without a wall show the sky.
@@ -40,18 +65,16 @@ class ToyScenes:
         wall: Texture of the wall.
         zenith: Colour of the sky above `[n, 3]`.
         horizon: Colour of the sky at the horizon, and of the distant ground `[n, 3]`.
+        haze_m: From the pivot, where distant ground has half of the horizon's colour `[n]`.
         light: Unit vector towards the light `[n, 3]`.
         ambient: Share of the light that comes from everywhere `[n]`.
+        photos: Photos on surfaces, instead of their textures; None for none.
     """
 
-    class_index: Tensor
+    objects: ToyObjects
     elevation: Tensor
-    dimensions: Tensor
-    extent: Tensor
-    object_xz: Tensor
-    object_turn: Tensor
-    object_texture: Texture
-    accent: Tensor
+    roll: Tensor
+    has_ground: Tensor
     ground_y: Tensor
     ground: Texture
     has_wall: Tensor
@@ -60,12 +83,19 @@ class ToyScenes:
     wall: Texture
     zenith: Tensor
     horizon: Tensor
+    haze_m: Tensor
     light: Tensor
     ambient: Tensor
+    photos: PhotoSurfaces | None = None
 
     def __len__(self) -> int:
         """Number of scenes."""
-        return self.class_index.shape[0]
+        return self.ambient.shape[0]
+
+    @property
+    def class_index(self) -> Tensor:
+        """Of the main object: index into CLASS_NAMES, int64 `[n]`."""
+        return self.objects.class_index[:, 0]
 
     def select(self, index: Tensor) -> ToyScenes:
         """The scenes at the positions `index`, int64 `[any]`, in that order."""
@@ -86,16 +116,7 @@ def sample_scenes(index: Tensor, *, seed: int, purpose: str = "train") -> ToySce
 
     kind, *size = draw("object", 1 + NUM_DIMENSIONS)
     class_index = (kind * len(SHAPES)).to(torch.int64)
-    dimensions = torch.zeros(*index.shape, NUM_DIMENSIONS, device=index.device)
-    extent = torch.zeros(*index.shape, 3, device=index.device)
-    max_yaw_rad = torch.zeros(index.shape, device=index.device)
-    for number, shape in enumerate(SHAPES):
-        chosen = class_index == number
-        metres = [between(u[chosen], *limits) for u, limits in zip(size, shape.ranges_m, strict=False)]
-        dimensions[chosen, : len(metres)] = torch.stack(metres, -1)
-        extent[chosen] = torch.stack(shape.extent(metres), -1)
-        max_yaw_rad[chosen] = shape.max_yaw_rad
-
+    dimensions, extent, max_yaw_rad = measures(class_index, size)
     place_x, place_z, yaw, ground_y = draw("place", 4)
     hue, contrast_hue, object_saturation, ground_saturation, wall_saturation = draw("colour", 5)
     object_value, ground_value, wall_value, accent_hue, wall_hue = draw("value", 5)
@@ -107,20 +128,17 @@ def sample_scenes(index: Tensor, *, seed: int, purpose: str = "train") -> ToySce
 
     ground_hue = hue
     object_hue = hue + between(contrast_hue, 0.25, 0.75)  # never the hue of the ground
-    azimuth_rad = between(azimuth, -1.2, 1.2)
-    sin_elevation = between(elevation, 0.55, 0.85)
-    cos_elevation = (1.0 - sin_elevation * sin_elevation).sqrt()
-    light_turn = cos_sin(azimuth_rad)
-    light = torch.stack([cos_elevation * light_turn[..., 1], -sin_elevation, -cos_elevation * light_turn[..., 0]], -1)
     sky = torch.where(sky_hue < 0.75, between(sky_hue, 0.53, 0.65), between(sky_hue, -0.32, 0.09))
-    return ToyScenes(
+    level = between(ground_y, 0.78, 1.0)
+    upright = cos_sin(torch.zeros_like(yaw))
+    objects = ToyObjects(
         class_index=class_index,
-        elevation=cos_sin(between(looks_down, *ELEVATION_RAD)),
         dimensions=dimensions,
         extent=extent,
-        object_xz=torch.stack([between(place_x, -0.38, 0.38), between(place_z, -0.45, 0.4)], -1),
-        object_turn=cos_sin((2.0 * yaw - 1.0) * max_yaw_rad),
-        object_texture=make_texture(
+        foot=torch.stack([between(place_x, -0.38, 0.38), level, between(place_z, -0.45, 0.4)], -1),
+        turn=cos_sin((2.0 * yaw - 1.0) * max_yaw_rad),
+        tilt=upright,
+        texture=make_texture(
             draw("object texture", NUM_TEXTURE_DRAWS),
             (object_hue, between(object_saturation, 0.5, 0.85), between(object_value, 0.75, 1.0)),
             hue_shift=0.12,
@@ -132,7 +150,13 @@ def sample_scenes(index: Tensor, *, seed: int, purpose: str = "train") -> ToySce
             between(accent_saturation, 0.1, 0.5),
             between(accent_value, 0.4, 0.95),
         ),
-        ground_y=between(ground_y, 0.78, 1.0),
+    )
+    return ToyScenes(
+        objects=reshape(objects, (len(index), 1)),
+        elevation=cos_sin(between(looks_down, *ELEVATION_RAD)),
+        roll=upright,
+        has_ground=torch.ones_like(index, dtype=torch.bool),
+        ground_y=level,
         ground=make_texture(
             draw("ground texture", NUM_TEXTURE_DRAWS),
             (ground_hue, between(ground_saturation, 0.12, 0.45), between(ground_value, 0.5, 0.85)),
@@ -152,18 +176,64 @@ def sample_scenes(index: Tensor, *, seed: int, purpose: str = "train") -> ToySce
         ),
         zenith=rgb_from_hsv(sky, between(sky_saturation, 0.35, 0.65), between(sky_value, 0.7, 0.95)),
         horizon=rgb_from_hsv(sky, between(sky_saturation, 0.05, 0.2), between(sky_value, 0.85, 1.0)),
-        light=light,
+        haze_m=torch.full_like(ambient, _HAZE_M),
+        light=towards_light(between(azimuth, -1.2, 1.2), between(elevation, 0.55, 0.85)),
         ambient=between(ambient, 0.35, 0.5),
     )
 
 
-_Record = TypeVar("_Record", ToyScenes, Texture)
+def measures(class_index: Tensor, size: list[Tensor], scale: Tensor | float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """How large objects are.
+
+    Args:
+        class_index: `[...]`; absent objects have no size.
+        size: NUM_DIMENSIONS uniform draws, each `[...]`.
+        scale: Times the size of plain objects, `[...]` or one for all.
+
+    Returns:
+        Dimensions `[..., NUM_DIMENSIONS]` and extent `[..., 3]` as in `ToyObjects`, and how far they may turn to either
+        side, in radians `[...]`.
+    """
+    dimensions = torch.zeros(*class_index.shape, NUM_DIMENSIONS, device=class_index.device)
+    extent = torch.zeros(*class_index.shape, 3, device=class_index.device)
+    max_yaw_rad = torch.zeros(class_index.shape, device=class_index.device)
+    scale = torch.as_tensor(scale, device=class_index.device).expand(class_index.shape)
+    for number, shape in enumerate(SHAPES):
+        chosen = class_index == number
+        metres = [between(u[chosen], *limits) * scale[chosen] for u, limits in zip(size, shape.ranges_m, strict=False)]
+        dimensions[..., : len(metres)][chosen] = torch.stack(metres, -1)
+        extent[chosen] = torch.stack(shape.extent(metres), -1)
+        max_yaw_rad[chosen] = shape.max_yaw_rad
+    return dimensions, extent, max_yaw_rad
+
+
+def towards_light(azimuth_rad: Tensor, sin_elevation: Tensor) -> Tensor:
+    """Unit vectors `[..., 3]` towards the light; azimuth 0 is behind the camera, positive ones to its right."""
+    cos_elevation = (1.0 - sin_elevation * sin_elevation).sqrt()
+    turn = cos_sin(azimuth_rad)
+    return torch.stack([cos_elevation * turn[..., 1], -sin_elevation, -cos_elevation * turn[..., 0]], -1)
+
+
+_Record = TypeVar("_Record", ToyScenes, ToyObjects, Texture, PhotoSurfaces, PhotoPatch)
 
 
 def select(record: _Record, index: Tensor) -> _Record:
     """The records at the positions `index`, int64 `[any]`."""
-    chosen: dict[str, Any] = {}
+    return _of_each(record, lambda column: column[index])
+
+
+def reshape(record: _Record, leading: tuple[int, ...], dims: int = 1) -> _Record:
+    """The same records, of which every tensor's first `dims` axes become `leading`."""
+    return _of_each(record, lambda column: column.reshape(*leading, *column.shape[dims:]))
+
+
+def _of_each(record: _Record, change: Callable[[Tensor], Tensor]) -> _Record:
+    """A record with every tensor of it changed; what is no tensor and no record stays."""
+    changed: dict[str, Any] = {}
     for field in fields(record):
         value = getattr(record, field.name)
-        chosen[field.name] = select(value, index) if isinstance(value, Texture) else value[index]
-    return type(record)(**chosen)
+        is_record = is_dataclass(value)
+        if isinstance(value, Tensor):
+            value = change(value)
+        changed[field.name] = _of_each(value, change) if is_record else value
+    return type(record)(**changed)

@@ -51,7 +51,7 @@ def make_texture(
     draws: list[Tensor],
     hue_saturation_value: Colour,
     *,
-    hue_shift: float,
+    hue_shift: Tensor | float,
     plain: float,
     frequency: tuple[float, float],
 ) -> Texture:

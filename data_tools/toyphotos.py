@@ -1,0 +1,80 @@
+"""Photos for the surfaces of toy scenes, from shards, a folder or a tar of images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data_tools.sources.entry import Entry
+from data_tools.sources.folder import folder_source
+from data_tools.sources.reader import Reader
+from vq3dcli.data.images import decode_square
+from vq3dcli.data.schema import MANIFEST_NAME
+from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data.toyphotos import SIDE_PX, PhotoBank
+from vq3dcli.errors import DataError, UsageError
+
+MAX_PHOTOS = 2000  # 130 MB of texels
+
+_log = logging.getLogger(__name__)
+
+
+def read_photo_bank(path: Path, *, leave_out: Path) -> PhotoBank:
+    """The centre squares of photos, at most MAX_PHOTOS of them, evenly spread over all.
+
+    Args:
+        path: A shard folder, a folder of images, or a tar of images; files that are no images are passed over.
+        leave_out: The output, which may lie in the folder.
+
+    Raises:
+        InputMissingError: There is nothing.
+        DataError: There is no image.
+        UsageError: The shards hold labels.
+    """
+    readers = _of_shards(path) if (path / MANIFEST_NAME).is_file() else _of_files(path, leave_out)
+    chosen = readers
+    if len(readers) > MAX_PHOTOS:
+        chosen = [readers[i * len(readers) // MAX_PHOTOS] for i in range(MAX_PHOTOS)]
+        _log.info("%d of the %d photos are used", MAX_PHOTOS, len(readers))
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        photos = [photo for photo in pool.map(lambda read: read(), chosen) if photo is not None]
+    if not photos:
+        raise DataError(f"no photos in it ({path})", remedy="a folder of images, or shards of vq3d prepare-data")
+    if len(photos) < len(chosen):
+        _log.warning("%d of %d files are no photos (%s)", len(chosen) - len(photos), len(chosen), path)
+    return PhotoBank(torch.stack(photos))
+
+
+def _of_shards(path: Path) -> list[Callable[[], Tensor | None]]:
+    folder = ShardFolder(path)
+    if folder.manifest.kind != "images":
+        raise UsageError(f"holds labels, not images ({path})", remedy="the shard folder above it")
+
+    def read(i: int) -> Tensor:
+        extension = folder.image_extension(i)
+        name = f"{path}, key {folder.entry(i).key}"
+        return _square(folder.read(i, [extension])[extension], name, turned=False)
+
+    return [partial(read, i) for i in range(folder.num_samples)]
+
+
+def _of_files(path: Path, leave_out: Path) -> list[Callable[[], Tensor | None]]:
+    def read(entry: Entry) -> Tensor | None:
+        try:
+            with Reader() as reader:
+                return _square(reader.read(entry.place), entry.path, turned=True)
+        except DataError:
+            return None
+
+    entries = folder_source(path, leave_out=leave_out, classes="none").entries
+    return [partial(read, entry) for entry in entries if not entry.reject]
+
+
+def _square(data: bytes, name: str, *, turned: bool) -> Tensor:
+    return decode_square(data, SIDE_PX, name=name, apply_orientation=turned).image.contiguous()

@@ -1,0 +1,160 @@
+"""Photos on the surfaces of toy scenes: a bank of small photos, and patches of them.
+
+A surface is tiled by one photo, every other tile mirrored, so that no edge shows; a patch is a window of that tiling.
+Photos are kept at halved sizes too, and a ray reads the size whose texels are about as wide as itself.
+
+Only sums, products, floors and look-ups: the same bits for every tensor layout.
+
+Legend: k points of surfaces, N photos.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vq3dcli.data.toytextures import Colour, between, cos_sin
+from vq3dcli.files import sha256_bytes
+
+SIDE_PX = 128
+NUM_PATCH_DRAWS = 9
+NO_PHOTO = -1
+_SIDES_PX = (128, 64, 32, 16, 8)
+_FIRST_TEXEL = tuple(sum(side * side for side in _SIDES_PX[:level]) for level in range(len(_SIDES_PX) + 1))
+_BRIGHTNESS = (0.36, 0.7)  # mean of a patch under full light: photos have shadows of their own, and are lit again
+
+
+class PhotoBank:
+    """N photos at all their sizes, in memory: 65 kB each, for scenes on the CPU.
+
+    Args:
+        photos: uint8 `[N, 3, SIDE_PX, SIDE_PX]`.
+
+    Attributes:
+        texels: uint8 `[N * texels a photo, 3]`: rows of the largest size, of the next one, ...
+        mean: Mean colour in [0, 1] `[N, 3]`.
+        sha256: Of the photos: equal for equal banks.
+    """
+
+    def __init__(self, photos: Tensor) -> None:
+        if photos.shape[1:] != (3, SIDE_PX, SIDE_PX) or photos.dtype != torch.uint8 or not len(photos):
+            raise ValueError(f"photos are {photos.dtype} {list(photos.shape)}, not uint8 [N, 3, {SIDE_PX}, {SIDE_PX}]")
+        self.sha256 = sha256_bytes(photos.contiguous().numpy().tobytes())
+        sizes = [photos.to(torch.int16)]
+        while sizes[-1].shape[-1] > _SIDES_PX[-1]:
+            last = sizes[-1]
+            four = last[..., ::2, ::2] + last[..., ::2, 1::2] + last[..., 1::2, ::2] + last[..., 1::2, 1::2]
+            sizes.append((four + 2) // 4)
+        self.mean = sizes[-1].flatten(2).to(torch.int64).sum(-1).to(torch.float32) / (255.0 * _SIDES_PX[-1] ** 2)
+        rows = torch.cat([size.to(torch.uint8).flatten(2) for size in sizes], -1)
+        self.texels = rows.transpose(1, 2).reshape(-1, 3).contiguous()
+
+    def __len__(self) -> int:
+        """Number of photos N."""
+        return len(self.mean)
+
+
+@dataclass(frozen=True)
+class PhotoPatch:
+    """What surfaces show of a photo.
+
+    Attributes:
+        photo: Number of the photo, or NO_PHOTO, int64 `[n]`.
+        frequency: Photos a unit of length `[n]`.
+        phase: In photos `[n, 2]`.
+        turn: Cosine and sine of the photo's angle on the surface `[n, 2]`.
+        gain: Times the photo's colours `[n, 3]`.
+    """
+
+    photo: Tensor
+    frequency: Tensor
+    phase: Tensor
+    turn: Tensor
+    gain: Tensor
+
+
+@dataclass(frozen=True)
+class PhotoSurfaces:
+    """The photos of n scenes.
+
+    Attributes:
+        bank: Where they are from.
+        objects: Of objects' first parts, `[n, k]` each.
+        accents: Of their second parts, `[n, k]` each.
+        ground: In metres.
+        wall: In metres.
+        backdrop: At infinity, instead of the sky; a unit is the camera's z where x is 1.
+    """
+
+    bank: PhotoBank
+    objects: PhotoPatch
+    accents: PhotoPatch
+    ground: PhotoPatch
+    wall: PhotoPatch
+    backdrop: PhotoPatch
+
+
+def make_patch(
+    bank: PhotoBank, draws: list[Tensor], *, share: Tensor | float, period: tuple[float, float], max_turn_rad: float
+) -> PhotoPatch:
+    """Patches from NUM_PATCH_DRAWS uniform draws.
+
+    Args:
+        bank: Where they are from.
+        draws: Each `[...]`.
+        share: How many surfaces have one; a probability for all or `[...]`.
+        period: Smallest and largest length that a photo covers.
+        max_turn_rad: Photos turn at most this much to either side.
+    """
+    chosen, photo, rate, phase_u, phase_v, turn, brightness, warmth, tint = draws
+    number = (photo * len(bank)).to(torch.int64)
+    red, green, blue = bank.mean[number].unbind(-1)
+    level = between(brightness, *_BRIGHTNESS) / ((red + green + blue) / 3.0).clamp(min=0.05)
+    # A dark photo stays dark: brightened more it would be noise.
+    level = level.clamp(min=0.6, max=1.7)
+    warm, tint = between(warmth, 0.85, 1.15), between(tint, 0.93, 1.07)
+    return PhotoPatch(
+        photo=torch.where(chosen < share, number, NO_PHOTO),
+        frequency=1.0 / between(rate, *period),
+        phase=torch.stack([2.0 * phase_u, 2.0 * phase_v], -1),
+        turn=cos_sin(between(turn, -max_turn_rad, max_turn_rad)),
+        gain=torch.stack([level * warm, level * tint, level * (2.0 - warm)], -1),
+    )
+
+
+def paint_photo(bank: PhotoBank, patch: PhotoPatch, u: Tensor, v: Tensor, width: Tensor) -> Colour:
+    """Colours at (u, v), from 0 on.
+
+    Args:
+        bank: Where the photos are from.
+        patch: One for each point, each with a photo.
+        u: `[k]`.
+        v: `[k]`, downwards.
+        width: What a ray covers of the surface, in its unit `[k]`.
+    """
+    cos, sin = patch.turn.unbind(-1)
+    across = patch.frequency * (u * cos + v * sin) + patch.phase[:, 0]
+    along = patch.frequency * (v * cos - u * sin) + patch.phase[:, 1]
+    level = torch.zeros_like(patch.photo)
+    for number in range(1, len(_SIDES_PX)):
+        level += patch.frequency * width * SIDE_PX > 0.7 * 2.0**number
+    side = torch.tensor(_SIDES_PX, device=u.device)[level]
+    first = torch.tensor(_FIRST_TEXEL[:-1], device=u.device)[level] + patch.photo * _FIRST_TEXEL[-1]
+    left, right, to_right = _neighbours(across, side)
+    top, bottom, to_bottom = _neighbours(along, side)
+    corners = [bank.texels[first + y * side + x].float() for y in (top, bottom) for x in (left, right)]
+    upper = corners[0] + (corners[1] - corners[0]) * to_right[:, None]
+    lower = corners[2] + (corners[3] - corners[2]) * to_right[:, None]
+    red, green, blue = ((upper + (lower - upper) * to_bottom[:, None]) * (patch.gain / 255.0)).unbind(-1)
+    return red, green, blue
+
+
+def _neighbours(t: Tensor, side: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The two texels beside a place in a row of mirrored photos, int64 `[k]`, and how far it is from the first one."""
+    half = 0.5 * t
+    within = 1.0 - (2.0 * (half - half.floor()) - 1.0).abs()
+    place = (within * side - 0.5).clamp(min=0.0)
+    first = torch.minimum(place.floor().to(torch.int64), side - 1)
+    return first, torch.minimum(first + 1, side - 1), place - first
