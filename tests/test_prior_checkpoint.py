@@ -22,7 +22,13 @@ from vq3dcli.prior_checkpoint import TokenFacts, as_loaded, load_prior, save_pri
 Make = Callable[..., Stage2Recipe]
 
 FACTS = TokenFacts(stage1_sha256="ab" * 32, codebook_size=32, length=16, class_names=("a", "b", "c"))
-CLASSES = {"toy-cpu-prior": 12, "demo64-prior": 1000, "compcars256-prior": 163, "imagenet256-prior": 1000}
+CLASSES = {
+    "toy-cpu-prior": 12,
+    "demo64-prior": 216,
+    "demo128-prior": 1000,
+    "compcars256-prior": 163,
+    "imagenet256-prior": 1000,
+}
 UNITS = {"M": 1e6, "B": 1e9}
 
 
