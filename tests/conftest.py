@@ -9,7 +9,7 @@ import sys
 os.environ.setdefault("MKL_DYNAMIC", "FALSE")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,6 +150,7 @@ def write_store() -> Callable[..., TokenStore]:
         classes: np.ndarray | None = None,
         *,
         stage1_sha256: str = "ab" * 32,
+        stage1_ancestors: Sequence[str] = (),
     ) -> TokenStore:
         if tokens is None or classes is None:
             tokens, classes = patterned()
@@ -165,6 +166,7 @@ def write_store() -> Callable[..., TokenStore]:
             codebook_size=32,
             image_size=16,
             stage1_sha256=stage1_sha256,
+            stage1_ancestors=list(stage1_ancestors),
             class_names=["ant", "bee", "cow"],
             seed=0,
             sources=[],

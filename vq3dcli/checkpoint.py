@@ -54,6 +54,12 @@ class LoadedWeights:
     sha256: str
     card: dict[str, Any]
 
+    @property
+    def ancestors(self) -> tuple[str, ...]:
+        """Hashes of the weights files that training began from (`training.init`), the nearest first."""
+        first = self.card.get("init_sha256")
+        return () if first is None else (first, *self.card.get("init_ancestors", ()))
+
 
 def embedded_weights_path() -> Path:
     """Where the package keeps its own weights; the file may be missing in a source tree without them."""

@@ -36,6 +36,7 @@ class TokenFacts(BaseModel):
         codebook_size: Number of codes K.
         length: Codes an image L.
         class_names: By class index.
+        stage1_ancestors: Hashes of the weights that the Stage 1's training began from, the nearest first.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,6 +45,7 @@ class TokenFacts(BaseModel):
     codebook_size: int = Field(ge=1)
     length: int = Field(ge=1)
     class_names: tuple[str, ...]
+    stage1_ancestors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

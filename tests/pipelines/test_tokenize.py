@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,10 +63,12 @@ def image(folder: ShardFolder, i: int) -> torch.Tensor:
 
 def test_the_codes_are_those_of_the_model(weights: LoadedWeights, shards: Path, tmp_path: Path):
     told: list[tuple[int, int]] = []
+    weights = replace(weights, card={"init_sha256": "cd" * 32, "init_ancestors": ["ef" * 32]})
     tokenize(weights, [shards], tmp_path / "t", on_progress=lambda done, total: told.append((done, total)))
     store, images = TokenStore(tmp_path / "t"), ShardFolder(shards)
     assert store.tokens.shape == (42, 2, 16)
     assert store.stage1_sha256 == weights.sha256
+    assert store.manifest.stage1_ancestors == ["cd" * 32, "ef" * 32]
     assert store.class_names == images.class_names
     assert store.manifest.view_names == ["plain", "flip"]
     whole = torch.stack([image(images, i) for i in range(42)])

@@ -244,6 +244,9 @@ def test_a_prior_starts_from_another(
     other = write_store(tmp_path / "other", stage1_sha256="cd" * 32)
     with pytest.raises(RecipeError, match="start from are of another Stage 1"):
         train_prior(tiny_prior_recipe(init), other, tmp_path / "fifth")
+    tuned = write_store(tmp_path / "tuned", stage1_sha256="cd" * 32, stage1_ancestors=["ef" * 32, "ab" * 32])
+    descended = train_prior(tiny_prior_recipe(init), tuned, tmp_path / "sixth")
+    assert load_prior(descended.weights).tokens.stage1_ancestors == ("ef" * 32, "ab" * 32)
 
 
 def test_a_non_finite_loss_stops_before_the_update(

@@ -164,7 +164,13 @@ def test_a_run_starts_from_weights_of_another(tiny_recipe: Make, data: _ToyBatch
     with pytest.raises(StoppedError):
         train(recipe, data, tmp_path / "second", stop_after_images=8)
     second = train(recipe, data, tmp_path / "second")
-    assert load_weights(second.weights).card["init_sha256"] == first.sha256
+    assert load_weights(first.weights).ancestors == ()
+    assert load_weights(second.weights).ancestors == (first.sha256,)
+    again = tiny_recipe(f"training.init={second.weights}", "training.warmup_images=0")
+    with pytest.raises(StoppedError):
+        train(again, data, tmp_path / "third", stop_after_images=8)
+    third = train(again, data, tmp_path / "third")
+    assert load_weights(third.weights).ancestors == (second.sha256, first.sha256)
     assert _records(tmp_path / "second")[0]["quantizing"]
     assert _records(tmp_path / "second")[0]["loss"] < _records(tmp_path / "first")[0]["loss"]
 

@@ -68,6 +68,7 @@ class TokenManifest(_Record):
         codebook_size: Codes are below this.
         image_size: Side in pixels of the images that were encoded.
         stage1_sha256: Hash of the Stage 1 weights file that made and can read these codes.
+        stage1_ancestors: Hashes of the weights that its training began from, the nearest first.
         class_names: By class index.
         seed: Of the crops.
         sources: Where the images came from, in order.
@@ -83,6 +84,7 @@ class TokenManifest(_Record):
     codebook_size: int = Field(ge=1, le=MAX_CODEBOOK_SIZE)
     image_size: int = Field(ge=1)
     stage1_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    stage1_ancestors: list[str] = []
     class_names: list[str]
     seed: int
     sources: list[TokenSource]

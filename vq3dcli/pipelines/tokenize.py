@@ -110,6 +110,7 @@ def tokenize(
         "codebook_size": model.codebook_size,
         "image_size": model.image_size,
         "stage1_sha256": weights.sha256,
+        "stage1_ancestors": list(weights.ancestors),
         "views": views,
         "view_names": _view_names(views),
         "seed": seed,

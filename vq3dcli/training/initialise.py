@@ -43,12 +43,14 @@ class Initialised:
     Attributes:
         path: The weights file.
         sha256: Its hash.
+        ancestors: Hashes of the weights that it began from itself, the nearest first.
         adapted: Tensors that were resampled, cut or extended.
         fresh: Tensors that keep their random start.
     """
 
     path: str
     sha256: str
+    ancestors: tuple[str, ...]
     adapted: tuple[str, ...]
     fresh: tuple[str, ...]
 
@@ -95,7 +97,7 @@ def initialise(model: Autoencoder, recipe: Stage1Recipe, path: Path) -> Initiali
         _log.warning("the weights were trained with another [camera] section: their geometry starts distorted")
     fresh = tuple(name for name in target if name not in taken)
     _log.info("initialised from %s, %s; adapted: %s", loaded.path, loaded.sha256[:12], ", ".join(adapted) or "nothing")
-    return Initialised(loaded.path, loaded.sha256, tuple(adapted), fresh)
+    return Initialised(loaded.path, loaded.sha256, loaded.ancestors, tuple(adapted), fresh)
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -121,11 +121,13 @@ def initialise_prior(model: Prior, tokens: TokenFacts, path: Path) -> str:
         The file's hash.
 
     Raises:
-        RecipeError: The weights do not fit the recipe, or belong to tokens of another Stage 1.
+        RecipeError: The weights do not fit the recipe, or belong to tokens of a Stage 1 that is neither that of the
+            tokens nor one that its training began from.
         InputMissingError, UnsafeFileError, DataError: As `prior_checkpoint.load_prior`.
     """
     loaded = load_prior(path)
-    if loaded.tokens.stage1_sha256 != tokens.stage1_sha256:
+    # Fine-tuning moves codes little and keeps their numbers: a prior of the ancestor's codes is a good start.
+    if loaded.tokens.stage1_sha256 not in (tokens.stage1_sha256, *tokens.stage1_ancestors):
         raise RecipeError(
             f"the weights to start from are of another Stage 1 ({loaded.path}): of "
             f"{loaded.tokens.stage1_sha256[:12]}, the tokens are of {tokens.stage1_sha256[:12]}",

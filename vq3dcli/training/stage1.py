@@ -350,6 +350,7 @@ def _finish(recipe: Stage1Recipe, folder: RunFolder, state: RunState, ranks: Ran
         card = {"images_seen": state.images_seen, "training": figures}
         if state.init_sha256:
             card["init_sha256"] = state.init_sha256
+            card["init_ancestors"] = list(state.init_ancestors)
         if recipe.training.average_last > 1:
             card["averaged"] = average_checkpoints(folder.checkpoints, state.average, recipe.training.average_last)
         digest = save_weights(folder.weights, state.average, recipe, card)

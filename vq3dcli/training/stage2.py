@@ -154,6 +154,7 @@ def token_facts(store: TokenStore) -> TokenFacts:
         codebook_size=store.codebook_size,
         length=store.length,
         class_names=tuple(store.class_names),
+        stage1_ancestors=tuple(store.manifest.stage1_ancestors),
     )
 
 

@@ -35,6 +35,7 @@ class RunState:
         images_seen: Images seen so far.
         chroma: Running mean of the reconstructions' share of their targets' colourfulness.
         init_sha256: Hash of the weights that the run started from; empty for a random start.
+        init_ancestors: Hashes of those that they started from, the nearest first.
     """
 
     model: Autoencoder
@@ -44,6 +45,7 @@ class RunState:
     images_seen: int = 0
     chroma: float = 0.0
     init_sha256: str = ""
+    init_ancestors: tuple[str, ...] = ()
 
 
 def start_or_resume(
@@ -66,15 +68,14 @@ def start_or_resume(
     schedule = recipe.training
     model = build_autoencoder(recipe).to(device)
     saved = folder.newest(ranks)
-    init_sha256 = ""
-    if saved is None and schedule.init:
-        init_sha256 = initialise(model, recipe, Path(schedule.init)).sha256
+    start = initialise(model, recipe, Path(schedule.init)) if saved is None and schedule.init else None
     state = RunState(
         model=model,
         average=average_of(model),
         optimizer=build_optimizer(model, learning_rate=schedule.learning_rate, weight_decay=schedule.weight_decay),
         adversary=Adversary(recipe, classes=classes, device=device, ranks=ranks),
-        init_sha256=init_sha256,
+        init_sha256="" if start is None else start.sha256,
+        init_ancestors=() if start is None else start.ancestors,
     )
     if saved is None:
         return state
@@ -87,6 +88,7 @@ def start_or_resume(
             state.adversary.restore(parts["adversarial"])
         state.images_seen, state.chroma = int(manifest["images_seen"]), float(manifest["chroma"])
         state.init_sha256 = str(manifest["init_sha256"])
+        state.init_ancestors = tuple(map(str, manifest["init_ancestors"]))
         warn_of_other_threads(manifest, device, ranks)
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{misfit}: {error}", remedy="the version of vq3d that wrote it, or another --out") from error
@@ -107,6 +109,7 @@ def save_state(folder: RunFolder, recipe: Stage1Recipe, state: RunState) -> None
         "images_seen": state.images_seen,
         "chroma": state.chroma,
         "init_sha256": state.init_sha256,
+        "init_ancestors": list(state.init_ancestors),
         "recipe": json.loads(recipe.model_dump_json()),
         "torch": torch.__version__,
         "python": platform.python_version(),
