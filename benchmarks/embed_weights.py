@@ -8,14 +8,17 @@ Example:
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vq3dcli.checkpoint import embedded_weights_path, load_weights, save_weights
+from vq3dcli.checkpoint import LoadedWeights, embedded_weights_path, load_weights, save_weights
+from vq3dcli.model.build import build_autoencoder
 from vq3dcli.pipelines.evaluation.data import open_images
 from vq3dcli.pipelines.evaluation.exact_scenes import toy_template
 from vq3dcli.pipelines.evaluation.geometry import PROTOCOL, evaluate_geometry, model_predictor
 from vq3dcli.pipelines.evaluation.reconstruction import evaluate_reconstruction, model_reconstructor
+from vq3dcli.training.averaging import average_checkpoints
 
 EVALUATED, SEED = 64, 0
 
@@ -33,15 +36,9 @@ def main() -> None:
     options = parser.parse_args()
     weights = load_weights(options.run)
     size = weights.recipe.model.image_size
-    measured = evaluate_geometry(
-        model_predictor(weights),
-        count=EVALUATED,
-        seed=SEED,
-        size_px=size,
-        template=toy_template(size),
-        on_progress=lambda scenes: None,
-    )
-    figures: dict[str, Any] = {name: round(value, 5) for name, value in measured.metrics.items()}
+    figures: dict[str, Any] = geometry(weights)
+    before = geometry(unrounded(weights, options.run))
+    figures["float32"] = {name: before[name] for name in ("psnr", "novel_psnr", "spearman", "ssi_error")}
     measured_by = f"vq3d evaluate geometry --count {EVALUATED} --seed {SEED} ({PROTOCOL}, {size} px)"
     if options.photos is not None:
         photos = open_images(str(options.photos), count=None, seed=SEED, size_px=size)
@@ -60,6 +57,21 @@ def main() -> None:
         "licence": "Apache-2.0",
     }
     print(save_weights(embedded_weights_path(), weights.model, weights.recipe, card))
+
+
+def geometry(weights: LoadedWeights) -> dict[str, float]:
+    """The figures of `vq3d evaluate geometry`."""
+    size = weights.recipe.model.image_size
+    predictor = model_predictor(weights)
+    found = evaluate_geometry(predictor, count=EVALUATED, seed=SEED, size_px=size, template=toy_template(size))
+    return {name: round(value, 5) for name, value in found.metrics.items()}
+
+
+def unrounded(weights: LoadedWeights, run: Path) -> LoadedWeights:
+    """The same weights before they were rounded to fp16, from the run's newest checkpoint."""
+    model = build_autoencoder(weights.recipe)
+    average_checkpoints(run / "checkpoints", model, max(weights.recipe.training.average_last, 1))
+    return replace(weights, model=model.requires_grad_(False).eval())
 
 
 if __name__ == "__main__":
