@@ -27,7 +27,7 @@ from vq3dcli.export.layers import Frustum
 from vq3dcli.export.viewer import BOUND_RAD
 from vq3dcli.metrics.image import psnr
 from vq3dcli.model.scene import Renderable
-from vq3dcli.pipelines.exporting.export import _cameras, _photo_scene, _size, export_scene
+from vq3dcli.pipelines.exporting.export import export_scene, sampled_size, turned_cameras, wished_photo_scene
 from vq3dcli.pipelines.exporting.plan import Wish
 from vq3dcli.pipelines.views.inputs import OpenedScene, open_scene, parse_sources
 
@@ -42,10 +42,10 @@ def measure(opened: OpenedScene, page: Page, folder: Path, *, detail: bool, fram
     export_scene(opened, wish, [path])
     facts = opened.camera
     frustum = Frustum(facts.radius, math.radians(facts.fov_deg), facts.near, facts.far, facts.aspect)
-    height_px, width_px = _size(opened, wish, None)
-    photo_scene, vantage = _photo_scene(opened, wish, frustum, height_px, width_px)
+    height_px, width_px = sampled_size(opened, wish, None)
+    photo_scene, vantage = wished_photo_scene(opened, wish, frustum, height_px, width_px)
     scene: Renderable = photo_scene or opened.scene
-    camera = _cameras(frustum, vantage, [(turn, 0.0) for turn in TURNS], height_px, width_px)
+    camera = turned_cameras(frustum, vantage, [(turn, 0.0) for turn in TURNS], height_px, width_px)
     seen = scene.render(camera, samples=wish.samples).rgb
     troubles: list[str] = []
     page.on("pageerror", lambda error: troubles.append(str(error)))

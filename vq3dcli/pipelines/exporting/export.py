@@ -103,8 +103,8 @@ def export_scene(
     """
     facts = opened.camera
     frustum = Frustum(facts.radius, math.radians(facts.fov_deg), facts.near, facts.far, facts.aspect)
-    height_px, width_px = _size(opened, wish, composed)
-    photo_scene, vantage = _photo_scene(opened, wish, frustum, height_px, width_px)
+    height_px, width_px = sampled_size(opened, wish, composed)
+    photo_scene, vantage = wished_photo_scene(opened, wish, frustum, height_px, width_px)
     scene: Renderable = photo_scene or opened.scene
     things: ComposedScene | None = None
     if composed is not None:
@@ -178,7 +178,7 @@ def export_scene(
     return paths, figures
 
 
-def _size(opened: OpenedScene, wish: Wish, composed: Composed | None) -> tuple[int, int]:
+def sampled_size(opened: OpenedScene, wish: Wish, composed: Composed | None) -> tuple[int, int]:
     """Height and width of what is sampled."""
     if wish.size_px is not None:
         return output_size(wish.size_px, opened.camera.aspect)
@@ -189,21 +189,21 @@ def _size(opened: OpenedScene, wish: Wish, composed: Composed | None) -> tuple[i
     return output_size(longer, opened.camera.aspect)
 
 
-class _Vantage(NamedTuple):
+class Vantage(NamedTuple):
     """From where a scene will be looked at: how far cameras turn, and how far from the first one their pivot lies."""
 
     bound_rad: float
     pivot_z: float
 
 
-def _photo_scene(
+def wished_photo_scene(
     opened: OpenedScene, wish: Wish, frustum: Frustum, height_px: int, width_px: int
-) -> tuple[PhotoScene | None, _Vantage]:
+) -> tuple[PhotoScene | None, Vantage]:
     """The photo in its layers, if it is wanted, as far as one will look around them."""
     bound_rad = BOUND_RAD if wish.amplitude_deg is None else math.radians(wish.amplitude_deg)
     if wish.kind == "npz":
         bound_rad = math.radians(_ORBIT_DEG if wish.amplitude_deg is None else wish.amplitude_deg)
-    vantage = _Vantage(bound_rad, frustum.radius)
+    vantage = Vantage(bound_rad, frustum.radius)
     if opened.photo is None or not wish.detail:
         return None, vantage
     photo = fitted_photo(opened.photo, height_px, width_px)
@@ -212,13 +212,13 @@ def _photo_scene(
         # As videos do: turning around the middle of the scene, and not so far that the photo falls apart.
         reach = adapted_reach("orbit", disparity_extent(s, opened.camera), opened.camera, fov_rad=frustum.fov_rad)
         suits_rad = bound_rad if wish.amplitude_deg is not None else min(bound_rad, reach.amplitude_rad)
-        vantage = _Vantage(suits_rad, reach.pivot_z)
+        vantage = Vantage(suits_rad, reach.pivot_z)
     turns = [(0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)]
-    return build_photo_scene(opened, photo, s, _cameras(frustum, vantage, turns, height_px, width_px)), vantage
+    return build_photo_scene(opened, photo, s, turned_cameras(frustum, vantage, turns, height_px, width_px)), vantage
 
 
-def _cameras(
-    frustum: Frustum, vantage: _Vantage, turns: Sequence[tuple[float, float]], height_px: int, width_px: int
+def turned_cameras(
+    frustum: Frustum, vantage: Vantage, turns: Sequence[tuple[float, float]], height_px: int, width_px: int
 ) -> Camera:
     """Cameras at parts of the bound in yaw and pitch."""
     angles = torch.tensor(turns) * vantage.bound_rad
@@ -282,10 +282,12 @@ def _sheet(part: PhotoLayer) -> Sheet:
 
 
 def _layers_psnr(
-    layers: Layers, scene: Renderable, frustum: Frustum, vantage: _Vantage, samples: int
+    layers: Layers, scene: Renderable, frustum: Frustum, vantage: Vantage, samples: int
 ) -> dict[str, float]:
     """What drawing the layers differs from rendering the scene by, in dB, by the camera's yaw in radians."""
-    camera = _cameras(frustum, vantage, [(turn, 0.0) for turn in _CHECK_TURNS], *output_size(_CHECK_PX, frustum.aspect))
+    camera = turned_cameras(
+        frustum, vantage, [(turn, 0.0) for turn in _CHECK_TURNS], *output_size(_CHECK_PX, frustum.aspect)
+    )
     seen = scene.render(camera, samples=samples).rgb.cpu()
     drawn, _ = render_layers(layers, camera)
     found = psnr(drawn.cpu(), seen).tolist()
