@@ -81,6 +81,23 @@ def test_samples_of_weights_beside_what_bounds_them(given, tiny_weights, prior, 
 
 
 @needs_features
+def test_a_prior_of_toys_and_photos_is_compared_with_toys(given, tiny_prior_recipe, tiny_weights, tmp_path, capsys):
+    recipe = tiny_prior_recipe()
+    names = ("torus", "n01443537", "cone", "n02123045")
+    sha256 = load_weights(tiny_weights).sha256
+    facts = TokenFacts(stage1_sha256=sha256, codebook_size=32, length=16, class_names=names)
+    path = tmp_path / "mixed.safetensors"
+    save_prior(path, build_prior(recipe, codebook_size=32, length=16, classes=4), recipe, facts, {})
+    call = [*given, "--prior", str(path), "-n", "4", "--classifier-scenes", "4", "--json"]
+    assert run(call) == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    assert metrics["conditions"]["sets"]["samples"]["images"]["count_by_class"] == {"0": 2, "2": 2}
+    assert set(metrics["samples"]["recognised"]) == {"all", "cone", "torus"}
+    assert run([*call, "--class", "torus,goldfish"]) == 2
+    assert "what real images" in capsys.readouterr().err
+
+
+@needs_features
 def test_samples_in_a_folder_and_in_a_file(tmp_path, capsys):
     pictures = images(6)
     np.savez(tmp_path / "a.npz", pictures.permute(0, 2, 3, 1).numpy())

@@ -8,7 +8,7 @@ import pytest
 
 from vq3dcli.data.imagenet import imagenet_names
 from vq3dcli.errors import UsageError
-from vq3dcli.pipelines.sampling.class_names import NO_CLASS, classes_argument, pick_classes, shown_name
+from vq3dcli.pipelines.sampling.class_names import NO_CLASS, classes_argument, pick_classes, shown_name, some_classes
 
 NAMES = ["Torus", "snow_man", "box", "salt, and pepper", "7", "car", "Car", "car"]
 WNIDS = ["n01443537", "n02099601", "n03126707", "n02012849"]
@@ -55,7 +55,10 @@ def test_what_is_not_there_is_named_with_the_nearest(text: str, problem: str) ->
 
 
 def test_weights_without_classes() -> None:
-    assert pick_classes(None, []) == [NO_CLASS]
+    assert pick_classes(None, []) == some_classes([], 4) == [NO_CLASS]
+    assert some_classes(NAMES, 1000) == pick_classes("all", NAMES) == pick_classes(None, NAMES)
+    assert some_classes([str(i) for i in range(1000)], 4) == [0, 250, 500, 750]
+    assert pick_classes("all", ["none", "all"]) == [1]
     with pytest.raises(UsageError, match="these weights know no classes"):
         pick_classes("torus", [])
 

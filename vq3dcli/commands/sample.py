@@ -19,7 +19,11 @@ from vq3dcli.commands.sampling_options import (
     asked_sharpening,
 )
 
-CLASS = "Classes by name or number, a comma between them; of ImageNet also WordNet ids. Default: all."
+SHOWN_CLASSES = 16
+CLASS = (
+    "Classes by name or number, a comma between them; of ImageNet also WordNet ids; all for all. "
+    f"Default: all, or {SHOWN_CLASSES} of more."
+)
 
 
 def command(
@@ -54,7 +58,7 @@ def command(
     """
     from vq3dcli.checkpoint import load_weights
     from vq3dcli.export.video import check_output
-    from vq3dcli.pipelines.sampling.class_names import pick_classes
+    from vq3dcli.pipelines.sampling.class_names import pick_classes, some_classes
     from vq3dcli.pipelines.sampling.sample import SAMPLES_AT_ONCE, SampleFolder, draw_samples, sharpening_of
     from vq3dcli.pipelines.views.film import Shot, check_shot
     from vq3dcli.prior_checkpoint import load_prior
@@ -69,10 +73,13 @@ def command(
     loaded_prior.check_stage1(loaded.sha256, loaded.path)
     given: dict[str, Any] = asked_sharpening(temperature, top_k, top_p, guidance)
     sharpening = dataclasses.replace(sharpening_of(loaded_prior), **given)
-    chosen = pick_classes(classes, loaded_prior.tokens.class_names)
+    names = loaded_prior.tokens.class_names
+    chosen = some_classes(names, SHOWN_CLASSES) if classes is None else pick_classes(classes, names)
     total = len(chosen) * count
     check_output(out / ("sheet.mp4" if orbit else "sheet.png"), "mp4" if orbit else "png")  # before hours of work
     said.note(f"{count} samples of {len(chosen)} classes, prior {loaded_prior.path}, weights {loaded.path}")
+    if classes is None and len(chosen) < len(names):
+        said.note(f"{len(chosen)} of {len(names)} classes; --class all takes all")
     with SampleFolder(
         out,
         loaded,

@@ -137,8 +137,8 @@ class Plan:
     def _judge(self, progress: Progress) -> Judge | None:
         """A classifier, where the images are of toy scenes and the samples have classes."""
         samples = self.sets[0].images
-        known = bool(samples.class_names) and set(samples.class_names) <= set(CLASS_NAMES)
-        if not self.asked.classifier_scenes or not known or int(samples.class_index.max()) < 0:
+        shown = {samples.class_names[i] for i in samples.class_index.unique().tolist() if i >= 0}
+        if not self.asked.classifier_scenes or not shown or not shown <= set(CLASS_NAMES):
             return None
         return toy_judge(
             int(self.real.images.description["size_px"]),
@@ -167,9 +167,8 @@ def plan_generation(asked: Asked) -> Plan:
     weights = load_weights(asked.weights, asked.device)
     prior.check_stage1(weights.sha256, weights.path)
     names = prior.tokens.class_names
-    chosen = pick_classes(asked.classes, names)
+    chosen, only = _classes(asked, names)
     sharpening = Sharpening(**{**prior.recipe.sampling.model_dump(), **asked.sharpening})
-    only = None if asked.classes is None else [names[i] for i in chosen]
     size = weights.recipe.model.image_size
     real = _real(asked, protocol, network, class_names=names, only=only, size_px=size, count=protocol.samples)
     counts = class_counts(chosen, protocol.samples, names, real.images if protocol.labels == "data" else None)
@@ -183,6 +182,15 @@ def plan_generation(asked: Asked) -> Plan:
         sets.append(Compared(f"yaw {yaw:g}", images, turned))
     tokens = _tokens(asked, prior)
     return Plan(protocol, network, weights, sets, real, tokens, samples, _warnings(protocol, sets, real), asked)
+
+
+def _classes(asked: Asked, names: Sequence[str]) -> tuple[list[int], list[str] | None]:
+    """The classes to sample, and their names where they are not all: of toy scenes those that there are of them."""
+    toys = [i for i, name in enumerate(names) if name in CLASS_NAMES]
+    if asked.classes is None and asked.data in (None, TOYSCENES) and 0 < len(toys) < len(names):
+        return toys, [names[i] for i in toys]
+    chosen = pick_classes(asked.classes, names)
+    return chosen, None if asked.classes is None else [names[i] for i in chosen]
 
 
 def _check_given(asked: Asked) -> None:
@@ -235,7 +243,8 @@ def _real(
     """The real images that `--data` names, at a side of `size_px`, those of the classes `only` where some are named."""
     data = asked.data
     if data is None:
-        if not class_names or not set(class_names) <= set(CLASS_NAMES):
+        shown = class_names if only is None else only
+        if not shown or not set(shown) <= set(CLASS_NAMES):
             raise UsageError(
                 "it is not known what real images to compare with", remedy="--data with shards, or toyscenes"
             )
@@ -304,7 +313,7 @@ def _toys(
 
 
 def _toy_classes(only: Sequence[str] | None) -> list[int] | None:
-    if only is None:
+    if only is None or set(only) == set(CLASS_NAMES):
         return None
     unknown = [name for name in only if name not in CLASS_NAMES]
     if unknown:

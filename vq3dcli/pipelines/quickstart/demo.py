@@ -7,9 +7,10 @@ from pathlib import Path
 
 from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.config.defaults import VIDEO_SIZE_PX
+from vq3dcli.data.toyscenes import CLASS_NAMES
 from vq3dcli.files import make_folder
 from vq3dcli.pipelines.quickstart.example_photo import example_photo
-from vq3dcli.pipelines.sampling.class_names import pick_classes
+from vq3dcli.pipelines.sampling.class_names import NO_CLASS, some_classes
 from vq3dcli.pipelines.sampling.sample import SHEET_NAME, draw_samples, sharpening_of, write_samples
 from vq3dcli.pipelines.views.film import Shot
 from vq3dcli.pipelines.views.inputs import parse_sources
@@ -21,6 +22,7 @@ TOY_INPUTS = ("toyscene:mushroom", "toyscene:arch")
 _VIDEO = Shot("orbit", frames=48)
 _SHEET = Shot("orbit", frames=8, size_px=VIDEO_SIZE_PX)
 _SAMPLES_A_CLASS, _FILMED_SAMPLES = 2, 2
+_PHOTO_CLASSES = 8
 
 
 def demo(
@@ -64,17 +66,24 @@ def total_frames(prior: LoadedPrior | None) -> int:
     """Frames that `demo` renders with a photo at hand, for a progress bar."""
     frames = (_VIDEO.frames + _SHEET.frames) * (1 + len(TOY_INPUTS))
     if prior is not None:
-        frames += max(len(prior.tokens.class_names), 1) * _SAMPLES_A_CLASS + _FILMED_SAMPLES * _VIDEO.frames
+        frames += len(_classes(prior)) * _SAMPLES_A_CLASS + _FILMED_SAMPLES * _VIDEO.frames
     return frames
+
+
+def _classes(prior: LoadedPrior) -> list[int]:
+    """All classes of toy scenes that the prior knows, and some of its others."""
+    names = prior.tokens.class_names
+    toys = [i for i, name in enumerate(names) if name in CLASS_NAMES]
+    others = [i for i, name in enumerate(names) if name not in CLASS_NAMES]
+    shown = some_classes([names[i] for i in others], _PHOTO_CLASSES) if others else []
+    return toys + [others[i] for i in shown] or [NO_CLASS]
 
 
 def _samples(
     weights: LoadedWeights, prior: LoadedPrior, out: Path, *, on_frames: Callable[[int], object]
 ) -> list[Path]:
-    """A sheet of samples of each class, and videos of some."""
-    drawn = draw_samples(
-        prior, pick_classes(None, prior.tokens.class_names), _SAMPLES_A_CLASS, seed=0, sharpening=sharpening_of(prior)
-    )
+    """A sheet of samples of some classes, and videos of some."""
+    drawn = draw_samples(prior, _classes(prior), _SAMPLES_A_CLASS, seed=0, sharpening=sharpening_of(prior))
     filmed = [sample.name for sample in drawn[:: max(len(drawn) // _FILMED_SAMPLES, 1)]][:_FILMED_SAMPLES]
     files = write_samples(
         out,

@@ -26,7 +26,7 @@ def pick_classes(text: str | None, names: Sequence[str]) -> list[int]:
     WordNet ids of ImageNet, one of their English names, spelled as loosely.
 
     Args:
-        text: For example `torus,3`; None for all classes.
+        text: For example `torus,3`; None, or `all` where no class is called so, for all classes.
         names: By class index; empty for weights without classes.
 
     Returns:
@@ -39,6 +39,8 @@ def pick_classes(text: str | None, names: Sequence[str]) -> list[int]:
     if text is None:
         return list(range(len(names))) or [NO_CLASS]
     exact, plain = own_names(names)
+    if text.strip() == "all" and "all" not in plain:
+        return pick_classes(None, names)
     loose = {**english_names(names), **plain}
     if "," in text and _plain(text) in plain:  # a name that has a comma itself
         return [_only(text, exact.get(text.strip(), plain[_plain(text)]), names)]
@@ -46,6 +48,12 @@ def pick_classes(text: str | None, names: Sequence[str]) -> list[int]:
     if not parts:
         raise UsageError("no class is named", remedy=f"--class with some of {_some(names)}")
     return list(dict.fromkeys(_pick(part, names, exact, loose) for part in parts))
+
+
+def some_classes(names: Sequence[str], most: int) -> list[int]:
+    """Indices of at most so many classes, evenly spread over all; `[NO_CLASS]` for weights without classes."""
+    count = min(most, len(names))
+    return [i * len(names) // count for i in range(count)] or [NO_CLASS]
 
 
 def own_names(names: Sequence[str]) -> tuple[Named, Named]:
