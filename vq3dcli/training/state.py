@@ -88,7 +88,7 @@ def start_or_resume(
             state.adversary.restore(parts["adversarial"])
         state.images_seen, state.chroma = int(manifest["images_seen"]), float(manifest["chroma"])
         state.init_sha256 = str(manifest["init_sha256"])
-        state.init_ancestors = tuple(map(str, manifest["init_ancestors"]))
+        state.init_ancestors = tuple(map(str, manifest.get("init_ancestors", ())))  # older checkpoints name none
         warn_of_other_threads(manifest, device, ranks)
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{misfit}: {error}", remedy="the version of vq3d that wrote it, or another --out") from error
