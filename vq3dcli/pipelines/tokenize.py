@@ -110,7 +110,6 @@ def tokenize(
         "codebook_size": model.codebook_size,
         "image_size": model.image_size,
         "stage1_sha256": weights.sha256,
-        "stage1_ancestors": list(weights.ancestors),
         "views": views,
         "view_names": _view_names(views),
         "seed": seed,
@@ -125,6 +124,8 @@ def tokenize(
         ],
     }
     plan = json_bytes({"format_version": FORMAT_VERSION, **facts})
+    # Not in the plan, which has the weights' hash: stores that were begun before ancestors were kept can go on.
+    facts["stage1_ancestors"] = list(weights.ancestors)
     make_folder(out)
     with claimed(out, part, plan, ours=_OURS, leftover=_LEFTOVER, force=force):
         blocks = _blocks(sources, out)
