@@ -247,6 +247,10 @@ def test_a_prior_starts_from_another(
     tuned = write_store(tmp_path / "tuned", stage1_sha256="cd" * 32, stage1_ancestors=["ef" * 32, "ab" * 32])
     descended = train_prior(tiny_prior_recipe(init), tuned, tmp_path / "sixth")
     assert load_prior(descended.weights).tokens.stage1_ancestors == ("ef" * 32, "ab" * 32)
+    short = (np.zeros((60, 1, 4), np.uint16), np.zeros(60))
+    resized = write_store(tmp_path / "resized", *short, stage1_sha256="cd" * 32, stage1_ancestors=["ab" * 32])
+    with pytest.raises(RecipeError, match=r"of other codes .*: 16 of 32 an image, the tokens are 4 of 32"):
+        train_prior(tiny_prior_recipe(init), resized, tmp_path / "seventh")
 
 
 def test_a_non_finite_loss_stops_before_the_update(

@@ -122,7 +122,7 @@ def initialise_prior(model: Prior, tokens: TokenFacts, path: Path) -> str:
 
     Raises:
         RecipeError: The weights do not fit the recipe, or belong to tokens of a Stage 1 that is neither that of the
-            tokens nor one that its training began from.
+            tokens nor one that its training began from, or have other codes.
         InputMissingError, UnsafeFileError, DataError: As `prior_checkpoint.load_prior`.
     """
     loaded = load_prior(path)
@@ -132,6 +132,13 @@ def initialise_prior(model: Prior, tokens: TokenFacts, path: Path) -> str:
             f"the weights to start from are of another Stage 1 ({loaded.path}): of "
             f"{loaded.tokens.stage1_sha256[:12]}, the tokens are of {tokens.stage1_sha256[:12]}",
             remedy="vq3d tokenize with that Stage 1, or no training.init",
+        )
+    before, after = ((facts.length, facts.codebook_size) for facts in (loaded.tokens, tokens))
+    if before != after:  # fine-tuning may change the image's size and the codebook's
+        raise RecipeError(
+            f"the weights to start from are of other codes ({loaded.path}): {before[0]} of {before[1]} an image, the "
+            f"tokens are {after[0]} of {after[1]}",
+            remedy="no training.init",
         )
     source, target = loaded.model.state_dict(), model.state_dict()
     classes = "class_embedding.weight"
@@ -143,11 +150,11 @@ def initialise_prior(model: Prior, tokens: TokenFacts, path: Path) -> str:
     if loaded.model.heads != model.heads:
         wrong.append("heads")  # the same shapes, another meaning
     if wrong:
-        before = loaded.recipe.model
+        shape = loaded.recipe.model
         raise RecipeError(
             f"the weights do not fit the recipe ({loaded.path}): {len(wrong)} tensors, first {wrong[0]}",
-            remedy=f"--set model.width={before.width} --set model.layers={before.layers} "
-            f"--set model.heads={before.heads} --set model.tied_head={str(before.tied_head).lower()}",
+            remedy=f"--set model.width={shape.width} --set model.layers={shape.layers} "
+            f"--set model.heads={shape.heads} --set model.tied_head={str(shape.tied_head).lower()}",
         )
     rows = {name: row for row, name in enumerate(loaded.tokens.class_names)}
     for row, name in enumerate(tokens.class_names):
