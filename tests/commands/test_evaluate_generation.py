@@ -98,6 +98,19 @@ def test_a_prior_of_toys_and_photos_is_compared_with_toys(given, tiny_prior_reci
 
 
 @needs_features
+def test_all_classes_of_a_prior_without_any_are_its_samples(given, tiny_prior_recipe, tiny_weights, tmp_path, capsys):
+    recipe = tiny_prior_recipe()
+    sha256 = load_weights(tiny_weights).sha256
+    facts = TokenFacts(stage1_sha256=sha256, codebook_size=32, length=16, class_names=())
+    path = tmp_path / "plain.safetensors"
+    save_prior(path, build_prior(recipe, codebook_size=32, length=16, classes=0), recipe, facts, {})
+    call = [*given, "--prior", str(path), "--data", "toyscenes", "-n", "4", "--class", "all", "--json"]
+    assert run(call) == 0
+    sets = json.loads(capsys.readouterr().out)["metrics"]["conditions"]["sets"]
+    assert sets["samples"]["images"]["count_by_class"] == {"-1": 4}
+
+
+@needs_features
 def test_samples_in_a_folder_and_in_a_file(tmp_path, capsys):
     pictures = images(6)
     np.savez(tmp_path / "a.npz", pictures.permute(0, 2, 3, 1).numpy())

@@ -190,7 +190,7 @@ def _classes(asked: Asked, names: Sequence[str]) -> tuple[list[int], list[str] |
     if asked.classes is None and asked.data in (None, TOYSCENES) and 0 < len(toys) < len(names):
         return toys, [names[i] for i in toys]
     chosen = pick_classes(asked.classes, names)
-    return chosen, None if asked.classes is None else [names[i] for i in chosen]
+    return chosen, None if asked.classes is None or not names else [names[i] for i in chosen]
 
 
 def _check_given(asked: Asked) -> None:

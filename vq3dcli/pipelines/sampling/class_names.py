@@ -39,9 +39,9 @@ def pick_classes(text: str | None, names: Sequence[str]) -> list[int]:
     if text is None:
         return list(range(len(names))) or [NO_CLASS]
     exact, plain = own_names(names)
-    if text.strip() == "all" and "all" not in plain:
-        return pick_classes(None, names)
     loose = {**english_names(names), **plain}
+    if _plain(text) == "all" and "all" not in loose:
+        return pick_classes(None, names)
     if "," in text and _plain(text) in plain:  # a name that has a comma itself
         return [_only(text, exact.get(text.strip(), plain[_plain(text)]), names)]
     parts = [part.strip() for part in text.split(",") if part.strip()]
