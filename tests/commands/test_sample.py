@@ -72,6 +72,25 @@ def test_all_classes_with_pictures_a_sheet_and_a_record(sample: Callable[..., Pa
     assert all(len(s["codes"].split()) == 16 for s in found["samples"])
 
 
+def test_some_classes_of_many_or_all(
+    tiny_prior_recipe: Make, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny_prior_recipe()
+    names = tuple(f"kind {i}" for i in range(20))
+    sha256 = load_weights(tiny_weights).sha256
+    facts = TokenFacts(stage1_sha256=sha256, codebook_size=32, length=16, class_names=names)
+    path = tmp_path / "prior.safetensors"
+    save_prior(path, build_prior(recipe, codebook_size=32, length=16, classes=20), recipe, facts, {})
+    call = ["sample", "-n", "1", "--weights", str(tiny_weights), "--prior", str(path), "--device", "cpu"]
+    for options, shown in (([], [i * 20 // 16 for i in range(16)]), (["--class", "all"], [*range(20)])):
+        assert run([*call, *options, "-o", str(tmp_path / "new")]) == 0
+        assert ("16 of 20 classes" in capsys.readouterr().err) == (not options)
+        found = record(tmp_path / "new")
+        assert [sample["class_index"] for sample in found["samples"]] == shown
+        # The record names its classes: it makes the same again, whatever the default will be.
+        assert found["command"][3] == ",".join(map(str, shown))
+
+
 def test_the_record_makes_the_same_samples_again(sample: Callable[..., Path], tmp_path: Path) -> None:
     options = ["--class", "cow,bee hive", "-n", "3", "--seed", "5", "--temperature", "0.7", "--top-k", "20"]
     first = sample("first", *options, "--top-p", "0.9", "--guidance", "1.5")
