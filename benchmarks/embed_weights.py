@@ -40,6 +40,7 @@ def main() -> None:
     before = geometry(unrounded(weights, options.run))
     figures["float32"] = {name: before[name] for name in ("psnr", "novel_psnr", "spearman", "ssi_error")}
     measured_by = f"vq3d evaluate geometry --count {EVALUATED} --seed {SEED} ({PROTOCOL}, {size} px)"
+    measured_by += "; float32: before rounding to fp16"
     if options.photos is not None:
         photos = open_images(str(options.photos), count=None, seed=SEED, size_px=size)
         found = evaluate_reconstruction(

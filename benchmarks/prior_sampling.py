@@ -33,7 +33,8 @@ SEED = 0
 
 
 STEPS_A_WINDOW = 3
-# Width, layers, heads, length, rows, guidance: the embedded prior's shape, then that of `demo64-prior` on 1024 codes.
+# Width, layers, heads, length, rows, guidance: the embedded prior's shape, then that of `demo128-prior` with 1024 codes
+# an image.
 TABLE = [
     (192, 6, 6, 256, 1, 1.0),
     (192, 6, 6, 256, 16, 1.0),
