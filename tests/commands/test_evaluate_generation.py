@@ -90,7 +90,9 @@ def test_a_prior_of_toys_and_photos_is_compared_with_toys(given, tiny_prior_reci
     save_prior(path, build_prior(recipe, codebook_size=32, length=16, classes=4), recipe, facts, {})
     call = [*given, "--prior", str(path), "-n", "4", "--classifier-scenes", "4", "--json"]
     assert run(call) == 0
-    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    result = json.loads(capsys.readouterr().out)
+    metrics = result["metrics"]
+    assert "only the 2 classes of toy scenes, of 4" in str(result["warnings"])
     assert metrics["conditions"]["sets"]["samples"]["images"]["count_by_class"] == {"0": 2, "2": 2}
     assert set(metrics["samples"]["recognised"]) == {"all", "cone", "torus"}
     assert run([*call, "--class", "torus,goldfish"]) == 2

@@ -181,7 +181,10 @@ def plan_generation(asked: Asked) -> Plan:
         images = sampled_set(f"samples, yaw {yaw:g}", weights, samples, yaw_deg=yaw)
         sets.append(Compared(f"yaw {yaw:g}", images, turned))
     tokens = _tokens(asked, prior)
-    return Plan(protocol, network, weights, sets, real, tokens, samples, _warnings(protocol, sets, real), asked)
+    warnings = _warnings(protocol, sets, real)
+    if asked.classes is None and only is not None:
+        warnings.append(f"only the {len(only)} classes of toy scenes, of {len(names)}: --data with shards for others")
+    return Plan(protocol, network, weights, sets, real, tokens, samples, warnings, asked)
 
 
 def _classes(asked: Asked, names: Sequence[str]) -> tuple[list[int], list[str] | None]:
