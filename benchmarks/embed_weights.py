@@ -71,7 +71,7 @@ def geometry(weights: LoadedWeights) -> dict[str, float]:
 def unrounded(weights: LoadedWeights, run: Path) -> LoadedWeights:
     """The same weights before they were rounded to fp16, from the run's newest checkpoint."""
     model = build_autoencoder(weights.recipe)
-    average_checkpoints(run / "checkpoints", model, max(weights.recipe.training.average_last, 1))
+    average_checkpoints(run / "checkpoints", model, weights.recipe.training.average_last)
     return replace(weights, model=model.requires_grad_(False).eval())
 
 

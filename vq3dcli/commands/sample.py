@@ -74,7 +74,9 @@ def command(
     given: dict[str, Any] = asked_sharpening(temperature, top_k, top_p, guidance)
     sharpening = dataclasses.replace(sharpening_of(loaded_prior), **given)
     names = loaded_prior.tokens.class_names
-    chosen = some_classes(names, SHOWN_CLASSES) if classes is None else pick_classes(classes, names)
+    chosen = pick_classes(classes, names)
+    if classes is None:
+        chosen = some_classes(chosen, SHOWN_CLASSES)
     total = len(chosen) * count
     check_output(out / ("sheet.mp4" if orbit else "sheet.png"), "mp4" if orbit else "png")  # before hours of work
     said.note(f"{count} samples of {len(chosen)} classes, prior {loaded_prior.path}, weights {loaded.path}")

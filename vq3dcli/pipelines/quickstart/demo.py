@@ -75,8 +75,7 @@ def _classes(prior: LoadedPrior) -> list[int]:
     names = prior.tokens.class_names
     toys = [i for i, name in enumerate(names) if name in CLASS_NAMES]
     others = [i for i, name in enumerate(names) if name not in CLASS_NAMES]
-    shown = some_classes([names[i] for i in others], _PHOTO_CLASSES) if others else []
-    return toys + [others[i] for i in shown] or [NO_CLASS]
+    return toys + some_classes(others, _PHOTO_CLASSES) or [NO_CLASS]
 
 
 def _samples(

@@ -50,10 +50,10 @@ def pick_classes(text: str | None, names: Sequence[str]) -> list[int]:
     return list(dict.fromkeys(_pick(part, names, exact, loose) for part in parts))
 
 
-def some_classes(names: Sequence[str], most: int) -> list[int]:
-    """Indices of at most so many classes, evenly spread over all; `[NO_CLASS]` for weights without classes."""
-    count = min(most, len(names))
-    return [i * len(names) // count for i in range(count)] or [NO_CLASS]
+def some_classes(classes: Sequence[int], most: int) -> list[int]:
+    """At most so many of some class indices, evenly spread over them."""
+    count = min(most, len(classes))
+    return [classes[i * len(classes) // count] for i in range(count)]
 
 
 def own_names(names: Sequence[str]) -> tuple[Named, Named]:
