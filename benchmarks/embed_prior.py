@@ -13,7 +13,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vq3dcli.prior_checkpoint import embedded_prior_path, load_prior, save_prior
+import torch
+
+from vq3dcli.checkpoint import LoadedWeights, load_weights
+from vq3dcli.prior_checkpoint import TokenFacts, embedded_prior_path, load_prior, save_prior
 
 
 def main() -> None:
@@ -23,6 +26,9 @@ def main() -> None:
     parser.add_argument("--figures", type=Path, help="generation.json of vq3d evaluate generation.")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument(
+        "--tokens-of", type=Path, help="Stage 1 that made its tokens, where the embedded one differs in its card alone."
+    )
     parser.add_argument("--data", required=True)
     parser.add_argument("--command", required=True)
     parser.add_argument("--limits", required=True)
@@ -43,7 +49,21 @@ def main() -> None:
         update={"temperature": options.temperature, "guidance": options.guidance}
     )
     recipe = prior.recipe.model_copy(update={"sampling": sampling})
-    print(save_prior(embedded_prior_path(), prior.model, recipe, prior.tokens, card))
+    tokens = prior.tokens
+    if options.tokens_of is not None:
+        tokens = embedded_tokens(tokens, load_weights(options.tokens_of))
+    print(save_prior(embedded_prior_path(), prior.model, recipe, tokens, card))
+
+
+def embedded_tokens(tokens: TokenFacts, made_by: LoadedWeights) -> TokenFacts:
+    """Facts about tokens, whose Stage 1 is the embedded one from now on: the same weights under another card."""
+    embedded = load_weights()
+    before, after = made_by.model.state_dict(), embedded.model.state_dict()
+    if tokens.stage1_sha256 != made_by.sha256 or made_by.recipe != embedded.recipe or before.keys() != after.keys():
+        raise SystemExit(f"{made_by.path} did not make these tokens, or is another model than the embedded one")
+    if not all(torch.equal(before[name], after[name]) for name in before):
+        raise SystemExit(f"{made_by.path} and the embedded weights differ in more than their cards")
+    return tokens.model_copy(update={"stage1_sha256": embedded.sha256})
 
 
 def _told(figures: dict[str, Any]) -> dict[str, Any]:

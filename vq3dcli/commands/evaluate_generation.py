@@ -55,7 +55,7 @@ def generation(
     inception: Annotated[
         Path | None, typer.Option("--inception", metavar="FILE", help="Inception's weights, for FID, KID and IS.")
     ] = None,
-    classifier_scenes: Annotated[int, typer.Option(min=0, help=CLASSIFIER)] = 8000,
+    classifier_scenes: Annotated[int, typer.Option(min=0, help=CLASSIFIER)] = 24_000,
     statistics: Annotated[Path | None, typer.Option("--statistics", metavar="FOLDER", help=STATISTICS)] = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
