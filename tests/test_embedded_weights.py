@@ -35,7 +35,7 @@ def test_they_reconstruct_scenes_that_they_never_saw() -> None:
 def test_the_prior_knows_the_codes_and_the_classes_of_scenes_that_it_never_saw() -> None:
     """Loose bounds: the figures are in docs/measurements.md; counting codes takes about 9.7 bits a code."""
     stage1, prior = load_weights(), load_prior()
-    prior.check_stage1(stage1.sha256, stage1.path)
+    prior.check_stage1(stage1)
     names = prior.tokens.class_names
     toys = torch.tensor([names.index(name) for name in CLASS_NAMES])
     scenes = sample_scenes(torch.arange(24), seed=1, purpose="eval")

@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,11 +67,14 @@ def test_the_two_stages_are_told_apart(prior_file: Path, tiny_weights: Path) -> 
         load_weights(prior_file)
 
 
-def test_another_stage_1_is_refused_in_one_line(prior_file: Path) -> None:
-    prior = load_prior(prior_file)
-    prior.check_stage1("ab" * 32, "right.safetensors")
+def test_another_stage_1_is_refused_in_one_line(prior_file: Path, tiny_weights: Path) -> None:
+    prior, stage1 = load_prior(prior_file), load_weights(tiny_weights)
+    prior.check_stage1(replace(stage1, sha256="ab" * 32))
+    kept = replace(stage1, sha256="cd" * 32, card={"codes_of": ["ef" * 32, "ab" * 32]})
+    prior.check_stage1(kept)  # fine-tuned without changing what the codes mean
+    changed = replace(kept, card={"init_sha256": "ab" * 32}, path="wrong.safetensors")
     with pytest.raises(DataError, match=r"codes of another Stage 1.*abababababab, not cdcdcdcdcdcd \(wrong") as caught:
-        prior.check_stage1("cd" * 32, "wrong.safetensors")
+        prior.check_stage1(changed)
     assert "\n" not in str(caught.value)
 
 

@@ -60,6 +60,14 @@ class LoadedWeights:
         first = self.card.get("init_sha256")
         return () if first is None else (first, *self.card.get("init_ancestors", ()))
 
+    @property
+    def codes_of(self) -> tuple[str, ...]:
+        """Hashes of the weights files whose codes mean the same here, this one first.
+
+        The others are those that it was fine-tuned from with `training.freeze_codes`.
+        """
+        return (self.sha256, *self.card.get("codes_of", ()))
+
 
 def embedded_weights_path() -> Path:
     """Where the package keeps its own weights; the file may be missing in a source tree without them."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from vq3dcli.checkpoint import check_tensors, read_weights, weights_of_run, write_weights
+from vq3dcli.checkpoint import LoadedWeights, check_tensors, read_weights, weights_of_run, write_weights
 from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.errors import DataError, UnavailableError
 from vq3dcli.files import sha256_file
@@ -68,12 +68,12 @@ class LoadedPrior:
     sha256: str
     card: dict[str, Any]
 
-    def check_stage1(self, sha256: str, path: str) -> None:
-        """Raise `DataError` unless the codes are those of the Stage 1 weights file with this hash."""
-        if sha256 != self.tokens.stage1_sha256:
+    def check_stage1(self, stage1: LoadedWeights) -> None:
+        """Raise `DataError` unless the codes are those of these Stage 1 weights."""
+        if self.tokens.stage1_sha256 not in stage1.codes_of:
             raise DataError(
                 f"a prior over the codes of another Stage 1 ({self.path}): of weights "
-                f"{self.tokens.stage1_sha256[:12]}, not {sha256[:12]} ({path})",
+                f"{self.tokens.stage1_sha256[:12]}, not {stage1.sha256[:12]} ({stage1.path})",
                 remedy="--weights with the file that its tokens were made with, or another --prior",
             )
 

@@ -178,6 +178,7 @@ def test_what_is_no_store_is_said(tmp_path: Path):
 
 def test_tokens_of_another_stage1_are_refused(store: TokenStore):
     store.check_stage1("a" * 64)
+    store.check_stage1("b" * 64, "a" * 64)
     with pytest.raises(DataError, match="tokens of another Stage 1") as caught:
         store.check_stage1("b" * 64)
     assert "aaaaaaaaaaaa" in caught.value.message

@@ -179,6 +179,38 @@ def test_a_run_starts_from_weights_of_another(tiny_recipe: Make, data: _ToyBatch
     assert _records(tmp_path / "second")[0]["loss"] < _records(tmp_path / "first")[0]["loss"]
 
 
+def test_frozen_codes_stay_and_the_decoder_learns(tiny_recipe: Make, data: _ToyBatches, tmp_path: Path) -> None:
+    first = train(tiny_recipe(), data, tmp_path / "first")
+    frozen = tiny_recipe(
+        f"training.init={first.weights}", "training.freeze_codes=true", "training.warmup_images=0", "loss.codebook=9"
+    )
+    whole = train(frozen, data, tmp_path / "whole")
+    before, after = load_weights(first.weights), load_weights(whole.weights)
+    assert after.codes_of == (whole.sha256, first.sha256) and before.codes_of == (first.sha256,)
+    parts = ("embed_patches.", "encoder.", "to_code.", "quantizer.")
+    tensors = after.model.state_dict()
+    for name, value in before.model.state_dict().items():
+        assert torch.equal(value, tensors[name]) == name.startswith(parts), name
+
+    with pytest.raises(StoppedError):
+        train(frozen, data, tmp_path / "resumed", stop_after_images=8)
+    assert train(frozen, data, tmp_path / "resumed").sha256 == whole.sha256
+    free = tiny_recipe(f"training.init={whole.weights}", "training.warmup_images=0")
+    assert load_weights(train(free, data, tmp_path / "free").weights).codes_of[1:] == ()
+    again = tiny_recipe(f"training.init={whole.weights}", "training.freeze_codes=true")
+    assert load_weights(train(again, data, tmp_path / "again").weights).codes_of[1:] == (whole.sha256, first.sha256)
+
+
+def test_codes_are_frozen_only_where_there_are_any(tiny_recipe: Make, data: _ToyBatches, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="none that quantise") as caught:
+        train(tiny_recipe("training.freeze_codes=true"), data, tmp_path / "random")
+    assert "--init" in (caught.value.remedy or "")
+    first = train(tiny_recipe(), data, tmp_path / "first")
+    larger = tiny_recipe(f"training.init={first.weights}", "training.freeze_codes=true", "model.codebook_size=64")
+    with pytest.raises(RecipeError, match=r"keeps codes, and the recipe changes quantizer\.codebook"):
+        train(larger, data, tmp_path / "larger")
+
+
 def test_compiled_parts_keep_their_names(tiny_recipe: Make, data: _ToyBatches) -> None:
     plain, compiled = build_autoencoder(tiny_recipe()), build_autoencoder(tiny_recipe())
     compiled.compile_parts(backend="eager")

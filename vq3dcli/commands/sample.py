@@ -70,7 +70,7 @@ def command(
     target = pick_device(device)
     loaded_prior = load_prior(prior, target)
     loaded = load_weights(weights, target)
-    loaded_prior.check_stage1(loaded.sha256, loaded.path)
+    loaded_prior.check_stage1(loaded)
     given: dict[str, Any] = asked_sharpening(temperature, top_k, top_p, guidance)
     sharpening = dataclasses.replace(sharpening_of(loaded_prior), **given)
     names = loaded_prior.tokens.class_names

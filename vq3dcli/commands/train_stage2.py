@@ -117,11 +117,11 @@ def _stage1_of(store: TokenStore, weights: Path | None, device: torch.device, sa
 
     if weights is not None:
         loaded = load_weights(weights, device)
-        store.check_stage1(loaded.sha256)
+        store.check_stage1(*loaded.codes_of)
         return loaded
     with contextlib.suppress(UnavailableError):
         loaded = load_weights(None, device)
-        if loaded.sha256 == store.stage1_sha256:
+        if store.stage1_sha256 in loaded.codes_of:
             return loaded
     said.warn("no sheets of samples: the tokens are of other weights than the embedded ones; try: --weights STAGE1")
     return None

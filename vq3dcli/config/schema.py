@@ -183,6 +183,7 @@ class TrainingSection(ScheduleSection):
     """The schedule of Stage 1."""
 
     quantize_from_images: int = Field(ge=0)
+    freeze_codes: bool = False  # weights files from before this key trained everything
     flip: bool
     crop: bool
 

@@ -210,12 +210,12 @@ class TokenStore:
         """Hash of the Stage 1 weights file that the codes belong to."""
         return self.manifest.stage1_sha256
 
-    def check_stage1(self, sha256: str) -> None:
-        """Raise `DataError` unless the codes were made with the Stage 1 weights file of this hash."""
-        if sha256 != self.stage1_sha256:
+    def check_stage1(self, *sha256: str) -> None:
+        """Raise `DataError` unless the codes were made with a Stage 1 weights file of one of these hashes."""
+        if self.stage1_sha256 not in sha256:
             raise DataError(
                 f"tokens of another Stage 1 ({self.path}): made with weights {self.stage1_sha256[:12]}, "
-                f"not with {sha256[:12]}",
+                f"not with {sha256[0][:12]}",
                 remedy="vq3d tokenize with these weights, or the weights that the tokens were made with",
             )
 

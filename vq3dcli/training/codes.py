@@ -36,6 +36,8 @@ def update_codes(
         How often each code was used in this step by all ranks, `[K]`.
     """
     quantizer = state.model.quantizer
+    if schedule.freeze_codes:
+        return ranks.sum(torch.bincount(codes.flatten(), minlength=quantizer.codebook.shape[0]).float())
     if state.images_seen <= _FREEZE_STATISTICS_AFTER * schedule.images:
         flat = raw.flatten(0, 1)
         quantizer.update_statistics(ranks.mean(flat.mean(0)), ranks.mean(flat.square().mean(0)))

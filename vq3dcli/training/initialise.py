@@ -44,6 +44,7 @@ class Initialised:
         path: The weights file.
         sha256: Its hash.
         ancestors: Hashes of the weights that it began from itself, the nearest first.
+        codes_of: Hashes of the weights files whose codes mean the same in it, its own first.
         adapted: Tensors that were resampled, cut or extended.
         fresh: Tensors that keep their random start.
     """
@@ -51,6 +52,7 @@ class Initialised:
     path: str
     sha256: str
     ancestors: tuple[str, ...]
+    codes_of: tuple[str, ...]
     adapted: tuple[str, ...]
     fresh: tuple[str, ...]
 
@@ -97,7 +99,35 @@ def initialise(model: Autoencoder, recipe: Stage1Recipe, path: Path) -> Initiali
         _log.warning("the weights were trained with another [camera] section: their geometry starts distorted")
     fresh = tuple(name for name in target if name not in taken)
     _log.info("initialised from %s, %s; adapted: %s", loaded.path, loaded.sha256[:12], ", ".join(adapted) or "nothing")
-    return Initialised(loaded.path, loaded.sha256, loaded.ancestors, tuple(adapted), fresh)
+    return Initialised(loaded.path, loaded.sha256, loaded.ancestors, loaded.codes_of, tuple(adapted), fresh)
+
+
+def freeze_codes(model: Autoencoder, start: Initialised | None = None) -> None:
+    """Train the decoder alone from now on: the same images keep the same codes, and priors over them stay good.
+
+    As Stable Diffusion's autoencoders were fine-tuned, whose latents had to stay those of the diffusion model (model
+    card of stabilityai/sd-vae-ft-mse).
+
+    Args:
+        model: Its weights in place.
+        start: Where they came from, to check; None where a run goes on.
+
+    Raises:
+        RecipeError: The codes are untrained, or those of another image size or codebook size.
+    """
+    if not bool(model.quantizer.active):
+        raise RecipeError(
+            "training.freeze_codes keeps the codes of weights to start from, and there are none that quantise",
+            remedy="--init with trained weights, or --set training.freeze_codes=false",
+        )
+    moved = [] if start is None else [name for name in start.adapted if name.startswith(("encoder.", "quantizer."))]
+    if start is not None and moved:
+        raise RecipeError(
+            f"training.freeze_codes keeps codes, and the recipe changes {moved[0]} ({start.path})",
+            remedy="model.image_size and model.codebook_size of the weights, or --set training.freeze_codes=false",
+        )
+    for part in (model.embed_patches, model.encoder, model.to_code, model.quantizer):
+        part.requires_grad_(False)
 
 
 def _shape(tensor: Tensor | None) -> str:

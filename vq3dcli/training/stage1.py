@@ -282,7 +282,7 @@ def take_step(
     step = compute_gradients(
         forward,
         batch,
-        parameters=list(state.model.parameters()),
+        parameters=[parameter for parameter in state.model.parameters() if parameter.requires_grad],
         images_seen=state.images_seen,
         accumulate=schedule.accumulate,
         gradient_clip=schedule.gradient_clip,
@@ -351,6 +351,8 @@ def _finish(recipe: Stage1Recipe, folder: RunFolder, state: RunState, ranks: Ran
         if state.init_sha256:
             card["init_sha256"] = state.init_sha256
             card["init_ancestors"] = list(state.init_ancestors)
+            if recipe.training.freeze_codes:
+                card["codes_of"] = list(state.init_codes_of)
         if recipe.training.average_last > 1:
             card["averaged"] = average_checkpoints(folder.checkpoints, state.average, recipe.training.average_last)
         digest = save_weights(folder.weights, state.average, recipe, card)

@@ -112,7 +112,7 @@ def train_prior(
             remedy=f"--set training.batch_size={max(schedule.batch_size // micro_batches, 1) * micro_batches}",
         )
     if stage1 is not None:
-        store.check_stage1(stage1.sha256)
+        store.check_stage1(*stage1.codes_of)
     loader = TokenLoader(
         store,
         batch_size=schedule.batch_size,

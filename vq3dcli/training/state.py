@@ -17,7 +17,7 @@ from vq3dcli.model.build import build_autoencoder
 from vq3dcli.training.adversarial import Adversary
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.ema import as_mapping, average_of
-from vq3dcli.training.initialise import initialise
+from vq3dcli.training.initialise import freeze_codes, initialise
 from vq3dcli.training.optim import build_optimizer, optimizer_tensors, restore_optimizer
 from vq3dcli.training.resume import restore_weights, warn_of_other_threads
 from vq3dcli.training.run_folder import RunFolder
@@ -36,6 +36,7 @@ class RunState:
         chroma: Running mean of the reconstructions' share of their targets' colourfulness.
         init_sha256: Hash of the weights that the run started from; empty for a random start.
         init_ancestors: Hashes of those that they started from, the nearest first.
+        init_codes_of: Hashes of the weights whose codes mean the same in those that the run started from.
     """
 
     model: Autoencoder
@@ -46,6 +47,7 @@ class RunState:
     chroma: float = 0.0
     init_sha256: str = ""
     init_ancestors: tuple[str, ...] = ()
+    init_codes_of: tuple[str, ...] = ()
 
 
 def start_or_resume(
@@ -76,8 +78,11 @@ def start_or_resume(
         adversary=Adversary(recipe, classes=classes, device=device, ranks=ranks),
         init_sha256="" if start is None else start.sha256,
         init_ancestors=() if start is None else start.ancestors,
+        init_codes_of=() if start is None else start.codes_of,
     )
     if saved is None:
+        if schedule.freeze_codes:
+            freeze_codes(model, start)
         return state
     parts, manifest = saved
     misfit = f"the checkpoint does not fit this model ({folder.checkpoints})"
@@ -88,11 +93,15 @@ def start_or_resume(
             state.adversary.restore(parts["adversarial"])
         state.images_seen, state.chroma = int(manifest["images_seen"]), float(manifest["chroma"])
         state.init_sha256 = str(manifest["init_sha256"])
-        state.init_ancestors = tuple(map(str, manifest.get("init_ancestors", ())))  # older checkpoints name none
+        # Older checkpoints name none of these.
+        state.init_ancestors = tuple(map(str, manifest.get("init_ancestors", ())))
+        state.init_codes_of = tuple(map(str, manifest.get("init_codes_of", ())))
         warn_of_other_threads(manifest, device, ranks)
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{misfit}: {error}", remedy="the version of vq3d that wrote it, or another --out") from error
     assert math.isfinite(state.chroma)
+    if schedule.freeze_codes:
+        freeze_codes(model)
     return state
 
 
@@ -110,6 +119,7 @@ def save_state(folder: RunFolder, recipe: Stage1Recipe, state: RunState) -> None
         "chroma": state.chroma,
         "init_sha256": state.init_sha256,
         "init_ancestors": list(state.init_ancestors),
+        "init_codes_of": list(state.init_codes_of),
         "recipe": json.loads(recipe.model_dump_json()),
         "torch": torch.__version__,
         "python": platform.python_version(),

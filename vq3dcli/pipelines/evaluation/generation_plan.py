@@ -165,7 +165,7 @@ def plan_generation(asked: Asked) -> Plan:
         return _plan_given(asked, asked.samples, protocol, network)
     prior = load_prior(asked.prior, asked.device)
     weights = load_weights(asked.weights, asked.device)
-    prior.check_stage1(weights.sha256, weights.path)
+    prior.check_stage1(weights)
     names = prior.tokens.class_names
     chosen, only = _classes(asked, names)
     sharpening = Sharpening(**{**prior.recipe.sampling.model_dump(), **asked.sharpening})

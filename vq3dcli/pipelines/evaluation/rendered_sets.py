@@ -95,7 +95,7 @@ def sampled_set(name: str, weights: LoadedWeights, samples: Samples, *, yaw_deg:
     Raises:
         DataError: The prior's codes are those of another Stage 1.
     """
-    samples.prior.check_stage1(weights.sha256, weights.path)
+    samples.prior.check_stage1(weights)
     device = next(weights.model.parameters()).device
 
     def batches() -> Iterator[Tensor]:

@@ -43,7 +43,7 @@ def demo(
         DataError: The prior's codes are those of another Stage 1.
     """
     if prior is not None:
-        prior.check_stage1(weights.sha256, weights.path)
+        prior.check_stage1(weights)
     make_folder(out)
     photo = example_photo(out)
     texts = ([str(photo)] if photo else []) + list(TOY_INPUTS)

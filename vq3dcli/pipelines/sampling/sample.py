@@ -120,7 +120,7 @@ class SampleFolder:
         disparity: bool = False,
         npz: bool = False,
     ) -> None:
-        prior.check_stage1(stage1.sha256, stage1.path)
+        prior.check_stage1(stage1)
         make_folder(out)
         self._out, self._stage1 = out, stage1
         self._shot, self._filmed, self._disparity = shot, filmed, disparity
