@@ -158,6 +158,7 @@ def render_views(
 
 def to_model_range(images: Tensor) -> Tensor:
     """uint8 images `[B, 3, H, W]` to floats in [-1, 1]."""
+    assert images.dtype == torch.uint8, images.dtype  # floats in [0, 1] would give grey scenes without a word
     return images.float() / 127.5 - 1.0
 
 
