@@ -173,6 +173,8 @@ def test_touch_and_tilt(browser, viewer) -> None:  # type: ignore[no-untyped-def
             page.evaluate(f"document.querySelector('canvas').dispatchEvent({event})")
         assert page.evaluate("vq3d.view.yaw") < -0.02
         page.tap("#tilt")
+        # The click may come after the tap, and permission is asked for asynchronously.
+        page.wait_for_selector("#tilt[aria-pressed=true]")
         for beta, gamma in ((40.0, 0.0), (44.0, 10.0), (44.0, 80.0)):
             event = f"new DeviceOrientationEvent('deviceorientation', {{beta: {beta}, gamma: {gamma}}})"
             page.evaluate(f"dispatchEvent({event})")
