@@ -39,6 +39,16 @@ def test_a_pair_of_floaters_that_cancel_is_seen_by_the_pointwise_loss_only() -> 
     assert abs(depth_loss(weights, samples_s, label, "pointwise").item() - 0.16) < 1e-6
 
 
+def test_the_linear_loss_is_least_where_half_of_the_weight_lies_on_either_side() -> None:
+    weights, samples_s = torch.tensor([[[0.2, 0.5, 0.3]]]), torch.tensor([[[0.8, 0.6, 0.1]]])
+    at = {
+        label: depth_loss(weights, samples_s, torch.tensor([[label]]), "pointwise_l1").item()
+        for label in (0.5, 0.6, 0.7)
+    }
+    assert abs(at[0.6] - (0.2 * 0.2 + 0.3 * 0.5)) < 1e-6
+    assert at[0.6] < min(at[0.5], at[0.7])
+
+
 def test_none_is_zero() -> None:
     weights, samples_s, label = _rays()
     assert (depth_loss(weights, samples_s, label, "none") == 0).all()

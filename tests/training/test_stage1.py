@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -61,8 +62,9 @@ def _bits(run: Path) -> dict[str, torch.Tensor]:
     return {f"{p.stem}/{k}": v.clone() for p in newest.glob("*.safetensors") for k, v in load_file(p).items()}
 
 
-def test_n_plus_n_steps_equal_2n_to_the_bit(tiny_recipe: Make, tmp_path: Path) -> None:
-    recipe, data = tiny_recipe(), _ToyBatches(8)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_n_plus_n_steps_equal_2n_to_the_bit(tiny_recipe: Make, tmp_path: Path, optimizer: str) -> None:
+    recipe, data = tiny_recipe(f"training.optimizer={optimizer}"), _ToyBatches(8)
     train(recipe, data, tmp_path / "whole")
     with pytest.raises(StoppedError, match="32 of 64"):
         train(recipe, data, tmp_path / "halves", stop_after_images=32)
@@ -93,11 +95,12 @@ def test_a_run_writes_what_it_promises(tiny_recipe: Make, tmp_path: Path) -> Non
     assert loaded.card["images_seen"] == 64
 
 
-def test_overfitting_one_batch(tiny_recipe: Make) -> None:
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_overfitting_one_batch(tiny_recipe: Make, kind: Literal["adamw", "muon"]) -> None:
     recipe = tiny_recipe("loss.commitment=0.01")
     model = build_autoencoder(recipe)
     objective = Stage1Objective(model, recipe)
-    optimizer = build_optimizer(model, learning_rate=3e-3, weight_decay=0.0)
+    optimizer = build_optimizer(model, kind=kind, learning_rate=3e-3, weight_decay=0.0)
     batch = next(_ToyBatches(4).batches(0))
     losses = []
     for step in range(120):

@@ -84,7 +84,7 @@ class LossSection(_Section):
     codebook: float = Field(ge=0)
     commitment: float = Field(ge=0)
     depth: float = Field(ge=0)
-    depth_kind: Literal["pointwise", "accumulated", "none"]
+    depth_kind: Literal["pointwise", "pointwise_l1", "accumulated", "none"]
     alignment: Literal["canonical", "least_squares"]
     alignment_mean: float = Field(gt=0, lt=1)
     alignment_std: float = Field(gt=0, lt=1)
@@ -149,6 +149,7 @@ class ScheduleSection(_Section):
 
     images: int = Field(ge=1)
     batch_size: int = Field(ge=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"  # weights files from before this key had no other
     learning_rate: float = Field(gt=0)
     warmup_images: int = Field(ge=0)
     final_learning_rate_factor: float = Field(ge=0, le=1)

@@ -1,6 +1,7 @@
 """The depth losses of VQ3D and its ablation, in normalised disparity s.
 
     pointwise:    mean over rays of  sum_i w_i |s_i - s*|^2
+    pointwise_l1: mean over rays of  sum_i w_i |s_i - s*|
     accumulated:  mean over rays of  |sum_i w_i s_i - s*|^2
 
 s* is the label. With weights that sum to 1, the first is the second plus the variance of s under w: it punishes every
@@ -18,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-DepthKind = Literal["pointwise", "accumulated", "none"]
+DepthKind = Literal["pointwise", "pointwise_l1", "accumulated", "none"]
 
 LABEL_NONE, LABEL_METRIC, LABEL_RELATIVE = 0, 1, 2
 """Values of `label_kind`: no label, an exact one, one that is known up to an increasing affine map."""
@@ -43,6 +44,8 @@ def depth_loss(weights: Tensor, samples_s: Tensor, label_s: Tensor, kind: DepthK
     """
     if kind == "pointwise":
         return (weights * (samples_s - label_s[..., None]).square()).sum(-1).mean(-1)
+    if kind == "pointwise_l1":
+        return (weights * (samples_s - label_s[..., None]).abs()).sum(-1).mean(-1)
     if kind == "accumulated":
         return ((weights * samples_s).sum(-1) - label_s).square().mean(-1)
     return weights.new_zeros(weights.shape[0])

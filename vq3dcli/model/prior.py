@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from vq3dcli.model.attention import attend
 from vq3dcli.model.kv_cache import KVCache
 
 _ROTARY_BASE = 100.0
@@ -53,7 +54,7 @@ class CausalAttention(nn.Module):
         query, key = rotate(both, rotation)
         value = value[0]
         if cache is None:
-            mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+            mixed = attend(query, key, value, training=self.training, causal=True)
         else:
             key, value = cache.extend(layer, key, value)
             mixed = functional.scaled_dot_product_attention(query, key, value)

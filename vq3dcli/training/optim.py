@@ -3,25 +3,92 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from vq3dcli.errors import RecipeError
 
 # Parameters that are not multiplied with activations as matrices: decay would only shrink them.
 _NO_DECAY_NAMES = ("codebook", "positions", "base")
 
 
+# What Muon orthogonalises: the matrices inside a transformer, of one or the other stage.
+_IN_A_TRANSFORMER = ".blocks."
+
+
+class OptimizerLike(Protocol):
+    """What a step and a checkpoint need of an optimizer."""
+
+    state: defaultdict[Tensor, Any]
+    param_groups: list[dict[str, Any]]
+
+    def step(self) -> object:
+        """Change the parameters by their gradients."""
+        ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        ...
+
+
+class MuonAndAdamW:
+    """Muon for some parameters, AdamW for the others."""
+
+    def __init__(self, muon: torch.optim.Optimizer, adamw: torch.optim.AdamW) -> None:
+        self._both = (muon, adamw)
+        muon.state = adamw.state  # no parameter is in both, so that one mapping serves
+        self.state: defaultdict[Tensor, Any] = adamw.state
+        self.param_groups: list[dict[str, Any]] = [*muon.param_groups, *adamw.param_groups]
+
+    def step(self) -> None:
+        """Change the parameters by their gradients."""
+        for optimizer in self._both:
+            optimizer.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        for optimizer in self._both:
+            optimizer.zero_grad(set_to_none)
+
+
 def build_optimizer(
-    model: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.99)
-) -> torch.optim.AdamW:
-    """AdamW, by default with the betas of ViT-VQGAN; weight decay on matrices only."""
+    model: nn.Module,
+    *,
+    kind: Literal["adamw", "muon"] = "adamw",
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.99),
+) -> OptimizerLike:
+    """AdamW, by default with the betas of ViT-VQGAN, or Muon for the matrices of transformers and AdamW for the rest.
+
+    Muon (Jordan et al., 2024) steps along the orthogonalised momentum. Its steps are scaled to the size of AdamW's (Liu
+    et al., "Muon is scalable for LLM training", 2025, sec. 2.2), so that one learning rate means the same for both.
+    Weight decay on matrices only.
+
+    Raises:
+        RecipeError: This PyTorch has no Muon.
+    """
+    hidden: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim >= 2 and not name.endswith(_NO_DECAY_NAMES)
-        (decayed if is_matrix else plain).append(parameter)
+        is_hidden = kind == "muon" and parameter.ndim == 2 and _IN_A_TRANSFORMER in f".{name}"
+        (hidden if is_hidden else decayed if is_matrix else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+    if kind == "adamw":
+        return adamw
+    if not hasattr(torch.optim, "Muon"):
+        raise RecipeError(
+            f"training.optimizer = muon needs PyTorch 2.9 or newer, this is {torch.__version__}",
+            remedy="--set training.optimizer=adamw",
+        )
+    muon = torch.optim.Muon(hidden, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    return MuonAndAdamW(muon, adamw)
 
 
 def learning_rate_at(
@@ -40,13 +107,13 @@ def passed(images_seen: int, every: int, batch_size: int) -> bool:
     return images_seen // every > (images_seen - batch_size) // every
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+def set_learning_rate(optimizer: OptimizerLike, value: float) -> None:
     """Give all parameter groups the learning rate `value`."""
     for group in optimizer.param_groups:
         group["lr"] = value
 
 
-def reset_rows(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, rows: Tensor) -> None:
+def reset_rows(optimizer: OptimizerLike, parameter: nn.Parameter, rows: Tensor) -> None:
     """Forget the moments of some rows of a parameter, for codes that start anew.
 
     Args:
@@ -58,7 +125,7 @@ def reset_rows(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, rows: 
             state[name][rows] = 0.0
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: OptimizerLike, model: nn.Module) -> dict[str, Tensor]:
     """The optimizer's state as flat named tensors, `{parameter}/{moment}`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
@@ -68,7 +135,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(optimizer: OptimizerLike, model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Inverse of `optimizer_tensors`. Raises `KeyError` or `ValueError` for tensors of another model."""
     parameters = dict(model.named_parameters())
     for key, value in tensors.items():

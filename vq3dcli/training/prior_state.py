@@ -16,7 +16,7 @@ from vq3dcli.model.prior import Prior
 from vq3dcli.prior_checkpoint import TokenFacts, load_prior
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.ema import as_mapping, average_of
-from vq3dcli.training.optim import build_optimizer, optimizer_tensors, restore_optimizer
+from vq3dcli.training.optim import OptimizerLike, build_optimizer, optimizer_tensors, restore_optimizer
 from vq3dcli.training.resume import restore_weights, warn_of_other_threads
 from vq3dcli.training.run_folder import RunFolder
 
@@ -37,7 +37,7 @@ class PriorState:
 
     model: Prior
     average: Prior
-    optimizer: torch.optim.AdamW
+    optimizer: OptimizerLike
     images_seen: int = 0
     init_sha256: str = ""
 
@@ -70,7 +70,11 @@ def start_or_resume_prior(
         model=model,
         average=average_of(model),
         optimizer=build_optimizer(
-            model, learning_rate=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=_BETAS
+            model,
+            kind=schedule.optimizer,
+            learning_rate=schedule.learning_rate,
+            weight_decay=schedule.weight_decay,
+            betas=_BETAS,
         ),
         init_sha256=init_sha256,
     )

@@ -18,7 +18,7 @@ from vq3dcli.training.adversarial import Adversary
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.ema import as_mapping, average_of
 from vq3dcli.training.initialise import freeze_codes, initialise
-from vq3dcli.training.optim import build_optimizer, optimizer_tensors, restore_optimizer
+from vq3dcli.training.optim import OptimizerLike, build_optimizer, optimizer_tensors, restore_optimizer
 from vq3dcli.training.resume import restore_weights, warn_of_other_threads
 from vq3dcli.training.run_folder import RunFolder
 
@@ -41,7 +41,7 @@ class RunState:
 
     model: Autoencoder
     average: Autoencoder
-    optimizer: torch.optim.AdamW
+    optimizer: OptimizerLike
     adversary: Adversary
     images_seen: int = 0
     chroma: float = 0.0
@@ -74,7 +74,12 @@ def start_or_resume(
     state = RunState(
         model=model,
         average=average_of(model),
-        optimizer=build_optimizer(model, learning_rate=schedule.learning_rate, weight_decay=schedule.weight_decay),
+        optimizer=build_optimizer(
+            model,
+            kind=schedule.optimizer,
+            learning_rate=schedule.learning_rate,
+            weight_decay=schedule.weight_decay,
+        ),
         adversary=Adversary(recipe, classes=classes, device=device, ranks=ranks),
         init_sha256="" if start is None else start.sha256,
         init_ancestors=() if start is None else start.ancestors,
