@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +29,12 @@ from vq3dcli.model.scene import to_model_range
 from vq3dcli.model.vit import unpatchify
 from vq3dcli.pipelines.evaluation.exact_scenes import exact_batches
 from vq3dcli.training.arithmetic import flush_denormals, resolve_precision
-from vq3dcli.training.optim import build_optimizer, learning_rate_at, set_learning_rate
+from vq3dcli.training.optim import build_optimizer, learning_rate_at, passed, set_learning_rate
 
 BATCH = 8
 MEAN_S = 0.28
 EVALUATED = 64
-LEARNING_RATES = {"adamw": 1e-3, "muon": 2e-3}
+KINDS: tuple[Literal["adamw", "muon"], ...] = ("adamw", "muon")
 
 
 class FromCodes(nn.Module):
@@ -67,7 +68,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--weights", type=Path, help="default: the embedded ones")
-    parser.add_argument("--optimizers", nargs="+", choices=list(LEARNING_RATES), default=list(LEARNING_RATES))
+    parser.add_argument("--optimizers", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="of both")
     parser.add_argument("--images", type=int, default=8000)
     parser.add_argument("--every", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=1)
@@ -79,7 +81,7 @@ def main() -> None:
     for kind in options.optimizers:
         torch.manual_seed(0)
         model = FromCodes(options.weights)
-        peak = LEARNING_RATES[kind]
+        peak = options.learning_rate
         optimizer = build_optimizer(model, kind=kind, learning_rate=peak, weight_decay=1e-4)
         loader = TrainingLoader(options.data, batch_size=BATCH, size=64, seed=0, flip=True, crop=False)
         batches, seconds = loader.batches(0), 0.0
@@ -97,7 +99,7 @@ def main() -> None:
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             seconds += time.process_time() - started
-            if (seen + BATCH) % options.every == 0:
+            if passed(seen + BATCH, options.every, BATCH):
                 print(json.dumps({"optimizer": kind, "images": seen + BATCH, "cpu_s": seconds, **figures(model)}))
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 import torch
 
-from vq3dcli.config.schema import Stage1Recipe
-from vq3dcli.errors import RecipeError
+from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.model.autoencoder import Autoencoder
-from vq3dcli.model.build import build_autoencoder
+from vq3dcli.model.build import build_autoencoder, build_prior
 from vq3dcli.training.optim import (
     OptimizerLike,
     build_optimizer,
+    is_for_muon,
+    moments_bytes,
     optimizer_tensors,
+    orthogonalised,
     reset_rows,
     restore_optimizer,
     set_learning_rate,
@@ -33,15 +34,37 @@ def _stepped(recipe: Stage1Recipe, seed: int) -> tuple[Autoencoder, OptimizerLik
     return model, optimizer
 
 
-def test_muon_has_the_matrices_of_the_transformers_alone(tiny_recipe: Make) -> None:
+def test_muon_has_the_matrices_of_the_transformers_alone(
+    tiny_recipe: Make, tiny_prior_recipe: Callable[..., Stage2Recipe]
+) -> None:
     model, optimizer = _stepped(tiny_recipe(), 0)
     states = optimizer_tensors(optimizer, model)
-    by_muon = {name.removesuffix("/momentum_buffer") for name in states if name.endswith("/momentum_buffer")}
-    expected = {name for name, parameter in model.named_parameters() if parameter.ndim == 2 and ".blocks." in name}
-    assert by_muon == expected
+    by_muon = {name.removesuffix("/momentum") for name in states if name.endswith("/momentum")}
     by_adamw = {name.rsplit("/", 1)[0] for name in states if name.endswith("/exp_avg")}
+    assert {"encoder.blocks.0.attention.qkv.weight", "decoder.blocks.0.mlp.2.weight"} <= by_muon
+    assert {"embed_patches.weight", "quantizer.codebook", "encoder.positions", "to_code.weight"} <= by_adamw
     assert by_muon | by_adamw == {name for name, _ in model.named_parameters()}
     assert not by_muon & by_adamw
+    prior = build_prior(tiny_prior_recipe(), codebook_size=8, length=16, classes=2)
+    names = {name for name, parameter in prior.named_parameters() if is_for_muon(name, parameter)}
+    assert "blocks.0.attention.qkv.weight" in names
+    assert not {"code_embedding.weight", "class_embedding.weight", "positions", "head.weight"} & names
+
+
+def test_the_plan_counts_what_the_optimizer_keeps(tiny_recipe: Make) -> None:
+    model, optimizer = _stepped(tiny_recipe(), 0)
+    kept = sum(tensor.nbytes for name, tensor in optimizer_tensors(optimizer, model).items() if "/step" not in name)
+    assert moments_bytes(model, "muon") == kept < moments_bytes(model, "adamw")
+
+
+def test_singular_values_come_near_one_whatever_the_matrix() -> None:
+    torch.manual_seed(0)
+    for shape in ((24, 8), (8, 24), (16, 16)):
+        left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+        matrix = left @ torch.diag(torch.logspace(0, -1.5, min(shape))) @ right * 1e-3
+        values = torch.linalg.svdvals(orthogonalised(matrix))
+        assert 0.5 < values.min() <= values.max() < 1.3
+    assert (orthogonalised(torch.zeros(3, 4)) == 0).all()
 
 
 def test_a_step_of_muon_is_orthogonal_and_as_large_as_one_of_adamw(tiny_recipe: Make) -> None:
@@ -70,10 +93,3 @@ def test_the_state_comes_back_and_rows_are_forgotten(tiny_recipe: Make) -> None:
     moments = optimizer_tensors(other, other_model)["quantizer.codebook/exp_avg"]
     assert (moments[1] == 0).all()
     assert (moments[0] != 0).any()
-
-
-def test_an_old_pytorch_without_muon_is_told(tiny_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.optim, "Muon")
-    model = build_autoencoder(tiny_recipe())
-    with pytest.raises(RecipeError, match=r"needs PyTorch 2\.9"):
-        build_optimizer(model, kind="muon", learning_rate=1e-3, weight_decay=0.0)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vq3dcli.cli import run
@@ -64,18 +65,15 @@ def kept_bytes(recipe: Stage2Recipe, dtype: torch.dtype, images: int) -> int:
 def test_activations_are_those_that_autograd_keeps(recipe: Stage2Recipe, dtype: torch.dtype) -> None:
     # Of two batches, so that what belongs to a step and not to an image cancels.
     measured = kept_bytes(recipe, dtype, 6) - kept_bytes(recipe, dtype, 2)
-    assert 4 * prior_cost(recipe, CODES, dtype).kept_bytes == pytest.approx(measured, rel=0.1)
+    assert 4 * prior_cost(recipe, CODES, dtype, on_cpu=True).kept_bytes == pytest.approx(measured, rel=0.1)
 
 
 def test_operations_are_those_that_pytorch_counts(recipe: Stage2Recipe) -> None:
     objective, batch = loss_of(recipe, 2)
-    with FlopCounterMode(display=False) as counter:
+    # By matrix products: the counter knows the fused kernels of some processors only.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         objective(*batch).backward()
-    # PyTorch counts five products of attention's backward pass, one of them made again; the plan four.
-    again = 3 * 2.0 * CODES.length**2 * 64
-    counted = prior_cost(recipe, CODES, torch.float32).flops
-    assert 2 * counted <= counter.get_total_flops() * 1.001
-    assert 2 * (counted + again) == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert 2 * prior_cost(recipe, CODES, torch.float32).flops == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_memory_adds_up_and_checkpoints_take_less_of_it(imagenet: Stage2Recipe) -> None:

@@ -74,6 +74,7 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
     "overrides",
     [
         (),
+        ("training.optimizer=muon",),
         (
             "training.accumulate=2",
             "adversarial.main=0.1",
@@ -82,7 +83,7 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
             "adversarial.minibatch_group=2",
         ),
     ],
-    ids=["plain", "adversarial, in micro-batches"],
+    ids=["plain", "muon", "adversarial, in micro-batches"],
 )
 def test_two_ranks_train_the_model_of_one(
     overrides: tuple[str, ...], tiny_recipe: Make, toys: Path, tmp_path: Path

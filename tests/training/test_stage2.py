@@ -45,11 +45,11 @@ def bits_of(run: Path) -> dict[str, torch.Tensor]:
     return {f"{p.stem}/{k}": v.clone() for p in newest.glob("*.safetensors") for k, v in load_file(p).items()}
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize(("dropout", "optimizer"), [(0.0, "adamw"), (0.2, "adamw"), (0.0, "muon")])
 def test_n_plus_n_steps_equal_2n_to_the_bit(
-    tiny_prior_recipe: Make, store: TokenStore, tmp_path: Path, dropout: float
+    tiny_prior_recipe: Make, store: TokenStore, tmp_path: Path, dropout: float, optimizer: str
 ) -> None:
-    recipe = tiny_prior_recipe(f"model.dropout={dropout}", "training.accumulate=2")
+    recipe = tiny_prior_recipe(f"model.dropout={dropout}", "training.accumulate=2", f"training.optimizer={optimizer}")
     train_prior(recipe, store, tmp_path / "whole")
     torch.manual_seed(1)  # whatever the process did before
     with pytest.raises(StoppedError, match="24 of 64"):

@@ -1,13 +1,12 @@
 """The depth losses of VQ3D and its ablation, in normalised disparity s.
 
-    pointwise:    mean over rays of  sum_i w_i |s_i - s*|^2
-    pointwise_l1: mean over rays of  sum_i w_i |s_i - s*|
-    accumulated:  mean over rays of  |sum_i w_i s_i - s*|^2
+    pointwise:     mean over rays of  sum_i w_i |s_i - s*|^2
+    accumulated:   mean over rays of  |sum_i w_i s_i - s*|^2
+    pointwise_l1:  mean over rays of  sum_i w_i |s_i - s*|
 
-s* is the label. With weights that sum to 1, the first is the second plus the variance of s under w: it punishes every
-piece of density away from the surface, where the second is content with floaters that cancel.
-
-Labels are metric (exact; used as they are) or relative (known up to an increasing affine map; aligned first).
+s* is the label. With weights that sum to 1, `pointwise` is `accumulated` plus the variance of s under w: it punishes
+every piece of density away from the surface, where `accumulated` is content with floaters that cancel. `pointwise_l1`
+is ours: it does so too, is least at the weighted median, and minds small errors more beside large ones at borders.
 
 Legend: B images, N rays, S samples, H height_px, W width_px.
 """

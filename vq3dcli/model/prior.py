@@ -54,7 +54,7 @@ class CausalAttention(nn.Module):
         query, key = rotate(both, rotation)
         value = value[0]
         if cache is None:
-            mixed = attend(query, key, value, training=self.training, causal=True)
+            mixed = attend(query, key, value, causal=True)
         else:
             key, value = cache.extend(layer, key, value)
             mixed = functional.scaled_dot_product_attention(query, key, value)

@@ -32,7 +32,7 @@ class Attention(nn.Module):
         batch, length, width = tokens.shape
         qkv = self.qkv(tokens).reshape(batch, length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = attend(query, key, value, training=self.training)
+        mixed = attend(query, key, value)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
 

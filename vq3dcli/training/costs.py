@@ -82,7 +82,9 @@ class StepCosts(NamedTuple):
         return total.plus(self.adversarial) if adversarial else total
 
 
-def step_costs(recipe: Stage1Recipe, dtype: torch.dtype, parameters: int, judges: int = 0) -> StepCosts:
+def step_costs(
+    recipe: Stage1Recipe, dtype: torch.dtype, parameters: int, judges: int = 0, *, on_cpu: bool = False
+) -> StepCosts:
     """Count a step.
 
     Args:
@@ -90,6 +92,7 @@ def step_costs(recipe: Stage1Recipe, dtype: torch.dtype, parameters: int, judges
         dtype: Of matrix products: float32, or bfloat16 under autocast.
         parameters: Of the autoencoder.
         judges: Parameters of the discriminators.
+        on_cpu: Where bfloat16 attends by matrix products, see `model.attention`.
     """
     model, loss, adversarial = recipe.model, recipe.loss, recipe.adversarial
     e = dtype.itemsize
@@ -104,9 +107,13 @@ def step_costs(recipe: Stage1Recipe, dtype: torch.dtype, parameters: int, judges
     workspace = points * (per_point + (_kept_per_point(model, e) if remade else 0.0))
     if remade:
         tokens = (model.image_size // model.patch) ** 2
-        workspace = max(workspace, tokens * max(model.encoder_width, model.decoder_width) * _kept_per_channel(e))
+        blocks = ((model.encoder_width, model.encoder_heads), (model.decoder_width, model.decoder_heads))
+        kept = (
+            tokens * width * _kept_per_channel(e) + _kept_attention(tokens, heads, e, on_cpu) for width, heads in blocks
+        )
+        workspace = max(workspace, *kept)
     return StepCosts(
-        autoencoder=autoencoder_cost(model, e, remade=remade),
+        autoencoder=autoencoder_cost(model, e, remade=remade, on_cpu=on_cpu),
         rendering=rendering_cost(recipe, min(recipe.rendering.rays_per_image, model.image_size**2) + square, e),
         perceptual=perceptual_cost(recipe),
         adversarial=rendering_cost(recipe, views, e).plus(discriminators_cost(recipe, e)),
@@ -116,13 +123,15 @@ def step_costs(recipe: Stage1Recipe, dtype: torch.dtype, parameters: int, judges
     )
 
 
-def transformer_cost(tokens: int, width: int, layers: int, e: int, *, remade: bool) -> Cost:
+def transformer_cost(
+    tokens: int, width: int, heads: int, layers: int, e: int, *, remade: bool, on_cpu: bool = False
+) -> Cost:
     """Blocks of attention and an MLP of four times the width.
 
     A block multiplies 24 L D^2 and attends 4 L^2 D.
     """
     forward = layers * (24.0 * tokens * width**2 + 4.0 * tokens**2 * width)
-    kept = tokens * width * _kept_per_channel(e)
+    kept = tokens * width * _kept_per_channel(e) + _kept_attention(tokens, heads, e, on_cpu)
     # The final norm keeps its input; checkpoints keep the input of each block.
     waiting = 4.0 * tokens * width * (layers + 1) if remade else layers * kept + 4.0 * tokens * width
     return Cost(
@@ -132,12 +141,16 @@ def transformer_cost(tokens: int, width: int, layers: int, e: int, *, remade: bo
     )
 
 
-def autoencoder_cost(model: ModelSection, e: int, *, remade: bool) -> Cost:
+def autoencoder_cost(model: ModelSection, e: int, *, remade: bool, on_cpu: bool = False) -> Cost:
     """From pixels to planes."""
     tokens = (model.image_size // model.patch) ** 2
     pixels = 3 * model.patch**2
-    encoder = transformer_cost(tokens, model.encoder_width, model.encoder_layers, e, remade=remade)
-    decoder = transformer_cost(tokens, model.decoder_width, model.decoder_layers, e, remade=remade)
+    encoder = transformer_cost(
+        tokens, model.encoder_width, model.encoder_heads, model.encoder_layers, e, remade=remade, on_cpu=on_cpu
+    )
+    decoder = transformer_cost(
+        tokens, model.decoder_width, model.decoder_heads, model.decoder_layers, e, remade=remade, on_cpu=on_cpu
+    )
     linear = pixels * model.encoder_width + (model.encoder_width + model.decoder_width) * model.code_dim
     linear += model.decoder_width * pixels if model.auxiliary_head else 0
     nearest = 2.0 * tokens * model.code_dim * model.codebook_size  # without gradients, in float32
@@ -279,6 +292,11 @@ def discriminators_cost(recipe: Stage1Recipe, e: int) -> Cost:
 
 def _samples(recipe: Stage1Recipe) -> int:
     return recipe.rendering.samples + recipe.rendering.importance_samples
+
+
+def _kept_attention(tokens: int, heads: int, e: int, on_cpu: bool) -> float:
+    """Bytes of the attention weights that a block keeps: of the fused kernels none."""
+    return float(e * heads * tokens**2) if on_cpu and e < 4 else 0.0
 
 
 def _kept_per_channel(e: int) -> float:

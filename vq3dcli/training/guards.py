@@ -34,7 +34,7 @@ def stage1_guards(recipe: Stage1Recipe) -> tuple[Guard, ...]:
             "weight_variance",
             cause="density spread along rays instead of at surfaces"
             + (", which depth_kind = accumulated does not punish" if loss.depth_kind == "accumulated" else ""),
-            remedy="loss.depth_kind=pointwise with depth labels, a higher loss.depth, more rendering.samples",
+            remedy="a pointwise loss.depth_kind with depth labels, a higher loss.depth, more rendering.samples",
             high=0.01,  # a standard deviation of a tenth of the depth range
             records=5,
             from_images=settled,

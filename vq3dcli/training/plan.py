@@ -23,6 +23,7 @@ from vq3dcli.training.devices import (
     named_processor,
     physical_memory_bytes,
 )
+from vq3dcli.training.optim import moments_bytes, optimizer_flops
 
 # Python with PyTorch imported and what its allocator holds without using it (docs/measurements.md); on a GPU the
 # driver's context and libraries.
@@ -123,21 +124,22 @@ def plan_run(
         for name, judge in build_discriminators(recipe, classes or 0).items()
     }
     judging = sum(judges.values())
-    costs = step_costs(recipe, processor.dtype, total, judging)
-    rates = _speeds(recipe, costs, processor, gpus)
-    memory = _memory(recipe, costs, processor, total, judging, micro_batch, gpus, samples or 0)
+    moments = moments_bytes(model, schedule.optimizer)
+    costs = step_costs(recipe, processor.dtype, total, judging, on_cpu=processor.kind == "cpu")
+    rates = _speeds(recipe, costs, processor, gpus, optimizer_flops(model, schedule.optimizer))
+    memory = _memory(recipe, costs, processor, total, moments, judging, micro_batch, gpus, samples or 0)
     needed, available = needed_bytes(memory, processor, gpus), processor.memory_bytes
     state = None if available is None else memory_state(needed, available)
     advice = ""
     if available is not None and state != "fits":
-        advice = _advice(recipe, processor, total, judging, gpus, samples or 0, available)
+        advice = _advice(recipe, processor, total, moments, judging, gpus, samples or 0, available)
     return {
         "parameters": {**parts, "total": total, **judges},
         "class_embeddings": classes is not None if conditional else None,
         "memory": {**memory, "needed": needed, "available": available, "state": state, "advice": advice},
         "speed": rates,
         "days": _days(recipe, rates),
-        "disk": _disk(recipe, total, judging, samples, data, labels),
+        "disk": _disk(recipe, total, moments, judging, samples, data, labels),
         "steps": -(-schedule.images // schedule.batch_size),
         "images": schedule.images,
         "tokens": (recipe.model.image_size // recipe.model.patch) ** 2,
@@ -169,6 +171,7 @@ def _memory(
     costs: StepCosts,
     processor: Processor,
     parameters: int,
+    moments: int,
     judges: int,
     micro_batch: int,
     gpus: int,
@@ -182,7 +185,7 @@ def _memory(
     memory = {
         "weights": 4 * parameters + half_copies,
         "gradients": 4 * parameters * (2 if gpus > 1 else 1),  # DistributedDataParallel keeps them in buckets, too
-        "optimizer": 8 * parameters,
+        "optimizer": moments,
         "average": 4 * parameters,
         "discriminators": 16 * judges,
         "perceptual": 4 * perceptual_parameters(recipe),
@@ -208,13 +211,20 @@ def memory_state(needed: int, available: int) -> str:
 
 
 def _advice(
-    recipe: Stage1Recipe, processor: Processor, parameters: int, judges: int, gpus: int, samples: int, available: int
+    recipe: Stage1Recipe,
+    processor: Processor,
+    parameters: int,
+    moments: int,
+    judges: int,
+    gpus: int,
+    samples: int,
+    available: int,
 ) -> str:
     def needed(micro_batch: int, remade: bool) -> int:
         changed = recipe.training.model_copy(update={"checkpoint_activations": remade})
         other = recipe.model_copy(update={"training": changed})
-        costs = step_costs(other, processor.dtype, parameters, judges)
-        memory = _memory(other, costs, processor, parameters, judges, micro_batch, gpus, samples)
+        costs = step_costs(other, processor.dtype, parameters, judges, on_cpu=processor.kind == "cpu")
+        memory = _memory(other, costs, processor, parameters, moments, judges, micro_batch, gpus, samples)
         return needed_bytes(memory, processor, gpus)
 
     found = least_change(recipe.training, gpus, available, needed, group=_group(recipe))
@@ -248,7 +258,9 @@ def least_change(
     return ""
 
 
-def _speeds(recipe: Stage1Recipe, costs: StepCosts, processor: Processor, gpus: int) -> dict[str, float | None]:
+def _speeds(
+    recipe: Stage1Recipe, costs: StepCosts, processor: Processor, gpus: int, update_flops: float
+) -> dict[str, float | None]:
     """Images a second over all processors, before the discriminators start and with them.
 
     With each the share of a step's time that is spent in matrix products, `..._multiplying_share`; and
@@ -261,7 +273,8 @@ def _speeds(recipe: Stage1Recipe, costs: StepCosts, processor: Processor, gpus: 
             speeds[name] = None
             continue
         cost = costs.total(adversarial=adversarial)
-        multiplying = cost.flops / processor.flops_per_second + cost.flops_float32 / processor.flops_per_second_float32
+        multiplied = cost.flops + update_flops * gpus / recipe.training.batch_size  # each processor updates everything
+        multiplying = multiplied / processor.flops_per_second + cost.flops_float32 / processor.flops_per_second_float32
         update_bytes = costs.update_bytes + (costs.discriminators_update_bytes if adversarial else 0.0)
         update = update_bytes * gpus / recipe.training.batch_size / processor.bytes_per_second
         seconds = multiplying + cost.moved_bytes / processor.bytes_per_second + update
@@ -281,12 +294,18 @@ def _days(recipe: Stage1Recipe, speeds: Mapping[str, float | None]) -> float:
 
 
 def _disk(
-    recipe: Stage1Recipe, parameters: int, judges: int, samples: int | None, data: Sequence[Path], labels: str | None
+    recipe: Stage1Recipe,
+    parameters: int,
+    moments: int,
+    judges: int,
+    samples: int | None,
+    data: Sequence[Path],
+    labels: str | None,
 ) -> dict[str, Any]:
     """Bytes of the run and of its data; of a million images where there are none yet."""
     training, tokens = recipe.training, (recipe.model.image_size // recipe.model.patch) ** 2
-    # Weights, average and two moments; of the discriminators no average. One more exists while it is written.
-    checkpoint = 16 * parameters + 12 * judges
+    # Weights, average and the optimizer; of the discriminators no average. One more exists while it is written.
+    checkpoint = 8 * parameters + moments + 12 * judges
     stored = _stored_pixels(recipe)
     count = 1_000_000 if samples is None else samples
     shards, sidecars = round(count * stored * _JPEG_BYTES_PER_PIXEL), round(count * stored / 4 * 2)

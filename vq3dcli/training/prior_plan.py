@@ -20,6 +20,7 @@ from vq3dcli.errors import UsageError
 from vq3dcli.model.build import build_prior
 from vq3dcli.training.costs import PASSES, UPDATE_PASSES, Cost, transformer_cost
 from vq3dcli.training.devices import Processor
+from vq3dcli.training.optim import moments_bytes, optimizer_flops
 from vq3dcli.training.plan import (
     MANY_GPUS_SHARE,
     PROCESS_BYTES,
@@ -77,12 +78,12 @@ def codes_of(recipe: str, store: TokenStore | None, weights: Path | None) -> Cod
     return Codes((model.image_size // model.patch) ** 2, model.codebook_size, source)
 
 
-def prior_cost(recipe: Stage2Recipe, codes: Codes, dtype: torch.dtype) -> Cost:
+def prior_cost(recipe: Stage2Recipe, codes: Codes, dtype: torch.dtype, *, on_cpu: bool = False) -> Cost:
     """An image in one step, forward and backward. All attention counts, though half of it is masked."""
     model, e = recipe.model, dtype.itemsize
     slots = float(codes.length * model.width)
     remade = recipe.training.checkpoint_activations
-    blocks = transformer_cost(codes.length, model.width, model.layers, e, remade=remade)
+    blocks = transformer_cost(codes.length, model.width, model.heads, model.layers, e, remade=remade, on_cpu=on_cpu)
     # Beside what an encoder's block keeps: queries and keys after their rotation, and where dropout was, a byte each.
     more = slots * (2.0 * e + 2.0 * (model.dropout > 0)) * model.layers
     logits = 4.0 * codes.length * codes.codebook_size  # their logarithms wait, in float32
@@ -116,9 +117,11 @@ def plan_prior(recipe: Stage2Recipe, processor: Processor, codes: Codes, *, gpus
     blocks = sum(p.numel() for p in model.blocks.parameters())
     head = 0 if model.head is None else model.head.weight.numel()
 
+    moments = moments_bytes(model, schedule.optimizer)
+
     def memory_of(images: int, remade: bool) -> dict[str, int]:
         changed = schedule.model_copy(update={"checkpoint_activations": remade})
-        return _memory(recipe.model_copy(update={"training": changed}), codes, processor, total, images, gpus)
+        return _memory(recipe.model_copy(update={"training": changed}), codes, processor, total, moments, images, gpus)
 
     memory = memory_of(micro_batch, schedule.checkpoint_activations)
     needed, available = needed_bytes(memory, processor, gpus), processor.memory_bytes
@@ -129,13 +132,15 @@ def plan_prior(recipe: Stage2Recipe, processor: Processor, codes: Codes, *, gpus
             schedule, gpus, available, lambda size, remade: needed_bytes(memory_of(size, remade), processor, gpus)
         )
         advice = advice or "a smaller model: each GPU holds all of it"
-    cost = prior_cost(recipe, codes, processor.dtype)
-    multiplying = cost.flops / processor.flops_per_second
+    on_cpu = processor.kind == "cpu"
+    cost = prior_cost(recipe, codes, processor.dtype, on_cpu=on_cpu)
+    update_flops = optimizer_flops(model, schedule.optimizer) * gpus / schedule.batch_size
+    multiplying = (cost.flops + update_flops) / processor.flops_per_second
     update_bytes = 4.0 * UPDATE_PASSES * total * gpus / schedule.batch_size
     seconds = multiplying + (cost.moved_bytes + update_bytes) / processor.bytes_per_second
     rate = gpus * (MANY_GPUS_SHARE if gpus > 1 else 1.0) / seconds
     images = 1_000_000 if codes.images is None else codes.images
-    checkpoint = 16 * total  # weights, average and two moments; one more exists while it is written
+    checkpoint = 8 * total + moments  # weights, average, optimizer; one more exists while it is written
     return {
         "parameters": {"blocks": blocks, "embeddings": total - blocks - head, "head": head, "total": total},
         "class_embeddings": codes.classes is not None,
@@ -166,10 +171,16 @@ def plan_prior(recipe: Stage2Recipe, processor: Processor, codes: Codes, *, gpus
 
 
 def _memory(
-    recipe: Stage2Recipe, codes: Codes, processor: Processor, parameters: int, micro_batch: int, gpus: int
+    recipe: Stage2Recipe,
+    codes: Codes,
+    processor: Processor,
+    parameters: int,
+    moments: int,
+    micro_batch: int,
+    gpus: int,
 ) -> dict[str, int]:
     """Bytes of one processor at the worst moment of a step."""
-    e = processor.dtype.itemsize
+    e, on_cpu = processor.dtype.itemsize, processor.kind == "cpu"
     half = 2 * parameters if e < 4 else 0  # autocast casts each weight once a step
     # Beside the logarithms that wait: the gradient of the logits in float32, and rounded.
     workspace = codes.length * codes.codebook_size * (4 + (e if e < 4 else 0))
@@ -177,13 +188,13 @@ def _memory(
         once = recipe.model_copy(
             update={"training": recipe.training.model_copy(update={"checkpoint_activations": False})}
         )
-        workspace += round(prior_cost(once, codes, processor.dtype).kept_bytes / recipe.model.layers)
+        workspace += round(prior_cost(once, codes, processor.dtype, on_cpu=on_cpu).kept_bytes / recipe.model.layers)
     memory = {
         "weights": 4 * parameters + half,
         "gradients": 4 * parameters * (2 if gpus > 1 else 1),  # DistributedDataParallel keeps them in buckets, too
-        "optimizer": 8 * parameters,
+        "optimizer": moments,
         "average": 4 * parameters,
-        "activations": round(micro_batch * prior_cost(recipe, codes, processor.dtype).kept_bytes),
+        "activations": round(micro_batch * prior_cost(recipe, codes, processor.dtype, on_cpu=on_cpu).kept_bytes),
         "workspace": micro_batch * workspace,
         "process": round(PROCESS_BYTES[processor.kind]),
     }

@@ -63,7 +63,7 @@ _MOST_CLASSES = 60
 def model_rows(recipe: Recipe) -> list[list[str]]:
     """What was trained, as rows of a table."""
     schedule = recipe.training
-    batch = ["batch", f"{schedule.batch_size} images, seed {schedule.seed}"]
+    batch = ["batch", f"{schedule.batch_size} images, seed {schedule.seed}, {schedule.optimizer}"]
     if isinstance(recipe, Stage2Recipe):
         prior, sampling = recipe.model, recipe.sampling
         return [
