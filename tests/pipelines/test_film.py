@@ -142,4 +142,4 @@ def test_a_video_s_samples_show_no_slices_of_the_embedded_model() -> None:
     scene = open_scene(source, weights, fit="crop").scene
     camera = pivot_camera(torch.tensor([math.radians(20.0)]), torch.zeros(1), height_px=64, width_px=64)
     views = [scene.render(camera, samples=samples).rgb for samples in (VIDEO_SAMPLES, 192)]
-    assert psnr(*views) > 42.0
+    assert psnr(*views) > 39.0  # 32 samples: 32
