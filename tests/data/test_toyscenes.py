@@ -70,7 +70,7 @@ def columns_of(record: object) -> list[Tensor]:
 
 
 def test_plain_scenes_stay_what_they_are() -> None:
-    """Data sets, figures and embedded weights are of them. Their last bits depend on the processor, so not their bytes."""
+    """Data sets, figures and embedded weights are of them. Last bits depend on the processor, so not the very bytes."""
     scenes = sample_scenes(torch.arange(48), seed=7)
     golden = {
         (0.0, 0.0): ([124.1684, 121.6905, 124.1822], 45.2170, 0.276190, 0.149416),
