@@ -11,6 +11,7 @@ from vq3dcli.losses.depth import (
     align_labels,
     align_least_squares,
     depth_loss,
+    order_loss,
 )
 from vq3dcli.losses.reconstruction import chroma_ratio, l1, l2
 
@@ -52,6 +53,44 @@ def test_the_linear_loss_is_least_where_half_of_the_weight_lies_on_either_side()
 def test_none_is_zero() -> None:
     weights, samples_s, label = _rays()
     assert (depth_loss(weights, samples_s, label, "none") == 0).all()
+
+
+def test_order_of_all_pairs_by_brute_force() -> None:
+    _, _, label = _rays()
+    s = torch.rand_like(label)
+    rays = label.shape[1]  # so few that every pair is met: those half of the rays apart twice, as (i, j) and (j, i)
+    pairs = [(i, (i + step) % rays) for i in range(rays) for step in range(1, rays // 2 + 1)]
+
+    def soft_sign(x: float) -> float:
+        return x / (0.02 + abs(x))
+
+    expected = [
+        sum(abs(soft_sign(float(a[i] - a[j])) - soft_sign(float(b[i] - b[j]))) for i, j in pairs) / len(pairs)
+        for a, b in zip(s, label, strict=True)
+    ]
+    torch.testing.assert_close(order_loss(s, label).double(), torch.tensor(expected).double(), rtol=1e-4, atol=1e-6)
+
+
+def test_order_forgets_the_distance_of_a_wall_and_sees_its_slope() -> None:
+    wall = 0.15 + 0.03 * torch.linspace(0.0, 1.0, 512)[None]
+    farther = order_loss(wall - 0.1, wall)
+    flat = order_loss(wall.mean().expand_as(wall), wall)
+    turned = order_loss(wall.flip(1), wall)
+    torch.testing.assert_close(farther, torch.zeros(1), atol=1e-4, rtol=0)
+    assert 0.2 < flat.item() < turned.item() / 1.9
+
+
+def test_order_pulls_a_flat_wall_towards_its_slope() -> None:
+    label = 0.15 + 0.03 * torch.linspace(0.0, 1.0, 512)[None]
+    s = torch.full_like(label, 0.3).requires_grad_()
+    order_loss(s, label).sum().backward()
+    assert s.grad is not None
+    assert s.grad[0, :200].min() > 0 > s.grad[0, -200:].max()
+    assert abs(s.grad.sum().item()) < 1e-5  # a shift changes nothing
+
+
+def test_the_order_of_one_ray_is_zero() -> None:
+    assert order_loss(torch.rand(3, 1), torch.rand(3, 1)).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_canonical_alignment_has_the_wanted_statistics_and_forgets_scale() -> None:

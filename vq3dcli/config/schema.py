@@ -85,6 +85,7 @@ class LossSection(_Section):
     commitment: float = Field(ge=0)
     depth: float = Field(ge=0)
     depth_kind: Literal["pointwise", "pointwise_l1", "accumulated", "none"]
+    depth_order: float = Field(ge=0, default=0.0)  # weights files from before this key had none
     alignment: Literal["canonical", "least_squares"]
     alignment_mean: float = Field(gt=0, lt=1)
     alignment_std: float = Field(gt=0, lt=1)

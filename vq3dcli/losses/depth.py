@@ -8,7 +8,11 @@ s* is the label. With weights that sum to 1, `pointwise` is `accumulated` plus t
 every piece of density away from the surface, where `accumulated` is content with floaters that cancel. `pointwise_l1`
 is ours: it does so too, is least at the weighted median, and minds small errors more beside large ones at borders.
 
-Legend: B images, N rays, S samples, H height_px, W width_px.
+All three leave the shape of far surfaces to chance: the slope of a wall is a small error beside that of its distance.
+`order_loss` looks at nothing but which of two rays is nearer, as rankings do (Xian et al., CVPR 2020), and by how much
+while they are close.
+
+Legend: B images, N rays, S samples, P partners of a ray, H height_px, W width_px.
 """
 
 from __future__ import annotations
@@ -27,6 +31,9 @@ _WINSORISE = (0.02, 0.98)
 # The least standard deviation of s after the least-squares fit, about a third of a toy scene's: unbounded, the
 # rendering collapses to a flat wall and the fit follows it.
 _LEAST_STD = 0.045
+# Where two rays are told apart by half: a wall of toy scenes spreads by some 0.03.
+_ORDER_S = 0.02
+_MAX_PARTNERS = 64
 
 
 def depth_loss(weights: Tensor, samples_s: Tensor, label_s: Tensor, kind: DepthKind) -> Tensor:
@@ -48,6 +55,35 @@ def depth_loss(weights: Tensor, samples_s: Tensor, label_s: Tensor, kind: DepthK
     if kind == "accumulated":
         return ((weights * samples_s).sum(-1) - label_s).square().mean(-1)
     return weights.new_zeros(weights.shape[0])
+
+
+def order_loss(rendered_s: Tensor, label_s: Tensor) -> Tensor:
+    """How far pairs of rays are from their order: mean |f(s_i - s_j) - f(s*_i - s*_j)|, f(x) = x / (0.02 + |x|).
+
+    f is a soft sign, so that this is a soft form of the distance that Kendall's rank correlation is made of: the order
+    within a surface counts as much as that of surfaces, whatever their distance. It does not know where s is 0: the
+    depth losses do.
+
+    Args:
+        rendered_s: Expected s of each ray `[B, N]`.
+        label_s: Aligned labels `[B, N]`.
+
+    Returns:
+        `[B]`, each in [0, 2]; 0 where there is one ray alone. A ray meets at most 128 others, evenly spread over N.
+    """
+    rays = rendered_s.shape[1]
+    partners = min(rays // 2, _MAX_PARTNERS)
+    if partners == 0:
+        return rendered_s.new_zeros(rendered_s.shape[0])
+    device = rendered_s.device
+    offset = 1 + torch.arange(partners, device=device) * (rays // 2) // partners
+    partner = (torch.arange(rays, device=device)[:, None] + offset) % rays  # [N, P]
+
+    def order(s: Tensor) -> Tensor:
+        apart = s[:, :, None] - s[:, partner]
+        return apart / (_ORDER_S + apart.abs())
+
+    return (order(rendered_s.float()) - order(label_s.float())).abs().mean((1, 2))
 
 
 def align_canonical(label: Tensor, *, mean: float, std: float) -> Tensor:

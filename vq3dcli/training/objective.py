@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vq3dcli import seeding
 from vq3dcli.config.schema import Stage1Recipe
-from vq3dcli.losses.depth import LABEL_METRIC, LABEL_NONE, align_labels, depth_loss
+from vq3dcli.losses.depth import LABEL_METRIC, LABEL_NONE, align_labels, depth_loss, order_loss
 from vq3dcli.losses.perceptual import PerceptualDistance
 from vq3dcli.losses.reconstruction import chroma_ratio, l1, l2
 from vq3dcli.model.autoencoder import Autoencoder
@@ -140,6 +140,10 @@ class Stage1Objective(nn.Module):
         # The share comes from the global batch: the mean over ranks is then the mean over labelled images.
         terms["depth"] = (per_image * labelled.float()).mean() / labelled_share.clamp(min=1e-6)
         total = total + loss.depth * terms["depth"]
+        if loss.depth_order > 0:
+            per_image = order_loss(rendering.s, label_at_rays)
+            terms["depth_order"] = (per_image * labelled.float()).mean() / labelled_share.clamp(min=1e-6)
+            total = total + loss.depth_order * terms["depth_order"]
 
         # --- squares and whole views
         if loss.perceptual > 0:
