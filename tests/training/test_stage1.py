@@ -113,17 +113,32 @@ def test_overfitting_one_batch(tiny_recipe: Make, kind: Literal["adamw", "muon"]
     assert losses[-1]["depth"] < 0.25 * losses[0]["depth"]
 
 
-def test_an_unlabelled_sample_has_no_depth_loss(tiny_recipe: Make) -> None:
-    recipe = tiny_recipe()
+@pytest.mark.parametrize("term", ["depth", "depth_order"])
+def test_an_unlabelled_sample_has_no_depth_loss(tiny_recipe: Make, term: str) -> None:
+    recipe = tiny_recipe("loss.depth_order=1")
     objective = Stage1Objective(build_autoencoder(recipe), recipe)
     batch = next(_ToyBatches(4).batches(0))
     kind = torch.tensor([1, 0, 1, 0], dtype=torch.int8)
     share = torch.tensor(0.5)
-    masked = objective(batch.image, batch.s, kind, batch.index, share).terms["depth"]
+    masked = objective(batch.image, batch.s, kind, batch.index, share).terms[term]
+    assert masked > 0
     garbage = torch.where((kind == 0)[:, None, None], torch.rand_like(batch.s), batch.s)
-    assert torch.equal(masked, objective(batch.image, garbage, kind, batch.index, share).terms["depth"])
-    pair = objective(batch.image[::2], batch.s[::2], kind[::2], batch.index[::2], torch.tensor(1.0)).terms["depth"]
+    assert torch.equal(masked, objective(batch.image, garbage, kind, batch.index, share).terms[term])
+    pair = objective(batch.image[::2], batch.s[::2], kind[::2], batch.index[::2], torch.tensor(1.0)).terms[term]
     torch.testing.assert_close(masked, pair, rtol=1e-4, atol=1e-6)
+
+
+def test_the_order_loss_enters_the_total_by_its_weight(tiny_recipe: Make) -> None:
+    batch = next(_ToyBatches(4).batches(0))
+    found = []
+    for weight in (0.0, 0.5, 2.0):
+        recipe = tiny_recipe(f"loss.depth_order={weight}")
+        objective = Stage1Objective(build_autoencoder(recipe), recipe)
+        found.append(objective(batch.image, batch.s, batch.label_kind, batch.index, torch.tensor(1.0)))
+    off, half, two = found
+    assert "depth_order" not in off.terms
+    torch.testing.assert_close(half.loss - off.loss, 0.5 * half.terms["depth_order"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(two.loss - off.loss, 2.0 * two.terms["depth_order"], rtol=1e-4, atol=1e-5)
 
 
 class _Poisoned(_ToyBatches):

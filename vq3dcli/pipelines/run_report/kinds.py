@@ -40,8 +40,9 @@ _STAGE1_CURVES: tuple[CurveSection, ...] = (
     ),
     (
         "Geometry",
-        ("depth", "relief", "weight_variance"),
-        "Relief: spread of rendered over true disparity, 0 a wall, 1 right. Weight variance: large with floaters.",
+        ("depth", "depth_order", "relief", "weight_variance"),
+        "Order: of pairs of rays. Relief: spread of rendered over true disparity, 0 a wall, 1 right. Weight variance: "
+        "large with floaters.",
     ),
     (
         "Codes",
@@ -74,10 +75,12 @@ def model_rows(recipe: Recipe) -> list[list[str]]:
         ]
     model = recipe.model
     tokens = (model.image_size // model.patch) ** 2
+    loss = recipe.loss
+    order = f", order {loss.depth_order:g}" if loss.depth_order > 0 else ""
     return [
         ["model", f"{model.image_size} pixels, {tokens} tokens, {model.codebook_size} codes, {model.space} planes"],
         batch,
-        ["depth loss", f"{recipe.loss.depth_kind}, weight {recipe.loss.depth:g}"],
+        ["depth loss", f"{loss.depth_kind}, weight {loss.depth:g}{order}"],
     ]
 
 
