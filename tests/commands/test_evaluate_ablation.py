@@ -113,7 +113,9 @@ def test_runs_figure_and_pages(tmp_path, capsys):
     assert "other recipes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("override", ["loss.depth_kind=none", "training.images=16", "training . seed=3"])
+@pytest.mark.parametrize(
+    "override", ["loss.depth_kind=none", "loss.depth_order=1", "training.images=16", "training . seed=3"]
+)
 def test_what_the_ablation_sets_itself_is_refused(override, tmp_path, capsys):
     runs = tmp_path / "runs"
     options = ["-o", str(tmp_path / "o"), "--runs", str(runs), "--set", override]

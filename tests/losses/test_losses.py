@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from vq3dcli.losses.depth import (
@@ -69,6 +70,14 @@ def test_order_of_all_pairs_by_brute_force() -> None:
         for a, b in zip(s, label, strict=True)
     ]
     torch.testing.assert_close(order_loss(s, label).double(), torch.tensor(expected).double(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rays", "met"), [(448, 128), (9, 8), (20, 20), (2, 2)])
+def test_a_ray_meets_others_up_to_a_number(rays: int, met: int) -> None:
+    label = torch.zeros(1, rays)
+    label[0, rays // 3] = 0.98  # its pairs are 0.98 wrong, all others right
+    wrong = order_loss(torch.zeros_like(label), label) * rays * min(rays // 2, 64)
+    torch.testing.assert_close(wrong, torch.tensor([0.98 * met]), rtol=1e-4, atol=0)
 
 
 def test_order_forgets_the_distance_of_a_wall_and_sees_its_slope() -> None:

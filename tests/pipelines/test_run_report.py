@@ -159,6 +159,20 @@ def test_discriminators_have_curves_when_they_play(
     assert "The discriminators have not started." in page_of(tmp_path / "b")
 
 
+def test_the_order_loss_stands_beside_the_depth_loss_where_it_is_on(
+    tiny_recipe: Callable[..., Stage1Recipe], recipe: Stage1Recipe, tmp_path: Path
+) -> None:
+    fill(tmp_path / "off", [record(100), record(200)], recipe)
+    assert ", order" not in page_of(tmp_path / "off")
+    fill(
+        tmp_path / "on",
+        [record(n, depth_order=0.2) for n in (100, 200)],
+        tiny_recipe("loss.depth=3", "loss.depth_order=2"),
+    )
+    page = page_of(tmp_path / "on")
+    assert "weight 3, order 2" in page and 'aria-label="depth order"' in page
+
+
 def test_figures_that_no_section_names_are_shown_too(recipe: Stage1Recipe, tmp_path: Path) -> None:
     fill(tmp_path, [record(100, grace=0.5), record(200, grace=0.6)], recipe)
     page = page_of(tmp_path)

@@ -68,6 +68,7 @@ def _kept_bytes(recipe: Stage1Recipe, dtype: torch.dtype, count: int) -> int:
         ("model.image_size=64", "model.patch=4"),  # tokens enough for attention to count
         ("model.plane_head=linear", "model.field_layers=3", "rendering.samples=24"),
         ("model.plane_head=convolution", "rendering.rays_per_image=256", "model.auxiliary_head=false"),
+        ("loss.depth_order=1", "rendering.rays_per_image=600", "rendering.samples=4"),
     ],
 )
 def test_activations_are_those_that_autograd_keeps(

@@ -122,6 +122,8 @@ def test_guards_of_losses_that_are_off_are_left_out() -> None:
     assert not any("discriminator" in name for name in guarded)
     for off in ("loss.depth_kind=none", "loss.depth=0"):
         assert not {"flat geometry", "relief out of range"} & {guard.name for guard in stage1_guards(recipe(off))}
+    ordered = stage1_guards(recipe("loss.depth=0", "loss.depth_order=1"))
+    assert "flat geometry" in {guard.name for guard in ordered}
     assert {guard.name for guard in stage1_guards(recipe(*ADVERSARIAL))} > guarded
 
 

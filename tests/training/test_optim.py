@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
@@ -57,14 +58,15 @@ def test_the_plan_counts_what_the_optimizer_keeps(tiny_recipe: Make) -> None:
     assert moments_bytes(model, "muon") == kept < moments_bytes(model, "adamw")
 
 
-def test_singular_values_come_near_one_whatever_the_matrix() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_singular_values_come_near_one_whatever_the_matrix(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     for shape in ((24, 8), (8, 24), (16, 16)):
         left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
         matrix = left @ torch.diag(torch.logspace(0, -1.5, min(shape))) @ right * 1e-3
-        values = torch.linalg.svdvals(orthogonalised(matrix))
+        values = torch.linalg.svdvals(orthogonalised(matrix, dtype))
         assert 0.5 < values.min() <= values.max() < 1.3
-    assert (orthogonalised(torch.zeros(3, 4)) == 0).all()
+    assert (orthogonalised(torch.zeros(3, 4), dtype) == 0).all()
 
 
 def test_a_step_of_muon_is_orthogonal_and_as_large_as_one_of_adamw(tiny_recipe: Make) -> None:
@@ -75,6 +77,22 @@ def test_a_step_of_muon_is_orthogonal_and_as_large_as_one_of_adamw(tiny_recipe: 
     values = torch.linalg.svdvals(step)
     assert values.max() / values.min() < 3  # five iterations bring singular values near to one, not to it
     assert 0.1 < step.square().mean().sqrt() / 1e-2 < 0.4  # AdamW's steps have a root mean square of 0.2 to 0.4
+
+
+def test_muon_multiplies_in_the_precision_of_the_run(tiny_recipe: Make) -> None:
+    name = "encoder.blocks.0.mlp.0.weight"
+    found = []
+    for precision in ("float32", "bfloat16"):
+        model = build_autoencoder(tiny_recipe())
+        optimizer = build_optimizer(model, kind="muon", learning_rate=1.0, weight_decay=0.0, precision=precision)
+        parameter = dict(model.named_parameters())[name]
+        torch.manual_seed(0)
+        parameter.grad, before = torch.randn_like(parameter), parameter.detach().clone()
+        direction = orthogonalised(parameter.grad.lerp(0.05 * parameter.grad, 0.95), getattr(torch, precision))
+        optimizer.step()
+        torch.testing.assert_close(before - parameter, 0.2 * max(parameter.shape) ** 0.5 * direction)
+        found.append(parameter.detach())
+    assert 0 < (found[0] - found[1]).abs().max() < 0.1
 
 
 def test_the_state_comes_back_and_rows_are_forgotten(tiny_recipe: Make) -> None:

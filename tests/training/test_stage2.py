@@ -25,6 +25,7 @@ from vq3dcli.prior_checkpoint import load_prior
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.held_out import HeldOut, held_out_bits, unigram_bits
 from vq3dcli.training.prior_objective import PriorObjective, drop_classes
+from vq3dcli.training.prior_state import initialise_prior
 from vq3dcli.training.stage1 import Progress
 from vq3dcli.training.stage2 import train_prior
 
@@ -251,6 +252,28 @@ def test_a_prior_starts_from_another(
     resized = write_store(tmp_path / "resized", *short, stage1_sha256="cd" * 32, stage1_ancestors=["ab" * 32])
     with pytest.raises(RecipeError, match=r"of other codes .*: 16 of 32 an image, the tokens are 4 of 32"):
         train_prior(tiny_prior_recipe(init), resized, tmp_path / "seventh")
+
+
+@pytest.mark.parametrize("layers", [3, 5])
+def test_a_deeper_prior_starts_from_what_the_other_computes(
+    tiny_prior_recipe: Make, store: TokenStore, tmp_path: Path, layers: int
+) -> None:
+    first = load_prior(train_prior(tiny_prior_recipe(), store, tmp_path / "first").weights)
+    recipe = tiny_prior_recipe(f"model.layers={layers}", "training.seed=5")
+    shape = {"codebook_size": first.tokens.codebook_size, "length": first.tokens.length}
+    deeper = build_prior(recipe, **shape, classes=len(first.tokens.class_names))
+    initialise_prior(deeper, first.tokens, tmp_path / "first")
+    assert len(first.model.blocks) == 2 and len(deeper.blocks) == layers
+    tokens = torch.randint(first.tokens.codebook_size, (4, first.tokens.length))
+    classes = torch.arange(4) % (first.model.classes + 1)
+    torch.testing.assert_close(deeper.eval()(tokens, classes), first.model(tokens, classes), rtol=1e-5, atol=1e-5)
+    # All blocks learn: the last maps of new ones first, which alone have a gradient where they are zero.
+    deeper.train()(tokens, classes).square().mean().backward()
+    assert all(block.mlp[-1].weight.grad.abs().sum() > 0 for block in deeper.blocks)
+    with pytest.raises(RecipeError, match=r"do not fit the recipe.*--set model\.layers=2"):
+        train_prior(
+            tiny_prior_recipe(f"training.init={tmp_path / 'first'}", "model.layers=1"), store, tmp_path / "shallower"
+        )
 
 
 def test_a_non_finite_loss_stops_before_the_update(

@@ -8,7 +8,7 @@ s* is the label. With weights that sum to 1, `pointwise` is `accumulated` plus t
 every piece of density away from the surface, where `accumulated` is content with floaters that cancel. `pointwise_l1`
 is ours: it does so too, is least at the weighted median, and minds small errors more beside large ones at borders.
 
-All three leave the shape of far surfaces to chance: the slope of a wall is a small error beside that of its distance.
+To all three the shape of a far surface matters little: the slope of a wall is a small error beside its distance's.
 `order_loss` looks at nothing but which of two rays is nearer, as rankings do (Xian et al., CVPR 2020), and by how much
 while they are close.
 
@@ -31,9 +31,9 @@ _WINSORISE = (0.02, 0.98)
 # The least standard deviation of s after the least-squares fit, about a third of a toy scene's: unbounded, the
 # rendering collapses to a flat wall and the fit follows it.
 _LEAST_STD = 0.045
-# Where two rays are told apart by half: a wall of toy scenes spreads by some 0.03.
+# Where two rays are told apart by half: from one side of a toy scene's wall to the other s changes by some 0.03.
 _ORDER_S = 0.02
-_MAX_PARTNERS = 64
+MAX_PARTNERS = 64
 
 
 def depth_loss(weights: Tensor, samples_s: Tensor, label_s: Tensor, kind: DepthKind) -> Tensor:
@@ -72,7 +72,7 @@ def order_loss(rendered_s: Tensor, label_s: Tensor) -> Tensor:
         `[B]`, each in [0, 2]; 0 where there is one ray alone. A ray meets at most 128 others, evenly spread over N.
     """
     rays = rendered_s.shape[1]
-    partners = min(rays // 2, _MAX_PARTNERS)
+    partners = min(rays // 2, MAX_PARTNERS)
     if partners == 0:
         return rendered_s.new_zeros(rendered_s.shape[0])
     device = rendered_s.device

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from vq3dcli.config.schema import ModelSection, Stage1Recipe
+from vq3dcli.losses.depth import MAX_PARTNERS
 from vq3dcli.model.discriminator import Discriminator
 
 # Operations and kept bytes a pixel of one pass of the trunk at 64 x 64, and parameters, as PyTorch counts them (a test
@@ -112,9 +113,10 @@ def step_costs(
             tokens * width * _kept_per_channel(e) + _kept_attention(tokens, heads, e, on_cpu) for width, heads in blocks
         )
         workspace = max(workspace, *kept)
+    rays = min(recipe.rendering.rays_per_image, model.image_size**2)
     return StepCosts(
         autoencoder=autoencoder_cost(model, e, remade=remade, on_cpu=on_cpu),
-        rendering=rendering_cost(recipe, min(recipe.rendering.rays_per_image, model.image_size**2) + square, e),
+        rendering=rendering_cost(recipe, rays + square, e).plus(_order_cost(recipe, rays)),
         perceptual=perceptual_cost(recipe),
         adversarial=rendering_cost(recipe, views, e).plus(discriminators_cost(recipe, e)),
         workspace_bytes=workspace,
@@ -195,6 +197,14 @@ def rendering_cost(recipe: Stage1Recipe, rays: int, e: int) -> Cost:
         kept_bytes=0.0 if remade else points * kept,
         moved_bytes=points * (PASSES * kept + texels) + first * (2.0 * kept + texels / 3.0),
     )
+
+
+def _order_cost(recipe: Stage1Recipe, rays: int) -> Cost:
+    """The loss on the order of pairs of rays."""
+    if recipe.loss.depth_order == 0:
+        return Cost()
+    kept = 3.0 * 4.0 * rays * min(rays // 2, MAX_PARTNERS)  # differences, what divides them, and how wrong they are
+    return Cost(kept_bytes=kept, moved_bytes=PASSES * kept)
 
 
 def perceptual_cost(recipe: Stage1Recipe) -> Cost:

@@ -23,7 +23,7 @@ _R1_FLOOR = 1 / 3  # an R1 penalty below 10, a slope of 3 logits a unit of image
 def stage1_guards(recipe: Stage1Recipe) -> tuple[Guard, ...]:
     """The guards of a run with this recipe; those of losses that it turns off are left out."""
     loss, schedule = recipe.loss, recipe.training
-    with_depth = loss.depth > 0 and loss.depth_kind != "none"
+    with_depth = (loss.depth > 0 and loss.depth_kind != "none") or loss.depth_order > 0
     settled = max(round(_SETTLED * schedule.images), 2 * _LEAST_IMAGES)
     guards = _code_guards(recipe)
     if with_depth:

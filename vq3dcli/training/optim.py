@@ -62,24 +62,26 @@ class MuonAndAdamW(torch.optim.AdamW):
             if group["muon"]:
                 for parameter in group["params"]:
                     if parameter.grad is not None:
-                        self._step_along_momentum(parameter, group["lr"], group["weight_decay"])
+                        self._step_along_momentum(parameter, group)
 
-    def _step_along_momentum(self, parameter: nn.Parameter, learning_rate: float, weight_decay: float) -> None:
+    def _step_along_momentum(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
         gradient, state = parameter.grad, self.state[parameter]
         assert gradient is not None
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
         momentum = state["momentum"].lerp_(gradient, 1.0 - _MOMENTUM)
-        direction = orthogonalised(gradient.lerp(momentum, _MOMENTUM))  # Nesterov's
-        parameter.mul_(1.0 - learning_rate * weight_decay)
-        parameter.add_(direction, alpha=-0.2 * max(parameter.shape) ** 0.5 * learning_rate)
+        dtype = resolve_precision(group["precision"], parameter.device)
+        direction = orthogonalised(gradient.lerp(momentum, _MOMENTUM), dtype)  # Nesterov's
+        parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+        parameter.add_(direction, alpha=-0.2 * max(parameter.shape) ** 0.5 * group["lr"])
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """The matrix with singular values near one (0.7 to 1.2), by Newton-Schulz iterations; in bfloat16 where it is fast.
+def orthogonalised(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """The matrix with singular values near one (0.7 to 1.2), by Newton-Schulz iterations.
 
     Args:
         matrix: `[m, n]`.
+        dtype: To multiply in; bfloat16 is enough.
 
     Returns:
         `[m, n]`, of the matrix's type.
@@ -87,7 +89,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     a, b, c = _ITERATION
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     # A zero matrix stays zero.
-    x = (wide / wide.norm().clamp(min=1e-7)).to(resolve_precision("auto", matrix.device))
+    x = (wide / wide.norm().clamp(min=1e-7)).to(dtype)
     for _ in range(_ROUNDS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -106,10 +108,11 @@ def build_optimizer(
     learning_rate: float,
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.99),
+    precision: str = "auto",
 ) -> OptimizerLike:
     """AdamW, by default with the betas of ViT-VQGAN, or Muon for the matrices of transformers and AdamW for the rest.
 
-    Weight decay on matrices only.
+    Weight decay on matrices only. `precision` is that of Muon's own products, as `resolve_precision` takes it.
     """
     hidden: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
@@ -125,7 +128,7 @@ def build_optimizer(
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
     groups = [{**group, "muon": False} for group in groups]
-    groups.append({"params": hidden, "weight_decay": weight_decay, "muon": True})
+    groups.append({"params": hidden, "weight_decay": weight_decay, "muon": True, "precision": precision})
     return MuonAndAdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 

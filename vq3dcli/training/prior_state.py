@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.errors import DataError, RecipeError
@@ -74,6 +75,7 @@ def start_or_resume_prior(
             kind=schedule.optimizer,
             learning_rate=schedule.learning_rate,
             weight_decay=schedule.weight_decay,
+            precision=schedule.precision,
             betas=_BETAS,
         ),
         init_sha256=init_sha256,
@@ -114,7 +116,9 @@ def save_prior_state(folder: RunFolder, recipe: Stage2Recipe, state: PriorState)
 def initialise_prior(model: Prior, tokens: TokenFacts, path: Path) -> str:
     """Fine-tuning: a fresh prior takes another's weights, in place; the optimizer and the schedule start anew.
 
-    All shapes must agree, but for the classes: those of a name that both know come along, others start at random.
+    All shapes must agree, but for two things. Classes of a name that both know come along, others start at random. And
+    the fresh prior may be deeper: its further blocks, spread evenly among the others, end in zeros as all new ones do,
+    so that it computes what the other one does (as identity layers of Net2Net, Chen et al., ICLR 2016).
 
     Args:
         model: Built for `tokens`, on the CPU.
@@ -144,7 +148,8 @@ def initialise_prior(model: Prior, tokens: TokenFacts, path: Path) -> str:
             f"tokens are {after[0]} of {after[1]}",
             remedy="no training.init",
         )
-    source, target = loaded.model.state_dict(), model.state_dict()
+    target = model.state_dict()
+    source = _deepened(loaded.model, target, len(model.blocks))
     classes = "class_embedding.weight"
     old, new = source.pop(classes), target.pop(classes)
     wrong = [name for name in {**target, **source} if name not in source or name not in target]
@@ -167,3 +172,17 @@ def initialise_prior(model: Prior, tokens: TokenFacts, path: Path) -> str:
     new[-1] = old[-1]  # no class
     model.load_state_dict({**source, classes: new})
     return loaded.sha256
+
+
+def _deepened(model: Prior, target: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """A prior's weights with its blocks at their places among `layers`, between them those of `target`."""
+    source, found = model.state_dict(), len(model.blocks)
+    if layers <= found:
+        return source
+    place = {layer: (layer + 1) * layers // found - 1 for layer in range(found)}  # the last one stays the last
+    inside = {name: value for name, value in source.items() if not name.startswith("blocks.")}
+    for name in source.keys() - inside.keys():
+        _, layer, rest = name.split(".", 2)
+        inside[f"blocks.{place[int(layer)]}.{rest}"] = source[name]
+    further = tuple(f"blocks.{layer}." for layer in range(layers) if layer not in place.values())
+    return inside | {name: value for name, value in target.items() if name.startswith(further)}

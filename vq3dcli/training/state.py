@@ -79,6 +79,7 @@ def start_or_resume(
             kind=schedule.optimizer,
             learning_rate=schedule.learning_rate,
             weight_decay=schedule.weight_decay,
+            precision=schedule.precision,
         ),
         adversary=Adversary(recipe, classes=classes, device=device, ranks=ranks),
         init_sha256="" if start is None else start.sha256,

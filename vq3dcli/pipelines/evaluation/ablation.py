@@ -55,7 +55,12 @@ _IMAGES_PER_SECOND = 24.0
 # What the loss on accumulated depth has more of weight variance, at least, if the paper's claim holds here.
 CLAIMED_FACTOR = 50.0
 # Keys that the ablation sets itself, and what to say instead: overridden, runs would be other than their names.
-_OWN_KEYS = {"loss.depth_kind": "the three losses", "training.seed": "--seeds", "training.images": "--images"}
+_OWN_KEYS = {
+    "loss.depth_kind": "the three losses",
+    "loss.depth_order": "no loss beside the three",
+    "training.seed": "--seeds",
+    "training.images": "--images",
+}
 
 
 @dataclass(frozen=True)

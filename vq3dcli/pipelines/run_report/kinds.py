@@ -41,8 +41,8 @@ _STAGE1_CURVES: tuple[CurveSection, ...] = (
     (
         "Geometry",
         ("depth", "depth_order", "relief", "weight_variance"),
-        "Order: of pairs of rays. Relief: spread of rendered over true disparity, 0 a wall, 1 right. Weight variance: "
-        "large with floaters.",
+        "Order: how far pairs of rays are from their true order, 0 right, 2 worst. Relief: spread of rendered over "
+        "true disparity, 0 a wall, 1 right. Weight variance: large with floaters.",
     ),
     (
         "Codes",
