@@ -23,6 +23,7 @@ CurveSection = tuple[str, tuple[str, ...], str]
 TITLES = {
     PSNR: "PSNR of training rays, dB",
     USAGE: "perplexity / codes",
+    "depth_order": "depth order",
     "weight_variance": "weight variance",
     "learning_rate": "learning rate",
     "gradient_norm": "gradient norm",
