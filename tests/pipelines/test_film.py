@@ -136,10 +136,10 @@ def test_gif_is_slower() -> None:
         check_shot(Shot(fps=60.0), "gif")
 
 
-def test_a_video_s_samples_show_no_slices_of_the_embedded_model() -> None:
+def test_a_video_s_samples_show_hardly_any_slices_of_the_embedded_model() -> None:
     weights = load_weights()
     (source,) = parse_sources(["toyscene:snowman"])
     scene = open_scene(source, weights, fit="crop").scene
     camera = pivot_camera(torch.tensor([math.radians(20.0)]), torch.zeros(1), height_px=64, width_px=64)
     views = [scene.render(camera, samples=samples).rgb for samples in (VIDEO_SAMPLES, 192)]
-    assert psnr(*views) > 39.0  # 32 samples: 32
+    assert psnr(*views) > 39.0  # 40.3 measured; 32 samples, whose slices show, reach 32.1
