@@ -40,7 +40,7 @@ def main() -> None:
         **prior.card,
         "data": options.data,
         "command": options.command,
-        "figures": {key: _told(found) for key, found in figures.items() if key != "conditions"},
+        "figures": {key: _told(found) for key, found in figures.items() if key != "conditions" and found},
         "measured_by": f"vq3d evaluate generation ({protocol})",
         "limits": options.limits,
         "licence": "Apache-2.0",

@@ -107,8 +107,8 @@ def command(
     assert loader is not None and out is not None, "checked above"
     if perceptual_weights is not None and resolved.loss.perceptual == 0:
         said.warn("--perceptual-weights does nothing: loss.perceptual is 0")
-    if label_name is not None and loader.num_labelled == 0 and resolved.loss.depth > 0:
-        said.warn(f"no image has labels called {labels}: the depth loss does nothing; try: vq3d depth-labels")
+    if label_name is not None and loader.num_labelled == 0 and max(resolved.loss.depth, resolved.loss.depth_order) > 0:
+        said.warn(f"no image has labels called {labels}: the depth losses do nothing; try: vq3d depth-labels")
     said.note(f"{loader.num_samples} samples, {loader.num_labelled} labelled, on {chosen_device}")
     with training_progress(said, schedule, out, "loss {:.4f}") as report:
         result = train(
