@@ -136,13 +136,13 @@ class Stage1Objective(nn.Module):
             canonical=canonical_label.flatten(1).gather(1, pixel),
         )
         labelled = label_kind != LABEL_NONE
-        per_image = depth_loss(rendering.weights, rendering.samples_s, label_at_rays, loss.depth_kind)
         # The share comes from the global batch: the mean over ranks is then the mean over labelled images.
-        terms["depth"] = (per_image * labelled.float()).mean() / labelled_share.clamp(min=1e-6)
+        weight_of_image = labelled.float() / labelled_share.clamp(min=1e-6)
+        per_image = depth_loss(rendering.weights, rendering.samples_s, label_at_rays, loss.depth_kind)
+        terms["depth"] = (per_image * weight_of_image).mean()
         total = total + loss.depth * terms["depth"]
         if loss.depth_order > 0:
-            per_image = order_loss(rendering.s, label_at_rays)
-            terms["depth_order"] = (per_image * labelled.float()).mean() / labelled_share.clamp(min=1e-6)
+            terms["depth_order"] = (order_loss(rendering.s, label_at_rays) * weight_of_image).mean()
             total = total + loss.depth_order * terms["depth_order"]
 
         # --- squares and whole views
