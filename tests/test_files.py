@@ -130,3 +130,43 @@ def test_reading_that_fails_has_a_code_and_a_remedy(tmp_path: Path, number: int,
     assert type(error) is kind
     assert os.strerror(number) in error.message
     assert error.remedy
+
+
+def test_links_stay_links_and_their_targets_get_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "a").write_bytes(b"old")
+    for name, target in (
+        ("link", "far/a"),
+        ("twice", "link"),
+        ("new", "far/b"),
+        ("lost", "none/c"),
+        ("round", "round"),
+    ):
+        (tmp_path / name).symlink_to(target)
+    files.write_bytes(tmp_path / "twice", b"1")
+    assert (tmp_path / "far" / "a").read_bytes() == b"1"
+    files.write_bytes(tmp_path / "new", b"2")
+    assert (tmp_path / "far" / "b").read_bytes() == b"2"
+    for name in ("lost", "round"):
+        with pytest.raises(OutputError, match=name):
+            files.write_bytes(tmp_path / name, b"3")
+    assert all((tmp_path / name).is_symlink() for name in ("link", "twice", "new", "lost", "round"))
+    assert sorted(os.listdir(tmp_path / "far")) == ["a", "b"]
+
+
+def test_a_pipe_stays_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="pipe"):
+        files.write_bytes(tmp_path / "pipe", b"x")
+    assert (tmp_path / "pipe").is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_names_are_cut_between_characters_and_temporary_ones_fit(tmp_path: Path) -> None:
+    face = "\N{CAT FACE}"
+    assert files.cut_name(face * 60, 64) == face * 16
+    assert files.cut_name("a\udcff" * 100, 3) == "a\udcffa"
+    for name in (f"{face * 60}.mp4", "a" * 251 + ".mp4", "a." + "b" * 253):
+        files.write_bytes(tmp_path / name, b"x")
+    with pytest.raises(OutputError, match=r"too long.*a shorter name"):
+        files.write_bytes(tmp_path / ("a" * 256), b"x")

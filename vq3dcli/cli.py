@@ -100,6 +100,8 @@ def _describe_os_error(error: OSError) -> Failure:
     reason = error.strerror or str(error)
     if error.errno == errno.ENOENT:
         return Failure(66, f"no such file or folder{name}", "check the path")
+    if error.errno == errno.ENAMETOOLONG:
+        return Failure(73, f"{reason}{name}", "a shorter name")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return Failure(73, f"no permission{name}: {reason}", "another place, or other permissions")
     return Failure(74, f"cannot read or write{name}: {reason}", "check the disk and its free space, then run it again")

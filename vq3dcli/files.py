@@ -9,18 +9,25 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from vq3dcli.errors import InputMissingError, OutputError, StoppedError, StorageError, Vq3dError
 
-_CANNOT_CREATE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST}
+_CANNOT_CREATE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST, errno.ELOOP)
+}
+# Bytes of a stem that is made here: every ending and the marks of a temporary name fit beside it into 255.
+MOST_STEM_BYTES = 180
 
 
 def write_error(path: Path, error: OSError) -> Vq3dError:
     """The named error for an `OSError` met while writing `path`: 73 cannot create, 74 disk or I/O."""
     reason = error.strerror or str(error)
+    if error.errno == errno.ENAMETOOLONG:
+        return OutputError(f"cannot create output ({path}): {reason}", remedy="a shorter name")
     if error.errno in _CANNOT_CREATE:
         return OutputError(
             f"cannot create output ({path}): {reason}", remedy="another output folder, or other permissions"
@@ -31,6 +38,8 @@ def write_error(path: Path, error: OSError) -> Vq3dError:
 def read_error(path: Path, error: OSError) -> Vq3dError:
     """The named error for an `OSError` met while reading `path`, which is there: 66 no permission, 74 disk or I/O."""
     reason = error.strerror or str(error)
+    if error.errno == errno.ENAMETOOLONG:
+        return InputMissingError(f"no such file ({path}): {reason}", remedy="check the path")
     if error.errno in (errno.EACCES, errno.EPERM):
         return InputMissingError(f"cannot read file ({path}): {reason}", remedy="chmod +r")
     return StorageError(
@@ -92,20 +101,47 @@ def busy_error(folder: Path) -> StoppedError:
     )
 
 
+def cut_name(text: str, most_bytes: int = MOST_STEM_BYTES) -> str:
+    """The beginning of a file's name that takes at most so many bytes; characters stay whole."""
+    while len(os.fsencode(text)) > most_bytes:
+        text = text[:-1]
+    return text
+
+
+def written_file(path: Path) -> Path:
+    """The file that gets the bytes of `path`: where a symbolic link leads, so that the link stays a link.
+
+    Raises:
+        OutputError: A device, pipe or socket has that name, which a rename would replace; links in a circle; a name
+            that is too long.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG
+    except OSError as error:
+        raise write_error(path, error) from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OutputError(f"cannot create output ({path}): a device or pipe has that name", remedy="the name of a file")
+    return path.resolve() if path.is_symlink() else path
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; on success flush and rename it to `path`, else delete it.
+    """Yield a temporary path beside `path`; on success flush and rename it to `path`, else delete it.
 
-    The temporary name keeps the suffix of `path`, since encoders choose their format by it.
-    Raises `OutputError` or `StorageError` for failing writes.
+    The temporary name keeps a short suffix of `path`, since encoders choose their format by it.
+    Raises `OutputError` (see `written_file`) or `StorageError` for failing writes.
     """
-    temporary = path.with_name(f".{path.stem[:64]}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    final = written_file(path)
+    suffix = final.suffix if len(os.fsencode(final.suffix)) <= 64 else ""
+    temporary = final.with_name(f".{cut_name(final.stem, 64)}.{secrets.token_hex(4)}.tmp{suffix}")
     try:
         yield temporary
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
+        temporary.replace(final)
+        sync_folder(final.parent)
     except OSError as error:
         raise write_error(path, error) from error
     finally:

@@ -82,9 +82,10 @@ def command(
       vq3d compose room_composed.toml --camera swing -o again.mp4
     """
     from vq3dcli.checkpoint import load_weights
-    from vq3dcli.pipelines.editing.compose import Unchanging, build_stage, composition_sources
+    from vq3dcli.pipelines.editing.compose import Unchanging, build_stage, composition_files, composition_sources
     from vq3dcli.pipelines.editing.composition import (
         SUFFIX,
+        check_place,
         composition_from_options,
         read_composition,
         with_shadows,
@@ -119,13 +120,17 @@ def command(
     # Stdin may be the scene, or one of the objects, but not both.
     sources = composition_sources(composition)
     stem = Path(scene).name.removesuffix(SUFFIX) if from_file else sources[0].stem
-    target = plan_joint_target(sources, stem, output, video_format, kind="composed", disparity=disparity)
+    kept = composition_files(composition, *([Path(scene)] if from_file else []), *([weights] if weights else []))
+    target = plan_joint_target(sources, stem, output, video_format, kind="composed", disparity=disparity, kept=kept)
     written = target.video.with_name(f"{target.video.name.removesuffix(target.video.suffix)}{SUFFIX}")
     changed = base is None or composition != base
-    if changed and from_file and written.resolve() == Path(scene).resolve():
-        raise UsageError(f"the composition would overwrite the input ({scene})", remedy="another name with -o")
+    if changed and written.resolve() in {path.resolve() for path in kept}:
+        raise UsageError(f"the composition would overwrite the input ({written})", remedy="another name with -o")
     check_shot(shot, target.video_format)
     check_targets([target])
+    if changed:
+        check_place(written)
+    said.replacing([*target.replaced, *([written] if changed and written.exists() else [])])
 
     place = pick_device(device)
     loaded = load_weights(weights, place) if weights is not None or needs_weights(sources) else None

@@ -70,7 +70,7 @@ def command(
       vq3d export room_composed.toml --format glb
     """
     from vq3dcli.checkpoint import load_weights
-    from vq3dcli.pipelines.editing.compose import composition_sources
+    from vq3dcli.pipelines.editing.compose import composition_files, composition_sources
     from vq3dcli.pipelines.editing.composition import SUFFIX, read_composition
     from vq3dcli.pipelines.exporting.export import Composed, export_scene
     from vq3dcli.pipelines.exporting.plan import Wish, check_export, check_wish, plan_export
@@ -81,12 +81,15 @@ def command(
     composition = read_composition(Path(source_text)) if source_text.endswith(SUFFIX) else None
     sources = parse_sources([source_text]) if composition is None else composition_sources(composition)
     source = sources[0] if composition is None else replace(sources[0], stem=Path(source_text).stem)
-    kind, paths = plan_export(source, output, export_format)
+    kept = composition_files(composition, Path(source_text)) if composition is not None else []
+    kept += [weights] if weights is not None else []
+    kind, paths = plan_export(source, output, export_format, kept=kept)
     # A toy scene is small and exact to the model already: the photo would add nothing but the noise of its relief.
     look = Look(detail, fit)
     wish = Wish(kind, size, layers, samples, views, amplitude, mesh, axes, max_depth, look.detail_of(source) == "photo")
     check_wish(wish)
     check_export(kind, paths)
+    said.replacing(path for path in paths if path.exists())
     place = pick_device(device)
     loaded = load_weights(weights, place) if weights is not None or needs_weights(sources) else None
     stdin = None if sys.stdin is None else sys.stdin.buffer

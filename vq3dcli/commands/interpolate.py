@@ -71,6 +71,7 @@ def command(
     target = plan_joint_target(sources, stem, output, video_format, kind="interpolation", disparity=disparity)
     check_shot(shot, target.video_format)
     check_targets([target])
+    said.replacing(target.replaced)
     place = pick_device(device)
     wanted = mix == "codes" or weights is not None or needs_weights(sources)
     loaded = load_weights(weights, place) if wanted else None

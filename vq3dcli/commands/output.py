@@ -9,7 +9,7 @@ import json as jsonlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
@@ -72,6 +72,12 @@ class Output:
         """Say something that is good to know; silent under `--quiet`."""
         if not self.quiet:
             self._line(message)
+
+    def replacing(self, paths: Iterable[Path]) -> None:
+        """Name the files that the work will replace, before it starts."""
+        names = [str(path) for path in paths]
+        if names:
+            self.note(f"replaces {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
 
     def warn(self, message: str) -> None:
         """Say that something is not as it should be; it is repeated in the JSON object."""

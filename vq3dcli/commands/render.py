@@ -126,6 +126,7 @@ def command(
             disparity=disparity,
             default=default,
             kept=kept,
+            cameras=not to_stdout,
             save_scene=save_scene,
         )
         check_shot(shot, targets[0].video_format)
@@ -136,6 +137,7 @@ def command(
         look = Look(detail, fit, depth, network, stereo, not to_stdout, save_scene)
         check_look(look, sources)
         check_targets(targets)
+        said.replacing(path for target in targets for path in target.replaced)
         loaded = load_weights(weights, target_device) if weights or needs_weights(sources) else None
         stdin = None if sys.stdin is None else sys.stdin.buffer
         readable, failures = read_all(sources, targets, loaded, look, stdin=stdin)

@@ -32,6 +32,7 @@ _REASONS = {
     "Operation not permitted": errno.EPERM,
     "No such file or directory": errno.ENOENT,
     "Is a directory": errno.EISDIR,
+    "File name too long": errno.ENAMETOOLONG,
 }
 
 

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import torch
 
 from vq3dcli.data.images import encode_png
+from vq3dcli.errors import OutputError
 from vq3dcli.export.layers import Layers, flat_layers
 from vq3dcli.files import make_folder, write_bytes, write_json
 from vq3dcli.rendering.cameras import z_depth_from_s
 
 FORMAT_VERSION = 1
 INDEX_NAME = "mpi.json"
+_FORMAT = "mpi"
+
+
+def layers_in(folder: Path) -> list[Path]:
+    """The files of a multiplane image, whoever made it, that a new one replaces; none if the folder is not there."""
+    return sorted([*folder.glob("layer_[0-9][0-9].png"), *folder.glob(INDEX_NAME)])
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `OutputError` if the folder holds pictures of such names that are no multiplane image of ours."""
+    found = layers_in(folder)
+    try:
+        ours = not found or json.loads((folder / INDEX_NAME).read_bytes())["format"] == _FORMAT
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        ours = False
+    if not ours:
+        raise OutputError(f"vq3d did not make what it would replace ({found[0]})", remedy="another folder with -o")
 
 
 def write_mpi(folder: Path, layers: Layers) -> list[Path]:
@@ -37,7 +56,7 @@ def write_mpi(folder: Path, layers: Layers) -> list[Path]:
     height_px, width_px = flat.alpha.shape[1:]
     tangent = math.tan(0.5 * frustum.fov_rad)
     index_value = {
-        "format": "mpi",
+        "format": _FORMAT,
         "format_version": FORMAT_VERSION,
         "width_px": width_px,
         "height_px": height_px,

@@ -7,6 +7,7 @@ its final name only when it is complete.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -16,13 +17,14 @@ from typing import Literal, Protocol, get_args
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn import functional
 
 from vq3dcli.errors import OutputError, UsageError
 from vq3dcli.export.ffmpeg import FfmpegRun, ffmpeg_run, find_ffmpeg
 from vq3dcli.export.sheet import grid
-from vq3dcli.files import atomic_path, make_folder, sync_folder, write_error
+from vq3dcli.files import atomic_path, make_folder, sync_folder, write_error, written_file
 
 VideoFormat = Literal["mp4", "webm", "gif", "png", "frames"]
 """`png` is a contact sheet of up to 12 frames, or the frame if there is one; `frames` a folder, a PNG file a frame."""
@@ -33,9 +35,15 @@ _SHEET_FRAMES = 12
 _SHEET_COLUMNS = 4
 _FRAME_NAME = "frame_{:05d}.png"
 _FRAME_PATTERN = "frame_[0-9][0-9][0-9][0-9][0-9].png"
+# What marks a frame as ours: a text of the PNG, before its pixels.
+_MARK = ("Software", "vq3d")
+_HEADER_BYTES = 4096
 
 # yuv420p holds video-range BT.709 here and says so in its header: players guess wrongly for small sizes otherwise.
-_TO_YUV = ["-vf", "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int", "-pix_fmt", "yuv420p"]
+# The frames themselves carry the tags: since ffmpeg 7.1 theirs win over the options of the encoder.
+_SCALED = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int"
+_TAGGED = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
+_TO_YUV = ["-vf", f"{_SCALED},format=yuv420p,{_TAGGED}", "-pix_fmt", "yuv420p"]
 _TAGS = ["-color_range", "tv", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
 # No encoder name and version in the header: the same frames give the same bytes.
 _NO_VERSIONS = ["-map_metadata", "-1", "-fflags", "+bitexact", "-flags:v", "+bitexact"]
@@ -68,7 +76,8 @@ def check_output(path: Path, video_format: VideoFormat) -> None:
 
     Raises:
         UnavailableError: The format needs ffmpeg, which is missing.
-        OutputError: The folder cannot be created or written, or the name is taken by something of another kind.
+        OutputError: The folder cannot be created or written, the name is too long or taken by something of another
+            kind, or there are frames that vq3d did not make.
         StorageError: The disk is full.
     """
     if video_format not in ("png", "frames"):
@@ -78,6 +87,14 @@ def check_output(path: Path, video_format: VideoFormat) -> None:
         raise OutputError(f"cannot create output ({path}): it is a file", remedy="another folder with -o")
     if video_format != "frames" and path.is_dir():
         raise OutputError(f"cannot create output ({path}): it is a folder", remedy=f"-o {path}/NAME.{video_format}")
+    if video_format == "frames":
+        for frame in frames_in(path):
+            if not _is_ours(frame):
+                raise OutputError(
+                    f"vq3d did not make what it would replace ({frame})", remedy="another folder with -o, or remove it"
+                )
+    else:
+        folder = written_file(path).parent
     make_folder(folder)
     probe = folder / f".{secrets.token_hex(6)}.tmp"
     try:
@@ -85,6 +102,19 @@ def check_output(path: Path, video_format: VideoFormat) -> None:
         probe.unlink()
     except OSError as error:
         raise write_error(path, error) from error
+
+
+def frames_in(folder: Path) -> list[Path]:
+    """The files that frames written to `folder` replace; none if it is not there."""
+    return sorted(folder.glob(_FRAME_PATTERN))
+
+
+def _is_ours(frame: Path) -> bool:
+    try:
+        with frame.open("rb") as handle:
+            return "\0".join(_MARK).encode() in handle.read(_HEADER_BYTES)
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
@@ -95,7 +125,7 @@ def video_writer(path: Path, *, frames: int, fps: float, video_format: VideoForm
     keep every size. An exception in the block leaves nothing behind.
 
     Args:
-        path: File, or folder for `frames`; frames of an earlier video in that folder are replaced.
+        path: File, or folder for `frames`; frames of an earlier video in that folder are replaced, and only those.
         frames: How many frames will be written.
         fps: Frames a second, above 0; at most 50 for gif.
         video_format: One of `FORMATS`.
@@ -205,7 +235,10 @@ def _folder_sink(path: Path) -> Iterator[FrameSink]:
     try:
         staging.mkdir()
         yield _FolderSink(staging)
-        for old in path.glob(_FRAME_PATTERN):
+        for old in frames_in(path):
+            if not _is_ours(old):  # it came while we rendered
+                raise FileExistsError(errno.EEXIST, "vq3d did not make it", str(old))
+        for old in frames_in(path):
             old.unlink()
         for new in sorted(staging.iterdir()):
             new.replace(path / new.name)
@@ -272,4 +305,6 @@ def _file(path: Path) -> str:
 
 
 def _save_png(image: Tensor, path: Path) -> None:
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path, "PNG")
+    mark = PngInfo()
+    mark.add_text(*_MARK)
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path, "PNG", pnginfo=mark)

@@ -192,6 +192,12 @@ def composition_sources(composition: Composition) -> list[Source]:
     return parse_sources([composition.scene, *(i.object for i in composition.insert if not is_mesh(i.object))])
 
 
+def composition_files(composition: Composition, *more: Path) -> list[Path]:
+    """The files that a composition reads, and `more`; raises `UsageError`."""
+    files = [source.path for source in composition_sources(composition) if source.is_file]
+    return [*files, *(Path(item.object) for item in composition.insert if is_mesh(item.object)), *more]
+
+
 def build_stage(
     composition: Composition,
     scene: OpenedScene,

@@ -16,11 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from vq3dcli.data.images import read_file
 from vq3dcli.data.meshes import is_mesh
 from vq3dcli.errors import DataError, OutputError, UsageError
+from vq3dcli.export.video import check_output
 from vq3dcli.files import write_bytes
 from vq3dcli.pipelines.views.inputs import parse_sources
 
 FORMAT_VERSION = 1
 SUFFIX = ".toml"
+_MARK = "# Written by vq3d compose, which replaces a file that begins with this line.\n"
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 # A foot may stand a little outside the picture.
@@ -119,14 +121,21 @@ def read_composition(path: Path) -> Composition:
         DataError: It is not TOML, or says what no composition says; all problems in one line.
     """
     try:
-        values = tomllib.loads(read_file(path).decode())
+        values = tomllib.loads(read_file(path).decode("utf-8-sig"))
         read = Composition.model_validate(values)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DataError(f"not a TOML file ({path}): {error}", remedy="docs/editing.md has an example") from error
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise DataError(f"not a composition ({path}): {problems}", remedy="docs/editing.md lists the keys") from error
-    return _renamed(read, lambda name: os.path.join(path.parent, name))
+    return _renamed(read, lambda name: os.path.join(path.parent, os.path.expanduser(name)))
+
+
+def check_place(path: Path) -> None:
+    """Raise `OutputError` if a composition file of that name cannot be written, or would replace a hand-written one."""
+    check_output(path, "png")
+    if path.exists() and not read_file(path).startswith(_MARK.encode()):
+        raise OutputError(f"vq3d did not make what it would replace ({path})", remedy="another name with -o")
 
 
 def write_composition(path: Path, composition: Composition) -> None:
@@ -135,10 +144,14 @@ def write_composition(path: Path, composition: Composition) -> None:
     Raises:
         OutputError, StorageError: It cannot be written.
     """
-    relative = _renamed(composition, lambda name: os.path.relpath(name, path.parent))
+    # Folders without symbolic links: ".." of a linked one is not where its name stands.
+    folder = path.parent.resolve()
+    relative = _renamed(
+        composition, lambda name: os.path.relpath(Path(name).parent.resolve() / Path(name).name, folder)
+    )
     values = relative.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
     try:
-        data = tomli_w.dumps({"format_version": FORMAT_VERSION, **values}).encode()
+        data = (_MARK + tomli_w.dumps({"format_version": FORMAT_VERSION, **values})).encode()
     except UnicodeEncodeError as error:
         raise OutputError("a composition file holds only names that are text", remedy="rename the input") from error
     write_bytes(path, data)

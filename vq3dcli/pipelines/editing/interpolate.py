@@ -8,12 +8,13 @@ from typing import Literal
 
 from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.errors import UsageError
+from vq3dcli.files import cut_name
 from vq3dcli.model.mixing import mix_codes, mix_planes
 from vq3dcli.model.scene import Scene
 from vq3dcli.pipelines.views.inputs import OpenedScene
 
 Mix = Literal["codes", "planes"]
-_MAX_STEM = 80
+_MOST_BYTES = 80
 
 
 @dataclass(frozen=True)
@@ -81,4 +82,4 @@ def plan_journey(
 
 def joint_stem(stems: Sequence[str]) -> str:
     """A name for the output of several inputs."""
-    return "_to_".join(stems)[:_MAX_STEM]
+    return cut_name("_to_".join(stems), _MOST_BYTES)

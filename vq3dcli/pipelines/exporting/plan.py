@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from vq3dcli.errors import UsageError
 from vq3dcli.export.layers import MAX_LAYERS, MAX_SIDE_PX
 from vq3dcli.export.mesh import MeshKind
+from vq3dcli.export.mpi import check_folder, layers_in
 from vq3dcli.export.points import Axes
 from vq3dcli.export.video import check_output
 from vq3dcli.export.viewer import BOUND_RAD
@@ -90,13 +91,16 @@ def check_wish(wish: Wish) -> None:
             raise UsageError(f"{option} is {value:g}, must be {low:g} to {high:g}")
 
 
-def plan_export(source: Source, output: str | None, kind: str | None) -> tuple[ExportFormat, list[Path]]:
+def plan_export(
+    source: Source, output: str | None, kind: str | None, *, kept: Sequence[Path] = ()
+) -> tuple[ExportFormat, list[Path]]:
     """The format, and the files or the folder to write.
 
     Args:
         source: The input.
         output: What `-o` says: a file or a folder; None is the current folder.
         kind: What `--format` says, if anything; the default is the viewer.
+        kept: What else is read, and must not be overwritten.
 
     Raises:
         UsageError: An unknown format, one that contradicts the name, or an output that would overwrite the input.
@@ -125,8 +129,9 @@ def plan_export(source: Source, output: str | None, kind: str | None) -> tuple[E
     paths = [first]
     if chosen == "depth":
         paths.append(first.with_name(f"{first.stem.removesuffix('_disparity')}_z_depth.pfm"))
-    for path in paths:
-        if source.is_file and path.resolve() == source.path.resolve():
+    inputs = {path.resolve() for path in (*([source.path] if source.is_file else []), *kept)}
+    for path in (*paths, *(layers_in(first) if chosen == "mpi" else [])):
+        if path.resolve() in inputs:
             raise UsageError(f"the output would overwrite the input ({path})", remedy="another name with -o")
     return chosen, paths
 
@@ -135,3 +140,5 @@ def check_export(kind: ExportFormat, paths: list[Path]) -> None:
     """Find out before the work starts whether all outputs can be written; see `export.video.check_output`."""
     for path in paths:
         check_output(path, "frames" if kind == "mpi" else "png")
+        if kind == "mpi":
+            check_folder(path)

@@ -21,6 +21,7 @@ from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.data.images import centre_square, decode_image, read_file, read_image, to_square
 from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.files import cut_name
 from vq3dcli.model.scene import Scene, reconstruct_scene, scene_from_codes
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.scene_file import SUFFIX, SceneCamera, camera_of, check_codes, load_scene
@@ -128,9 +129,10 @@ def parse_sources(texts: Sequence[str]) -> list[Source]:
     taken: set[str] = set()
     for text in texts:
         source = _parse_source(text)
-        stem, number = source.stem, 2
+        made = cut_name(source.stem)
+        stem, number = made, 2
         while stem in taken:
-            stem, number = f"{source.stem}_{number}", number + 1
+            stem, number = f"{made}_{number}", number + 1
         taken.add(stem)
         sources.append(replace(source, stem=stem))
     return sources

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vq3dcli.errors import UsageError
-from vq3dcli.export.video import FORMATS, VideoFormat, check_output, format_of
+from vq3dcli.export.video import FORMATS, VideoFormat, check_output, format_of, frames_in
 from vq3dcli.pipelines.views.inputs import Source
 from vq3dcli.scene_file import SUFFIX
 
@@ -21,11 +21,13 @@ class Target:
         video: File, or folder for `frames`.
         disparity: The same for the disparity video, if wanted.
         video_format: One of `FORMATS`.
+        more: What else is written beside it.
     """
 
     video: Path
     disparity: Path | None
     video_format: VideoFormat
+    more: tuple[Path, ...] = ()
 
     @property
     def cameras(self) -> Path:
@@ -46,6 +48,12 @@ class Target:
         """The files and folders of pictures."""
         return [self.video] if self.disparity is None else [self.video, self.disparity]
 
+    @property
+    def replaced(self) -> list[Path]:
+        """Files that are there now and will not be as they were."""
+        frames = [frame for path in self.paths for frame in frames_in(path)] if self.video_format == "frames" else []
+        return [*frames, *(path for path in (*self.paths, *self.more) if path.is_file())]
+
 
 def plan_targets(
     sources: Sequence[Source],
@@ -56,6 +64,7 @@ def plan_targets(
     disparity: bool,
     default: VideoFormat = "mp4",
     kept: Sequence[Path] = (),
+    cameras: bool = True,
     save_scene: bool = False,
 ) -> list[Target]:
     """Where the video of each source goes.
@@ -69,23 +78,29 @@ def plan_targets(
         disparity: Whether disparity videos are wanted.
         default: The format where neither `output` nor `video_format` says any.
         kept: What else is read, and must not be overwritten.
+        cameras: Whether camera paths are written beside the videos.
         save_scene: Whether scenes are saved beside the videos.
 
     Raises:
         UsageError: A format that is unknown or contradicts the file's name; one file for several inputs; an output
-            that would overwrite an input or another output.
+            that would overwrite or remove an input, or another output.
     """
     if video_format is not None and video_format not in FORMATS:
         raise UsageError(f"no video format {video_format!r}", remedy=f"--format {'|'.join(FORMATS)}")
     targets = [
         _plan_target(source, len(sources) > 1, output, video_format, path, disparity, default) for source in sources
     ]
+    targets = [
+        dataclasses.replace(t, more=(*([t.cameras] if cameras else []), *([t.scene] if save_scene else [])))
+        for t in targets
+    ]
     inputs = {path.resolve() for path in (*_files(sources), *kept)}
     outputs: set[Path] = set()
     for target in targets:
-        for written in (*target.paths, target.cameras, *([target.scene] if save_scene else [])):
+        for written in (*target.replaced, *target.paths, *target.more):
             if written.resolve() in inputs:
                 raise UsageError(f"the output would overwrite the input ({written})", remedy="another name with -o")
+        for written in (*target.paths, *target.more):
             if written.resolve() in outputs:
                 raise UsageError(f"two outputs would have one name ({written})", remedy="another name with -o")
             outputs.add(written.resolve())
@@ -93,7 +108,14 @@ def plan_targets(
 
 
 def plan_joint_target(
-    sources: Sequence[Source], stem: str, output: str | None, video_format: str | None, *, kind: str, disparity: bool
+    sources: Sequence[Source],
+    stem: str,
+    output: str | None,
+    video_format: str | None,
+    *,
+    kind: str,
+    disparity: bool,
+    kept: Sequence[Path] = (),
 ) -> Target:
     """Where the one video of several inputs goes; see `plan_targets`.
 
@@ -104,6 +126,7 @@ def plan_joint_target(
         video_format: What `--format` says.
         kind: The last part of a name that is made here.
         disparity: Whether a disparity video is wanted.
+        kept: What else is read, and must not be overwritten.
 
     Raises:
         UsageError: See `plan_targets`.
@@ -114,7 +137,8 @@ def plan_joint_target(
         video_format,
         path=kind,
         disparity=disparity,
-        kept=_files(sources),
+        kept=[*_files(sources), *kept],
+        cameras=False,
     )[0]
 
 
@@ -123,6 +147,8 @@ def check_targets(targets: Sequence[Target]) -> None:
     for target in targets:
         for path in target.paths:
             check_output(path, target.video_format)
+        for path in target.more:
+            check_output(path, "png")
 
 
 def _plan_target(

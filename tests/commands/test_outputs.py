@@ -1,0 +1,174 @@
+"""What commands write, and what they leave alone: inputs, files of others, links, devices and pipes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vq3dcli.cli import run
+
+FAST = ["--frames", "2", "--size", "16", "--samples", "4", "--device", "cpu"]
+
+
+@pytest.fixture
+def weights(tiny_weights: Path) -> list[str]:
+    return ["--weights", str(tiny_weights)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with six photos that are named as frames are."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(1, 7):
+        Image.effect_noise((24, 24), 20.0 * number).save(f"frame_{number:05d}.png")
+    return tmp_path
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["render", "frame_00001.png", "-o", "."],
+        ["render", "frame_00001.png", "frame_00002.png", "-o", ".", "--format", "png", "--path", "frame_00003.png"],
+        ["interpolate", "frame_00005.png", "frame_00006.png", "-o", "./"],
+        ["compose", "frame_00003.png", "--delete", "0.1,0.1,0.9,0.9", "-o", "./"],
+    ],
+)
+def test_no_frames_in_the_place_of_the_inputs(folder: Path, weights: list[str], command: list[str]) -> None:
+    before = hashes(folder)
+    assert run([*command, *weights, *FAST]) in (2, 65)
+    assert hashes(folder) == before
+
+
+def test_frames_of_others_stay_and_own_ones_are_replaced(
+    folder: Path, weights: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = hashes(folder)
+    os.mkdir("in")
+    Image.effect_noise((24, 24), 60.0).save("in/a.png")
+    assert run(["render", "in/a.png", "-o", "./", *weights, *FAST]) == 73
+    assert "vq3d did not make" in capsys.readouterr().err
+    assert hashes(folder) == before
+    for frames in ("5", "2"):
+        assert run(["render", "in/a.png", "-o", "out/", *weights, *FAST, "--frames", frames]) == 0
+        assert len(list(Path("out").glob("frame_*.png"))) == int(frames)
+    assert "replaces out/frame_00000.png and 5 more" in capsys.readouterr().err
+    # A frame of ours is a photo like others, and stays, too.
+    before = hashes(folder / "out")
+    assert run(["render", "out/frame_00001.png", "-o", "out/", *weights, *FAST]) == 2
+    assert hashes(folder / "out") == before
+
+
+def test_layers_do_not_overwrite_their_photo_or_those_of_others(folder: Path, weights: list[str]) -> None:
+    options = [*weights, "--size", "16", "--layers", "3", "--samples", "6", "--format", "mpi", "-q"]
+    Path("frame_00001.png").rename("layer_00.png")
+    before = hashes(folder)
+    assert run(["export", "layer_00.png", *options, "-o", "."]) == 2
+    assert run(["export", "frame_00002.png", *options, "-o", "."]) == 73
+    assert hashes(folder) == before
+    for _ in range(2):
+        assert run(["export", "frame_00002.png", *options, "-o", "layers"]) == 0
+
+
+def test_a_hand_written_composition_stays(folder: Path, weights: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compose", "frame_00001.png", "--delete", "0.1,0.1,0.6,0.6", "--camera", "still", *weights, *FAST]
+    Path("room.toml").write_text("# mine\nscene = 'frame_00001.png'\n")
+    assert run([*command, "-o", "room.png"]) == 73
+    assert Path("room.toml").read_text().startswith("# mine")
+    assert not Path("room.png").exists()
+    for _ in range(2):
+        assert run([*command, "-o", "other.png"]) == 0
+    assert "replaces other.png and 1 more" in capsys.readouterr().err
+    # Nor is a mesh, a second photo or the file itself replaced by what is made of it.
+    assert run(["export", "room.toml", "-o", "room.toml", "--format", "glb", *weights]) == 2
+    assert run(["compose", "room.toml", "-o", "frame_00001.png", *weights, *FAST]) == 2
+
+
+def test_a_composition_beside_a_link_names_its_photo(folder: Path, weights: list[str]) -> None:
+    os.makedirs("disk/deep/videos")
+    os.symlink("disk/deep/videos", "out")
+    os.symlink("frame_00001.png", "linked.png")
+    command = ["compose", "linked.png", "--delete", "0.1,0.1,0.6,0.6", "--camera", "still", *weights, *FAST]
+    assert run([*command, "-o", "out/a.png"]) == 0
+    assert run(["compose", "out/a.toml", "-o", "again.png", *weights, *FAST]) == 0
+    assert "../../../linked.png" in Path("out/a.toml").read_text()
+
+
+def test_a_composition_may_begin_with_a_byte_order_mark_and_name_a_home(
+    folder: Path, weights: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    text = "format_version = 1\nscene = '~/frame_00001.png'\n[[delete]]\nbox = [0.1, 0.1, 0.6, 0.6]\n"
+    os.mkdir("below")
+    Path("below/a.toml").write_text(text, encoding="utf-8-sig")
+    assert run(["compose", "below/a.toml", "-o", "a.png", *weights, *FAST]) == 0
+
+
+def test_devices_and_pipes_are_no_files(folder: Path, weights: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo("pipe")
+    special = ["pipe"]
+    if os.geteuid() == 0:
+        try:
+            os.mknod("null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+            special.append("null")
+        except PermissionError:
+            pass  # a container may forbid device nodes even to root
+    for name in special:
+        before = os.stat(name)
+        for command in (
+            ["render", "frame_00001.png", "--format", "mp4", *weights, *FAST, "-o", name],
+            ["export", "frame_00001.png", "--format", "ply", *weights, "-o", f"{name}.ply"],
+            ["recipes", "copy", "toy-cpu", name, "--force"],
+        ):
+            if command[0] == "export":
+                os.symlink(name, f"{name}.ply")
+            assert run(command) == 73
+            assert "a device or pipe has that name" in capsys.readouterr().err
+        after = os.stat(name)
+        assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+
+
+def test_a_link_stays_and_its_target_gets_the_bytes(folder: Path, weights: list[str]) -> None:
+    os.mkdir("big")
+    Path("big/target.mp4").write_bytes(b"old")
+    os.symlink("big/target.mp4", "link.mp4")
+    os.symlink("big/none.json", "link_cameras.json")
+    assert run(["render", "frame_00001.png", "-o", "link.mp4", *weights, *FAST]) == 0
+    assert Path("link.mp4").is_symlink()
+    assert b"ftyp" in Path("big/target.mp4").read_bytes()[:16]
+    assert json.loads(Path("big/none.json").read_bytes())["cameras"]
+    # Nor may a link lead back to the photo.
+    os.symlink("frame_00002.png", "link.png")
+    before = hashes(folder)["frame_00002.png"]
+    assert run(["render", "frame_00002.png", "-o", "link.png", *weights, *FAST]) == 2
+    assert hashes(folder)["frame_00002.png"] == before
+
+
+def test_long_names(folder: Path, weights: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["a" * 246, "b" * 240, "\N{CAT FACE}" * 60]
+    for name in names:
+        Image.effect_noise((24, 24), 60.0).save(f"{name}.png")
+        command = ["render", f"{name}.png", *weights, *FAST, "--disparity", "--save-scene"]
+        assert run([*command, "--json"]) == 0
+        outputs = json.loads(capsys.readouterr().out)["outputs"]
+        assert len(outputs) == 4
+        assert all(Path(output).is_file() for output in outputs)
+    # A name of the user's is refused before the work, also for what will lie beside it.
+    for stem in ("c" * 300, "d" * 248, "e" * 243):
+        assert run(["render", "frame_00001.png", "-o", f"{stem}.mp4", *weights, *FAST]) == 73
+        error = capsys.readouterr().err
+        assert "File name too long" in error
+        assert "; try: a shorter name" in error
+        assert not list(folder.glob("[cde]*.mp4"))
+    assert run(["render", "g" * 300, *weights, *FAST]) == 66
+    assert run(["render", "frame_00001.png", "-o", "f." + "x" * 200, "--format", "gif", *weights, *FAST]) == 0
