@@ -9,7 +9,8 @@ Legend: B scenes, N rays, S samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -79,10 +80,21 @@ def render_with_importance(
     field: Field, rays: Rays, coarse_s: Tensor, jitter: Tensor, *, near: float = NEAR, far: float = FAR
 ) -> Rendering:
     """Two passes: `coarse_s` `[B, N, S]` finds the surface, `jitter` `[B, N, M]` places M more samples there."""
-    with torch.no_grad():
+    with torch.no_grad(), _uncached_casts():
         coarse = render_rays(field, rays, coarse_s, near=near, far=far)
     fine_s = importance_s(coarse_s, coarse.weights, jitter)
     return render_rays(field, rays, merge_s(coarse_s, fine_s), near=near, far=far)
+
+
+@contextlib.contextmanager
+def _uncached_casts() -> Iterator[None]:
+    """Autocast keeps its casts of weights for later passes: one made without a graph would cut them off for good."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def render_chunked(
