@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_tools.depth_labels import label_sample, write_labels
+from data_tools.depth_labels import label_exact, label_sample, write_labels
 from data_tools.shards import Job, Sample, shard_ranges, write_folder
+from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.loader import LABEL_KIND, Batch, TrainingLoader
 from vq3dcli.data.schema import DisparityInfo, sample_key, stored_size
@@ -110,12 +112,12 @@ def test_ranks_share_each_global_batch(toy_shards: Path):
 
 def test_folders_get_their_shares_of_the_stream(toy_shards: Path, tmp_path: Path):
     folders = (toy_shards, colour_ramps(tmp_path / "x", count=4))
-    keys = loader(*folders, batch_size=1000, shares=(1, 3)).batch_at(0).keys
+    keys = loader(*folders, labels=None, batch_size=1000, shares=(1, 3)).batch_at(0).keys
     assert sum(str(toy_shards) in key for key in keys) == 250
-    halves = [loader(*folders, batch_size=500, shares=(1, 3)).batch_at(start).keys for start in (0, 500)]
+    halves = [loader(*folders, labels=None, batch_size=500, shares=(1, 3)).batch_at(start).keys for start in (0, 500)]
     assert halves[0] + halves[1] == keys
     with pytest.raises(UsageError, match="3 shares for 2 folders"):
-        loader(*folders, shares=(1, 1, 1))
+        loader(*folders, labels=None, shares=(1, 1, 1))
 
 
 @pytest.mark.parametrize("margin", [1.0, 1.25])
@@ -164,7 +166,7 @@ def test_half_of_the_positions_are_flipped(toy_shards: Path):
 def test_several_folders_are_one_data_set(toy_shards: Path, tmp_path: Path):
     photos = colour_ramps(tmp_path / "photos", classes=("cat", "sphere"))
     unclassed = colour_ramps(tmp_path / "unclassed", count=3)
-    data = loader(toy_shards, photos, unclassed, batch_size=35)
+    data = loader(toy_shards, photos, unclassed, batch_size=35, labels=["exact", None, None])
     assert data.num_samples == 35
     assert data.num_labelled == 22
     assert data.class_names[0] == "sphere"
@@ -218,7 +220,71 @@ def test_what_is_missing_or_contradicts_is_said_at_once(toy_shards: Path, tmp_pa
     with pytest.raises(InputMissingError, match="no finished shards"):
         loader(tmp_path / "photos")
     (toy_shards / "disparity" / "exact" / "manifest.json").unlink()
-    with pytest.raises(InputMissingError, match="no finished disparity labels"):
+    with pytest.raises(InputMissingError, match=r"exact are unfinished .*; try: vq3d depth-labels .* --model exact"):
         loader(toy_shards)
     with pytest.raises(DataError, match="no samples"):
         loader()
+
+
+def test_labels_that_are_not_there_are_never_passed_over(toy_shards: Path, tmp_path: Path):
+    ramps = colour_ramps(tmp_path / "ramps")
+    for labels, message in (
+        ("exact", r"no disparity labels called exact \(.*ramps\); the labels there: red; try: --labels red, or vq3d"),
+        ("net", r"the labels there: red; try: --labels red, or vq3d depth-labels .*ramps --model MODEL --name net;"),
+        ("red", None),
+    ):
+        if message is None:
+            assert loader(ramps, labels=labels).num_labelled == 10
+        else:
+            with pytest.raises(InputMissingError, match=message + r".*or --labels none to train without"):
+                loader(ramps, labels=labels)
+    # Of several folders all that lack theirs are named, and how to say so for one of them alone.
+    with pytest.raises(InputMissingError, match=r"or --labels exact --labels none, one for each --data, to train"):
+        loader(toy_shards, ramps)
+    both = loader(toy_shards, ramps, labels=["exact", "red"], batch_size=32)
+    assert (both.num_labelled, both.labels, both.metric_labels) == (32, ("exact", "red"), True)
+    kinds = dict(zip(both.batch_at(0).keys, both.batch_at(0).label_kind.tolist(), strict=True))
+    assert all((kind == LABEL_KIND["metric"]) == key.startswith(str(toy_shards)) for key, kind in kinds.items())
+    with pytest.raises(UsageError, match="3 names of labels for 2 folders"):
+        loader(toy_shards, ramps, labels=["exact", None, None])
+    (ramps / "disparity/red/manifest.json").unlink()
+    with pytest.raises(InputMissingError, match=r"--model MODEL --name red, until it ends; or --labels none to"):
+        loader(ramps, labels="red")
+    with pytest.raises(InputMissingError, match=r"the labels there: red \(unfinished\); try: vq3d depth-labels"):
+        loader(ramps, labels="net")
+
+
+def test_labels_of_folders_made_anew_are_refused_at_once(tmp_path: Path):
+    ramps, more = colour_ramps(tmp_path / "ramps"), colour_ramps(tmp_path / "more", count=12)
+    shutil.rmtree(more / "disparity")
+    shutil.copytree(ramps / "disparity", more / "disparity")
+    with pytest.raises(DataError, match=r"labels of other images .*--name red --force"):
+        loader(more, labels="red")
+
+
+def test_a_folder_has_labels_of_one_kind(toy_shards: Path):
+    images = ShardFolder(toy_shards)
+
+    def label(i: int) -> Sample:
+        kind = "metric" if i == 3 else "relative"
+        info = DisparityInfo(kind=kind, lo=0.0, hi=1.0, flags=[], sha256=images.entry(i).members["png"].sha256)
+        return label_sample(images.keys[i], None, encode_levels(torch.full((16, 16), i)), info)
+
+    make = lambda positions: map(label, positions)  # noqa: E731
+    write_labels(images, "mixed", make, force=False, progress=lambda done, total: None)
+    data = loader(toy_shards, labels="mixed")
+    assert not data.metric_labels
+    with pytest.raises(DataError, match=r"a metric label among relative ones .*key 00000003"):
+        take(data.batches(0), 6)
+
+
+def test_the_hash_of_the_data_is_that_of_images_labels_and_order(toy_shards: Path, tmp_path: Path):
+    others = [tmp_path / "a", tmp_path / "b"]
+    for seed, path in enumerate(others):
+        prepare_toyscenes(path, count=22, size=16, seed=seed, shard_size=8)
+        label_exact(path)
+    shutil.copytree(others[0], tmp_path / "moved")
+    of = [loader(path).sha256 for path in (toy_shards, *others)]
+    assert len({*of, loader(toy_shards, labels=None).sha256}) == 4
+    assert loader(tmp_path / "moved").sha256 == of[1]
+    assert loader(*others).sha256 != loader(*reversed(others)).sha256

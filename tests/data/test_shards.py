@@ -105,6 +105,13 @@ def test_labels_of_other_images_are_refused(toy_shards: Path, tmp_path: Path):
 
     prepare_toyscenes(tmp_path / "other", count=22, size=16, seed=4, shard_size=8)
     (toy_shards / "disparity").rename(tmp_path / "other" / "disparity")
+    with pytest.raises(DataError, match="labels of other images"):
+        LabelFolder(ShardFolder(tmp_path / "other"), "exact")
+    # Labels that do not say which images they were made for are compared one by one.
+    manifest = tmp_path / "other/disparity/exact/manifest.json"
+    record = json.loads(manifest.read_bytes())
+    del record["options"]["images_manifest_sha256"]
+    manifest.write_text(json.dumps(record))
     with pytest.raises(DataError, match="labels of another image"):
         LabelFolder(ShardFolder(tmp_path / "other"), "exact").read(0)
 

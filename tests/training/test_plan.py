@@ -149,7 +149,7 @@ def test_disk_counts_what_is_there_or_a_million_images(imagenet: Stage1Recipe, t
     (tmp_path / "shard-000000.tar").write_bytes(b"x" * 300)
     (tmp_path / "disparity" / "exact" / "shard-000000.tar").write_bytes(b"x" * 50)
     (tmp_path / "manifest.json").write_bytes(b"x" * 7)
-    found = plan_run(imagenet, h100, gpus=8, samples=3, data=[tmp_path], labels="exact")["disk"]
+    found = plan_run(imagenet, h100, gpus=8, samples=3, data=[tmp_path], labels=["exact"])["disk"]
     assert (found["images"], found["shards"], found["labels"], found["tokens"]) == (3, 300, 50, 3 * 2048)
 
 

@@ -33,6 +33,7 @@ class _ToyBatches:
     """Toy scenes as a stream, without shards."""
 
     class_names = ("toy",)
+    metric_labels = True
 
     def __init__(self, batch_size: int, size: int = 16) -> None:
         self.batch_size, self.size = batch_size, size

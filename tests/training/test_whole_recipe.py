@@ -33,6 +33,7 @@ class _ToyBatches:
     """Toy scenes as a stream, without shards."""
 
     class_names = ("even", "odd")
+    metric_labels = True
 
     def __init__(self, batch_size: int = 8, size: int = 16) -> None:
         self.batch_size = batch_size
@@ -240,7 +241,8 @@ def test_a_batch_that_micro_batches_cut_is_refused(tiny_recipe: Make, data: _Toy
 
 def test_metric_labels_of_another_camera_are_refused(tiny_recipe: Make, data: _ToyBatches, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"near 1\.35 and far 60.*camera\.near=1\.35"):
-        train(tiny_recipe("camera.near=1.0"), data, tmp_path)
+        train(tiny_recipe("camera.near=1.0"), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_keys_that_change_no_result_may_change(

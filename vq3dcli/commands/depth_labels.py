@@ -82,7 +82,7 @@ def command(
             manifest = label_exact(shards, force=force, progress=progress)
         _finish(output, shards, EXACT, manifest, {}, preview)
         return
-    if name is not None and (name == EXACT or Path(name).name != name or name.startswith(".")):
+    if name is not None and (name in (EXACT, "none") or Path(name).name != name or name.startswith(".")):
         raise UsageError(f"not a name for labels: {name!r}", remedy="--name with letters, digits, dots and dashes")
     files = find_model(model, download=download)
     name = name or files.name

@@ -37,7 +37,14 @@ def command(
         ),
     ] = None,
     out: OutOption = None,
-    labels: Annotated[str, typer.Option(help="Name of the disparity labels beside the shards, or none.")] = "exact",
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--labels",
+            help="Name of the disparity labels beside the shards, or none; repeat it for one for each --data, in the "
+            "same order. Default: exact.",
+        ),
+    ] = None,
     overrides: OverridesOption = None,
     init: Annotated[
         Path | None, typer.Option("--init", help="Start from these weights; short for --set training.init=PATH.")
@@ -57,7 +64,7 @@ def command(
     Example:
       vq3d train-stage1 toy-cpu --data toys/ --out run/
       vq3d train-stage1 toy-cpu --data toys/ --out run/ --set training.images=64000 --set loss.depth_kind=accumulated
-      vq3d train-stage1 demo64 --data toys/ --share 0.6 --data photos/ --share 0.4 --out run/
+      vq3d train-stage1 demo64 --data toys/ --data photos/ --labels exact --labels none --share .6 --share .4 --out run/
       vq3d train-stage1 imagenet256 --dry-run --device-name h100 --gpus 8
       vq3d train-stage1 toy-cpu --data photos/ --out tuned/ --init run/weights.safetensors --labels none
       torchrun --nproc-per-node 2 -m vq3dcli train-stage1 toy-cpu --data toys/ --out run/
@@ -67,8 +74,9 @@ def command(
     said = Output("train-stage1", json, quiet or not main_rank)
     planned = device_name is not None or gpus is not None
     check_asked(dry_run=dry_run, complete=bool(data) and out is not None, planned=planned)
-    if shares and not data:
-        raise UsageError("--share belongs to a --data", remedy="one --share for each --data, in the same order")
+    if (shares or labels) and not data:
+        option = "--share" if shares else "--labels"
+        raise UsageError(f"{option} belongs to a --data", remedy=f"one {option} for each --data, in the same order")
 
     from vq3dcli.config.load import load_recipe
     from vq3dcli.config.schema import Stage1Recipe
@@ -84,10 +92,10 @@ def command(
     chosen_device = pick_device(device)
     ranks = join_ranks(chosen_device)
     schedule = resolved.training
-    label_name = None if labels == "none" else labels
     loader = None
     if data:
-        loader = open_loader(resolved, data, label_name, ranks, shares)
+        names = [None if name == "none" else name for name in labels or ["exact"]]
+        loader = open_loader(resolved, data, names[0] if len(names) == 1 else names, ranks, shares)
     if dry_run:
         if main_rank:
             plan = plan_run(
@@ -97,18 +105,16 @@ def command(
                 classes=None if loader is None else len(loader.class_names),
                 samples=None if loader is None else loader.num_samples,
                 data=data or [],
-                labels=label_name,
+                labels=() if loader is None else loader.labels,
             )
             facts: dict[str, object] = {}
             if loader is not None:
-                facts = {"samples": loader.num_samples, "labelled": loader.num_labelled, "labels": labels}
+                facts = {"samples": loader.num_samples, "labelled": loader.num_labelled, "labels": loader.labels}
             say_plan(said, plan, plan_table(plan), schedule.seed, facts)
         return
     assert loader is not None and out is not None, "checked above"
     if perceptual_weights is not None and resolved.loss.perceptual == 0:
         said.warn("--perceptual-weights does nothing: loss.perceptual is 0")
-    if label_name is not None and loader.num_labelled == 0 and max(resolved.loss.depth, resolved.loss.depth_order) > 0:
-        said.warn(f"no image has labels called {labels}: the depth losses do nothing; try: vq3d depth-labels")
     said.note(f"{loader.num_samples} samples, {loader.num_labelled} labelled, on {chosen_device}")
     with training_progress(said, schedule, out, "loss {:.4f}") as report:
         result = train(
@@ -116,7 +122,7 @@ def command(
             loader,
             out,
             device=chosen_device,
-            facts=run_facts(resolved, loader, label_name, perceptual_weights, shares),
+            facts=run_facts(resolved, loader, perceptual_weights, shares),
             perceptual_weights=perceptual_weights,
             report=report,
             refresh_page=lambda: write_run_report(out),

@@ -8,6 +8,7 @@ Legend: B samples of this rank, n samples in all folders, S side of the training
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,9 +21,10 @@ from torch.nn import functional
 
 from vq3dcli.data.images import decode_image, resize
 from vq3dcli.data.mixing import Stream
-from vq3dcli.data.schema import stored_size
+from vq3dcli.data.schema import MANIFEST_NAME, stored_size
 from vq3dcli.data.shards import LabelFolder, ShardFolder
 from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.files import sha256_bytes, sha256_file
 from vq3dcli.losses.depth import LABEL_METRIC, LABEL_NONE, LABEL_RELATIVE
 from vq3dcli.seeding import uniform
 
@@ -58,8 +60,8 @@ class TrainingLoader:
 
     Args:
         folders: Shard folders of kind `images`.
-        labels: Name of the disparity labels (`disparity/NAME`), or None. A folder without them is unlabelled, unless
-            it carries a disparity of its own: then they are asked for.
+        labels: Name of the disparity labels (`disparity/NAME`) of all folders, or one for each; None for a folder
+            without.
         batch_size: Of all ranks together.
         size: S. Larger stored images are resized, so that a crop has the same margin at any size.
         seed: Of order, crops and flips.
@@ -72,19 +74,22 @@ class TrainingLoader:
 
     Attributes:
         num_samples: n.
+        labels: Name of each folder's labels, `none` for those without.
         num_labelled: Samples with a label, over all folders.
+        metric_labels: Whether any labels are metric.
+        sha256: Of what the stream is made of: the manifests of images and labels, in the order of the folders.
         class_names: Union of the folders' classes, in the order of first appearance.
 
     Raises:
-        InputMissingError, DataError, UsageError: At once for what is missing or contradicts; `DataError` from
-            `batches` for damaged samples, naming shard and key.
+        InputMissingError, DataError, UsageError: At once for what is missing or contradicts, labels included;
+            `DataError` from `batches` for damaged samples, naming shard and key.
     """
 
     def __init__(
         self,
         folders: Sequence[Path],
         *,
-        labels: str | None = "exact",
+        labels: str | Sequence[str | None] | None = "exact",
         batch_size: int,
         size: int,
         seed: int,
@@ -100,12 +105,24 @@ class TrainingLoader:
                 f"the batch size ({batch_size}) is not a multiple of the number of ranks ({world_size})",
                 remedy=f"--set training.batch_size={-(-batch_size // world_size) * world_size}",
             )
-        self._sources = [_Source(ShardFolder(folder), labels, size=size, crop=crop) for folder in folders]
+        opened = [_open_images(folder, size) for folder in folders]
+        names = _label_names(labels, len(opened))
+        self.labels = tuple(name or "none" for name in names)
+        named = _open_labels(opened, names)
+        self._sources = [
+            _Source(images, found, size=size, crop=crop) for images, found in zip(opened, named, strict=True)
+        ]
         self.num_samples = sum(map(len, self._sources))
         if self.num_samples == 0:
             raise DataError(f"no samples in {', '.join(map(str, folders)) or 'no folders'}", remedy="other folders")
         self._stream = Stream([len(source) for source in self._sources], seed, shares)
-        self.num_labelled = sum(source.num_labelled for source in self._sources)
+        self.num_labelled = sum(len(found) for found in named if found is not None)
+        self.metric_labels = any(found.kind == "metric" for found in named if found is not None)
+        manifests = [
+            (sha256_file(images.path / MANIFEST_NAME), found.sha256 if found else "")
+            for images, found in zip(opened, named, strict=True)
+        ]
+        self.sha256 = sha256_bytes(json.dumps(manifests).encode())
         self.class_names = list(dict.fromkeys(name for source in self._sources for name in source.images.class_names))
         self._class_of = [
             torch.tensor([self.class_names.index(n) for n in source.images.class_names] + [-1])
@@ -166,26 +183,14 @@ class _Sample:
 class _Source:
     """One shard folder, decoded at the side T that leaves the room for crops, with an optional cache."""
 
-    def __init__(self, images: ShardFolder, labels: str | None, *, size: int, crop: bool) -> None:
-        manifest = images.manifest
-        if manifest.kind != "images":
-            raise UsageError(f"holds labels, not images ({images.path})", remedy="the shard folder above it")
-        if size > manifest.image_size:
-            raise UsageError(
-                f"the images are smaller ({manifest.image_size}) than the training size ({size}) ({images.path})",
-                remedy=f"vq3d prepare-data with --size {size}",
-            )
+    def __init__(self, images: ShardFolder, labels: LabelFolder | None, *, size: int, crop: bool) -> None:
         self.images = images
-        self._labels = _open_labels(images, labels)
-        self._side = stored_size(size, manifest.margin) if crop else size
+        self._labels = labels
+        self._side = stored_size(size, images.manifest.margin) if crop else size
         self._cache: list[_Sample | None] | None = None
 
     def __len__(self) -> int:
         return self.images.num_samples
-
-    @property
-    def num_labelled(self) -> int:
-        return 0 if self._labels is None else len(self._labels)
 
     @property
     def cached_bytes(self) -> int:
@@ -219,15 +224,50 @@ class _Source:
         return _Sample(image, s, kind, -1 if entry.class_index is None else entry.class_index, name)
 
 
-def _open_labels(images: ShardFolder, name: str | None) -> LabelFolder | None:
-    if name is None:
-        return None
-    try:
-        return LabelFolder(images, name)
-    except InputMissingError:
-        if images.manifest.own_disparity:
-            raise
-        return None
+def _open_images(folder: Path, size: int) -> ShardFolder:
+    """A folder of images that are large enough. Raises as `TrainingLoader`."""
+    images = ShardFolder(folder)
+    if images.manifest.kind != "images":
+        raise UsageError(f"holds labels, not images ({folder})", remedy="the shard folder above it")
+    if size > images.manifest.image_size:
+        raise UsageError(
+            f"the images are smaller ({images.manifest.image_size}) than the training size ({size}) ({folder})",
+            remedy=f"vq3d prepare-data with --size {size}",
+        )
+    return images
+
+
+def _label_names(labels: str | Sequence[str | None] | None, folders: int) -> list[str | None]:
+    """The name of each folder's labels. Raises `UsageError`."""
+    names = [labels] * folders if labels is None or isinstance(labels, str) else list(labels)
+    if len(names) != folders:
+        raise UsageError(
+            f"{len(names)} names of labels for {folders} folders",
+            remedy="one --labels for all, or one for each --data, in the same order",
+        )
+    return names
+
+
+def _open_labels(folders: Sequence[ShardFolder], names: Sequence[str | None]) -> list[LabelFolder | None]:
+    """The labels of each folder: training without them must be asked for. Raises as `TrainingLoader`."""
+    found: list[LabelFolder | None] = []
+    missing: list[InputMissingError] = []
+    for images, name in zip(folders, names, strict=True):
+        found.append(None)
+        try:
+            if name is not None:
+                found[-1] = LabelFolder(images, name)
+        except InputMissingError as error:
+            missing.append(error)
+    if missing:
+        without = [name if there else "none" for name, there in zip(names, found, strict=True)]
+        given = " ".join(f"--labels {name}" for name in (["none"] if set(without) == {"none"} else without))
+        each = ", one for each --data," if len(given.split()) > 2 else ""
+        raise InputMissingError(
+            "; ".join(error.message for error in missing),
+            remedy=f"{missing[0].remedy}; or {given}{each} to train without a depth loss there",
+        )
+    return found
 
 
 def resize_label(values: Tensor, side: int) -> Tensor:

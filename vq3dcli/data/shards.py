@@ -34,7 +34,7 @@ from vq3dcli.data.schema import (
     read_record_bytes,
 )
 from vq3dcli.errors import DataError, InputMissingError
-from vq3dcli.files import read_error, sha256_bytes
+from vq3dcli.files import read_error, sha256_bytes, sha256_file
 
 PREPARE_AGAIN = "vq3d prepare-data again, with --force if need be"
 _MAX_OPEN_FILES = 64
@@ -172,19 +172,42 @@ class ShardFolder:
 class LabelFolder:
     """The disparity labels `name` of a shard folder; `None` for samples that have none, or one that is of no use.
 
+    Attributes:
+        kind: Of all labels.
+        sha256: Of their manifest.
+
     Raises:
-        InputMissingError: There are none of that name, or they are unfinished.
+        InputMissingError: There are none of that name, or they are unfinished; names those that there are.
         DataError: They are damaged, or were made for other images.
     """
 
     def __init__(self, images: ShardFolder, name: str) -> None:
         self._images = images
-        self._remedy = f"vq3d depth-labels {images.path} --model {name}, with --force if need be"
+        model = name if name == "exact" else f"MODEL --name {name}"
+        self._remedy = f"vq3d depth-labels {images.path} --model {model}"
         path = label_folder(images.path, name)
         if not (path / MANIFEST_NAME).is_file():
-            raise InputMissingError(f"no finished disparity labels ({path})", remedy=self._remedy)
+            raise self._missing(name)
         self._labels = ShardFolder(path)
+        self.sha256 = sha256_file(path / MANIFEST_NAME)
+        made_for = self._labels.manifest.options.get("images_manifest_sha256")
+        if made_for not in (None, sha256_file(images.path / MANIFEST_NAME)):
+            raise DataError(f"labels of other images ({path})", remedy=f"{self._remedy} --force")
         self._position = {key: i for i, key in enumerate(self._labels.keys)}
+        self.kind = self._read(0, str(path)).info.kind if len(self) else "relative"
+
+    def _missing(self, name: str) -> InputMissingError:
+        there = labels_there(self._images.path)
+        listed = ", ".join(f"{known}" if finished else f"{known} (unfinished)" for known, finished in there.items())
+        others = f"; the labels there: {listed}" if there else "; there are no others"
+        if name in there:
+            what = f"the disparity labels {name} are unfinished ({label_folder(self._images.path, name)})"
+            return InputMissingError(what + (others if len(there) > 1 else ""), remedy=f"{self._remedy}, until it ends")
+        finished = [f"--labels {known}" for known, ended in there.items() if ended]
+        return InputMissingError(
+            f"no disparity labels called {name} ({self._images.path}){others}",
+            remedy=", or ".join([*finished, self._remedy]),
+        )
 
     def __len__(self) -> int:
         return self._labels.num_samples
@@ -195,12 +218,26 @@ class LabelFolder:
         position = self._position.get(entry.key)
         if position is None:
             return None
-        members = self._labels.read(position)
         name = f"{self._labels.path}, key {entry.key}"
-        label = decode_disparity(members[DISPARITY_EXTENSION], members[DISPARITY_INFO_EXTENSION], name=name)
+        label = self._read(position, name)
         if label.info.sha256 != entry.members[self._images.image_extension(i)].sha256:
-            raise DataError(f"labels of another image ({name})", remedy=self._remedy)
+            raise DataError(f"labels of another image ({name})", remedy=f"{self._remedy} --force")
+        if label.info.kind != self.kind:
+            raise DataError(
+                f"a {label.info.kind} label among {self.kind} ones ({name})", remedy=f"{self._remedy} --force"
+            )
         return None if label.info.flags else label
+
+    def _read(self, position: int, name: str) -> Disparity:
+        members = self._labels.read(position)
+        return decode_disparity(members[DISPARITY_EXTENSION], members[DISPARITY_INFO_EXTENSION], name=name)
+
+
+def labels_there(images: Path) -> dict[str, bool]:
+    """Names of the disparity labels of a shard folder, sorted, and whether they are finished."""
+    parent = images / DISPARITY_FOLDER
+    folders = sorted(parent.iterdir()) if parent.is_dir() else []
+    return {f.name: (f / MANIFEST_NAME).is_file() for f in folders if f.is_dir() and not f.name.startswith(".")}
 
 
 def label_folder(images: Path, name: str) -> Path:

@@ -16,7 +16,7 @@ from vq3dcli.training.distributed import Ranks
 def open_loader(
     recipe: Stage1Recipe,
     data: Sequence[Path],
-    labels: str | None,
+    labels: str | Sequence[str | None] | None,
     ranks: Ranks,
     shares: Sequence[float] | None = None,
 ) -> TrainingLoader:
@@ -25,7 +25,7 @@ def open_loader(
     Args:
         recipe: Batch size, image size, seed and augmentation.
         data: The folders, which together are one data set.
-        labels: Name of the disparity labels beside the shards; None for none.
+        labels: Name of the disparity labels beside the shards, of all folders or one for each; None for none.
         ranks: This process among those of the run.
         shares: Of the stream, one a folder; None mixes them by their samples.
 
@@ -50,7 +50,6 @@ def open_loader(
 def run_facts(
     recipe: Stage1Recipe,
     loader: TrainingLoader,
-    labels: str | None,
     perceptual_weights: Path | None,
     shares: Sequence[float] | None = None,
 ) -> dict[str, Any]:
@@ -59,15 +58,15 @@ def run_facts(
     Args:
         recipe: The resolved recipe.
         loader: Its data.
-        labels: Name of the labels; None for none.
         perceptual_weights: The file of the perceptual network, if it was given.
         shares: Of the folders, as for `open_loader`.
     """
     names = hashlib.sha256("\n".join(loader.class_names).encode()).hexdigest()[:12]
     facts: dict[str, Any] = {
+        "data": loader.sha256[:12],
         "samples": loader.num_samples,
         "labelled": loader.num_labelled,
-        "labels": labels or "none",
+        "labels": ", ".join(loader.labels if len(set(loader.labels)) > 1 else loader.labels[:1]),
         "classes": f"{len(loader.class_names)}, {names}",
     }
     if shares is not None:

@@ -12,6 +12,7 @@ import torch
 
 from vq3dcli.config.schema import Recipe, ScheduleSection, Stage1Recipe
 from vq3dcli.data.loader import CACHE_BYTES
+from vq3dcli.data.shards import label_folder
 from vq3dcli.errors import RecipeError, UsageError
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.training.arithmetic import resolve_precision
@@ -78,7 +79,7 @@ def plan_run(
     classes: int | None = None,
     samples: int | None = None,
     data: Sequence[Path] = (),
-    labels: str | None = None,
+    labels: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Figures of a run by name; bytes, seconds and images a second, nested.
 
@@ -94,7 +95,7 @@ def plan_run(
         classes: Of the data, for class-conditional discriminators; None where there are no data yet.
         samples: Images in the data; None where there are none yet.
         data: Their folders of shards.
-        labels: Name of the disparity labels beside them.
+        labels: Name of the disparity labels beside each.
 
     Raises:
         UsageError: The batch cannot be shared among so many, or their shares are no whole minibatch groups.
@@ -300,7 +301,7 @@ def _disk(
     judges: int,
     samples: int | None,
     data: Sequence[Path],
-    labels: str | None,
+    labels: Sequence[str],
 ) -> dict[str, Any]:
     """Bytes of the run and of its data; of a million images where there are none yet."""
     training, tokens = recipe.training, (recipe.model.image_size // recipe.model.patch) ** 2
@@ -311,7 +312,7 @@ def _disk(
     shards, sidecars = round(count * stored * _JPEG_BYTES_PER_PIXEL), round(count * stored / 4 * 2)
     if data:
         shards = sum(_bytes_in(folder) for folder in data)
-        sidecars = sum(_bytes_in(folder / "disparity" / labels) for folder in data) if labels else 0
+        sidecars = sum(_bytes_in(label_folder(folder, name)) for folder, name in zip(data, labels, strict=False))
     return {
         "checkpoint": checkpoint,
         "checkpoints": checkpoint * (training.keep_checkpoints + 1),

@@ -84,7 +84,10 @@ class RunFolder:
         if kept and recipe_path.exists() and facts_path.exists():
             changed = _differences(_recorded_recipe(recipe_path, type(recipe)), recipe)
             recorded = _read_facts(facts_path)
-            changed += [f"{k}: {recorded.get(k)} -> {v}" for k, v in facts.items() if recorded.get(k) != v]
+            if "data" in facts:  # the hash of the data, which older runs did not record
+                recorded.setdefault("data", facts["data"])
+            names = dict.fromkeys([*recorded, *facts])
+            changed += [f"{k}: {recorded.get(k)} -> {facts.get(k)}" for k in names if recorded.get(k) != facts.get(k)]
             if changed:
                 raise RecipeError(
                     f"the run was started otherwise ({self.path}): {'; '.join(changed)}",

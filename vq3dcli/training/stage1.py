@@ -23,7 +23,6 @@ from vq3dcli.checkpoint import save_weights
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import Batch
 from vq3dcli.errors import RecipeError, StoppedError
-from vq3dcli.losses.depth import LABEL_METRIC
 from vq3dcli.losses.perceptual import build_perceptual
 from vq3dcli.model.quantizer import perplexity
 from vq3dcli.rendering.cameras import FAR, NEAR
@@ -53,6 +52,11 @@ class Data(Protocol):
     @property
     def class_names(self) -> Sequence[str]:
         """Names of the classes; empty for data without any."""
+        ...
+
+    @property
+    def metric_labels(self) -> bool:
+        """Whether any labels are metric."""
         ...
 
     def batches(self, images_seen: int) -> Iterator[Batch]:
@@ -147,6 +151,7 @@ def train(
             f"{recipe.training.accumulate} micro-batches",
             remedy=f"--set training.batch_size={max(recipe.training.batch_size // micro_batches, 1) * micro_batches}",
         )
+    _check_camera(recipe, data)
     perceptual = None
     if recipe.loss.perceptual > 0:
         with ranks.one_a_machine_first():
@@ -166,7 +171,6 @@ def train(
         if ranks.is_main:
             folder.forget_metrics_after(state.images_seen)
             first = next(data.batches(0))
-            _check_camera(recipe, first)
             draw = _drawing(recipe, state, first, device)
             watch = Watch(folder, recipe, stage1_guards(recipe), draw, state.images_seen, refresh_page)
         if ranks.is_main and state.images_seen:
@@ -324,14 +328,14 @@ def _figures(step: Step, ranks: Ranks) -> dict[str, float]:
     return figures | {"gradient_norm": float(step.gradient_norm)}
 
 
-def _check_camera(recipe: Stage1Recipe, batch: Batch) -> None:
+def _check_camera(recipe: Stage1Recipe, data: Data) -> None:
     """Metric labels are s between fixed planes: a recipe with others would train on wrong depth.
 
     Raises:
         RecipeError: It is such a recipe.
     """
     camera = recipe.camera
-    if bool((batch.label_kind == LABEL_METRIC).any()) and (camera.near, camera.far) != (NEAR, FAR):
+    if data.metric_labels and (camera.near, camera.far) != (NEAR, FAR):
         raise RecipeError(
             f"the data have metric labels between near {NEAR} and far {FAR}, and the recipe has {camera.near} and "
             f"{camera.far}",

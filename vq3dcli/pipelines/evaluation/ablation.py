@@ -222,7 +222,7 @@ def _trained(
                 loader,
                 run,
                 device=device,
-                facts=run_facts(recipe, loader, EXACT, None),
+                facts=run_facts(recipe, loader, None),
                 report=lambda progress: count(progress.images_seen, progress.total_images),
                 refresh_page=lambda: write_run_report(run),
                 should_stop=should_stop,

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import LABEL_KIND, resize_label
-from vq3dcli.data.schema import DISPARITY_FOLDER, MANIFEST_NAME
-from vq3dcli.data.shards import LabelFolder, ShardFolder, label_folder
+from vq3dcli.data.schema import MANIFEST_NAME
+from vq3dcli.data.shards import LabelFolder, ShardFolder, label_folder, labels_there
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
@@ -119,8 +119,7 @@ def open_labelled(path: Path, name: str | None, *, count: int | None, seed: int,
 
 
 def _only_labels(path: Path) -> str:
-    parent = path / DISPARITY_FOLDER
-    found = sorted(f.name for f in parent.iterdir() if (f / MANIFEST_NAME).is_file()) if parent.is_dir() else []
+    found = [name for name, finished in labels_there(path).items() if finished]
     if not found:
         raise InputMissingError(
             f"no finished disparity labels ({path})", remedy=f"vq3d depth-labels {path} --model ..."
