@@ -23,6 +23,7 @@ LAYERS = (
         "vq3dcli.checkpoint",
         "vq3dcli.prior_checkpoint",
         "vq3dcli.scene_file",
+        "vq3dcli.tensor_file",
         "vq3dcli.export",
         "vq3dcli.weights",
     ),
@@ -30,6 +31,7 @@ LAYERS = (
     (
         "vq3dcli.errors",
         "vq3dcli.files",
+        "vq3dcli.sealed",
         "vq3dcli.log",
         "vq3dcli.signals",
         "vq3dcli.seeding",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from vq3dcli.checkpoint import load_weights
 from vq3dcli.config.load import load_recipe, recipe_names, recipes_folder
@@ -19,6 +18,7 @@ from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.errors import DataError, InputMissingError, UnsafeFileError
 from vq3dcli.model.build import build_prior
 from vq3dcli.prior_checkpoint import TokenFacts, as_loaded, load_prior, save_prior
+from vq3dcli.tensor_file import read_tensors, write_tensors
 
 Make = Callable[..., Stage2Recipe]
 
@@ -61,7 +61,7 @@ def test_the_same_weights_give_the_same_file(tiny_prior_recipe: Make, tmp_path: 
 
 
 def test_the_two_stages_are_told_apart(prior_file: Path, tiny_weights: Path) -> None:
-    with pytest.raises(DataError, match="Stage 1 weights, not a prior's"):
+    with pytest.raises(DataError, match=r"not a prior's weights file.*: Stage 1 weights"):
         load_prior(tiny_weights)
     with pytest.raises(DataError, match="not a Stage 1 weights file"):
         load_weights(prior_file)
@@ -99,18 +99,17 @@ def test_what_is_no_prior_is_refused(prior_file: Path, tmp_path: Path) -> None:
     ("changed", "problem"),
     [
         ({"format_version": 99}, "newer than"),
-        ({"recipe": {}}, "without a sound recipe"),
-        ({"tokens": {}}, "without a sound recipe"),
-        ({"card": 3}, "without a sound recipe"),
+        ({"recipe": {}}, "without a sound header"),
+        ({"tokens": {}}, "without a sound header"),
+        ({"card": 3}, "without a sound header"),
         ({"tokens": {**FACTS.model_dump(mode="json"), "length": 15}}, "impossible shape"),
         ({"tokens": {**FACTS.model_dump(mode="json"), "codebook_size": 33}}, "do not fit their recipe"),
+        ({"tokens": {**FACTS.model_dump(mode="json"), "length": 2**62}}, "without a sound header"),
     ],
 )
 def test_an_odd_header_is_named(prior_file: Path, tmp_path: Path, changed: dict[str, object], problem: str) -> None:
-    content = prior_file.read_bytes()
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["vq3d"])
-    save_file(load_file(prior_file), tmp_path / "odd.safetensors", {"vq3d": json.dumps({**header, **changed})})
+    header, tensors, _ = read_tensors(prior_file, what="weights")
+    write_tensors(tmp_path / "odd.safetensors", tensors, {**header, **changed})
     with pytest.raises(DataError, match=problem):
         load_prior(tmp_path / "odd.safetensors")
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.errors import DataError, InputMissingError, UnsafeFileError, UsageError, Vq3dError
 from vq3dcli.model.scene import Scene, reconstruct_scene
 from vq3dcli.rendering.cameras import pivot_camera
 from vq3dcli.scene_file import load_scene, save_scene
+from vq3dcli.tensor_file import read_tensors, write_tensors
 
 CAMERA = pivot_camera(torch.tensor([0.0, 0.2]), torch.tensor([0.0, -0.1]), height_px=12, width_px=16)
 
@@ -68,30 +66,47 @@ def test_query_is_the_field(scene: Scene) -> None:
 
 
 def rewrite(path: Path, change: str) -> None:
-    """Damage a saved scene in one way."""
-    with safe_open(path, "pt") as opened:
-        header = json.loads(opened.metadata()["vq3d"])
-    tensors = load_file(path)
+    """Write a scene again with something odd in it, and its right hash."""
+    header, tensors, _ = read_tensors(path, what="scene")
+    camera, field = dict(header["camera"]), dict(header["field"])
+    header = {**header, "camera": camera, "field": field}
     if change == "no header":
-        header = {}
+        header = {"format": "scene"}
     elif change == "newer":
         header["format_version"] = 99
     elif change == "endless":
-        header["format_version"] = math.inf
+        camera["far"] = 1e300
+    elif change == "wide":
+        camera["aspect"] = 1e300
     elif change == "far in front":
-        header["camera"]["near"] = header["camera"]["far"]
+        camera["near"] = 1e3
     elif change == "huge field":  # a terabyte, if it were believed
-        header["field"] |= {"hidden": 65536, "layers": 64}
+        field |= {"hidden": 65536, "layers": 64}
     elif change == "no planes":
         del tensors["planes"]
     elif change == "narrow planes":
         tensors["planes"] = tensors["planes"][:, :, :3].contiguous()
     elif change == "not finite":
         tensors["planes"][0, 0, 0, 0] = math.nan
-    save_file(tensors, path, {"vq3d": json.dumps(header)})
+    elif change == "odd codes":
+        tensors["codes"][3] = -1
+    elif change == "codes of floats":
+        tensors["codes"] = tensors["codes"].float()
+    write_tensors(path, tensors, header)
 
 
-DAMAGES = ("no header", "newer", "endless", "far in front", "huge field", "no planes", "narrow planes", "not finite")
+DAMAGES = (
+    "no header",
+    "newer",
+    "endless",
+    "wide",
+    "far in front",
+    "huge field",
+    "no planes",
+    "narrow planes",
+    "not finite",
+)
+DAMAGES += ("odd codes", "codes of floats")
 
 
 @pytest.mark.parametrize(
@@ -134,10 +149,9 @@ def test_weights_are_no_scene(tmp_path: Path, tiny_weights: Path) -> None:
 def test_no_codes_are_codes_that_the_weights_do_not_know(tmp_path: Path, scene: Scene, weights: LoadedWeights) -> None:
     path = tmp_path / "a.vq3d.safetensors"
     save_scene(path, scene, weights=weights, provenance={}, photo=None, codes_alone=True)
-    with safe_open(path, "pt") as opened:
-        metadata = opened.metadata()
-    for codes in (torch.zeros(0), torch.full((len(scene.codes[0]),), 10**6)):
-        save_file({"codes": codes.to(torch.int32)}, path, metadata)
+    header, _, _ = read_tensors(path, what="scene")
+    for codes in (torch.zeros(0), torch.full((len(scene.codes[0]),), 10**4)):
+        write_tensors(path, {"codes": codes.to(torch.int32)}, header)
         with pytest.raises(DataError, match="do not know"):
             load_scene(path, weights=weights)
 

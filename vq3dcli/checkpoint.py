@@ -1,39 +1,50 @@
 """Weights files and training checkpoints: safetensors and JSON, never a pickle.
 
-A weights file is one safetensors file whose metadata holds the format version, the recipe and a card; it is all that
-inference needs. A checkpoint is a folder, renamed whole, that holds everything that training needs to continue to
-the bit: weights, average, optimizer and a manifest with the hash of each file.
+A weights file is one safetensors file (`tensor_file`) whose header holds the format version, the recipe and a card; it
+is all that inference needs. A checkpoint is a folder, renamed whole, that holds everything that training needs to
+continue to the bit: weights, average, optimizer and a manifest with the hash of each file, and its own.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from vq3dcli.config.schema import Stage1Recipe
-from vq3dcli.config.upgrade import upgraded_stage1
-from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError, Vq3dError
-from vq3dcli.files import atomic_path, sha256_file, sync_folder, write_error, write_json
+from vq3dcli.errors import DataError, InputMissingError, UnavailableError, Vq3dError
+from vq3dcli.files import sha256_file, sync_folder, write_error
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_autoencoder
-from vq3dcli.model.field import RAW_GAIN
+from vq3dcli.sealed import read_sealed_json, write_sealed_json
+from vq3dcli.tensor_file import check_finite, check_tensors, read_tensors, save_tensors, write_tensors
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 _CHECKPOINT_REMEDY = "delete that checkpoint, and the run continues from the one before"
-# Zip archives (torch.save), pickle protocols 2 to 5, and gzip around either.
-_PICKLE_SIGNATURES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x1f\x8b")
+
+Header = TypeVar("Header", bound=BaseModel)
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: str
+    format_version: int
+    recipe: Stage1Recipe
+    card: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -98,16 +109,9 @@ def save_weights(path: Path, model: Autoencoder, recipe: Stage1Recipe, card: Map
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
     """Write tensors, floating-point ones rounded to fp16, with a header of JSON values; returns the file's SHA-256."""
-    rounded = {
-        name: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
-        for name, value in tensors.items()
-    }
-    # One entry: safetensors writes several in random order, and the same weights would have another hash each time.
-    metadata = {"vq3d": json.dumps(dict(header), sort_keys=True)}
-    with atomic_path(path) as temporary:
-        save_file(rounded, temporary, metadata)
-        temporary.chmod(0o644)
-    return sha256_file(path)
+    return write_tensors(
+        path, {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}, header
+    )
 
 
 def load_weights(path: Path | None = None, device: str | torch.device = "cpu") -> LoadedWeights:
@@ -130,17 +134,15 @@ def load_weights(path: Path | None = None, device: str | torch.device = "cpu") -
                 "this installation has no embedded weights", remedy="--weights with a file that train-stage1 wrote"
             )
     path = weights_of_run(path, "train-stage1")
-    metadata, tensors = read_weights(path)
-    format_version, recipe, card = _read_header(path, metadata)
-    _convert(tensors, format_version)
+    values, tensors, sha256 = read_tensors(path, what="weights")
+    header = checked_header(path, values, _Header, "stage1", FORMAT_VERSION, "a Stage 1 weights file")
+    recipe = header.recipe
     inference = recipe.model_copy(update={"model": recipe.model.model_copy(update={"auxiliary_head": False})})
-    model = build_autoencoder(inference)
-    state = model.state_dict()
-    tensors["quantizer.window_counts"] = state["quantizer.window_counts"]
-    check_tensors(f"weights do not fit their recipe ({path})", state, tensors)
-    model.load_state_dict({name: tensors[name].to(value.dtype) for name, value in state.items()})
+    tensors["quantizer.window_counts"] = torch.zeros(recipe.model.codebook_size)
+    layers = recipe.model.encoder_layers + recipe.model.decoder_layers
+    model = filled(path, tensors, layers, lambda: build_autoencoder(inference))
     model.requires_grad_(False).eval().to(device)
-    return LoadedWeights(model, recipe, str(path), sha256_file(path), card)
+    return LoadedWeights(model, recipe, str(path), sha256, header.card)
 
 
 def weights_of_run(path: Path, command: str) -> Path:
@@ -153,75 +155,67 @@ def weights_of_run(path: Path, command: str) -> Path:
     return file
 
 
-def _convert(tensors: dict[str, Tensor], format_version: int) -> None:
-    """Bring the tensors of an older format to today's, in place."""
-    if format_version < 2:
-        # The field multiplies its raw density by a gain since format 2.
-        for name in ("field_mlp.out.weight", "field_mlp.out.bias"):
-            if name in tensors:  # what is missing is named later
-                tensors[name] = tensors[name].float()
-                tensors[name][0] /= RAW_GAIN
+def checked_header(
+    path: Path, values: Mapping[str, Any], schema: type[Header], kind: str, newest: int, what: str
+) -> Header:
+    """The header of a file of ours.
 
+    Args:
+        path: The file.
+        values: Its header.
+        schema: What it must be.
+        kind: Its `format`.
+        newest: The newest `format_version` that is known.
+        what: What the file should be, for an error.
 
-def _read_header(path: Path, metadata: Mapping[str, str]) -> tuple[int, Stage1Recipe, dict[str, Any]]:
-    """Format version, recipe and card of a weights file. Raises `DataError`."""
+    Raises:
+        DataError: It is of another kind, of a newer version, or says what no such file says.
+    """
+    found, version = values.get("format"), values.get("format_version")
+    if found != kind:
+        raise DataError(f"not {what} ({path}): {_kind(found)}", remedy=f"{what} that vq3d wrote")
+    if isinstance(version, int) and version > newest:
+        raise DataError(f"format {version}, newer than {newest} ({path})", remedy="a newer vq3d")
     try:
-        header = dict(json.loads(metadata.get("vq3d", "{}")))
-        if header.get("format") != "stage1":
-            raise DataError(f"not a Stage 1 weights file ({path})", remedy="a file that train-stage1 wrote")
-        version = int(header["format_version"])
-        if version > FORMAT_VERSION:
-            raise DataError(
-                f"weights of format {version}, newer than {FORMAT_VERSION} ({path})",
-                remedy="a newer vq3d",
-            )
-        recipe = upgraded_stage1(header["recipe"]) if version < 3 else header["recipe"]
-        return version, Stage1Recipe.model_validate(recipe), dict(header["card"])
-    except (KeyError, ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
+        return schema.model_validate(dict(values))
+    except ValueError as error:  # pydantic's ValidationError is one
         reason = " ".join(str(error).split())[:200]
         raise DataError(
-            f"weights without a sound recipe ({path}): {reason}", remedy="weights written by the same version"
+            f"{what} without a sound header ({path}): {reason}", remedy="a file of the same version"
         ) from error
 
 
-def check_tensors(message: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raise `DataError` with `message` unless names and shapes are those expected."""
-    wrong = [n for n, v in expected.items() if n not in found or found[n].shape != v.shape]
-    wrong += [name for name in found if name not in expected]
-    if wrong:
-        raise DataError(
-            f"{message}: {len(wrong)} tensors, first {wrong[0]}", remedy="the version of vq3d that wrote them"
-        )
+def _kind(found: object) -> str:
+    known = {"stage1": "Stage 1 weights", "stage2": "a prior's weights", "scene": "a saved scene"}
+    return known.get(str(found), "something else")
 
 
-def read_weights(path: Path, *, what: str = "weights") -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file, which error messages call `what`.
+def filled(path: Path, tensors: dict[str, Tensor], layers: int, build: Callable[[], Module]) -> Module:
+    """The model that a header describes with the tensors of its file, in float32.
+
+    It is built without memory until the tensors are known to be those that it has: a header may say anything.
+
+    Args:
+        path: The file, for errors.
+        tensors: All of its state; emptied, so that nothing is in memory twice for long.
+        layers: How many the header says; each has tensors of its own.
+        build: Builds it.
 
     Raises:
-        InputMissingError: There is no such file, or it cannot be read.
-        UnsafeFileError: It is a pickle.
-        DataError: It is damaged.
+        DataError: The tensors are not those of such a model, or there can be none.
     """
+    misfit = f"weights do not fit their recipe ({path})"
+    if layers > len(tensors):
+        raise DataError(f"{misfit}: {layers} layers of {len(tensors)} tensors", remedy="another copy of the file")
     try:
-        with path.open("rb") as handle:
-            head = handle.read(9)
-    except FileNotFoundError as error:
-        raise InputMissingError(f"no such {what} file ({path})", remedy="check the path") from error
-    except OSError as error:
-        raise InputMissingError(f"cannot read {what} ({path}): {error.strerror}", remedy="check the path") from error
-    # The first eight bytes of safetensors are a length, which may look like a pickle's; its header follows.
-    if head.startswith(_PICKLE_SIGNATURES) and head[8:] != b"{":
-        raise UnsafeFileError(
-            f"refused {what} ({path}): a pickle or an archive, and loading one can run any code",
-            remedy="a .safetensors file",
-        )
-    try:
-        with safe_open(path, framework="pt") as opened:
-            metadata = dict(opened.metadata() or {})
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"damaged {what} ({path}): {error}", remedy="another copy of the file") from error
-    return metadata, tensors
+        with torch.device("meta"):
+            model = build()
+    except (AssertionError, RuntimeError, ValueError, OverflowError) as error:
+        raise DataError(f"weights of an impossible shape ({path}): {error}", remedy="another copy") from error
+    expected = model.state_dict()
+    check_tensors(misfit, expected, tensors)
+    model.load_state_dict({name: tensors.pop(name).to(value.dtype) for name, value in expected.items()}, assign=True)
+    return model
 
 
 def write_checkpoint(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any]) -> None:
@@ -239,19 +233,18 @@ def write_checkpoint(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], ma
         hashes = {}
         for stem, tensors in parts.items():
             path = temporary / f"{stem}.safetensors"
-            save_file({name: value.cpu() for name, value in tensors.items()}, path)
-            path.chmod(0o644)
+            save_tensors(path, tensors)
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
             hashes[path.name] = sha256_file(path)
-        write_json(temporary / MANIFEST, {**manifest, "format_version": FORMAT_VERSION, "sha256": hashes})
+        write_sealed_json(temporary / MANIFEST, {**manifest, "format_version": FORMAT_VERSION, "sha256": hashes})
         if folder.exists():
             shutil.rmtree(folder)
         temporary.replace(folder)
         sync_folder(folder.parent)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise write_error(folder, error if isinstance(error, OSError) else OSError(5, str(error))) from error
+        raise write_error(folder, error) from error
     except Vq3dError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -264,7 +257,8 @@ class Parts(Mapping[str, dict[str, Tensor]]):
         files: By name.
 
     Raises:
-        DataError: On reading a part whose file is damaged or missing.
+        DataError: On reading a part whose file is damaged or missing, or has weights that are not finite; for a part
+            that is not there.
     """
 
     def __init__(self, files: Mapping[str, Path]) -> None:
@@ -273,9 +267,12 @@ class Parts(Mapping[str, dict[str, Tensor]]):
     def __getitem__(self, name: str) -> dict[str, Tensor]:
         path = self._files[name]
         try:
-            return load_file(path)
+            tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise DataError(f"damaged checkpoint ({path}): {error}", remedy=_CHECKPOINT_REMEDY) from error
+        if name in ("weights", "average"):
+            check_finite(tensors, f"damaged checkpoint ({path})", remedy=_CHECKPOINT_REMEDY)
+        return tensors
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -284,35 +281,39 @@ class Parts(Mapping[str, dict[str, Tensor]]):
         return len(self._files)
 
 
-def read_checkpoint(folder: Path, *, check_hashes: bool = True) -> tuple[Parts, dict[str, Any]]:
+def read_checkpoint(folder: Path, *, check: Collection[str] | None = None) -> tuple[Parts, dict[str, Any]]:
     """Open a checkpoint folder.
 
     Args:
         folder: What `write_checkpoint` wrote.
-        check_hashes: Read every byte and compare with the manifest.
+        check: Parts whose every byte is read and compared with the manifest, whose own hash is always compared; None
+            for all of them.
 
     Raises:
         DataError: Names the file that is damaged or missing.
     """
+    path = folder / MANIFEST
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        hashes = manifest["sha256"]
-        if manifest["format_version"] != FORMAT_VERSION:
+        manifest = read_sealed_json(path, what="checkpoint", remedy=_CHECKPOINT_REMEDY)
+        hashes = manifest.get("sha256")
+        if manifest.get("format_version") != FORMAT_VERSION:
             raise DataError(
-                f"checkpoint of format {manifest['format_version']}, not {FORMAT_VERSION} ({folder})",
+                f"checkpoint of format {manifest.get('format_version')}, not {FORMAT_VERSION} ({folder})",
                 remedy="the version of vq3d that wrote it",
             )
-        files = {}
-        for name, digest in hashes.items():
-            if check_hashes and sha256_file(folder / name) != digest:
+        numbered = re.fullmatch(r"images-(\d+)", folder.name)
+        if numbered and manifest.get("images_seen") != int(numbered[1]):
+            raise DataError(f"damaged checkpoint ({path}): not that of its folder", remedy=_CHECKPOINT_REMEDY)
+        if not isinstance(hashes, dict) or not all(re.fullmatch(r"\w+\.safetensors", name) for name in hashes):
+            raise DataError(f"damaged checkpoint ({path}): no hashes of its parts", remedy=_CHECKPOINT_REMEDY)
+        files = {Path(name).stem: folder / name for name in hashes}
+        for file in files.values() if check is None else [folder / f"{name}.safetensors" for name in check]:
+            if sha256_file(file) != hashes.get(file.name):
                 raise DataError(
-                    f"damaged checkpoint ({folder / name}): its hash differs from the manifest",
-                    remedy=_CHECKPOINT_REMEDY,
+                    f"damaged checkpoint ({file}): its hash differs from the manifest", remedy=_CHECKPOINT_REMEDY
                 )
-            files[Path(name).stem] = folder / name
     except InputMissingError as error:
         raise DataError(f"damaged checkpoint ({folder}): {error.message}", remedy=_CHECKPOINT_REMEDY) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        reason = f"no {error} in its manifest" if isinstance(error, KeyError) else error
-        raise DataError(f"damaged checkpoint ({folder}): {reason}", remedy=_CHECKPOINT_REMEDY) from error
+    except OSError as error:
+        raise DataError(f"damaged checkpoint ({folder}): {error}", remedy=_CHECKPOINT_REMEDY) from error
     return Parts(files), manifest

@@ -7,7 +7,7 @@ their number an image and the names of the classes.
 from __future__ import annotations
 
 import copy
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from vq3dcli.checkpoint import LoadedWeights, check_tensors, read_weights, weights_of_run, write_weights
+from vq3dcli.checkpoint import LoadedWeights, checked_header, filled, weights_of_run, write_weights
 from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.errors import DataError, UnavailableError
-from vq3dcli.files import sha256_file
 from vq3dcli.model.build import build_prior
-from vq3dcli.model.prior import Prior
+from vq3dcli.model.prior import Prior, axial_rotation
 from vq3dcli.model.sampling import sampling_dtype
+from vq3dcli.tensor_file import read_tensors
 
 FORMAT_VERSION = 1
 
@@ -42,10 +42,20 @@ class TokenFacts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     stage1_sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    codebook_size: int = Field(ge=1)
-    length: int = Field(ge=1)
+    codebook_size: int = Field(ge=1, le=65536)
+    length: int = Field(ge=1, le=2**18)
     class_names: tuple[str, ...]
     stage1_ancestors: tuple[str, ...] = ()
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: str
+    format_version: int
+    recipe: Stage2Recipe
+    tokens: TokenFacts
+    card: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -138,34 +148,17 @@ def load_prior(
                 "this installation has no embedded prior", remedy="--prior with a file that train-stage2 wrote"
             )
     path = weights_of_run(path, "train-stage2")
-    metadata, tensors = read_weights(path)
-    recipe, facts, card = _read_header(path, metadata)
-    try:
-        model = build_prior(
+    values, tensors, sha256 = read_tensors(path, what="weights")
+    header = checked_header(path, values, _Header, "stage2", FORMAT_VERSION, "a prior's weights file")
+    recipe, facts = header.recipe, header.tokens
+    model = filled(
+        path,
+        tensors,
+        recipe.model.layers,
+        lambda: build_prior(
             recipe, codebook_size=facts.codebook_size, length=facts.length, classes=len(facts.class_names)
-        )
-    except AssertionError as error:  # a header that was tampered with
-        raise DataError(f"a prior of an impossible shape ({path}): {error}", remedy="another copy") from error
-    check_tensors(f"weights do not fit their recipe ({path})", model.state_dict(), tensors)
-    model.load_state_dict({name: value.float() for name, value in tensors.items()})
+        ),
+    )
+    model.rotation = axial_rotation(math.isqrt(facts.length), recipe.model.width // recipe.model.heads)
     model.requires_grad_(False).eval().to(device, dtype or sampling_dtype(torch.device(device)))
-    return LoadedPrior(model, recipe, facts, str(path), sha256_file(path), card)
-
-
-def _read_header(path: Path, metadata: Mapping[str, str]) -> tuple[Stage2Recipe, TokenFacts, dict[str, Any]]:
-    """Recipe, facts of the tokens and card of a prior's weights file. Raises `DataError`."""
-    try:
-        header = dict(json.loads(metadata.get("vq3d", "{}")))
-        if header.get("format") != "stage2":
-            told = "Stage 1 weights, not a prior's" if header.get("format") == "stage1" else "not a prior's weights"
-            raise DataError(f"{told} ({path})", remedy="a file that train-stage2 wrote")
-        version = int(header["format_version"])
-        if version > FORMAT_VERSION:
-            raise DataError(f"a prior of format {version}, newer than {FORMAT_VERSION} ({path})", remedy="a newer vq3d")
-        recipe = Stage2Recipe.model_validate(header["recipe"])
-        return recipe, TokenFacts.model_validate(header["tokens"]), dict(header["card"])
-    except (KeyError, ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"a prior without a sound recipe ({path}): {reason}", remedy="weights written by the same version"
-        ) from error
+    return LoadedPrior(model, recipe, facts, str(path), sha256, header.card)

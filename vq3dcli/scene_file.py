@@ -9,7 +9,6 @@ Legend: P plane side, C plane channels, L codes.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,20 +18,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from safetensors.torch import save_file
 from torch import Tensor
 
-from vq3dcli.checkpoint import LoadedWeights, check_tensors, read_weights
+from vq3dcli.checkpoint import LoadedWeights, checked_header
 from vq3dcli.data.images import decode_image, encode_png
 from vq3dcli.errors import DataError, UsageError
-from vq3dcli.files import atomic_path, sha256_file
 from vq3dcli.model.field import FieldMLP, FieldModel
 from vq3dcli.model.scene import Scene, scene_from_codes
 from vq3dcli.rendering.space import ContractedSpace, FrustumSpace
+from vq3dcli.tensor_file import check_tensors, read_tensors, write_tensors
 
 FORMAT_VERSION = 1
 SUFFIX = ".vq3d.safetensors"
 _FIELD = "field_mlp."
+_MAX_CODES = 65536
 
 
 class SceneCamera(BaseModel):
@@ -50,11 +49,11 @@ class SceneCamera(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    radius: float = Field(gt=0)
-    fov_deg: float = Field(gt=0, lt=180)
-    near: float = Field(gt=0)
-    far: float = Field(gt=0)
-    aspect: float = Field(default=1.0, gt=0)
+    radius: float = Field(ge=1e-3, le=1e4)
+    fov_deg: float = Field(ge=1, le=150)
+    near: float = Field(ge=1e-3, le=1e4)
+    far: float = Field(ge=1e-3, le=1e4)
+    aspect: float = Field(default=1.0, ge=1e-5, le=1e5)
     mean_s: float = Field(default=0.28, gt=0, lt=1)
     std_s: float = Field(default=0.145, gt=0, lt=1)
 
@@ -173,13 +172,7 @@ def save_scene(
     if photo is not None:
         # As PNG: lossless, and a third of the bytes.
         tensors["photo_png"] = torch.from_numpy(np.frombuffer(encode_png(photo), np.uint8).copy())
-    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    # One entry: safetensors writes several in random order, and the same scene would have another hash each time.
-    metadata = {"vq3d": json.dumps(header.model_dump(mode="json"), sort_keys=True)}
-    with atomic_path(path) as temporary:
-        save_file(contiguous, temporary, metadata)
-        temporary.chmod(0o644)
-    return sha256_file(path)
+    return write_tensors(path, tensors, header.model_dump(mode="json"))
 
 
 def load_scene(path: Path, device: str | torch.device = "cpu", *, weights: LoadedWeights | None = None) -> LoadedScene:
@@ -195,39 +188,23 @@ def load_scene(path: Path, device: str | torch.device = "cpu", *, weights: Loade
         UnsafeFileError: The file is a pickle.
         DataError: It is damaged, no saved scene, of a newer format, or has codes alone of other weights.
     """
-    metadata, tensors = read_weights(path, what="scene")
-    header = _read_header(path, metadata)
-    codes = _taken(path, tensors, "codes", 1)[None].long()
+    values, tensors, sha256 = read_tensors(path, what="scene")
+    header = checked_header(path, values, _Header, "scene", FORMAT_VERSION, "a saved scene")
+    codes = _taken(path, tensors, "codes", 1, torch.int32)[None].long()
+    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < _MAX_CODES:
+        raise DataError(f"damaged scene ({path}): codes {_range(codes)}", remedy="another copy")
     photo = _read_photo(path, tensors)
     if "planes" in tensors:
         scene = _scene_of_planes(path, header, tensors, codes, device)
     else:
         scene = _scene_of_codes(path, header, codes, weights)
-    return LoadedScene(
-        scene, photo, header.camera, header.weights_sha256, header.provenance, str(path), sha256_file(path)
-    )
+    return LoadedScene(scene, photo, header.camera, header.weights_sha256, header.provenance, str(path), sha256)
 
 
-def _read_header(path: Path, metadata: Mapping[str, str]) -> _Header:
-    try:
-        values = dict(json.loads(metadata.get("vq3d", "{}")))
-        if values.get("format") != "scene":
-            raise DataError(f"not a saved scene ({path})", remedy=f"a NAME{SUFFIX} that vq3d wrote")
-        if int(values["format_version"]) > FORMAT_VERSION:
-            raise DataError(
-                f"a scene of format {values['format_version']}, newer than {FORMAT_VERSION} ({path})",
-                remedy="a newer vq3d",
-            )
-        return _Header.model_validate(values)
-    except (KeyError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"a scene without a sound header ({path}): {reason}", remedy="another copy") from error
-
-
-def _taken(path: Path, tensors: dict[str, Tensor], name: str, axes: int) -> Tensor:
+def _taken(path: Path, tensors: dict[str, Tensor], name: str, axes: int, dtype: torch.dtype) -> Tensor:
     """Take one tensor out of those of the file. Raises `DataError`."""
     value = tensors.pop(name, None)
-    if value is None or value.ndim != axes:
+    if value is None or value.ndim != axes or value.dtype != dtype:
         raise DataError(f"damaged scene ({path}): its {name} are missing or misshapen", remedy="another copy")
     return value
 
@@ -235,8 +212,8 @@ def _taken(path: Path, tensors: dict[str, Tensor], name: str, axes: int) -> Tens
 def _read_photo(path: Path, tensors: dict[str, Tensor]) -> Tensor | None:
     if "photo_png" not in tensors:
         return None
-    data = _taken(path, tensors, "photo_png", 1)
-    return decode_image(data.to(torch.uint8).numpy().tobytes(), name=f"the photo in {path}")
+    data = _taken(path, tensors, "photo_png", 1, torch.uint8)
+    return decode_image(data.numpy().tobytes(), name=f"the photo in {path}")
 
 
 def _scene_of_planes(
@@ -248,12 +225,10 @@ def _scene_of_planes(
         if header.space == "frustum"
         else ContractedSpace()
     )
-    planes = _taken(path, tensors, "planes", 4)
+    planes = _taken(path, tensors, "planes", 4, torch.float16)
     side = planes.shape[1]
     if not side or planes.shape != (3, side, side, shape.channels):
         raise DataError(f"damaged scene ({path}): planes of shape {list(planes.shape)}", remedy="another copy")
-    if not all(value.is_floating_point() and value.isfinite().all() for value in (planes, *tensors.values())):
-        raise DataError(f"damaged scene ({path}): numbers that are not finite", remedy="another copy")
     # Without memory until its shapes are known to be those of the file: a header may say anything.
     with torch.device("meta"):
         mlp = FieldMLP(shape.channels, shape.hidden, shape.layers)

@@ -6,20 +6,17 @@ statistics, counters and flags, come from the newest. One checkpoint is in memor
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vq3dcli.checkpoint import MANIFEST, check_tensors
+from vq3dcli.checkpoint import read_checkpoint
 from vq3dcli.errors import DataError, InputMissingError
-from vq3dcli.files import sha256_file
+from vq3dcli.tensor_file import check_tensors
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +59,7 @@ def average_checkpoints(checkpoints: Path, into: nn.Module, last: int) -> tuple[
         if len(used) == last:
             break
         try:
-            state = _read_average(folder)
+            state = read_checkpoint(folder, check=("average",))[0]["average"]
         except DataError as error:
             _log.warning("%s; it does not go into the average", error.message)
             continue
@@ -86,16 +83,3 @@ def average_checkpoints(checkpoints: Path, into: nn.Module, last: int) -> tuple[
         _log.warning("averaged %d checkpoints instead of %d: no more are fit for it", len(used), last)
     into.load_state_dict({**newest, **mean})
     return tuple(used)
-
-
-def _read_average(folder: Path) -> dict[str, Tensor]:
-    """The moving average that a checkpoint holds, verified. Raises `DataError`."""
-    path = folder / "average.safetensors"
-    remedy = "delete that checkpoint"
-    try:
-        digest = json.loads((folder / MANIFEST).read_text())["sha256"][path.name]
-        if sha256_file(path) != digest:
-            raise DataError(f"damaged checkpoint ({path}): its hash differs from the manifest", remedy=remedy)
-        return load_file(path)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, InputMissingError) as error:
-        raise DataError(f"damaged checkpoint ({folder}): {error}", remedy=remedy) from error

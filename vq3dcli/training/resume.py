@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vq3dcli.checkpoint import check_tensors
+from vq3dcli.tensor_file import check_tensors
 from vq3dcli.training.distributed import Ranks
 
 _log = logging.getLogger(__name__)

@@ -114,7 +114,7 @@ class RunFolder:
         """
         saved = self._saved()
         chosen = ranks.gather_texts(self._newest_whole(saved) if ranks.is_main else "")[0]
-        return read_checkpoint(self.checkpoints / chosen, check_hashes=False) if chosen else None
+        return read_checkpoint(self.checkpoints / chosen, check=()) if chosen else None
 
     def _newest_whole(self, saved: Sequence[Path]) -> str:
         """The name of the newest checkpoint whose hashes are right; empty if there are no checkpoints."""

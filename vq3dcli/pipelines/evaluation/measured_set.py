@@ -21,16 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from vq3dcli.errors import UsageError
-from vq3dcli.files import atomic_path, make_folder, sha256_bytes
+from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.files import make_folder, sha256_bytes
 from vq3dcli.metrics.distribution import Moments, moments
 from vq3dcli.metrics.features import FeatureNetwork
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet
 from vq3dcli.seeding import generator
+from vq3dcli.tensor_file import read_tensors, write_tensors
 
 # Features of more images than this are not held: 50,000 of Inception take 400 MB.
 KEPT_FEATURES = 50_000
@@ -213,9 +212,7 @@ def _write(path: Path, facts: str, measured: MeasuredSet) -> None:
         "pictures": measured.pictures.contiguous(),
         "picture_class": measured.picture_class,
     }
-    metadata = {"vq3d": json.dumps({"facts": facts, "seconds": dict(measured.seconds)}, sort_keys=True)}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    write_tensors(path, tensors, {"facts": facts, "seconds": dict(measured.seconds)})
 
 
 def _read(path: Path, facts: str, images: ImageSet) -> MeasuredSet | None:
@@ -223,11 +220,9 @@ def _read(path: Path, facts: str, images: ImageSet) -> MeasuredSet | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="pt") as opened:
-            header = json.loads((opened.metadata() or {})["vq3d"])
-            if header["facts"] != facts:
-                raise ValueError("it is of other images")
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        header, tensors, _ = read_tensors(path, what="statistics")
+        if header["facts"] != facts:
+            raise ValueError("it is of other images")
         return MeasuredSet(
             images,
             Moments(len(images), tensors["mean"], tensors["covariance"]),
@@ -238,6 +233,6 @@ def _read(path: Path, facts: str, images: ImageSet) -> MeasuredSet | None:
             header["seconds"],
             kept=True,
         )
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (DataError, InputMissingError, ValueError, KeyError) as error:
         _log.warning("damaged statistics are measured again (%s): %s", path, error)
         return None

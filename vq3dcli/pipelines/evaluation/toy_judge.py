@@ -9,14 +9,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from vq3dcli.data.toyscenes import CLASS_NAMES
-from vq3dcli.files import atomic_path, make_folder, sha256_bytes
+from vq3dcli.errors import DataError, InputMissingError
+from vq3dcli.files import make_folder, sha256_bytes
 from vq3dcli.metrics.toy_classifier import EPOCHS, SCENES, ToyClassifier, settings, train_classifier, weights_sha256
 from vq3dcli.pipelines.evaluation.image_sets import toy_set
 from vq3dcli.pipelines.evaluation.measured_set import Judge
+from vq3dcli.tensor_file import check_tensors, read_tensors, write_tensors
 
 # Scenes that neither Stage 1 nor a figure sees.
 PURPOSE = "classifier"
@@ -69,8 +69,7 @@ def toy_judge(
             )
         if path is not None:
             make_folder(path.parent)
-            with atomic_path(path) as temporary:
-                save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)
+            write_tensors(path, model.state_dict(), {"format": "toy classifier"})
     return Judge(model.classify, CLASS_NAMES, {**facts, "sha256": weights_sha256(model)})
 
 
@@ -80,8 +79,10 @@ def _read(path: Path) -> ToyClassifier | None:
         return None
     model = ToyClassifier(len(CLASS_NAMES)).to(memory_format=torch.channels_last)
     try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        _log.warning("a damaged classifier is trained again (%s): %s", path, error)
+        tensors = read_tensors(path, what="classifier").tensors
+        check_tensors(f"damaged classifier ({path})", model.state_dict(), tensors)
+    except (DataError, InputMissingError) as error:
+        _log.warning("%s; it is trained again", error.message)
         return None
+    model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from vq3dcli.checkpoint import embedded_weights_path, load_weights, read_weights
+from vq3dcli.checkpoint import embedded_weights_path, load_weights
 from vq3dcli.errors import DataError, UnavailableError, UsageError
-from vq3dcli.files import sha256_file
 from vq3dcli.pipelines.inspection.result import Inspection
 from vq3dcli.prior_checkpoint import embedded_prior_path, load_prior
+from vq3dcli.tensor_file import read_tensors
 
 
 def inspect_embedded(verify: bool) -> Inspection:
@@ -32,12 +29,8 @@ def inspect_embedded(verify: bool) -> Inspection:
 
 
 def weights_facts(path: Path, verify: bool) -> tuple[dict[str, Any], list[str]]:
-    """The card of a weights file and what it is; with `verify` it must load, and all numbers be finite."""
-    metadata, tensors = read_weights(path)
-    try:
-        header = dict(json.loads(metadata.get("vq3d", "{}")))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"damaged weights ({path}): their header is no JSON object", remedy="another copy") from error
+    """The card of a weights file, whose hash is compared, and what it is; with `verify` it must load, too."""
+    header, tensors, sha256 = read_tensors(path, what="weights")
     stage = header.get("format")
     if stage not in ("stage1", "stage2"):
         raise UsageError(f"safetensors, but no weights of vq3d ({path})", remedy="a file that train-stage1 wrote")
@@ -48,7 +41,7 @@ def weights_facts(path: Path, verify: bool) -> tuple[dict[str, Any], list[str]]:
         "recipe": (header.get("recipe") or {}).get("name"),
         "parameters": sum(value.numel() for value in tensors.values() if value.is_floating_point()),
         "bytes": path.stat().st_size,
-        "sha256": sha256_file(path),
+        "sha256": sha256,
         "model": (header.get("recipe") or {}).get("model"),
     }
     if tokens:
@@ -61,7 +54,6 @@ def weights_facts(path: Path, verify: bool) -> tuple[dict[str, Any], list[str]]:
     facts["card"] = header.get("card") or {}
     problems = []
     if verify:
-        problems = [f"{name} is not finite ({path})" for name, value in tensors.items() if not _finite(value)]
         try:
             if stage == "stage1":
                 load_weights(path)
@@ -70,7 +62,3 @@ def weights_facts(path: Path, verify: bool) -> tuple[dict[str, Any], list[str]]:
         except DataError as error:
             problems.append(error.message)
     return facts, problems
-
-
-def _finite(value: Tensor) -> bool:
-    return not value.is_floating_point() or bool(value.isfinite().all())

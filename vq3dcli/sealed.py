@@ -1,0 +1,153 @@
+"""Files that carry a hash of themselves, and JSON that is checked before anything believes it.
+
+A sealed file begins with a mark and 64 hexadecimal digits: the SHA-256 of all its other bytes. A flipped bit in the
+mark, in the digits or anywhere else is found on reading; a file without the mark is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from vq3dcli.errors import DataError, InputMissingError
+from vq3dcli.files import read_error, write_bytes
+
+BLANK = "0" * 64
+# Ours have five levels; what is parsed may be shown and written again, which recurses.
+_MAX_DEPTH = 32
+_CHUNK = 1 << 20
+
+
+class Seal(NamedTuple):
+    """Where the digits of a kind of file are: behind `mark`, which begins at byte `start`."""
+
+    start: int
+    mark: bytes
+
+
+JSON = Seal(0, b'{\n  "file_sha256": "')
+
+
+def seal(handle: IO[bytes], kind: Seal) -> None:
+    """Write the hash of a file into its place, which holds `BLANK`."""
+    handle.seek(0)
+    digest, _, _ = _digests(handle, kind)
+    assert digest is not None, "the file does not begin with its mark"
+    handle.seek(kind.start + len(kind.mark))
+    handle.write(digest.encode())
+
+
+def check_seal(handle: IO[bytes], kind: Seal, *, name: str, remedy: str) -> str:
+    """Compare a file with the hash that it carries; reads all of it from its start.
+
+    Args:
+        handle: The file.
+        kind: Where its hash is.
+        name: What an error calls it, for example `scene (a.vq3d.safetensors)`.
+        remedy: What to do about a damaged one.
+
+    Returns:
+        SHA-256 of the whole file.
+
+    Raises:
+        DataError: It is damaged, or carries no hash.
+    """
+    handle.seek(0)
+    actual, written, whole = _digests(handle, kind)
+    if actual is None:
+        raise DataError(f"damaged {name}, or of an older version: it carries no hash", remedy=remedy)
+    if actual.encode() != written:
+        raise DataError(f"damaged {name}: its content is not what its hash says", remedy=remedy)
+    return whole
+
+
+def _digests(handle: IO[bytes], kind: Seal) -> tuple[str | None, bytes, str]:
+    """Hash of all but the digits (None without a mark), the digits, and the hash of everything."""
+    place = kind.start + len(kind.mark)
+    head = handle.read(place + len(BLANK))
+    whole, rest = hashlib.sha256(head), hashlib.sha256(head[:place])
+    while chunk := handle.read(_CHUNK):
+        whole.update(chunk)
+        rest.update(chunk)
+    marked = head[kind.start : place] == kind.mark and len(head) == place + len(BLANK)
+    return rest.hexdigest() if marked else None, head[place:], whole.hexdigest()
+
+
+def sealed_bytes(kind: Seal, rest: bytes) -> bytes:
+    """The bytes of a sealed file whose digits begin it: its mark, its hash, `rest`."""
+    handle = io.BytesIO(kind.mark + BLANK.encode() + rest)
+    seal(handle, kind)
+    return handle.getvalue()
+
+
+def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
+    """Write `value`, which has a key, as `files.write_json` does, with its hash."""
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    write_bytes(path, sealed_bytes(JSON, f'",{text[1:]}\n'.encode()))
+
+
+def read_sealed_json(path: Path, *, what: str, remedy: str) -> dict[str, Any]:
+    """Read what `write_sealed_json` wrote.
+
+    Args:
+        path: The file.
+        what: What an error calls it, for example `record`.
+        remedy: What to do about a damaged one.
+
+    Raises:
+        InputMissingError: It is not there.
+        DataError: It is damaged, or carries no hash.
+        StorageError: It cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputMissingError(f"no such file ({path})", remedy=remedy) from error
+    except OSError as error:
+        raise read_error(path, error) from error
+    return parse_sealed_json(data, name=f"{what} ({path})", remedy=remedy)
+
+
+def parse_sealed_json(data: bytes, *, name: str, remedy: str) -> dict[str, Any]:
+    """The object in the bytes of a sealed JSON file; see `read_sealed_json`."""
+    check_seal(io.BytesIO(data), JSON, name=name, remedy=remedy)
+    value = parse_json(data, name=name, remedy=remedy)
+    return {key: item for key, item in value.items() if key != "file_sha256"}
+
+
+def parse_json(data: bytes | str, *, name: str, remedy: str) -> dict[str, Any]:
+    """The object in JSON text that may be damaged or hostile: of bounded depth, its numbers finite.
+
+    Args:
+        data: The text.
+        name: What an error calls it, for example `record (a.json)`.
+        remedy: What to do about a damaged one.
+
+    Raises:
+        DataError: It is no such object.
+    """
+    try:
+        value = json.loads(data)
+        check_plain(value)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"damaged {name}: {error}", remedy=remedy) from error
+    if not isinstance(value, dict):
+        raise DataError(f"damaged {name}: not a JSON object", remedy=remedy)
+    return value
+
+
+def check_plain(value: object) -> None:
+    """Raise `ValueError` unless parsed JSON or TOML is of bounded depth, and its numbers are finite."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        if any(isinstance(item, float) and not math.isfinite(item) for item in level):
+            raise ValueError("a number that is not finite")
+        inside = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+        level = [item for items in inside for item in items]
+        if not level:
+            return
+    raise ValueError(f"nested more than {_MAX_DEPTH} levels deep")
