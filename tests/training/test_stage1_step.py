@@ -1,0 +1,308 @@
+"""Training against the same steps written out in plain PyTorch: rendering, losses, gradient, updates, average."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize, softplus
+
+from vq3dcli.checkpoint import load_weights, read_checkpoint, save_weights
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.data.loader import Batch
+from vq3dcli.losses.depth import align_canonical, order_loss
+from vq3dcli.model.build import build_autoencoder
+from vq3dcli.model.discriminator import Discriminator
+from vq3dcli.seeding import uniform
+from vq3dcli.training.adversarial import Adversary
+from vq3dcli.training.optim import orthogonalised
+from vq3dcli.training.stage1 import train
+from vq3dcli.training.views import Compared, plan_views, render_views
+
+Make = Callable[..., Stage1Recipe]
+
+BATCH, IMAGES, SIDE = 4, 64, 16
+# Every weight is there, and no two alike.
+OVERRIDES = (
+    f"training.images={IMAGES}",
+    f"training.batch_size={BATCH}",
+    "training.precision=float32",
+    "training.learning_rate=3e-4",
+    "training.warmup_images=8",
+    "training.final_learning_rate_factor=0.1",
+    "training.weight_decay=0.5",
+    "training.gradient_clip=1.5",  # some gradients are longer, some are not
+    "training.ema_half_life_images=2",  # a twentieth of the images is less until the tenth step
+    "training.log_every_images=4",
+    "training.sheet_every_images=64",
+    "training.checkpoint_every_images=64",
+    "loss.l2=0.9",
+    "loss.l1=0.35",
+    "loss.auxiliary=0.4",
+    "loss.codebook=0.6",
+    "loss.commitment=0.25",
+    "loss.depth=2.0",
+    "loss.depth_order=0.3",
+)
+GAME = (
+    "training.accumulate=2",
+    "adversarial.main=0.3",
+    "adversarial.novel=0.2",
+    "adversarial.start_images=16",
+    "adversarial.ramp_images=24",
+    "adversarial.learning_rate=4e-3",
+    "adversarial.r1=0.7",
+    "adversarial.r1_every_steps=3",
+    "adversarial.minibatch_group=2",
+    "adversarial.augmentation=none",
+    "adversarial.novel_sees_disparity=true",
+    "adversarial.main_patch=false",
+)
+
+
+class _Noise:
+    """Images and labels of noise: of each four images one has no label, one a relative one."""
+
+    class_names = ()
+
+    def batches(self, images_seen: int) -> Iterator[Batch]:
+        while True:
+            index = torch.arange(images_seen, images_seen + BATCH)
+            yield Batch(
+                image=(uniform(7, "image", index, 3 * SIDE**2) * 256).to(torch.uint8).reshape(BATCH, 3, SIDE, SIDE),
+                s=uniform(7, "s", index, SIDE**2).reshape(BATCH, SIDE, SIDE),
+                label_kind=torch.tensor([1, 2, 0, 1], dtype=torch.int8),
+                class_index=torch.full((BATCH,), -1),
+                index=index,
+                keys=[str(i) for i in index.tolist()],
+            )
+            images_seen += BATCH
+
+
+class _ByHand:
+    """A run of Stage 1, written out."""
+
+    def __init__(self, recipe: Stage1Recipe, weights: Path) -> None:
+        self.recipe, self.seen = recipe, 0
+        self.model = build_autoencoder(recipe)
+        self.model.load_state_dict(load_weights(weights).model.state_dict(), strict=False)
+        self.trained = dict(self.model.named_parameters())
+        self.average = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+        self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.trained.items()}
+        self.players = {player.name: player.discriminator for player in Adversary(recipe).discriminators}
+        self.squares = {key: [torch.zeros_like(p) for p in d.parameters()] for key, d in self.players.items()}
+
+    def learning_rate(self) -> float:
+        schedule = self.recipe.training
+        if self.seen < 8:
+            return schedule.learning_rate * (self.seen + 1) / 9
+        part = 0.5 + 0.5 * math.cos(math.pi * (self.seen - 8) / (IMAGES - 8))
+        return schedule.learning_rate * (0.1 + 0.9 * part)
+
+    def step(self, batch: Batch) -> tuple[float, float]:
+        """One step; the loss and the gradient's norm."""
+        schedule, rate = self.recipe.training, self.learning_rate()
+        loss, raw, shown = self._loss(batch)
+        gradients = dict(zip(self.trained, torch.autograd.grad(loss, list(self.trained.values())), strict=True))
+        norm = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum().sqrt()
+        shorter = min(1.0, schedule.gradient_clip / float(norm))
+        for key, pair in shown.items():
+            self._teach(key, pair, rate)
+        with torch.no_grad():
+            count = self.seen // BATCH + 1
+            for name, parameter in self.trained.items():
+                # Matrices shrink; codes, positions and the planes' base, which are none, do not.
+                decay = 1 - rate * schedule.weight_decay * (parameter.ndim > 1 and name.endswith(".weight"))
+                if schedule.optimizer == "muon" and ".blocks." in name and parameter.ndim == 2:
+                    self._muon(name, parameter.mul_(decay), shorter * gradients[name], rate)
+                else:
+                    self._adam(name, parameter.mul_(decay), shorter * gradients[name], rate, count)
+            self.seen += BATCH
+            quantizer, flat = self.model.quantizer, raw.flatten(0, 1)
+            if self.seen <= IMAGES // 2:
+                mean = flat.mean(0)
+                quantizer.mean += 0.01 * (mean - quantizer.mean)
+                quantizer.variance += 0.01 * (flat.square().mean(0) - mean.square() - quantizer.variance)
+            keep = 0.5 ** (BATCH / min(schedule.ema_half_life_images, self.seen / 20))
+            for name, parameter in self.trained.items():
+                self.average[name] = keep * self.average[name] + (1 - keep) * parameter
+        return float(loss.detach()), float(norm)
+
+    def _adam(self, name: str, parameter: Tensor, gradient: Tensor, rate: float, count: int) -> None:
+        first, second = self.moments[name]
+        first.copy_(0.9 * first + 0.1 * gradient)
+        second.copy_(0.99 * second + 0.01 * gradient**2)
+        parameter -= rate * first / (1 - 0.9**count) / ((second / (1 - 0.99**count)).sqrt() + 1e-8)
+
+    def _muon(self, name: str, parameter: Tensor, gradient: Tensor, rate: float) -> None:
+        momentum, _ = self.moments[name]
+        momentum.copy_(0.95 * momentum + 0.05 * gradient)
+        direction = orthogonalised(0.95 * momentum + 0.05 * gradient, torch.float32)
+        parameter -= 0.2 * math.sqrt(max(parameter.shape)) * rate * direction
+
+    def _teach(self, key: str, pair: Compared, rate: float) -> None:
+        """A step of a discriminator: Adam without momentum, R1 in each third step."""
+        settings, discriminator = self.recipe.adversarial, self.players[key]
+        real, fake = (self._seen_by(key, pair, which).detach() for which in ("real", "fake"))
+        real.requires_grad_()
+        score = self._score(discriminator, real)
+        loss = softplus(-score).mean() + softplus(self._score(discriminator, fake)).mean()
+        if self.seen // BATCH % 3 == 0:
+            (slope,) = torch.autograd.grad(score.sum(), real, create_graph=True)
+            loss = loss + settings.r1 / 2 * 3 * slope.square().sum((1, 2, 3)).mean()
+        parameters = list(discriminator.parameters())
+        gradients = torch.autograd.grad(loss, parameters)
+        count = (self.seen - settings.start_images) // BATCH + 1
+        scale = settings.learning_rate * rate / self.recipe.training.learning_rate
+        with torch.no_grad():
+            for parameter, gradient, square in zip(parameters, gradients, self.squares[key], strict=True):
+                square.copy_(0.99 * square + 0.01 * gradient**2)
+                parameter -= scale * gradient / ((square / (1 - 0.99**count)).sqrt() + 1e-8)
+
+    def _seen_by(self, key: str, pair: Compared, which: str) -> Tensor:
+        view = getattr(pair, which)
+        if key == "main":
+            return view.rgb
+        hidden = torch.tensor([1.0, 1.0, 0.0, 1.0])[:, None, None]
+        return torch.cat([view.rgb, ((2 * view.s - 1) * hidden)[:, None]], 1)
+
+    def _score(self, discriminator: Discriminator, images: Tensor) -> Tensor:
+        return discriminator(images, torch.arange(self.seen, self.seen + BATCH), torch.full((BATCH,), -1))
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor, Mapping[str, Compared]]:
+        """The loss, the encoder's outputs, and what the discriminators are shown."""
+        weight, model = self.recipe.loss, self.model
+        photo = batch.image / 127.5 - 1
+        encoded = model(photo)
+        field = model.field(encoded.planes)
+        pixel, rgb, weights, s_of = self._render(field, batch.index)
+        target = photo.flatten(2).transpose(1, 2)[torch.arange(BATCH)[:, None], pixel]
+        canonical = align_canonical(batch.s, mean=weight.alignment_mean, std=weight.alignment_std)
+        labels = torch.where((batch.label_kind == 2)[:, None, None], canonical, batch.s)
+        label = labels.flatten(1).gather(1, pixel)
+        has = batch.label_kind > 0
+        s = (weights * s_of).sum(-1)
+        off = s_of - label[..., None]
+        depth = {
+            "pointwise": (weights * off**2).sum(-1),
+            "pointwise_l1": (weights * off.abs()).sum(-1),
+            "accumulated": (s - label) ** 2,
+        }[weight.depth_kind]
+        raw = model.encode(photo)
+        quantizer = model.quantizer
+        outputs = normalize((raw - quantizer.mean) / (quantizer.variance + 1e-5).sqrt(), dim=-1)
+        codes = normalize(quantizer.codebook, dim=-1)[encoded.quantized.codes]
+        loss = (
+            weight.l2 * (rgb - target).square().mean()
+            + weight.l1 * (rgb - target).abs().mean()
+            + weight.depth * depth[has].mean()
+            + weight.depth_order * order_loss(s, label)[has].mean()
+            + weight.auxiliary * (encoded.auxiliary - photo).square().mean()
+            + weight.commitment * (outputs - codes.detach()).square().sum(-1).mean()
+            + weight.codebook * (outputs.detach() - codes).square().sum(-1).mean()
+        )
+        shown: dict[str, Compared] = {}
+        game = self.recipe.adversarial
+        if game.on and self.seen >= game.start_images:
+            views = render_views(field, photo, labels, has, batch.index, batch.class_index, plan_views(self.recipe))
+            shown = {key: pair for key in ("main", "novel") if (pair := getattr(views, key)) is not None}
+            ramp = min((self.seen - game.start_images) / game.ramp_images, 1.0)
+            for key, pair in shown.items():
+                score = self._score(self.players[key], self._seen_by(key, pair, "fake"))
+                loss = loss + ramp * getattr(game, key) * softplus(-score).mean()
+        return loss, raw.detach(), shown
+
+    def _render(self, field: Callable[[Tensor], tuple[Tensor, Tensor]], index: Tensor) -> tuple[Tensor, ...]:
+        """Pixels `[B, N]`, colours in [-1, 1], weights `[B, N, S]` and s of the samples."""
+        camera, rays, samples = self.recipe.camera, 64, 12
+        pixel = ((torch.arange(rays) + uniform(0, "pixels", index, rays)) * (SIDE**2 / rays)).long()
+        bins = torch.arange(samples) + uniform(0, "samples", index, rays * samples).reshape(BATCH, rays, samples)
+        s = 1 - bins / samples
+        slope = math.tan(math.radians(camera.fov_deg) / 2)
+        x, y = (((place + 0.5) / SIDE * 2 - 1) * slope for place in (pixel % SIDE, pixel // SIDE))
+
+        def z_of(s: Tensor) -> Tensor:
+            return 1 / (s / camera.near + (1 - s) / camera.far)
+
+        z = z_of(s)
+        points = torch.stack([x[..., None] * z, y[..., None] * z, z - camera.radius], -1)
+        density, rgb = field(points.reshape(BATCH, -1, 3))
+        one = torch.ones(BATCH, rays, 1)
+        edges = z_of(torch.cat([one, (s[..., 1:] + s[..., :-1]) / 2, 0 * one], -1))
+        thickness = density.reshape(s.shape) * edges.diff(dim=-1) * (x**2 + y**2 + 1).sqrt()[..., None]
+        passes = torch.exp(-thickness)
+        opacity = torch.cat([1 - passes[..., :-1], one], -1)
+        weights = opacity * torch.cat([one, passes[..., :-1].cumprod(-1)], -1)
+        return pixel, 2 * (weights[..., None] * rgb.reshape(*s.shape, 3)).sum(-2) - 1, weights, s
+
+
+@pytest.fixture(scope="module")
+def start(tiny_recipe: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights that quantise from the first image on."""
+    recipe = tiny_recipe()
+    model = build_autoencoder(recipe, seed=3)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if not parameter.any():  # branches that end in zeros would let little through
+            nn.init.normal_(parameter, std=0.1 if name.endswith("weight") else 0.02)
+    model.quantizer.update_statistics(torch.zeros(8), torch.ones(8))
+    model.quantizer.start(normalize(torch.randn(99, 8), dim=-1), torch.rand(32))
+    path = tmp_path_factory.mktemp("start") / "weights.safetensors"
+    save_weights(path, model, recipe, {"images_seen": 1})
+    return path
+
+
+def _moved_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> None:
+    """Whether tensors went the same way from their start, to a few hundredths of it."""
+    for name, value in expected.items():
+        way = (value - start[name]).norm()
+        assert (found[name] - value).norm() <= 0.03 * way + 1e-7, name
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("training.accumulate=2", "loss.depth_kind=accumulated", "training.optimizer=muon"),
+        (*GAME, "loss.depth_kind=pointwise_l1"),
+    ],
+    ids=["plain", "muon, in micro-batches", "adversarial, in micro-batches"],
+)
+def test_a_run_is_the_steps_that_are_written_out(
+    tiny_recipe: Make, start: Path, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    recipe = tiny_recipe(*OVERRIDES, f"training.init={start}", *overrides)
+    by_hand = _ByHand(recipe, start)
+    before = {name: value.clone() for name, value in by_hand.model.state_dict().items()}
+    players = {key: {n: p.clone() for n, p in d.named_parameters()} for key, d in by_hand.players.items()}
+    train(recipe, _Noise(), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    norms = [line["gradient_norm"] for line in lines]
+    assert len(lines) == IMAGES // BATCH and min(norms) < recipe.training.gradient_clip < max(norms)
+    for line, batch in zip(lines, _Noise().batches(0), strict=False):
+        assert line["learning_rate"] == pytest.approx(by_hand.learning_rate(), rel=1e-6)
+        loss, norm = by_hand.step(batch)
+        assert (line["loss"], line["gradient_norm"]) == pytest.approx((loss, norm), rel=1e-3), line["images_seen"]
+
+    [newest] = (tmp_path / "checkpoints").iterdir()
+    parts, _ = read_checkpoint(newest)
+    assert {name for name, value in parts["weights"].items() if torch.equal(value, before[name])} <= {
+        "quantizer.active",
+        "quantizer.statistics_seen",
+    }
+    _moved_alike(parts["weights"], by_hand.trained, before)
+    _moved_alike(parts["average"], by_hand.average, before)
+    for name, (first, _) in by_hand.moments.items():
+        moment = parts["optimizer"].get(f"{name}/momentum", parts["optimizer"].get(f"{name}/exp_avg"))
+        torch.testing.assert_close(moment, first, rtol=0.01, atol=0.01 * float(first.abs().max()))
+    for part in ("weights", "average"):
+        for name in ("quantizer.mean", "quantizer.variance"):
+            torch.testing.assert_close(parts[part][name], by_hand.model.state_dict()[name], rtol=1e-4, atol=1e-5)
+    for key, discriminator in by_hand.players.items():
+        found = {name.removeprefix(f"{key}/weights/"): value for name, value in parts["adversarial"].items()}
+        _moved_alike(found, dict(discriminator.named_parameters()), players[key])
