@@ -10,7 +10,9 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -189,11 +191,36 @@ def test_a_shell_gets_its_completions() -> None:
     assert "_VQ3D_COMPLETE" in shown.stdout
 
 
-def test_doctor_reports_every_part(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["doctor", "--json"]) in (0, 69)
-    parts = json.loads(capsys.readouterr().out)["metrics"]
-    assert {"python", "torch", "memory", "disk", "ffmpeg", "weights"} <= set(parts)
-    assert all(part["status"] in ("ok", "low", "missing", "broken") for part in parts.values())
+def doctor(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any], list[str]]:
+    """Exit code, parts and warnings."""
+    code = cli.run(["doctor", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    return code, said["metrics"], said["warnings"]
+
+
+def test_doctor_finds_what_is_there_and_names_what_is_not(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    code, parts, warnings = doctor(capsys)
+    needed = ("python", "torch", "memory", "disk", "ffmpeg", "weights", "numpy", "pydantic", "safetensors")
+    assert code == 0 and {parts[name]["status"] for name in needed} <= {"ok", "low"}
+    assert parts["python"]["version"] == ".".join(map(str, sys.version_info[:3]))
+    assert parts["torch"]["detail"].startswith(torch.__version__)
+    embedded = Path(parts["weights"]["path"]).read_bytes()
+    assert (parts["weights"]["bytes"], parts["weights"]["sha256"]) == (len(embedded), sha256(embedded).hexdigest())
+    assert {line.partition(" is ")[0] for line in warnings} == {n for n, p in parts.items() if p["status"] != "ok"}
+
+    (tmp_path / "ffmpeg").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "ffmpeg"))
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    code, parts, warnings = doctor(capsys)
+    assert (code, parts["ffmpeg"]["status"], parts["numpy"]["status"]) == (69, "broken", "ok")
+    assert parts["lpips"]["status"] != "ok" and any("vq3d[perceptual]" in line for line in warnings)
+    monkeypatch.delenv("IMAGEIO_FFMPEG_EXE")
+    assert doctor(capsys)[0] == 0  # a metric is no must
 
 
 _WORDS = [name for name, _, _ in cli.COMMANDS]

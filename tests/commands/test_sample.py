@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from vq3dcli.checkpoint import load_weights
 from vq3dcli.cli import run
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.tokens import TokenStore
+from vq3dcli.export.ffmpeg import find_ffmpeg
 from vq3dcli.model.build import build_prior
 from vq3dcli.pipelines.sampling.sample import SampleFolder, draw_samples, sharpening_of
 from vq3dcli.prior_checkpoint import TokenFacts, load_prior, save_prior
@@ -178,9 +180,18 @@ def test_the_coldest_temperature_takes_the_likeliest_codes(sample: Callable[...,
 
 
 def test_videos(sample: Callable[..., Path]) -> None:
-    folder = sample("films", "--class", "0", "-n", "1", "--orbit", "--disparity", "--frames", "2", "--size", "16")
-    assert (folder / "ant-0000_orbit.mp4").stat().st_size > 0
-    assert (folder / "ant-0000_orbit_disparity.mp4").stat().st_size > 0
+    options = ("--class", "0", "-n", "1", "--orbit", "--disparity", "--frames", "3", "--size", "32")
+    folder = sample("films", *options)
+    films = []
+    for name in ("ant-0000_orbit.mp4", "ant-0000_orbit_disparity.mp4"):
+        command = [find_ffmpeg(), "-loglevel", "error", "-i", str(folder / name), "-f", "rawvideo", "-pix_fmt", "rgb24"]
+        raw = subprocess.run([*command, "-"], check=True, capture_output=True, timeout=60).stdout
+        films.append(np.frombuffer(raw, np.uint8).reshape(3, 32, 32, 3).astype(float))
+    photo, disparity = films
+    assert all(np.abs(film[1:] - film[:-1]).mean() > 0.1 for film in films)  # the camera moves
+    picture = np.asarray(Image.open(folder / "ant-0000.png").convert("RGB"), float)
+    assert np.abs(photo.mean((0, 1, 2)) - picture.mean((0, 1))).max() < 12  # the sample's own colours ...
+    assert np.abs(photo - disparity).mean() > 20  # ... and those of a map
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +92,20 @@ def test_an_mpi_drawn_by_others_is_the_rendering(ball, field, look, psnr, tmp_pa
     for number, yaw in enumerate(angles):
         drawn = torch.from_numpy(draw_mpi(tmp_path / "mpi", yaw)).permute(2, 0, 1)
         assert psnr(drawn[:, :, 9:-9], view.rgb[number, :, :, 9:-9] / 255.0) > 28.0, yaw
+
+
+def test_the_pixels_of_an_mpi_are_square(field, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Whatever the photo's shape: focal lengths in pixels are the same across and down."""
+    for width, height in ((24, 12), (12, 24)):
+        frustum = Frustum(aspect=width / height)
+        layers = bake_layers(field, frustum, choose_edges(field, frustum, 4), height_px=height, width_px=width)
+        for margins in ((1.0, 1.0), (1.5, 1.25)):
+            write_mpi(tmp_path / "mpi", replace(layers, margins=margins))
+            index = json.loads((tmp_path / "mpi/mpi.json").read_text())
+            across, down, view_across, view_down = (
+                math.tan(math.radians(index[f"{name}_deg"]) / 2)
+                for name in ("fov_x", "fov_y", "view_fov_x", "view_fov_y")
+            )
+            assert view_across == pytest.approx(math.tan(frustum.fov_rad / 2))
+            assert width / view_across == pytest.approx(height / view_down)
+            assert (across / view_across, down / view_down) == pytest.approx(margins)

@@ -29,11 +29,27 @@ def test_bars_are_as_long_as_their_values():
 
 
 def test_a_histogram_counts_every_value():
-    svg = histogram("values", [0.0, 0.1, 1.0, math.nan], x_label="dB", bins=2)
-    assert svg.count("<path") >= 2
-    assert "no values" in histogram("none", [], x_label="dB")
+    def heights(values: list[float], bins: int) -> list[float]:
+        """Of the outline over its ground, bin by bin."""
+        svg = ElementTree.fromstring(histogram("values", values, x_label="dB", bins=bins))
+        outline = [*svg.iter("path")][-1].attrib["d"]
+        places = [tuple(map(float, pair)) for pair in re.findall(r"(-?[\d.]+)[ ,](-?[\d.]+)", outline)]
+        ground = max(y for _, y in places)
+        assert len({x for x, _ in places}) == bins + 1
+        return [ground - y for _, y in places[1:-1:2]]
+
+    low, high = heights([0.0, 0.1, 1.0, math.nan], 2)
+    assert low == pytest.approx(2 * high, abs=0.2) and high > 0
+    one, none, three = heights([0.0, 2.9, 3.0, 2.5], 3)
+    assert (3 * one, none) == pytest.approx((three, 0.0), abs=0.3)
+    assert "no values" in histogram("none", [math.nan], x_label="dB")
 
 
 def test_a_chart_alone_is_a_file():
-    root = ElementTree.fromstring(standalone(bar_chart("figures", [("a", 1.0)])))
+    chart = bar_chart("figures", [("a", 1.0)])
+    root = ElementTree.fromstring(standalone(chart))
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    # Nothing of the page around it is needed: a ground and a style of its own, then all that the chart has.
+    style, ground, *inside = root
+    assert (style.tag.endswith("}style"), ground.attrib["fill"]) == (True, "#fff")
+    assert len(inside) == len(ElementTree.fromstring(chart))

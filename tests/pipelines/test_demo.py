@@ -1,16 +1,25 @@
-"""What `vq3d demo` samples."""
+"""`vq3d demo` from end to end with a tiny model, and what it samples."""
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from vq3dcli.checkpoint import load_weights
+from vq3dcli.cli import run
 from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.data.toyscenes import CLASS_NAMES
+from vq3dcli.export.ffmpeg import find_ffmpeg
 from vq3dcli.model.build import build_prior
+from vq3dcli.pipelines.quickstart import demo
 from vq3dcli.pipelines.quickstart.demo import total_frames
+from vq3dcli.pipelines.views.film import Shot
 from vq3dcli.prior_checkpoint import TokenFacts, load_prior, save_prior
 
 PHOTOS = tuple(f"n{i:08d}" for i in range(20))
@@ -28,3 +37,43 @@ def test_all_classes_of_toys_are_sampled_and_some_of_photos(
     save_prior(tmp_path / "prior.safetensors", model, recipe, facts, {})
     frames = total_frames(load_prior(tmp_path / "prior.safetensors")) - total_frames(None)
     assert frames == 2 * shown + 2 * 48  # two pictures of each class, and two videos
+
+
+def frames_of(video: Path, side_px: int) -> np.ndarray:
+    command = [find_ffmpeg(), "-loglevel", "error", "-i", str(video), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    raw = subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
+    return np.frombuffer(raw, np.uint8).reshape(-1, side_px, side_px, 3)
+
+
+def test_a_photo_toys_and_samples_are_filmed(
+    tiny_prior_recipe: Callable[..., Stage2Recipe],
+    tiny_weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(demo, "_VIDEO", Shot("orbit", frames=3, size_px=16))
+    monkeypatch.setattr(demo, "_SHEET", Shot("orbit", frames=2, size_px=16))
+    Image.new("RGB", (40, 40), (200, 30, 30)).save(tmp_path / "cat.png")  # the photo, were it not there, is fetched
+    recipe = tiny_prior_recipe()
+    sha256 = load_weights(tiny_weights).sha256
+    facts = TokenFacts(stage1_sha256=sha256, codebook_size=32, length=16, class_names=("arch", "torus"))
+    save_prior(tmp_path / "prior.st", build_prior(recipe, codebook_size=32, length=16, classes=2), recipe, facts, {})
+    frames: list[int] = []
+    made = demo.demo(
+        load_weights(tiny_weights), load_prior(tmp_path / "prior.st"), tmp_path, on_frames=lambda n: frames.append(n)
+    )
+    assert sum(frames) == total_frames(load_prior(tmp_path / "prior.st"))
+    names = [str(path.relative_to(tmp_path)) for path in made]
+    for name in ("cat", "toyscene-mushroom", "toyscene-arch"):
+        assert {f"{name}_orbit.mp4", f"{name}_orbit_disparity.mp4", f"{name}_orbit.png"} <= set(names)
+    assert "samples/sheet.png" in names and sum(name.startswith("samples/") for name in names) == 5
+    for path in made:
+        if path.suffix == ".mp4":
+            assert len(frames_of(path, 16)) == 3, path
+
+    options = ["--weights", str(tiny_weights), "--device", "cpu", "--quiet", "--json"]
+    assert run(["demo", "--out", str(tmp_path / "again"), *options]) == 0  # without a prior there are no samples
+    said = json.loads(capsys.readouterr().out)
+    assert said["count"] == len(said["outputs"]) >= 6
+    assert all(Path(output).stat().st_size for output in said["outputs"])

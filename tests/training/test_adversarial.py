@@ -233,7 +233,7 @@ def test_two_ranks_train_the_discriminators_of_one(tmp_path: Path) -> None:
     commands = [[sys.executable, __file__, str(rank), str(port), str(tmp_path)] for rank in range(2)]
     processes = [subprocess.Popen(command) for command in commands]
     try:
-        assert [process.wait(100) for process in processes] == [0, 0]
+        assert [process.wait(550) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
