@@ -68,7 +68,7 @@ GAME = (
 class _Noise:
     """Images and labels of noise: of each four images one has no label, one a relative one."""
 
-    class_names = ()
+    class_names, metric_labels = (), True
 
     def batches(self, images_seen: int) -> Iterator[Batch]:
         while True:
