@@ -13,7 +13,8 @@ from typing import IO, Any
 from data_tools.part import WHOLE, Part
 from vq3dcli.data.schema import MANIFEST_NAME, PLAN_NAME
 from vq3dcli.errors import UsageError
-from vq3dcli.files import LOCK_NAME, busy_error, lock_folder, open_lock, try_lock, write_bytes, write_error
+from vq3dcli.files import remove_leftovers, write_bytes, write_error
+from vq3dcli.locks import LOCK_NAME, busy_error, lock_folder, open_lock, try_lock
 
 _PART_LOCK = re.compile(r"\.part-\d+-of-\d+\.lock")
 _WAIT_SECONDS = 60.0
@@ -22,14 +23,13 @@ _TURN_SECONDS = 0.2
 _TURN_LOCK = ".part-0-of-0.lock"
 
 
-def claim_folder(out: Path, plan: bytes, *, ours: re.Pattern[str], leftover: re.Pattern[str], force: bool) -> None:
+def claim_folder(out: Path, plan: bytes, *, ours: re.Pattern[str], force: bool) -> None:
     """Check that `out` is new or made with the same plan; write the plan; remove what a killed run left.
 
     Args:
         out: An existing folder.
         plan: JSON of all that the result depends on.
         ours: Names of files that the job makes; others in the folder are left alone.
-        leftover: Names of temporary files that a killed job leaves.
         force: Delete what was made with another plan of the same kind.
 
     Raises:
@@ -37,11 +37,8 @@ def claim_folder(out: Path, plan: bytes, *, ours: re.Pattern[str], leftover: re.
         OutputError, StorageError: It cannot be written.
     """
     try:
-        names = [path.name for path in out.iterdir()]
-        for name in names:
-            if leftover.fullmatch(name):
-                (out / name).unlink()
-        found = [name for name in names if ours.fullmatch(name)]
+        remove_leftovers(out)
+        found = [path.name for path in out.iterdir() if ours.fullmatch(path.name)]
         old = (out / PLAN_NAME).read_bytes() if PLAN_NAME in found else None
         if old == plan:
             return
@@ -72,9 +69,7 @@ def _of_another_kind(old: bytes | None, new: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def claimed(
-    out: Path, part: Part, plan: bytes, *, ours: re.Pattern[str], leftover: re.Pattern[str], force: bool
-) -> Iterator[None]:
+def claimed(out: Path, part: Part, plan: bytes, *, ours: re.Pattern[str], force: bool) -> Iterator[None]:
     """As `claim_folder`, and held while the work lasts: alone, or for one of several parts at the same time.
 
     Parts hold the folder's lock together, and each the lock of its part. Only one that is alone may delete.
@@ -84,12 +79,12 @@ def claimed(
     """
     if part == WHOLE:
         with lock_folder(out):
-            claim_folder(out, plan, ours=ours, leftover=leftover, force=force)
+            claim_folder(out, plan, ours=ours, force=force)
             yield
         return
     with lock_folder(out, f".part-{part.index + 1}-of-{part.count}.lock"), open_lock(out / LOCK_NAME) as lock:
         if try_lock(lock):
-            claim_folder(out, plan, ours=ours, leftover=leftover, force=force)
+            claim_folder(out, plan, ours=ours, force=force)
         _share(out, lock)
         # Another process may have claimed the folder with another plan in the moment between the two locks.
         found = (out / PLAN_NAME).read_bytes() if (out / PLAN_NAME).exists() else None
@@ -101,8 +96,9 @@ def claimed(
             )
         yield
         if try_lock(lock):  # the last one tidies up
+            remove_leftovers(out)
             for path in out.iterdir():
-                if leftover.fullmatch(path.name) or _PART_LOCK.fullmatch(path.name):
+                if _PART_LOCK.fullmatch(path.name):
                     path.unlink(missing_ok=True)
 
 

@@ -210,7 +210,11 @@ def check_disk(out: Path, estimate: Estimate, part: Part) -> None:
     there = sum(path.stat().st_size for path, match in shards if match and part.has(int(match[1])))
     text = f"about {_readable(estimate.bytes_all)} of shards for {estimate.images} images"
     _log.info("%s; %s are free", text, _readable(estimate.free_bytes))
-    if estimate.bytes_part > estimate.free_bytes + there:
+    if estimate.free_bytes == 0:  # some network file systems say so, whatever is free
+        _log.warning(
+            "the file system reports no free space (%s): if that is so, the run ends when the disk is full", out
+        )
+    elif estimate.bytes_part > estimate.free_bytes + there:
         raise StorageError(
             f"the disk is too small ({out}): {text}, {_readable(estimate.free_bytes)} are free",
             remedy="another disk, a smaller --size, or --part on several disks",

@@ -52,9 +52,6 @@ __all__ = [
 ]
 
 _OURS = re.compile(r"shard-\d{6,}\.(tar|index\.json)|plan\.json|manifest\.json|rejects\.jsonl|SHA256SUMS")
-_LEFTOVER = re.compile(
-    r"\.(shard-\d{6,}(\.index)?|plan|manifest|rejects|SHA256SUMS)\.[0-9a-f]{8}\.tmp(\.(tar|json|jsonl))?"
-)
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ def write_part(
     """
     make_folder(out)
     plan = json_bytes({"format_version": FORMAT_VERSION, **job.plan})
-    with claimed(out, part, plan, ours=_OURS, leftover=_LEFTOVER, force=force):
+    with claimed(out, part, plan, ours=_OURS, force=force):
         results = _make_shards(out, job, part, sha256_bytes(plan), progress, workers)
         for number in range(len(job.shards)):
             found = results.get(number) or found_shard(out, number, sha256_bytes(plan))

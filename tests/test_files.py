@@ -6,14 +6,15 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from vq3dcli import files
-from vq3dcli.errors import InputMissingError, OutputError, StoppedError, StorageError, Vq3dError
+from vq3dcli import cli, files
+from vq3dcli.errors import InputMissingError, OutputError, StorageError, Vq3dError
 
 
 def test_writes_replace_and_leave_nothing_else(tmp_path: Path) -> None:
@@ -108,11 +109,54 @@ except errors.StorageError:
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
-def test_a_folder_is_held_by_one_run_at_a_time(tmp_path: Path) -> None:
-    with files.lock_folder(tmp_path), pytest.raises(StoppedError, match="another"), files.lock_folder(tmp_path):
-        pass
-    with files.lock_folder(tmp_path):
-        pass
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES])
+def test_a_folder_that_cannot_be_flushed_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    flush = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    files.write_bytes(tmp_path / "a", b"x")
+    assert (tmp_path / "a").read_bytes() == b"x"
+
+
+def test_too_many_open_files_are_not_a_full_disk(tmp_path: Path) -> None:
+    error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    for found in (files.write_error(tmp_path, error), files.read_error(tmp_path, error), cli.describe(error)):
+        assert found.exit_code == 74
+        assert found.remedy is not None
+        assert "ulimit -n 4096" in found.remedy
+        assert "disk" not in found.remedy
+
+
+def test_what_a_killed_process_left_goes_and_what_others_are_writing_stays(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from pathlib import Path
+from vq3dcli import cli, files
+with files.atomic_path(Path(sys.argv[1])) as temporary:
+    temporary.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.mp4")], timeout=60)
+    (left,) = os.listdir(tmp_path)
+    of_another_machine = ".b.0badcafe-1-01234567.tmp.mp4"
+    old = ".c.0badcafe-1-01234567.tmp"
+    foreign = ".d.0123abcd.tmp.mp4"
+    for name in (of_another_machine, foreign):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / old).mkdir()
+    os.utime(tmp_path / old, (0, 0))
+    with files.atomic_path(tmp_path / "e") as ours:
+        ours.write_bytes(b"half")
+        files.remove_leftovers(tmp_path)
+        assert set(os.listdir(tmp_path)) == {ours.name, of_another_machine, foreign}
+    assert left.endswith(".tmp.mp4")
 
 
 def test_hashes_are_sha256(tmp_path: Path) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import sys
 
 from vq3dcli.allocator import keep_freed_memory
+
+_OPEN_FILES = 10_240  # the most that macOS allows
 
 
 def main() -> int:
     """Run `vq3d` with the arguments of this process; returns the exit code."""
     _open_closed_streams()
     _settle_threads()
+    _allow_open_files()
     keep_freed_memory()
     # Ctrl-C and SIGTERM unwind the stack, so that temporary files go and ffmpeg ends. Training replaces both
     # with a flag (`vq3dcli.signals`).
@@ -32,6 +37,15 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return code or (141 if isinstance(error, BrokenPipeError) else 74)
     return code
+
+
+def _allow_open_files() -> None:
+    """Raise the soft limit of open files, 256 on macOS, as far as the system lets a process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _settle_threads() -> None:

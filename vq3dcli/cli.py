@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from vq3dcli import __version__, log
 from vq3dcli.errors import Vq3dError
+from vq3dcli.files import MORE_OPEN_FILES, TOO_MANY_OPEN
 
 # Name, module in `vq3dcli.commands`, and the line in `vq3d --help`. A module is imported when its command is used.
 COMMANDS = (
@@ -104,7 +105,8 @@ def _describe_os_error(error: OSError) -> Failure:
         return Failure(73, f"{reason}{name}", "a shorter name")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return Failure(73, f"no permission{name}: {reason}", "another place, or other permissions")
-    return Failure(74, f"cannot read or write{name}: {reason}", "check the disk and its free space, then run it again")
+    remedy = MORE_OPEN_FILES if error.errno in TOO_MANY_OPEN else "check the disk and its free space, then run it again"
+    return Failure(74, f"cannot read or write{name}: {reason}", remedy)
 
 
 @dataclass(frozen=True)

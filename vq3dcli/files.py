@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
+import functools
 import hashlib
 import json
 import os
+import re
 import secrets
+import shutil
 import stat
+import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from vq3dcli.errors import InputMissingError, OutputError, StoppedError, StorageError, Vq3dError
+from vq3dcli.errors import InputMissingError, OutputError, StorageError, Vq3dError
+
+TOO_MANY_OPEN = {errno.EMFILE, errno.ENFILE}
+MORE_OPEN_FILES = "ulimit -n 4096, then run the same command again"
 
 _CANNOT_CREATE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST, errno.ELOOP)
@@ -32,7 +39,8 @@ def write_error(path: Path, error: OSError) -> Vq3dError:
         return OutputError(
             f"cannot create output ({path}): {reason}", remedy="another output folder, or other permissions"
         )
-    return StorageError(f"cannot write ({path}): {reason}", remedy="free disk space, then run the same command again")
+    remedy = MORE_OPEN_FILES if error.errno in TOO_MANY_OPEN else "free disk space, then run the same command again"
+    return StorageError(f"cannot write ({path}): {reason}", remedy=remedy)
 
 
 def read_error(path: Path, error: OSError) -> Vq3dError:
@@ -42,9 +50,8 @@ def read_error(path: Path, error: OSError) -> Vq3dError:
         return InputMissingError(f"no such file ({path}): {reason}", remedy="check the path")
     if error.errno in (errno.EACCES, errno.EPERM):
         return InputMissingError(f"cannot read file ({path}): {reason}", remedy="chmod +r")
-    return StorageError(
-        f"cannot read file ({path}): {reason}", remedy="check the disk, then run the same command again"
-    )
+    remedy = MORE_OPEN_FILES if error.errno in TOO_MANY_OPEN else "check the disk, then run the same command again"
+    return StorageError(f"cannot read file ({path}): {reason}", remedy=remedy)
 
 
 def make_folder(path: Path) -> None:
@@ -59,46 +66,61 @@ def make_folder(path: Path) -> None:
         raise write_error(path, error) from error
 
 
-LOCK_NAME = ".lock"
+# What file systems answer to the fsync of a folder that do not know it (CIFS, FUSE, vboxsf), or may not open one.
+_NO_FOLDER_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES}
+
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp(\..*)?", re.DOTALL)
+_ABANDONED_SECONDS = 24 * 3600.0
+_swept: set[Path] = set()
 
 
-@contextlib.contextmanager
-def lock_folder(folder: Path, name: str = LOCK_NAME) -> Iterator[None]:
-    """Hold `folder` for this process; the lock ends with the process, however it ends.
-
-    Args:
-        name: Of the lock's file: a part of a job that several processes share has its own.
-
-    Raises `StoppedError` if another process holds it.
-    """
-    with open_lock(folder / name) as handle:
-        if not try_lock(handle):
-            raise busy_error(folder)
-        yield
-
-
-def open_lock(path: Path) -> IO[str]:
-    """Open the file of a lock, which `try_lock` takes and closing it gives back."""
+@functools.cache
+def _machine() -> str:
+    """Eight digits for this machine, or container: where a process number means a process that we can see."""
     try:
-        return path.open("a")
-    except OSError as error:
-        raise write_error(path, error) from error
-
-
-def try_lock(handle: IO[str], *, shared: bool = False) -> bool:
-    """Take a lock, or exchange a shared one for a whole one or back; False if another process is in the way."""
-    try:
-        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        numbering = os.stat("/proc/self/ns/pid").st_ino
     except OSError:
+        numbering = 0
+    return f"{zlib.crc32(f'{os.uname().nodename} {numbering}'.encode()):08x}"
+
+
+def temporary_for(path: Path) -> Path:
+    """A name beside `path` that says who writes it."""
+    owner = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= 64 else ""
+    return path.with_name(f".{cut_name(path.stem, 64)}.{owner}.tmp{suffix}")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes left: temporaries of this machine's that are gone, and others' after a day."""
+    for path in _listed(folder):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None:
+            continue
+        with contextlib.suppress(OSError):
+            if match[1] == _machine():
+                abandoned = not _is_running(int(match[2]))
+            else:
+                abandoned = time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
+            if abandoned:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
         return False
+    except (OSError, OverflowError):
+        return True
     return True
-
-
-def busy_error(folder: Path) -> StoppedError:
-    """What is raised where another process holds the lock of `folder`."""
-    return StoppedError(
-        f"another process is writing here ({folder})", remedy="wait for it to end, or another output folder"
-    )
 
 
 def cut_name(text: str, most_bytes: int = MOST_STEM_BYTES) -> str:
@@ -130,12 +152,15 @@ def written_file(path: Path) -> Path:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush and rename it to `path`, else delete it.
 
-    The temporary name keeps a short suffix of `path`, since encoders choose their format by it.
+    The temporary name keeps a short suffix of `path`, since encoders choose their format by it. The first time in a
+    folder, what killed processes left there goes.
     Raises `OutputError` (see `written_file`) or `StorageError` for failing writes.
     """
     final = written_file(path)
-    suffix = final.suffix if len(os.fsencode(final.suffix)) <= 64 else ""
-    temporary = final.with_name(f".{cut_name(final.stem, 64)}.{secrets.token_hex(4)}.tmp{suffix}")
+    if final.parent not in _swept:
+        _swept.add(final.parent)
+        remove_leftovers(final.parent)
+    temporary = temporary_for(final)
     try:
         yield temporary
         with temporary.open("rb") as handle:
@@ -150,12 +175,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, so that a rename in it survives a crash."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Flush a folder's entries to disk, so that a rename in it survives a crash; nothing where that is not known."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_FSYNC:
+            raise
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from vq3dcli.data import shards
 from vq3dcli.data.images import decode_image
 from vq3dcli.data.schema import DisparityInfo
 from vq3dcli.data.shards import LabelFolder, ShardFolder, decode_levels, encode_levels
@@ -44,6 +47,18 @@ def test_samples_are_the_scenes_they_say_they_are(toy_shards: Path):
     assert folder.read(0)["cls"] == str(int(scenes.class_index[0])).encode()
     with pytest.raises(IndexError):
         folder.read(22)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are listed on Linux")
+def test_all_folders_together_hold_few_files_open(
+    toy_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards._OpenFiles, "MOST", 2)
+    folders = [ShardFolder(toy_shards), ShardFolder(Path(shutil.copytree(toy_shards, tmp_path / "copy")))]
+    for i in (*range(22), *reversed(range(22))):
+        assert folders[0].read(i) == folders[1].read(i)
+        links = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+        assert 1 <= sum(name.endswith(".tar") for name in links) <= 2
 
 
 def test_every_flipped_bit_of_a_member_is_found_and_named(toy_shards: Path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ from PIL import Image
 
 from vq3dcli.data.imagenet import imagenet_names
 from vq3dcli.data.shards import ShardFolder
+from vq3dcli.files import temporary_for
 
 WNIDS = ["n01440764", "n01443537", "n02085620", "n04152593"]
 
@@ -33,6 +36,14 @@ def photo(seed: int, width: int = 40, height: int = 30, mode: str = "RGB", image
 def train_files(a_class: int = 3) -> dict[str, bytes]:
     """Class folders of photos, in no order, by path."""
     return {f"{w}/{w}_{10 * i + 3}.JPEG": photo(7 * c + i) for i in range(a_class) for c, w in enumerate(WNIDS)}
+
+
+def leave_half_a_shard(folder: Path) -> None:
+    """A temporary file of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    name = temporary_for(folder / "shard-000001.tar").name
+    (folder / name.replace(f"-{os.getpid()}-", f"-{process.pid}-")).write_bytes(b"half")
 
 
 def tar_bytes(members: Mapping[str, bytes]) -> bytes:

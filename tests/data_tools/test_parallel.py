@@ -21,7 +21,7 @@ from vq3dcli.cli import run
 from vq3dcli.data.schema import Manifest, sample_key
 from vq3dcli.data.shards import ShardFolder
 from vq3dcli.errors import DataError, StoppedError, StorageError, UsageError
-from vq3dcli.files import lock_folder
+from vq3dcli.locks import lock_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,7 +65,7 @@ def test_workers_write_the_bytes_of_one_process(
 def test_parts_in_any_order_write_the_bytes_of_one_process(
     tmp_path: Path, archives: ModuleType, source: Path, expected: dict[str, bytes], count: int
 ):
-    (tmp_path / ".shard-000001.0123abcd.tmp.tar").write_bytes(b"left by a killed part")
+    archives.leave_half_a_shard(tmp_path)
     for index in reversed(range(count)):
         assert not (tmp_path / "manifest.json").exists()
         manifest = prepared(source, tmp_path, part=Part(index, count))
@@ -315,8 +315,10 @@ def test_the_estimate_is_near_what_is_written(tmp_path: Path, source: Path):
     assert (facts["images"], facts["shards"], facts["classes"]) == (24, 2, 4)
 
 
-def test_shards_that_do_not_fit_are_not_begun(tmp_path: Path):
+def test_shards_that_do_not_fit_are_not_begun(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     check_disk(tmp_path, Estimate(10, 1000, 1000, 1000), WHOLE)
+    check_disk(tmp_path, Estimate(10, 1000, 1000, 0), WHOLE)
+    assert "reports no free space" in caplog.text
     with pytest.raises(StorageError, match=r"the disk is too small.*about 2\.0 kB of shards for 10 images, 1\.0 kB"):
         check_disk(tmp_path, Estimate(10, 2000, 2000, 1000), WHOLE)
     (tmp_path / "shard-000000.tar").write_bytes(bytes(1500))  # begun before: what is there is not written again

@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from data_tools.shards import Job, Reject, Sample, shard_ranges, write_folder
 from vq3dcli.data.schema import Manifest, sample_key
 from vq3dcli.data.shards import ShardFolder
 from vq3dcli.errors import DataError, OutputError, StoppedError, StorageError, UsageError
-from vq3dcli.files import lock_folder, sha256_file
+from vq3dcli.files import sha256_file
+from vq3dcli.locks import lock_folder
 
 
 def nothing(done: int, total: int) -> None:
@@ -92,7 +94,7 @@ def test_a_shard_without_samples_is_read_too(tmp_path: Path):
     assert len(list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))) == 17
 
 
-def test_a_second_run_keeps_what_is_whole_and_mends_what_is_not(tmp_path: Path):
+def test_a_second_run_keeps_what_is_whole_and_mends_what_is_not(tmp_path: Path, archives: ModuleType):
     write(tmp_path, job())
     before = contents(tmp_path)
     inode = (tmp_path / "shard-000000.tar").stat().st_ino
@@ -100,7 +102,7 @@ def test_a_second_run_keeps_what_is_whole_and_mends_what_is_not(tmp_path: Path):
     (tmp_path / "shard-000002.tar").unlink()
     (tmp_path / "shard-000003.index.json").write_bytes(b"{")
     (tmp_path / "manifest.json").unlink()
-    (tmp_path / ".shard-000003.0123abcd.tmp.tar").write_bytes(b"left by a killed run")
+    archives.leave_half_a_shard(tmp_path)
     write(tmp_path, job())
     assert contents(tmp_path) == before
     assert (tmp_path / "shard-000000.tar").stat().st_ino == inode

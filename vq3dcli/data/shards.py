@@ -6,6 +6,7 @@ import bisect
 import io
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Collection
 from functools import cached_property
@@ -37,7 +38,36 @@ from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import read_error, sha256_bytes, sha256_file
 
 PREPARE_AGAIN = "vq3d prepare-data again, with --force if need be"
-_MAX_OPEN_FILES = 64
+
+
+class _OpenFiles:
+    """The shards that all folders of this process hold open: the longest unused one closes for the next."""
+
+    MOST = 192  # of the 256 that macOS allows a process
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[tuple[int, Path], io.FileIO] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read_at(self, folder: int, path: Path, offset: int, size: int) -> bytes:
+        """Read from a file as the folder object of that number opened it: since then it may have been replaced."""
+        # The lock also keeps a file from being closed by another thread between looking it up and reading it.
+        with self._lock:
+            key = folder, path
+            if key not in self._files:
+                if len(self._files) >= self.MOST:
+                    self._files.popitem(last=False)[1].close()
+                self._files[key] = io.FileIO(path)
+            self._files.move_to_end(key)
+            return os.pread(self._files[key].fileno(), size, offset)
+
+    def close(self, folder: int) -> None:
+        with self._lock:
+            for key in [key for key in self._files if key[0] == folder]:
+                self._files.pop(key).close()
+
+
+_open_files = _OpenFiles()
 
 
 class Disparity(NamedTuple):
@@ -73,8 +103,7 @@ class ShardFolder:
         self.manifest: Manifest = read_record(path / MANIFEST_NAME, Manifest, PREPARE_AGAIN)
         self._ends = list(accumulate(shard.samples for shard in self.manifest.shards))
         self._indices: dict[int, ShardIndex] = {}
-        self._files: OrderedDict[int, io.FileIO] = OrderedDict()
-        self._lock = threading.Lock()
+        weakref.finalize(self, _open_files.close, id(self))
 
     @property
     def num_samples(self) -> int:
@@ -141,9 +170,7 @@ class ShardFolder:
 
     def close(self) -> None:
         """Close the open shards; they open again when they are read."""
-        with self._lock:
-            while self._files:
-                self._files.popitem()[1].close()
+        _open_files.close(id(self))
 
     def _member(self, shard: int, key: str, extension: str, member: Member) -> bytes:
         data = self._read_at(shard, member.offset, member.size)
@@ -154,19 +181,12 @@ class ShardFolder:
 
     def _read_at(self, shard: int, offset: int, size: int) -> bytes:
         path = self.path / f"{self.manifest.shards[shard].name}.tar"
-        # The lock also keeps a file from being closed by another thread between looking it up and reading it.
-        with self._lock:
-            try:
-                if shard not in self._files:
-                    self._files[shard] = io.FileIO(path)
-                    if len(self._files) > _MAX_OPEN_FILES:
-                        self._files.popitem(last=False)[1].close()
-                self._files.move_to_end(shard)
-                return os.pread(self._files[shard].fileno(), size, offset)
-            except FileNotFoundError as error:
-                raise InputMissingError(f"no such shard ({path})", remedy=PREPARE_AGAIN) from error
-            except OSError as error:
-                raise read_error(path, error) from error
+        try:
+            return _open_files.read_at(id(self), path, offset, size)
+        except FileNotFoundError as error:
+            raise InputMissingError(f"no such shard ({path})", remedy=PREPARE_AGAIN) from error
+        except OSError as error:
+            raise read_error(path, error) from error
 
 
 class LabelFolder:

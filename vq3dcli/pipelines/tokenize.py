@@ -51,7 +51,6 @@ _IMAGES_A_BLOCK = 128
 _MAX_DECODERS = 8
 _DIGEST_BYTES = 32
 _OURS = re.compile(r"block-\d{6,}\.u16|tokens\.u16|classes\.i32|plan\.json|manifest\.json")
-_LEFTOVER = re.compile(r"\.(block-\d{6,}|tokens|classes|plan|manifest)\.[0-9a-f]{8}\.tmp\.(u16|i32|json)")
 
 
 def tokenize(
@@ -127,7 +126,7 @@ def tokenize(
     # Not in the plan, which has the weights' hash: stores that were begun before ancestors were kept can go on.
     facts["stage1_ancestors"] = list(weights.ancestors)
     make_folder(out)
-    with claimed(out, part, plan, ours=_OURS, leftover=_LEFTOVER, force=force):
+    with claimed(out, part, plan, ours=_OURS, force=force):
         blocks = _blocks(sources, out)
         manifest = _finished(out)
         if manifest is not None:

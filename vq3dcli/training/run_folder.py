@@ -22,7 +22,8 @@ from vq3dcli.checkpoint import Parts, read_checkpoint, write_checkpoint
 from vq3dcli.config.load import dump_recipe, kind_of, load_recipe, read_toml
 from vq3dcli.config.schema import Recipe
 from vq3dcli.errors import DataError, RecipeError
-from vq3dcli.files import lock_folder, make_folder, read_error, write_bytes, write_error
+from vq3dcli.files import make_folder, read_error, write_bytes, write_error
+from vq3dcli.locks import lock_folder
 from vq3dcli.training.distributed import Ranks
 
 _log = logging.getLogger(__name__)

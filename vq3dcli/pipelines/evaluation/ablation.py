@@ -28,7 +28,8 @@ from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import DataError, StoppedError, UsageError
-from vq3dcli.files import lock_folder, make_folder, write_json
+from vq3dcli.files import make_folder, write_json
+from vq3dcli.locks import lock_folder
 from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG
 from vq3dcli.pipelines.evaluation.exact_scenes import Template, toy_template
 from vq3dcli.pipelines.evaluation.geometry import PROTOCOL as GEOMETRY

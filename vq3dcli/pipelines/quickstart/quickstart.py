@@ -29,7 +29,8 @@ from vq3dcli.data.images import encode_png
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.errors import StoppedError
 from vq3dcli.export.page import write_page
-from vq3dcli.files import lock_folder, make_folder, write_bytes, write_json
+from vq3dcli.files import make_folder, write_bytes, write_json
+from vq3dcli.locks import lock_folder
 from vq3dcli.pipelines.evaluation.exact_scenes import toy_template
 from vq3dcli.pipelines.evaluation.geometry import PROTOCOL, evaluate_geometry, example_sheet, model_predictor
 from vq3dcli.pipelines.quickstart.budget import DEFAULT_MINUTES, Budget, measure_budget, recorded_budget, with_budget
