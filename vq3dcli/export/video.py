@@ -24,7 +24,15 @@ from torch.nn import functional
 from vq3dcli.errors import OutputError, UsageError
 from vq3dcli.export.ffmpeg import FfmpegRun, ffmpeg_run, find_ffmpeg
 from vq3dcli.export.sheet import grid
-from vq3dcli.files import atomic_path, make_folder, sync_folder, write_error, written_file
+from vq3dcli.files import (
+    atomic_path,
+    make_folder,
+    remove_leftovers,
+    sync_folder,
+    temporary_for,
+    write_error,
+    written_file,
+)
 
 VideoFormat = Literal["mp4", "webm", "gif", "png", "frames"]
 """`png` is a contact sheet of up to 12 frames, or the frame if there is one; `frames` a folder, a PNG file a frame."""
@@ -230,7 +238,8 @@ def _folder_sink(path: Path) -> Iterator[FrameSink]:
     """Frames gather in a hidden folder inside of `path` and move up together."""
     existed = path.is_dir()
     make_folder(path)
-    staging = path / f".frames.{secrets.token_hex(4)}.tmp"
+    remove_leftovers(path)
+    staging = temporary_for(path / "frames")
     done = False
     try:
         staging.mkdir()
