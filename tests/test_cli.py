@@ -97,6 +97,14 @@ def test_the_page_of_errors_has_every_code() -> None:
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == cli.EXIT_CODES
 
 
+@pytest.mark.parametrize("before", ["", "--out=", "-o", "training.init=", "name="])
+def test_home_in_any_argument(before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    call = cli._read_call(["render", f"{before}~/a b/x.jpg", "--", f"{before}~", "./~/x", "x~/y", "~x"])
+    assert call.arguments[1] == f"{before}/home/someone/a b/x.jpg"
+    assert call.arguments[3:] == [f"{before}/home/someone", "./~/x", "x~/y", "~x"]
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 

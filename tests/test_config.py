@@ -198,3 +198,15 @@ def test_a_recipe_of_the_other_stage_is_one_problem() -> None:
     with pytest.raises(RecipeError, match="a recipe of stage2, not of stage1") as caught:
         load.load_recipe("toy-cpu-prior", Stage1Recipe)
     assert "train-stage2" in caught.value.remedy
+
+
+def test_initials_are_understood() -> None:
+    with pytest.raises(RecipeError, match=r"training\.lr \(override\): .* mean training\.learning_rate\?"):
+        load.load_recipe("toy-cpu", Stage1Recipe, ["training.lr=1e-4"])
+    with pytest.raises(RecipeError, match=r"lr \(override\): unknown key, did you mean [a-z.]*learning_rate\?"):
+        load.load_recipe("toy-cpu", Stage1Recipe, ["lr=1e-4"])
+
+
+def test_a_recipe_may_name_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert load.load_recipe("toy-cpu", Stage1Recipe, ["training.init='~/run'"]).training.init == "/home/someone/run"

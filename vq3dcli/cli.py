@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
+import re
 import textwrap
 import traceback
 from collections.abc import Sequence
@@ -44,6 +46,8 @@ SUBCOMMANDS = {
     "recipes": ("ls", "show", "copy", "validate", "diff"),
 }
 
+# What may stand before a path in one argument: `--option=`, `-o`, `key=`.
+_TILDE = re.compile(r"(?:--[\w-]+=|-\w|[\w.-]+=)?(?=~(?:/|$))")
 REPORT = "the same command with --debug, and report what it prints"
 EXIT_CODES = {0, 2, 65, 66, 69, 70, 73, 74, 75, 77, 78, 79, 130, 141}
 
@@ -121,7 +125,8 @@ class _Call:
 
 def _read_call(arguments: Sequence[str]) -> _Call:
     """Take `--debug` out of the options, wherever it stands, and find the command and `--json`."""
-    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    arguments = [_from_home(argument) for argument in arguments]
+    end = arguments.index("--") if "--" in arguments else len(arguments)
     options = [a for a in arguments[:end] if a != "--debug"]
     words = [a for a in options if not a.startswith("-")]
     command = words[0] if words and words[0] in {name for name, _, _ in COMMANDS} else ""
@@ -132,6 +137,12 @@ def _read_call(arguments: Sequence[str]) -> _Call:
         debug="--debug" in arguments[:end],
         json="--json" in options,
     )
+
+
+def _from_home(argument: str) -> str:
+    """An argument whose path starts at the home folder, also where a shell leaves `~` alone: `--out=~/x`, `'~/x'`."""
+    found = _TILDE.match(argument)
+    return argument if found is None else argument[: found.end()] + os.path.expanduser(argument[found.end() :])
 
 
 def _invoke(arguments: list[str]) -> int:

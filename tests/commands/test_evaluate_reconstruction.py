@@ -46,6 +46,7 @@ def test_features_that_are_not_installed_are_left_out_unless_asked_for(tiny_weig
     ("options", "code", "problem"),
     [
         (["--data", "nowhere"], 66, "no such data"),
+        (["--data", __file__], 65, "not a data set ("),
         (["--features", "inception"], 69, "Inception"),
         (["--inception", "x.pth", "--features", "none"], 2, "--inception"),
         (["--lpips-weights", "none.pth"], 66, "none.pth"),

@@ -162,3 +162,16 @@ def test_bad_input_is_one_line_and_a_code(
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert os.listdir() == ["photo.jpg"]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (15, 40)])
+def test_photos_too_small_for_photo_detail(photo: str, weights: list[str], size: tuple[int, int]) -> None:
+    Image.new("RGB", size, (200, 90, 10)).save("dot.png")
+    small = ["--layers", "2", "--samples", "4", "--size", "16", *weights, "-q"]
+    for index, export_format in enumerate(("viewer", "mpi", "npz", "splat")):
+        options = small if index < 2 else [*small[2:]]
+        assert run(["export", "dot.png", "--format", export_format, *options]) == 0
+    assert run(["export", "dot.png", "--format", "depth", *weights, "-o", "whole.png"]) == 0
+    text = "format_version = 1\nscene = 'dot.png'\n[[delete]]\nbox = [0.1, 0.1, 0.6, 0.6]\n"
+    Path("dot.toml").write_text(text)
+    assert run(["export", "dot.toml", "--format", "npz", *small[2:], "-o", "composed.npz"]) == 0

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -78,7 +79,10 @@ def test_one_bad_input_does_not_lose_the_others(photo: str, weights: str, capsys
     Path("cut.jpg").write_bytes(Path(photo).read_bytes()[:300])
     inputs = ["text.jpg", photo, "missing.png", "cut.jpg", "toyscene:box:3"]
     assert run(["render", *inputs, "--weights", weights, *FAST, "--json", "-o", "out/"]) == 65
-    result = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    last = captured.err.splitlines()[-1]
+    assert last.startswith("error: 3 of 5 inputs left out, first: cannot decode image (text.jpg)")
+    result = json.loads(captured.out)
     stems = ["out/photo_orbit", "out/toyscene-box-3_orbit"]
     assert result["outputs"] == [f"{stem}{end}" for stem in stems for end in (".mp4", "_cameras.json")]
     assert sorted(os.listdir("out")) == [Path(output).name for output in result["outputs"]]
@@ -86,6 +90,49 @@ def test_one_bad_input_does_not_lose_the_others(photo: str, weights: str, capsys
     for name in ("text.jpg", "missing.png", "cut.jpg"):
         assert sum(name in warning for warning in result["warnings"]) == 1
     assert result["metrics"]["failed"] == 3
+
+
+def test_a_folder_stands_for_the_photos_in_it(photo: str, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkdir("photos")
+    for name in ("b.jpg", "a.PNG", ".hidden.png"):
+        Image.effect_noise((40, 30), 60.0).save(f"photos/{name}")
+    Path("photos/notes.txt").write_text("no photo")
+    os.mkdir("empty")
+    assert run(["render", photo, "photos", "--weights", weights, *FAST, "-o", "out/", "--format", "png"]) == 0
+    stems = ["photo", "a", "b"]
+    assert capsys.readouterr().out.splitlines()[::2] == [f"out/{stem}_orbit.png" for stem in stems]
+    for inputs in (["empty"], [photo, "empty"]):
+        assert run(["render", *inputs, "--weights", weights, *FAST, "-o", "none/"]) == 66
+        assert "no photos in this folder (empty)" in capsys.readouterr().err
+    assert not Path("none").exists()
+    assert run(["export", "photos", "--weights", weights]) == 66
+    assert "error: not a file (photos)" in capsys.readouterr().err
+
+
+def test_progress_names_the_file(
+    photo: str, weights: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vq3dcli.commands.progress.LINE_INTERVAL_SECONDS", 0.0)
+    assert run(["render", photo, "toyscene:box", "--weights", weights, *FAST, "-o", "out/"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rendering: ")]
+    assert ("photo" in lines[0], "toyscene-box" in lines[4]) == (True, True)
+
+
+def test_pipes_are_read_once(photo: str, weights: str) -> None:
+    np.save("disparity.npy", np.linspace(0, 1, 40 * 30).reshape(30, 40).astype(np.float32))
+    for output, shown, depth in (("a.png", photo, "disparity.npy"), ("b.png", "pipe", "pipe.npy")):
+        writers = []
+        for pipe, file in (("pipe", photo), ("pipe.npy", "disparity.npy")):
+            if not Path(pipe).exists():
+                os.mkfifo(pipe)
+            if output == "b.png":
+                writers.append(threading.Thread(target=Path(pipe).write_bytes, args=[Path(file).read_bytes()]))
+                writers[-1].start()
+        options = ["--weights", weights, *FAST[2:], "--yaw", "5", "--depth", depth, "-o", output]
+        assert run(["render", shown, *options]) == 0
+        for writer in writers:
+            writer.join(timeout=60)
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 
 def test_odd_photos_render(tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:

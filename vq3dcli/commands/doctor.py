@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import typer
-
 from vq3dcli.commands.output import JsonOption, Output, QuietOption
 from vq3dcli.errors import UnavailableError
 
@@ -28,5 +26,6 @@ def command(json: JsonOption = False, quiet: QuietOption = False) -> None:
         metrics={check.name: {"status": check.status, "detail": check.detail, **check.facts} for check in checks},
         table=[("part", "status", "found"), *((check.name, check.status, check.detail) for check in checks)],
     )
-    if any(check.required and check.status != "ok" for check in checks):
-        raise typer.Exit(UnavailableError.exit_code)
+    for check in checks:
+        if check.required and check.status != "ok":
+            output.fail(UnavailableError(f"{check.name} is {check.status}: {check.detail}", remedy=check.remedy))

@@ -53,4 +53,4 @@ def command(
     count = found.facts.get("samples", found.facts.get("images"))
     output.finish(count=count, metrics={"is": found.kind, **found.facts}, outputs=outputs)
     if found.problems:
-        raise typer.Exit(DataError.exit_code)
+        output.fail(DataError(f"{len(found.problems)} things are wrong ({source})", remedy="the warnings say which"))

@@ -12,13 +12,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Protocol
 
 import typer
 
 from vq3dcli import __version__, log
 from vq3dcli.commands import progress
-from vq3dcli.errors import UnavailableError, UsageError
+from vq3dcli.errors import UnavailableError, UsageError, Vq3dError
 
 if TYPE_CHECKING:
     import torch
@@ -112,6 +112,11 @@ class Output:
                 last = done
 
             yield report
+
+    def fail(self, error: Vq3dError) -> NoReturn:
+        """End with an error after the result: what was made stays, and the exit code says that something is wrong."""
+        self._line(f"error: {error}")
+        raise typer.Exit(error.exit_code)
 
     def finish(
         self,

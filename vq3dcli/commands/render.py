@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,8 +19,8 @@ from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES
 from vq3dcli.errors import UsageError
 
 INPUTS = (
-    "Photos (JPEG, PNG, WebP), - for stdin, saved scenes (.vq3d.safetensors), samples (samples.json#NAME), or "
-    "toyscene:CLASS[:SEED]."
+    "Photos (JPEG, PNG, WebP), folders of photos, - for stdin, saved scenes (.vq3d.safetensors), samples "
+    "(samples.json#NAME), or toyscene:CLASS[:SEED]."
 )
 OUTPUT = (
     "NAME.mp4, .webm or .gif; NAME.png, a contact sheet; FOLDER/, PNG frames; with several inputs FOLDER/ or a pattern "
@@ -105,7 +106,7 @@ def command(
     from vq3dcli.checkpoint import load_weights
     from vq3dcli.pipelines.views.camera_file import read_cameras
     from vq3dcli.pipelines.views.film import Shot, check_shot
-    from vq3dcli.pipelines.views.inputs import needs_weights, parse_sources
+    from vq3dcli.pipelines.views.inputs import needs_weights, parse_sources, with_photos_of_folders
     from vq3dcli.pipelines.views.render import Look, check_look, read_all, render_all
     from vq3dcli.pipelines.views.targets import check_targets, plan_targets
     from vq3dcli.pipelines.views.user_depth import open_depth_model
@@ -115,7 +116,7 @@ def command(
     shot = Shot(path if path in paths else "orbit", frames, fps, size, fov, amplitude, samples, given, view)
     with ExitStack() as stack:
         place = stack.enter_context(_file_for_stdout(video_format)) if to_stdout else output
-        sources = parse_sources(inputs)
+        sources = parse_sources(with_photos_of_folders(inputs))
         default: FormatName = "png" if still else "mp4"
         kept = [file for file in (path_file, depth, weights) if file is not None]
         targets = plan_targets(
@@ -135,7 +136,7 @@ def command(
             raise UsageError("geometry comes from --depth or from --depth-model, not from both")
         network = open_depth_model(depth_model, target_device) if depth_model is not None else None
         look = Look(detail, fit, depth, network, stereo, not to_stdout, save_scene)
-        check_look(look, sources)
+        look = check_look(look, sources)
         check_targets(targets)
         said.replacing(path for target in targets for path in target.replaced)
         loaded = load_weights(weights, target_device) if weights or needs_weights(sources) else None
@@ -155,8 +156,12 @@ def command(
         said.note(f"{what}, field of view {said_fov}{said_weights}")
         if _given(context, "samples") and all(look.detail_of(source) == "photo" for source in sources):
             said.note("--samples changes the plain NeRF (--detail none), and leaves photo detail as it is")
+        outputs: list[Path] = []
         with said.progress("rendering", shot.length * len(readable), unit="frames") as progress:
-            outputs = render_all(loaded, readable, shot, look, device=target_device, on_frames=progress.advance)
+            for item in readable:
+                shown = item.source.stem if len(readable) > 1 else ""
+                advance = partial(progress.advance, status=shown)
+                outputs += render_all(loaded, [item], shot, look, device=target_device, on_frames=advance)
     said.finish(
         count=len(readable),
         weights=loaded,
@@ -165,7 +170,9 @@ def command(
         outputs=["-"] if to_stdout else outputs,
     )
     if failures:
-        raise typer.Exit(failures[0].error.exit_code)
+        first = failures[0].error
+        left_out = f"{len(failures)} of {len(sources)} inputs left out, first: {first.message}"
+        said.fail(type(first)(left_out, remedy=first.remedy))
 
 
 def _given(context: typer.Context, option: str) -> bool:

@@ -184,7 +184,9 @@ def nearest_key(keys: tuple[str, ...], schema: type[BaseModel]) -> str | None:
     if keys[-1] in by_name:
         return ".".join(by_name[keys[-1]])
     for candidates in ({key[-1]: key for key in siblings}, by_name):
-        near = difflib.get_close_matches(keys[-1], candidates, n=1)
+        # `lr` is the initials of learning_rate.
+        short = [name for name in candidates if keys[-1] == "".join(word[0] for word in name.split("_"))]
+        near = difflib.get_close_matches(keys[-1], candidates, n=1) or short
         if near:
             return ".".join(candidates[near[0]])
     return None

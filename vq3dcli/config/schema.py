@@ -5,9 +5,10 @@ Durations are counted in images seen, so that the batch size changes no schedule
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import os
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 class _Section(BaseModel):
@@ -166,7 +167,7 @@ class ScheduleSection(_Section):
     accumulate: int = Field(ge=1)
     compile: bool
     checkpoint_activations: bool
-    init: str
+    init: Annotated[str, AfterValidator(os.path.expanduser)]
     average_last: int = Field(ge=1)
     tracker: Literal["none", "tensorboard", "wandb"]
 

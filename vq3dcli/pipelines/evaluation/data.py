@@ -49,6 +49,8 @@ def open_images(data: str, *, count: int | None, seed: int, size_px: int) -> Ima
                 remedy="a folder of images, which are resized, or other weights",
             )
         return images
+    if path.exists():
+        raise DataError(f"not a data set ({data})", remedy=f"{TOYSCENES}, shards, a folder of images, or an .npz")
     raise InputMissingError(f"no such data ({data})", remedy=f"{TOYSCENES}, shards, a folder of images, or an .npz")
 
 

@@ -40,6 +40,7 @@ from vq3dcli.pipelines.editing.compose import build_stage, field_with_photo
 from vq3dcli.pipelines.editing.composition import Composition
 from vq3dcli.pipelines.exporting.plan import MOST_PX, ExportFormat, Wish
 from vq3dcli.pipelines.views.detail import (
+    SMALLEST_PHOTO_PX,
     STRETCH_FADES,
     STRETCH_GONE,
     PhotoLayer,
@@ -182,7 +183,7 @@ def sampled_size(opened: OpenedScene, wish: Wish, composed: Composed | None) -> 
     """Height and width of what is sampled."""
     if wish.size_px is not None:
         return output_size(wish.size_px, opened.camera.aspect)
-    if opened.photo is None or not wish.detail:
+    if opened.photo is None or not wish.detail or min(opened.photo.shape[1:]) < SMALLEST_PHOTO_PX:
         return output_size(_PLAIN_PX, opened.camera.aspect)
     most_px = MAX_SIDE_PX if composed is None or wish.kind not in ("viewer", "mpi") else _COMPOSED_PX
     longer = max(16, min(_PHOTO_PX.get(wish.kind, most_px), max(opened.photo.shape[1:])))
@@ -204,7 +205,7 @@ def wished_photo_scene(
     if wish.kind == "npz":
         bound_rad = math.radians(_ORBIT_DEG if wish.amplitude_deg is None else wish.amplitude_deg)
     vantage = Vantage(bound_rad, frustum.radius)
-    if opened.photo is None or not wish.detail:
+    if opened.photo is None or not wish.detail or min(opened.photo.shape[1:]) < SMALLEST_PHOTO_PX:
         return None, vantage
     photo = fitted_photo(opened.photo, height_px, width_px)
     s = refined_disparity(canonical_view(opened).s[0], photo)

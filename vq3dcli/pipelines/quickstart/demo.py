@@ -50,7 +50,9 @@ def demo(
     sources = parse_sources(texts)
     outputs = []
     for shot, suffix, disparity in ((_VIDEO, "mp4", True), (_SHEET, "png", False)):
-        targets = plan_targets(sources, f"{out}/{{name}}_orbit.{suffix}", None, path="orbit", disparity=disparity)
+        targets = plan_targets(
+            sources, f"{out}/{{name}}_orbit.{suffix}", None, path="orbit", disparity=disparity, cameras=False
+        )
         check_targets(targets)
         look = Look(write_cameras=False)
         readable, failures = read_all(sources, targets, weights, look, stdin=None)

@@ -275,7 +275,7 @@ def _videos(out: Path, weights: LoadedWeights, size: Size, counting: Counting) -
     if photo is not None:
         texts.insert(0, str(photo))
     sources = parse_sources(texts)
-    targets = plan_targets(sources, f"{out / 'videos'}/", "mp4", path="orbit", disparity=True)
+    targets = plan_targets(sources, f"{out / 'videos'}/", "mp4", path="orbit", disparity=True, cameras=False)
     paths = [path for target in targets for path in target.paths]
     made_from = Path(weights.path).stat().st_mtime
     if all(path.exists() and path.stat().st_mtime >= made_from for path in paths):

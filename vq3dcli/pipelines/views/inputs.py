@@ -29,6 +29,7 @@ from vq3dcli.scene_file import SUFFIX, SceneCamera, camera_of, check_codes, load
 Fit = Literal["crop", "squash"]
 
 STDIN = "-"
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _TOYSCENE = "toyscene:"
 _SAMPLE_MARK = ".json#"
 _MAX_STDIN_BYTES = 1 << 29
@@ -138,6 +139,21 @@ def parse_sources(texts: Sequence[str]) -> list[Source]:
     return sources
 
 
+def with_photos_of_folders(texts: Sequence[str]) -> list[str]:
+    """The inputs of a command, for each folder the pictures in it, by name. Raises `InputMissingError` for none."""
+    found: list[str] = []
+    for text in texts:
+        if text in ("", STDIN) or not Path(text).is_dir():
+            found.append(text)
+            continue
+        inside = sorted(path for path in Path(text).iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
+        photos = [str(path) for path in inside if not path.name.startswith(".")]
+        if not photos:
+            raise InputMissingError(f"no photos in this folder ({text})", remedy="JPEG, PNG or WebP files")
+        found += photos
+    return found
+
+
 def read_picture(source: Source, size_px: int, *, fit: Fit, stdin: IO[bytes] | None = None) -> Picture:
     """Read an input and fit it to a square.
 
@@ -168,8 +184,8 @@ def check_source(
     """Find out whether an input can be opened, before the work on any starts; raises what `open_scene` would.
 
     Returns:
-        The picture of an input that cannot be read twice, for `open_scene`; otherwise None: kept, they would fill the
-        memory.
+        The picture of an input that cannot be read twice (toy scenes, stdin, pipes), for `open_scene`; otherwise None:
+        kept, they would fill the memory.
     """
     if source.is_saved_scene:
         load_scene(source.path, weights=weights)
@@ -180,7 +196,7 @@ def check_source(
         _sampled_codes(source, weights)
         return None
     picture = read_picture(source, weights.recipe.model.image_size, fit=fit, stdin=stdin)
-    return None if source.is_file else picture
+    return None if source.is_file and source.path.is_file() else picture
 
 
 def needs_weights(sources: Sequence[Source]) -> bool:

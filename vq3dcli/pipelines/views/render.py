@@ -16,7 +16,13 @@ from vq3dcli.data.images import centre_square
 from vq3dcli.errors import UsageError, Vq3dError
 from vq3dcli.model.scene import CorrectedScene, Renderable
 from vq3dcli.pipelines.views.camera_file import write_cameras
-from vq3dcli.pipelines.views.detail import build_photo_scene, canonical_view, fitted_photo, refined_disparity
+from vq3dcli.pipelines.views.detail import (
+    SMALLEST_PHOTO_PX,
+    build_photo_scene,
+    canonical_view,
+    fitted_photo,
+    refined_disparity,
+)
 from vq3dcli.pipelines.views.film import Shot, film, shot_camera
 from vq3dcli.pipelines.views.inputs import Fit, OpenedScene, Picture, Source, check_source, open_scene
 from vq3dcli.pipelines.views.parallax import Extent, adapted_reach, disparity_extent, eye_distance
@@ -32,8 +38,6 @@ Detail = Literal["photo", "none"]
 DETAIL_SIZE_PX = 1024
 # A zoom takes no more of a photo's pixels than this on its longer side: both layers would not fit into memory.
 _MOST_PHOTO_PX = 4096
-# A photo of fewer pixels on a side has no detail to give.
-_SMALLEST_PHOTO_PX = 16
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Look:
         stereo: Pairs of views.
         write_cameras: Whether the camera path is written beside the video.
         save_scene: Whether the scene is, too.
+        given: The disparity map, once it is read: what it is read from may not give it twice.
     """
 
     detail: Detail | None = None
@@ -57,6 +62,7 @@ class Look:
     stereo: StereoKind | None = None
     write_cameras: bool = True
     save_scene: bool = False
+    given: torch.Tensor | None = None
 
     @property
     def wants_depth(self) -> bool:
@@ -100,8 +106,11 @@ class Readable:
     picture: Picture | None = None
 
 
-def check_look(look: Look, sources: Sequence[Source]) -> None:
-    """Find out whether options fit each other and the inputs, and whether a disparity map can be read.
+def check_look(look: Look, sources: Sequence[Source]) -> Look:
+    """Find out whether options fit each other and the inputs, and read the disparity map, if there is one.
+
+    Returns:
+        The look with its map.
 
     Raises:
         UsageError: Options that contradict each other or the inputs.
@@ -120,8 +129,7 @@ def check_look(look: Look, sources: Sequence[Source]) -> None:
             raise UsageError(f"a sample has no photo for a depth network ({source.text})", remedy="--depth FILE")
         if source.is_saved_scene and look.save_scene:
             raise UsageError(f"this is a saved scene ({source.text})", remedy="no --save-scene")
-    if look.depth is not None:
-        read_disparity(look.depth)
+    return look if look.depth is None else replace(look, given=read_disparity(look.depth))
 
 
 def read_all(
@@ -218,7 +226,7 @@ def staged(opened: OpenedScene, shot: Shot, look: Look, *, detail: Detail) -> tu
     """
     facts = opened.camera
     fov_deg = shot.fov_deg or facts.fov_deg
-    if detail == "none" or opened.photo is None or min(opened.photo.shape[1:]) < _SMALLEST_PHOTO_PX:
+    if detail == "none" or opened.photo is None or min(opened.photo.shape[1:]) < SMALLEST_PHOTO_PX:
         return _staged_plain(opened, shot, look, fov_deg)
     output_px = _output_px(opened.photo.shape[1], opened.photo.shape[2], shot.size_px)
     # A zoom shows fewer of the photo's pixels, larger.
@@ -269,7 +277,7 @@ def _given_s(opened: OpenedScene, look: Look, device: torch.device) -> torch.Ten
     shown = opened.camera.aspect
     if look.depth is not None:
         name = str(look.depth)
-        disparity = read_disparity(look.depth)
+        disparity = read_disparity(look.depth) if look.given is None else look.given
         # A map of what is shown, or of all of a photo that was cropped.
         aspects = [shown] if opened.whole_aspect is None else [shown, opened.whole_aspect]
         if check_shape(disparity, aspects, name=name) != shown:
@@ -290,4 +298,4 @@ def _output_px(height_px: int, width_px: int, size_px: int | None) -> tuple[int,
     """Height and width of a video with photo detail: the photo's own, or with a longer side of `size_px`."""
     longer = max(height_px, width_px)
     factor = (min(longer, DETAIL_SIZE_PX) if size_px is None else size_px) / longer
-    return max(_SMALLEST_PHOTO_PX, round(height_px * factor)), max(_SMALLEST_PHOTO_PX, round(width_px * factor))
+    return max(SMALLEST_PHOTO_PX, round(height_px * factor)), max(SMALLEST_PHOTO_PX, round(width_px * factor))
