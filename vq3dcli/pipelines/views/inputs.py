@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,7 +144,7 @@ def with_photos_of_folders(texts: Sequence[str]) -> list[str]:
     """The inputs of a command, for each folder the pictures in it, by name. Raises `InputMissingError` for none."""
     found: list[str] = []
     for text in texts:
-        if text in ("", STDIN) or not Path(text).is_dir():
+        if text in ("", STDIN) or not os.path.isdir(text):  # which a name that is too long is not
             found.append(text)
             continue
         inside = sorted(path for path in Path(text).iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
