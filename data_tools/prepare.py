@@ -169,6 +169,7 @@ def image_job(preset: Preset, source: Source, options: Options, *, max_bad: floa
         "size": options.size,
         "margin": options.margin,
         **source.options,
+        "colours": "sRGB",
         "orientation": "applied" if turned else "ignored",
         "shard_size": options.shard_size,
         "source_files": len(source.entries),

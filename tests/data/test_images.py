@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
-from vq3dcli.data import images
+from vq3dcli.data import images, pillow
 from vq3dcli.data.images import decode_image, encode_jpeg, encode_png, read_image, to_square
 from vq3dcli.errors import DataError, InputMissingError
 
@@ -45,17 +45,18 @@ def as_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def huge_png(width: int, height: int) -> bytes:
     """A valid black 1-bit PNG; built by hand, since encoding it would need the memory that decoding must not."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     compressor = zlib.compressobj(1)
     row = bytes(1 + (width + 7) // 8)
     data = b"".join(compressor.compress(row) for _ in range(height)) + compressor.flush()
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", data) + png_chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "BMP", "TIFF", "WEBP"])
@@ -140,7 +141,7 @@ def test_first_frame_of_an_animation(image_format):
     assert decoded[1:].max() < 15
 
 
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 0.5, 0.9])
 def test_truncated_files_are_refused(image_format, fraction):
     data = saved(photo(96, 96), image_format)
@@ -204,12 +205,98 @@ def test_decompression_bombs_are_one_clear_error_in_little_memory(tmp_path: Path
     assert result.stderr == ""
 
 
+def huge_webp(width: int, height: int) -> bytes:
+    """A black WebP: a lossless one of one pixel that claims another size, whose decoder takes 16 bytes a pixel."""
+    data = bytearray(saved(Image.new("RGB", (1, 1)), "WEBP", lossless=True))
+    at = data.index(b"VP8L") + 9
+    bits = int.from_bytes(data[at : at + 4], "little") >> 28 << 28 | (height - 1) << 14 | (width - 1)
+    data[at : at + 4] = bits.to_bytes(4, "little")
+    return bytes(data)
+
+
+def test_webp_is_judged_by_its_header():
+    with pytest.raises(DataError, match=r"image too large \(x\): over the limit of 48 megapixels"):
+        decode_image(huge_webp(8000, 8000), name="x")
+
+
 def test_large_images_are_converted_in_strips_without_a_seam(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(images, "_STRIP_PIXELS", 500)
+    monkeypatch.setattr(pillow, "_STRIP_PIXELS", 500)
     assert torch.equal(decode_image(saved(photo(), "PNG"), name="x"), as_tensor(photo()))
     palette = photo().quantize(16)
     decoded = decode_image(saved(palette, "PNG", transparency=bytes([0] * 8)), name="x")
     assert torch.equal(decoded, as_tensor(palette).where(torch.from_numpy(np.array(palette)) >= 8, 128))
+
+
+def test_heic_is_decoded_and_turned_or_says_what_it_needs(monkeypatch: pytest.MonkeyPatch):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    heif = pillow_heif.from_pillow(photo())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    heif.info["exif"] = exif.tobytes()
+    buffer = io.BytesIO()
+    heif.save(buffer, quality=-1, chroma=444)
+    decoded = decode_image(buffer.getvalue(), name="x")
+    assert decoded.shape == (3, 48, 32)
+    assert (decoded.float() - as_tensor(photo()).transpose(1, 2).flip(2).float()).abs().mean() < 4
+    with pytest.raises(DataError, match="cannot decode image"):
+        decode_image(buffer.getvalue()[:-200], name="x")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(DataError, match=r"HEIC needs pillow-heif: pip install 'vq3d\[heic\]'"):
+        decode_image(buffer.getvalue(), name="x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "start", "where"),
+    [
+        (b"zTXt", b"workflow\0\0", 33),  # after the header
+        (b"iTXt", b"workflow\0\1\0\0\0", 33),
+        (b"iTXt", b"workflow\0\1\0\0\0", -12),  # before the end
+        (b"iCCP", b"profile\0\0", 33),
+    ],
+)
+def test_pngs_with_large_texts_and_profiles_are_whole_pictures(kind, start, where):
+    data = saved(photo(), "PNG")
+    bomb = png_chunk(kind, start + zlib.compress(bytes(70 << 20)))
+    assert torch.equal(decode_image(data[:where] + bomb + data[where:], name="x"), as_tensor(photo()))
+
+
+def test_camera_raw_is_not_taken_for_its_thumbnail():
+    def tiff(**tags: object) -> bytes:
+        info = TiffImagePlugin.ImageFileDirectory_v2()
+        for tag, value in tags.items():
+            info[int(tag[1:])] = value
+        return saved(photo(), "TIFF", tiffinfo=info)
+
+    assert torch.equal(decode_image(tiff(), name="x"), as_tensor(photo()))
+    for tags in ({"_50706": b"\1\4\0\0"}, {"_254": 1, "_330": 8}):
+        with pytest.raises(DataError, match=r"camera raw.*develop it to JPEG first"):
+            decode_image(tiff(**tags), name="x")
+    canon = bytearray(tiff())
+    canon[8:10] = b"CR"
+    with pytest.raises(DataError):
+        decode_image(bytes(canon), name="x")
+    with pytest.raises(DataError, match="reduced copy of another"):
+        decode_image(tiff(_254=1), name="x")
+
+
+def test_a_tiff_that_pillow_does_not_know_says_what_it_holds():
+    data = bytearray(saved(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
+    data = data.replace(struct.pack("<HHIHH", 258, 3, 1, 32, 0), struct.pack("<HHIHH", 258, 3, 1, 64, 0))
+    with pytest.raises(DataError, match="a TIFF of 1 x 64-bit floating-point numbers"):
+        decode_image(bytes(data), name="x")
+
+
+def test_the_bytes_of_a_file_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 2 << 20)
+    with pytest.raises(DataError, match="more than 2 MiB"):
+        images.read_file(Path("/dev/zero"))
+    path = tmp_path / "x"
+    for size in (0, 1, (1 << 20) + 1, 2 << 20):
+        path.write_bytes(bytes(size))
+        assert images.read_file(path) == bytes(size)
+    path.write_bytes(bytes((2 << 20) + 1))
+    with pytest.raises(DataError, match="more than 2 MiB"):
+        images.read_file(path)
 
 
 def test_missing_files_and_folders(tmp_path: Path):

@@ -55,7 +55,7 @@ def test_pixels_are_pillows_to_the_bit(options):
             continue
         data = saved(image, **options)
         header = jpeg.read_header(data)
-        assert header == (image.height, image.width, 1)
+        assert header == (image.height, image.width, 1, b"", image.mode == "L")
         pixels = jpeg.decode(data, header)
         assert pixels is not None
         assert torch.equal(pixels[0], by_pillow(data))

@@ -1,49 +1,56 @@
-"""Decoding and encoding of single images; the one place where Pillow meets bytes that we did not write.
+"""Decoding and encoding of single images.
 
-The format is sniffed from the bytes, never taken from the name. Every image is decoded fully, so a file that is cut or
-has a hole is an error and never half grey. JPEGs go through `jpeg`, which tells of damage and is faster than Pillow.
+Every image is decoded fully, so a file that is cut or has a hole is an error and never half grey. JPEGs go through
+`jpeg`, which tells of damage and is faster than Pillow; the others through `pillow`. Embedded colour profiles are
+applied: what comes out is sRGB.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
-import threading
-import warnings
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from vq3dcli.data import jpeg
+from vq3dcli.data.pillow import (
+    FORMATS,
+    MAX_PIXELS,
+    TooManyPixelsError,
+    change_colours,
+    load_picture,
+    open_header,
+    orientation_of,
+    oriented,
+    pixels_of,
+)
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError
 from vq3dcli.files import read_error
 
-MAX_PIXELS = 128_000_000
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-ALPHA_BACKGROUND = 128
-JPEG_QUALITY = 95
+__all__ = [
+    "FORMATS",
+    "MAX_FILE_BYTES",
+    "MAX_PIXELS",
+    "Square",
+    "centre_square",
+    "decode_image",
+    "decode_square",
+    "encode_jpeg",
+    "encode_png",
+    "read_file",
+    "read_image",
+    "resize",
+    "to_square",
+]
 
-_EXIF_ORIENTATION = 0x0112
-# Orientation: whether rows and columns are swapped, then which of the axes (-2 rows, -1 columns) are mirrored.
-_TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
-    2: (False, (-1,)),
-    3: (False, (-2, -1)),
-    4: (False, (-2,)),
-    5: (True, ()),
-    6: (True, (-1,)),
-    7: (True, (-2, -1)),
-    8: (True, (-2,)),
-}
-# A strip is converted at once: a 128-megapixel image then needs one copy beside the decoder's, 0.9 GB in all.
-_STRIP_PIXELS = 1 << 22
-# `warnings.catch_warnings` changes the whole process, so two threads must not be inside it at once.
-_WARNINGS_LOCK = threading.Lock()
+JPEG_QUALITY = 95
+# No picture within `MAX_PIXELS` of 8 bits is larger, however badly it is compressed.
+MAX_FILE_BYTES = 1 << 29
 
 
 def decode_image(data: bytes, *, name: str, apply_orientation: bool = True) -> Tensor:
@@ -124,13 +131,8 @@ def _decoded(data: bytes, *, name: str, apply_orientation: bool, scratch: bool) 
         return _decode(data, apply_orientation) if pixels is None else pixels
     except (MemoryError, UnavailableError):
         raise
-    except Image.DecompressionBombError as error:
-        raise DataError(
-            f"image too large ({name}): over the limit of {MAX_PIXELS // 10**6} megapixels", remedy="a smaller copy"
-        ) from error
-    except UnidentifiedImageError as error:
-        reason = "the file is empty" if not data else f"its bytes are none of {', '.join(FORMATS)}"
-        raise _undecodable(name, reason) from error
+    except TooManyPixelsError as error:
+        raise DataError(f"image too large ({name}): {error}", remedy="a smaller copy") from error
     except Exception as error:
         if "allocate memory" in str(error):  # torch's own exception for it is a RuntimeError
             raise MemoryError(str(error)) from error
@@ -139,9 +141,22 @@ def _decoded(data: bytes, *, name: str, apply_orientation: bool, scratch: bool) 
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of an input file. Raises `InputMissingError` (also for a folder) or `StorageError`."""
+    """The bytes of an input file.
+
+    Raises:
+        InputMissingError: There is none, or it is a folder.
+        DataError: More than `MAX_FILE_BYTES`; of a device that has no end no more is read.
+        StorageError: The disk fails.
+    """
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            step = min(max(os.fstat(file.fileno()).st_size, 1 << 20), MAX_FILE_BYTES) + 1
+            parts: list[bytes] = []
+            while sum(map(len, parts)) <= MAX_FILE_BYTES and (part := file.read(step)):
+                parts.append(part)
+        if sum(map(len, parts)) > MAX_FILE_BYTES:
+            raise DataError(f"more than {MAX_FILE_BYTES >> 20} MiB ({path})", remedy="a single image or map")
+        return parts[0] if len(parts) == 1 else b"".join(parts)
     except FileNotFoundError as error:
         raise InputMissingError(f"no such file ({path})", remedy="check the path") from error
     except (IsADirectoryError, NotADirectoryError) as error:
@@ -204,27 +219,10 @@ def _undecodable(name: str, reason: str) -> DataError:
     return DataError(f"cannot decode image ({name}): {reason}", remedy="another copy, or save it again as PNG or JPEG")
 
 
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    with _WARNINGS_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _open(data: bytes) -> Image.Image:
-    with _without_warnings():
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-
-
 def _decode(data: bytes, apply_orientation: bool) -> Tensor:
     """Pixels as Pillow decodes them; its own copy is gone when this returns."""
-    with _open(data) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError
-        if jpeg.is_jpeg(data):
-            jpeg.check(data)
-        image.load()
-        return _oriented(_pixels(image)[None], _orientation(image) if apply_orientation else 1)
+    with load_picture(data) as image:
+        return oriented(pixels_of(image), orientation_of(image) if apply_orientation else 1)
 
 
 def _decode_jpeg(data: bytes, apply_orientation: bool, scratch: bool) -> Tensor | None:
@@ -233,60 +231,15 @@ def _decode_jpeg(data: bytes, apply_orientation: bool, scratch: bool) -> Tensor 
     if header is None:
         return None
     if header.height_px * header.width_px > MAX_PIXELS:
-        raise Image.DecompressionBombError
+        raise TooManyPixelsError(f"over the limit of {MAX_PIXELS // 10**6} megapixels")
     pixels = jpeg.decode(data, header, scratch=scratch)
-    if pixels is None or not apply_orientation:
+    if pixels is None:
+        return None
+    if header.profile:
+        change_colours(pixels, header.profile, grey=header.grey)
+    if not apply_orientation:
         return pixels
     if header.orientation is not None:
-        return _oriented(pixels, header.orientation)
-    with _open(data) as image:
-        return _oriented(pixels, _orientation(image))
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        with _without_warnings():
-            return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # damaged EXIF raises almost any type, and says nothing about the pixels
-        return 1
-
-
-def _oriented(pixels: Tensor, orientation: int) -> Tensor:
-    swapped, mirrored = _TURNS.get(orientation, (False, ()))
-    if swapped:
-        pixels = pixels.transpose(-2, -1)
-    return pixels.flip(mirrored) if mirrored else pixels
-
-
-def _pixels(image: Image.Image) -> Tensor:
-    """uint8 `[3, H, W]` from an image of any mode."""
-    pixels = torch.empty(3, image.height, image.width, dtype=torch.uint8)
-    rows = max(1, _STRIP_PIXELS // image.width)
-    for top in range(0, image.height, rows):
-        bottom = min(top + rows, image.height)
-        strip = _rgb(image.crop((0, top, image.width, bottom)))
-        pixels[:, top:bottom] = torch.from_numpy(np.array(strip)).permute(2, 0, 1)
-    return pixels
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """An RGB image from any mode that `FORMATS` decode to."""
-    if image.mode.startswith("I"):
-        return _from_16_bit(image).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        canvas = Image.new("RGB", image.size, (ALPHA_BACKGROUND,) * 3)
-        canvas.paste(rgba, mask=rgba)
-        return canvas
-    return image.convert("RGB")
-
-
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    """Scale grey values 0..65535 to 0..255 with rounding; Pillow's own conversion clips them at 255."""
-    values = np.asarray(image)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise ValueError(f"grey values {low}..{high} do not fit 16 bits")
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+        return oriented(pixels, header.orientation)
+    with open_header(data) as image:
+        return oriented(pixels, orientation_of(image))

