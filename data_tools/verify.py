@@ -116,6 +116,8 @@ class _Folder:
         self._advance = advance
         self._hashes: dict[str, str] = {}
         self._sums: dict[str, str] = {}
+        self._seen: set[Problem] = set()
+        self._entries: dict[str, ShardEntry] = {}
 
     def check(self) -> None:
         """Check everything that can be checked in this folder alone."""
@@ -168,7 +170,8 @@ class _Folder:
 
     def _problem(self, name: str, reason: str) -> None:
         problem = Problem(self.path / name, reason)
-        if problem not in self._found.problems:
+        if problem not in self._seen:
+            self._seen.add(problem)
             self._found.problems.append(problem)
 
     def _read_sums(self) -> None:
@@ -193,13 +196,14 @@ class _Folder:
     def _read_manifest(self) -> None:
         try:
             self.manifest = read_record(self.path / MANIFEST_NAME, Manifest, "")
+            self._entries = {shard.name: shard for shard in self.manifest.shards}
         except (DataError, InputMissingError) as error:
             self._problem(MANIFEST_NAME, _reason(error))
 
     def _read_indices(self) -> None:
         for name in self._shard_names():
             file = f"{name}.index.json"
-            entry = self._entry(name)
+            entry = self._entries.get(name)
             references = {"manifest": None if entry is None else entry.index_sha256, "sums": self._sums.get(file)}
             if self._is_sound(file, references):
                 try:
@@ -212,10 +216,6 @@ class _Folder:
             return [shard.name for shard in self.manifest.shards]
         files = [*self._sums, *(path.name for path in self.path.iterdir())]
         return sorted({name.split(".")[0] for name in files if _SHARD_FILE.fullmatch(name)})
-
-    def _entry(self, name: str) -> ShardEntry | None:
-        shards = self.manifest.shards if self.manifest is not None else []
-        return next((shard for shard in shards if shard.name == name), None)
 
     def _is_sound(self, file: str, references: dict[str, str | None]) -> bool:
         """Whether a file is as at least one of its references says; names it, or the references that are wrong.
@@ -254,7 +254,7 @@ class _Folder:
 
     def _check_shards(self) -> None:
         for name in self._shard_names():
-            file, entry, index = f"{name}.tar", self._entry(name), self.indices.get(name)
+            file, entry, index = f"{name}.tar", self._entries.get(name), self.indices.get(name)
             references = {
                 name: None if index is None else index.sha256,
                 "manifest": None if entry is None else entry.sha256,

@@ -16,10 +16,19 @@ import torch
 from vq3dcli.data import shards
 from vq3dcli.data.images import decode_image
 from vq3dcli.data.schema import DisparityInfo
-from vq3dcli.data.shards import LabelFolder, ShardFolder, decode_levels, encode_levels
+from vq3dcli.data.shards import LabelFolder, ShardFolder, decode_disparity, decode_levels, encode_levels
 from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.errors import DataError, InputMissingError
+from vq3dcli.files import sha256_bytes, sha256_file
 from vq3dcli.rendering.cameras import canonical_camera
+
+
+def _rewrite(path: Path, data: bytes) -> None:
+    """Exchange a file of a shard folder, and its line in the list of all hashes."""
+    sums = path.parent / "SHA256SUMS"
+    listed = sums.read_text()
+    sums.write_text(listed.replace(sha256_file(path), sha256_bytes(data)))
+    path.write_bytes(data)
 
 
 def test_samples_are_the_scenes_they_say_they_are(toy_shards: Path):
@@ -126,7 +135,7 @@ def test_labels_of_other_images_are_refused(toy_shards: Path, tmp_path: Path):
     manifest = tmp_path / "other/disparity/exact/manifest.json"
     record = json.loads(manifest.read_bytes())
     del record["options"]["images_manifest_sha256"]
-    manifest.write_text(json.dumps(record))
+    _rewrite(manifest, json.dumps(record).encode())
     with pytest.raises(DataError, match="labels of another image"):
         LabelFolder(ShardFolder(tmp_path / "other"), "exact").read(0)
 
@@ -134,8 +143,6 @@ def test_labels_of_other_images_are_refused(toy_shards: Path, tmp_path: Path):
 def test_levels_round_trip_and_the_ends_are_exact():
     levels = torch.tensor([[0, 1, 32768, 65535]], dtype=torch.int32)
     assert torch.equal(decode_levels(encode_levels(levels), name="x"), levels)
-    from vq3dcli.data.shards import decode_disparity
-
     info = DisparityInfo(kind="relative", lo=-2.0, hi=6.0, flags=[], sha256="").model_dump_json().encode()
     values = decode_disparity(encode_levels(levels), info, name="x").values
     assert values[0, 0] == -2.0
@@ -154,10 +161,57 @@ def test_arrays_that_are_not_levels_are_refused(tmp_path: Path):
 
     good = npy(np.zeros((2, 2), np.uint16))
     objects = npy(np.array([[Bomb()]], dtype=object))
-    for data in (b"", good[:-1], npy(np.zeros((2, 2), np.float32)), npy(np.zeros(4, np.uint16)), objects):
+    archive = io.BytesIO()
+    np.savez(archive, np.zeros((2, 2), np.uint16))
+    endless = good.replace(b"(2, 2), }      ", b"(99999, 999), }")
+    assert endless != good
+    wrong = (good[:-1], good + b"\0", npy(np.zeros((2, 2), np.float32)), npy(np.zeros(4, np.uint16)), endless)
+    empty = npy(np.zeros((0, 2), np.uint16))
+    for data in (b"", archive.getvalue(), npy(np.asfortranarray(np.ones((2, 2), np.uint16))), empty, *wrong, objects):
         with pytest.raises(DataError) as caught:
             decode_levels(data, name="x")
         assert caught.value.remedy
     with pytest.raises(DataError):
         decode_levels(pickle.dumps(Bomb()), name="x")
     assert not (tmp_path / "executed").exists()
+
+
+def test_labels_that_say_the_impossible_are_refused():
+    levels = encode_levels(torch.zeros(2, 2))
+    whole = {"kind": "metric", "lo": 0.0, "hi": 1.0, "flags": [], "sha256": ""}
+    decode_disparity(levels, json.dumps(whole).encode(), name="x")
+    for change in ({"lo": 2.0}, {"hi": 1e300}, {"flags": ["a"] * 1000}, {"hi": "high"}, {"more": []}):
+        with pytest.raises(DataError):
+            decode_disparity(levels, json.dumps(whole | change).encode(), name="x")
+    with pytest.raises(DataError, match="not finite"):
+        decode_disparity(levels, json.dumps(whole).replace("1.0", "1e999").encode(), name="x")
+
+
+def test_a_manifest_that_was_edited_is_found(toy_shards: Path):
+    path = toy_shards / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b"toyscenes", b"toyscenez"))
+    with pytest.raises(DataError, match="damaged manifest"):
+        ShardFolder(toy_shards)
+    (toy_shards / "SHA256SUMS").unlink()
+    with pytest.raises(InputMissingError, match="SHA256SUMS"):
+        ShardFolder(toy_shards)
+
+
+def test_an_index_that_contradicts_its_manifest_is_found(toy_shards: Path):
+    """Hashes that are right do not help where their writer was wrong."""
+    path, manifest = toy_shards / "shard-000000.index.json", toy_shards / "manifest.json"
+    index, record = json.loads(path.read_bytes()), json.loads(manifest.read_bytes())
+    sample = index["samples"][0]
+    member = sample["members"]["png"]
+    for changed in (
+        {**index, "samples": index["samples"][1:]},
+        {**index, "size": index["size"] + 1},
+        {**index, "samples": [{**sample, "class_index": 2**20}, *index["samples"][1:]]},
+        {**index, "samples": [{**sample, "class_index": 2**70}, *index["samples"][1:]]},
+        {**index, "samples": [{**sample, "members": {"png": {**member, "size": 2**62}}}, *index["samples"][1:]]},
+    ):
+        path.write_text(json.dumps(changed))
+        record["shards"][0]["index_sha256"] = sha256_file(path)
+        _rewrite(manifest, json.dumps(record).encode())
+        with pytest.raises(DataError, match=r"shard-000000\.index\.json"):
+            ShardFolder(toy_shards).read(0)

@@ -12,14 +12,14 @@ A shard folder holds
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import read_error
+from vq3dcli.sealed import parse_json
 
 FORMAT_VERSION = 1
 PLAN_NAME = "plan.json"
@@ -52,7 +52,7 @@ class SampleEntry(_Record):
     """One sample of a shard; `members` are keyed by extension, for example `png` or `disparity.npy`."""
 
     key: str
-    class_index: int | None
+    class_index: int | None = Field(ge=0, le=2**31 - 1)
     members: dict[str, Member]
 
 
@@ -109,8 +109,8 @@ class Manifest(_Record):
     format_version: int
     kind: Literal["images", "disparity"]
     preset: str
-    image_size: int = Field(ge=1)
-    margin: float = Field(ge=1)
+    image_size: int = Field(ge=1, le=65536)
+    margin: float = Field(ge=1, le=16)
     own_disparity: bool
     num_samples: int = Field(ge=0)
     num_rejects: int = Field(ge=0)
@@ -136,10 +136,16 @@ class DisparityInfo(_Record):
     """
 
     kind: LabelKind
-    lo: float
-    hi: float
-    flags: list[str]
+    lo: float = Field(ge=-1.7e38, le=1.7e38)  # their difference is a float32
+    hi: float = Field(ge=-1.7e38, le=1.7e38)
+    flags: list[str] = Field(max_length=16)
     sha256: str
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.lo > self.hi:
+            raise ValueError("lo is above hi")
+        return self
 
 
 def shard_name(number: int) -> str:
@@ -182,18 +188,20 @@ def read_record_bytes(path: Path, remedy: str) -> bytes:
 
 def parse_record(text: bytes, schema: type[Record], *, name: str, remedy: str) -> Record:
     """Parse JSON of ours; see `read_record`."""
+    return validated(parse_json(text, name=f"file ({name})", remedy=remedy), schema, name=name, remedy=remedy)
+
+
+def validated(value: dict[str, Any], schema: type[Record], *, name: str, remedy: str) -> Record:
+    """The record that parsed JSON of ours is; see `read_record`."""
+    version = value.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"unknown format version {version!r:.40} ({name})",
+            remedy="the version of vq3d that wrote it, or a newer one",
+        )
     try:
-        value = json.loads(text)
-        version = value.get("format_version", FORMAT_VERSION)
-        if version != FORMAT_VERSION:
-            raise DataError(
-                f"unknown format version {version!r} ({name})",
-                remedy="the version of vq3d that wrote it, or a newer one",
-            )
         return schema.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise DataError(f"damaged file ({name}): {place}: {first['msg']}", remedy=remedy) from error
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise DataError(f"damaged file ({name}): not a JSON object", remedy=remedy) from error

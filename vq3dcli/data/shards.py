@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import bisect
 import io
+import math
 import os
+import re
 import threading
 import weakref
 from collections import OrderedDict
@@ -25,18 +27,24 @@ from vq3dcli.data.schema import (
     DISPARITY_LEVELS,
     IMAGE_EXTENSIONS,
     MANIFEST_NAME,
+    SUMS_NAME,
     DisparityInfo,
     Manifest,
     Member,
     SampleEntry,
+    ShardEntry,
     ShardIndex,
     parse_record,
-    read_record,
     read_record_bytes,
 )
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import read_error, sha256_bytes, sha256_file
 
+# What `encode_levels` writes: format 1.0, rows first.
+_LEVELS = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '<u2', 'fortran_order': False, 'shape': \((\d{1,5}), (\d{1,5})\), \} *\n",
+    re.DOTALL,
+)
 PREPARE_AGAIN = "vq3d prepare-data again, with --force if need be"
 
 
@@ -59,7 +67,9 @@ class _OpenFiles:
                     self._files.popitem(last=False)[1].close()
                 self._files[key] = io.FileIO(path)
             self._files.move_to_end(key)
-            return os.pread(self._files[key].fileno(), size, offset)
+            descriptor = self._files[key].fileno()
+            there = os.fstat(descriptor).st_size - offset  # of a cut shard, or of a size that nobody should believe
+            return os.pread(descriptor, max(0, min(size, there)), offset)
 
     def close(self, folder: int) -> None:
         with self._lock:
@@ -100,7 +110,15 @@ class ShardFolder:
                 f"no finished shards ({path}): {MANIFEST_NAME} is missing",
                 remedy="vq3d prepare-data into this folder, until it ends",
             )
-        self.manifest: Manifest = read_record(path / MANIFEST_NAME, Manifest, PREPARE_AGAIN)
+        text = read_record_bytes(path / MANIFEST_NAME, PREPARE_AGAIN)
+        self.manifest = parse_record(text, Manifest, name=str(path / MANIFEST_NAME), remedy=PREPARE_AGAIN)
+        # Everything else is found from the manifest's hashes; its own is in the list of them all.
+        sums = read_record_bytes(path / SUMS_NAME, PREPARE_AGAIN)
+        if f"{sha256_bytes(text)}  {MANIFEST_NAME}\n".encode() not in sums:
+            raise DataError(
+                f"damaged manifest, or damaged {SUMS_NAME} ({path / MANIFEST_NAME})",
+                remedy=f"vq3d inspect {path} --verify",
+            )
         self._ends = list(accumulate(shard.samples for shard in self.manifest.shards))
         self._indices: dict[int, ShardIndex] = {}
         weakref.finalize(self, _open_files.close, id(self))
@@ -134,7 +152,9 @@ class ShardFolder:
             text = read_record_bytes(path, PREPARE_AGAIN)
             if sha256_bytes(text) != listed.index_sha256:
                 raise DataError(f"damaged index ({path})", remedy=PREPARE_AGAIN)
-            self._indices[shard] = parse_record(text, ShardIndex, name=str(path), remedy=PREPARE_AGAIN)
+            index = parse_record(text, ShardIndex, name=str(path), remedy=PREPARE_AGAIN)
+            _check_index(index, listed, len(self.class_names), path)
+            self._indices[shard] = index
         return self._indices[shard]
 
     def locate(self, i: int) -> tuple[int, int]:
@@ -187,6 +207,19 @@ class ShardFolder:
             raise InputMissingError(f"no such shard ({path})", remedy=PREPARE_AGAIN) from error
         except OSError as error:
             raise read_error(path, error) from error
+
+
+def _check_index(index: ShardIndex, listed: ShardEntry, classes: int, path: Path) -> None:
+    """Raise `DataError` for what hashes cannot tell: an index that goes neither with its manifest nor with itself."""
+    wrong = None
+    if (index.name, index.size, len(index.samples)) != (listed.name, listed.size, listed.samples):
+        wrong = "not the shard that the manifest lists"
+    elif any(m.offset + m.size > index.size for sample in index.samples for m in sample.members.values()):
+        wrong = "members beyond the end of the shard"
+    elif any(sample.class_index is not None and sample.class_index >= classes for sample in index.samples):
+        wrong = f"classes beyond {classes}"
+    if wrong is not None:
+        raise DataError(f"damaged index ({path}): {wrong}", remedy=PREPARE_AGAIN)
 
 
 class LabelFolder:
@@ -276,22 +309,18 @@ def decode_disparity(array: bytes, info: bytes, *, name: str) -> Disparity:
 
 def decode_levels(array: bytes, *, name: str) -> Tensor:
     """Levels 0..65535 as int32 `[h, w]` from the bytes of a uint16 `.npy` file. Raises `DataError`; never unpickles."""
-    try:
-        levels = np.load(io.BytesIO(array), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(
-            f"damaged disparity ({name}): {error}", remedy="vq3d depth-labels again, with --force"
-        ) from error
-    if levels.dtype != np.uint16 or levels.ndim != 2:
-        raise DataError(
-            f"disparity is not a uint16 image ({name}): {levels.dtype} {levels.shape}",
-            remedy="vq3d depth-labels again, with --force",
-        )
+    remedy = "vq3d depth-labels again, with --force"
+    # numpy's own reader takes archives and any shape, and gives memory before it looks at the data.
+    head = _LEVELS.match(array)
+    shape = (int(head[1]), int(head[2])) if head else (0, 0)
+    if head is None or not all(shape) or len(array) - head.end() != 2 * math.prod(shape):
+        raise DataError(f"disparity is not a uint16 image ({name})", remedy=remedy)
+    levels = np.frombuffer(array, "<u2", offset=head.end()).reshape(shape)
     return torch.from_numpy(levels.astype(np.int32))
 
 
 def encode_levels(levels: Tensor) -> bytes:
     """Bytes of a uint16 `.npy` file of integer levels 0..65535 `[h, w]`."""
     buffer = io.BytesIO()
-    np.save(buffer, levels.cpu().numpy().astype(np.uint16), allow_pickle=False)
+    np.save(buffer, levels.cpu().contiguous().numpy().astype(np.uint16), allow_pickle=False)
     return buffer.getvalue()
