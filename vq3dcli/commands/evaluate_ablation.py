@@ -19,10 +19,10 @@ RUNS = "Folder of the data and the runs, about 200 MB. Default: OUT/runs."
 def ablation(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="For the figures, the page, the figure.")],
     runs: Annotated[Path | None, typer.Option("--runs", metavar="FOLDER", help=RUNS)] = None,
-    images: Annotated[int, typer.Option("--images", min=8, help=IMAGES)] = 5200,
+    images: Annotated[int, typer.Option("--images", min=8, max=10**8, help=IMAGES)] = 5200,
     seeds: Annotated[str, typer.Option("--seeds", help="Each trains all three losses.")] = "0,1,2",
-    scenes: Annotated[int, typer.Option("--scenes", min=8, help="Toy scenes to train on.")] = 4000,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Scenes to measure on.")] = 32,
+    scenes: Annotated[int, typer.Option("--scenes", min=8, max=10**6, help="Toy scenes to train on.")] = 4000,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=10**5, help="Scenes to measure on.")] = 32,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a key of all three recipes; repeat it.")
     ] = None,
@@ -45,9 +45,12 @@ def ablation(
     try:
         chosen = [int(part) for part in seeds.split(",")]
     except ValueError as error:
-        raise UsageError(f"--seeds {seeds}: not whole numbers with commas between", remedy="--seeds 0,1,2") from error
-    if min(chosen) < 0:
-        raise UsageError(f"--seeds {seeds}: below 0", remedy="--seeds 0,1,2")
+        raise UsageError(
+            f"--seeds {seeds[:60]}: not whole numbers with commas between", remedy="--seeds 0,1,2"
+        ) from error
+
+    if not all(0 <= seed < 2**63 for seed in chosen):
+        raise UsageError(f"--seeds {seeds[:60]}: a seed is 0 to {2**63 - 1}", remedy="--seeds 0,1,2")
 
     from vq3dcli.checkpoint import load_weights
     from vq3dcli.data.images import encode_png
@@ -60,8 +63,9 @@ def ablation(
     from vq3dcli.training.arithmetic import flush_denormals
 
     flush_denormals()
-    make_folder(out)
     plan = pipeline.Plan(images, scenes, count, tuple(overrides or ()))
+    plan.check(chosen)
+    make_folder(out)
     target = pick_device(device)
     result = pipeline.run_ablation(
         runs if runs is not None else out / "runs",

@@ -34,7 +34,8 @@ def generation(
     data: Annotated[str | None, typer.Option("--data", metavar="PATH", help=DATA)] = None,
     protocol: Annotated[str, typer.Option("--protocol", metavar="NAME", help=PROTOCOL)] = "offline-1",
     count: Annotated[
-        int | None, typer.Option("-n", "--count", min=4, help="Samples of all classes. Default: the protocol's.")
+        int | None,
+        typer.Option("-n", "--count", min=4, max=10**5, help="Samples of all classes. Default: the protocol's."),
     ] = None,
     classes: Annotated[
         str | None, typer.Option("--class", metavar="NAMES", help="Only these classes, a comma between them.")
@@ -55,7 +56,7 @@ def generation(
     inception: Annotated[
         Path | None, typer.Option("--inception", metavar="FILE", help="Inception's weights, for FID, KID and IS.")
     ] = None,
-    classifier_scenes: Annotated[int, typer.Option(min=0, help=CLASSIFIER)] = 24_000,
+    classifier_scenes: Annotated[int, typer.Option(min=0, max=10**6, help=CLASSIFIER)] = 24_000,
     statistics: Annotated[Path | None, typer.Option("--statistics", metavar="FOLDER", help=STATISTICS)] = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,

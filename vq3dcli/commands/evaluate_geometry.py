@@ -45,7 +45,7 @@ class _Measured:
 def geometry(
     data: Annotated[str, typer.Option("--data", metavar="PATH", help=DATA)] = "toyscenes",
     labels: Annotated[str | None, typer.Option("--labels", metavar="NAME", help=LABELS)] = None,
-    count: Annotated[int | None, typer.Option("--count", "-n", min=1, help=COUNT)] = None,
+    count: Annotated[int | None, typer.Option("--count", "-n", min=1, max=10**5, help=COUNT)] = None,
     seed: SeedOption = 0,
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Weights or a run's folder; default: embedded.")

@@ -21,7 +21,8 @@ LPIPS = "Network of LPIPS, fetched where it is not here, or none. Default: alex 
 def reconstruction(
     data: Annotated[str, typer.Option("--data", metavar="PATH", help=DATA)] = "toyscenes",
     count: Annotated[
-        int | None, typer.Option("-n", "--count", min=1, help="Images at most. Default: 2048, of toy scenes 256.")
+        int | None,
+        typer.Option("-n", "--count", min=1, max=10**5, help="Images at most. Default: 2048, of toy scenes 256."),
     ] = None,
     seed: SeedOption = 0,
     weights: Annotated[

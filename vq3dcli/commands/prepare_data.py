@@ -62,7 +62,7 @@ def command(
         int, typer.Option("--workers", min=0, max=1024, help="Processes that make shards; 0 for one a core.")
     ] = 0,
     part: PartOption = "auto",
-    count: Annotated[int | None, typer.Option("--count", min=1, help="Number of toy scenes.")] = None,
+    count: Annotated[int | None, typer.Option("--count", min=1, max=10**7, help="Number of toy scenes.")] = None,
     varied: Annotated[
         bool, typer.Option("--varied", help="Toy scenes of many kinds: several objects, any camera, light and place.")
     ] = False,
@@ -70,7 +70,7 @@ def command(
         Path | None,
         typer.Option("--photos", help="Shards, or a folder or tar of photos, for the surfaces of varied toy scenes."),
     ] = None,
-    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Samples a shard.")] = SHARD_SIZE,
+    shard_size: Annotated[int, typer.Option("--shard-size", min=1, max=10**6, help="Samples a shard.")] = SHARD_SIZE,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count, estimate the disk space, and write nothing.")
     ] = False,

@@ -64,9 +64,8 @@ def command(
     from vq3dcli.prior_checkpoint import load_prior
 
     said = Output("sample", json, quiet)
-    shot = Shot("orbit", frames, size_px=size) if orbit else None
-    if shot is not None:
-        check_shot(shot, "mp4")
+    filmed = Shot("orbit", frames, size_px=size)
+    check_shot(filmed, "mp4")
     target = pick_device(device)
     loaded_prior = load_prior(prior, target)
     loaded = load_weights(weights, target)
@@ -90,7 +89,7 @@ def command(
         count=count,
         seed=seed,
         sharpening=sharpening,
-        shot=shot,
+        shot=filmed if orbit else None,
         disparity=disparity,
         npz=npz,
     ) as folder:

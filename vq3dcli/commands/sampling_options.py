@@ -16,18 +16,25 @@ PriorOption = Annotated[
 TemperatureOption = Annotated[
     float | None,
     typer.Option(
-        "--temperature", help="Above 1 more varied, below 1 safer, 0 the likeliest code. Default: the prior's."
+        "--temperature",
+        min=0,
+        max=100,
+        help="Above 1 more varied, below 1 safer, 0 the likeliest code. Default: the prior's.",
     ),
 ]
 TopKOption = Annotated[
-    int | None, typer.Option("--top-k", help="Draw from so many codes; 0 for all. Default: the prior's.")
+    int | None,
+    typer.Option("--top-k", min=0, max=65536, help="Draw from so many codes; 0 for all. Default: the prior's."),
 ]
 TopPOption = Annotated[
-    float | None, typer.Option("--top-p", help="Draw from codes of this probability together. Default: the prior's.")
+    float | None,
+    typer.Option("--top-p", min=0, max=1, help="Draw from codes of this probability together. Default: the prior's."),
 ]
 GuidanceOption = Annotated[
     float | None,
-    typer.Option("--guidance", help="Above 1 more typical of the class; 1 is off. Default: the prior's."),
+    typer.Option(
+        "--guidance", min=0, max=100, help="Above 1 more typical of the class; 1 is off. Default: the prior's."
+    ),
 ]
 
 

@@ -30,7 +30,9 @@ DryRunOption = Annotated[
 DeviceNameOption = Annotated[
     PlannedDevice | None, typer.Option("--device-name", help="Plan for this GPU instead, with --dry-run.")
 ]
-GpusOption = Annotated[int | None, typer.Option("--gpus", min=1, help="Plan for so many of them, with --dry-run.")]
+GpusOption = Annotated[
+    int | None, typer.Option("--gpus", min=1, max=2**20, help="Plan for so many of them, with --dry-run.")
+]
 
 
 def is_main_rank() -> bool:

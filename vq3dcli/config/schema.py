@@ -1,6 +1,7 @@
 """What a recipe of either stage says. `model/build.py` turns it into a model; the parts take plain arguments.
 
-Durations are counted in images seen, so that the batch size changes no schedule.
+Durations are counted in images seen, so that the batch size changes no schedule. Every number has a least and a most
+value, some ten times beyond what anybody trains: what lies outside is a slip of the pen, and would eat memory or time.
 """
 
 from __future__ import annotations
@@ -9,6 +10,17 @@ import os
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+# Images seen: after how many something happens, and every how many.
+_Images = Annotated[int, Field(ge=0, le=10**12)]
+_Interval = Annotated[int, Field(ge=1, le=10**12)]
+_Weight = Annotated[float, Field(ge=0, le=1e6)]
+_Rate = Annotated[float, Field(gt=0, le=10)]
+_Distance = Annotated[float, Field(ge=1e-3, le=1e4)]
+_Width = Annotated[int, Field(ge=16, le=16384)]
+_Heads = Annotated[int, Field(ge=1, le=256)]
+_Layers = Annotated[int, Field(ge=1, le=256)]
+_Channels = Annotated[int, Field(ge=4, le=4096)]
 
 
 class _Section(BaseModel):
@@ -19,9 +31,9 @@ class CameraSection(_Section):
     """The canonical camera and the depth range."""
 
     fov_deg: float = Field(gt=1, lt=150)
-    radius: float = Field(gt=0)
-    near: float = Field(gt=0)
-    far: float = Field(gt=0)
+    radius: _Distance
+    near: _Distance
+    far: _Distance
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -34,20 +46,20 @@ class ModelSection(_Section):
     """The autoencoder's shape."""
 
     image_size: int = Field(ge=16, le=1024)
-    patch: int = Field(ge=2)
-    encoder_width: int = Field(ge=16)
-    encoder_heads: int = Field(ge=1)
-    encoder_layers: int = Field(ge=1)
-    decoder_width: int = Field(ge=16)
-    decoder_heads: int = Field(ge=1)
-    decoder_layers: int = Field(ge=1)
+    patch: int = Field(ge=2, le=1024)
+    encoder_width: _Width
+    encoder_heads: _Heads
+    encoder_layers: _Layers
+    decoder_width: _Width
+    decoder_heads: _Heads
+    decoder_layers: _Layers
     codebook_size: int = Field(ge=2, le=65536)
-    code_dim: int = Field(ge=2)
+    code_dim: int = Field(ge=2, le=4096)
     space: Literal["frustum", "contracted"]
     plane_scale: float = Field(gt=0, le=4)
-    plane_channels: int = Field(ge=1)
+    plane_channels: int = Field(ge=1, le=1024)
     plane_head: Literal["linear", "residual", "convolution"]
-    field_hidden: int = Field(ge=4)
+    field_hidden: _Channels
     field_layers: int = Field(ge=1, le=8)
     auxiliary_head: bool
 
@@ -71,28 +83,28 @@ class ModelSection(_Section):
 class RenderingSection(_Section):
     """How training renders."""
 
-    samples: int = Field(ge=2)
-    importance_samples: int = Field(ge=0)
-    rays_per_image: int = Field(ge=1)
+    samples: int = Field(ge=2, le=4096)
+    importance_samples: int = Field(ge=0, le=4096)
+    rays_per_image: int = Field(ge=1, le=1024 * 1024)
 
 
 class LossSection(_Section):
     """Weights of the losses and the treatment of disparity labels."""
 
-    l2: float = Field(ge=0)
-    l1: float = Field(ge=0)
-    auxiliary: float = Field(ge=0)
-    codebook: float = Field(ge=0)
-    commitment: float = Field(ge=0)
-    depth: float = Field(ge=0)
+    l2: _Weight
+    l1: _Weight
+    auxiliary: _Weight
+    codebook: _Weight
+    commitment: _Weight
+    depth: _Weight
     depth_kind: Literal["pointwise", "pointwise_l1", "accumulated", "none"]
-    depth_order: float = Field(ge=0, default=0.0)  # weights files from before this key had none
+    depth_order: _Weight = 0.0  # weights files from before this key had none
     alignment: Literal["canonical", "least_squares"]
     alignment_mean: float = Field(gt=0, lt=1)
     alignment_std: float = Field(gt=0, lt=1)
-    perceptual: float = Field(ge=0)
+    perceptual: _Weight
     perceptual_network: Literal["none", "lpips-vgg", "lpips-alex", "efficientnet-lite0"]
-    perceptual_patch_px: int = Field(ge=32)
+    perceptual_patch_px: int = Field(ge=32, le=1024)
 
     @model_validator(mode="after")
     def _has_a_network(self) -> Self:
@@ -107,16 +119,16 @@ class LossSection(_Section):
 class AdversarialSection(_Section):
     """The discriminators of main and novel views; weights of 0 turn them off."""
 
-    main: float = Field(ge=0)
-    novel: float = Field(ge=0)
-    start_images: int = Field(ge=0)
-    ramp_images: int = Field(ge=0)
-    learning_rate: float = Field(gt=0)
-    r1: float = Field(ge=0)
-    r1_every_steps: int = Field(ge=1)
-    base_channels: int = Field(ge=4)
-    max_channels: int = Field(ge=4)
-    minibatch_group: int = Field(ge=1)
+    main: _Weight
+    novel: _Weight
+    start_images: _Images
+    ramp_images: _Images
+    learning_rate: _Rate
+    r1: _Weight
+    r1_every_steps: int = Field(ge=1, le=10**6)
+    base_channels: _Channels
+    max_channels: _Channels
+    minibatch_group: int = Field(ge=1, le=1024)
     class_conditional: bool
     augmentation: Literal["none", "differentiable", "adaptive"]
     adaptive_target: float = Field(gt=0, lt=1)
@@ -149,26 +161,26 @@ class AdversarialSection(_Section):
 class ScheduleSection(_Section):
     """What the schedules of both stages have in common."""
 
-    images: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
+    images: _Interval
+    batch_size: int = Field(ge=1, le=2**20)
     optimizer: Literal["adamw", "muon"] = "adamw"  # weights files from before this key had no other
-    learning_rate: float = Field(gt=0)
-    warmup_images: int = Field(ge=0)
+    learning_rate: _Rate
+    warmup_images: _Images
     final_learning_rate_factor: float = Field(ge=0, le=1)
-    weight_decay: float = Field(ge=0)
-    gradient_clip: float = Field(gt=0)
-    ema_half_life_images: float = Field(gt=0)
+    weight_decay: float = Field(ge=0, le=100)
+    gradient_clip: float = Field(gt=0, le=1e6)
+    ema_half_life_images: float = Field(ge=1e-3, le=1e12)
     precision: Literal["auto", "float32", "bfloat16"]
-    seed: int = Field(ge=0)
-    log_every_images: int = Field(ge=1)
-    sheet_every_images: int = Field(ge=1)
-    checkpoint_every_images: int = Field(ge=1)
-    keep_checkpoints: int = Field(ge=1)
-    accumulate: int = Field(ge=1)
+    seed: int = Field(ge=0, le=2**63 - 1)
+    log_every_images: _Interval
+    sheet_every_images: _Interval
+    checkpoint_every_images: _Interval
+    keep_checkpoints: int = Field(ge=1, le=10**6)
+    accumulate: int = Field(ge=1, le=2**20)
     compile: bool
     checkpoint_activations: bool
     init: Annotated[str, AfterValidator(os.path.expanduser)]
-    average_last: int = Field(ge=1)
+    average_last: int = Field(ge=1, le=10**6)
     tracker: Literal["none", "tensorboard", "wandb"]
 
     @model_validator(mode="after")
@@ -185,7 +197,7 @@ class ScheduleSection(_Section):
 class TrainingSection(ScheduleSection):
     """The schedule of Stage 1."""
 
-    quantize_from_images: int = Field(ge=0)
+    quantize_from_images: _Images
     freeze_codes: bool = False  # weights files from before this key trained everything
     flip: bool
     crop: bool
@@ -240,9 +252,9 @@ class Stage1Recipe(_Section):
 class PriorSection(_Section):
     """The prior's shape; how many codes, tokens and classes there are is up to the tokens."""
 
-    width: int = Field(ge=16)
-    layers: int = Field(ge=1)
-    heads: int = Field(ge=1)
+    width: _Width
+    layers: _Layers
+    heads: _Heads
     dropout: float = Field(ge=0, lt=1)
     tied_head: bool
 
@@ -263,8 +275,8 @@ class PriorTrainingSection(ScheduleSection):
 class SamplingSection(_Section):
     """How samples are drawn where nothing else is said."""
 
-    temperature: float = Field(ge=0)
-    top_k: int = Field(ge=0)
+    temperature: float = Field(ge=0, le=100)
+    top_k: int = Field(ge=0, le=65536)
     top_p: float = Field(gt=0, le=1)
     guidance: float = Field(ge=0, le=100)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -221,11 +222,15 @@ def _advice(
     samples: int,
     available: int,
 ) -> str:
-    def needed(micro_batch: int, remade: bool) -> int:
+    @cache  # discriminators are counted by running them, and a batch has hundreds of divisors
+    def costs_of(remade: bool) -> StepCosts:
         changed = recipe.training.model_copy(update={"checkpoint_activations": remade})
         other = recipe.model_copy(update={"training": changed})
-        costs = step_costs(other, processor.dtype, parameters, judges, on_cpu=processor.kind == "cpu")
-        memory = _memory(other, costs, processor, parameters, moments, judges, micro_batch, gpus, samples)
+        return step_costs(other, processor.dtype, parameters, judges, on_cpu=processor.kind == "cpu")
+
+    def needed(micro_batch: int, remade: bool) -> int:
+        costs = costs_of(remade)
+        memory = _memory(recipe, costs, processor, parameters, moments, judges, micro_batch, gpus, samples)
         return needed_bytes(memory, processor, gpus)
 
     found = least_change(recipe.training, gpus, available, needed, group=_group(recipe))

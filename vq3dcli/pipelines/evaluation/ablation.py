@@ -85,6 +85,21 @@ class Plan:
         found = load_recipe(f"ablation-depth-{kind}", Stage1Recipe, [*self.overrides, f"training.seed={seed}"])
         return with_budget(found, Budget(0.0, _IMAGES_PER_SECOND, self.images, seed))
 
+    def check(self, seeds: Sequence[int]) -> None:
+        """Whether these seeds can be trained by this plan, before anything is made.
+
+        Raises:
+            UsageError: No seeds, one twice, or an override of what differs.
+            RecipeError: A run's recipe does not fit the schema.
+        """
+        if not seeds or len(set(seeds)) != len(seeds):
+            raise UsageError("each seed is needed once", remedy="--seeds 0,1,2")
+        for override in self.overrides:
+            key = ".".join(part.strip() for part in override.partition("=")[0].split("."))
+            if key in _OWN_KEYS:
+                raise UsageError(f"--set {override}: the ablation itself sets {key}", remedy=_OWN_KEYS[key])
+        self.recipe(KINDS[0], seeds[0])
+
 
 @dataclass(frozen=True)
 class Ablation:
@@ -151,14 +166,10 @@ def run_ablation(
 
     Raises:
         StoppedError: `should_stop` became true, or another process works in `folder`.
-        UsageError: The folder was begun with another plan, or no seeds are given, or an override of what differs.
+        UsageError: The folder was begun with another plan.
+        UsageError, RecipeError: As `Plan.check`.
     """
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise UsageError("each seed is needed once", remedy="--seeds 0,1,2")
-    for override in plan.overrides:
-        key = ".".join(part.strip() for part in override.partition("=")[0].split("."))
-        if key in _OWN_KEYS:
-            raise UsageError(f"--set {override}: the ablation itself sets {key}", remedy=_OWN_KEYS[key])
+    plan.check(seeds)
     recipe = plan.recipe(KINDS[0], 0)
     size = recipe.model.image_size
     make_folder(folder)

@@ -15,6 +15,7 @@ from vq3dcli.export.mpi import check_folder, layers_in
 from vq3dcli.export.points import Axes
 from vq3dcli.export.video import check_output
 from vq3dcli.export.viewer import BOUND_RAD
+from vq3dcli.pipelines.views.film import check_limits
 from vq3dcli.pipelines.views.inputs import Source
 
 ExportFormat = Literal["viewer", "ply", "glb", "splat", "mpi", "npz", "depth"]
@@ -85,10 +86,7 @@ def check_wish(wish: Wish) -> None:
         ("--amplitude", wish.amplitude_deg, 0.5, 60.0 if wish.kind == "npz" else math.degrees(BOUND_RAD)),
         ("--max-depth", wish.max_z_depth, 0.1, 1e6),
     )
-    for option, value, low, high in limits:
-        # Written so that NaN, which fails every comparison, is refused too.
-        if value is not None and not low <= value <= high:
-            raise UsageError(f"{option} is {value:g}, must be {low:g} to {high:g}")
+    check_limits(limits)
 
 
 def plan_export(

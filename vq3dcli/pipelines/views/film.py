@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES, VIDEO_SIZE_PX
@@ -62,7 +62,8 @@ def check_shot(shot: Shot, video_format: VideoFormat) -> None:
     """Raise `UsageError` for the first value that is out of range."""
     limits = (
         ("--frames", shot.frames, 1, 10_000),
-        ("--fps", shot.fps, 0.1, MAX_GIF_FPS if video_format == "gif" else 240.0),
+        ("--fps of a gif", shot.fps if video_format == "gif" else None, 0.1, MAX_GIF_FPS),
+        ("--fps", shot.fps, 0.1, 240.0),
         ("--size", shot.size_px, _MIN_SIDE_PX, MAX_SIZE_PX),
         ("--fov", shot.fov_deg, 5.0, 120.0),
         ("--amplitude", shot.amplitude_deg, 0.0, 60.0),
@@ -70,13 +71,18 @@ def check_shot(shot: Shot, video_format: VideoFormat) -> None:
         ("--yaw", None if shot.view_deg is None else shot.view_deg[0], -180.0, 180.0),
         ("--pitch", None if shot.view_deg is None else shot.view_deg[1], -89.0, 89.0),
     )
+    check_limits(limits)
+    if shot.path not in PATHS:
+        raise UsageError(f"no camera path {shot.path!r}", remedy=", ".join(f"--{name}" for name in PATHS))
+
+
+def check_limits(limits: Iterable[tuple[str, float | None, float, float]]) -> None:
+    """Raise `UsageError` for the first option whose value is not between its two limits; None is fine."""
     for option, value, low, high in limits:
         # Written so that NaN, which fails every comparison, is refused too.
         if value is not None and not low <= value <= high:
-            of_gif = " for gif" if option == "--fps" and video_format == "gif" else ""
-            raise UsageError(f"{option} is {value:g}, must be {low:g} to {high:g}{of_gif}")
-    if shot.path not in PATHS:
-        raise UsageError(f"no camera path {shot.path!r}", remedy=", ".join(f"--{name}" for name in PATHS))
+            shown = f"{value:.12g}" if abs(value) < 1e300 else "out of range"  # no float holds 400 digits
+            raise UsageError(f"{option} is {shown}, must be {low:g} to {high:g}")
 
 
 def shot_camera(
