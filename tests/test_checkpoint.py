@@ -123,9 +123,9 @@ def test_the_same_weights_give_the_same_file(tiny_recipe: Callable[..., Stage1Re
     assert len({save_weights(tmp_path / f"{n}.safetensors", model, recipe, card) for n in range(8)}) == 1
 
 
-def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
+def test_a_run_that_has_saved_nothing_says_so(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(InputMissingError, match="has not finished") as caught:
+    with pytest.raises(InputMissingError, match="has saved nothing yet") as caught:
         load_weights(tmp_path)
     assert "train-stage1" in str(caught.value)
 

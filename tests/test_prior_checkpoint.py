@@ -86,7 +86,7 @@ def test_what_is_no_prior_is_refused(prior_file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputMissingError):
         load_prior(tmp_path / "none.safetensors")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(InputMissingError, match=r"has not finished.*train-stage2"):
+    with pytest.raises(InputMissingError, match=r"has saved nothing yet.*train-stage2"):
         load_prior(tmp_path / "run")
     content = prior_file.read_bytes()
     for keep in (0, 100, len(content) // 2, len(content) - 1):

@@ -2,11 +2,13 @@
 
 A weights file is one safetensors file (`tensor_file`) whose header holds the format version, the recipe and a card; it
 is all that inference needs. A checkpoint is a folder, renamed whole, that holds everything that training needs to
-continue to the bit: weights, average, optimizer and a manifest with the hash of each file, and its own.
+continue to the bit: weights, average, optimizer and a manifest with the hash of each file, and its own. The average is
+written as a weights file, and taken for one.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -22,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, Vq3dError
 from vq3dcli.files import sha256_file, sync_folder, write_error
 from vq3dcli.model.autoencoder import Autoencoder
@@ -30,8 +32,13 @@ from vq3dcli.model.build import build_autoencoder
 from vq3dcli.sealed import read_sealed_json, write_sealed_json
 from vq3dcli.tensor_file import check_finite, check_tensors, read_tensors, save_tensors, write_tensors
 
+_log = logging.getLogger(__name__)
+
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
+AVERAGE = "average.safetensors"
+# What a weights file leaves out: it serves training only.
+TRAINING_ONLY = ("auxiliary_head.", "quantizer.window_counts")
 _CHECKPOINT_REMEDY = "delete that checkpoint, and the run continues from the one before"
 
 Header = TypeVar("Header", bound=BaseModel)
@@ -91,34 +98,36 @@ def save_weights(path: Path, model: Autoencoder, recipe: Stage1Recipe, card: Map
     Returns:
         The file's SHA-256.
     """
-    tensors = {
-        name: value
-        for name, value in model.state_dict().items()
-        if not name.startswith(("auxiliary_head.", "quantizer.window_counts"))
-    }
+    tensors = {name: value for name, value in model.state_dict().items() if not name.startswith(TRAINING_ONLY)}
+    return write_weights(path, tensors, weights_header(recipe, card))
+
+
+def weights_header(recipe: Stage1Recipe, card: Mapping[str, Any]) -> dict[str, Any]:
+    """What a weights file says of itself, JSON values."""
     # A file to be shared names no path of the machine it was made on; the card has the hash of what it started from.
     shared = recipe.model_copy(update={"training": recipe.training.model_copy(update={"init": ""})})
-    header = {
+    return {
         "format": "stage1",
         "format_version": FORMAT_VERSION,
         "recipe": shared.model_dump(mode="json"),
         "card": dict(card),
     }
-    return write_weights(path, tensors, header)
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
     """Write tensors, floating-point ones rounded to fp16, with a header of JSON values; returns the file's SHA-256."""
-    return write_tensors(
-        path, {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}, header
-    )
+    return write_tensors(path, {name: _rounded(value) for name, value in tensors.items()}, header)
+
+
+def _rounded(value: Tensor) -> Tensor:
+    return value.half() if value.is_floating_point() else value
 
 
 def load_weights(path: Path | None = None, device: str | torch.device = "cpu") -> LoadedWeights:
     """Read a weights file.
 
     Args:
-        path: A weights file or a run's folder; None for the embedded ones.
+        path: A weights file, a run's folder, or a checkpoint; None for the embedded ones.
         device: Where the model goes.
 
     Raises:
@@ -137,6 +146,8 @@ def load_weights(path: Path | None = None, device: str | torch.device = "cpu") -
     values, tensors, sha256 = read_tensors(path, what="weights")
     header = checked_header(path, values, _Header, "stage1", FORMAT_VERSION, "a Stage 1 weights file")
     recipe = header.recipe
+    say_images_seen(path, recipe, header.card)
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(TRAINING_ONLY)}
     inference = recipe.model_copy(update={"model": recipe.model.model_copy(update={"auxiliary_head": False})})
     tensors["quantizer.window_counts"] = torch.zeros(recipe.model.codebook_size)
     layers = recipe.model.encoder_layers + recipe.model.decoder_layers
@@ -146,13 +157,40 @@ def load_weights(path: Path | None = None, device: str | torch.device = "cpu") -
 
 
 def weights_of_run(path: Path, command: str) -> Path:
-    """The weights file in a run's folder, or `path` itself if it is no folder. Raises `InputMissingError`."""
-    if not path.is_dir():
-        return path
+    """The weights file that a path means.
+
+    Args:
+        path: A weights file; a run's folder: its weights, or before its end the average of its newest checkpoint that
+            is whole; a checkpoint's folder, or any file of it: its average.
+        command: That trains such a run.
+
+    Raises:
+        InputMissingError: The run has saved nothing.
+        DataError: All checkpoints of the run are damaged.
+    """
+    folder = path if path.is_dir() else path.parent
+    if (folder / MANIFEST).is_file() and (folder / AVERAGE).is_file():
+        return folder / AVERAGE
     file = path / "weights.safetensors"
-    if (path / "checkpoints").is_dir() and not file.exists():
-        raise InputMissingError(f"this run has not finished ({path})", remedy=f"the same {command} command again")
-    return file
+    if not path.is_dir() or file.exists() or not (path / "checkpoints").is_dir():
+        return file if path.is_dir() else path
+    saved = sorted((path / "checkpoints").glob("images-*"), reverse=True)
+    for checkpoint in saved:
+        try:
+            read_checkpoint(checkpoint, check=("average",))
+        except DataError as error:
+            _log.warning("%s; taking an older checkpoint", error.message)
+            continue
+        return checkpoint / AVERAGE
+    if saved:
+        raise DataError(f"every checkpoint is damaged ({path / 'checkpoints'})", remedy="another run")
+    raise InputMissingError(f"this run has saved nothing yet ({path})", remedy=f"the same {command} command again")
+
+
+def say_images_seen(path: Path, recipe: Stage1Recipe | Stage2Recipe, card: Mapping[str, Any]) -> None:
+    """Log how far the run of a checkpoint's average had come; nothing for a weights file, which a whole run made."""
+    if path.name == AVERAGE:
+        _log.info("weights of a run at %s of %d images (%s)", card.get("images_seen"), recipe.training.images, path)
 
 
 def checked_header(
@@ -191,7 +229,7 @@ def _kind(found: object) -> str:
 
 
 def filled(path: Path, tensors: dict[str, Tensor], layers: int, build: Callable[[], Module]) -> Module:
-    """The model that a header describes with the tensors of its file, in float32.
+    """The model that a header describes with the tensors of its file, rounded as in a weights file, in float32.
 
     It is built without memory until the tensors are known to be those that it has: a header may say anything.
 
@@ -214,17 +252,24 @@ def filled(path: Path, tensors: dict[str, Tensor], layers: int, build: Callable[
         raise DataError(f"weights of an impossible shape ({path}): {error}", remedy="another copy") from error
     expected = model.state_dict()
     check_tensors(misfit, expected, tensors)
-    model.load_state_dict({name: tensors.pop(name).to(value.dtype) for name, value in expected.items()}, assign=True)
+    state = {name: _rounded(tensors.pop(name)).to(value.dtype) for name, value in expected.items()}
+    model.load_state_dict(state, assign=True)
     return model
 
 
-def write_checkpoint(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any]) -> None:
+def write_checkpoint(
+    folder: Path,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    manifest: Mapping[str, Any],
+    header: Mapping[str, Any] | None = None,
+) -> None:
     """Write a checkpoint folder whole: into a temporary folder, flushed, hashed, then renamed.
 
     Args:
         folder: Its final name; replaced if it exists.
         parts: File stem to named tensors.
         manifest: JSON values to keep beside them.
+        header: Of the average as a weights file; without one it is none.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
@@ -233,7 +278,10 @@ def write_checkpoint(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], ma
         hashes = {}
         for stem, tensors in parts.items():
             path = temporary / f"{stem}.safetensors"
-            save_tensors(path, tensors)
+            if header is not None and path.name == AVERAGE:
+                write_tensors(path, tensors, header)
+            else:
+                save_tensors(path, tensors)
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
             hashes[path.name] = sha256_file(path)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from vq3dcli.checkpoint import LoadedWeights, checked_header, filled, weights_of_run, write_weights
+from vq3dcli.checkpoint import LoadedWeights, checked_header, filled, say_images_seen, weights_of_run, write_weights
 from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.errors import DataError, UnavailableError
 from vq3dcli.model.build import build_prior
@@ -99,16 +99,20 @@ def save_prior(path: Path, model: Prior, recipe: Stage2Recipe, tokens: TokenFact
     Returns:
         The file's SHA-256.
     """
+    return write_weights(path, model.state_dict(), prior_header(recipe, tokens, card))
+
+
+def prior_header(recipe: Stage2Recipe, tokens: TokenFacts, card: Mapping[str, Any]) -> dict[str, Any]:
+    """What a prior's weights file says of itself, JSON values."""
     # A file to be shared names no path of the machine it was made on; the card has the hash of what it started from.
     shared = recipe.model_copy(update={"training": recipe.training.model_copy(update={"init": ""})})
-    header = {
+    return {
         "format": "stage2",
         "format_version": FORMAT_VERSION,
         "recipe": shared.model_dump(mode="json"),
         "tokens": tokens.model_dump(mode="json"),
         "card": dict(card),
     }
-    return write_weights(path, model.state_dict(), header)
 
 
 def as_loaded(model: Prior) -> Prior:
@@ -131,7 +135,7 @@ def load_prior(
     """Read a prior's weights file.
 
     Args:
-        path: A weights file or a run's folder; None for the embedded one.
+        path: A weights file, a run's folder, or a checkpoint; None for the embedded one.
         device: Where the model goes.
         dtype: Of the model. Default: what `sampling_dtype` says, float32 on a CPU.
 
@@ -151,6 +155,7 @@ def load_prior(
     values, tensors, sha256 = read_tensors(path, what="weights")
     header = checked_header(path, values, _Header, "stage2", FORMAT_VERSION, "a prior's weights file")
     recipe, facts = header.recipe, header.tokens
+    say_images_seen(path, recipe, header.card)
     model = filled(
         path,
         tensors,

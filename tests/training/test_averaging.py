@@ -25,7 +25,7 @@ def _save(folder: RunFolder, images_seen: int, model: Autoencoder) -> dict[str, 
     state = {name: value.clone() for name, value in as_mapping(model).items()}
     # The other parts are there and must not be mistaken for the average.
     noise = {"weights": {"x": torch.full((3,), 1e9)}, "optimizer": {"x/step": torch.tensor(1.0)}}
-    folder.save(images_seen, {**noise, "average": state}, {"images_seen": images_seen}, keep=10)
+    folder.save(images_seen, {**noise, "average": state}, {"images_seen": images_seen}, {}, keep=10)
     return state
 
 

@@ -48,7 +48,7 @@ def geometry(
     count: Annotated[int | None, typer.Option("--count", "-n", min=1, max=10**5, help=COUNT)] = None,
     seed: SeedOption = 0,
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="Weights or a run's folder; default: embedded.")
+        Path | None, typer.Option("--weights", help="Weights, a run's folder, or a checkpoint; default: embedded.")
     ] = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Only figures that need no model.")] = False,
     size: Annotated[int, typer.Option("--size", min=8, max=1024, help="Side of the images with --baselines.")] = 64,

@@ -26,7 +26,7 @@ def reconstruction(
     ] = None,
     seed: SeedOption = 0,
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="Weights or a run's folder. Default: embedded.")
+        Path | None, typer.Option("--weights", help="Weights, a run's folder, or a checkpoint. Default: embedded.")
     ] = None,
     features: Annotated[
         Literal["efficientnet-lite1", "efficientnet-lite2", "inception", "none"] | None,

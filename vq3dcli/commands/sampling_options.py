@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 Stage1Option = Annotated[
-    Path | None, typer.Option("--weights", help="Stage 1 weights or a run's folder. Default: embedded.")
+    Path | None, typer.Option("--weights", help="Stage 1 weights, a run's folder, a checkpoint. Default: embedded.")
 ]
 PriorOption = Annotated[
-    Path | None, typer.Option("--prior", help="A prior's weights or its run's folder. Default: embedded.")
+    Path | None,
+    typer.Option("--prior", help="A prior's weights, a run's folder, a checkpoint. Default: embedded."),
 ]
 TemperatureOption = Annotated[
     float | None,

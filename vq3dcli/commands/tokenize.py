@@ -17,7 +17,8 @@ def command(
     data: Annotated[list[Path], typer.Option("--data", help="A finished folder of vq3d prepare-data; several times.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tokens.")],
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="Stage 1 weights or a run's folder. Default: embedded.")
+        Path | None,
+        typer.Option("--weights", help="Stage 1 weights, a run's folder, a checkpoint. Default: embedded."),
     ] = None,
     views: Annotated[int, typer.Option("--views", min=1, max=1024, help=VIEWS)] = 2,
     part: PartOption = "auto",

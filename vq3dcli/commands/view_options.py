@@ -10,7 +10,7 @@ import typer
 FormatName = Literal["mp4", "webm", "gif", "png", "frames"]
 
 WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", help="Weights file or run folder. Default: the embedded ones.")
+    Path | None, typer.Option("--weights", help="Weights file, run folder or checkpoint. Default: the embedded ones.")
 ]
 FormatOption = Annotated[
     FormatName | None,

@@ -21,15 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.checkpoint import load_weights
+from vq3dcli.checkpoint import TRAINING_ONLY, load_weights
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import RecipeError
 from vq3dcli.model.autoencoder import Autoencoder
 
 _log = logging.getLogger(__name__)
 
-# A weights file leaves these out: they serve training only.
-_TRAINING_ONLY = ("auxiliary_head.", "quantizer.window_counts")
 # Keys of [model] that change what tensors mean and leave their shapes ...
 _SAME_SHAPES = ("encoder_heads", "decoder_heads", "space")
 # ... and those that may change.
@@ -64,7 +62,7 @@ def initialise(model: Autoencoder, recipe: Stage1Recipe, path: Path) -> Initiali
     Args:
         model: Built from `recipe`, on any device.
         recipe: The new run's recipe.
-        path: A weights file, or the folder of a finished run.
+        path: A weights file, the folder of a run, or a checkpoint.
 
     Raises:
         RecipeError: The weights do not fit the recipe; names every tensor that does not, and the keys to change.
@@ -75,7 +73,7 @@ def initialise(model: Autoencoder, recipe: Stage1Recipe, path: Path) -> Initiali
     taken: dict[str, Tensor] = {}
     adapted, misfits = [], []
     for name in dict.fromkeys([*target, *source]):
-        if name.startswith(_TRAINING_ONLY):
+        if name.startswith(TRAINING_ONLY):
             continue
         old, new = source.get(name), target.get(name)
         if old is not None and new is not None and old.shape == new.shape:

@@ -6,6 +6,7 @@ import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.errors import DataError, RecipeError
 from vq3dcli.model.build import build_prior
 from vq3dcli.model.prior import Prior
-from vq3dcli.prior_checkpoint import TokenFacts, load_prior
+from vq3dcli.prior_checkpoint import TokenFacts, load_prior, prior_header
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.ema import as_mapping, average_of
 from vq3dcli.training.optim import OptimizerLike, build_optimizer, optimizer_tensors, restore_optimizer
@@ -94,7 +95,15 @@ def start_or_resume_prior(
     return state
 
 
-def save_prior_state(folder: RunFolder, recipe: Stage2Recipe, state: PriorState) -> None:
+def prior_card(folder: RunFolder, state: PriorState) -> dict[str, Any]:
+    """What the weights say of how they came to be, at this moment."""
+    card: dict[str, Any] = {"images_seen": state.images_seen, "training": folder.last_figures()}
+    if state.init_sha256:
+        card["init_sha256"] = state.init_sha256
+    return card
+
+
+def save_prior_state(folder: RunFolder, recipe: Stage2Recipe, tokens: TokenFacts, state: PriorState) -> None:
     """Write a checkpoint. Raises `OutputError` or `StorageError`."""
     parts = {
         "weights": as_mapping(state.model),
@@ -109,7 +118,8 @@ def save_prior_state(folder: RunFolder, recipe: Stage2Recipe, state: PriorState)
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
     }
-    folder.save(state.images_seen, parts, manifest, recipe.training.keep_checkpoints)
+    header = prior_header(recipe, tokens, prior_card(folder, state))
+    folder.save(state.images_seen, parts, manifest, header, keep=recipe.training.keep_checkpoints)
 
 
 @torch.no_grad()
@@ -123,7 +133,7 @@ def initialise_prior(model: Prior, tokens: TokenFacts, path: Path) -> str:
     Args:
         model: Built for `tokens`, on the CPU.
         tokens: What it will be trained on.
-        path: A prior's weights file, or the folder of a finished run.
+        path: A prior's weights file, the folder of a run, or a checkpoint.
 
     Returns:
         The file's hash.

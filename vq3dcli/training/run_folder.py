@@ -98,10 +98,16 @@ class RunFolder:
         write_bytes(facts_path, json.dumps(dict(facts), indent=2, sort_keys=True).encode() + b"\n")
 
     def save(
-        self, images_seen: int, parts: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any], keep: int
+        self,
+        images_seen: int,
+        parts: Mapping[str, Mapping[str, Tensor]],
+        manifest: Mapping[str, Any],
+        header: Mapping[str, Any],
+        *,
+        keep: int,
     ) -> None:
-        """Write a checkpoint and delete all but the newest `keep`."""
-        write_checkpoint(self.checkpoints / f"images-{images_seen:012d}", parts, manifest)
+        """Write a checkpoint, whose average is a weights file with `header`; delete all but the newest `keep`."""
+        write_checkpoint(self.checkpoints / f"images-{images_seen:012d}", parts, manifest, header)
         for old in self._saved()[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -159,6 +165,10 @@ class RunFolder:
         """The newest line of the metrics; empty in a new run."""
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
         return dict(json.loads(lines[-1])) if lines else {}
+
+    def last_figures(self) -> dict[str, Any]:
+        """The same without the speed: the same run gives the same file on any machine of its kind."""
+        return {name: value for name, value in self.last_metrics().items() if name != "images_per_second"}
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to the metrics."""

@@ -37,7 +37,7 @@ from vq3dcli.training.objective import Stage1Objective
 from vq3dcli.training.optim import learning_rate_at, passed, set_learning_rate
 from vq3dcli.training.run_folder import RunFolder
 from vq3dcli.training.sheets import write_sheet
-from vq3dcli.training.state import RunState, save_state, start_or_resume
+from vq3dcli.training.state import RunState, card_of, save_state, start_or_resume
 from vq3dcli.training.watch import Watch
 
 _log = logging.getLogger(__name__)
@@ -349,14 +349,7 @@ def _finish(recipe: Stage1Recipe, folder: RunFolder, state: RunState, ranks: Ran
         _log.warning("the run ended before quantisation began: its codes are untrained; train for more images")
     digest = ""
     if ranks.is_main:
-        # Without the speed, the same run gives the same file on any machine of its kind.
-        figures = {name: value for name, value in folder.last_metrics().items() if name != "images_per_second"}
-        card = {"images_seen": state.images_seen, "training": figures}
-        if state.init_sha256:
-            card["init_sha256"] = state.init_sha256
-            card["init_ancestors"] = list(state.init_ancestors)
-            if recipe.training.freeze_codes:
-                card["codes_of"] = list(state.init_codes_of)
+        card = card_of(folder, recipe, state)
         if recipe.training.average_last > 1:
             card["averaged"] = average_checkpoints(folder.checkpoints, state.average, recipe.training.average_last)
         digest = save_weights(folder.weights, state.average, recipe, card)

@@ -38,7 +38,7 @@ from vq3dcli.training.optim import learning_rate_at, passed, set_learning_rate
 from vq3dcli.training.prior_guards import stage2_guards
 from vq3dcli.training.prior_objective import PriorObjective
 from vq3dcli.training.prior_sheets import write_sample_sheet
-from vq3dcli.training.prior_state import PriorState, save_prior_state, start_or_resume_prior
+from vq3dcli.training.prior_state import PriorState, prior_card, save_prior_state, start_or_resume_prior
 from vq3dcli.training.run_folder import RunFolder
 from vq3dcli.training.stage1 import Progress, Result
 from vq3dcli.training.watch import Watch
@@ -215,7 +215,7 @@ def _step_until_done(run: _Run, stop_after_images: int | None) -> None:
             interval_start, interval_images = time.perf_counter(), seen
         if run.watch is not None:
             if done or stopping or passed(seen, schedule.checkpoint_every_images, size):
-                save_prior_state(run.folder, recipe, state)
+                save_prior_state(run.folder, recipe, token_facts(run.loader.store), state)
             if looking and run.draws:
                 run.watch.sheet(seen)
         if stopping:
@@ -312,11 +312,7 @@ def _finish(run: _Run) -> Result:
     recipe, state, folder = run.recipe, run.state, run.folder
     digest = ""
     if run.ranks.is_main:
-        # Without the speed, the same run gives the same file on any machine of its kind.
-        figures = {name: value for name, value in folder.last_metrics().items() if name != "images_per_second"}
-        card: dict[str, Any] = {"images_seen": state.images_seen, "training": figures}
-        if state.init_sha256:
-            card["init_sha256"] = state.init_sha256
+        card = prior_card(folder, state)
         if recipe.training.average_last > 1:
             card["averaged"] = average_checkpoints(folder.checkpoints, state.average, recipe.training.average_last)
         digest = save_prior(folder.weights, state.average, recipe, token_facts(run.loader.store), card)

@@ -7,9 +7,11 @@ import math
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from vq3dcli.checkpoint import weights_header
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import DataError
 from vq3dcli.model.autoencoder import Autoencoder
@@ -111,6 +113,17 @@ def start_or_resume(
     return state
 
 
+def card_of(folder: RunFolder, recipe: Stage1Recipe, state: RunState) -> dict[str, Any]:
+    """What the weights say of how they came to be, at this moment."""
+    card: dict[str, Any] = {"images_seen": state.images_seen, "training": folder.last_figures()}
+    if state.init_sha256:
+        card["init_sha256"] = state.init_sha256
+        card["init_ancestors"] = list(state.init_ancestors)
+        if recipe.training.freeze_codes:
+            card["codes_of"] = list(state.init_codes_of)
+    return card
+
+
 def save_state(folder: RunFolder, recipe: Stage1Recipe, state: RunState) -> None:
     """Write a checkpoint. Raises `OutputError` or `StorageError`."""
     parts = {
@@ -131,4 +144,5 @@ def save_state(folder: RunFolder, recipe: Stage1Recipe, state: RunState) -> None
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
     }
-    folder.save(state.images_seen, parts, manifest, recipe.training.keep_checkpoints)
+    header = weights_header(recipe, card_of(folder, recipe, state))
+    folder.save(state.images_seen, parts, manifest, header, keep=recipe.training.keep_checkpoints)

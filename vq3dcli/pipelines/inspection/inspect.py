@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vq3dcli.checkpoint import AVERAGE
 from vq3dcli.checkpoint import MANIFEST as CHECKPOINT_MANIFEST
 from vq3dcli.data.schema import MANIFEST_NAME, PLAN_NAME, REJECTS_NAME, SUMS_NAME
 from vq3dcli.data.tokens import TOKENS_NAME
@@ -51,7 +52,9 @@ def inspect(path: str, *, verify: bool = False, progress: Progress = lambda done
 def kind_of(path: Path) -> Kind:
     """What a file or folder is, by the names in it. Raises `UsageError` or `InputMissingError`."""
     if path.is_file():
-        if path.suffix in (".tar", ".json", ".jsonl", ".u16", ".i32") or path.name == "SHA256SUMS":
+        in_checkpoint = path.name != AVERAGE and (path.parent / AVERAGE).is_file()
+        of_folder = path.suffix in (".tar", ".json", ".jsonl", ".u16", ".i32") or path.name == "SHA256SUMS"
+        if of_folder or in_checkpoint:
             raise UsageError(f"a file of a folder ({path})", remedy=f"vq3d inspect {path.parent}")
         return "weights"
     names = {entry.name for entry in path.iterdir()}
