@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +123,110 @@ def test_what_is_no_mesh(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(DataError, match="cannot read the mesh"):
             read_mesh(tmp_path / name)
+
+
+def seen_colour(path: Path, at: tuple[float, float] = (0.0, -0.5)) -> torch.Tensor:
+    """What a ray into the middle of a mesh sees, lit from the front."""
+    return read_mesh(path).surface(LIGHT)(along_z(at))[1][0]
+
+
+def gltf_of(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The JSON of a GLB file, and all that follows."""
+    data = path.read_bytes()
+    (length,) = struct.unpack_from("<I", data, 12)
+    return json.loads(data[20 : 20 + length]), data[20 + length :]
+
+
+def write_glb(path: Path, tree: object, rest: bytes) -> Path:
+    text = (tree if isinstance(tree, str) else json.dumps(tree)).encode()
+    text += b" " * (-len(text) % 4)
+    head = struct.pack("<4sII", b"glTF", 2, 20 + len(text) + len(rest)) + struct.pack("<I4s", len(text), b"JSON")
+    path.write_bytes(head + text + rest)
+    return path
+
+
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    box().export(tmp_path / "box.obj", include_color=False, header="")
+    shape = [line for line in (tmp_path / "box.obj").read_text().splitlines() if line[:2] in ("v ", "f ")]
+    lines = ["# gr\xfcn", "mtllib St\xfchle.mtl", "usemtl blau\xe4", *shape]
+    (tmp_path / "chair.obj").write_bytes("\n".join(lines).encode("latin-1"))
+    (tmp_path / "St\xfchle.mtl").write_bytes("# St\xfchle\nnewmtl blau\xe4\nKd 0.1 0.2 0.9\n".encode("latin-1"))
+    torch.testing.assert_close(seen_colour(tmp_path / "chair.obj"), torch.tensor([0.1, 0.2, 0.9]), atol=0.01, rtol=0)
+
+
+def test_the_files_that_a_mesh_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Names as web addresses, names that lead nowhere, and names that lead out of the folder."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    plane = trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], [[0, 1, 2], [0, 2, 3]])
+    image = Image.new("RGB", (4, 4), (200, 40, 30))
+    uv = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
+    plane.visual = trimesh.visual.TextureVisuals(
+        uv, material=trimesh.visual.material.PBRMaterial(baseColorTexture=image)
+    )
+    files = trimesh.exchange.gltf.export_gltf(plane.scene())
+    tree = json.loads(files.pop("model.gltf"))
+    (picture,) = (entry for entry in tree["images"] if "bufferView" in entry)
+    for entry in tree["buffers"]:
+        (folder / f"my {entry['uri']}").write_bytes(files[entry["uri"]])
+        entry["uri"] = f"my%20{entry['uri']}"
+    image.save(folder / "the tex.png")
+    picture.pop("bufferView")
+    picture["uri"] = "the%20tex.png"
+    (folder / "a.gltf").write_text(json.dumps(tree))
+    red = torch.tensor([200, 40, 30]) / 255.0
+    torch.testing.assert_close(seen_colour(folder / "a.gltf"), red, atol=0.01, rtol=0)
+    assert not caplog.records
+    (folder / "the tex.png").rename(tmp_path / "out.png")
+    for name in ("the%20tex.png", "../out.png", str(tmp_path / "out.png")):
+        picture["uri"] = name
+        (folder / "b.gltf").write_text(json.dumps(tree))
+        caplog.clear()
+        assert not torch.allclose(seen_colour(folder / "b.gltf"), red, atol=0.1)
+        assert f"there is no {name} beside it" in caplog.text
+        assert "Traceback" not in caplog.text
+    ply = trimesh.exchange.ply.export_ply(box()).split(b"\n", 2)
+    (folder / "c.ply").write_bytes(b"\n".join([*ply[:2], b"comment TextureFile ../out.png", ply[2]]))
+    caplog.clear()
+    read_mesh(folder / "c.ply")
+    assert all(record.name.startswith("vq3dcli") and record.exc_info is None for record in caplog.records)
+    tree["buffers"][0]["uri"] = "none.bin"
+    (folder / "d.gltf").write_text(json.dumps(tree))
+    with pytest.raises(InputMissingError, match=r"none\.bin.*d\.gltf names"):
+        read_mesh(folder / "d.gltf")
+
+
+def test_what_a_gltf_file_needs_and_we_cannot_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    box().export(tmp_path / "box.glb")
+    tree, rest = gltf_of(tmp_path / "box.glb")
+    for name in ("KHR_draco_mesh_compression", "EXT_meshopt_compression", "SOME_geometry"):
+        with pytest.raises(DataError, match=rf"{name}.*without compression"):
+            read_mesh(write_glb(tmp_path / "a.glb", {**tree, "extensionsRequired": [name]}, rest))
+    for key in ("extensionsRequired", "extensionsUsed"):
+        for name in ("KHR_texture_transform", "KHR_materials_pbrSpecularGlossiness"):
+            caplog.clear()
+            read_mesh(write_glb(tmp_path / "a.glb", {**tree, key: [name]}, rest))
+            assert name in caplog.text
+    caplog.clear()
+    read_mesh(write_glb(tmp_path / "a.glb", {**tree, "extensionsUsed": ["KHR_materials_unlit"]}, rest))
+    assert not caplog.records
+
+
+def test_gltf_files_that_claim_what_they_do_not_have(tmp_path: Path) -> None:
+    box().export(tmp_path / "box.glb")
+    tree, rest = gltf_of(tmp_path / "box.glb")
+    for index in range(len(tree["accessors"])):
+        for count in (-1, -36, 10**8, 10**30, 1.5, "x", None, True):
+            changed = json.loads(json.dumps(tree))
+            changed["accessors"][index]["count"] = count
+            with pytest.raises(DataError, match="damaged glTF"):
+                read_mesh(write_glb(tmp_path / "a.glb", changed, rest))
+            changed["accessors"][index] = {"componentType": 5126, "type": "VEC3", "count": count}
+            with pytest.raises(DataError, match="cannot read the mesh"):
+                read_mesh(write_glb(tmp_path / "a.glb", changed, rest))
+    for text in ("[" * 100_000, "[]", '{"accessors": [5]}', "{"):
+        with pytest.raises(DataError, match="cannot read the mesh"):
+            read_mesh(write_glb(tmp_path / "a.glb", text, rest))
+    (tmp_path / "a.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n")
+    with pytest.raises(DataError, match="cannot read the mesh"):
+        read_mesh(tmp_path / "a.obj")

@@ -8,6 +8,8 @@ length 1, and the middle of its lower face to the origin.
 
 from __future__ import annotations
 
+import io
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vq3dcli.data.images import read_file
+from vq3dcli.data.mesh_files import FilesBeside, UnreadExtensionError, as_utf8, check_gltf, silent_trimesh
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError
 from vq3dcli.rendering.cameras import Rays
 from vq3dcli.rendering.compose import Surface, Vector
+
+_log = logging.getLogger(__name__)
 
 SUFFIXES = (".glb", ".gltf", ".ply", ".obj", ".stl")
 Up = Literal["y", "z"]
@@ -89,9 +95,9 @@ def read_mesh(path: Path, *, up: Up = "y") -> Mesh:
         up: Which of the file's axes points up.
 
     Raises:
-        InputMissingError: There is no such file.
+        InputMissingError: There is no such file, or none of those that it cannot do without.
         UnavailableError: trimesh is not installed.
-        DataError: It is damaged or has no triangles.
+        DataError: It is damaged, has no triangles, or needs what cannot be read, such as compression.
     """
     try:
         import trimesh
@@ -99,19 +105,35 @@ def read_mesh(path: Path, *, up: Up = "y") -> Mesh:
         raise UnavailableError("meshes need trimesh", remedy="pip install 'vq3d[mesh]'") from error
     if not path.is_file():
         raise InputMissingError(f"no such file ({path})", remedy="check the path")
+    data, suffix, beside = read_file(path), path.suffix.lower(), FilesBeside(path)
+    resolver: Any = beside  # trimesh's type of it is a class, and what it calls are two methods
     try:
-        # Part by part: one mesh of all has no colours where some parts have a texture and others have none.
-        parts: list[Any] = [part for part in trimesh.load_scene(path).dump() if len(getattr(part, "faces", ()))]
+        unseen = check_gltf(data) if suffix in _LINEAR else []
+        data = as_utf8(data) if suffix == ".obj" else data
+        with silent_trimesh():
+            loaded = trimesh.load_scene(io.BytesIO(data), file_type=suffix[1:], resolver=resolver)
+            # Part by part: one mesh of all has no colours where some parts have a texture and others have none.
+            parts: list[Any] = [part for part in loaded.dump() if len(getattr(part, "faces", ()))]
         if not parts or not all(np.isfinite(part.vertices).all() for part in parts):
             raise ValueError("it has no triangles, or points that are no numbers")
         vertices = np.concatenate([np.asarray(part.vertices, np.float64) for part in parts]) @ _AXES[up].T
         first = np.cumsum([0, *(len(part.vertices) for part in parts)])
         faces = np.concatenate([part.faces + start for part, start in zip(parts, first, strict=False)])
-        colour = _joined(parts, linear=path.suffix.lower() in _LINEAR)
+        if faces.min() < 0 or faces.max() >= len(vertices):
+            raise ValueError("triangles of points that it does not have")
+        colour = _joined(parts, linear=suffix in _LINEAR)
+    except UnreadExtensionError as error:
+        raise DataError(f"cannot read the mesh ({path}): {error}", remedy="export it without compression") from error
+    except FileNotFoundError as error:
+        missing = f"no such file beside the mesh ({beside.missing[-1]}), which {path} names"
+        raise InputMissingError(missing, remedy="put it into the folder of the mesh") from error
     except Exception as error:
         # Its readers raise almost any type on damaged bytes.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"cannot read the mesh ({path}): {reason}", remedy="GLB, PLY, OBJ or STL") from error
+    unseen += [f"there is no {name} beside it, which it names" for name in beside.missing]
+    for text in dict.fromkeys(unseen):
+        _log.warning("the mesh may look wrong (%s): %s", path, text)
     lower, upper = vertices.min(0), vertices.max(0)
     size = float((upper - lower).max())
     if size <= 0.0:

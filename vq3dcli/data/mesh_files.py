@@ -1,0 +1,135 @@
+"""Files of meshes before trimesh reads them: what they claim, the files that they name, and text that is not UTF-8."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PureWindowsPath
+from typing import Any
+from urllib.parse import unquote
+
+_COMPONENT_BYTES = {5120: 1, 5121: 1, 5122: 2, 5123: 2, 5125: 4, 5126: 4}
+_COMPONENTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
+# Of values that no bytes stand for: all zero, or a few of them given.
+_MOST_ZEROS = 1 << 24
+# What a file may require and still be read as it is meant.
+_READ = {"KHR_mesh_quantization", "EXT_texture_webp"}
+# What changes colours alone: such a file is read, with a warning where the change is one that is not made.
+_LOOKS = ("KHR_materials_", "KHR_texture_", "EXT_texture_", "MSFT_texture_", "KHR_lights_")
+_UNSEEN_LOOKS = {
+    "KHR_texture_transform": "its textures are not repeated, moved or turned",
+    "KHR_materials_pbrSpecularGlossiness": "its colours may be missing",
+    "KHR_texture_basisu": "its textures are missing",
+    "MSFT_texture_dds": "its textures are missing",
+}
+
+
+class UnreadExtensionError(ValueError):
+    """A glTF file needs something that nobody here can read."""
+
+
+class FilesBeside:
+    """The files that a mesh names, out of its own folder: what trimesh calls a resolver.
+
+    Args:
+        path: The mesh.
+
+    Attributes:
+        file_name: Of the mesh.
+        missing: Names that were asked for and are not there, or not in the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file_name = path.name
+        self.missing: list[str] = []
+        self._folder = os.path.normpath(path.parent.absolute())
+
+    def get(self, name: str) -> bytes:
+        """The bytes of a file; text is made UTF-8. Raises `FileNotFoundError`."""
+        plain = name.strip()
+        # Names are those of a web address in glTF, of Windows in many OBJ files, and of another computer in some.
+        for text in (plain, unquote(plain), plain.replace("\\", "/"), PureWindowsPath(plain).name):
+            path = os.path.normpath(os.path.join(self._folder, text))
+            if text and path.startswith(self._folder.rstrip("/") + "/") and os.path.isfile(path):
+                data = Path(path).read_bytes()
+                return as_utf8(data) if path.lower().endswith(".mtl") else data
+        self.missing.append(plain)
+        raise FileNotFoundError(f"no such file beside it: {plain}")
+
+    __getitem__ = get
+
+
+def as_utf8(data: bytes) -> bytes:
+    """Text as UTF-8; what is not is taken for Latin-1, in which any bytes are text."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return data.decode("latin-1").encode()
+    return data
+
+
+@contextlib.contextmanager
+def silent_trimesh() -> Iterator[None]:
+    """Keep what trimesh logs, tracebacks included, away from the user: we say what matters."""
+    logger, nobody = logging.getLogger("trimesh"), logging.NullHandler()
+    before = logger.propagate
+    logger.propagate = False
+    logger.addHandler(nobody)
+    try:
+        yield
+    finally:
+        logger.propagate = before
+        logger.removeHandler(nobody)
+
+
+def check_gltf(data: bytes) -> list[str]:
+    """Look at what a glTF or GLB file claims, before memory is taken for it.
+
+    Returns:
+        What will not look as it is meant, one sentence each.
+
+    Raises:
+        UnreadExtensionError: It requires an extension that changes more than looks.
+        ValueError: It is damaged, or claims more values than it has bytes for.
+    """
+    try:
+        tree = _tree(data)
+        required = list(tree.get("extensionsRequired", []))
+        for name in required:
+            if name not in _READ and not name.startswith(_LOOKS):
+                raise UnreadExtensionError(f"it needs the glTF extension {name}")
+        for accessor in tree.get("accessors", []):
+            _check_accessor(accessor, tree.get("bufferViews", []))
+        used = {*required, *tree.get("extensionsUsed", [])}
+    except (KeyError, IndexError, TypeError, AttributeError, struct.error, RecursionError) as error:
+        raise ValueError(f"damaged glTF ({type(error).__name__}: {error})") from error
+    return [f"{text} ({name})" for name, text in _UNSEEN_LOOKS.items() if name in used]
+
+
+def _tree(data: bytes) -> Mapping[str, Any]:
+    if data[:4] == b"glTF":
+        (length,) = struct.unpack_from("<I", data, 12)
+        data = data[20 : 20 + length]
+    tree = json.loads(data)
+    if not isinstance(tree, dict):
+        raise ValueError("damaged glTF: its JSON is no object")
+    return tree
+
+
+def _check_accessor(accessor: Mapping[str, Any], views: list[Mapping[str, Any]]) -> None:
+    count = accessor["count"]
+    if type(count) is not int or count < 0:
+        raise ValueError(f"damaged glTF: {count!r} values")
+    size = _COMPONENT_BYTES[accessor["componentType"]] * _COMPONENTS[accessor["type"]]
+    if "bufferView" not in accessor:
+        most = _MOST_ZEROS
+    else:
+        view = views[accessor["bufferView"]]
+        stride = max(size, view.get("byteStride") or 0)
+        most = (view["byteLength"] - accessor.get("byteOffset", 0) - size) // stride + 1
+    if count > max(0, most):
+        raise ValueError(f"damaged glTF: it claims {count} values and has bytes for {max(0, most)}")
