@@ -31,9 +31,10 @@ from vq3dcli.data.tokens import (
     TokenLoader,
     TokenManifest,
     TokenStore,
+    write_token_manifest,
 )
 from vq3dcli.data.toyscenes import render_scenes, sample_scenes
-from vq3dcli.files import sha256_file, write_json
+from vq3dcli.files import sha256_bytes, sha256_file, write_bytes
 from vq3dcli.rendering.cameras import canonical_camera
 
 CODES = 8192
@@ -74,8 +75,10 @@ def write_store(folder: Path, count: int, length: int) -> Path:
         sources=[],
         tokens_sha256=sha256_file(folder / TOKENS_NAME),
         classes_sha256=sha256_file(folder / CLASSES_NAME),
+        plan_sha256=sha256_bytes(b"{}"),
     )
-    write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
+    write_bytes(folder / "plan.json", b"{}")
+    write_token_manifest(folder, manifest)
     return folder
 
 

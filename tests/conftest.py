@@ -142,8 +142,8 @@ def write_store() -> Callable[..., TokenStore]:
     """
     import numpy as np
 
-    from vq3dcli.data.tokens import TokenManifest, TokenStore
-    from vq3dcli.files import sha256_file
+    from vq3dcli.data.tokens import TokenManifest, TokenStore, write_token_manifest
+    from vq3dcli.files import sha256_bytes, sha256_file
 
     def patterned(images: int = 60, views: int = 2, length: int = 16) -> tuple[np.ndarray, np.ndarray]:
         random = np.random.default_rng(0)
@@ -183,8 +183,10 @@ def write_store() -> Callable[..., TokenStore]:
             sources=[],
             tokens_sha256=sha256_file(path / "tokens.u16"),
             classes_sha256=sha256_file(path / "classes.i32"),
+            plan_sha256=sha256_bytes(b"{}"),
         )
-        (path / "manifest.json").write_text(manifest.model_dump_json())
+        (path / "plan.json").write_bytes(b"{}")
+        write_token_manifest(path, manifest)
         return TokenStore(path)
 
     return write

@@ -132,7 +132,7 @@ def parse_json(data: bytes | str, *, name: str, remedy: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(data)
-        check_plain(value)
+        check_plain(value, finite=True)
     except (ValueError, RecursionError) as error:
         raise DataError(f"damaged {name}: {error}", remedy=remedy) from error
     if not isinstance(value, dict):
@@ -140,11 +140,11 @@ def parse_json(data: bytes | str, *, name: str, remedy: str) -> dict[str, Any]:
     return value
 
 
-def check_plain(value: object) -> None:
-    """Raise `ValueError` unless parsed JSON or TOML is of bounded depth, and its numbers are finite."""
+def check_plain(value: object, *, finite: bool = False) -> None:
+    """Raise `ValueError` unless parsed JSON or TOML is of bounded depth, and, if asked for, its numbers are finite."""
     level = [value]
     for _ in range(_MAX_DEPTH):
-        if any(isinstance(item, float) and not math.isfinite(item) for item in level):
+        if finite and any(isinstance(item, float) and not math.isfinite(item) for item in level):
             raise ValueError("a number that is not finite")
         inside = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
         level = [item for items in inside for item in items]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from vq3dcli.data.tokens import TokenBatch, TokenLoader, TokenManifest, TokenStore, code_use, split
+from vq3dcli.data.tokens import (
+    TokenBatch,
+    TokenLoader,
+    TokenManifest,
+    TokenStore,
+    code_use,
+    read_token_manifest,
+    split,
+    write_token_manifest,
+)
 from vq3dcli.errors import DataError, InputMissingError, UsageError
-from vq3dcli.files import sha256_bytes, write_json
+from vq3dcli.files import sha256_bytes
+from vq3dcli.sealed import write_sealed_json
 
 IMAGES, VIEWS, LENGTH, CODES = 25, 3, 4, 600
 
@@ -40,8 +49,10 @@ def write_store(folder: Path, images: int = IMAGES, views: int = VIEWS) -> Path:
         sources=[],
         tokens_sha256=sha256_bytes(data),
         classes_sha256=sha256_bytes(classes),
+        plan_sha256=sha256_bytes(b"{}"),
     )
-    write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
+    (folder / "plan.json").write_bytes(b"{}")
+    write_token_manifest(folder, manifest)
     return folder
 
 
@@ -163,15 +174,28 @@ def test_damage_is_found_at_once(tmp_path: Path, name: str):
         TokenStore(folder)
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "plan.json"])
+def test_records_of_a_store_are_compared_with_their_hashes(tmp_path: Path, name: str):
+    folder = write_store(tmp_path / "tokens")
+    whole = (folder / name).read_bytes()
+    for place in range(0, len(whole), 7):
+        (folder / name).write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(DataError, match=name):
+            TokenStore(folder, check_hashes=False)
+    (folder / name).unlink()
+    with pytest.raises((DataError, InputMissingError), match=name):
+        TokenStore(folder, check_hashes=False)
+
+
 def test_what_is_no_store_is_said(tmp_path: Path):
     with pytest.raises(InputMissingError, match="no such token store"):
         TokenStore(tmp_path / "none")
     with pytest.raises(InputMissingError, match="no finished token store"):
         TokenStore(tmp_path)
     folder = write_store(tmp_path / "tokens")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for change in ({"format_version": 2}, {"length": "x"}, {"codebook_size": 1 << 17}):
-        write_json(folder / "manifest.json", manifest | change)
+    manifest = read_token_manifest(folder).model_dump(mode="json")
+    for change in ({"format_version": 2}, {"length": "x"}, {"length": 2**62}, {"codebook_size": 1 << 17}):
+        write_sealed_json(folder / "manifest.json", manifest | change)
         with pytest.raises(DataError, match=r"manifest\.json"):
             TokenStore(folder)
 
@@ -195,17 +219,17 @@ def test_tokens_of_another_stage1_are_refused(store: TokenStore):
 )
 def test_a_manifest_that_does_not_go_with_its_data_is_found(tmp_path: Path, change: dict[str, object], reason: str):
     folder = write_store(tmp_path / "store")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, **change}))
+    manifest = read_token_manifest(folder).model_dump(mode="json")
+    write_sealed_json(folder / "manifest.json", {**manifest, **change})
     with pytest.raises(DataError, match=reason):
         TokenStore(folder)
 
 
 def test_codes_that_fill_no_square_are_found(tmp_path: Path):
     folder = write_store(tmp_path / "store")
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_token_manifest(folder).model_dump(mode="json")
     whole = manifest["images"] * manifest["length"]
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "images": whole // 2, "length": 2}))
+    write_sealed_json(folder / "manifest.json", {**manifest, "images": whole // 2, "length": 2})
     with (folder / "classes.i32").open("ab") as handle:
         handle.write(b"\0" * 4 * (whole // 2 - manifest["images"]))
     with pytest.raises(DataError, match="no square grid"):

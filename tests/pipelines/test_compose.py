@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from vq3dcli.model.scene import SceneView
 from vq3dcli.pipelines.editing.compose import Unchanging, build_stage
 from vq3dcli.pipelines.editing.composition import (
     Composition,
+    Cut,
     composition_from_options,
     read_composition,
     with_shadows,
@@ -75,12 +77,34 @@ def test_a_composition_file_and_back(tmp_path: Path) -> None:
         ('scene = "a.jpg"\n[[delete]]\nbox = [0.5, 0.1, 0.2, 0.9]', "left < right"),
         ('scene = "a.jpg"\n[[insert]]\nobject = "b.glb"\nscale = -1\nshadow = 2', "scale.*shadow"),
         ('scene = "a.jpg"\n[[insert]]\nobject = "b.glb"\nscale = nan', "finite number"),
+        (f"scene = {'[' * 5000}{']' * 5000}", "not a TOML file"),
+        (f"{'a.' * 5000}a = 1", "levels deep"),
+        ("#" * (5 << 20), "bytes"),
     ],
 )
 def test_what_is_no_composition(text: str, match: str, tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(text)
     with pytest.raises(DataError, match=match):
         read_composition(tmp_path / "a.toml")
+
+
+def test_a_composition_of_ours_that_was_damaged_is_found_and_one_edited_by_hand_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    whole = Composition(scene="toyscene:box", delete=[Cut(box=(0.25, 0.25, 0.5, 0.5))])
+    write_composition(path, whole)
+    text = path.read_bytes()
+    for place in range(0, len(text), 3):
+        path.write_bytes(text[:place] + bytes([text[place] ^ 1]) + text[place + 1 :])
+        with contextlib.suppress(DataError):  # but for what are comments, which say nothing
+            assert read_composition(path) == whole, place
+    edited = text.replace(b"0.25", b"0.125")
+    path.write_bytes(edited)
+    with pytest.raises(DataError, match="damaged composition") as caught:
+        read_composition(path)
+    assert "delete its second line" in str(caught.value)
+    lines = edited.split(b"\n")
+    path.write_bytes(b"\n".join([lines[0], *lines[2:]]))
+    assert read_composition(path).delete[0].box == (0.125, 0.125, 0.5, 0.5)
 
 
 def test_options_out_of_range_are_named() -> None:

@@ -12,6 +12,7 @@ from vq3dcli.errors import DataError, InputMissingError, Vq3dError
 from vq3dcli.pipelines.evaluation.image_sets import folder_set, npz_set, read_npz, toy_set
 from vq3dcli.pipelines.evaluation.rendered_sets import class_counts, spread
 from vq3dcli.rendering.cameras import canonical_camera
+from vq3dcli.sealed import write_sealed_json
 
 
 def images(count, side_px=16, seed=0):
@@ -62,7 +63,8 @@ def test_a_folder_with_classes_by_folder_and_images_of_any_size(tmp_path):
 def test_a_folder_of_vq3d_sample_is_read_by_its_record(tmp_path):
     for name in ("ant-0000", "ant-0000_disparity", "sheet"):
         (tmp_path / f"{name}.png").write_bytes(encode_png(images(1)[0]))
-    (tmp_path / "samples.json").write_text(json.dumps({"samples": [{"file": "ant-0000.png", "class": "ant"}]}))
+    row = {"file": "ant-0000.png", "class": "ant", "codes": "1"}
+    write_sealed_json(tmp_path / "samples.json", {"stage1_sha256": "ab" * 32, "samples": [row]})
     found = folder_set("folder", tmp_path, class_names=("bee", "ant"))
     assert found.class_index.tolist() == [1]
     (tmp_path / "samples.json").write_text("{")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.pipelines.views.inputs import needs_weights, open_scene, parse_sources, read_picture
 from vq3dcli.pipelines.views.targets import plan_targets
 from vq3dcli.scene_file import save_scene
+from vq3dcli.sealed import write_sealed_json
 
 
 def plan(
@@ -145,9 +145,9 @@ def test_every_input_opens_as_a_scene(tmp_path: Path, tiny_weights: Path) -> Non
     assert (photo.camera.aspect, toy.camera.aspect) == (2.0, 1.0)
     saved = tmp_path / "b.vq3d.safetensors"
     save_scene(saved, photo.scene, weights=weights, provenance=photo.provenance, photo=photo.photo)
-    row = {"file": "box-0001.png", "codes": " ".join(map(str, toy.scene.codes[0].tolist()))}
+    row = {"file": "box-0001.png", "class": None, "codes": " ".join(map(str, toy.scene.codes[0].tolist()))}
     record = tmp_path / "samples.json"
-    record.write_text(json.dumps({"stage1_sha256": weights.sha256, "samples": [row]}))
+    write_sealed_json(record, {"stage1_sha256": weights.sha256, "samples": [row]})
     sources = parse_sources([str(saved), f"{record}#box-0001"])
     assert [source.stem for source in sources] == ["b", "box-0001"]
     assert [source.path for source in sources] == [saved, record]
@@ -159,11 +159,18 @@ def test_every_input_opens_as_a_scene(tmp_path: Path, tiny_weights: Path) -> Non
     assert torch.equal(sampled.scene.planes, toy.scene.planes)
     with pytest.raises(UsageError, match="box-0001"):
         open_scene(parse_sources([f"{record}#bax-0001"])[0], weights, fit="crop")
-    record.write_text(json.dumps({"stage1_sha256": "00" * 32, "samples": [row]}))
+    for codes in ("1 2", "-1" * 16, "x" * 16, "1e300", str(2**70)):
+        write_sealed_json(record, {"stage1_sha256": weights.sha256, "samples": [row | {"codes": codes}]})
+        with pytest.raises(DataError, match=r"samples\.json"):
+            open_scene(sources[1], weights, fit="crop")
+    write_sealed_json(record, {"stage1_sha256": "00" * 32, "samples": [row]})
     with pytest.raises(DataError, match="weights 000000"):
         open_scene(sources[1], weights, fit="crop")
-    record.write_text("[]")
+    write_sealed_json(record, {"samples": [row]})
     with pytest.raises(DataError, match="not a record"):
+        open_scene(sources[1], weights, fit="crop")
+    record.write_text("[]")
+    with pytest.raises(DataError, match="damaged record"):
         open_scene(sources[1], weights, fit="crop")
 
 

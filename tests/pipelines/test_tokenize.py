@@ -153,19 +153,6 @@ def test_a_finished_part_is_not_made_again_unless_it_is_damaged(weights: LoadedW
     assert contents(out) == contents(tmp_path / "damaged")
 
 
-def test_a_store_of_before_ancestors_were_kept_is_whole(weights: LoadedWeights, shards: Path, tmp_path: Path):
-    tokenize(weights, [shards], tmp_path)
-    assert "stage1_ancestors" not in json.loads((tmp_path / "plan.json").read_text())
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    del manifest["stage1_ancestors"]
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    before = contents(tmp_path)
-    found = tokenize(weights, [shards], tmp_path)
-    assert found is not None
-    assert found.stage1_ancestors == []
-    assert contents(tmp_path) == before
-
-
 def test_a_killed_run_loses_a_block_and_not_a_shard(
     weights: LoadedWeights, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

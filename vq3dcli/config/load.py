@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 import vq3dcli
 from vq3dcli.errors import InputMissingError, RecipeError
+from vq3dcli.sealed import check_plain
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -95,7 +96,9 @@ def find_recipe(path_or_name: str) -> Path:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file. Raises `InputMissingError` or `RecipeError` with the line."""
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        values = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        check_plain(values)
+        return values
     except OSError as error:
         raise InputMissingError(f"cannot read recipe ({path}): {error.strerror}", remedy="check the path") from error
     except UnicodeDecodeError as error:

@@ -4,7 +4,7 @@ A store is a folder:
     plan.json        what was asked for, written first; the same command run again must ask for the same
     tokens.u16       codes, little-endian uint16 `[images, views, length]`
     classes.i32      class of each image, little-endian int32 `[images]`, -1 for none
-    manifest.json    what these bytes are, and their hashes; written last: a folder without it is unfinished
+    manifest.json    what these bytes are, and the hashes of all files; written last: a folder without it is unfinished
 
 Legend: N images, V views of each, L codes of a view, B samples of this rank.
 """
@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from vq3dcli.data.schema import MANIFEST_NAME, read_record, shard_name
+from vq3dcli.data.schema import MANIFEST_NAME, PLAN_NAME, shard_name, validated
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import sha256_file
+from vq3dcli.sealed import read_sealed_json, write_sealed_json
 from vq3dcli.seeding import generator, uniform
 
 TOKENS_NAME = "tokens.u16"
@@ -74,15 +75,16 @@ class TokenManifest(_Record):
         sources: Where the images came from, in order.
         tokens_sha256: Of `tokens.u16`.
         classes_sha256: Of `classes.i32`.
+        plan_sha256: Of `plan.json`.
     """
 
     format_version: int
-    images: int = Field(ge=1)
-    views: int = Field(ge=1)
+    images: int = Field(ge=1, le=2**40)
+    views: int = Field(ge=1, le=2**16)
     view_names: list[str]
-    length: int = Field(ge=1)
+    length: int = Field(ge=1, le=2**18)
     codebook_size: int = Field(ge=1, le=MAX_CODEBOOK_SIZE)
-    image_size: int = Field(ge=1)
+    image_size: int = Field(ge=1, le=2**16)
     stage1_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     stage1_ancestors: list[str] = []
     class_names: list[str]
@@ -90,6 +92,18 @@ class TokenManifest(_Record):
     sources: list[TokenSource]
     tokens_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     classes_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    plan_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+def write_token_manifest(path: Path, manifest: TokenManifest) -> None:
+    """Write the manifest of the token store `path`, which is finished by that."""
+    write_sealed_json(path / MANIFEST_NAME, manifest.model_dump(mode="json"))
+
+
+def read_token_manifest(path: Path) -> TokenManifest:
+    """The manifest of the token store `path`. Raises `InputMissingError` or `DataError`."""
+    values = read_sealed_json(path / MANIFEST_NAME, what="token store", remedy=_TOKENIZE_AGAIN)
+    return validated(values, TokenManifest, name=str(path / MANIFEST_NAME), remedy=_TOKENIZE_AGAIN)
 
 
 class TokenStore:
@@ -122,8 +136,8 @@ class TokenStore:
             )
         if (path / f"{shard_name(0)}.index.json").exists():
             raise UsageError(f"a shard folder, not a token store ({path})", remedy=f"vq3d tokenize --data {path}")
-        self.manifest: TokenManifest = read_record(path / MANIFEST_NAME, TokenManifest, _TOKENIZE_AGAIN)
-        found = self.manifest
+        self.manifest = found = read_token_manifest(path)
+        self._check_hash(PLAN_NAME, found.plan_sha256)
         self._check(TOKENS_NAME, found.images * found.views * found.length * TOKEN_DTYPE.itemsize)
         self._check(CLASSES_NAME, found.images * CLASS_DTYPE.itemsize)
         if check_hashes:
@@ -174,7 +188,7 @@ class TokenStore:
             )
 
     def _check_hash(self, name: str, sha256: str) -> None:
-        if sha256_file(self.path / name) != sha256:
+        if not (self.path / name).exists() or sha256_file(self.path / name) != sha256:
             raise DataError(
                 f"damaged token store ({self.path / name}): its hash differs from the manifest",
                 remedy=_TOKENIZE_AGAIN,

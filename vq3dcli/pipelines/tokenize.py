@@ -27,7 +27,7 @@ from data_tools.part import WHOLE, Part
 from data_tools.shards import json_bytes
 from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.data.images import decode_image, resize
-from vq3dcli.data.schema import FORMAT_VERSION, MANIFEST_NAME, stored_size
+from vq3dcli.data.schema import FORMAT_VERSION, MANIFEST_NAME, PLAN_NAME, stored_size
 from vq3dcli.data.shards import ShardFolder
 from vq3dcli.data.tokens import (
     CLASS_DTYPE,
@@ -38,9 +38,10 @@ from vq3dcli.data.tokens import (
     TokenManifest,
     TokenSource,
     TokenStore,
+    write_token_manifest,
 )
 from vq3dcli.errors import DataError, InputMissingError, UsageError
-from vq3dcli.files import atomic_path, make_folder, sha256_bytes, sha256_file, write_bytes
+from vq3dcli.files import atomic_path, make_folder, read_error, sha256_bytes, sha256_file, write_bytes
 from vq3dcli.model.scene import to_model_range
 from vq3dcli.seeding import uniform
 
@@ -257,7 +258,7 @@ def _join(out: Path, blocks: Sequence[_Block], facts: dict[str, Any], sources: S
     with atomic_path(out / TOKENS_NAME) as temporary:
         with temporary.open("wb") as handle:
             for block in blocks:
-                handle.write(block.path.read_bytes()[:-_DIGEST_BYTES])
+                handle.write(_block_bytes(block.path)[:-_DIGEST_BYTES])
         tokens_sha256 = sha256_file(temporary)
     classes = np.concatenate([_classes(images, names) for images in sources]).tobytes()
     write_bytes(out / CLASSES_NAME, classes)
@@ -268,10 +269,22 @@ def _join(out: Path, blocks: Sequence[_Block], facts: dict[str, Any], sources: S
             "class_names": names,
             "tokens_sha256": tokens_sha256,
             "classes_sha256": sha256_bytes(classes),
+            "plan_sha256": sha256_file(out / PLAN_NAME),
         }
     )
-    write_bytes(out / MANIFEST_NAME, json_bytes(manifest.model_dump(mode="json")))
+    write_token_manifest(out, manifest)
     return manifest
+
+
+def _block_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(
+            f"a part of the token store has gone ({path})", remedy="the same command again, which makes it anew"
+        ) from error
+    except OSError as error:
+        raise read_error(path, error) from error
 
 
 def _classes(images: ShardFolder, names: list[str]) -> NDArray[np.int32]:

@@ -5,6 +5,7 @@ Places are fractions of the scene's first view: (0, 0) is its top left corner, (
 
 from __future__ import annotations
 
+import io
 import os
 import tomllib
 from pathlib import Path
@@ -19,10 +20,14 @@ from vq3dcli.errors import DataError, OutputError, UsageError
 from vq3dcli.export.video import check_output
 from vq3dcli.files import write_bytes
 from vq3dcli.pipelines.views.inputs import parse_sources
+from vq3dcli.sealed import Seal, check_plain, check_seal, sealed_bytes
 
 FORMAT_VERSION = 1
 SUFFIX = ".toml"
-_MARK = "# Written by vq3d compose, which replaces a file that begins with this line.\n"
+_MAX_BYTES = 4 << 20
+_MARK = b"# Written by vq3d compose, which replaces a file that begins with this line.\n"
+# Only in files that we wrote: who edits one deletes the line.
+_SEAL = Seal(0, _MARK + b"# To delete after an edit by hand: sha256 ")
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 # A foot may stand a little outside the picture.
@@ -118,23 +123,30 @@ def read_composition(path: Path) -> Composition:
 
     Raises:
         InputMissingError: There is no such file.
-        DataError: It is not TOML, or says what no composition says; all problems in one line.
+        DataError: It is not TOML, or says what no composition says; its first ten problems in one line.
     """
+    data = read_file(path)
+    if len(data) > _MAX_BYTES:
+        raise DataError(f"not a composition ({path}): {len(data)} bytes", remedy="docs/editing.md has an example")
+    if data.startswith(_SEAL.mark):
+        remedy = "delete its second line if the edit is yours, or another copy"
+        check_seal(io.BytesIO(data), _SEAL, name=f"composition ({path})", remedy=remedy)
     try:
-        values = tomllib.loads(read_file(path).decode("utf-8-sig"))
+        values = tomllib.loads(data.decode("utf-8-sig"))
+        check_plain(values)
         read = Composition.model_validate(values)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"not a TOML file ({path}): {error}", remedy="docs/editing.md has an example") from error
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:10])
         raise DataError(f"not a composition ({path}): {problems}", remedy="docs/editing.md lists the keys") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML
+        raise DataError(f"not a TOML file ({path}): {error}", remedy="docs/editing.md has an example") from error
     return _renamed(read, lambda name: os.path.join(path.parent, os.path.expanduser(name)))
 
 
 def check_place(path: Path) -> None:
     """Raise `OutputError` if a composition file of that name cannot be written, or would replace a hand-written one."""
     check_output(path, "png")
-    if path.exists() and not read_file(path).startswith(_MARK.encode()):
+    if path.exists() and not read_file(path).startswith(_MARK):
         raise OutputError(f"vq3d did not make what it would replace ({path})", remedy="another name with -o")
 
 
@@ -151,10 +163,10 @@ def write_composition(path: Path, composition: Composition) -> None:
     )
     values = relative.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
     try:
-        data = (_MARK + tomli_w.dumps({"format_version": FORMAT_VERSION, **values})).encode()
+        data = tomli_w.dumps({"format_version": FORMAT_VERSION, **values}).encode()
     except UnicodeEncodeError as error:
         raise OutputError("a composition file holds only names that are text", remedy="rename the input") from error
-    write_bytes(path, data)
+    write_bytes(path, sealed_bytes(_SEAL, b"\n" + data))
 
 
 def composition_from_options(

@@ -13,7 +13,6 @@ A run's folder is that of a normal training run, with its page, and `figures.jso
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,18 +26,19 @@ from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
-from vq3dcli.errors import DataError, StoppedError, UsageError
-from vq3dcli.files import make_folder, write_json
+from vq3dcli.errors import StoppedError, UsageError
+from vq3dcli.files import make_folder
 from vq3dcli.locks import lock_folder
 from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG
 from vq3dcli.pipelines.evaluation.exact_scenes import Template, toy_template
 from vq3dcli.pipelines.evaluation.geometry import PROTOCOL as GEOMETRY
-from vq3dcli.pipelines.evaluation.geometry import RENDERING, evaluate_geometry, model_predictor
+from vq3dcli.pipelines.evaluation.geometry import RENDERING, evaluate_geometry, kept_metrics, model_predictor
 from vq3dcli.pipelines.evaluation.image_sets import toy_set
 from vq3dcli.pipelines.quickstart.budget import Budget, with_budget
 from vq3dcli.pipelines.quickstart.prior import Counting
 from vq3dcli.pipelines.run_report.page import write_run_report
 from vq3dcli.pipelines.train import open_loader, run_facts
+from vq3dcli.sealed import read_sealed_json, write_sealed_json
 from vq3dcli.training.distributed import join_ranks
 from vq3dcli.training.stage1 import train
 
@@ -197,12 +197,9 @@ def _keep_plan(path: Path, plan: Plan, recipe: Stage1Recipe) -> None:
     """Record the plan and a run's recipe, which another version may have changed, or compare with what is recorded."""
     wanted = {"scenes": plan.scenes, "recipe": recipe.model_dump(mode="json")}
     if not path.exists():
-        write_json(path, wanted)
+        write_sealed_json(path, wanted)
         return
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"damaged record ({path}): {error}", remedy="another --runs") from error
+    found = read_sealed_json(path, what="record", remedy="another --runs")
     if found != wanted:
         raise UsageError(
             f"begun with other options, or by a version with other recipes ({path})",
@@ -246,12 +243,9 @@ def _figures(run: Path, weights: LoadedWeights, plan: Plan, template: Template, 
     """Figures of a run, measured once and kept beside its weights."""
     path = run / "figures.json"
     identity = {"protocol": GEOMETRY, "weights": weights.sha256, "count": plan.count, "figures": len(FIGURES)}
-    try:
-        known = json.loads(path.read_text()) if path.exists() else {}
-    except (OSError, ValueError):
-        known = {}
-    if {name: known.get(name) for name in identity} == identity:
-        return dict(known["metrics"])
+    known = kept_metrics(path, identity)
+    if known is not None:
+        return known
     done = 0
     with counting(f"measuring {run.name}", "scenes") as count:
 
@@ -266,7 +260,7 @@ def _figures(run: Path, weights: LoadedWeights, plan: Plan, template: Template, 
         )
     metrics = dict(result.metrics)
     metrics["novel_gain"] = metrics["novel_psnr"] - metrics["copy_psnr"]
-    write_json(path, {**identity, "metrics": metrics, "views": result.views})
+    write_sealed_json(path, {**identity, "metrics": metrics, "views": result.views})
     return metrics
 
 

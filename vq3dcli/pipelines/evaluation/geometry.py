@@ -9,16 +9,18 @@ Legend: B scenes of a batch, V evaluation views, H height_px, W width_px.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vq3dcli.checkpoint import LoadedWeights
-from vq3dcli.errors import UsageError
+from vq3dcli.errors import DataError, UsageError
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
 from vq3dcli.metrics.consistency import reprojection
@@ -35,10 +37,13 @@ from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, exact_warp, flat_warp, pl
 from vq3dcli.model.scene import Renderable, Scene, SceneView, reconstruct_scene
 from vq3dcli.pipelines.evaluation.exact_scenes import ExactScenes, Template, exact_batches
 from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, FOV_RAD, NEAR, Camera
+from vq3dcli.sealed import read_sealed_json
 
 # 96 samples at the middles of equal bins of s: part of the definition of every figure.
 EVALUATION_SAMPLES = 96
 RENDERING = f"{EVALUATION_SAMPLES} samples a ray at the middles of equal bins of s, colours to 8 bits"
+_log = logging.getLogger(__name__)
+
 PROTOCOL = "geometry-toyscenes-2"
 VIEW_NAMES = tuple(f"{yaw_deg:g},{pitch_deg:g}" for yaw_deg, pitch_deg in EVALUATION_VIEWS_DEG)
 # Figures of single views that a reader compares with `novel_psnr`.
@@ -120,6 +125,21 @@ class GeometryResult:
 
 
 @torch.inference_mode()
+def kept_metrics(path: Path, identity: Mapping[str, object]) -> dict[str, float] | None:
+    """The figures of an earlier call that `write_sealed_json` kept with what they are of; None if they are to be made.
+
+    A damaged record is passed over with a warning.
+    """
+    if not path.exists():
+        return None
+    try:
+        known = read_sealed_json(path, what="figures", remedy="")
+    except DataError as error:
+        _log.warning("%s; they are measured again", error.message)
+        return None
+    return dict(known["metrics"]) if {name: known.get(name) for name in identity} == identity else None
+
+
 def evaluate_geometry(
     predictor: Predictor,
     *,

@@ -8,7 +8,6 @@ Legend: N images, B images of a batch, S side in pixels.
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from collections import Counter
@@ -28,6 +27,7 @@ from vq3dcli.data.shards import ShardFolder
 from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import sha256_bytes, sha256_file
+from vq3dcli.pipelines.sampling.record import read_record
 from vq3dcli.pipelines.sampling.sample import RECORD_NAME
 from vq3dcli.rendering.cameras import pivot_camera
 from vq3dcli.seeding import generator
@@ -252,13 +252,7 @@ def _files_of(folder: Path) -> list[tuple[str, str]]:
     """Files of a folder with the names of their classes, where they have one."""
     record = folder / RECORD_NAME
     if record.is_file():
-        try:
-            samples = json.loads(record.read_text())["samples"]
-            return [(str(sample["file"]), str(sample["class"] or "")) for sample in samples]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"damaged record of samples ({record})", remedy="vq3d sample again, or delete it"
-            ) from error
+        return [(sample.file, sample.class_name or "") for sample in read_record(record).samples]
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     return [(str(p.relative_to(folder)), p.parent.name if p.parent != folder else "") for p in found]
 

@@ -6,7 +6,6 @@ a later call reads the record instead of measuring again.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.errors import DataError, StoppedError, UsageError
-from vq3dcli.files import write_json
+from vq3dcli.sealed import read_sealed_json, write_sealed_json
 from vq3dcli.training.stage1 import Progress
 
 DEFAULT_MINUTES = 6.0
@@ -68,9 +67,8 @@ def recorded_budget(path: Path, *, minutes: float | None, seed: int) -> Budget |
     if not path.exists():
         return None
     try:
-        budget = Budget(**json.loads(path.read_text()))
-        budget.minutes + budget.images_per_second + budget.images + budget.seed
-    except (OSError, ValueError, TypeError) as error:
+        budget = Budget(**read_sealed_json(path, what="record", remedy="another --out"))
+    except TypeError as error:  # of something else
         raise DataError(f"damaged record ({path}): {error}", remedy="another --out") from error
     if (minutes is not None and minutes != budget.minutes) or seed != budget.seed:
         raise UsageError(
@@ -124,7 +122,7 @@ def measure_budget(
     warm = moments[min(_WARM_STEPS, len(moments) - 2) :]
     rate = batch_size * (len(warm) - 1) / (warm[-1] - warm[0])
     budget = budget_of(minutes, rate, batch_size=batch_size, seed=seed)
-    write_json(path, asdict(budget))
+    write_sealed_json(path, asdict(budget))
     return budget
 
 

@@ -13,7 +13,6 @@ OUT/data/  budget.json  run/  inputs/  videos/  geometry.json  geometry.png
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +28,16 @@ from vq3dcli.data.images import encode_png
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.errors import StoppedError
 from vq3dcli.export.page import write_page
-from vq3dcli.files import make_folder, write_bytes, write_json
+from vq3dcli.files import make_folder, write_bytes
 from vq3dcli.locks import lock_folder
 from vq3dcli.pipelines.evaluation.exact_scenes import toy_template
-from vq3dcli.pipelines.evaluation.geometry import PROTOCOL, evaluate_geometry, example_sheet, model_predictor
+from vq3dcli.pipelines.evaluation.geometry import (
+    PROTOCOL,
+    evaluate_geometry,
+    example_sheet,
+    kept_metrics,
+    model_predictor,
+)
 from vq3dcli.pipelines.quickstart.budget import DEFAULT_MINUTES, Budget, measure_budget, recorded_budget, with_budget
 from vq3dcli.pipelines.quickstart.demo import TOY_INPUTS
 from vq3dcli.pipelines.quickstart.example_photo import example_photo
@@ -50,6 +55,7 @@ from vq3dcli.pipelines.views.inputs import parse_sources, read_picture
 from vq3dcli.pipelines.views.render import read_all, render_all
 from vq3dcli.pipelines.views.targets import check_targets, plan_targets
 from vq3dcli.prior_checkpoint import LoadedPrior
+from vq3dcli.sealed import write_sealed_json
 from vq3dcli.training.stage1 import train
 
 RECIPE = "toy-cpu"
@@ -304,9 +310,9 @@ def _figures(out: Path, weights: LoadedWeights, size: Size, seed: int, counting:
     """Figures of these weights, measured once and kept in `geometry.json`."""
     path = out / "geometry.json"
     identity = {"protocol": PROTOCOL, "weights": weights.sha256, "count": size.evaluated, "seed": seed}
-    known = json.loads(path.read_text()) if path.exists() else {}
-    if {name: known.get(name) for name in identity} == identity:
-        return dict(known["metrics"])
+    known = kept_metrics(path, identity)
+    if known is not None:
+        return known
     side_px, done = weights.recipe.model.image_size, 0
     with counting("measuring", "scenes") as count:
 
@@ -324,7 +330,7 @@ def _figures(out: Path, weights: LoadedWeights, size: Size, seed: int, counting:
             on_progress=on_progress,
         )
     write_bytes(out / "geometry.png", encode_png(example_sheet(result.examples)))
-    write_json(path, {**identity, "metrics": result.metrics, "view_psnr": result.view_psnr})
+    write_sealed_json(path, {**identity, "metrics": result.metrics, "view_psnr": result.view_psnr})
     return result.metrics
 
 

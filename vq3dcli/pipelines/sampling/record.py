@@ -10,18 +10,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from vq3dcli import __version__
 from vq3dcli.checkpoint import LoadedWeights, embedded_weights_path
+from vq3dcli.errors import DataError
 from vq3dcli.model.sampling import Sharpening, sample_index
 from vq3dcli.pipelines.sampling.class_names import classes_argument
 from vq3dcli.prior_checkpoint import LoadedPrior, embedded_prior_path
+from vq3dcli.sealed import read_sealed_json
 
 FORMAT_VERSION = 1
 # As figures are measured (`docs/evaluation.md`): the pictures are what a metric sees.
 SAMPLES_A_RAY = 96
 _NOTE = "written before the pictures: the same command makes those that are missing"
+
+
+class SampleEntry(BaseModel):
+    """What a record says of a sample, as far as it is read again; codes are apart by spaces."""
+
+    file: str
+    class_name: str | None = Field(alias="class")
+    codes: str
+
+
+class SampleRecord(BaseModel):
+    """What is read again of a `samples.json`."""
+
+    stage1_sha256: str
+    samples: list[SampleEntry]
 
 
 @dataclass(frozen=True)
@@ -90,6 +108,19 @@ def record_entry(sample: Drawn) -> dict[str, Any]:
         "index": sample_index(sample.class_index, sample.number),
         "codes": " ".join(map(str, sample.codes.tolist())),  # a list would take a line a code
     }
+
+
+def read_record(path: Path) -> SampleRecord:
+    """What a `samples.json` says of its samples. Raises `InputMissingError`, `DataError`."""
+    remedy = "a samples.json of vq3d sample"
+    values = read_sealed_json(path, what="record of samples", remedy=remedy)
+    try:
+        return SampleRecord.model_validate(values)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise DataError(
+            f"not a record of samples ({path}): {place}: {error.errors()[0]['msg']}", remedy=remedy
+        ) from error
 
 
 def file_names(shown: Mapping[int, str]) -> dict[int, str]:

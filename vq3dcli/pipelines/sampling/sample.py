@@ -21,7 +21,7 @@ from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.data.images import encode_png
 from vq3dcli.export.colour import colour_map, display_range
 from vq3dcli.export.picture_archive import picture_archive
-from vq3dcli.files import make_folder, write_bytes, write_error, write_json
+from vq3dcli.files import make_folder, write_bytes, write_error
 from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.sampling import Sharpening, sample_index, sample_tokens
 from vq3dcli.model.scene import scene_from_codes
@@ -31,6 +31,7 @@ from vq3dcli.pipelines.sampling.sheet import SampleSheet
 from vq3dcli.pipelines.views.film import Shot, film, shot_camera
 from vq3dcli.pipelines.views.targets import Target
 from vq3dcli.prior_checkpoint import LoadedPrior
+from vq3dcli.sealed import write_sealed_json
 
 RECORD_NAME = "samples.json"
 SHEET_NAME = "sheet.png"
@@ -155,7 +156,7 @@ class SampleFolder:
         finished = [path for path in (self._out / SHEET_NAME, self._npz) if path is not None]
         _remove([*([] if self._entries else finished), *(path for sample in drawn for path in self._files(sample))])
         self._entries += map(record_entry, drawn)
-        write_json(self._out / RECORD_NAME, {**self._header, "samples": self._entries})
+        write_sealed_json(self._out / RECORD_NAME, {**self._header, "samples": self._entries})
         for sample in drawn:
             self._write(sample, on_frames)
             self._written += self._files(sample)

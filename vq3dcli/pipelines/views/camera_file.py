@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,11 +20,13 @@ from vq3dcli.data.images import read_file
 from vq3dcli.errors import DataError
 from vq3dcli.files import write_json
 from vq3dcli.rendering.cameras import Camera, pivot_pose
+from vq3dcli.sealed import check_plain
 
 FORMAT_VERSION = 1
 AXES = "cam_to_world, x right, y down, z forward; the pivot at the origin, the first camera on -z"
 _MOST_CAMERAS = 10_000
 _RIGID = 1e-3
+_Coordinate = Annotated[float, Field(ge=-1e4, le=1e4)]
 
 
 class GivenCamera(BaseModel):
@@ -39,12 +41,12 @@ class GivenCamera(BaseModel):
         fov_y_deg: Vertical; default: that of the shot, or as `fov_x_deg` with square pixels.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)  # no booleans
 
-    cam_to_world: list[list[float]] | None = None
+    cam_to_world: list[list[_Coordinate]] | None = None
     yaw_deg: float = Field(default=0.0, ge=-180, le=180)
     pitch_deg: float = Field(default=0.0, ge=-89, le=89)
-    distance: float | None = Field(default=None, gt=0)
+    distance: float | None = Field(default=None, ge=1e-3, le=1e4)
     fov_x_deg: float | None = Field(default=None, ge=1, le=170)
     fov_y_deg: float | None = Field(default=None, ge=1, le=170)
 
@@ -71,6 +73,7 @@ def read_cameras(path: Path) -> tuple[GivenCamera, ...]:
     """
     try:
         value: Any = json.loads(read_file(path))
+        check_plain(value)
         cameras = _File.model_validate({"cameras": value} if isinstance(value, list) else value).cameras
     except ValidationError as error:
         first = error.errors()[0]

@@ -8,7 +8,6 @@ file of such a name is `./toyscene:...`. `NAME.vq3d.safetensors` is a saved scen
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +18,12 @@ import torch
 from torch import Tensor
 
 from vq3dcli.checkpoint import LoadedWeights
-from vq3dcli.data.images import centre_square, decode_image, read_file, read_image, to_square
+from vq3dcli.data.images import centre_square, decode_image, read_image, to_square
 from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import cut_name
 from vq3dcli.model.scene import Scene, reconstruct_scene, scene_from_codes
+from vq3dcli.pipelines.sampling.record import read_record
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.scene_file import SUFFIX, SceneCamera, camera_of, check_codes, load_scene
 
@@ -254,20 +254,19 @@ def open_scene(
 def _sampled_codes(source: Source, weights: LoadedWeights) -> Tensor:
     """Codes `[1, L]` of a sample. Raises `DataError`, `UsageError`."""
     path = source.path
+    record = read_record(path)
     try:
-        record = json.loads(read_file(path))
-        sha256 = str(record["stage1_sha256"])
-        codes_by_name = {str(row["file"]).removesuffix(".png"): str(row["codes"]) for row in record["samples"]}
+        codes_by_name = {row.file.removesuffix(".png"): row.codes for row in record.samples}
         wanted = str(source.sample).removesuffix(".png")
         codes = torch.tensor([[int(code) for code in codes_by_name.get(wanted, "").split()]], dtype=torch.int64)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # also RecursionError, codes over 63 bits
+    except (ValueError, RuntimeError) as error:  # no numbers, or codes over 63 bits
         raise DataError(f"not a record of samples ({path}): {error}", remedy="a samples.json of vq3d sample") from error
     if wanted not in codes_by_name:
         nearest = difflib.get_close_matches(wanted, codes_by_name, n=1, cutoff=0.3) or list(codes_by_name)[:1]
         raise UsageError(f"no sample {wanted!r} ({path})", remedy=f"{path}#{nearest[0]}" if nearest else "another file")
-    if sha256 != weights.sha256:
+    if record.stage1_sha256 != weights.sha256:
         raise DataError(
-            f"samples of the weights {sha256[:12]} ({path}), not {weights.sha256[:12]} ({weights.path})",
+            f"samples of the weights {record.stage1_sha256[:12]} ({path}), not {weights.sha256[:12]} ({weights.path})",
             remedy="--weights with the file that they were sampled with",
         )
     check_codes(path, codes, weights)
