@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from data_tools.sources.reader import Reader
 from data_tools.sources.wnids import WNID
 from vq3dcli.data.schema import MANIFEST_NAME
 from vq3dcli.errors import DataError, UsageError
+from vq3dcli.files import parse_json
 
 _LABEL = "cls"
 _log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def _class_names(folder: Path) -> list[str]:
     """What the manifest of shards calls its classes; nothing where there is none."""
     path = folder / MANIFEST_NAME
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = parse_json(path.read_bytes())
     except FileNotFoundError:
         return []
     except ValueError as error:

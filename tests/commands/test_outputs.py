@@ -112,6 +112,8 @@ def test_a_composition_may_begin_with_a_byte_order_mark_and_name_a_home(
     os.mkdir("below")
     Path("below/a.toml").write_text(text, encoding="utf-8-sig")
     assert run(["compose", "below/a.toml", "-o", "a.png", *weights, *FAST]) == 0
+    Path("below/a.toml").write_text("a = " + "[" * 10_000)
+    assert run(["compose", "below/a.toml", "-o", "a.png", *weights, *FAST]) == 65
 
 
 def test_devices_and_pipes_are_no_files(folder: Path, weights: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -191,7 +191,9 @@ def test_disparity_maps(tmp_path: Path) -> None:
     np.save(tmp_path / "d.npy", np.zeros((3, 3, 3)))
     (tmp_path / "e.pfm").write_bytes(b"Pf\n4 3\n-1.0\n1234")
     np.save(tmp_path / "f.npy", np.array([{}], dtype=object), allow_pickle=True)
-    for name in ("b.npy", "c.npy", "d.npy", "e.pfm", "f.npy", "g.npy", "h.npy", "i.png"):
+    np.savez(tmp_path / "z.npz", values)
+    (tmp_path / "z.npz").rename(tmp_path / "z.npy")
+    for name in ("z.npy", "b.npy", "c.npy", "d.npy", "e.pfm", "f.npy", "g.npy", "h.npy", "i.png"):
         with pytest.raises(DataError, match=name):
             read_disparity(tmp_path / name)
 

@@ -1,6 +1,7 @@
 """Sets of images: what they hold, and how what is wrong with them is said."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -118,6 +119,29 @@ def test_what_is_no_set_is_one_line(tmp_path):
             call()
         assert type(error.value) is kind
         assert "\n" not in str(error.value)
+
+
+def test_archives_that_are_packed_oddly_are_one_line(tmp_path):
+    np.save(tmp_path / "arr_0.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    data = (tmp_path / "arr_0.npy").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("arr_0.npy", data)
+    whole = (tmp_path / "a.npz").read_bytes()
+    assert len(npz_set("npz", tmp_path / "a.npz")) == 2
+    # In both headers: encrypted, packed by a method that nobody knows, and packed as it is not.
+    local, central = whole.index(b"PK\3\4"), whole.index(b"PK\1\2")
+    for at, value in ((6, 1), (8, 99), (8, 8), (8, 12), (8, 14)):
+        damaged = bytearray(whole)
+        damaged[local + at], damaged[central + at + 2] = value, value
+        (tmp_path / "b.npz").write_bytes(damaged)
+        with pytest.raises(DataError, match="plain arrays") as error:
+            npz_set("npz", tmp_path / "b.npz")
+        assert "\n" not in str(error.value)
+    claimed = bytearray(whole)
+    claimed[central + 24 : central + 28] = (1 << 31).to_bytes(4, "little")
+    (tmp_path / "c.npz").write_bytes(claimed)
+    with pytest.raises(DataError, match=r"2\.1 GB of memory"):
+        npz_set("npz", tmp_path / "c.npz")
 
 
 def test_counts_of_classes():

@@ -36,6 +36,8 @@ NO_CLASS = -1
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _BATCH = 64
 _SCENES_LOOKED_AT = 4096
+# An archive of pictures packs none of them a hundred times; one that does is made to fill the memory.
+_LARGE_BYTES, _MOST_TIMES_SMALLER = 1 << 30, 100
 
 
 @dataclass(frozen=True)
@@ -321,12 +323,14 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, Any]:
     if not path.is_file():
         raise InputMissingError(f"no such file ({path})", remedy="check the path")
     try:
-        opened = np.load(path, allow_pickle=False)
-        if not isinstance(opened, np.lib.npyio.NpzFile):
-            raise ValueError("it is a single array")
-        with opened:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.file_size > max(_LARGE_BYTES, _MOST_TIMES_SMALLER * member.compress_size):
+                    raise ValueError(f"{member.filename} would take {member.file_size / 1e9:.1f} GB of memory")
+        with np.load(path, allow_pickle=False) as opened:
             return {name: opened[name] for name in names if name in opened.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:
+        # What reads zip and npy files raises almost any type on damaged, encrypted or oddly packed ones.
         raise DataError(f"not an .npz file of plain arrays ({path}): {error}", remedy="another copy") from error
 
 

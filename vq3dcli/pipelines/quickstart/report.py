@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from vq3dcli.export.chart import line_chart, number_text
 from vq3dcli.export.page import Block, Code, Media, Row, Section, Svg, Table, Text
+from vq3dcli.files import parse_json
 
 Metrics = Mapping[str, float]
 Record = Mapping[str, Any]
@@ -88,7 +88,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in text.splitlines():
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             continue
         if isinstance(record, dict) and "images_seen" in record:

@@ -47,9 +47,10 @@ def read_disparity(path: Path) -> Tensor:
     """
     suffix = path.suffix.lower()
     data = read_file(path)
+    values: Any
     try:
         if suffix == ".npy":
-            values = np.load(io.BytesIO(data), allow_pickle=False)
+            values = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
         elif suffix == ".pfm":
             values = _read_pfm(data)
         else:
