@@ -13,7 +13,7 @@ from typing import IO, Any
 from data_tools.part import WHOLE, Part
 from vq3dcli.data.schema import MANIFEST_NAME, PLAN_NAME
 from vq3dcli.errors import UsageError
-from vq3dcli.files import parse_json, remove_leftovers, write_bytes, write_error
+from vq3dcli.files import json_value, remove_leftovers, write_bytes, write_error
 from vq3dcli.locks import LOCK_NAME, busy_error, lock_folder, open_lock, try_lock
 
 _PART_LOCK = re.compile(r"\.part-\d+-of-\d+\.lock")
@@ -62,7 +62,7 @@ def _of_another_kind(old: bytes | None, new: bytes) -> bool:
     A damaged plan has no kind.
     """
     try:
-        before, after = parse_json(old or b""), parse_json(new)
+        before, after = json_value(old or b""), json_value(new)
     except ValueError:
         return False
     return isinstance(before, dict) and 2 * len(before.keys() & after.keys()) < len(before.keys() | after.keys())
@@ -126,7 +126,7 @@ def _share(out: Path, lock: IO[str]) -> None:
 def _difference(old: bytes | None, new: bytes) -> str:
     """The options in which two plans differ, for a message."""
     try:
-        before, after = parse_json(old or b""), parse_json(new)
+        before, after = json_value(old or b""), json_value(new)
         names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     except (ValueError, AttributeError):
         return "its plan.json is missing or damaged"

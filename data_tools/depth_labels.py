@@ -26,7 +26,7 @@ from vq3dcli.data.schema import (
 )
 from vq3dcli.data.shards import PREPARE_AGAIN, ShardFolder, decode_levels, encode_levels, label_folder
 from vq3dcli.errors import DataError, UsageError
-from vq3dcli.files import parse_json, sha256_file
+from vq3dcli.files import json_value, sha256_file
 
 EXACT = "exact"
 LABEL_PX = 128
@@ -171,7 +171,7 @@ def _exact_samples(images: ShardFolder, positions: range) -> Iterator[Sample]:
         members = images.read(i, [DISPARITY_EXTENSION, "json"])
         name = f"{images.path}, key {entry.key}"
         try:
-            levels, own = members[DISPARITY_EXTENSION], parse_json(members["json"])
+            levels, own = members[DISPARITY_EXTENSION], json_value(members["json"])
             info = DisparityInfo(
                 kind=own["kind"],
                 lo=own["lo"],

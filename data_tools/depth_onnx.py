@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from data_tools.depth_network import Meaning
 from vq3dcli.errors import DataError, UnavailableError, UsageError
-from vq3dcli.files import parse_json, sha256_file
+from vq3dcli.files import json_value, sha256_file
 
 # Of ImageNet's training images in [0, 1]: what networks are given where nothing else is said.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -175,7 +175,7 @@ def _normalisation(path: Path) -> tuple[list[float], list[float]]:
     for folder in (path.parent, path.parent.parent):
         if (folder / _PREPROCESSOR).is_file():
             try:
-                found = parse_json((folder / _PREPROCESSOR).read_bytes())
+                found = json_value((folder / _PREPROCESSOR).read_bytes())
                 mean = [float(value) for value in found.get("image_mean", IMAGENET_MEAN)]
                 std = [float(value) for value in found.get("image_std", IMAGENET_STD)]
             except (ValueError, TypeError, AttributeError) as error:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data_tools.depth_network import Meaning
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError, UsageError
-from vq3dcli.files import parse_json, sha256_file
+from vq3dcli.files import json_value, sha256_file
 
 # What `predicted_depth` is, by model type. DPT was trained on inverse depth up to scale and shift (Ranftl et al. 2021,
 # section 4.1), Depth Pro's network emits inverse depth for a canonical focal length (Bochkovskii et al. 2024, section
@@ -98,7 +98,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
                 remedy="the folder that `hf download` made, or an .onnx file",
             )
     try:
-        config = dict(parse_json((folder / "config.json").read_bytes()))
+        config = dict(json_value((folder / "config.json").read_bytes()))
     except (ValueError, TypeError) as error:
         raise DataError(
             f"damaged depth model ({folder / 'config.json'}): no JSON object", remedy="fetch it again"

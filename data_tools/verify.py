@@ -30,7 +30,7 @@ from vq3dcli.data.schema import (
 )
 from vq3dcli.data.shards import decode_disparity
 from vq3dcli.errors import DataError, InputMissingError
-from vq3dcli.files import parse_json, read_error, sha256_bytes, sha256_file
+from vq3dcli.files import json_value, read_error, sha256_bytes, sha256_file
 
 _SUMS_LINE = re.compile(r"([0-9a-f]{64})  ([^/\n]+)")
 _SHARD_FILE = re.compile(r"shard-\d{6,}\.(tar|index\.json)")
@@ -246,7 +246,7 @@ class _Folder:
             references[name] = index.plan_sha256
         if not self._is_sound(PLAN_NAME, references) or not self.manifest:
             return
-        plan = parse_json((self.path / PLAN_NAME).read_bytes())
+        plan = json_value((self.path / PLAN_NAME).read_bytes())
         plan.pop("format_version", None)
         if plan != self.manifest.options:
             self._problem(MANIFEST_NAME, "damaged: its options are not those of the plan")

@@ -199,7 +199,7 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, text.encode() + b"\n")
 
 
-def parse_json(data: str | bytes) -> Any:
+def json_value(data: str | bytes) -> Any:
     """The value of JSON that others may have written. Raises `ValueError` for whatever is wrong with it."""
     try:
         return json.loads(data)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from data_tools.sources.entry import Found, Row
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, Vq3dError
-from vq3dcli.files import parse_json, read_error
+from vq3dcli.files import json_value, read_error
 
 _ROWS_AT_ONCE = 64
 _ANOTHER_COPY = "another copy of the file"
@@ -131,7 +131,7 @@ def _leaves(file: Any, column: str) -> list[str]:
 def _class_names(metadata: dict[bytes, bytes], label: str | None) -> list[str]:
     """The names of a `ClassLabel` in the metadata that the `datasets` library writes."""
     try:
-        feature = parse_json(metadata[b"huggingface"])["info"]["features"][label]
+        feature = json_value(metadata[b"huggingface"])["info"]["features"][label]
         names = feature["names"]
         return [str(name) for name in (names.values() if isinstance(names, dict) else names)]
     except (KeyError, TypeError, ValueError):

@@ -12,7 +12,7 @@ from data_tools.sources.reader import Reader
 from data_tools.sources.wnids import WNID
 from vq3dcli.data.schema import MANIFEST_NAME
 from vq3dcli.errors import DataError, UsageError
-from vq3dcli.files import parse_json
+from vq3dcli.files import json_value
 
 _LABEL = "cls"
 _log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def _class_names(folder: Path) -> list[str]:
     """What the manifest of shards calls its classes; nothing where there is none."""
     path = folder / MANIFEST_NAME
     try:
-        manifest = parse_json(path.read_bytes())
+        manifest = json_value(path.read_bytes())
     except FileNotFoundError:
         return []
     except ValueError as error:

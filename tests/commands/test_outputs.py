@@ -89,6 +89,10 @@ def test_a_hand_written_composition_stays(folder: Path, weights: list[str], caps
     for _ in range(2):
         assert run([*command, "-o", "other.png"]) == 0
     assert "replaces other.png and 1 more" in capsys.readouterr().err
+    # Nor is one that was edited since, in the way that its second line tells.
+    lines = Path("other.toml").read_text().splitlines(keepends=True)
+    Path("other.toml").write_text("".join([lines[0], *lines[2:], "# edited\n"]))
+    assert run([*command, "-o", "other.png"]) == 73
     # Nor is a mesh, a second photo or the file itself replaced by what is made of it.
     assert run(["export", "room.toml", "-o", "room.toml", "--format", "glb", *weights]) == 2
     assert run(["compose", "room.toml", "-o", "frame_00001.png", *weights, *FAST]) == 2

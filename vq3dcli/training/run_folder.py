@@ -22,7 +22,7 @@ from vq3dcli.checkpoint import Parts, read_checkpoint, write_checkpoint
 from vq3dcli.config.load import dump_recipe, kind_of, load_recipe, read_toml
 from vq3dcli.config.schema import Recipe
 from vq3dcli.errors import DataError, RecipeError
-from vq3dcli.files import make_folder, parse_json, read_error, write_bytes, write_error
+from vq3dcli.files import json_value, make_folder, read_error, write_bytes, write_error
 from vq3dcli.locks import lock_folder
 from vq3dcli.training.distributed import Ranks
 
@@ -150,7 +150,7 @@ class RunFolder:
         kept = []
         for line in self.metrics.read_text(errors="replace").splitlines():
             try:
-                if parse_json(line)["images_seen"] <= images_seen:
+                if json_value(line)["images_seen"] <= images_seen:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue
@@ -159,12 +159,12 @@ class RunFolder:
     def all_metrics(self) -> list[dict[str, Any]]:
         """All lines of the metrics; empty in a new run."""
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
-        return [parse_json(line) for line in lines]
+        return [json_value(line) for line in lines]
 
     def last_metrics(self) -> dict[str, Any]:
         """The newest line of the metrics; empty in a new run."""
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
-        return dict(parse_json(lines[-1])) if lines else {}
+        return dict(json_value(lines[-1])) if lines else {}
 
     def last_figures(self) -> dict[str, Any]:
         """The same without the speed: the same run gives the same file on any machine of its kind."""
@@ -196,7 +196,7 @@ def _recorded_recipe(path: Path, schema: type[Recipe]) -> Recipe:
 def _read_facts(path: Path) -> dict[str, Any]:
     """What `run.json` records. Raises `DataError`."""
     try:
-        facts = parse_json(path.read_bytes())
+        facts = json_value(path.read_bytes())
     except OSError as error:
         raise read_error(path, error) from error
     except ValueError:

@@ -25,7 +25,7 @@ from vq3dcli.sealed import Seal, check_plain, check_seal, sealed_bytes
 FORMAT_VERSION = 1
 SUFFIX = ".toml"
 _MAX_BYTES = 4 << 20
-_MARK = b"# Written by vq3d compose, which replaces a file that begins with this line.\n"
+_MARK = b"# Written by vq3d compose, which replaces it unless it is edited.\n"
 # Only in files that we wrote: who edits one deletes the line.
 _SEAL = Seal(0, _MARK + b"# To delete after an edit by hand: sha256 ")
 
@@ -144,10 +144,15 @@ def read_composition(path: Path) -> Composition:
 
 
 def check_place(path: Path) -> None:
-    """Raise `OutputError` if a composition file of that name cannot be written, or would replace a hand-written one."""
+    """Raise `OutputError` if a composition file of that name cannot be written, or would replace one of the user's."""
     check_output(path, "png")
-    if path.exists() and not read_file(path).startswith(_MARK):
-        raise OutputError(f"vq3d did not make what it would replace ({path})", remedy="another name with -o")
+    if path.exists():
+        try:
+            check_seal(io.BytesIO(read_file(path)), _SEAL, name=str(path), remedy="")
+        except DataError as error:
+            raise OutputError(
+                f"a composition that is not as vq3d wrote it would be replaced ({path})", remedy="another name with -o"
+            ) from error
 
 
 def write_composition(path: Path, composition: Composition) -> None:

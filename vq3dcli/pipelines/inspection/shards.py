@@ -23,7 +23,7 @@ from vq3dcli.data.shards import ShardFolder, decode_disparity
 from vq3dcli.errors import DataError, InputMissingError, Vq3dError
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
-from vq3dcli.files import make_folder, parse_json, write_bytes
+from vq3dcli.files import json_value, make_folder, write_bytes
 from vq3dcli.pipelines.inspection.result import SHOWN, Inspection, Progress
 
 _SAMPLES = 512  # that are looked into; the rest is counted by the index
@@ -136,7 +136,7 @@ def _reasons(path: Path) -> dict[str, int]:
     try:
         with path.open(encoding="utf-8") as lines:
             for line in lines:
-                counted[str(parse_json(line)["reason"]).split(":")[0]] += 1
+                counted[str(json_value(line)["reason"]).split(":")[0]] += 1
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"damaged file ({path}): {error}", remedy="vq3d inspect --verify") from error
     return dict(counted.most_common(SHOWN))
@@ -146,7 +146,7 @@ def _original_sizes(folder: ShardFolder) -> list[int]:
     """Shorter sides in pixels of some of the source images, sorted."""
     sizes = []
     for i in _spread(folder.num_samples, _SAMPLES):
-        info = parse_json(folder.read(i, ["json"]).get("json", b"{}"))
+        info = json_value(folder.read(i, ["json"]).get("json", b"{}"))
         size = info.get("original_size") if isinstance(info, dict) else None
         if isinstance(size, dict) and {"height", "width"} <= size.keys():
             sizes.append(min(int(size["height"]), int(size["width"])))

@@ -10,7 +10,7 @@ from typing import Any
 
 from vq3dcli.export.chart import line_chart, number_text
 from vq3dcli.export.page import Block, Code, Media, Row, Section, Svg, Table, Text
-from vq3dcli.files import parse_json
+from vq3dcli.files import json_value
 
 Metrics = Mapping[str, float]
 Record = Mapping[str, Any]
@@ -88,7 +88,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in text.splitlines():
         try:
-            record = parse_json(line)
+            record = json_value(line)
         except ValueError:
             continue
         if isinstance(record, dict) and "images_seen" in record:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vq3dcli.config.schema import Recipe, Stage2Recipe
 from vq3dcli.export.page import Section, Table, Text
-from vq3dcli.files import parse_json
+from vq3dcli.files import json_value
 from vq3dcli.pipelines.quickstart.report import STAGE1_SHEET, STAGE2_SHEET
 from vq3dcli.training.guards import stage1_guards
 from vq3dcli.training.health import Guard, number
@@ -103,7 +103,7 @@ def curve_sections(recipe: Recipe | None) -> tuple[CurveSection, ...]:
 def held_out_section(run: Path) -> list[Section]:
     """Figures on held-out images by class, the worst first; none where there is no sound `held_out.json`."""
     try:
-        found = parse_json((run / "held_out.json").read_text())
+        found = json_value((run / "held_out.json").read_text())
         rows = [_held_out_row(str(name), row) for name, row in found["classes"].items()]
         everything = _held_out_row("all", found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

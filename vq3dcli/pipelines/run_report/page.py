@@ -20,7 +20,7 @@ from vq3dcli.data.images import encode_jpeg, read_image, resize
 from vq3dcli.errors import InputMissingError, Vq3dError
 from vq3dcli.export.chart import number_text
 from vq3dcli.export.page import Block, Code, Media, Row, Section, Svg, Table, Text, write_page
-from vq3dcli.files import parse_json, write_bytes
+from vq3dcli.files import json_value, write_bytes
 from vq3dcli.pipelines.quickstart.report import Record, curve, curve_names, read_metrics
 from vq3dcli.pipelines.run_report.kinds import (
     PSNR,
@@ -110,7 +110,7 @@ def _facts(run: Path, records: Sequence[Record], recipe: Recipe | None) -> list[
     if recipe is not None:
         rows += model_rows(recipe)
     with contextlib.suppress(ValueError):
-        recorded = parse_json(_text(run / "run.json"))
+        recorded = json_value(_text(run / "run.json"))
         if isinstance(recorded, dict):
             rows += [
                 [str(key), value if isinstance(value, str) else json.dumps(value)] for key, value in recorded.items()
