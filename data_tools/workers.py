@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from vq3dcli.errors import StoppedError
+from vq3dcli.signals import end_with
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -56,7 +58,8 @@ def run_tasks(
     reported = 0
     try:
         while True:
-            pending |= {pool.submit(_call, function, t) for t in islice(remaining, 2 * workers - len(pending))}
+            with _no_interrupts():
+                pending |= {pool.submit(_call, function, t) for t in islice(remaining, 2 * workers - len(pending))}
             if not pending:
                 break
             ready, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -78,6 +81,16 @@ def run_tasks(
         raise
 
 
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Ctrl-C waits: a process that starts meanwhile inherits that, until `_start_worker` tells it to ignore it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(counter: Any) -> None:
     global _counter
     _counter = counter
@@ -87,9 +100,12 @@ def _start_worker(counter: Any) -> None:
         sys.modules["torch"].set_num_threads(1)
     # Ctrl-C goes to the whole group of processes; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
+    assert parent.pid is not None
+    end_with(parent.pid)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
 
 

@@ -105,6 +105,7 @@ from vq3dcli import __main__, cli, files, signals
 def command(target: str):
     if target == "flag":
         signals.watch()
+        signals.stop_requested()
         print("ready", flush=True)
         while not signals.stop_requested():
             time.sleep(0.01)
@@ -127,26 +128,77 @@ def hear_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def start_sleeper(target: str) -> subprocess.Popen[str]:
+def start_sleeper(target: str, ignored: int | None = None) -> subprocess.Popen[str]:
+    def prepare() -> None:
+        hear_interrupts()
+        if ignored is not None:
+            signal.signal(ignored, signal.SIG_IGN)
+
     process = subprocess.Popen(
         [sys.executable, "-c", SLEEPER, "probe", target],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=hear_interrupts,
+        preexec_fn=prepare,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@pytest.mark.parametrize(
+    ("number", "later_s", "code", "line"),
+    [
+        (signal.SIGINT, 0.0, 130, "interrupted\n"),
+        (signal.SIGINT, 1.0, 130, "interrupted\n"),
+        (signal.SIGTERM, 0.5, 75, "error: stopped before the first step; try: the same command again\n"),
+    ],
+)
+def test_a_signal_while_training_starts_ends_it_in_one_line(number: int, later_s: float, code: int, line: str) -> None:
+    words = [*VQ3D, "train-stage1", "toy-cpu", "--dry-run"]
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
+    )
+    while not handles(process.pid, signal.SIGTERM if later_s == 0 else signal.SIGUSR1) and process.poll() is None:
+        time.sleep(0.005)
+    time.sleep(later_s)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=100)
+    if out:  # it was faster than we
+        return
+    assert (process.returncode, err) == (code, line)
+
+
+def handles(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
+def test_nohup_is_heard(tmp_path: Path) -> None:
+    process = start_sleeper(str(tmp_path / "out.bin"), ignored=signal.SIGHUP)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+
+
+def test_data_for_a_closed_stdout_are_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
+    line = f'"{sys.executable}" -m vq3dcli render "{tmp_path}/a.jpg" -o - --format mp4 >&-'
+    ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=100)
+    assert (ended.returncode, ended.stderr) == (69, "error: stdout is closed; try: a file name with -o\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_command_cleans_up(tmp_path: Path, number: int) -> None:
     process = start_sleeper(str(tmp_path / "out.bin"))
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err == "error: interrupted\n"
+    assert err == "interrupted\n"
     assert not os.listdir(tmp_path)
 
 

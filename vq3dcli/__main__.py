@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import signal
 import sys
 
+from vq3dcli import signals
 from vq3dcli.allocator import keep_freed_memory
 
 _OPEN_FILES = 10_240  # the most that macOS allows
@@ -15,23 +15,30 @@ _OPEN_FILES = 10_240  # the most that macOS allows
 
 def main() -> int:
     """Run `vq3d` with the arguments of this process; returns the exit code."""
+    signals.interrupt()
+    try:
+        return _run()
+    except KeyboardInterrupt:  # outside of the command, which says so itself
+        if sys.stderr is not None:
+            sys.stderr.write(f"{signals.INTERRUPTED}\n")
+        return 130
+    finally:
+        signals.let_go()
+
+
+def _run() -> int:
     _open_closed_streams()
     _settle_threads()
     _allow_open_files()
     keep_freed_memory()
-    # Ctrl-C and SIGTERM unwind the stack, so that temporary files go and ffmpeg ends. Training replaces both
-    # with a flag (`vq3dcli.signals`).
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        from vq3dcli import cli
+    from vq3dcli import cli
 
-        if "_VQ3D_COMPLETE" in os.environ:
-            cli.complete()
-        code = cli.run(sys.argv[1:])
-    except KeyboardInterrupt:
-        code = 130
+    if "_VQ3D_COMPLETE" in os.environ:
+        cli.complete()
+    code = cli.run(sys.argv[1:])
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError as error:
         # The interpreter flushes once more at exit: let that go nowhere instead of failing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -59,13 +66,17 @@ def _settle_threads() -> None:
 
 
 def _open_closed_streams() -> None:
-    """Point closed standard streams to the null device: else the next file that is opened takes their number."""
+    """Point closed standard streams to the null device: else the next file that is opened takes their number.
+
+    Python's own `stdout` stays None, which `print` passes over and `stdout_bytes` refuses.
+    """
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+            if name != "stdout":
+                setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A file name may hold bytes that are no text in the terminal's encoding.
         if hasattr(stream, "reconfigure"):

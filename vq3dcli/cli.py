@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from vq3dcli import __version__, log
+from vq3dcli import __version__, log, signals
 from vq3dcli.errors import Vq3dError
 from vq3dcli.files import MORE_OPEN_FILES, TOO_MANY_OPEN
 
@@ -59,7 +59,9 @@ def run(arguments: Sequence[str]) -> int:
         return _invoke(call.arguments)
     except BrokenPipeError:
         return 141
-    except BaseException as error:
+    except BaseException as caught:
+        # An interrupt may come out of a library as another error.
+        error = KeyboardInterrupt() if signals.interrupted() else caught
         if isinstance(error, SystemExit) and not error.code:  # typer's --show-completion ends like this
             return 0
         if call.debug:
@@ -87,8 +89,10 @@ def describe(error: BaseException) -> Failure:
         return Failure(error.exit_code, error.message, error.remedy)
     if isinstance(error, typer.TyperException):
         return Failure(error.exit_code, error.format_message().rstrip("."), None)
+    if isinstance(error, KeyboardInterrupt) and signals.preempted():
+        return Failure(75, signals.BEFORE_FIRST_STEP, signals.AGAIN)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return Failure(130, "interrupted", None)
+        return Failure(130, signals.INTERRUPTED, None)
     if isinstance(error, MemoryError):
         return Failure(70, "out of memory", "a smaller batch, size or number of samples")
     if isinstance(error, OSError):
@@ -161,7 +165,7 @@ def complete() -> None:
 
 
 def _report(failure: Failure, call: _Call) -> int:
-    text = f"error: {failure.message}"
+    text = failure.message if failure.exit_code == 130 else f"error: {failure.message}"
     if failure.remedy:
         text += f"; try: {failure.remedy}"
     log.write_line(text)

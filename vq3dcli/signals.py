@@ -1,28 +1,106 @@
-"""A wish to stop, as a flag: training polls it, saves between two steps, and ends."""
+"""What signals do: they end a command, whose temporary files go; training, once it steps, saves first."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 import signal
+import sys
 from types import FrameType
+from typing import Any
 
+INTERRUPTED = "interrupted"
+BEFORE_FIRST_STEP, AGAIN = "stopped before the first step", "the same command again"
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
+
+_raised: list[int] = []
 _requested: list[int] = []
+_polling: list[int] = []
 
 
-def watch() -> None:
-    """Let SIGINT (Ctrl-C), SIGTERM and SIGUSR1 set the flag; the same signal again ends the process at once.
+def interrupt() -> None:
+    """From now on Ctrl-C, SIGTERM and SIGHUP raise `KeyboardInterrupt`; those that the caller ignores stay ignored."""
+    for number in _ENDING:
+        _handle(number, _raise)
+    sys.unraisablehook = _raise_again
 
-    Call it before torch is imported, in the main thread: nothing else happens inside a handler.
+
+def let_go() -> None:
+    """Nothing is left to tidy up: from now on signals end the process without a word."""
+    for number in (*_ENDING, signal.SIGUSR1):
+        _handle(number, signal.SIG_DFL)
+
+
+def interrupted() -> bool:
+    """Whether a signal raised `KeyboardInterrupt`: whatever ends the command then is its echo."""
+    return bool(_raised)
+
+
+def preempted() -> bool:
+    """Whether that was a wish to come back later: any signal but Ctrl-C, to a command that saves."""
+    return bool(_polling) and any(number != signal.SIGINT for number in _raised)
+
+
+def watch(*, one_of_many: bool = False) -> None:
+    """Of a command that can save: SIGUSR1 counts, too, and from the first `stop_requested` on signals are wishes.
+
+    Until then nothing is worth saving, and they end it.
+
+    Args:
+        one_of_many: Until then they end it at once, even while it waits in a library for others of its kind.
     """
-    _requested.clear()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _handle)
+    _polling[:] = (*_ENDING, signal.SIGUSR1)
+    for number in _polling:
+        _handle(number, signal.SIG_DFL if one_of_many else _raise)
 
 
 def stop_requested() -> bool:
-    """Whether a signal asked this process to save and stop."""
+    """Whether a signal asked this process to save and stop; the same signal again ends it."""
+    while _polling:
+        _handle(_polling.pop(), _request)
     return bool(_requested)
 
 
-def _handle(number: int, frame: FrameType | None) -> None:
+def end_with(parent: int) -> None:
+    """End this process when its parent does: at once on Linux, elsewhere the caller has to notice."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before we asked
+        os._exit(1)
+
+
+def _handle(number: int, handler: Any) -> None:
+    if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup, or a shell's background
+        signal.signal(number, handler)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    _raised.append(number)
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            _end_at_once()  # a library that is being loaded may abort when it meets an exception
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _end_at_once() -> None:
+    code, text = (75, f"error: {BEFORE_FIRST_STEP}; try: {AGAIN}") if preempted() else (130, INTERRUPTED)
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())
+    os._exit(code)
+
+
+def _raise_again(unraisable: Any) -> None:
+    """An interrupt that came in a destructor or callback, where Python drops it."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        signal.raise_signal(_raised[-1] if _raised else signal.SIGINT)
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+def _request(number: int, frame: FrameType | None) -> None:
     _requested.append(number)
-    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.signal(number, signal.SIG_DFL)

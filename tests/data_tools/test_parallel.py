@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -130,6 +131,8 @@ def start(source: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        # A test run in the background ignores SIGINT, and its children would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -156,12 +159,29 @@ def test_a_killed_run_leaves_no_worker_behind_and_can_go_on(
         workers |= children(process.pid)
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    while any(alive(worker) for worker in workers) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    again = start(source, tmp_path, "--workers", "1")  # at once, while the kernel still takes the first one apart
+    _, said = again.communicate(timeout=100)
+    assert again.returncode == 0, said
+    assert process.wait(100) == -signal.SIGKILL
     assert not any(alive(worker) for worker in workers)
-    prepared(source, tmp_path)
     assert archives.contents(tmp_path) == expected
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == {".lock"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_ctrl_c_while_workers_start_is_one_line(tmp_path: Path, source: Path):
+    process = start(source, tmp_path, "--workers", "2")
+    workers: set[int] = set()
+    while len(workers) < 2 and process.poll() is None:
+        workers = children(process.pid)
+        time.sleep(0.01)
+    for pid in (*workers, process.pid):  # as a terminal does
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGINT)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 130, said
+    assert said.endswith(b"interrupted\n")
+    assert b"Traceback" not in said
 
 
 def alive(pid: int) -> bool:

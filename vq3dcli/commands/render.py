@@ -195,7 +195,7 @@ def _check_stdout(inputs: int, video_format: str | None, *, json: bool, more: bo
         raise UsageError("-o - and --json both want stdout", remedy="a file name with -o")
     if more or inputs > 1:
         raise UsageError("only one video fits into stdout", remedy="-o FOLDER/")
-    if sys.stdout is not None and sys.stdout.isatty():
+    if stdout_bytes().isatty():
         raise UsageError(
             "a video would garble the terminal", remedy="a pipe behind the command, or a file name with -o"
         )
