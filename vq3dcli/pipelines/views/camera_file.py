@@ -7,6 +7,7 @@ perhaps a field of view.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -18,9 +19,8 @@ from torch import Tensor
 
 from vq3dcli.data.images import read_file
 from vq3dcli.errors import DataError
-from vq3dcli.files import write_json
 from vq3dcli.rendering.cameras import Camera, pivot_pose
-from vq3dcli.sealed import check_plain
+from vq3dcli.sealed import JSON, check_plain, check_seal, write_sealed_json
 
 FORMAT_VERSION = 1
 AXES = "cam_to_world, x right, y down, z forward; the pivot at the origin, the first camera on -z"
@@ -71,8 +71,12 @@ def read_cameras(path: Path) -> tuple[GivenCamera, ...]:
         InputMissingError: There is no such file.
         DataError: It is no list of cameras, or a pose is not rigid.
     """
+    data = read_file(path)
+    if data.startswith(JSON.mark):  # ours: who edits it takes that line out
+        remedy = 'delete the line "file_sha256" if the edit is yours, or another copy'
+        check_seal(io.BytesIO(data), JSON, name=f"cameras ({path})", remedy=remedy)
     try:
-        value: Any = json.loads(read_file(path))
+        value: Any = json.loads(data)
         check_plain(value)
         cameras = _File.model_validate({"cameras": value} if isinstance(value, list) else value).cameras
     except ValidationError as error:
@@ -131,7 +135,7 @@ def write_cameras(path: Path, camera: Camera, *, fps: float) -> None:
         for pose, x_deg, y_deg in zip(camera.cam_to_world.cpu(), *fov_deg, strict=True)
     ]
     size = {"height_px": camera.height_px, "width_px": camera.width_px}
-    write_json(path, {"format_version": FORMAT_VERSION, "axes": AXES, "fps": fps, **size, "cameras": rows})
+    write_sealed_json(path, {"format_version": FORMAT_VERSION, "axes": AXES, "fps": fps, **size, "cameras": rows})
 
 
 def _pose(camera: GivenCamera, radius: float) -> Tensor:
