@@ -30,11 +30,11 @@ from data_tools.sources.wnids import (
     wnid_in_name,
     wnid_of,
 )
+from vq3dcli.data.images import SUFFIXES
 from vq3dcli.errors import InputMissingError, UsageError
 
 Split = Literal["auto", "train", "val"]
 
-_IMAGES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -122,7 +122,7 @@ def _split_of(path: str) -> str | None:
     *folders, name = path.split("/")
     if validation_number(path) is not None:
         return "val"
-    if not name.lower().endswith(_IMAGES):
+    if not name.lower().endswith(SUFFIXES):
         folders.append(name)
     for folder in reversed(folders):
         for word in re.split(r"[^a-z]+", folder.lower()):
@@ -137,7 +137,7 @@ def _is_of(path: str, chosen: str) -> bool:
 
 
 def _is_image(file: Found) -> bool:
-    return file.path.lower().endswith(_IMAGES)
+    return file.path.lower().endswith(SUFFIXES)
 
 
 def _may_hold_images(file: Found) -> bool:

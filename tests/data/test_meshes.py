@@ -224,6 +224,9 @@ def test_gltf_files_that_claim_what_they_do_not_have(tmp_path: Path) -> None:
             changed["accessors"][index] = {"componentType": 5126, "type": "VEC3", "count": count}
             with pytest.raises(DataError, match="cannot read the mesh"):
                 read_mesh(write_glb(tmp_path / "a.glb", changed, rest))
+    copies = {**tree, "nodes": [{"mesh": 0}] * 2_000_000}
+    with pytest.raises(DataError, match="more than 10 million points and triangles"):
+        read_mesh(write_glb(tmp_path / "a.glb", copies, rest))
     for text in ("[" * 100_000, "[]", '{"accessors": [5]}', "{"):
         with pytest.raises(DataError, match="cannot read the mesh"):
             read_mesh(write_glb(tmp_path / "a.glb", text, rest))

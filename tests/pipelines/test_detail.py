@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import struct
@@ -196,6 +197,53 @@ def test_disparity_maps(tmp_path: Path) -> None:
     for name in ("z.npy", "b.npy", "c.npy", "d.npy", "e.pfm", "f.npy", "g.npy", "h.npy", "i.png"):
         with pytest.raises(DataError, match=name):
             read_disparity(tmp_path / name)
+
+
+def test_a_coloured_map_is_refused_and_a_grey_jpeg_is_not(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(48, 0)
+    grey = np.stack([ramp] * 3, -1)
+    Image.fromarray(grey).save(tmp_path / "grey.jpg", quality=60)
+    assert (read_disparity(tmp_path / "grey.jpg")[24] - torch.from_numpy(ramp[24])).abs().max() < 6
+    for name, colours in {
+        "spectral.png": np.stack([ramp, 255 - ramp, 128 + ramp // 4], -1),
+        "magma.jpg": np.stack([ramp, ramp // 3, np.where(ramp < 128, ramp, 255 - ramp)], -1).astype(np.uint8),
+    }.items():
+        Image.fromarray(colours.astype(np.uint8)).save(tmp_path / name, quality=90)
+        with pytest.raises(DataError, match=r"a coloured picture of a map .*; try: its grey or 16-bit version"):
+            read_disparity(tmp_path / name)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_deep_map_is_turned_as_its_photo_is(tmp_path: Path, orientation: int) -> None:
+    values = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(values).save(tmp_path / "deep.png", exif=exif)
+    Image.fromarray((values // 257).astype(np.uint8)).save(tmp_path / "flat.png", exif=exif)
+    deep, flat = read_disparity(tmp_path / "deep.png"), read_disparity(tmp_path / "flat.png")
+    assert deep.shape == flat.shape
+    assert (deep / 257 - flat).abs().max() <= 1
+
+
+def test_what_is_no_map_is_one_line(tmp_path: Path) -> None:
+    np.savez(tmp_path / "zip.npz", np.zeros((3, 3)))
+    (tmp_path / "zip.npz").rename(tmp_path / "zip.npy")
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**12, 10**30)})
+    (tmp_path / "huge.npy").write_bytes(header.getvalue())
+    (tmp_path / "double.tif").write_bytes(
+        _float_tiff().replace(struct.pack("<HHIHH", 258, 3, 1, 32, 0), struct.pack("<HHIHH", 258, 3, 1, 16, 0))
+    )
+    for name, told in (("zip.npy", "magic string"), ("huge.npy", "bytes for"), ("double.tif", "16-bit floating-point")):
+        with pytest.raises(DataError, match=f"{name}.*{told}.*try: a PNG, .npy or .pfm") as error:
+            read_disparity(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def _float_tiff() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(buffer, "TIFF")
+    return buffer.getvalue()
 
 
 def test_maps_are_brought_to_the_statistics_of_training(tiny_weights: Path) -> None:

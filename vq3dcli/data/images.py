@@ -36,6 +36,7 @@ __all__ = [
     "FORMATS",
     "MAX_FILE_BYTES",
     "MAX_PIXELS",
+    "SUFFIXES",
     "Square",
     "centre_square",
     "decode_image",
@@ -48,6 +49,8 @@ __all__ = [
     "to_square",
 ]
 
+# How files in `FORMATS` are called, where a folder holds others too.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 JPEG_QUALITY = 95
 # No picture within `MAX_PIXELS` of 8 bits is larger, however badly it is compressed.
 MAX_FILE_BYTES = 1 << 29

@@ -16,6 +16,9 @@ _COMPONENT_BYTES = {5120: 1, 5121: 1, 5122: 2, 5123: 2, 5125: 4, 5126: 4}
 _COMPONENTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 # Of values that no bytes stand for: all zero, or a few of them given.
 _MOST_ZEROS = 1 << 24
+# trimesh takes a gigabyte for as many points and triangles, or for a file of that size without textures.
+_MOST_ELEMENTS = 10_000_000
+MOST_BYTES = 1 << 27
 # What a file may require and still be read as it is meant.
 _READ = {"KHR_mesh_quantization", "EXT_texture_webp"}
 # What changes colours alone: such a file is read, with a warning where the change is one that is not made.
@@ -104,6 +107,7 @@ def check_gltf(data: bytes) -> list[str]:
                 raise UnreadExtensionError(f"it needs the glTF extension {name}")
         for accessor in tree.get("accessors", []):
             _check_accessor(accessor, tree.get("bufferViews", []))
+        _check_elements(tree)
         used = {*required, *tree.get("extensionsUsed", [])}
     except (KeyError, IndexError, TypeError, AttributeError, struct.error, RecursionError) as error:
         raise ValueError(f"damaged glTF ({type(error).__name__}: {error})") from error
@@ -133,3 +137,14 @@ def _check_accessor(accessor: Mapping[str, Any], views: list[Mapping[str, Any]])
         most = (view["byteLength"] - accessor.get("byteOffset", 0) - size) // stride + 1
     if count > max(0, most):
         raise ValueError(f"damaged glTF: it claims {count} values and has bytes for {max(0, most)}")
+
+
+def _check_elements(tree: Mapping[str, Any]) -> None:
+    def elements(primitive: Mapping[str, Any]) -> int:
+        accessors = primitive["attributes"].get("POSITION"), primitive.get("indices")
+        return sum(tree["accessors"][i]["count"] // n for i, n in zip(accessors, (1, 3), strict=True) if i is not None)
+
+    each = [sum(map(elements, mesh["primitives"])) for mesh in tree.get("meshes", [])]
+    # A mesh is copied for each node that it stands at.
+    if sum(each[node["mesh"]] for node in tree.get("nodes", []) if "mesh" in node) > _MOST_ELEMENTS:
+        raise ValueError(f"more than {_MOST_ELEMENTS // 10**6} million points and triangles")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vq3dcli.data.images import read_file
-from vq3dcli.data.mesh_files import FilesBeside, UnreadExtensionError, as_utf8, check_gltf, silent_trimesh
+from vq3dcli.data.mesh_files import MOST_BYTES, FilesBeside, UnreadExtensionError, as_utf8, check_gltf, silent_trimesh
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError
 from vq3dcli.rendering.cameras import Rays
 from vq3dcli.rendering.compose import Surface, Vector
@@ -109,6 +109,8 @@ def read_mesh(path: Path, *, up: Up = "y") -> Mesh:
     resolver: Any = beside  # trimesh's type of it is a class, and what it calls are two methods
     try:
         unseen = check_gltf(data) if suffix in _LINEAR else []
+        if suffix not in _LINEAR and len(data) > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES >> 20} MiB")
         data = as_utf8(data) if suffix == ".obj" else data
         with silent_trimesh():
             loaded = trimesh.load_scene(io.BytesIO(data), file_type=suffix[1:], resolver=resolver)

@@ -26,13 +26,14 @@ import torch
 from torch import Tensor
 
 from vq3dcli import __version__
+from vq3dcli.data.arrays import read_npz
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.export.sheet import grid
 from vq3dcli.metrics.distribution import Moments, frechet_distance, kernel_distance
 from vq3dcli.metrics.features import FeatureNetwork, FeatureNetworkName, InceptionFeatures, distance_name
 from vq3dcli.metrics.inception_score import inception_score
 from vq3dcli.metrics.manifold import precision_recall
-from vq3dcli.pipelines.evaluation.image_sets import ImageSet, read_npz
+from vq3dcli.pipelines.evaluation.image_sets import ImageSet
 from vq3dcli.pipelines.evaluation.measured_set import Judge, MeasuredSet, measure_set
 from vq3dcli.pipelines.sampling.class_names import shown_name
 

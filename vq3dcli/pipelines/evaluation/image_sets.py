@@ -8,8 +8,8 @@ Legend: N images, B images of a batch, S side in pixels.
 
 from __future__ import annotations
 
+import itertools
 import os
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vq3dcli.data.images import FORMATS, decode_image, read_image, resize, to_square
+from vq3dcli.data.arrays import ArrayHeader, npz_header, npz_rows, read_npz
+from vq3dcli.data.images import FORMATS, SUFFIXES, decode_image, read_image, resize, to_square
 from vq3dcli.data.schema import MANIFEST_NAME
 from vq3dcli.data.shards import ShardFolder
 from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
@@ -33,11 +34,9 @@ from vq3dcli.rendering.cameras import pivot_camera
 from vq3dcli.seeding import generator
 
 NO_CLASS = -1
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _BATCH = 64
+_MOST_PIXELS = 1 << 22  # of an image in a file of many: a batch of them takes 0.8 GB
 _SCENES_LOOKED_AT = 4096
-# An archive of pictures packs none of them a hundred times; one that does is made to fill the memory.
-_LARGE_BYTES, _MOST_TIMES_SMALLER = 1 << 30, 100
 
 
 @dataclass(frozen=True)
@@ -274,37 +273,38 @@ def npz_set(
     Raises:
         InputMissingError, DataError: There is no such file, or it is another one.
     """
-    arrays = read_npz(path, ["arr_0", "arr_1"])
-    images = arrays.get("arr_0")
-    if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
+    images = npz_header(path, "arr_0")
+    if images is None or not _are_adm_images(images):
         told = "no arr_0" if images is None else f"arr_0 is {images.dtype} {list(images.shape)}"
         raise DataError(f"not images in ADM's format ({path}): {told}", remedy="arr_0 as uint8 [N, height, width, 3]")
-    labels = arrays.get("arr_1")
-    if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
+    total, height, width, _ = images.shape
+    labels = read_npz(path, ["arr_1"]).get("arr_1")
+    if labels is not None and (labels.shape != (total,) or labels.dtype.kind not in "iu"):
         raise DataError(
             f"not labels in ADM's format ({path}): arr_1 is {labels.dtype} {list(labels.shape)}",
-            remedy=f"arr_1 as {len(images)} whole numbers",
+            remedy=f"arr_1 as {total} whole numbers",
         )
-    class_index = torch.full((len(images),), NO_CLASS)
+    class_index = torch.full((total,), NO_CLASS)
     if labels is not None and class_names:
         class_index = torch.from_numpy(labels.astype(np.int64))
         class_index = torch.where((class_index >= 0) & (class_index < len(class_names)), class_index, NO_CLASS)
-    height, width = images.shape[1:3]
     chosen: dict[str, str] = {}
-    if count is not None and count < len(images):
-        rows = torch.randperm(len(images), generator=generator(seed, "npz-set/rows"))[:count].sort().values
-        images, class_index = images[rows.numpy()], class_index[rows]
+    rows = torch.arange(total)
+    if count is not None and count < total:
+        rows = torch.randperm(total, generator=generator(seed, "npz-set/rows"))[:count].sort().values
+        class_index = class_index[rows]
         chosen = {"rows_sha256": sha256_bytes(rows.numpy().tobytes())}
 
     def batches() -> Iterator[Tensor]:
-        for start in range(0, len(images), _BATCH):
-            yield torch.from_numpy(images[start : start + _BATCH]).permute(0, 3, 1, 2).contiguous()
+        found = npz_rows(path, "arr_0", rows.tolist())
+        while batch := list(itertools.islice(found, _BATCH)):
+            yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).contiguous()
 
     description = {
         "kind": "npz",
         "sha256": sha256_file(path),
         **chosen,
-        "count": len(images),
+        "count": len(rows),
         "size_px": width if height == width else [height, width],
         "resize": "none",
         "quantisation": "8 bits a channel, as stored",
@@ -313,25 +313,11 @@ def npz_set(
     return ImageSet(name, class_index, tuple(class_names), description, batches)
 
 
-def read_npz(path: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Some arrays of an `.npz` file by name, those that it has; never unpickles.
-
-    Raises:
-        InputMissingError: There is no such file.
-        DataError: It is damaged or no `.npz` file.
-    """
-    if not path.is_file():
-        raise InputMissingError(f"no such file ({path})", remedy="check the path")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if member.file_size > max(_LARGE_BYTES, _MOST_TIMES_SMALLER * member.compress_size):
-                    raise ValueError(f"{member.filename} would take {member.file_size / 1e9:.1f} GB of memory")
-        with np.load(path, allow_pickle=False) as opened:
-            return {name: opened[name] for name in names if name in opened.files}
-    except Exception as error:
-        # What reads zip and npy files raises almost any type on damaged, encrypted or oddly packed ones.
-        raise DataError(f"not an .npz file of plain arrays ({path}): {error}", remedy="another copy") from error
+def _are_adm_images(header: ArrayHeader) -> bool:
+    if header.dtype != np.uint8 or len(header.shape) != 4 or header.fortran_order:
+        return False
+    total, height, width, channels = header.shape
+    return total > 0 and channels == 3 and 0 < height * width <= _MOST_PIXELS
 
 
 def _reader(read: Callable[[int], Tensor], rows: Sequence[int]) -> Callable[[], Iterator[Tensor]]:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
 from data_tools.depth_models import find_model, open_model
 from data_tools.depth_network import DepthModel, to_disparity
+from vq3dcli.data.arrays import read_array
 from vq3dcli.data.images import MAX_PIXELS, decode_image, read_file
+from vq3dcli.data.pillow import load_picture, orientation_of, oriented
 from vq3dcli.errors import DataError, UnavailableError, UsageError
 from vq3dcli.losses.depth import align_canonical
 from vq3dcli.scene_file import SceneCamera
@@ -27,6 +28,9 @@ _ASPECT_ERROR = 0.03
 # No video has more pixels a side.
 _MOST_PX = 2048
 _LEAST_RELIEF = 1e-3
+# JPEG shifts the colours of a grey picture by a few levels, and a logo is no colour map.
+_COLOUR_LEVELS = 24
+_COLOURED = 0.01
 _NO_RELIEF = "no --depth: the NeRF has its own"
 _REMEDY = "a PNG, .npy or .pfm of two axes, all of it finite"
 
@@ -35,8 +39,8 @@ def read_disparity(path: Path) -> Tensor:
     """A disparity map, larger is nearer, in any unit.
 
     Args:
-        path: `.npy` (two axes, and any of length 1), `.pfm`, or an image; a 16-bit PNG keeps its 16 bits, of colours
-            the mean counts.
+        path: `.npy` (two axes, and any of length 1), `.pfm`, or an image; a 16-bit PNG keeps its 16 bits, colours
+            must be equal.
 
     Returns:
         float32 `[H, W]`.
@@ -50,15 +54,13 @@ def read_disparity(path: Path) -> Tensor:
     values: Any
     try:
         if suffix == ".npy":
-            values = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+            values = read_array(io.BytesIO(data), len(data))
         elif suffix == ".pfm":
             values = _read_pfm(data)
         else:
-            values = _read_deep(data)
-            if values is None:
-                values = decode_image(data, name=str(path)).float().mean(0).numpy()
-        if values.dtype.kind not in "buif":
-            raise ValueError(f"its values are {values.dtype}")
+            values = _read_picture(data, path)
+        if values.dtype.kind not in "buif" or values.size > MAX_PIXELS:
+            raise ValueError(f"its values are {values.size} of {values.dtype}")
         with np.errstate(over="ignore"):  # what overflows is not finite
             values = np.squeeze(values.astype(np.float32))
     except (ValueError, TypeError, OSError, EOFError, SyntaxError, MemoryError) as error:
@@ -149,14 +151,24 @@ def user_s(disparity: Tensor, facts: SceneCamera, *, name: str) -> Tensor:
     return s
 
 
-def _read_deep(data: bytes) -> np.ndarray[tuple[int, ...], np.dtype[Any]] | None:
-    """Values of a grey PNG or TIFF of more than 8 bits; None for all else, which `decode_image` reads or refuses."""
+def _read_picture(data: bytes, path: Path) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
+    """Values of a picture, turned by its EXIF orientation; a grey PNG or TIFF of more than 8 bits keeps them.
+
+    Raises:
+        DataError: It cannot be decoded, or its colours differ: which of them is near, only its maker knows.
+    """
+    with contextlib.suppress(Exception), load_picture(data) as image:  # `decode_image` says what is wrong with it
+        if image.mode.startswith("I") or image.mode == "F":
+            values = torch.from_numpy(np.asarray(image).astype(np.float32))
+            return oriented(values, orientation_of(image)).numpy()
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=("PNG", "TIFF")) as image:
-            deep = image.mode.startswith("I") or image.mode == "F"
-            return np.asarray(image) if deep and image.width * image.height <= MAX_PIXELS else None
-    except (UnidentifiedImageError, Image.DecompressionBombError):
-        return None
+        picture = decode_image(data, name=str(path))
+    except DataError as error:
+        raise DataError(error.message, remedy=_REMEDY) from error
+    spread = (picture.amax(0) - picture.amin(0)) > _COLOUR_LEVELS
+    if spread.float().mean() > _COLOURED:
+        raise DataError(f"a coloured picture of a map ({path})", remedy="its grey or 16-bit version")
+    return picture.float().mean(0).numpy()
 
 
 def _read_pfm(data: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
