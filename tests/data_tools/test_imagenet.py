@@ -14,6 +14,7 @@ from data_tools.prepare import Options, open_source, prepare
 from data_tools.sources.entry import FilePlace, Found
 from data_tools.sources.imagenet_counts import compare_counts, official_sizes
 from data_tools.sources.wnids import kaggle_labels, wnid_of
+from vq3dcli.data.images import FORMATS
 from vq3dcli.data.schema import Manifest
 from vq3dcli.data.shards import ShardFolder
 from vq3dcli.errors import DataError, InputMissingError, StorageError, UsageError
@@ -411,7 +412,7 @@ def test_odd_parquet_files(tmp_path: Path, archives: ModuleType):
     assert len(samples(tmp_path / "out")) == 1
     assert archives.rejects(tmp_path / "out") == {
         "x.parquet/a.JPEG": "the row holds no image",
-        "x.parquet/b.JPEG": "cannot decode image: its bytes are none of JPEG, PNG, WEBP, GIF, BMP, TIFF",
+        "x.parquet/b.JPEG": f"cannot decode image: its bytes are none of {', '.join(FORMATS)}",
         "x.parquet/row-000002": "no WordNet id in its path, and no label beside it",
     }
     for data in (b"", b"PAR1", (tmp_path / "a" / "x.parquet").read_bytes()[:-20]):
