@@ -37,7 +37,7 @@ OVERRIDES = (
     "training.final_learning_rate_factor=0.1",
     "training.weight_decay=0.5",
     "training.gradient_clip=1.5",  # some gradients are longer, some are not
-    "training.ema_half_life_images=2",  # a twentieth of the images is less until the tenth step
+    "training.ema_half_life_images=2",  # less than a twentieth of the images since the tenth step
     "training.log_every_images=4",
     "training.sheet_every_images=64",
     "training.checkpoint_every_images=64",
@@ -257,18 +257,27 @@ def start(tiny_recipe: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _moved_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> None:
-    """Whether tensors went the same way from their start, to a few hundredths of it."""
+def _apart(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: (left[name] - right[name]).detach() for name in right}
+
+
+def _are_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     for name, value in expected.items():
-        way = (value - start[name]).norm()
-        assert (found[name] - value).norm() <= 0.03 * way + 1e-7, name
+        off = (found[name] - value).norm()
+        # Rounding alone moves the bias of keys, whose gradient is zero.
+        assert off <= 0.03 * value.norm() + (1e-6 if "qkv.bias" not in name else 1e-3), (name, off, value.norm())
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
         (),
-        ("training.accumulate=2", "loss.depth_kind=accumulated", "training.optimizer=muon"),
+        (
+            "training.accumulate=2",
+            "loss.depth_kind=accumulated",
+            "training.optimizer=muon",
+            "training.ema_half_life_images=100",  # a twentieth of the images is less all along
+        ),
         (*GAME, "loss.depth_kind=pointwise_l1"),
     ],
     ids=["plain", "muon, in micro-batches", "adversarial, in micro-batches"],
@@ -295,8 +304,12 @@ def test_a_run_is_the_steps_that_are_written_out(
         "quantizer.active",
         "quantizer.statistics_seen",
     }
-    _moved_alike(parts["weights"], by_hand.trained, before)
-    _moved_alike(parts["average"], by_hand.average, before)
+    start_of = {name: before[name] for name in by_hand.trained}
+    _are_alike(_apart(parts["weights"], start_of), _apart(by_hand.trained, start_of))
+    _are_alike(
+        _apart(parts["average"], {name: parts["weights"][name] for name in start_of}),
+        _apart(by_hand.average, by_hand.trained),
+    )
     for name, (first, _) in by_hand.moments.items():
         moment = parts["optimizer"].get(f"{name}/momentum", parts["optimizer"].get(f"{name}/exp_avg"))
         torch.testing.assert_close(moment, first, rtol=0.01, atol=0.01 * float(first.abs().max()))
@@ -305,4 +318,4 @@ def test_a_run_is_the_steps_that_are_written_out(
             torch.testing.assert_close(parts[part][name], by_hand.model.state_dict()[name], rtol=1e-4, atol=1e-5)
     for key, discriminator in by_hand.players.items():
         found = {name.removeprefix(f"{key}/weights/"): value for name, value in parts["adversarial"].items()}
-        _moved_alike(found, dict(discriminator.named_parameters()), players[key])
+        _are_alike(_apart(found, players[key]), _apart(dict(discriminator.named_parameters()), players[key]))
