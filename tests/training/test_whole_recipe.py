@@ -164,10 +164,6 @@ def test_a_run_starts_from_weights_of_another(tiny_recipe: Make, data: _ToyBatch
     recipe = tiny_recipe(f"training.init={first.weights}", "training.warmup_images=0")
     with pytest.raises(StoppedError):
         train(recipe, data, tmp_path / "second", stop_after_images=8)
-    for path in (tmp_path / "second" / "checkpoints").glob("*/manifest.json"):
-        manifest = json.loads(path.read_text())
-        assert manifest.pop("init_ancestors") == []
-        path.write_text(json.dumps(manifest))  # as checkpoints were before they named ancestors
     second = train(recipe, data, tmp_path / "second")
     assert load_weights(first.weights).ancestors == ()
     assert load_weights(second.weights).ancestors == (first.sha256,)

@@ -101,9 +101,8 @@ def start_or_resume(
             state.adversary.restore(parts["adversarial"])
         state.images_seen, state.chroma = int(manifest["images_seen"]), float(manifest["chroma"])
         state.init_sha256 = str(manifest["init_sha256"])
-        # Older checkpoints name none of these.
-        state.init_ancestors = tuple(map(str, manifest.get("init_ancestors", ())))
-        state.init_codes_of = tuple(map(str, manifest.get("init_codes_of", ())))
+        state.init_ancestors = tuple(map(str, manifest["init_ancestors"]))
+        state.init_codes_of = tuple(map(str, manifest["init_codes_of"]))
         warn_of_other_threads(manifest, device, ranks)
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{misfit}: {error}", remedy="the version of vq3d that wrote it, or another --out") from error
