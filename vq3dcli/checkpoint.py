@@ -25,12 +25,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
-from vq3dcli.errors import DataError, InputMissingError, UnavailableError, Vq3dError
+from vq3dcli.errors import DataError, DivergedError, InputMissingError, UnavailableError, Vq3dError
 from vq3dcli.files import sha256_file, sync_folder, write_error
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.sealed import read_sealed_json, write_sealed_json
-from vq3dcli.tensor_file import check_finite, check_tensors, read_tensors, save_tensors, write_tensors
+from vq3dcli.tensor_file import check_finite, check_tensors, first_not_finite, read_tensors, save_tensors, write_tensors
 
 _log = logging.getLogger(__name__)
 
@@ -116,7 +116,13 @@ def weights_header(recipe: Stage1Recipe, card: Mapping[str, Any]) -> dict[str, A
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
     """Write tensors, floating-point ones rounded to fp16, with a header of JSON values; returns the file's SHA-256."""
-    return write_tensors(path, {name: _rounded(value) for name, value in tensors.items()}, header)
+    saved = {name: _rounded(value) for name, value in tensors.items()}
+    if name := first_not_finite(saved):
+        raise DivergedError(
+            f"weights that fp16 cannot hold, first {name}, are not exported ({path})",
+            remedy="a lower training.learning_rate",
+        )
+    return write_tensors(path, saved, header)
 
 
 def _rounded(value: Tensor) -> Tensor:

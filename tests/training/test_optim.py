@@ -10,6 +10,8 @@ import torch
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_autoencoder, build_prior
+from vq3dcli.training import arithmetic
+from vq3dcli.training.arithmetic import resolve_precision
 from vq3dcli.training.optim import (
     OptimizerLike,
     build_optimizer,
@@ -93,6 +95,24 @@ def test_muon_multiplies_in_the_precision_of_the_run(tiny_recipe: Make) -> None:
         torch.testing.assert_close(before - parameter, 0.2 * max(parameter.shape) ** 0.5 * direction)
         found.append(parameter.detach())
     assert 0 < (found[0] - found[1]).abs().max() < 0.1
+
+
+def test_a_processor_is_asked_for_its_flags_once() -> None:
+    arithmetic._cpu_has.cache_clear()
+    for _ in range(50):
+        resolve_precision("auto", torch.device("cpu"))
+    assert arithmetic._cpu_has.cache_info().misses <= 1
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_denormals_are_as_before_when_training_ends(before: bool) -> None:
+    def flushed() -> bool:
+        return float(torch.full((1,), torch.finfo(torch.float32).tiny) * 0.5) == 0.0
+
+    torch.set_flush_denormal(before)
+    with arithmetic.denormals_flushed():
+        assert flushed()
+    assert flushed() is before
 
 
 def test_the_state_comes_back_and_rows_are_forgotten(tiny_recipe: Make) -> None:

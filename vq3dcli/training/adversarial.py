@@ -133,7 +133,8 @@ class Adversary:
                 raise DivergedError(
                     f"the discriminator of {player.name} views has the loss {figures['discriminator_loss']} and the "
                     f"gradient norm {figures['gradient_norm']} at {images_seen} images; it was not changed",
-                    remedy="a lower adversarial.learning_rate or a larger adversarial.r1 with another --out",
+                    remedy="the same command with --set of a lower adversarial.learning_rate or a larger "
+                    "adversarial.r1",
                 )
         record: dict[str, float] = {}
         for player, figures in steps:

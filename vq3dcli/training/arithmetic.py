@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,12 +21,18 @@ def flush_denormals() -> None:
 
 @contextlib.contextmanager
 def denormals_flushed() -> Iterator[None]:
-    """Gradients behind opaque surfaces, and their squares in Adam, are denormal, slow on some CPUs."""
+    """Gradients behind opaque surfaces, and their squares in Adam, are denormal, slow on some CPUs.
+
+    Afterwards they are kept if they were before.
+    """
+    half_of_least = torch.full((1,), torch.finfo(torch.float32).tiny) * 0.5
+    kept = bool(half_of_least != 0)  # PyTorch can set this and not tell it
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(False)
+        if kept:
+            torch.set_flush_denormal(False)
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -49,6 +56,7 @@ def _cuda_has_bf16(device: torch.device) -> bool:
         return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+@functools.cache
 def _cpu_has(flag: str) -> bool:
     with contextlib.suppress(OSError):
         return flag in Path("/proc/cpuinfo").read_text().split("flags", 2)[1].split()

@@ -18,6 +18,11 @@ from vq3dcli.training.distributed import Ranks, waiting
 from vq3dcli.training.objective import Objective
 from vq3dcli.training.views import AdversarialViews
 
+CALMER = "the same command with --set of a lower training.learning_rate or training.gradient_clip"
+"""What to do about a run that diverges: it goes on from its last checkpoint."""
+# So many samples of a rank are named where a step cannot be taken.
+_NAMED = 8
+
 
 @dataclass(frozen=True)
 class Step:
@@ -101,7 +106,7 @@ def compute_gradients(
 
 
 def require_finite(loss: Tensor, gradient_norm: Tensor, samples: Sequence[str], images_seen: int, ranks: Ranks) -> None:
-    """Stop before a non-finite update; every rank sees the same flag, so that all of them stop.
+    """Refuse a non-finite update; every rank sees the same flag, so that all of them do.
 
     Args:
         loss: Of this rank.
@@ -115,10 +120,11 @@ def require_finite(loss: Tensor, gradient_norm: Tensor, samples: Sequence[str], 
     """
     finite = torch.isfinite(loss) & torch.isfinite(gradient_norm)
     if float(ranks.sum((~finite).float())) > 0:
-        damaged = ranks.gather_texts("" if bool(finite) else ", ".join(samples[:8]))
+        more = f" and {len(samples) - _NAMED} more" if len(samples) > _NAMED else ""
+        damaged = ranks.gather_texts("" if bool(finite) else ", ".join(samples[:_NAMED]) + more)
         names = "; ".join(text for text in damaged if text)
         raise DivergedError(
             f"the loss is {float(loss)} and the gradient norm {float(gradient_norm)} "
             f"at {images_seen} images (samples {names}); this step was not applied",
-            remedy="a lower training.learning_rate with another --out; the last checkpoint is intact",
+            remedy=CALMER,
         )

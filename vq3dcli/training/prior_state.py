@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from vq3dcli.training.ema import as_mapping, average_of
 from vq3dcli.training.optim import OptimizerLike, build_optimizer, optimizer_tensors, restore_optimizer
 from vq3dcli.training.resume import restore_weights, warn_of_other_threads
 from vq3dcli.training.run_folder import RunFolder
+from vq3dcli.training.skipping import Skipped
 
 _BETAS = (0.9, 0.95)  # as LlamaGen (Sun et al., 2024, sec. 3.1)
 
@@ -34,6 +35,7 @@ class PriorState:
         average: Its moving average, which is exported.
         optimizer: Of the model.
         images_seen: Images seen so far.
+        skipped: Steps that were passed over.
         init_sha256: Hash of the weights that the run started from; empty for a random start.
     """
 
@@ -41,6 +43,7 @@ class PriorState:
     average: Prior
     optimizer: OptimizerLike
     images_seen: int = 0
+    skipped: Skipped = field(default_factory=Skipped)
     init_sha256: str = ""
 
 
@@ -89,6 +92,7 @@ def start_or_resume_prior(
     try:
         restore_optimizer(state.optimizer, model, parts["optimizer"])
         state.images_seen, state.init_sha256 = int(manifest["images_seen"]), str(manifest["init_sha256"])
+        state.skipped = Skipped.from_manifest(manifest)
         warn_of_other_threads(manifest, device, ranks)
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{misfit}: {error}", remedy="the version of vq3d that wrote it, or another --out") from error
@@ -98,6 +102,8 @@ def start_or_resume_prior(
 def prior_card(folder: RunFolder, state: PriorState) -> dict[str, Any]:
     """What the weights say of how they came to be, at this moment."""
     card: dict[str, Any] = {"images_seen": state.images_seen, "training": folder.last_figures()}
+    if changes := folder.changes():
+        card["changes"] = changes
     if state.init_sha256:
         card["init_sha256"] = state.init_sha256
     return card
@@ -112,6 +118,7 @@ def save_prior_state(folder: RunFolder, recipe: Stage2Recipe, tokens: TokenFacts
     }
     manifest = {
         "images_seen": state.images_seen,
+        **state.skipped.as_manifest(),
         "init_sha256": state.init_sha256,
         "recipe": json.loads(recipe.model_dump_json()),
         "torch": torch.__version__,

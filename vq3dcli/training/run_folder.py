@@ -21,10 +21,12 @@ from torch import Tensor
 from vq3dcli.checkpoint import Parts, read_checkpoint, write_checkpoint
 from vq3dcli.config.load import dump_recipe, kind_of, load_recipe, read_toml
 from vq3dcli.config.schema import Recipe
-from vq3dcli.errors import DataError, RecipeError
+from vq3dcli.errors import DataError, DivergedError, RecipeError
 from vq3dcli.files import json_value, make_folder, read_error, write_bytes, write_error
-from vq3dcli.locks import lock_folder
+from vq3dcli.locks import LOCK_NAME, lock_folder
+from vq3dcli.tensor_file import first_not_finite
 from vq3dcli.training.distributed import Ranks
+from vq3dcli.training.gradients import CALMER
 
 _log = logging.getLogger(__name__)
 
@@ -41,8 +43,20 @@ _FREE_KEYS = frozenset(
         "checkpoint_activations",  # the same gradients to the bit
     )
 )
-# Keys that change rounding alone: a run may go on where memory or a compiler failed it.
-_ROUNDING_KEYS = frozenset(("training.accumulate", "training.compile"))
+# Keys that may change where a run could not go on, for want of memory or because it diverged; the run records it.
+_RECORDED_KEYS = frozenset(
+    (
+        "training.accumulate",
+        "training.compile",
+        "training.learning_rate",
+        "training.final_learning_rate_factor",
+        "training.gradient_clip",
+        "adversarial.learning_rate",
+        "adversarial.r1",
+    )
+)
+_CHANGES = "changes"
+_OWN_FILES = ("recipe.toml", "run.json", "metrics.jsonl")
 
 
 class RunFolder:
@@ -63,6 +77,8 @@ class RunFolder:
     def opened(self, recipe: Recipe, facts: Mapping[str, Any]) -> Iterator[None]:
         """Create and lock the folder, and record or compare the recipe.
 
+        A run that fails before its first step leaves nothing behind; one that fails later says what is left.
+
         Args:
             recipe: The resolved recipe.
             facts: What else must stay the same over the run's life, for example the data; JSON values.
@@ -72,19 +88,39 @@ class RunFolder:
             RecipeError: The folder belongs to a run with another recipe or other data, and something of it was saved.
             DataError: What the folder records is damaged.
         """
+        was_there = self.path.exists()
         make_folder(self.path)
         with lock_folder(self.path):
-            make_folder(self.checkpoints)
-            make_folder(self.sheets)
-            self._compare(recipe, facts)
-            yield
+            try:
+                make_folder(self.checkpoints)
+                make_folder(self.sheets)
+                self._compare(recipe, facts)
+                yield
+            except BaseException:
+                self._give_up(was_there)
+                raise
+
+    def _give_up(self, was_there: bool) -> None:
+        """Remove the traces of a run that never took a step; say so where one did and nothing is saved."""
+        if self._kept():
+            return
+        if self.metrics.exists() and self.metrics.stat().st_size:
+            _log.warning("nothing is saved yet (%s): the same command starts from the first image", self.path)
+            return
+        with contextlib.suppress(OSError):
+            for name in (*_OWN_FILES, *(() if was_there else ("report.html",)), LOCK_NAME):
+                (self.path / name).unlink(missing_ok=True)
+            for folder in (self.sheets, self.checkpoints, *(() if was_there else (self.path,))):
+                folder.rmdir()
 
     def _compare(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
         recipe_path, facts_path = self.path / "recipe.toml", self.path / "run.json"
-        kept = bool(self._saved()) or self.weights.exists()
-        if kept and recipe_path.exists() and facts_path.exists():
-            changed = _differences(_recorded_recipe(recipe_path, type(recipe)), recipe)
+        changes: list[dict[str, Any]] = []
+        if self._kept() and recipe_path.exists() and facts_path.exists():
+            changed, allowed = _differences(_recorded_recipe(recipe_path, type(recipe)), recipe)
             recorded = _read_facts(facts_path)
+            changes = recorded.pop(_CHANGES, [])
+            changes += [{"images_seen": self.saved_images(), **change} for change in allowed]
             if "data" in facts:  # the hash of the data, which older runs did not record
                 recorded.setdefault("data", facts["data"])
             names = dict.fromkeys([*recorded, *facts])
@@ -95,7 +131,15 @@ class RunFolder:
                     remedy="the same command as before, or another --out",
                 )
         write_bytes(recipe_path, dump_recipe(recipe).encode())
-        write_bytes(facts_path, json.dumps(dict(facts), indent=2, sort_keys=True).encode() + b"\n")
+        recorded = {**facts, **({_CHANGES: changes} if changes else {})}
+        write_bytes(facts_path, json.dumps(recorded, indent=2, sort_keys=True).encode() + b"\n")
+
+    def _kept(self) -> bool:
+        return self.weights.exists() or (self.checkpoints.is_dir() and bool(self._saved()))
+
+    def changes(self) -> list[dict[str, Any]]:
+        """Which keys of the recipe changed on the way: `images_seen`, `key`, `before` and `after` of each."""
+        return list(_read_facts(self.path / "run.json").get(_CHANGES, []))
 
     def save(
         self,
@@ -106,7 +150,18 @@ class RunFolder:
         *,
         keep: int,
     ) -> None:
-        """Write a checkpoint, whose average is a weights file with `header`; delete all but the newest `keep`."""
+        """Write a checkpoint, whose average is a weights file with `header`; delete all but the newest `keep`.
+
+        Raises:
+            DivergedError: A number is not finite: nothing was written, and the checkpoint before is the newest.
+            OutputError, StorageError: It cannot be written.
+        """
+        for stem, tensors in parts.items():
+            if name := first_not_finite(tensors):
+                raise DivergedError(
+                    f"{stem}/{name} is not finite at {images_seen} images: no checkpoint was written ({self.path})",
+                    remedy=CALMER,
+                )
         write_checkpoint(self.checkpoints / f"images-{images_seen:012d}", parts, manifest, header)
         for old in self._saved()[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
@@ -124,10 +179,12 @@ class RunFolder:
         return read_checkpoint(self.checkpoints / chosen, check=()) if chosen else None
 
     def _newest_whole(self, saved: Sequence[Path]) -> str:
-        """The name of the newest checkpoint whose hashes are right; empty if there are no checkpoints."""
+        """The name of the newest checkpoint that is whole and finite; empty if there are no checkpoints."""
         for folder in reversed(saved):
             try:
-                read_checkpoint(folder)
+                parts, _ = read_checkpoint(folder)
+                for name in ("weights", "average"):
+                    parts[name]  # raises for numbers that are not finite
                 return folder.name
             except DataError as error:
                 _log.warning("%s; falling back to an older checkpoint", error.message)
@@ -208,10 +265,10 @@ def _read_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _differences(old: Recipe, new: Recipe) -> list[str]:
-    """Keys whose values differ and may not, as `a.b: old -> new`."""
+def _differences(old: Recipe, new: Recipe) -> tuple[list[str], list[dict[str, Any]]]:
+    """Keys whose values differ and may not, as `a.b: old -> new`, and those that may, to be recorded."""
     before, after = old.model_dump(), new.model_dump()
-    lines = []
+    lines, recorded = [], []
     for section, values in after.items():
         pairs = values.items() if isinstance(values, dict) else [("", values)]
         for name, value in pairs:
@@ -219,8 +276,9 @@ def _differences(old: Recipe, new: Recipe) -> list[str]:
             was = before[section][name] if name else before[section]
             if was == value or key in _FREE_KEYS:
                 continue
-            if key in _ROUNDING_KEYS:
+            if key in _RECORDED_KEYS:
                 _log.warning("%s: %s -> %s: the run continues, but not to the same bits", key, was, value)
+                recorded.append({"key": key, "before": was, "after": value})
             else:
                 lines.append(f"{key}: {was} -> {value}")
-    return lines
+    return lines, recorded

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vq3dcli.checkpoint import save_weights
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import Batch
-from vq3dcli.errors import RecipeError, StoppedError
+from vq3dcli.errors import DivergedError, RecipeError, StoppedError
 from vq3dcli.losses.perceptual import build_perceptual
 from vq3dcli.model.quantizer import perplexity
 from vq3dcli.rendering.cameras import FAR, NEAR
@@ -134,7 +135,8 @@ def train(
         stop_after_images: Stop as if asked to after this many images.
 
     Raises:
-        DivergedError: The loss or a gradient is not finite; nothing was updated by that step.
+        DivergedError: In several steps in a row a loss or gradient was not finite, or weights became so; the last
+            checkpoint is from before.
         StoppedError: Stopped on request, after saving, or `out` belongs to a running process.
         RecipeError: `out` holds a run with another recipe or other facts, `training.init` does not fit, metric labels
             are of another camera, or the batch does not divide among ranks and micro-batches.
@@ -173,6 +175,7 @@ def train(
             first = next(data.batches(0))
             draw = _drawing(recipe, state, first, device)
             watch = Watch(folder, recipe, stage1_guards(recipe), draw, state.images_seen, refresh_page)
+            watch.missing_sheet(state.images_seen)
         if ranks.is_main and state.images_seen:
             _log.info("continuing at %d images", state.images_seen)
         try:
@@ -204,12 +207,18 @@ def _step_until_done(
     interval_start, interval_images = time.perf_counter(), state.images_seen
     batches = data.batches(state.images_seen)
     while state.images_seen < schedule.images:
-        taken = take_step(recipe, state, forward, next(batches), device=device, ranks=ranks)
+        taken = None
+        try:
+            taken = take_step(recipe, state, forward, next(batches), device=device, ranks=ranks)
+            state.skipped.in_a_row = 0
+        except DivergedError as error:
+            state.skipped.add(error, told=ranks.is_main)
+            state.images_seen += schedule.batch_size
 
         # --- report and save
         seen, size = state.images_seen, schedule.batch_size
         rate = (seen - interval_images) / max(time.perf_counter() - interval_start, 1e-9)
-        callbacks.report(Progress(seen, schedule.images, rate, float(taken.step.loss)))
+        callbacks.report(Progress(seen, schedule.images, rate, math.nan if taken is None else float(taken.step.loss)))
         done = seen >= schedule.images
         asked = callbacks.should_stop() or (stop_after_images is not None and seen >= stop_after_images and not done)
         # A signal may reach the ranks at different steps: all of them stop as soon as one is asked to.
@@ -217,10 +226,8 @@ def _step_until_done(
         if passed(seen, schedule.log_every_images, size) or done:
             record = {
                 "images_seen": seen,
-                **_figures(taken.step, ranks),
-                **taken.scores,
-                "perplexity": float(perplexity(taken.code_counts)),
-                "learning_rate": taken.learning_rate,
+                **({} if taken is None else _figures(taken, ranks)),
+                **state.skipped.figures(),
                 "quantizing": bool(state.model.quantizer.active),
                 "images_per_second": round(rate, 2),
             }
@@ -318,14 +325,21 @@ def _drawing(recipe: Stage1Recipe, state: RunState, first: Batch, device: torch.
     return lambda path: write_sheet(path, state.average, recipe, image.to(device), label, label_kind)
 
 
-def _figures(step: Step, ranks: Ranks) -> dict[str, float]:
+def _figures(taken: Taken, ranks: Ranks) -> dict[str, float]:
     """What a record says of a step, over all ranks; relief only where there are labels."""
+    step = taken.step
     figures = {"loss": float(ranks.mean(step.loss))}
     figures |= {name: float(ranks.mean(value)) for name, value in step.terms.items()}
     relief, count = ranks.sum(step.relief).tolist()
     if count:
         figures["relief"] = relief / count
-    return figures | {"gradient_norm": float(step.gradient_norm)}
+    return {
+        **figures,
+        "gradient_norm": float(step.gradient_norm),
+        **taken.scores,
+        "perplexity": float(perplexity(taken.code_counts)),
+        "learning_rate": taken.learning_rate,
+    }
 
 
 def _check_camera(recipe: Stage1Recipe, data: Data) -> None:

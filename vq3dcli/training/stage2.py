@@ -24,7 +24,7 @@ from vq3dcli import seeding
 from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.config.schema import PriorTrainingSection, Stage2Recipe
 from vq3dcli.data.tokens import TokenBatch, TokenLoader, TokenStore
-from vq3dcli.errors import RecipeError, StoppedError
+from vq3dcli.errors import DivergedError, RecipeError, StoppedError
 from vq3dcli.files import write_json
 from vq3dcli.losses.tokens import BITS_PER_NAT
 from vq3dcli.prior_checkpoint import TokenFacts, save_prior
@@ -92,7 +92,8 @@ def train_prior(
         stop_after_images: Stop as if asked to after this many images.
 
     Raises:
-        DivergedError: The loss or a gradient is not finite; nothing was updated by that step.
+        DivergedError: In several steps in a row the loss or a gradient was not finite, or weights became so; the last
+            checkpoint is from before.
         StoppedError: Stopped on request, after saving, or `out` belongs to a running process.
         RecipeError: `out` holds a run with another recipe or other tokens, `training.init` does not fit, or the batch
             does not divide among ranks and micro-batches.
@@ -133,6 +134,8 @@ def train_prior(
             folder.forget_metrics_after(state.images_seen)
             draw = _drawing(recipe, state, stage1, store.class_names)
             run.watch = Watch(folder, recipe, stage2_guards(recipe), draw, state.images_seen, refresh_page)
+            if run.draws:
+                run.watch.missing_sheet(state.images_seen)
             if state.images_seen:
                 _log.info("continuing at %d images", state.images_seen)
         try:
@@ -181,21 +184,28 @@ def _step_until_done(run: _Run, stop_after_images: int | None) -> None:
 
         # --- loss, gradient, update
         state.optimizer.zero_grad(set_to_none=True)
-        loss, gradient_norm = _compute_gradients(run, forward, batch, schedule)
-        state.optimizer.step()
+        loss = gradient_norm = None
+        try:
+            loss, gradient_norm = _compute_gradients(run, forward, batch, schedule)
+            state.optimizer.step()
+            state.skipped.in_a_row = 0
+        except DivergedError as error:
+            state.skipped.add(error, told=ranks.is_main)
         state.images_seen += schedule.batch_size
-        update_average(
-            state.average,
-            state.model,
-            images_seen=state.images_seen,
-            batch_size=schedule.batch_size,
-            half_life_images=schedule.ema_half_life_images,
-        )
+        if loss is not None:
+            update_average(
+                state.average,
+                state.model,
+                images_seen=state.images_seen,
+                batch_size=schedule.batch_size,
+                half_life_images=schedule.ema_half_life_images,
+            )
 
         # --- report and save
         seen, size = state.images_seen, schedule.batch_size
         rate = (seen - interval_images) / max(time.perf_counter() - interval_start, 1e-9)
-        run.report(Progress(seen, schedule.images, rate, float(loss) * BITS_PER_NAT))
+        bits = math.nan if loss is None else float(loss) * BITS_PER_NAT
+        run.report(Progress(seen, schedule.images, rate, bits))
         done = seen >= schedule.images
         asked = run.should_stop() or (stop_after_images is not None and seen >= stop_after_images and not done)
         # A signal may reach the ranks at different steps: all of them stop as soon as one is asked to.
@@ -204,9 +214,10 @@ def _step_until_done(run: _Run, stop_after_images: int | None) -> None:
         if looking or passed(seen, schedule.log_every_images, size):
             record = {
                 "images_seen": seen,
-                "bits": float(ranks.mean(loss)) * BITS_PER_NAT,
+                **({} if loss is None else {"bits": float(ranks.mean(loss)) * BITS_PER_NAT}),
                 **(_judge(run) if looking else {}),
-                "gradient_norm": float(gradient_norm),
+                **({} if gradient_norm is None else {"gradient_norm": float(gradient_norm)}),
+                **state.skipped.figures(),
                 "learning_rate": learning_rate,
                 "images_per_second": round(rate, 2),
             }

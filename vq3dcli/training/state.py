@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from vq3dcli.training.initialise import freeze_codes, initialise
 from vq3dcli.training.optim import OptimizerLike, build_optimizer, optimizer_tensors, restore_optimizer
 from vq3dcli.training.resume import restore_weights, warn_of_other_threads
 from vq3dcli.training.run_folder import RunFolder
+from vq3dcli.training.skipping import Skipped
 
 
 @dataclass
@@ -36,6 +37,7 @@ class RunState:
         adversary: The discriminators, with their optimizers.
         images_seen: Images seen so far.
         chroma: Running mean of the reconstructions' share of their targets' colourfulness.
+        skipped: Steps that were passed over.
         init_sha256: Hash of the weights that the run started from; empty for a random start.
         init_ancestors: Hashes of those that they started from, the nearest first.
         init_codes_of: Hashes of the weights whose codes mean the same in those that the run started from.
@@ -47,6 +49,7 @@ class RunState:
     adversary: Adversary
     images_seen: int = 0
     chroma: float = 0.0
+    skipped: Skipped = field(default_factory=Skipped)
     init_sha256: str = ""
     init_ancestors: tuple[str, ...] = ()
     init_codes_of: tuple[str, ...] = ()
@@ -100,6 +103,7 @@ def start_or_resume(
         if recipe.adversarial.on:
             state.adversary.restore(parts["adversarial"])
         state.images_seen, state.chroma = int(manifest["images_seen"]), float(manifest["chroma"])
+        state.skipped = Skipped.from_manifest(manifest)
         state.init_sha256 = str(manifest["init_sha256"])
         state.init_ancestors = tuple(map(str, manifest["init_ancestors"]))
         state.init_codes_of = tuple(map(str, manifest["init_codes_of"]))
@@ -115,6 +119,8 @@ def start_or_resume(
 def card_of(folder: RunFolder, recipe: Stage1Recipe, state: RunState) -> dict[str, Any]:
     """What the weights say of how they came to be, at this moment."""
     card: dict[str, Any] = {"images_seen": state.images_seen, "training": folder.last_figures()}
+    if changes := folder.changes():
+        card["changes"] = changes
     if state.init_sha256:
         card["init_sha256"] = state.init_sha256
         card["init_ancestors"] = list(state.init_ancestors)
@@ -135,6 +141,7 @@ def save_state(folder: RunFolder, recipe: Stage1Recipe, state: RunState) -> None
     manifest = {
         "images_seen": state.images_seen,
         "chroma": state.chroma,
+        **state.skipped.as_manifest(),
         "init_sha256": state.init_sha256,
         "init_ancestors": list(state.init_ancestors),
         "init_codes_of": list(state.init_codes_of),

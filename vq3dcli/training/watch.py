@@ -10,6 +10,7 @@ from typing import Any
 
 from vq3dcli.config.schema import Recipe
 from vq3dcli.training.health import Guard, observe, replay
+from vq3dcli.training.optim import passed
 from vq3dcli.training.run_folder import RunFolder
 from vq3dcli.training.trackers import open_tracker
 
@@ -40,7 +41,8 @@ class Watch:
         images_seen: int,
         refresh_page: Callable[[], object],
     ) -> None:
-        self.folder, self.guards, self.draw, self.refresh_page = folder, guards, draw, refresh_page
+        self.folder, self.recipe, self.guards = folder, recipe, guards
+        self.draw, self.refresh_page = draw, refresh_page
         self.health, _ = replay(folder.all_metrics(), self.guards)
         self.tracker = open_tracker(
             recipe.training.tracker, folder.path, images_seen=images_seen, config=json.loads(recipe.model_dump_json())
@@ -56,15 +58,25 @@ class Watch:
 
     def sheet(self, images_seen: int) -> None:
         """Write a contact sheet."""
-        path = self.folder.sheets / f"images-{images_seen:012d}.png"
+        path = self._sheet_path(images_seen)
         self.draw(path)
         self.tracker.image("sheet", path, images_seen=images_seen)
         self._refresh()
+
+    def missing_sheet(self, images_seen: int) -> None:
+        """Write the sheet that was due at a checkpoint if the run was killed between the two."""
+        recipe = self.recipe.training
+        due = images_seen >= recipe.images or passed(images_seen, recipe.sheet_every_images, recipe.batch_size)
+        if images_seen and due and not self._sheet_path(images_seen).exists():
+            self.sheet(images_seen)
 
     def close(self, *, failed: bool = False) -> None:
         """Write out what the tracker holds back, and the page as the run left it."""
         self.tracker.close(failed=failed)
         self._refresh()
+
+    def _sheet_path(self, images_seen: int) -> Path:
+        return self.folder.sheets / f"images-{images_seen:012d}.png"
 
     def _refresh(self) -> None:
         """A page that cannot be written is a warning: a run of days does not end for it."""

@@ -1,0 +1,122 @@
+"""A run's folder: nothing is left of a run that could not start, nothing is missing in one that was killed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
+from vq3dcli.data.loader import Batch
+from vq3dcli.data.tokens import TokenStore
+from vq3dcli.errors import DataError, InputMissingError, RecipeError, StoppedError
+from vq3dcli.training.run_folder import RunFolder
+from vq3dcli.training.stage1 import train
+from vq3dcli.training.stage2 import train_prior
+
+Make = Callable[..., Stage1Recipe]
+
+
+class _Grey:
+    """Grey images without labels; the stream is damaged from some image on."""
+
+    class_names: tuple[str, ...] = ()
+    metric_labels = False
+
+    def __init__(self, damaged_from: int = 1 << 60) -> None:
+        self.damaged_from = damaged_from
+
+    def batches(self, images_seen: int) -> Iterator[Batch]:
+        while True:
+            if images_seen >= self.damaged_from:
+                raise DataError("damaged shard", remedy="prepare it again")
+            index = torch.arange(images_seen, images_seen + 8)
+            yield Batch(
+                image=torch.full((8, 3, 16, 16), 99, dtype=torch.uint8),
+                s=torch.zeros(8, 16, 16),
+                label_kind=torch.zeros(8, dtype=torch.int8),
+                class_index=torch.full((8,), -1),
+                index=index,
+                keys=[str(i) for i in index.tolist()],
+            )
+            images_seen += 8
+
+
+def test_a_run_that_cannot_start_leaves_nothing(
+    tiny_recipe: Make,
+    tiny_prior_recipe: Callable[..., Stage2Recipe],
+    tiny_weights: Path,
+    write_store: Callable[..., TokenStore],
+    tmp_path: Path,
+) -> None:
+    init = f"training.init={tiny_weights}"
+    with pytest.raises(RecipeError, match="do not fit"):
+        train(tiny_recipe(init, "model.field_hidden=24"), _Grey(), tmp_path / "misfit")
+    with pytest.raises(InputMissingError):
+        train(tiny_recipe("training.init=/nowhere.safetensors"), _Grey(), tmp_path / "nowhere")
+    with pytest.raises(DataError, match="damaged shard"):
+        train(tiny_recipe(), _Grey(0), tmp_path / "damaged")
+    with pytest.raises(DataError, match="not a prior"):
+        train_prior(tiny_prior_recipe(init), write_store(tmp_path / "store"), tmp_path / "prior")
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+    # A folder of the user's, and what is in it, stays.
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("x")
+    with pytest.raises(DataError, match="damaged shard"):
+        train(tiny_recipe(), _Grey(0), tmp_path / "mine")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_says_how_it_goes_on(
+    tiny_recipe: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(DataError, match="damaged shard"):
+        train(tiny_recipe(), _Grey(16), tmp_path / "run")
+    assert "nothing is saved yet" in caplog.text
+    assert "the same command starts from the first image" in caplog.text
+    caplog.clear()
+    with pytest.raises(DataError, match="damaged shard"):
+        train(tiny_recipe(), _Grey(48), tmp_path / "run")
+    assert "nothing is saved yet" not in caplog.text  # there is a checkpoint by now
+    assert train(tiny_recipe(), _Grey(), tmp_path / "run").images_seen == 64
+
+
+def test_a_sheet_that_a_kill_cost_is_drawn_by_the_resume(tiny_recipe: Make, tmp_path: Path) -> None:
+    train(tiny_recipe(), _Grey(), tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        train(tiny_recipe(), _Grey(), tmp_path / "run", stop_after_images=32)
+    due = tmp_path / "run/sheets/images-000000000032.png"
+    due.unlink()  # as a kill between checkpoint and sheet leaves it
+    train(tiny_recipe(), _Grey(), tmp_path / "run")
+    sheets = [sorted((tmp_path / run / "sheets").iterdir()) for run in ("whole", "run")]
+    assert [p.name for p in sheets[1]] == ["images-000000000032.png", "images-000000000064.png"]
+    assert [p.read_bytes() for p in sheets[0]] == [p.read_bytes() for p in sheets[1]]
+    # Also the last one, whose run has ended but for it.
+    sheets[1][-1].unlink()
+    (tmp_path / "run/weights.safetensors").unlink()
+    train(tiny_recipe(), _Grey(), tmp_path / "run")
+    assert sheets[1][-1].read_bytes() == sheets[0][-1].read_bytes()
+
+
+def test_a_run_goes_on_with_the_same_facts_alone(tiny_recipe: Make, tmp_path: Path) -> None:
+    facts = {"data": "abc", "samples": 8, "shares": "0.500, 0.500"}
+    with pytest.raises(StoppedError):
+        train(tiny_recipe(), _Grey(), tmp_path, facts=facts, stop_after_images=8)
+    for changed, message in (
+        ({**facts, "data": "xyz"}, "data: abc -> xyz"),
+        ({"data": "abc", "samples": 8}, r"shares: 0\.500, 0\.500 -> None"),
+        ({**facts, "more": 1}, "more: None -> 1"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            train(tiny_recipe(), _Grey(), tmp_path, facts=changed)
+    # Runs of before recorded no hash of their data: it is taken as it is found.
+    recorded = json.loads((tmp_path / "run.json").read_text())
+    del recorded["data"]
+    (tmp_path / "run.json").write_text(json.dumps(recorded))
+    with pytest.raises(StoppedError):
+        train(tiny_recipe(), _Grey(), tmp_path, facts=facts, stop_after_images=16)
+    assert json.loads((tmp_path / "run.json").read_text()) == facts
+    assert RunFolder(tmp_path).changes() == []
