@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
 import torch
 
 from vq3dcli.checkpoint import embedded_weights_path, load_weights
+from vq3dcli.data.images import to_square
 from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.losses.tokens import BITS_PER_NAT, token_nats
-from vq3dcli.metrics.geometry import spearman
+from vq3dcli.metrics.geometry import mean_weight_variance, spearman, ssi_error
 from vq3dcli.metrics.image import psnr
 from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.scene import reconstruct_scene, to_model_range
+from vq3dcli.pipelines.evaluation.exact_scenes import Template
+from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES, evaluate_geometry, model_predictor
 from vq3dcli.prior_checkpoint import embedded_prior_path, load_prior
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 def test_they_are_small_and_say_what_they_are() -> None:
@@ -21,19 +31,88 @@ def test_they_are_small_and_say_what_they_are() -> None:
         assert {"data", "command", "figures", "limits", "licence"} <= card.keys()
 
 
-def test_they_reconstruct_scenes_that_they_never_saw() -> None:
-    """Loose bounds: the figures are in docs/measurements.md; a broken file scores about 8 dB and 0."""
+def _documented() -> dict[str, float]:
+    """The column of the embedded weights in docs/measurements.md: of 64 toy scenes of seed 0."""
+    page = (DOCS / "measurements.md").read_text()
+    section = page[page.index("## Trained models") :]
+    rows = re.findall(r"^\| `(\w+)` \|.* \| ([\d.e-]+) \|$", section, re.MULTILINE)
+    return {name: float(value) for name, value in rows}
+
+
+@torch.inference_mode()
+def test_they_reach_the_figures_that_the_docs_give() -> None:
+    """On the same 64 scenes; what needs novel views, which take six times as long, on the first four of them."""
+    loaded, documented = load_weights(), _documented()
+    found: dict[str, list[torch.Tensor]] = defaultdict(list)
+    camera = build_canonical_camera(loaded.recipe, 64, 8)
+    for first in range(0, 64, 8):
+        views = render_scenes(sample_scenes(torch.arange(first, first + 8), seed=0, purpose="eval"), camera)
+        seen = reconstruct_scene(loaded.model, views.rgb).render(camera, samples=EVALUATION_SAMPLES)
+        found["psnr"].append(psnr(seen.rgb, views.rgb))
+        found["spearman"].append(spearman(seen.s, views.s))
+        found["ssi_error"].append(ssi_error(seen.s, views.s))
+        found["weight_variance"].append(mean_weight_variance(seen.weight_variance))
+    figures = {name: float(torch.cat(values).mean()) for name, values in found.items()}
+    assert figures["psnr"] == pytest.approx(documented["psnr"], abs=0.3)
+    assert figures["spearman"] == pytest.approx(documented["spearman"], abs=0.01)
+    assert figures["ssi_error"] == pytest.approx(documented["ssi_error"], abs=0.01)
+    assert figures["weight_variance"] == pytest.approx(documented["weight_variance"], rel=0.1)
+
+    template = Template(
+        torch.zeros(3, 64, 64), torch.linspace(0, 1, 64).expand(64, 64)
+    )  # its figures are not looked at
+    four = evaluate_geometry(model_predictor(loaded), count=4, seed=0, size_px=64, template=template).metrics
+    # Of these four, by `vq3d evaluate geometry --count 4`; all 64 have 23.47, 21.21 and 21.57.
+    assert four["novel_psnr"] == pytest.approx(23.77, abs=0.3)
+    assert four["copy_psnr"] == pytest.approx(21.59, abs=0.3)
+    assert four["pivot_psnr"] == pytest.approx(21.83, abs=0.3)
+
+
+def test_the_pages_agree_on_their_figures() -> None:
+    documented, comparison = _documented(), (DOCS / "comparison.md").read_text()
+    for name, row in (
+        ("psnr", "reconstruction PSNR"),
+        ("novel_psnr", "novel views"),
+        ("spearman", "rank correlation"),
+        ("ssi_error", "scale- and shift-invariant error"),
+    ):
+        value = re.search(rf"^\| {row}[^|]*\| (\d+\.\d+)", comparison, re.MULTILINE)
+        assert value is not None
+        digits = len(value[1].partition(".")[2])
+        assert float(value[1]) == pytest.approx(documented[name], abs=0.51 * 10**-digits), name
+    assert _documented()["spearman"] > 0.9
+
+
+@torch.inference_mode()
+def test_real_photos_come_back_with_a_plausible_depth() -> None:
+    """Photos that nobody trained on; the 763 of the docs have 23.6 dB on average."""
+    data = pytest.importorskip("skimage.data")
     loaded = load_weights()
-    size = loaded.recipe.model.image_size
-    camera = build_canonical_camera(loaded.recipe, size, 4)
-    views = render_scenes(sample_scenes(torch.arange(4), seed=1, purpose="eval"), camera)
-    seen = reconstruct_scene(loaded.model, views.rgb).render(camera, samples=48)
-    assert psnr(seen.rgb, views.rgb).mean() > 20
-    assert spearman(seen.s, views.s).mean() > 0.6
+    camera = build_canonical_camera(loaded.recipe, 64)
+    s = {}
+    for name, decibels in (("camera", 24.72), ("coffee", 22.49), ("chelsea", 25.63)):  # measured, of each
+        pixels = torch.from_numpy(getattr(data, name)())
+        photo = to_square(
+            (pixels if pixels.ndim == 3 else pixels[..., None].expand(-1, -1, 3)).permute(2, 0, 1), 64, fit="crop"
+        )
+        view = reconstruct_scene(loaded.model, photo[None]).render(camera, samples=EVALUATION_SAMPLES)
+        assert float(psnr(view.rgb, photo[None])) == pytest.approx(decibels, abs=0.3), name
+        s[name] = view.s[0]
+    # A man with a camera on a lawn: he stands before it, it comes nearer from the horizon down, the sky is far behind.
+    man, lawn = s["camera"][32:56, 2:14], s["camera"][24:, 44:].mean(1)
+    assert man.mean() > 0.45
+    assert s["camera"][:12, 44:].max() < 0.1
+    steps = lawn.reshape(5, 8).mean(1).diff()
+    assert (steps > 0).all()
+    assert man.mean() > lawn[-8:].mean() + 0.05
+    # A cup on a table, seen from above: the table comes nearer downwards, too.
+    assert (s["coffee"].mean(1).reshape(4, 16).mean(1).diff() > 0.02).all()
+    # The face of a cat: its nose is nearer than what is around it.
+    assert s["chelsea"][28:40, 24:44].mean() > s["chelsea"][:, 56:].mean() + 0.1
 
 
 def test_the_prior_knows_the_codes_and_the_classes_of_scenes_that_it_never_saw() -> None:
-    """Loose bounds: the figures are in docs/measurements.md; counting codes takes about 9.7 bits a code."""
+    """Measured of these 24 scenes; docs/measurements.md has 2.05 bits a code of many; counting takes about 9.7."""
     stage1, prior = load_weights(), load_prior()
     prior.check_stage1(stage1)
     names = prior.tokens.class_names
@@ -46,5 +125,5 @@ def test_the_prior_knows_the_codes_and_the_classes_of_scenes_that_it_never_saw()
             token_nats(prior.model(codes, given), codes).sum(1).mean() * BITS_PER_NAT
             for given in (toys[scenes.class_index], toys[(scenes.class_index + 5) % len(CLASS_NAMES)])
         )
-    assert right / codes.shape[1] < 5
-    assert right < wrong - 1
+    assert float(right / codes.shape[1]) == pytest.approx(2.14, abs=0.05)
+    assert float(wrong / codes.shape[1]) == pytest.approx(2.38, abs=0.05)

@@ -124,7 +124,6 @@ class GeometryResult:
         return {view: found["novel_psnr"] for view, found in self.views.items()}
 
 
-@torch.inference_mode()
 def kept_metrics(path: Path, identity: Mapping[str, object]) -> dict[str, float] | None:
     """The figures of an earlier call that `write_sealed_json` kept with what they are of; None if they are to be made.
 
@@ -140,6 +139,7 @@ def kept_metrics(path: Path, identity: Mapping[str, object]) -> dict[str, float]
     return dict(known["metrics"]) if {name: known.get(name) for name in identity} == identity else None
 
 
+@torch.inference_mode()
 def evaluate_geometry(
     predictor: Predictor,
     *,
