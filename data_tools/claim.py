@@ -13,7 +13,7 @@ from typing import IO, Any
 from data_tools.part import WHOLE, Part
 from vq3dcli.data.schema import MANIFEST_NAME, PLAN_NAME
 from vq3dcli.errors import UsageError
-from vq3dcli.files import json_value, remove_leftovers, write_bytes, write_error
+from vq3dcli.files import check_kind, json_value, remove_leftovers, write_bytes, write_error
 from vq3dcli.locks import LOCK_NAME, busy_error, lock_folder, open_lock, try_lock
 
 _PART_LOCK = re.compile(r"\.part-\d+-of-\d+\.lock")
@@ -33,9 +33,11 @@ def claim_folder(out: Path, plan: bytes, *, ours: re.Pattern[str], force: bool) 
         force: Delete what was made with another plan of the same kind.
 
     Raises:
-        UsageError: The folder was made with another plan, and `force` is not given, or the plan is of another kind.
+        UsageError: The folder was made with another plan, and `force` is not given, the plan is of another kind, or the
+            folder is another command's.
         OutputError, StorageError: It cannot be written.
     """
+    check_kind(out, PLAN_NAME)
     try:
         remove_leftovers(out)
         found = [path.name for path in out.iterdir() if ours.fullmatch(path.name)]

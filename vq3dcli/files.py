@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vq3dcli.errors import InputMissingError, OutputError, StorageError, Vq3dError
+from vq3dcli.errors import InputMissingError, OutputError, StorageError, UsageError, Vq3dError
 
 TOO_MANY_OPEN = {errno.EMFILE, errno.ENFILE}
 MORE_OPEN_FILES = "ulimit -n 4096, then run the same command again"
@@ -64,6 +64,17 @@ def make_folder(path: Path) -> None:
         ) from error
     except OSError as error:
         raise write_error(path, error) from error
+
+
+# A file that says what a folder holds, as we write it.
+_HOLDS = {"run.json": "a training run", "plan.json": "shards, tokens or an ablation", "samples.json": "samples"}
+
+
+def check_kind(folder: Path, marker: str) -> None:
+    """Raise `UsageError` if an output folder holds what another command made, unless that is marked by `marker`."""
+    for name, what in _HOLDS.items():
+        if name != marker and (folder / name).is_file():
+            raise UsageError(f"the folder holds {what} ({folder})", remedy="another folder")
 
 
 # What file systems answer to the fsync of a folder that do not know it (CIFS, FUSE, vboxsf), or may not open one.

@@ -6,12 +6,15 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from vq3dcli.cli import run
+from vq3dcli.config.load import dump_recipe
+from vq3dcli.config.schema import Stage1Recipe
 
 FAST = ["--frames", "2", "--size", "16", "--samples", "4", "--device", "cpu"]
 
@@ -31,8 +34,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
+    """SHA-256 of each file but the lock."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.iterdir()
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 @pytest.mark.parametrize(
@@ -178,3 +185,35 @@ def test_long_names(folder: Path, weights: list[str], capsys: pytest.CaptureFixt
         assert not list(folder.glob("[cde]*.mp4"))
     assert run(["render", "g" * 300, *weights, *FAST]) == 66
     assert run(["render", "frame_00001.png", "-o", "f." + "x" * 200, "--format", "gif", *weights, *FAST]) == 0
+
+
+def test_a_folder_of_another_kind_is_refused(
+    folder: Path, weights: list[str], tiny_recipe: Callable[..., Stage1Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("tiny.toml").write_text(dump_recipe(tiny_recipe("loss.depth=0.0", "loss.depth_kind=none")))
+    commands = {
+        "shards": ["prepare-data", "toyscenes", "OUT", "--count", "8", "--size", "16"],
+        "tokens": ["tokenize", "--data", "shards", *weights, "--out", "OUT", "--views", "1", "--device", "cpu"],
+        "run": ["train-stage1", "tiny.toml", "--data", "shards", "--out", "OUT", "--labels", "none", "--device", "cpu"],
+    }
+    for name in ("shards", "tokens"):
+        assert run([name if part == "OUT" else part for part in commands[name]]) == 0
+    for name, marker in (("run", "run.json"), ("samples", "samples.json")):
+        os.mkdir(name)
+        Path(name, marker).write_text("{}")
+    capsys.readouterr()
+    for made in ("shards", "tokens", "run", "samples"):
+        before = hashes(folder / made)
+        for name, command in commands.items():
+            if name != made:
+                assert run([made if part == "OUT" else part for part in command]) == 2
+                error = capsys.readouterr().err.splitlines()[-1]
+                assert error.startswith(("error: the folder holds", "error: holds something else"))
+                assert hashes(folder / made) == before
+    # Nor does a run replace the recipe that it is made from.
+    os.mkdir("mine")
+    Path("tiny.toml").rename("mine/recipe.toml")
+    before = hashes(folder / "mine")
+    assert run(["train-stage1", "mine/recipe.toml", "--data", "shards", "--out", "mine", "--labels", "none"]) == 2
+    assert "would replace a recipe" in capsys.readouterr().err
+    assert hashes(folder / "mine") == before

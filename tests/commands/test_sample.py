@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from vq3dcli.checkpoint import load_weights
 from vq3dcli.cli import run
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.tokens import TokenStore
+from vq3dcli.errors import StorageError
 from vq3dcli.export.ffmpeg import find_ffmpeg
 from vq3dcli.model.build import build_prior
 from vq3dcli.pipelines.sampling.sample import SampleFolder, draw_samples, sharpening_of
@@ -135,40 +137,84 @@ def test_groups_are_drawn_and_written_one_after_the_other(
         assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
 
 
-def test_an_interrupted_call_leaves_only_pictures_of_its_record(
-    sample: Callable[..., Path], prior: str, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = sample("out", "-n", "2", "--npz", "--seed", "1")
-    old = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr("vq3dcli.pipelines.sampling.sample.SAMPLES_AT_ONCE", 4)
+@pytest.fixture
+def draw(prior: str, tiny_weights: Path) -> Callable[..., None]:
+    """Draws six samples of seed 2, and the first four of them into a folder."""
     stage1, loaded = load_weights(tiny_weights), load_prior(Path(prior))
     sharpening = sharpening_of(loaded)
+
+    def call(folder: Path, on_frames: Callable[[int], None], last: int = 4) -> None:
+        with SampleFolder(
+            folder, stage1, loaded, classes=[0, 1, 2], count=2, npz=True, seed=2, sharpening=sharpening
+        ) as opened:
+            for first in range(0, last, 4):
+                drawn = draw_samples(
+                    loaded, [0, 1, 2], 2, seed=2, sharpening=sharpening, first=first, last=min(first + 4, last)
+                )
+                opened.add(drawn, on_frames=on_frames)
+
+    return call
+
+
+def test_an_interrupted_call_leaves_only_pictures_of_its_record(draw: Callable[..., None], tmp_path: Path) -> None:
+    folder = tmp_path / "new"
 
     def interrupt(count: int) -> None:
         if (folder / "ant-0001.png").exists():
             raise KeyboardInterrupt
 
-    options = {"seed": 2, "sharpening": sharpening}
-    with (
-        pytest.raises(KeyboardInterrupt),
-        SampleFolder(folder, stage1, loaded, classes=[0, 1, 2], count=2, npz=True, **options) as opened,  # type: ignore[arg-type]
-    ):
-        opened.add(draw_samples(loaded, [0, 1, 2], 2, last=4, **options), on_frames=interrupt)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        draw(folder, interrupt)
     found = record(folder)
     assert found["seed"] == 2
     assert found["samples_asked_for"] == 6
-    assert [entry["file"] for entry in found["samples"]] == [
-        f"{n}-000{j}.png" for n in ("ant", "bee-hive") for j in (0, 1)
-    ]
-    # Of those that the record lists, what is there is new; those of a later group are not in it.
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "ant-0000.png",
-        "ant-0001.png",
-        "cow-0000.png",
-        "cow-0001.png",
-        "samples.json",
-    ]
-    assert all((folder / f"ant-000{j}.png").read_bytes() != old[f"ant-000{j}.png"] for j in (0, 1))
+    names = [f"{n}-000{j}.png" for n in ("ant", "bee-hive") for j in (0, 1)]
+    assert [entry["file"] for entry in found["samples"]] == names
+    assert sorted(path.name for path in folder.iterdir()) == ["ant-0000.png", "ant-0001.png", "samples.json"]
+
+
+def test_samples_of_before_stay_until_the_new_ones_are_whole(
+    sample: Callable[..., Path], draw: Callable[..., None]
+) -> None:
+    folder = sample("out", "-n", "2", "--npz", "--seed", "1")
+    old = {path.name: path.read_bytes() for path in folder.iterdir()}
+    made = 0
+
+    def fail_at(number: int) -> Callable[[int], None]:
+        def count(frames: int) -> None:
+            nonlocal made
+            made += frames
+            if made == number:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        return count
+
+    with pytest.raises(StorageError, match="No space left"):
+        draw(folder, fail_at(4))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == old
+    made = 0
+    with pytest.raises(StorageError, match="No space left"):
+        draw(folder, fail_at(5), last=6)
+    # The first group is there and whole; of before is what the record does not list, and no sheet of both.
+    assert record(folder)["seed"] == 2
+    new = [f"{n}-000{j}.png" for n in ("ant", "bee-hive") for j in (0, 1)]
+    assert [entry["file"] for entry in record(folder)["samples"]] == new
+    assert sorted(path.name for path in folder.iterdir()) == [*new, "cow-0000.png", "cow-0001.png", "samples.json"]
+    for name in new:
+        assert (folder / name).read_bytes() != old[name]
+    for name in ("cow-0000.png", "cow-0001.png"):
+        assert (folder / name).read_bytes() == old[name]
+
+
+def test_what_others_made_stays(prior: str, tiny_weights: Path, tmp_path: Path) -> None:
+    given = ["--weights", str(tiny_weights), "--prior", prior, "--device", "cpu", "-n", "1", "-q"]
+    for name, code in (("run.json", 2), ("plan.json", 2), ("samples.json", 73), ("sheet.png", 73)):
+        (tmp_path / name.split(".")[0]).mkdir()
+        mine = tmp_path / name.split(".")[0] / name
+        mine.write_text('{"mine": 1}')
+        assert run(["sample", *given, "-o", str(mine.parent)]) == code
+        assert mine.read_text() == '{"mine": 1}'
+        assert len(list(mine.parent.iterdir())) == 1
 
 
 def test_the_coldest_temperature_takes_the_likeliest_codes(sample: Callable[..., Path]) -> None:

@@ -49,7 +49,8 @@ def command(
     """Sample new 3D scenes: pictures, a contact sheet with disparity, videos.
 
     FOLDER also gets samples.json, which says all that it takes to make the same samples again. It is written before
-    the pictures: after an interruption some may be missing, and the same command makes them.
+    the pictures: after an interruption some may be missing, and the same command makes them. Samples of an earlier call
+    stay until those that replace them are whole.
 
     Example:
       vq3d sample --class "torus,3" -n 8 --seed 0 -o new/

@@ -21,14 +21,15 @@ from torch import Tensor
 from vq3dcli.checkpoint import Parts, read_checkpoint, write_checkpoint
 from vq3dcli.config.load import dump_recipe, kind_of, load_recipe, read_toml
 from vq3dcli.config.schema import Recipe
-from vq3dcli.errors import DataError, DivergedError, RecipeError
-from vq3dcli.files import json_value, make_folder, read_error, write_bytes, write_error
+from vq3dcli.errors import DataError, DivergedError, RecipeError, UsageError
+from vq3dcli.files import check_kind, json_value, make_folder, read_error, write_bytes, write_error
 from vq3dcli.locks import LOCK_NAME, lock_folder
 from vq3dcli.tensor_file import first_not_finite
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.gradients import CALMER
 
 _log = logging.getLogger(__name__)
+
 
 # Keys that may change between two calls of the same run: they change what is written, not what is learnt.
 _FREE_KEYS = frozenset(
@@ -85,9 +86,13 @@ class RunFolder:
 
         Raises:
             StoppedError: Another run holds the folder.
+            UsageError: The folder holds what another command made, or a recipe of the user's.
             RecipeError: The folder belongs to a run with another recipe or other data, and something of it was saved.
             DataError: What the folder records is damaged.
         """
+        check_kind(self.path, "run.json")
+        if (self.path / "recipe.toml").exists() and not (self.path / "run.json").exists():
+            raise UsageError(f"the run would replace a recipe that is no run's ({self.path})", remedy="another --out")
         was_there = self.path.exists()
         make_folder(self.path)
         with lock_folder(self.path):
@@ -130,9 +135,9 @@ class RunFolder:
                     f"the run was started otherwise ({self.path}): {'; '.join(changed)}",
                     remedy="the same command as before, or another --out",
                 )
-        write_bytes(recipe_path, dump_recipe(recipe).encode())
         recorded = {**facts, **({_CHANGES: changes} if changes else {})}
         write_bytes(facts_path, json.dumps(recorded, indent=2, sort_keys=True).encode() + b"\n")
+        write_bytes(recipe_path, dump_recipe(recipe).encode())
 
     def _kept(self) -> bool:
         return self.weights.exists() or (self.checkpoints.is_dir() and bool(self._saved()))

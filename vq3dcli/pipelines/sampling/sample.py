@@ -9,7 +9,8 @@ Legend: N samples, L codes of a sample, S side of a picture in pixels.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,14 +20,23 @@ from torch import Tensor
 
 from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.data.images import encode_png
+from vq3dcli.errors import DataError, OutputError
 from vq3dcli.export.colour import colour_map, display_range
 from vq3dcli.export.picture_archive import picture_archive
-from vq3dcli.files import make_folder, write_bytes, write_error
+from vq3dcli.files import (
+    check_kind,
+    make_folder,
+    remove_leftovers,
+    sync_folder,
+    temporary_for,
+    write_bytes,
+    write_error,
+)
 from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.sampling import Sharpening, sample_index, sample_tokens
 from vq3dcli.model.scene import scene_from_codes
 from vq3dcli.pipelines.sampling.class_names import shown_name
-from vq3dcli.pipelines.sampling.record import SAMPLES_A_RAY, Drawn, file_names, record_entry, record_header
+from vq3dcli.pipelines.sampling.record import SAMPLES_A_RAY, Drawn, file_names, read_record, record_entry, record_header
 from vq3dcli.pipelines.sampling.sheet import SampleSheet
 from vq3dcli.pipelines.views.film import Shot, film, shot_camera
 from vq3dcli.pipelines.views.targets import Target
@@ -86,7 +96,8 @@ class SampleFolder:
     """Writes samples group by group: first the record of all so far, then the pictures of the new ones.
 
     So what is in the folder after an interruption is what the record says, only that pictures (and videos, the sheet,
-    the npz file) may be missing. A context manager: the npz file is open in it.
+    the npz file) may be missing. Where a group replaces files of an earlier call, these stay until its own are whole. A
+    context manager: the npz file is open in it.
 
     Args:
         out: The folder.
@@ -103,6 +114,7 @@ class SampleFolder:
 
     Raises:
         DataError: The prior's codes are those of another Stage 1.
+        UsageError: The folder holds what another command made.
         UnavailableError, OutputError, StorageError: What cannot be written, here and in all that follows.
     """
 
@@ -122,6 +134,7 @@ class SampleFolder:
         npz: bool = False,
     ) -> None:
         prior.check_stage1(stage1)
+        _check_folder(out)
         make_folder(out)
         self._out, self._stage1 = out, stage1
         self._shot, self._filmed, self._disparity = shot, filmed, disparity
@@ -153,13 +166,15 @@ class SampleFolder:
             drawn: From `draw_samples`, after those of the last call.
             on_frames: Called with the number of pictures and frames just rendered.
         """
-        finished = [path for path in (self._out / SHEET_NAME, self._npz) if path is not None]
-        _remove([*([] if self._entries else finished), *(path for sample in drawn for path in self._files(sample))])
-        self._entries += map(record_entry, drawn)
-        write_sealed_json(self._out / RECORD_NAME, {**self._header, "samples": self._entries})
-        for sample in drawn:
-            self._write(sample, on_frames)
-            self._written += self._files(sample)
+        finished = [self._out / RECORD_NAME, self._out / SHEET_NAME, *([] if self._npz is None else [self._npz])]
+        files = [path for sample in drawn for path in self._files(sample, self._out)]
+        old = [path for path in [*([] if self._entries else finished), *files] if path.is_file()]
+        with _place_for(self._out, old) as place:
+            self._entries += map(record_entry, drawn)
+            write_sealed_json(place / RECORD_NAME, {**self._header, "samples": self._entries})
+            for sample in drawn:
+                self._write(sample, place, on_frames)
+        self._written += files
 
     def finish(self) -> list[Path]:
         """Write the sheet and close the npz file.
@@ -172,35 +187,35 @@ class SampleFolder:
         first = [self._out / SHEET_NAME, self._out / RECORD_NAME]
         return [*first, *([self._npz] if self._npz is not None else []), *self._written]
 
-    def _files(self, sample: Drawn) -> list[Path]:
-        pictures = [self._out / f"{sample.name}.png"]
+    def _files(self, sample: Drawn, place: Path) -> list[Path]:
+        pictures = [place / f"{sample.name}.png"]
         if self._disparity:
-            pictures.append(self._out / f"{sample.name}_disparity.png")
-        target = self._target(sample)
+            pictures.append(place / f"{sample.name}_disparity.png")
+        target = self._target(sample, place)
         return pictures if target is None else [*pictures, *target.paths]
 
-    def _target(self, sample: Drawn) -> Target | None:
+    def _target(self, sample: Drawn, place: Path) -> Target | None:
         """Where a sample's film goes, if it is filmed."""
         if self._shot is None or (self._filmed is not None and sample.name not in self._filmed):
             return None
         stem = f"{sample.name}_{self._shot.path}"
-        beside = self._out / f"{stem}_disparity.mp4" if self._disparity else None
-        return Target(self._out / f"{stem}.mp4", beside, "mp4")
+        beside = place / f"{stem}_disparity.mp4" if self._disparity else None
+        return Target(place / f"{stem}.mp4", beside, "mp4")
 
-    def _write(self, sample: Drawn, on_frames: Callable[[int], object]) -> None:
+    def _write(self, sample: Drawn, place: Path, on_frames: Callable[[int], object]) -> None:
         device = next(self._stage1.model.parameters()).device
         scene = scene_from_codes(self._stage1.model, sample.codes[None].to(device))
         view = scene.render(self._camera, samples=SAMPLES_A_RAY)
         rgb, s = view.rgb[0].cpu(), view.s[0].cpu()
         coloured = colour_map(s, *display_range(s))
-        write_bytes(self._out / f"{sample.name}.png", encode_png(rgb))
+        write_bytes(place / f"{sample.name}.png", encode_png(rgb))
         if self._disparity:
-            write_bytes(self._out / f"{sample.name}_disparity.png", encode_png(coloured))
+            write_bytes(place / f"{sample.name}_disparity.png", encode_png(coloured))
         if self._archive is not None:
             self._archive(rgb, sample.class_index)
         self._sheet.add(sample.class_index, sample.class_name, rgb, coloured)
         on_frames(1)
-        target = self._target(sample)
+        target = self._target(sample, place)
         if target is not None and self._shot is not None:
             camera = self._stage1.recipe.camera
             shown_from = shot_camera(self._shot, radius=camera.radius, fov_deg=camera.fov_deg)
@@ -243,10 +258,41 @@ def write_samples(
         return folder.finish()
 
 
-def _remove(paths: Iterable[Path]) -> None:
-    """Delete what an earlier call left under names that are about to be written."""
-    for path in paths:
+def _check_folder(out: Path) -> None:
+    """Raise `UsageError` or `OutputError` unless samples may be written to a folder: a new one, or one of samples."""
+    check_kind(out, RECORD_NAME)
+    record, sheet = out / RECORD_NAME, out / SHEET_NAME
+    if record.exists():
         try:
+            read_record(record)
+        except DataError as error:
+            raise _foreign(record) from error
+    elif sheet.exists():
+        raise _foreign(sheet)
+
+
+def _foreign(path: Path) -> OutputError:
+    return OutputError(f"vq3d did not make what it would replace ({path})", remedy="another folder with -o")
+
+
+@contextlib.contextmanager
+def _place_for(out: Path, old: Sequence[Path]) -> Iterator[Path]:
+    """Where to write what belongs into `out`: there, or, if old files are there, in a folder whose files move up."""
+    if not old:
+        yield out
+        return
+    remove_leftovers(out)
+    place = temporary_for(out / "samples")
+    try:
+        place.mkdir()
+        yield place
+        # No picture of before may lie beside the new record.
+        for path in old:
             path.unlink(missing_ok=True)
-        except OSError as error:
-            raise write_error(path, error) from error
+        for path in sorted(place.iterdir(), key=lambda path: path.name != RECORD_NAME):
+            path.replace(out / path.name)
+        sync_folder(out)
+    except OSError as error:
+        raise write_error(out, error) from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
