@@ -91,7 +91,8 @@ class RunFolder:
             DataError: What the folder records is damaged.
         """
         check_kind(self.path, "run.json")
-        if (self.path / "recipe.toml").exists() and not (self.path / "run.json").exists():
+        is_run = (self.path / "run.json").exists() or self._kept()
+        if (self.path / "recipe.toml").exists() and not is_run:
             raise UsageError(f"the run would replace a recipe that is no run's ({self.path})", remedy="another --out")
         was_there = self.path.exists()
         make_folder(self.path)
