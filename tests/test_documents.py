@@ -162,6 +162,27 @@ def test_scripts_files_links_and_extras_exist() -> None:
             assert target in targets, f"{page.name}: make {target}"
 
 
+def test_nothing_cites_a_place_in_a_paper_that_nobody_read() -> None:
+    """The full text of VQ3D was not to be had: no section, equation, figure or table of it can be known."""
+    place = r"\b(?:sec|section|eq|equation|fig|figure|table|appendix)s?\b\.? ?\(?[0-9A-Z]\b"
+    cited = re.compile(
+        rf"(?:VQ3D|Sargent|the paper|\(paper)\b[^.;|\n]{{0,60}}(?:\n[# ]*[^.;|\n]{{0,60}})?{place}", re.IGNORECASE
+    )
+    assert cited.search("the expectation (paper, sec. 3.2)") and cited.search("as in VQ3D (Sargent et al, Section 3)")
+    assert not cited.search("another paper. Sorted as in LlamaGen (sec. 3.1)")
+    files = [
+        file
+        for folder in ("vq3dcli", "data_tools", "docs", "recipes", "benchmarks")
+        for file in (ROOT / folder).rglob("*")
+    ]
+    for file in [*files, *PAGES, ROOT / "CHANGELOG.md", ROOT / "CITATION.cff"]:
+        if file.suffix in (".py", ".md", ".toml", ".cff"):
+            found = cited.search(file.read_text())
+            assert found is None, f"{file.relative_to(ROOT)}: {found[0] if found else ''}"
+    for page in [*(ROOT / "docs").glob("*.md"), *(ROOT / "recipes").glob("*.toml")]:
+        assert "the paper's" not in page.read_text(), page.name
+
+
 def test_python_in_pages_compiles() -> None:
     for page in PAGES:
         for block in _blocks(page, "python"):

@@ -1,12 +1,14 @@
-"""The depth losses of VQ3D and its ablation, in normalised disparity s.
+"""Depth losses in normalised disparity s: VQ3D's pointwise one and what it is compared with.
 
     pointwise:     mean over rays of  sum_i w_i |s_i - s*|^2
     accumulated:   mean over rays of  |sum_i w_i s_i - s*|^2
     pointwise_l1:  mean over rays of  sum_i w_i |s_i - s*|
 
-s* is the label. With weights that sum to 1, `pointwise` is `accumulated` plus the variance of s under w: it punishes
-every piece of density away from the surface, where `accumulated` is content with floaters that cancel. `pointwise_l1`
-is ours: it does so too, is least at the weighted median, and minds small errors more beside large ones at borders.
+s* is the label. VQ3D's project page says that pointwise rendering weights are supervised by pseudo-GT disparity, not
+the accumulated disparity; squares and means over rays are our reading. With weights that sum to 1, `pointwise` is
+`accumulated` plus the variance of s under w: it punishes every piece of density away from the surface, where
+`accumulated` is content with floaters that cancel. `pointwise_l1` is ours: it does so too, is least at the weighted
+median, and minds small errors more beside large ones at borders.
 
 To all three the shape of a far surface matters little: the slope of a wall is a small error beside its distance's.
 `order_loss` looks at nothing but which of two rays is nearer, as rankings do (Xian et al., CVPR 2020), and by how much

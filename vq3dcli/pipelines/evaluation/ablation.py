@@ -53,7 +53,8 @@ FIGURES = (
 DEFAULT_IMAGES = 5200
 # Checkpoints come once a minute at this speed; the length of a run does not depend on it.
 _IMAGES_PER_SECOND = 24.0
-# What the loss on accumulated depth has more of weight variance, at least, if the paper's claim holds here.
+# What the loss on accumulated depth has more of weight variance, at least, if pointwise losses do what the project page
+# of VQ3D shows; the figure is ours.
 CLAIMED_FACTOR = 50.0
 # Keys that the ablation sets itself, and what to say instead: overridden, runs would be other than their names.
 _OWN_KEYS = {
