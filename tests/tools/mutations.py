@@ -43,13 +43,10 @@ class Breakage:
         old, new = (" ".join(text.split())[:_LINE] for text in (self.old, self.new))
         return f"{self.file}: {old!r} -> {new!r}"
 
-    def broken(self) -> str:
-        """The file's text with the change. Raises `SystemExit` where the old text is not there exactly once."""
+    def text(self) -> str:
+        """The file as it is; empty where there is none."""
         path = ROOT / self.file
-        text = path.read_text() if path.is_file() else ""
-        if text.count(self.old) != 1:
-            _refuse(f"{self}: the old text is there {text.count(self.old)} times, not once")
-        return text.replace(self.old, self.new)
+        return path.read_text() if path.is_file() else ""
 
 
 def read_table(only: list[str]) -> list[Breakage]:
@@ -101,9 +98,13 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds that the tests of one may take")
     options = parser.parse_args()
     breakages = read_table(options.only)
-    texts = [breakage.broken() for breakage in breakages]
     if not breakages:
         _refuse("no breakage has that text")
+    misfits = [
+        f"{b}: the old text is there {n} times, not once" for b in breakages if (n := b.text().count(b.old)) != 1
+    ]
+    if misfits:
+        _refuse("\n".join(misfits))
     with tempfile.TemporaryDirectory(prefix="mutations-") as temporary:
         trees: queue.Queue[Path] = queue.Queue()
         for number in range(min(options.jobs, len(breakages))):
@@ -114,10 +115,10 @@ def main() -> int:
         if code != 0:
             _refuse(f"the tests fail without any breakage:\n{said[-4000:]}")
 
-        def survives(breakage: Breakage, text: str) -> bool:
+        def survives(breakage: Breakage) -> bool:
             tree, start = trees.get(), time.perf_counter()
             sound = (tree / breakage.file).read_text()
-            (tree / breakage.file).write_text(text)
+            (tree / breakage.file).write_text(sound.replace(breakage.old, breakage.new))
             code, said = run_tests(tree, breakage.tests, options.timeout)
             (tree / breakage.file).write_text(sound)
             trees.put(tree)
@@ -128,7 +129,7 @@ def main() -> int:
             return code == 0
 
         with ThreadPoolExecutor(options.jobs) as pool:
-            survivors = list(pool.map(survives, breakages, texts))
+            survivors = list(pool.map(survives, breakages))
     print(f"{len(breakages) - sum(survivors)} of {len(breakages)} die")
     return FAILED if any(survivors) else 0
 

@@ -20,9 +20,10 @@ from vq3dcli.model.build import build_autoencoder
 from vq3dcli.model.discriminator import Discriminator
 from vq3dcli.seeding import uniform
 from vq3dcli.training.adversarial import Adversary
+from vq3dcli.training.objective import Stage1Objective
 from vq3dcli.training.optim import orthogonalised
 from vq3dcli.training.stage1 import train
-from vq3dcli.training.views import Compared, plan_views, render_views
+from vq3dcli.training.views import Compared, canonical, patch_corners, plan_views, render_view, render_views
 
 Make = Callable[..., Stage1Recipe]
 
@@ -319,3 +320,30 @@ def test_a_run_is_the_steps_that_are_written_out(
     for key, discriminator in by_hand.players.items():
         found = {name.removeprefix(f"{key}/weights/"): value for name, value in parts["adversarial"].items()}
         _are_alike(_apart(found, players[key]), _apart(dict(discriminator.named_parameters()), players[key]))
+
+
+def test_the_perceptual_loss_compares_one_square_of_both(tiny_recipe: Make) -> None:
+    recipe = tiny_recipe("loss.perceptual=0.7", "loss.perceptual_network=lpips-vgg", "model.image_size=40")
+    model, index = build_autoencoder(recipe), torch.arange(4)
+    image = (uniform(7, "image", index, 3 * 1600) * 256).to(torch.uint8).reshape(4, 3, 40, 40)
+    shown: list[Tensor] = []
+
+    def distance(view: Tensor, photo: Tensor) -> Tensor:
+        shown.extend((view, photo))
+        return (view - photo).abs().mean((1, 2, 3))
+
+    def loss(objective: Stage1Objective) -> Tensor:
+        return objective(image, torch.zeros(4, 40, 40), torch.zeros(4), index, torch.tensor(0.0)).loss
+
+    gain = loss(Stage1Objective(model, recipe, perceptual=distance)) - loss(
+        Stage1Objective(model, tiny_recipe("model.image_size=40"))
+    )
+    view, photo = shown
+    torch.testing.assert_close(gain, 0.7 * (view - photo).abs().mean(), rtol=1e-4, atol=1e-5)
+    corner = patch_corners(index, seed=0, image_px=40, patch_px=32, purpose="perceptual").tolist()
+    assert len(set(map(tuple, corner))) > 2
+    plan, target = plan_views(recipe), image / 127.5 - 1
+    whole = render_view(model.field(model(target).planes), canonical(index, 40, plan), index, plan, "perceptual").rgb
+    for i, (x, y) in enumerate(corner):
+        torch.testing.assert_close(photo[i], target[i, :, y : y + 32, x : x + 32])
+        torch.testing.assert_close(view[i], whole[i, :, y : y + 32, x : x + 32], rtol=0, atol=1e-5)
