@@ -141,11 +141,15 @@ def prepare(
 
 def dry_run_facts(preset: Preset, source: Source, out: Path, options: Options, *, part: Part = WHOLE) -> dict[str, Any]:
     """What `prepare` would write; nothing is written."""
-    job = image_job(preset, source, options, max_bad=1.0)
+    return job_facts(image_job(preset, source, options, max_bad=1.0), out, part=part)
+
+
+def job_facts(job: Job, out: Path, *, part: Part = WHOLE) -> dict[str, Any]:
+    """What a job would write; nothing is written."""
     estimate = estimate_disk(job, out, part)
     return {
         "images": estimate.images,
-        "classes": len(source.class_names),
+        "classes": len(job.class_names),
         "shards": len(job.shards),
         "estimated_bytes": estimate.bytes_all,
         "estimated_bytes_of_part": estimate.bytes_part,

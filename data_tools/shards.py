@@ -7,7 +7,7 @@ of the plan, whoever makes it and when: any number of processes, on any number o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +72,8 @@ class Job:
         portable: What makes the samples of one shard's positions, small enough to be sent to another process;
             None: the work is always done in this process.
         max_bad: Fraction of the positions that may be rejected as bad.
+        num_sources: What that is a fraction of, where the positions are not the source's files.
+        known_rejects: Rejects that are known before any shard is made; `make` gives them too.
     """
 
     kind: Literal["images", "disparity"]
@@ -86,6 +88,8 @@ class Job:
     class_titles: list[str] = field(default_factory=list)
     portable: Callable[[range], Make] | None = None
     max_bad: float = 0.0
+    num_sources: int | None = None
+    known_rejects: Sequence[Reject] = ()
 
     @property
     def num_positions(self) -> int:
@@ -133,6 +137,7 @@ def write_part(
     make_folder(out)
     plan = json_bytes({"format_version": FORMAT_VERSION, **job.plan})
     with claimed(out, part, plan, ours=_OURS, force=force):
+        _check_budget(out, [RejectEntry(path=r.path, reason=r.reason, kind=r.kind) for r in job.known_rejects], job)
         results = _make_shards(out, job, part, sha256_bytes(plan), progress, workers)
         for number in range(len(job.shards)):
             found = results.get(number) or found_shard(out, number, sha256_bytes(plan))
@@ -229,11 +234,12 @@ def _write_rejects(out: Path, rejects: list[RejectEntry]) -> None:
 
 def _check_budget(out: Path, rejects: list[RejectEntry], job: Job) -> None:
     bad = [reject for reject in rejects if reject.kind == "bad"]
-    if len(bad) <= job.max_bad * job.num_positions:
+    total = job.num_positions if job.num_sources is None else job.num_sources
+    if len(bad) <= job.max_bad * total:
         return
     _write_rejects(out, rejects)
     raise DataError(
-        f"{len(bad)} of {job.num_positions} files are bad, more than the allowed {job.max_bad:.1%} "
+        f"{len(bad)} of {total} files are bad, more than the allowed {job.max_bad:.1%} "
         f"({out / REJECTS_NAME}), the first: {bad[0].path}: {bad[0].reason}",
         remedy="mend or remove these files, or raise --max-bad",
     )

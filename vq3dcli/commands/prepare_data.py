@@ -1,7 +1,8 @@
-"""`vq3d prepare-data`: ImageNet, CompCars, a folder of images, or toy scenes, to shards."""
+"""`vq3d prepare-data`: ImageNet, CompCars, a folder of images, toy scenes, or scenes of meshes, to shards."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +23,11 @@ _SPLITS = {"folder": ("auto",), "imagenet": ("auto", "train", "val"), "compcars"
 
 def command(
     source: Annotated[
-        str,
+        list[str],
         typer.Argument(
             metavar="SRC",
-            help="A folder or a tar of images, Parquet files, or `toyscenes`; a folder of that name is ./toyscenes.",
+            help="A folder or a tar of images, Parquet files, `toyscenes`, or `meshscenes` and a folder of meshes; "
+            "a folder of such a name is ./toyscenes.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")],
@@ -62,13 +64,15 @@ def command(
         int, typer.Option("--workers", min=0, max=1024, help="Processes that make shards; 0 for one a core.")
     ] = 0,
     part: PartOption = "auto",
-    count: Annotated[int | None, typer.Option("--count", min=1, max=10**7, help="Number of toy scenes.")] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", min=1, max=10**7, help="Number of toy or mesh scenes.")
+    ] = None,
     varied: Annotated[
-        bool, typer.Option("--varied", help="Toy scenes of many kinds: several objects, any camera, light and place.")
+        bool, typer.Option("--varied", help="Toy scenes of many kinds; mesh scenes of any field of view.")
     ] = False,
     photos: Annotated[
         Path | None,
-        typer.Option("--photos", help="Shards, or a folder or tar of photos, for the surfaces of varied toy scenes."),
+        typer.Option("--photos", help="Shards, or a folder or tar of photos, for the surfaces of scenes."),
     ] = None,
     shard_size: Annotated[int, typer.Option("--shard-size", min=1, max=10**6, help="Samples a shard.")] = SHARD_SIZE,
     dry_run: Annotated[
@@ -79,7 +83,7 @@ def command(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Make shards of ImageNet, CompCars, a folder of images, or toy scenes.
+    """Make shards of ImageNet, CompCars, a folder of images, toy scenes, or scenes of meshes.
 
     Archives are read where they lie, never extracted. They become webdataset tars of square JPEGs, with an index, a
     manifest and a list of the files that were rejected. Run it again after an interruption: finished shards are kept.
@@ -92,25 +96,34 @@ def command(
       vq3d prepare-data compcars/data/ cars/ --preset compcars --class-by viewpoint --part 2/8
       vq3d prepare-data toyscenes toy/ --count 10000 --size 64 --seed 0
       vq3d prepare-data toyscenes varied/ --count 10000 --size 64 --varied --photos photos/
+      vq3d prepare-data meshscenes models/ scenes/ --count 10000 --size 128 --photos photos/
     """
     output = Output("prepare-data", json, quiet)
-    toy = source == "toyscenes"
-    _check(toy, count, margin, preset, split)
+    toy, meshes = source[0] == "toyscenes", source[0] == "meshscenes"
+    if len(source) != 1 + meshes:
+        raise UsageError(
+            f"{'too many' if not meshes or len(source) > 2 else 'too few'} folders ({' '.join(source)} {out})",
+            remedy="SRC OUT, or meshscenes MODELS OUT",
+        )
+    _check(toy or meshes, count, margin, preset, split)
     images_only = {
-        "--preset": preset != "folder",
-        "--dedup": dedup,
         "--max-bad": max_bad != MAX_BAD,
         "--workers": workers != 0,
         "--part": part != "auto",
         "--dry-run": dry_run,
     }
-    toys_only = {"--seed": seed != 0, "--varied": varied, "--photos": photos is not None}
-    refuse_given(images_only if toy else toys_only, f"is not for {'toy scenes' if toy else 'images'}")
-    refuse_given({"--classes": classes != "auto"} if toy or preset != "folder" else {}, "is for --preset folder only")
+    scenes_only = {"--seed": seed != 0, "--varied": varied, "--photos": photos is not None}
+    refuse_given(
+        images_only if toy else {} if meshes else scenes_only, f"is not for {'toy scenes' if toy else 'images'}"
+    )
+    refuse_given({"--preset": preset != "folder", "--dedup": dedup} if toy or meshes else {}, "is for images only")
+    refuse_given(
+        {"--classes": classes != "auto"} if toy or meshes or preset != "folder" else {}, "is for --preset folder only"
+    )
     refuse_given({"--devkit": devkit is not None} if preset != "imagenet" else {}, "is for --preset imagenet only")
     cars_only = {"--class-by": class_by != "model", "--box-margin": box_margin != BOX_MARGIN}
     refuse_given(cars_only if preset != "compcars" else {}, "is for --preset compcars only")
-    refuse_given({"--photos": photos is not None} if not varied else {}, "is for --varied toy scenes only")
+    refuse_given({"--photos": photos is not None} if toy and not varied else {}, "of toy scenes is for --varied only")
     if toy:
         from data_tools.toyphotos import read_photo_bank
         from data_tools.toyscenes import prepare_toyscenes
@@ -132,43 +145,53 @@ def command(
         _finish(output, out, manifest, {}, seed=seed)
         return
 
-    from data_tools.prepare import Options, dry_run_facts, open_source, prepare
-
     share = asked_part(part, output)
-    listed = open_source(preset, Path(source), out, classes=classes, split=split, devkit=devkit, class_by=class_by)
-    options = Options(size, margin, shard_size, dedup, box_margin)
-    if dry_run:
-        facts = dry_run_facts(preset, listed, out, options, part=share)
-        output.finish(count=facts["images"], metrics=facts | listed.facts)
-        return
+    make: Callable[..., Manifest | None]
+    if meshes:
+        from data_tools.meshassets import survey_assets
+        from data_tools.meshscenes import SceneOptions, prepare_meshscenes, scene_job
+        from data_tools.prepare import job_facts
+
+        assert count is not None
+        with output.counting("reading", unit="models") as progress:
+            survey = survey_assets(Path(source[1]), leave_out=out, workers=workers or None, progress=progress)
+        scenes = SceneOptions(count, size, seed, varied, photos, shard_size)
+        facts: dict[str, Any] = {"models": len(survey.assets.models), "grounds": len(survey.assets.grounds)}
+        if dry_run:
+            facts |= job_facts(scene_job(survey, out, scenes, max_bad=1.0), out, part=share)
+            output.finish(count=count, seed=seed, metrics=facts | {"rejects": len(survey.rejects)})
+            return
+        make = functools.partial(prepare_meshscenes, survey, out, scenes)
+    else:
+        from data_tools.prepare import Options, dry_run_facts, open_source, prepare
+
+        place = Path(source[0])
+        listed = open_source(preset, place, out, classes=classes, split=split, devkit=devkit, class_by=class_by)
+        facts = listed.facts
+        options = Options(size, margin, shard_size, dedup, box_margin)
+        if dry_run:
+            facts = dry_run_facts(preset, listed, out, options, part=share) | facts
+            output.finish(count=facts["images"], metrics=facts)
+            return
+        make = functools.partial(prepare, preset, listed, out, options)
     with output.counting("preparing", unit="images") as progress:
         speed = _Speed(progress)
-        found = prepare(
-            preset,
-            listed,
-            out,
-            options,
-            max_bad=max_bad,
-            part=share,
-            workers=workers or None,
-            force=force,
-            progress=speed,
-        )
-    facts = listed.facts | {"images_per_second": speed.images_per_second}
+        found = make(max_bad=max_bad, part=share, workers=workers or None, force=force, progress=speed)
+    facts |= {"images_per_second": speed.images_per_second}
     if found is None:
         output.note(unfinished(share))
         output.finish(count=speed.done, metrics={"part": str(share), "images": speed.done, **facts}, outputs=[out])
         return
-    _finish(output, out, found, facts, seed=None)
+    _finish(output, out, found, facts, seed=seed if meshes else None)
 
 
-def _check(toy: bool, count: int | None, margin: float, preset: str, split: str) -> None:
-    if toy and count is None:
-        raise UsageError("toy scenes need a number", remedy="--count 10000")
-    if toy and margin != 1.0:
-        raise UsageError("toy scenes are stored without a margin", remedy="no --margin, and crop = false in training")
-    if not toy and count is not None:
-        raise UsageError("--count is for toy scenes only", remedy="vq3d prepare-data toyscenes OUT --count N")
+def _check(drawn: bool, count: int | None, margin: float, preset: str, split: str) -> None:
+    if drawn and count is None:
+        raise UsageError("scenes need a number", remedy="--count 10000")
+    if drawn and margin != 1.0:
+        raise UsageError("scenes are stored without a margin", remedy="no --margin, and crop = false in training")
+    if not drawn and count is not None:
+        raise UsageError("--count is for toy and mesh scenes only", remedy="vq3d prepare-data toyscenes OUT --count N")
     if split not in _SPLITS[preset]:
         known = " or ".join(_SPLITS[preset])
         raise UsageError(f"no split {split} of the preset {preset}", remedy=f"--split {known}")

@@ -184,7 +184,7 @@ def _colours(mesh: Any, *, linear: bool) -> _Colour:
     from trimesh.visual.color import uv_to_interpolated_color
     from trimesh.visual.material import PBRMaterial
 
-    shown = _encoded if linear else np.asarray
+    shown = encode_srgb if linear else np.asarray
     faces, visual = np.asarray(mesh.faces), mesh.visual
     if visual.kind == "texture":
         material = visual.material
@@ -200,7 +200,7 @@ def _colours(mesh: Any, *, linear: bool) -> _Colour:
             at = (uv[faces[triangle]] * barycentric[..., None]).sum(1)
             rgb = np.asarray(uv_to_interpolated_color(at, image), np.float64)[:, :3] / 255.0
             # Other formats' diffuse colour beside a texture is a placeholder more often than a tint.
-            return _encoded(_decoded(rgb) * factor) if pbr and material.baseColorFactor is not None else rgb
+            return encode_srgb(decode_srgb(rgb) * factor) if pbr and material.baseColorFactor is not None else rgb
 
         return textured
     if visual.kind == "vertex":
@@ -212,11 +212,11 @@ def _colours(mesh: Any, *, linear: bool) -> _Colour:
     return lambda triangle, barycentric: np.full((len(triangle), 3), _GREY)
 
 
-def _encoded(rgb: Floats) -> Floats:
+def encode_srgb(rgb: Floats) -> Floats:
     """Linear light in [0, 1] as sRGB (IEC 61966-2-1)."""
     return np.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb.clip(min=0.0031308) ** (1.0 / 2.4) - 0.055)
 
 
-def _decoded(rgb: Floats) -> Floats:
+def decode_srgb(rgb: Floats) -> Floats:
     """The sRGB values in [0, 1] as linear light."""
     return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)

@@ -1,0 +1,129 @@
+"""Looking through a folder of textured models: which are of use, what they are, and what is wrong with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_tools.shards import Reject
+from data_tools.sources.entry import FilePlace, Found
+from data_tools.sources.listing import list_folder
+from data_tools.workers import available_cores, run_tasks
+from vq3dcli.data.images import read_file
+from vq3dcli.data.meshlibrary import Asset, Assets, read_picture
+from vq3dcli.data.meshmodels import MODEL_SUFFIXES, Model, read_model
+from vq3dcli.errors import DataError, InputMissingError
+from vq3dcli.files import sha256_bytes
+
+GROUNDS = "textures"
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+# Starting a worker takes as long as reading some hundred models.
+_MODELS_WORTH_A_WORKER = 400
+_SIZE_STEPS = 100  # models whose sizes agree to a hundredth have one shape, if they have as many triangles
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found: the assets of use, and the files that are none."""
+
+    assets: Assets
+    rejects: list[Reject]
+
+    @property
+    def num_files(self) -> int:
+        """All models and pictures."""
+        return len(self.assets.models) + len(self.assets.grounds) + len(self.rejects)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One model: what it is, or why it is none."""
+
+    path: str
+    sha256: str = ""
+    shape: str = ""
+    files: tuple[str, ...] = ()
+    reject: str = ""
+
+
+def survey_assets(
+    root: Path,
+    *,
+    leave_out: Path,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Survey:
+    """Read every model below a folder once.
+
+    The top-level folder of a model is its class; models beside such folders have the class of the folder's own name.
+    Pictures in the top-level folder `textures` are grounds and walls, but for those that belong to a model.
+
+    Args:
+        root: The folder.
+        leave_out: The output, which may lie in it.
+        workers: Processes; None for one a core, fewer for few models.
+        progress: Called with (models done, models).
+
+    Raises:
+        InputMissingError: There is no such folder, or no model in it.
+        DataError: No model is of use; the first reason is told.
+        UnavailableError: trimesh is not installed.
+    """
+    found = list_folder(root, leave_out=leave_out)
+    in_grounds = [file for file in found if file.path.startswith(f"{GROUNDS}/")]
+    models = [f for f in found if f not in in_grounds and Path(f.path).suffix.lower() in MODEL_SUFFIXES]
+    if not models:
+        raise InputMissingError(f"no models in folder ({root})", remedy=f"a folder of {' '.join(MODEL_SUFFIXES)}")
+    count = max(1, min(available_cores(), len(models) // _MODELS_WORTH_A_WORKER)) if workers is None else workers
+    done = 0
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(done, len(models))
+
+    tasks = [(root, file) for file in models]
+    seen = sorted(run_tasks(_examine, tasks, workers=count, advance=advance), key=lambda each: each.path)
+    good = [each for each in seen if not each.reject]
+    rejects = [Reject(each.path, each.reject) for each in seen if each.reject]
+    if not good:
+        raise DataError(
+            f"no model in it is of use ({root}), the first: {rejects[0].path}: {rejects[0].reason}",
+            remedy="models with textures",
+        )
+    class_of = {each.path: each.path.split("/")[0] if "/" in each.path else root.resolve().name for each in good}
+    names = tuple(sorted(set(class_of.values())))
+    assets = tuple(Asset(each.path, names.index(class_of[each.path]), each.sha256, each.shape) for each in good)
+    used = {name for each in seen for name in each.files}
+    grounds = []
+    for file in in_grounds:
+        if file.path in used or Path(file.path).suffix.lower() not in _PICTURES:
+            continue
+        assert isinstance(file.place, FilePlace)
+        try:
+            data = read_file(Path(file.place.file))
+            read_picture(data, file.path)
+            grounds.append((file.path, sha256_bytes(data)))
+        except (DataError, InputMissingError) as error:
+            rejects.append(Reject(file.path, error.message.replace(f" ({file.path})", "")))
+    return Survey(Assets(root, names, assets, tuple(grounds)), rejects)
+
+
+def _examine(task: tuple[Path, Found], advance: Callable[[int], None]) -> _Seen:
+    root, file = task
+    advance(1)
+    if file.problem:
+        return _Seen(file.path, reject=file.problem)
+    assert isinstance(file.place, FilePlace)
+    try:
+        read = read_model(Path(file.place.file), root)
+    except DataError as error:
+        return _Seen(file.path, reject=error.message)
+    return _Seen(file.path, read.sha256, _shape(read.model), tuple(read.files))
+
+
+def _shape(model: Model) -> str:
+    """What coats of one shape have in common."""
+    sizes = (round(_SIZE_STEPS * float(side)) for side in model.size)
+    return "-".join(map(str, (len(model.corners), *sizes)))

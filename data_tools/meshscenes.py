@@ -1,0 +1,194 @@
+"""Scenes of textured models as a shard folder: pictures of the canonical camera with their exact disparity."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_tools.meshassets import Survey
+from data_tools.part import WHOLE, Part
+from data_tools.prepare import check_disk, estimate_disk
+from data_tools.shards import Job, Reject, Sample, compact_json, shard_ranges, write_part
+from data_tools.toyphotos import read_photo_bank
+from data_tools.workers import available_cores
+from vq3dcli.config.defaults import MAX_BAD, SHARD_SIZE
+from vq3dcli.data.images import encode_png
+from vq3dcli.data.meshlibrary import Assets, Library
+from vq3dcli.data.meshscenes import pose_at, render_scene, sample_scene
+from vq3dcli.data.schema import DISPARITY_EXTENSION, DISPARITY_LEVELS, Manifest, sample_key
+from vq3dcli.data.shards import encode_levels
+from vq3dcli.data.toyphotos import PhotoBank
+from vq3dcli.errors import DataError
+
+PURPOSE = "train"
+# Starting a worker takes as long as making some hundred scenes.
+_SCENES_WORTH_A_WORKER = 400
+
+
+@dataclass(frozen=True)
+class SceneOptions:
+    """What the bytes of the shards depend on, beside the models.
+
+    Attributes:
+        count: Number of scenes.
+        size: Side of the images in pixels.
+        seed: Of all that is drawn.
+        varied: Cameras of any field of view.
+        photos: Shards, or a folder or tar of photos, for surfaces and skies.
+        shard_size: Scenes a shard.
+    """
+
+    count: int
+    size: int
+    seed: int = 0
+    varied: bool = False
+    photos: Path | None = None
+    shard_size: int = SHARD_SIZE
+
+
+@dataclass(frozen=True)
+class SceneMaker:
+    """Makes the samples of some positions; it is sent to worker processes.
+
+    Attributes:
+        assets: The models.
+        options: Of the scenes.
+        leave_out: The output, which may lie in the folder of the photos.
+        photos_sha256: Of the photos, as they were when the job was planned.
+        rejects: Of the whole folder of models; they stand in the first shard.
+    """
+
+    assets: Assets
+    options: SceneOptions
+    leave_out: Path
+    photos_sha256: str | None
+    rejects: tuple[Reject, ...]
+
+    def part(self, positions: range) -> SceneMaker:
+        """The same for the positions of one shard."""
+        return self if positions.start == 0 else replace(self, rejects=())
+
+    def __call__(self, positions: range) -> Iterator[Sample | Reject]:
+        """Samples of the positions in a range, in order; position 0 has the rejects of the folder."""
+        library = _library(self.assets, self.options.photos, self.leave_out, self.photos_sha256)
+        for index in positions:
+            if index == 0:
+                yield from self.rejects
+            yield scene_sample(library, index, self.options)
+
+
+def prepare_meshscenes(
+    survey: Survey,
+    out: Path,
+    options: SceneOptions,
+    *,
+    max_bad: float = MAX_BAD,
+    part: Part = WHOLE,
+    workers: int | None = 1,
+    force: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Manifest | None:
+    """Write scenes 0 .. count - 1 of a seed; equal models, photos and options give equal bytes.
+
+    Args:
+        survey: Of the models.
+        out: The shard folder.
+        options: Of the scenes.
+        max_bad: Fraction of the models and pictures that may be of no use.
+        part: The share of the shards that this process makes.
+        workers: Processes; None for one a core, fewer for little work.
+        force: Replace a shard folder that was made with other options.
+        progress: Called with (scenes done, scenes of this part).
+
+    Returns:
+        None while other parts have work left.
+
+    Raises:
+        DataError: More than `max_bad` of the models are of no use, or photos that are none.
+        StorageError: The shards will not fit on the disk.
+    """
+    job = scene_job(survey, out, options, max_bad=max_bad)
+    check_disk(out, estimate_disk(job, out, part), part)
+    if workers is None:
+        numbers = [number for number in range(len(job.shards)) if part.has(number)]
+        scenes = sum(len(job.shards[number]) for number in numbers)
+        workers = max(1, min(available_cores(), len(numbers), scenes // _SCENES_WORTH_A_WORKER))
+    return write_part(out, job, part, force=force, progress=progress, workers=workers)
+
+
+def scene_job(survey: Survey, out: Path, options: SceneOptions, *, max_bad: float) -> Job:
+    """The shard folder that `prepare_meshscenes` makes."""
+    photos = None if options.photos is None else _bank(options.photos, out)
+    maker = SceneMaker(survey.assets, options, out, None if photos is None else photos.sha256, tuple(survey.rejects))
+    plan: dict[str, Any] = {
+        "preset": "meshscenes",
+        "count": options.count,
+        "size": options.size,
+        "seed": options.seed,
+        "purpose": PURPOSE,
+        "shard_size": options.shard_size,
+        "assets": {asset.path: asset.sha256 for asset in survey.assets.models},
+        "grounds": dict(survey.assets.grounds),
+        **({"varied": True} if options.varied else {}),
+        **({"photos": len(photos), "photos_sha256": photos.sha256} if photos is not None else {}),
+    }
+    return Job(
+        kind="images",
+        preset="meshscenes",
+        image_size=options.size,
+        margin=1.0,
+        own_disparity=True,
+        class_names=list(survey.assets.class_names),
+        shards=shard_ranges(options.count, options.shard_size),
+        plan=plan,
+        make=maker,
+        portable=maker.part,
+        max_bad=max_bad,
+        num_sources=survey.num_files,
+        known_rejects=survey.rejects,
+    )
+
+
+def scene_sample(library: Library, index: int, options: SceneOptions) -> Sample:
+    """Scene number `index` as it is stored."""
+    scene = sample_scene(library, index, seed=options.seed, purpose=PURPOSE, varied=options.varied)
+    view = render_scene(scene, pose_at(0.0, 0.0), options.size)
+    levels = (torch.from_numpy(view.s) * DISPARITY_LEVELS).round().to(torch.int32)
+    info = {
+        "seed": options.seed,
+        "purpose": PURPOSE,
+        "index": index,
+        "class": library.assets.class_names[scene.class_index],
+        "scene": scene.kind,
+        "fov_deg": round(math.degrees(scene.fov_rad), 6),
+        "kind": "metric",
+        "lo": 0.0,
+        "hi": 1.0,
+    }
+    members = {
+        "png": encode_png(torch.from_numpy(view.rgb).permute(2, 0, 1)),
+        "cls": str(scene.class_index).encode(),
+        "json": compact_json(info),
+        DISPARITY_EXTENSION: encode_levels(levels),
+    }
+    return Sample(sample_key(index), scene.class_index, members)
+
+
+@functools.lru_cache(maxsize=1)
+def _bank(photos: Path, leave_out: Path) -> PhotoBank:
+    return read_photo_bank(photos, leave_out=leave_out)
+
+
+@functools.lru_cache(maxsize=1)
+def _library(assets: Assets, photos: Path | None, leave_out: Path, photos_sha256: str | None) -> Library:
+    """What a process makes all its shards of."""
+    bank = None if photos is None else _bank(photos, leave_out)
+    if bank is not None and bank.sha256 != photos_sha256:
+        raise DataError(f"the photos have changed ({photos})", remedy="the same command with --force")
+    return Library(assets, bank)

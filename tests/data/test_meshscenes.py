@@ -1,0 +1,141 @@
+"""Scenes of models: what they promise for any seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from vq3dcli.data.meshlibrary import Asset, Assets, Dice, Library
+from vq3dcli.data.meshmodels import read_model
+from vq3dcli.data.meshscenes import pose_at, render_scene, sample_scene
+from vq3dcli.errors import DataError
+from vq3dcli.rendering.cameras import FAR, NEAR
+
+
+def checks(count: int, *, alpha: bool = False) -> Image.Image:
+    pixels = np.zeros((16, 16, 4), np.uint8)
+    pixels[..., :3] = np.where((np.indices((16, 16)).sum(0) // 4 % 2)[..., None], (220, 60, 40), (40, 80, 200 - count))
+    pixels[..., 3] = np.where(np.arange(16) < 8, 0, 255) if alpha else 255
+    return Image.fromarray(pixels)
+
+
+def write_box(path: Path, size: tuple[float, float, float], *, alpha: bool = False, up: float = 0.0) -> None:
+    box = trimesh.creation.box(size)
+    box.apply_translation([0.0, up, 0.0])
+    uv = np.random.default_rng(0).random((len(box.vertices), 2))
+    material = trimesh.visual.material.PBRMaterial(
+        baseColorTexture=checks(0, alpha=alpha), alphaMode="MASK" if alpha else None, alphaCutoff=0.4 if alpha else None
+    )
+    box.visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(box.export(file_type="glb"))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    root = tmp_path_factory.mktemp("models")
+    models = []
+    for number in range(8):
+        path = f"{'ab'[number % 2]}/{number}.glb"
+        write_box(root / path, (1.0, 0.5 + 0.2 * (number // 4), 1.5), alpha=number == 1)
+        models.append(Asset(path, number % 2, read_model(root / path, root).sha256, str(number // 4)))
+    (root / "textures").mkdir()
+    checks(9).convert("RGB").save(root / "textures" / "floor.png")
+    data = (root / "textures" / "floor.png").read_bytes()
+    grounds = (("textures/floor.png", hashlib.sha256(data).hexdigest()),)
+    return Library(Assets(root, ("a", "b"), tuple(models), grounds), None)
+
+
+@pytest.mark.parametrize("varied", [False, True])
+def test_every_picture_is_beyond_near_and_shows_something(library: Library, varied: bool):
+    kinds: Counter[str] = Counter()
+    lower_is_nearer = 0
+    for index in range(48):
+        scene = sample_scene(library, index, seed=3, varied=varied)
+        kinds[scene.kind] += 1
+        for yaw, pitch in ((0.0, 0.0), (20.0, -10.0), (-20.0, 10.0)):
+            view = render_scene(scene, pose_at(yaw, pitch), 32)
+            assert view.rgb.shape == (32, 32, 3)
+            assert view.rgb.dtype == np.uint8
+            assert view.s.min() >= 0.0 and view.s.max() < 1.0
+            if yaw == 0.0:
+                assert 25 < view.rgb.mean() < 230 and view.rgb.std() > 5
+                assert view.s.std() > 0.005
+                lower_is_nearer += view.s[24:].mean() > view.s[:8].mean()
+    assert set(kinds) == {"open", "wall", "room", "table", "close"}
+    assert lower_is_nearer > 30
+
+
+def test_a_scene_is_the_same_whatever_was_made_before(library: Library):
+    fresh = Library(library.assets, None)
+    one = render_scene(sample_scene(fresh, 11, seed=5), pose_at(0.0, 0.0), 24)
+    for index in range(4):
+        sample_scene(library, index, seed=5)
+    two = render_scene(sample_scene(library, 11, seed=5), pose_at(0.0, 0.0), 24)
+    assert one.rgb.tobytes() == two.rgb.tobytes()
+    assert one.s.tobytes() == two.s.tobytes()
+    others = [sample_scene(library, 11, seed=6), sample_scene(library, 11, seed=5, purpose="evaluation")]
+    assert all(render_scene(each, pose_at(0.0, 0.0), 24).rgb.tobytes() != one.rgb.tobytes() for each in others)
+
+
+def test_a_view_from_elsewhere_is_what_exact_depth_says(library: Library):
+    """Points of the main picture, carried into another camera, have the disparity that is seen there, or are hidden."""
+    size, agree, total = 96, 0, 0
+    for index in range(6):
+        scene = sample_scene(library, index, seed=8)
+        pose = pose_at(12.0, 6.0)
+        main, other = (render_scene(scene, each, size).s for each in (pose_at(0.0, 0.0), pose))
+        focal = 0.5 * size / np.tan(0.5 * scene.fov_rad)
+        y, x = np.mgrid[0:size, 0:size] + 0.5
+        nearness = main * (1 / NEAR - 1 / FAR) + 1 / FAR
+        z = 1.0 / nearness
+        points = np.stack([(x - size / 2) / focal * z, (y - size / 2) / focal * z, z - 3.0], -1)[main > 0.002]
+        there = (points - pose[:3, 3]) @ pose[:3, :3]
+        column, row = (np.floor(there[:, i] / there[:, 2] * focal + size / 2).astype(int) for i in (0, 1))
+        inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
+        s = (1 / there[inside, 2] - 1 / FAR) / (1 / NEAR - 1 / FAR)
+        seen = other[row[inside], column[inside]]
+        assert (seen > s - 0.08).mean() > 0.97  # nothing is seen behind what must be there
+        agree += (np.abs(seen - s) < 0.01).sum()
+        total += inside.sum()
+    assert agree > 0.75 * total
+
+
+def test_classes_are_drawn_evenly_and_shapes_before_coats(tmp_path: Path):
+    names = ("few", "many")
+    models = [Asset("few/0.glb", 0, "", "0"), Asset("many/odd.glb", 1, "", "odd")]
+    models += [Asset(f"many/{i}.glb", 1, "", "coat") for i in range(40)]
+    library, dice = Library(Assets(tmp_path, names, tuple(models), ()), None), Dice(0, "test", 0)
+    drawn = Counter(library.pick(dice)[1] for _ in range(2000))
+    assert abs(drawn[0] - 1000) < 100
+    assert abs(drawn[1] - 500) < 80
+
+
+def test_a_model_that_changed_is_named(library: Library, tmp_path: Path):
+    write_box(tmp_path / "a" / "0.glb", (1.0, 1.0, 1.0))
+    changed = Library(Assets(tmp_path, ("a",), (Asset("a/0.glb", 0, "0" * 64, ""),), ()), None)
+    with pytest.raises(DataError, match="changed"):
+        changed.model(0)
+
+
+def test_models_stand_on_their_lowest_point_or_are_buried(tmp_path: Path):
+    write_box(tmp_path / "box.glb", (1.0, 2.0, 1.0), up=0.7)
+    model = read_model(tmp_path / "box.glb", tmp_path).model
+    flat = model.corners.reshape(-1, 3)
+    np.testing.assert_allclose(flat.min(0), [-0.25, -1.0, -0.25], atol=1e-6)  # y is down: the base is at 0
+    np.testing.assert_allclose(flat.max(0), [0.25, 0.0, 0.25], atol=1e-6)
+    # Walls without a floor, a third of them below the ground: a foundation.
+    box = trimesh.creation.box((2.0, 3.0, 2.0))
+    box.apply_translation([0.0, 0.5, 0.0])
+    box.update_faces(box.face_normals[:, 1] > -0.5)
+    box.visual.face_colors = [200, 20, 20, 255]
+    (tmp_path / "walls.ply").write_bytes(box.export(file_type="ply"))
+    walls = read_model(tmp_path / "walls.ply", tmp_path).model.corners[..., 1]
+    assert walls.max() == pytest.approx(1.0 / 3.0)
+    assert walls.min() == pytest.approx(-2.0 / 3.0)

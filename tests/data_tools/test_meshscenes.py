@@ -1,0 +1,175 @@
+"""Shards of mesh scenes: bytes, rejects, interruptions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from data_tools.depth_labels import label_exact
+from data_tools.meshassets import Survey, survey_assets
+from data_tools.meshscenes import SceneOptions, prepare_meshscenes
+from data_tools.part import Part
+from data_tools.verify import verify_folder
+from vq3dcli.data.loader import TrainingLoader
+from vq3dcli.data.shards import ShardFolder
+from vq3dcli.errors import DataError, InputMissingError, UsageError
+
+OPTIONS = SceneOptions(count=7, size=16, seed=4, shard_size=3)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def write_sphere(path: Path, *, size: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> None:
+    ball = trimesh.creation.icosphere(2)
+    ball.apply_scale(size)
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (8, 8, 3)).astype(np.uint8))
+    material = trimesh.visual.material.PBRMaterial(baseColorTexture=image)
+    ball.visual = trimesh.visual.TextureVisuals(uv=ball.vertices[:, :2], material=material)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(ball.export(file_type="glb"))
+
+
+OBJ = "mtllib {mtl}\nusemtl m\nv 0 0 0\nv 1 0 0\nv 1 1 0\nvt 0 0\nvt 1 0\nvt 1 1\nf 1/1 2/2 3/3\n"
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    root = tmp_path / "models"
+    write_sphere(root / "ball" / "round.glb")
+    write_sphere(root / "egg" / "long.glb", size=(1.0, 2.0, 1.0))
+    (root / "egg" / "triangle.obj").write_text(OBJ.format(mtl="triangle.mtl"))
+    (root / "egg" / "triangle.mtl").write_text("newmtl m\nmap_Kd skin.png\n")
+    Image.new("RGB", (4, 4), (200, 10, 10)).save(root / "egg" / "skin.png")
+    (root / "textures").mkdir()
+    Image.new("RGB", (40, 30), (10, 200, 10)).save(root / "textures" / "grass.jpg")
+    return root
+
+
+def add_bad(root: Path) -> dict[str, str]:
+    """Files that are no models, with what is said about them."""
+    folder = root / "bad"
+    folder.mkdir()
+    Image.new("RGB", (4, 4)).save(root.parent / "secret.png")
+    (folder / "text.glb").write_text("no model")
+    (folder / "cut.glb").write_bytes((root / "ball" / "round.glb").read_bytes()[:900])
+    (folder / "missing.obj").write_text(OBJ.format(mtl="missing.mtl"))
+    (folder / "outside.obj").write_text(OBJ.format(mtl="outside.mtl"))
+    (folder / "outside.mtl").write_text("newmtl m\nmap_Kd ../../secret.png\n")
+    (folder / "absolute.obj").write_text(OBJ.format(mtl="absolute.mtl"))
+    (folder / "absolute.mtl").write_text(f"newmtl m\nmap_Kd {root.parent / 'secret.png'}\n")
+    (folder / "skinless.obj").write_text(OBJ.format(mtl="skinless.mtl"))
+    (folder / "skinless.mtl").write_text("newmtl m\nmap_Kd gone.png\n")
+    trimesh.creation.box().export(folder / "grey.ply")
+    (folder / "nan.obj").write_text("v 0 0 0 1 0 0\nv nan 0 0 1 0 0\nv 1 1 0 1 0 0\nf 1 2 3\n")
+    (folder / "points.ply").write_bytes(trimesh.PointCloud([[0, 0, 0], [1, 1, 1]]).export(file_type="ply"))
+    (folder / "flat.obj").write_text("v 1 1 1 1 0 0\nv 1 1 1 1 0 0\nv 1 1 1 1 0 0\nf 1 2 3\n")
+    (folder / "link.glb").symlink_to(root.parent / "elsewhere.glb")
+    write_sphere(root.parent / "elsewhere.glb")
+    return {
+        "bad/text.glb": "cannot be read",
+        "bad/cut.glb": "cannot be read",
+        "bad/missing.obj": "missing file: missing.mtl",
+        "bad/outside.obj": "outside of the folder: ../../secret.png",
+        "bad/absolute.obj": "outside of the folder",
+        "bad/skinless.obj": "missing file: gone.png",
+        "bad/grey.ply": "no texture and no colour",
+        "bad/nan.obj": "no numbers",
+        "bad/points.ply": "no triangles",
+        "bad/flat.obj": "without extent",
+        "bad/link.glb": "outside of the folder",
+    }
+
+
+def survey(root: Path) -> Survey:
+    return survey_assets(root, leave_out=root.parent / "out", workers=1)
+
+
+def test_what_is_found(models: Path):
+    found = survey(models)
+    assert found.assets.class_names == ("ball", "egg")
+    assert [asset.path for asset in found.assets.models] == ["ball/round.glb", "egg/long.glb", "egg/triangle.obj"]
+    assert len({asset.shape for asset in found.assets.models}) == 3
+    assert [path for path, _ in found.assets.grounds] == ["textures/grass.jpg"]
+    # A model's own textures are no grounds, wherever they lie, and are part of its hash.
+    before = {asset.path: asset.sha256 for asset in found.assets.models}
+    Image.new("RGB", (4, 4), (201, 10, 10)).save(models / "egg" / "skin.png")
+    after = {asset.path: asset.sha256 for asset in survey(models).assets.models}
+    assert [path for path in before if before[path] != after[path]] == ["egg/triangle.obj"]
+
+
+def test_a_flat_folder_is_one_class(models: Path):
+    found = survey(models / "egg")
+    assert found.assets.class_names == ("egg",)
+    with pytest.raises(InputMissingError, match="no models"):
+        survey_assets(models / "textures", leave_out=models)
+
+
+def test_bad_models_are_rejects_with_a_reason(models: Path, tmp_path: Path):
+    reasons = add_bad(models)
+    found = survey(models)
+    said = {reject.path: reject.reason for reject in found.rejects}
+    assert set(said) == set(reasons)
+    for path, reason in reasons.items():
+        assert reason in said[path], path
+    assert "bad" not in found.assets.class_names
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match="11 of 15 files are bad"):
+        prepare_meshscenes(found, out, OPTIONS)
+    lines = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
+    assert {line["path"] for line in lines} == set(reasons)
+    manifest = prepare_meshscenes(found, out, OPTIONS, max_bad=0.9)
+    assert manifest is not None
+    assert (manifest.num_samples, manifest.num_rejects) == (7, 11)
+    assert verify_folder(out).problems == []
+
+
+def test_equal_bytes_by_any_number_of_processes_parts_and_interruptions(models: Path, tmp_path: Path):
+    found = survey(models)
+    whole = tmp_path / "whole"
+    prepare_meshscenes(found, whole, OPTIONS)
+    expected = contents(whole)
+    prepare_meshscenes(found, tmp_path / "two", OPTIONS, workers=2)
+    assert contents(tmp_path / "two") == expected
+    for index in (1, 0):
+        prepare_meshscenes(found, tmp_path / "parts", OPTIONS, part=Part(index, 2))
+    assert contents(tmp_path / "parts") == expected
+    for name in ("manifest.json", "shard-000001.tar", "SHA256SUMS"):
+        (whole / name).unlink()
+    times = {path: path.stat().st_mtime_ns for path in whole.glob("*.tar")}
+    prepare_meshscenes(found, whole, OPTIONS)
+    assert contents(whole) == expected
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    manifest = ShardFolder(whole).manifest
+    assert manifest.options["assets"] == {asset.path: asset.sha256 for asset in found.assets.models}
+    # Scenes do not depend on how many there are, nor on the shards.
+    more = SceneOptions(count=9, size=16, seed=4, shard_size=5)
+    prepare_meshscenes(found, tmp_path / "more", more)
+    one, other = ShardFolder(whole), ShardFolder(tmp_path / "more")
+    assert [one.read(i) for i in range(7)] == [other.read(i) for i in range(7)]
+
+
+def test_other_models_are_another_data_set(models: Path, tmp_path: Path):
+    prepare_meshscenes(survey(models), tmp_path / "out", OPTIONS)
+    write_sphere(models / "egg" / "another.glb", size=(1.0, 3.0, 1.0))
+    with pytest.raises(UsageError, match="assets"):
+        prepare_meshscenes(survey(models), tmp_path / "out", OPTIONS)
+
+
+def test_training_reads_them_with_exact_labels(models: Path, tmp_path: Path):
+    options = SceneOptions(count=4, size=16, seed=4, varied=True)
+    prepare_meshscenes(survey(models), tmp_path / "out", options)
+    label_exact(tmp_path / "out")
+    loader = TrainingLoader([tmp_path / "out"], batch_size=4, size=16, seed=0, flip=False, crop=False)
+    batch = loader.batch_at(0)
+    assert batch.label_kind.tolist() == [1] * 4 or len(set(batch.label_kind.tolist())) == 1
+    assert loader.num_labelled == 4
+    info = json.loads(ShardFolder(tmp_path / "out").read(0)["json"])
+    assert info["kind"] == "metric"
+    assert 26.0 <= info["fov_deg"] <= 72.0

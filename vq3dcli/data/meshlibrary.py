@@ -1,0 +1,212 @@
+"""What mesh scenes are made of: models by class and shape, and pictures for grounds and walls."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from vq3dcli.data.images import decode_square, read_file
+from vq3dcli.data.meshmodels import Model, Texture, make_texture, read_model
+from vq3dcli.data.meshraster import Bytes, Textures
+from vq3dcli.data.toyphotos import SIDE_PX, PhotoBank
+from vq3dcli.data.toytextures import NUM_TEXTURE_DRAWS, between, paint, with_ray_axis
+from vq3dcli.data.toytextures import make_texture as make_waves
+from vq3dcli.errors import DataError
+from vq3dcli.files import sha256_bytes
+from vq3dcli.seeding import uniform
+
+_CACHE_BYTES = 1 << 30
+_DRAWS_AT_ONCE = 512
+_WAVES_PX = 128
+
+
+class Dice:
+    """Random numbers of one scene, one after the other: a pure function of (seed, name, index)."""
+
+    def __init__(self, seed: int, name: str, index: int) -> None:
+        self._seed, self._name, self._index = seed, name, index
+        self._numbers: list[float] = []
+        self._blocks = 0
+
+    def many(self, count: int) -> list[float]:
+        """Numbers in [0, 1)."""
+        return [self() for _ in range(count)]
+
+    def __call__(self, low: float = 0.0, high: float = 1.0) -> float:
+        """A number from `low` to `high`."""
+        if not self._numbers:
+            name = f"{self._name}/{self._blocks}"
+            block = uniform(self._seed, name, torch.tensor([self._index]), _DRAWS_AT_ONCE)[0]
+            self._numbers = block.tolist()[::-1]
+            self._blocks += 1
+        return low + (high - low) * self._numbers.pop()
+
+    def chance(self, share: float) -> bool:
+        """True in `share` of all cases."""
+        return self() < share
+
+    def number(self, count: int) -> int:
+        """A number from 0 to `count` - 1."""
+        return min(int(self() * count), count - 1)
+
+    def bell(self) -> float:
+        """A number around 0 with deviation 1, at most 3."""
+        return 2.0 * (self() + self() + self() - 1.5)
+
+
+class Asset(NamedTuple):
+    """A model: its path below the root, its class, the hash of its files, and what models of its shape share."""
+
+    path: str
+    class_index: int
+    sha256: str
+    shape: str
+
+
+@dataclass(frozen=True)
+class Assets:
+    """What a folder holds.
+
+    Attributes:
+        root: The folder.
+        class_names: By class index.
+        models: In the order of their paths.
+        grounds: Paths of pictures for grounds and walls, and their hashes.
+    """
+
+    root: Path
+    class_names: tuple[str, ...]
+    models: tuple[Asset, ...]
+    grounds: tuple[tuple[str, str], ...]
+
+
+class Library:
+    """Models and pictures, read when they are first needed and kept while there is room.
+
+    Args:
+        assets: What there is.
+        photos: For surfaces and skies, or None.
+
+    Raises:
+        DataError: From its methods, where a file has changed since the folder was looked through.
+    """
+
+    def __init__(self, assets: Assets, photos: PhotoBank | None) -> None:
+        self.assets, self.photos = assets, photos
+        self._shapes: list[list[list[int]]] = []
+        for class_index in range(len(assets.class_names)):
+            coats: dict[str, list[int]] = {}
+            for number, asset in enumerate(assets.models):
+                if asset.class_index == class_index:
+                    coats.setdefault(asset.shape, []).append(number)
+            self._shapes.append(list(coats.values()))
+        self._models: OrderedDict[int, Model] = OrderedDict()
+        self._held_bytes = 0
+        self._grounds: dict[int, Texture] = {}
+        self._photos: dict[int, Texture] = {}
+
+    def pick(self, dice: Dice, class_index: int | None = None) -> tuple[int, int]:
+        """Class and number of a model: every class as often, in it every shape, then any coat of that shape."""
+        drawn = dice.number(len(self._shapes))
+        shapes = self._shapes[drawn if class_index is None else class_index]
+        coats = shapes[dice.number(len(shapes))]
+        return drawn if class_index is None else class_index, coats[dice.number(len(coats))]
+
+    def model(self, number: int) -> Model:
+        """A model of `assets.models`."""
+        if number in self._models:
+            self._models.move_to_end(number)
+            return self._models[number]
+        asset = self.assets.models[number]
+        read = read_model(self.assets.root / asset.path, self.assets.root)
+        if read.sha256 != asset.sha256:
+            raise _changed(self.assets.root / asset.path)
+        self._models[number] = read.model
+        self._held_bytes += read.model.num_bytes
+        while self._held_bytes > _CACHE_BYTES and len(self._models) > 1:
+            self._held_bytes -= self._models.popitem(last=False)[1].num_bytes
+        return read.model
+
+    def surface(self, dice: Dice) -> Texture:
+        """What a ground or a wall shows: one of the folder's pictures, a photo, or a procedure's pattern."""
+        kind, pattern = dice(), dice.many(NUM_TEXTURE_DRAWS + 4)
+        grounds = 0.55 if self.assets.grounds else 0.0
+        photos = grounds + (1.0 - grounds) * 0.6 if self.photos is not None else grounds
+        if kind < grounds:
+            return self._ground(int(kind / grounds * len(self.assets.grounds)))
+        if kind < photos:
+            return self.photo(dice)
+        return _waves(pattern)
+
+    def photo(self, dice: Dice) -> Texture:
+        """A photo of the bank, which must be there."""
+        assert self.photos is not None
+        number = dice.number(len(self.photos))
+        if number not in self._photos:
+            texels = len(self.photos.texels) // len(self.photos)
+            rows = self.photos.texels[number * texels : (number + 1) * texels].numpy()
+            sizes = [(side, side) for side in (128, 64, 32, 16, 8)]
+            assert sizes[0][0] == SIDE_PX and sum(w * h for w, h in sizes) == texels
+            self._photos[number] = Texture(_opaque(rows), sizes, 0)
+        return self._photos[number]
+
+    def _ground(self, number: int) -> Texture:
+        if number not in self._grounds:
+            path, sha256 = self.assets.grounds[number]
+            data = read_file(self.assets.root / path)
+            if sha256_bytes(data) != sha256:
+                raise _changed(self.assets.root / path)
+            self._grounds[number] = make_texture(_opaque(read_picture(data, path).reshape(-1, 3)).reshape(256, 256, 4))
+        return self._grounds[number]
+
+
+def read_picture(data: bytes, name: str) -> Bytes:
+    """The middle square of a picture, uint8 `[256, 256, 3]`. Raises `DataError`."""
+    square = decode_square(data, 256, name=name, apply_orientation=True).image
+    return np.ascontiguousarray(square.permute(1, 2, 0).numpy())
+
+
+def _changed(path: Path) -> DataError:
+    return DataError(f"changed while scenes were made of it ({path})", remedy="the same command with --force")
+
+
+def _opaque(rgb: Bytes) -> Bytes:
+    return np.concatenate([rgb, np.full((len(rgb), 1), 255, np.uint8)], -1)
+
+
+def _waves(draws: Sequence[float]) -> Texture:
+    """A pattern of the toy scenes, from NUM_TEXTURE_DRAWS + 4 draws."""
+    numbers = [torch.tensor([number]) for number in draws]
+    hue, saturation, value, rate = numbers[NUM_TEXTURE_DRAWS:]
+    colour = (hue, saturation * saturation * 0.8, between(value, 0.3, 0.95))
+    shown = make_waves(
+        numbers[:NUM_TEXTURE_DRAWS], colour, hue_shift=(rate - 0.5) * 0.2, plain=0.3, frequency=(1.0, 9.0)
+    )
+    at = (torch.arange(_WAVES_PX) + 0.5) / _WAVES_PX
+    u, v = at.repeat(_WAVES_PX)[None], at.repeat_interleave(_WAVES_PX)[None]
+    rgb = torch.stack(paint(with_ray_axis(shown), u, v), -1)[0]
+    texels = (rgb * 255.0 + 0.5).clamp(0.0, 255.0).to(torch.uint8).numpy()
+    return make_texture(_opaque(texels).reshape(_WAVES_PX, _WAVES_PX, 4))
+
+
+def gather_textures(textures: Sequence[Texture], mirrored: Sequence[bool]) -> Textures:
+    """The textures of a scene in one table, in the same order."""
+    most = max([len(texture.sizes) for texture in textures], default=1)
+    shape = (max(1, len(textures)), most)
+    first, width, height = (np.full(shape, 1 if i else 0, np.int32) for i in range(3))
+    levels, cutoff = np.ones(shape[0], np.int32), np.zeros(shape[0], np.int32)
+    start = 0
+    for number, texture in enumerate(textures):
+        levels[number], cutoff[number] = len(texture.sizes), texture.cutoff
+        for level, (wide, high) in enumerate(texture.sizes):
+            first[number, level], width[number, level], height[number, level] = start, wide, high
+            start += wide * high
+    texels = [texture.texels for texture in textures] or [np.zeros((1, 4), np.uint8)]
+    flags = np.array([*mirrored, *([False] * (shape[0] - len(mirrored)))], np.uint8)
+    return Textures(np.concatenate(texels), first, width, height, levels, cutoff, flags)
