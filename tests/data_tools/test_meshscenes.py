@@ -67,7 +67,10 @@ def add_bad(root: Path) -> dict[str, str]:
     (folder / "skinless.obj").write_text(OBJ.format(mtl="skinless.mtl"))
     (folder / "skinless.mtl").write_text("newmtl m\nmap_Kd gone.png\n")
     trimesh.creation.box().export(folder / "grey.ply")
-    (folder / "nan.obj").write_text("v 0 0 0 1 0 0\nv nan 0 0 1 0 0\nv 1 1 0 1 0 0\nf 1 2 3\n")
+    data = (root / "ball" / "round.glb").read_bytes()
+    top = np.array([0.0, 0.0, 1.0], np.float32).tobytes()
+    assert top in data
+    (folder / "nan.glb").write_bytes(data.replace(top, np.full(3, np.nan, np.float32).tobytes()))
     (folder / "points.ply").write_bytes(trimesh.PointCloud([[0, 0, 0], [1, 1, 1]]).export(file_type="ply"))
     (folder / "flat.obj").write_text("v 1 1 1 1 0 0\nv 1 1 1 1 0 0\nv 1 1 1 1 0 0\nf 1 2 3\n")
     (folder / "link.glb").symlink_to(root.parent / "elsewhere.glb")
@@ -80,7 +83,7 @@ def add_bad(root: Path) -> dict[str, str]:
         "bad/absolute.obj": "outside of the folder",
         "bad/skinless.obj": "missing file: gone.png",
         "bad/grey.ply": "no texture and no colour",
-        "bad/nan.obj": "no numbers",
+        "bad/nan.glb": "no numbers",
         "bad/points.ply": "no triangles",
         "bad/flat.obj": "without extent",
         "bad/link.glb": "outside of the folder",
