@@ -25,7 +25,11 @@ COMMANDS = (
     ("doctor", "doctor", "Say what works on this machine, what is missing, and what to do about it."),
     ("demo", "demo", "Turn a photo and toy scenes into videos with the embedded weights, and sample new scenes."),
     ("quickstart", "quickstart", "Run the whole pipeline at toy scale, from toy scenes to videos and a report."),
-    ("prepare-data", "prepare_data", "Make shards of ImageNet, CompCars, a folder of images, or toy scenes."),
+    (
+        "prepare-data",
+        "prepare_data",
+        "Make shards of ImageNet, CompCars, a folder of images, toy scenes, or scenes of meshes.",
+    ),
     ("depth-labels", "depth_labels", "Write disparity labels beside the shards."),
     ("inspect", "inspect", "Say what shards, tokens or weights hold, and whether they are whole."),
     ("train-stage1", "train_stage1", "Train the autoencoder whose decoder emits a NeRF; run it again to continue."),
