@@ -17,6 +17,8 @@ from vq3dcli.files import check_kind, json_value, remove_leftovers, write_bytes,
 from vq3dcli.locks import LOCK_NAME, busy_error, lock_folder, open_lock, try_lock
 
 _PART_LOCK = re.compile(r"\.part-\d+-of-\d+\.lock")
+# Others have manifests, sums and tars called shard-000000, too.
+_ONLY_OURS = (".index.json", ".u16", ".i32")
 _WAIT_SECONDS = 60.0
 _TURN_SECONDS = 0.2
 # A name that goes with the locks of the parts.
@@ -33,8 +35,8 @@ def claim_folder(out: Path, plan: bytes, *, ours: re.Pattern[str], force: bool) 
         force: Delete what was made with another plan of the same kind.
 
     Raises:
-        UsageError: The folder was made with another plan, and `force` is not given, the plan is of another kind, or the
-            folder is another command's.
+        UsageError: The folder was made with another plan, and `force` is not given; it is another command's; or it
+            holds such names without a plan, or with one of another kind.
         OutputError, StorageError: It cannot be written.
     """
     check_kind(out, PLAN_NAME)
@@ -44,7 +46,12 @@ def claim_folder(out: Path, plan: bytes, *, ours: re.Pattern[str], force: bool) 
         old = (out / PLAN_NAME).read_bytes() if PLAN_NAME in found else None
         if old == plan:
             return
-        if _of_another_kind(old, plan):
+        if found and old is None:
+            raise UsageError(
+                f"holds {min(found)}, which this command did not make, or its plan.json is missing ({out})",
+                remedy="another folder",
+            )
+        if _of_another_kind(old, plan, found):
             raise UsageError(f"holds something else, or is of another version ({out})", remedy="another folder")
         if found and not force:
             raise UsageError(
@@ -58,16 +65,18 @@ def claim_folder(out: Path, plan: bytes, *, ours: re.Pattern[str], force: bool) 
     write_bytes(out / PLAN_NAME, plan)
 
 
-def _of_another_kind(old: bytes | None, new: bytes) -> bool:
-    """Whether two plans have few keys in common: a command never deletes what another one made.
+def _of_another_kind(old: bytes | None, new: bytes, found: list[str]) -> bool:
+    """Whether two plans have few keys in common: a command never deletes what another one, or a user, made.
 
-    A damaged plan has no kind.
+    A damaged plan is one of ours where it lies beside what only we write.
     """
-    try:
-        before, after = json_value(old or b""), json_value(new)
-    except ValueError:
+    if old is None:
         return False
-    return isinstance(before, dict) and 2 * len(before.keys() & after.keys()) < len(before.keys() | after.keys())
+    try:
+        before, after = json_value(old), json_value(new)
+    except ValueError:
+        return not any(name.endswith(_ONLY_OURS) for name in found)
+    return not isinstance(before, dict) or 2 * len(before.keys() & after.keys()) < len(before.keys() | after.keys())
 
 
 @contextlib.contextmanager

@@ -55,14 +55,14 @@ def _tail(reader: Reader, entry: Entry) -> bytes | None:
         span = Span(entry.place.file, entry.place.offset + entry.place.size - size, size)
     try:
         return reader.read(span)
-    except InputMissingError:
+    except (DataError, InputMissingError):
         return None
 
 
 def _digest(reader: Reader, place: Place) -> bytes | None:
     try:
         return hashlib.sha256(reader.read(place)).digest()
-    except InputMissingError:
+    except (DataError, InputMissingError):
         return None
 
 

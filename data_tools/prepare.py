@@ -177,7 +177,7 @@ def image_job(preset: Preset, source: Source, options: Options, *, max_bad: floa
         "orientation": "applied" if turned else "ignored",
         "shard_size": options.shard_size,
         "source_files": len(source.entries),
-        "source_sha256": _listing_sha256(source.entries, names_only=preset == "folder"),
+        "source_sha256": _listing_sha256(source.entries),
         **({"dedup": True} if options.dedup else {}),
         **({"box_margin": options.box_margin} if preset == "compcars" else {}),
     }
@@ -238,14 +238,9 @@ def _readable(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _listing_sha256(entries: list[Entry], *, names_only: bool) -> str:
-    """Changes when a file is added, removed, renamed or resized; then the shards' ranges mean other files.
-
-    Args:
-        names_only: Classes follow from the paths, so they need not be hashed.
-    """
+def _listing_sha256(entries: list[Entry]) -> str:
+    """Changes when a file is added, removed, renamed, resized or labelled; then the shards' ranges mean other files."""
     digest = hashlib.sha256()
     for entry in entries:
-        facts = [] if names_only else [entry.class_index, entry.reject, entry.box, entry.info]
-        digest.update(compact_json([entry.path, entry.size, *facts]))
+        digest.update(compact_json([entry.path, entry.size, entry.class_index, entry.reject, entry.box, entry.info]))
     return digest.hexdigest()

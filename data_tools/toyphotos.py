@@ -18,7 +18,7 @@ from vq3dcli.data.images import decode_square
 from vq3dcli.data.schema import MANIFEST_NAME
 from vq3dcli.data.shards import ShardFolder
 from vq3dcli.data.toyphotos import SIDE_PX, PhotoBank
-from vq3dcli.errors import DataError, UsageError
+from vq3dcli.errors import DataError, InputMissingError, UsageError
 
 MAX_PHOTOS = 2000  # 130 MB of texels
 
@@ -69,7 +69,7 @@ def _of_files(path: Path, leave_out: Path) -> list[Callable[[], Tensor | None]]:
         try:
             with Reader() as reader:
                 return _square(reader.read(entry.place), entry.path, turned=True)
-        except DataError:
+        except (DataError, InputMissingError):  # also a link to nowhere
             return None
 
     entries = folder_source(path, leave_out=leave_out, classes="none").entries

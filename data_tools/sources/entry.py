@@ -54,6 +54,15 @@ class Box(NamedTuple):
     bottom: int
 
 
+# Folders that network storage, Windows and archivers put beside the user's.
+_SYSTEM_FOLDERS = {"@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__macosx"}
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of a path is hidden, or of a folder that no user made."""
+    return (name.startswith(".") and name not in (".", "..")) or name.lower() in _SYSTEM_FOLDERS
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One image of a source, at one position.

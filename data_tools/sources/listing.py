@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data_tools.sources.entry import FilePlace, Found
+from data_tools.sources.entry import FilePlace, Found, is_hidden
 from data_tools.sources.tars import is_tar_name, list_tar
 from vq3dcli.errors import InputMissingError, StorageError
+
+_log = logging.getLogger(__name__)
 
 
 def list_source(
@@ -43,14 +46,16 @@ def list_folder(source: Path, *, leave_out: Path) -> list[Found]:
         raise InputMissingError(f"no such folder ({source})", remedy="check the path")
     if not source.is_dir():
         raise InputMissingError(f"not a folder ({source})", remedy="the folder that holds the images")
-    return sorted(_walk(os.fspath(source), "", {os.path.realpath(leave_out)}))
+    return sorted(_walk(os.fspath(source), "", {os.path.realpath(leave_out): ""}))
 
 
-def _walk(folder: str, prefix: str, visited: set[str]) -> Iterator[Found]:
+def _walk(folder: str, prefix: str, visited: dict[str, str]) -> Iterator[Found]:
     real = os.path.realpath(folder)
     if real in visited:
+        if visited[real]:
+            _log.warning("a link to a folder that is there already is passed over (%s is %s)", folder, visited[real])
         return
-    visited.add(real)
+    visited[real] = folder
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
     except PermissionError as error:
@@ -58,7 +63,7 @@ def _walk(folder: str, prefix: str, visited: set[str]) -> Iterator[Found]:
     except OSError as error:
         raise StorageError(f"cannot list folder ({folder}): {error.strerror}", remedy="check the disk") from error
     for entry in entries:
-        if entry.name.startswith("."):
+        if is_hidden(entry.name):
             continue
         path = f"{prefix}{_printable(entry.name)}"
         if entry.is_dir():

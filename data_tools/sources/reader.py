@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 
 from data_tools.sources.entry import FilePlace, Place, Row, Span
-from vq3dcli.data.images import read_file
-from vq3dcli.errors import InputMissingError, StorageError
+from vq3dcli.data.images import MAX_FILE_BYTES, read_file
+from vq3dcli.errors import DataError, InputMissingError, StorageError
 from vq3dcli.files import read_error
 
 _MAX_OPEN_FILES = 32
@@ -38,6 +38,7 @@ class Reader:
 
         Raises:
             InputMissingError: There is nothing.
+            DataError: More than `MAX_FILE_BYTES`.
             StorageError: Reading failed, or an archive is shorter than it was when it was listed.
         """
         if isinstance(place, FilePlace):
@@ -47,6 +48,8 @@ class Reader:
         return self._read_row(place)
 
     def _read_span(self, span: Span) -> bytes:
+        if span.size > MAX_FILE_BYTES:
+            raise DataError(f"more than {MAX_FILE_BYTES >> 20} MiB ({span.file})", remedy="a single image")
         try:
             if span.file not in self._files:
                 self._files[span.file] = os.open(span.file, os.O_RDONLY)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from data_tools.sources.entry import Found, Span
+from data_tools.sources.entry import Found, Span, is_hidden
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import read_error
 
@@ -65,7 +65,7 @@ def _members(file: BinaryIO, archive: str, start: int, size: int, prefix: str, s
             after = tar.offset
             tar.members.clear()  # type: ignore[attr-defined] # else a million headers stay in memory
             name = _clean(member.name)
-            if member.isdir() or any(part.startswith(".") and part not in (".", "..") for part in name.split("/")):
+            if member.isdir() or any(map(is_hidden, name.split("/"))):
                 continue
             path, offset = f"{prefix}{name}", start + member.offset_data
             if not member.isreg() or member.issparse():

@@ -72,7 +72,7 @@ def test_classes_can_be_chosen(tmp_path: Path):
     picture(source / "a.png")
     picture(source / "x" / "b.png")
     prepare_folder(source, tmp_path / "auto", max_bad=0.5)
-    assert rejects(tmp_path / "auto") == {"a.png": "lies beside the class folders, so it has no class"}
+    assert rejects(tmp_path / "auto") == {"a.png": "lies beside the class folders, so it has no class (--classes none)"}
     assert prepare_folder(source, tmp_path / "none", classes="none").class_names == ["all"]
     assert sources(tmp_path / "none") == ["a.png", "x/b.png"]
 
@@ -115,17 +115,18 @@ def test_every_file_is_kept_or_has_a_reason(tmp_path: Path):
     (source / "a" / "page.jpg").write_text("<html></html>")
     (source / "a" / "nowhere.jpg").symlink_to("nothing")
     (source / "a" / ".DS_Store").write_bytes(b"hidden")
-    (source / "a" / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"x")
+    (source / "a" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
     (source / ".git").mkdir()
     picture(source / ".git" / "hidden.png")
+    (source / "odd").write_text("hello")
     (source / "README").write_text("hello")
     os.mkfifo(source / "a" / "pipe.jpg")
     manifest = prepare_folder(source, out, max_bad=1.0)
     assert sources(out) == ["a/good.jpg", "a/linked.jpg", "a/png named jpg.jpg"]
     found = rejects(out)
     assert set(found) == {
-        "README",
-        "a/caf\\xe9.txt",
+        "odd",
+        "a/caf\\xe9.jpg",
         "a/cut.jpg",
         "a/empty.jpg",
         "a/nowhere.jpg",
@@ -181,7 +182,7 @@ def test_sources_that_are_not_there(tmp_path: Path):
 def test_a_folder_without_images_names_the_list_of_rejects(tmp_path: Path):
     (tmp_path / "src").mkdir()
     for i in range(3):
-        (tmp_path / "src" / f"{i}.txt").write_text("text")
+        (tmp_path / "src" / f"{i}.jpg").write_text("text")
     with pytest.raises(DataError, match=r"3 of 3 files are bad.*rejects\.jsonl"):
         prepare_folder(tmp_path / "src", tmp_path / "out")
     assert len(rejects(tmp_path / "out")) == 3

@@ -120,9 +120,27 @@ def test_other_options_are_refused_unless_forced(tmp_path: Path):
     assert ShardFolder(tmp_path).num_samples == 8
     assert not (tmp_path / "shard-000002.tar").exists()
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    (tmp_path / "plan.json").unlink()
-    with pytest.raises(UsageError, match=r"plan\.json is missing"):
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(UsageError, match=r"plan\.json is missing or damaged"):
         write(tmp_path, job(9))
+    write(tmp_path, job(9), force=True)
+    (tmp_path / "plan.json").unlink()
+    for force in (False, True):
+        with pytest.raises(UsageError, match=r"plan\.json is missing"):
+            write(tmp_path, job(9), force=force)
+
+
+@pytest.mark.parametrize("plan", [None, "[1, 2]", "not JSON", '{"resources": []}'])
+def test_files_of_others_are_never_deleted(tmp_path: Path, plan: str | None):
+    for name in ("SHA256SUMS", "manifest.json", "rejects.jsonl", "shard-000000.tar"):
+        (tmp_path / name).write_text("mine")
+    if plan is not None:
+        (tmp_path / "plan.json").write_text(plan)
+    before = contents_of_files(tmp_path)
+    for force in (False, True):
+        with pytest.raises(UsageError):
+            write(tmp_path, job(9), force=force)
+        assert {**contents_of_files(tmp_path), ".lock": b""} == {**before, ".lock": b""}
 
 
 def contents_of_files(folder: Path) -> dict[str, bytes]:

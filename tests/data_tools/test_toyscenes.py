@@ -79,6 +79,7 @@ def photos_in(folder: Path, *, value: int = 90) -> Path:
         picture[number, :, ::4] = 200
         (folder / f"{number}.png").write_bytes(encode_png(picture))
     (folder / "note.txt").write_text("no photo")
+    (folder / "nowhere.png").symlink_to("nothing")
     return folder
 
 
@@ -104,7 +105,7 @@ def test_varied_scenes_with_photos_are_another_data_set(tmp_path: Path):
 
 def test_photos_of_shards_and_of_the_folder_they_were_made_of(tmp_path: Path):
     source = photos_in(tmp_path / "photos")
-    (source / "note.txt").unlink()
+    (source / "nowhere.png").unlink()
     prepare("folder", open_source("folder", source, tmp_path / "out"), tmp_path / "out", Options(128))
     assert len(read_photo_bank(tmp_path / "out", leave_out=tmp_path)) == 3
     with pytest.raises(InputMissingError):

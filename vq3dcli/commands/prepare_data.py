@@ -26,8 +26,8 @@ def command(
         list[str],
         typer.Argument(
             metavar="SRC",
-            help="A folder or a tar of images, Parquet files, `toyscenes`, or `meshscenes` and a folder of meshes; "
-            "a folder of such a name is ./toyscenes.",
+            help="A folder or a tar of images, webdataset tars, Parquet files, `toyscenes`, or `meshscenes` and a "
+            "folder of meshes; a folder of such a name is ./toyscenes.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")],
@@ -39,7 +39,8 @@ def command(
         float, typer.Option("--margin", min=1.0, max=2.0, help="Stored side over --size; 1.125 leaves room for crops.")
     ] = 1.0,
     classes: Annotated[
-        Literal["auto", "folders", "none"], typer.Option("--classes", help="Whether the top-level folders are classes.")
+        Literal["auto", "folders", "none"],
+        typer.Option("--classes", help="What a class is; auto: labels beside the images, else folders."),
     ] = "auto",
     split: Annotated[
         Literal["auto", "train", "val", "test"],
