@@ -30,7 +30,8 @@ from vq3dcli.data.schema import (
 )
 from vq3dcli.data.shards import decode_disparity
 from vq3dcli.errors import DataError, InputMissingError
-from vq3dcli.files import json_value, read_error, sha256_bytes, sha256_file
+from vq3dcli.files import read_error, sha256_bytes, sha256_file
+from vq3dcli.sealed import parse_json
 
 _SUMS_LINE = re.compile(r"([0-9a-f]{64})  ([^/\n]+)")
 _SHARD_FILE = re.compile(r"shard-\d{6,}\.(tar|index\.json)")
@@ -246,9 +247,12 @@ class _Folder:
             references[name] = index.plan_sha256
         if not self._is_sound(PLAN_NAME, references) or not self.manifest:
             return
-        plan = json_value((self.path / PLAN_NAME).read_bytes())
-        plan.pop("format_version", None)
-        if plan != self.manifest.options:
+        try:
+            plan = parse_json((self.path / PLAN_NAME).read_bytes(), name=PLAN_NAME, remedy="")
+        except DataError as error:
+            self._problem(PLAN_NAME, error.message)
+            return
+        if {key: value for key, value in plan.items() if key != "format_version"} != self.manifest.options:
             self._problem(MANIFEST_NAME, "damaged: its options are not those of the plan")
 
     def _check_shards(self) -> None:

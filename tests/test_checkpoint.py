@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,3 +162,9 @@ def test_a_checkpoint_whose_average_is_not_finite_is_named(tmp_path: Path) -> No
     assert torch.equal(parts["weights"]["a"], whole)
     with pytest.raises(DataError, match=r"average\.safetensors.*not finite"):
         parts["average"]
+
+
+def test_loading_weights_does_not_import_the_compiler() -> None:
+    """It takes seconds, and loading draws no random numbers that would need it."""
+    code = "import sys; import vq3dcli; vq3dcli.load(); sys.exit('sympy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=100).returncode == 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from vq3dcli.errors import DataError, InputMissingError
-from vq3dcli.sealed import parse_json, read_sealed_json, write_sealed_json
+from vq3dcli.sealed import parse_json, parse_toml, read_sealed_json, write_sealed_json
 
 VALUE = {"a": "é", "b": [1.5, None, {"c": True}]}
 
@@ -34,6 +35,17 @@ def test_every_bit_and_every_cut_is_found(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(InputMissingError):
         read_sealed_json(path, what="record", remedy="r")
+
+
+@pytest.mark.parametrize(
+    "text", [".".join("a" * 10**5) + "=1", f"x = {'[' * 5000}", f"x = {'[' * 99}{']' * 99}", "x = 1" + "0" * 9999, "x"]
+)
+def test_toml_of_others_is_refused_at_once(text: str) -> None:
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match=r"\w"):
+        parse_toml(text)
+    assert time.perf_counter() - started < 2.0
+    assert parse_toml(f"a.b.c = [{'0.5, ' * 2000}]")["a"]["b"]["c"][-1] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,15 @@ from vq3dcli.files import sha256_file, sync_folder, write_error
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.sealed import read_sealed_json, write_sealed_json
-from vq3dcli.tensor_file import check_finite, check_tensors, first_not_finite, read_tensors, save_tensors, write_tensors
+from vq3dcli.tensor_file import (
+    check_finite,
+    check_tensors,
+    first_not_finite,
+    read_tensors,
+    save_tensors,
+    shapes_alone,
+    write_tensors,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -252,7 +260,7 @@ def filled(path: Path, tensors: dict[str, Tensor], layers: int, build: Callable[
     if layers > len(tensors):
         raise DataError(f"{misfit}: {layers} layers of {len(tensors)} tensors", remedy="another copy of the file")
     try:
-        with torch.device("meta"):
+        with shapes_alone():
             model = build()
     except (AssertionError, RuntimeError, ValueError, OverflowError) as error:
         raise DataError(f"weights of an impossible shape ({path}): {error}", remedy="another copy") from error

@@ -26,7 +26,7 @@ from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.field import FieldMLP, FieldModel
 from vq3dcli.model.scene import Scene, scene_from_codes
 from vq3dcli.rendering.space import ContractedSpace, FrustumSpace
-from vq3dcli.tensor_file import check_tensors, read_tensors, write_tensors
+from vq3dcli.tensor_file import check_tensors, read_tensors, shapes_alone, write_tensors
 
 FORMAT_VERSION = 1
 SUFFIX = ".vq3d.safetensors"
@@ -229,8 +229,7 @@ def _scene_of_planes(
     side = planes.shape[1]
     if not side or planes.shape != (3, side, side, shape.channels):
         raise DataError(f"damaged scene ({path}): planes of shape {list(planes.shape)}", remedy="another copy")
-    # Without memory until its shapes are known to be those of the file: a header may say anything.
-    with torch.device("meta"):
+    with shapes_alone():
         mlp = FieldMLP(shape.channels, shape.hidden, shape.layers)
     state = {_FIELD + name: value for name, value in mlp.state_dict().items()}
     check_tensors(f"damaged scene ({path})", state, tensors)

@@ -10,15 +10,17 @@ import hashlib
 import io
 import json
 import math
+import tomllib
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from vq3dcli.errors import DataError, InputMissingError
-from vq3dcli.files import read_error, write_bytes
+from vq3dcli.files import json_value, read_error, write_bytes
 
 BLANK = "0" * 64
 # Ours have five levels; what is parsed may be shown and written again, which recurses.
 _MAX_DEPTH = 32
+_MAX_SQUARED_DOTS = 2 * 10**7
 _CHUNK = 1 << 20
 
 
@@ -30,6 +32,8 @@ class Seal(NamedTuple):
 
 
 JSON = Seal(0, b'{\n  "file_sha256": "')
+# Safetensors, see `tensor_file`.
+TENSORS = Seal(8, b'{"__metadata__":{"vq3d":"{\\"file_sha256\\": \\"')
 
 
 def seal(handle: IO[bytes], kind: Seal) -> None:
@@ -131,13 +135,26 @@ def parse_json(data: bytes | str, *, name: str, remedy: str) -> dict[str, Any]:
         DataError: It is no such object.
     """
     try:
-        value = json.loads(data)
+        value = json_value(data)
         check_plain(value, finite=True)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"damaged {name}: {error}", remedy=remedy) from error
     if not isinstance(value, dict):
         raise DataError(f"damaged {name}: not a JSON object", remedy=remedy)
     return value
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of TOML that others wrote. Raises `ValueError` for whatever is wrong with it."""
+    # The parser keeps every beginning of a dotted key: memory in the square of its dots.
+    if sum(line.count(".") ** 2 for line in text.splitlines()) > _MAX_SQUARED_DOTS:
+        raise ValueError("too many dots in a line")
+    try:
+        values = tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    check_plain(values)
+    return values
 
 
 def check_plain(value: object, *, finite: bool = False) -> None:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from vq3dcli.errors import DataError, InputMissingError, UnsafeFileError
 from vq3dcli.files import atomic_path, sha256_file
-from vq3dcli.sealed import BLANK, Seal, check_seal, parse_json, seal
+from vq3dcli.sealed import BLANK, TENSORS, check_seal, parse_json, seal
 
-# One entry: safetensors writes several in random order, and the same tensors would have another hash each time.
-_SEAL = Seal(8, b'{"__metadata__":{"vq3d":"{\\"file_sha256\\": \\"')
 # Zip archives (torch.save), pickle protocols 2 to 5, and gzip around either.
 _PICKLE_SIGNATURES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x1f\x8b")
 # Names, shapes and header; a prior of 1000 classes and 48 layers has a tenth of it.
@@ -50,10 +51,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
         OutputError, StorageError: It cannot be written.
     """
     text = f'{{"file_sha256": "{BLANK}", {json.dumps(dict(header), sort_keys=True, allow_nan=False)[1:]}'
+    # One entry: safetensors writes several in random order, and the same tensors would have another hash each time.
     with atomic_path(path) as temporary:
         save_tensors(temporary, tensors, {"vq3d": text})
         with temporary.open("r+b") as handle:
-            seal(handle, _SEAL)
+            seal(handle, TENSORS)
     return sha256_file(path)
 
 
@@ -92,7 +94,7 @@ def read_tensors(path: Path, *, what: str, remedy: str = "another copy of the fi
                 )
             if (length := int.from_bytes(head[:8], "little")) > _MAX_HEADER_BYTES:
                 raise DataError(f"damaged {name}: a header of {length} bytes", remedy=remedy)
-            sha256 = check_seal(handle, _SEAL, name=name, remedy=remedy)
+            sha256 = check_seal(handle, TENSORS, name=name, remedy=remedy)
     except FileNotFoundError as error:
         raise InputMissingError(f"no such {what} file ({path})", remedy="check the path") from error
     except OSError as error:
@@ -138,3 +140,25 @@ def check_tensors(message: str, expected: Mapping[str, Tensor], found: Mapping[s
 
 def _alike(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.is_floating_point() == other.is_floating_point()
+
+
+@contextlib.contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Modules that are built inside have shapes and no memory: a header may say anything."""
+    with torch.device("meta"), _NoFirstValues():
+        yield
+
+
+class _NoFirstValues(TorchFunctionMode):
+    """Drawing values for tensors without memory would import PyTorch's compiler, for seconds."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init" or func in (
+            torch.Tensor.normal_,
+            torch.Tensor.uniform_,
+        ):
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 import vq3dcli
 from vq3dcli.errors import InputMissingError, RecipeError
-from vq3dcli.sealed import check_plain
+from vq3dcli.sealed import parse_toml
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -96,14 +96,12 @@ def find_recipe(path_or_name: str) -> Path:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file. Raises `InputMissingError` or `RecipeError` with the line."""
     try:
-        values = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-        check_plain(values)
-        return values
+        return parse_toml(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise InputMissingError(f"cannot read recipe ({path}): {error.strerror}", remedy="check the path") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"recipe is not UTF-8 text ({path})", remedy="save it as UTF-8") from error
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; so is an integer of 5000 digits
+    except ValueError as error:  # TOMLDecodeError is a ValueError; so is an integer of 5000 digits
         raise RecipeError(f"recipe is not TOML ({path}): {error}", remedy="mend that line") from error
 
 
@@ -125,8 +123,8 @@ def apply_override(values: dict[str, Any], override: str) -> tuple[str, ...]:
 def parse_value(text: str) -> Any:
     """`text` as a TOML value if it is one, else as a string."""
     try:
-        parsed = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):
+        parsed = parse_toml(f"value = {text}")
+    except ValueError:
         return text
     return parsed["value"] if set(parsed) == {"value"} else text
 

@@ -210,6 +210,9 @@ def axial_rotation(side: int, head_width: int) -> Tensor:
 
     The first half of the angles grows with the row, the second with the column.
     """
+    rotation = torch.empty(2, side * side, head_width // 2)
+    if rotation.is_meta:  # its shape is all that is asked for, and arithmetic there imports for a second
+        return rotation
     quarter = head_width // 4
     frequency = _ROTARY_BASE ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     place = torch.arange(side * side)

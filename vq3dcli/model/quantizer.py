@@ -64,7 +64,10 @@ class Quantizer(nn.Module):
 
     def __init__(self, codebook_size: int, code_dim: int) -> None:
         super().__init__()
-        self.codebook = nn.Parameter(functional.normalize(torch.randn(codebook_size, code_dim), dim=-1))
+        codebook = torch.empty(codebook_size, code_dim)
+        if not codebook.is_meta:  # there, where shapes are all that is asked for, arithmetic imports for a second
+            codebook = functional.normalize(codebook.normal_(), dim=-1)
+        self.codebook = nn.Parameter(codebook)
         self.register_buffer("mean", torch.zeros(code_dim))
         self.register_buffer("variance", torch.ones(code_dim))
         self.register_buffer("window_counts", torch.zeros(codebook_size))

@@ -72,6 +72,9 @@ class PlaneHead(nn.Module):
 
 def _fourier_base(side: int, channels: int) -> Tensor:
     """cos(f . u + phase) at the texel centres u in [-1, 1]^2, random low frequencies, `[1, 3, P, P, C]`."""
+    base = torch.empty(1, 3, side, side, channels)
+    if base.is_meta:  # its shape is all that is asked for, and arithmetic there imports for a second
+        return base
     centres = (torch.arange(side) + 0.5) / side * 2.0 - 1.0
     down, across = torch.meshgrid(centres, centres, indexing="ij")
     frequency = torch.randn(2, 3, 1, 1, channels) * _BASE_FREQUENCY

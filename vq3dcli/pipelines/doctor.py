@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import platform
 import shutil
@@ -18,7 +17,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from vq3dcli.files import sha256_file
+from vq3dcli.errors import DataError
+from vq3dcli.sealed import TENSORS, check_seal
 
 Status = Literal["ok", "low", "missing", "broken"]
 
@@ -191,10 +191,13 @@ def check_weights() -> Check:
         remedy = "--weights with a file of your own (vq3d train-stage1), or pip install --force-reinstall vq3d"
         return Check("weights", "missing", "no embedded weights", remedy, required=False, facts={"path": str(path)})
     size = path.stat().st_size
-    digest = sha256_file(path)
-    facts = {"path": str(path), "bytes": size, "sha256": digest}
-    if size < _safetensors_end(path):
-        return Check("weights", "broken", "the file is cut short", "pip install --force-reinstall vq3d", facts=facts)
+    facts: dict[str, Any] = {"path": str(path), "bytes": size}
+    try:
+        with path.open("rb") as handle:
+            digest = check_seal(handle, TENSORS, name=f"weights ({path})", remedy="")
+    except (DataError, OSError) as error:
+        return Check("weights", "broken", str(error), "pip install --force-reinstall vq3d", facts=facts)
+    facts["sha256"] = digest
     return Check("weights", "ok", f"{size / 1e6:.1f} MB, sha256 {digest[:12]}", facts=facts)
 
 
@@ -211,15 +214,6 @@ def check_package(module: str, distribution: str, purpose: str, remedy: str, *, 
     except PackageNotFoundError:
         installed = "unknown version"
     return Check(distribution, "ok", f"{installed}, for {purpose}", required=required, facts={"version": installed})
-
-
-def _safetensors_end(path: Path) -> int:
-    """How long a safetensors file must be, by its own header. Raises `ValueError` if that is no header."""
-    with path.open("rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        header: dict[str, dict[str, list[int]]] = json.loads(handle.read(length))
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return 8 + length + max(ends, default=0)
 
 
 def _meminfo_available() -> int | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,11 +19,11 @@ from vq3dcli.errors import DataError, OutputError, UsageError
 from vq3dcli.export.video import check_output
 from vq3dcli.files import write_bytes
 from vq3dcli.pipelines.views.inputs import parse_sources
-from vq3dcli.sealed import Seal, check_plain, check_seal, sealed_bytes
+from vq3dcli.sealed import Seal, check_seal, parse_toml, sealed_bytes
 
 FORMAT_VERSION = 1
 SUFFIX = ".toml"
-_MAX_BYTES = 4 << 20
+_MAX_BYTES = 1 << 20
 _MARK = b"# Written by vq3d compose, which replaces it unless it is edited.\n"
 # Only in files that we wrote: who edits one deletes the line.
 _SEAL = Seal(0, _MARK + b"# To delete after an edit by hand: sha256 ")
@@ -108,9 +107,9 @@ class Composition(_Strict):
     format_version: Literal[1] = 1
     scene: str = Field(min_length=1)
     weights_sha256: str | None = None
-    delete: list[Cut] = []
-    move: list[Stand] = []
-    insert: list[Insert] = []
+    delete: list[Cut] = Field(default=[], max_length=1000)
+    move: list[Stand] = Field(default=[], max_length=1000)
+    insert: list[Insert] = Field(default=[], max_length=1000)
 
     def with_more(self, other: Composition) -> Composition:
         """This composition, and then what `other` does."""
@@ -132,13 +131,11 @@ def read_composition(path: Path) -> Composition:
         remedy = "delete its second line if the edit is yours, or another copy"
         check_seal(io.BytesIO(data), _SEAL, name=f"composition ({path})", remedy=remedy)
     try:
-        values = tomllib.loads(data.decode("utf-8-sig"))
-        check_plain(values)
-        read = Composition.model_validate(values)
+        read = Composition.model_validate(parse_toml(data.decode("utf-8-sig")))
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:10])
         raise DataError(f"not a composition ({path}): {problems}", remedy="docs/editing.md lists the keys") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML
+    except ValueError as error:  # not UTF-8, not TOML
         raise DataError(f"not a TOML file ({path}): {error}", remedy="docs/editing.md has an example") from error
     return _renamed(read, lambda name: os.path.join(path.parent, os.path.expanduser(name)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from vq3dcli.checkpoint import LoadedWeights
@@ -12,6 +13,7 @@ from vq3dcli.files import cut_name
 from vq3dcli.model.mixing import mix_codes, mix_planes
 from vq3dcli.model.scene import Scene
 from vq3dcli.pipelines.views.inputs import OpenedScene
+from vq3dcli.scene_file import check_codes
 
 Mix = Literal["codes", "planes"]
 _MOST_BYTES = 80
@@ -65,6 +67,7 @@ def plan_journey(
 
     Raises:
         UsageError: Fewer than two scenes, scenes of different models, or codes wanted of a scene that has none.
+        DataError: A scene has codes that its weights do not know.
     """
     if len(opened) < 2:
         raise UsageError("one input leads nowhere", remedy="vq3d interpolate A B")
@@ -77,6 +80,9 @@ def plan_journey(
     if mix == "codes" and not all(item.scene.codes.numel() for item in opened):
         without = next(item.stem for item in opened if not item.scene.codes.numel())
         raise UsageError(f"a scene without codes ({without})", remedy="--mix planes")
+    if mix == "codes" and weights is not None:
+        for item in opened:
+            check_codes(Path(item.stem), item.scene.codes, weights)
     return Journey(tuple(item.scene for item in opened), weights, mix, requantize, loop)
 
 

@@ -8,7 +8,6 @@ perhaps a field of view.
 from __future__ import annotations
 
 import io
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from vq3dcli.data.images import read_file
 from vq3dcli.errors import DataError
+from vq3dcli.files import json_value
 from vq3dcli.rendering.cameras import Camera, pivot_pose
 from vq3dcli.sealed import JSON, check_plain, check_seal, write_sealed_json
 
@@ -76,7 +76,7 @@ def read_cameras(path: Path) -> tuple[GivenCamera, ...]:
         remedy = 'delete the line "file_sha256" if the edit is yours, or another copy'
         check_seal(io.BytesIO(data), JSON, name=f"cameras ({path})", remedy=remedy)
     try:
-        value: Any = json.loads(data)
+        value: Any = json_value(data)
         check_plain(value)
         cameras = _File.model_validate({"cameras": value} if isinstance(value, list) else value).cameras
     except ValidationError as error:
@@ -85,7 +85,7 @@ def read_cameras(path: Path) -> tuple[GivenCamera, ...]:
         raise DataError(
             f"not a list of cameras ({path}): {place}: {first['msg']}", remedy="docs/rendering.md shows one"
         ) from error
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError, too
         raise DataError(f"not JSON ({path}): {error}", remedy="docs/rendering.md shows one") from error
     for index, camera in enumerate(cameras):
         if camera.cam_to_world is not None and not _is_rigid(camera.cam_to_world):
