@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ class OnnxModel:
 
 def _open(path: Path, device: torch.device, or_cpu: bool) -> tuple[Any, str]:
     """The session and the name of the provider that it computes with."""
+    # Without it, importing onnxruntime gives the machine a lasting number and reports to Microsoft.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:
@@ -123,7 +126,9 @@ def _open(path: Path, device: torch.device, or_cpu: bool) -> tuple[Any, str]:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        # Each rank has a GPU of its own; left out, all would share the first.
+        settings = {"device_id": device.index or 0} if provider == "CUDAExecutionProvider" else {}
+        session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, settings)])
     except Exception as error:  # the runtime has its own exceptions for every kind of damage
         raise DataError(
             f"cannot load depth model ({path}): {' '.join(str(error).split())[:200]}", remedy="fetch the file again"

@@ -9,6 +9,7 @@ import sys
 # As `vq3dcli.__main__` does, before torch is imported: bits may not depend on the machine's load.
 os.environ.setdefault("MKL_DYNAMIC", "FALSE")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

@@ -28,7 +28,7 @@ def main() -> int:
 
 def _run() -> int:
     _open_closed_streams()
-    _settle_threads()
+    _settle_libraries()
     _allow_open_files()
     keep_freed_memory()
     from vq3dcli import cli
@@ -55,14 +55,16 @@ def _allow_open_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _settle_threads() -> None:
-    """Settings that the maths libraries read when torch is imported; what the user has set stays.
+def _settle_libraries() -> None:
+    """Settings that libraries read when they are imported; what the user has set stays.
 
     MKL may choose its number of threads by the load of the machine, which would change the last bits of a
-    sum. Idle OpenMP threads that spin take time from others where cores are shared.
+    sum. Idle OpenMP threads that spin take time from others where cores are shared. onnxruntime would report to
+    Microsoft.
     """
     os.environ.setdefault("MKL_DYNAMIC", "FALSE")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def _open_closed_streams() -> None:

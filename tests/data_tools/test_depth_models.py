@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -322,6 +325,42 @@ def test_onnxruntime_without_cuda_computes_on_the_cpu_if_it_may(tmp_path: Path, 
     assert open_model(files, torch.device("cuda"), or_cpu=True).facts["provider"] == "CPUExecutionProvider"
     with pytest.raises(UnavailableError, match="no CUDA here"):
         open_model(files, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("device", "number"), [("cuda", 0), ("cuda:0", 0), ("cuda:5", 5)])
+def test_each_rank_computes_on_its_own_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, number: int):
+    import onnxruntime
+
+    class Opened(Exception):
+        pass
+
+    def opened(path: str, options: object, *, providers: list[object]) -> object:
+        raise Opened(providers)
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    with pytest.raises(DataError) as error:
+        open_model(find_model(str(onnx_file(tmp_path / "net.onnx", ["n", 3, 32, 32]))), torch.device(device))
+    assert isinstance(error.value.__cause__, Opened)
+    assert error.value.__cause__.args == ([("CUDAExecutionProvider", {"device_id": number})],)
+
+
+@pytest.mark.parametrize("how", ["doctor", "depth model"])
+def test_nothing_is_reported_to_the_makers_of_onnxruntime(tmp_path: Path, how: str):
+    model = onnx_file(tmp_path / "net.onnx", ["n", 3, 32, 32])
+    script = (
+        "from vq3dcli.__main__ import main; sys.argv = ['vq3d', 'doctor', '-q']; code = main(); assert code == 0, code"
+        if how == "doctor"
+        else f"import torch; from pathlib import Path; from data_tools.depth_onnx import OnnxModel\n"
+        f"OnnxModel(Path({str(model)!r}), torch.device('cpu')).predict(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")}
+    # As installed: neither the test's own settings nor its modules.
+    subprocess.run([sys.executable, "-c", f"import sys\n{script}"], env=environment, check=True, capture_output=True)
+    assert not [path for path in home.rglob("*") if "icrosoft" in str(path) or "onnx" in str(path)]
 
 
 @pytest.mark.parametrize("shape", [["n", 3, 32, 32], ["n", 3, "h", "w"], [2, 3, 32, 32]])

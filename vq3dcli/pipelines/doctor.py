@@ -202,17 +202,16 @@ def check_weights() -> Check:
 
 
 def check_package(module: str, distribution: str, purpose: str, remedy: str, *, required: bool) -> Check:
-    """Whether a package can be imported, and what it is for."""
-    try:
-        importlib.import_module(module)
-    except Exception as error:
-        gone = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
-        detail = f"needed for {purpose}" if gone else f"needed for {purpose}: {error}"
-        return Check(distribution, "missing" if gone else "broken", detail, remedy, required=required)
+    """Whether a package can be imported, and what it is for; what is not installed is not tried."""
     try:
         installed = version(distribution)
     except PackageNotFoundError:
-        installed = "unknown version"
+        return Check(distribution, "missing", f"needed for {purpose}", remedy, required=required)
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as in `data_tools.depth_onnx`
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        return Check(distribution, "broken", f"needed for {purpose}: {error}", remedy, required=required)
     return Check(distribution, "ok", f"{installed}, for {purpose}", required=required, facts={"version": installed})
 
 
