@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data_tools.meshassets import Survey
 from data_tools.part import WHOLE, Part
@@ -20,11 +21,12 @@ from data_tools.workers import available_cores
 from vq3dcli.config.defaults import MAX_BAD, SHARD_SIZE
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.meshlibrary import Assets, Library
-from vq3dcli.data.meshscenes import pose_at, render_scene, sample_scene
+from vq3dcli.data.meshscenes import MeshView, pose_at, render_scene, sample_scene
 from vq3dcli.data.schema import DISPARITY_EXTENSION, DISPARITY_LEVELS, Manifest, sample_key
 from vq3dcli.data.shards import encode_levels
 from vq3dcli.data.toyphotos import PhotoBank
-from vq3dcli.errors import DataError
+from vq3dcli.data.views import novel_poses, view_facts, view_members
+from vq3dcli.errors import DataError, UsageError
 
 PURPOSE = "train"
 # Starting a worker takes as long as making some hundred scenes.
@@ -42,6 +44,8 @@ class SceneOptions:
         varied: Cameras of any field of view.
         photos: Shards, or a folder or tar of photos, for surfaces and skies.
         shard_size: Scenes a shard.
+        views: Exact pictures from other cameras beside each scene, see `data.views`; not of varied ones, whose
+            cameras Stage 1 does not know.
     """
 
     count: int
@@ -50,6 +54,15 @@ class SceneOptions:
     varied: bool = False
     photos: Path | None = None
     shard_size: int = SHARD_SIZE
+    views: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for views of varied scenes."""
+        if self.varied and self.views:
+            raise UsageError(
+                "views are of the canonical camera, which varied mesh scenes have not",
+                remedy="no --views, or no --varied",
+            )
 
 
 @dataclass(frozen=True)
@@ -136,6 +149,7 @@ def scene_job(survey: Survey, out: Path, options: SceneOptions, *, max_bad: floa
         "assets": {asset.path: asset.sha256 for asset in survey.assets.models},
         "grounds": dict(survey.assets.grounds),
         **({"varied": True} if options.varied else {}),
+        **({"views": options.views} if options.views else {}),
         **({"photos": len(photos), "photos_sha256": photos.sha256} if photos is not None else {}),
     }
     return Job(
@@ -144,6 +158,7 @@ def scene_job(survey: Survey, out: Path, options: SceneOptions, *, max_bad: floa
         image_size=options.size,
         margin=1.0,
         own_disparity=True,
+        views=options.views,
         class_names=list(survey.assets.class_names),
         shards=shard_ranges(options.count, options.shard_size),
         plan=plan,
@@ -159,6 +174,7 @@ def scene_sample(library: Library, index: int, options: SceneOptions) -> Sample:
     """Scene number `index` as it is stored."""
     scene = sample_scene(library, index, seed=options.seed, purpose=PURPOSE, varied=options.varied)
     view = render_scene(scene, pose_at(0.0, 0.0), options.size)
+    poses = novel_poses(options.seed, f"meshscenes/{PURPOSE}", torch.tensor([index]), options.views)[0]
     levels = (torch.from_numpy(view.s) * DISPARITY_LEVELS).round().to(torch.int32)
     info = {
         "seed": options.seed,
@@ -170,14 +186,22 @@ def scene_sample(library: Library, index: int, options: SceneOptions) -> Sample:
         "kind": "metric",
         "lo": 0.0,
         "hi": 1.0,
+        **view_facts(poses),
     }
     members = {
-        "png": encode_png(torch.from_numpy(view.rgb).permute(2, 0, 1)),
+        "png": encode_png(_image(view)),
         "cls": str(scene.class_index).encode(),
         "json": compact_json(info),
         DISPARITY_EXTENSION: encode_levels(levels),
     }
+    for number, pose in enumerate(poses):
+        other = render_scene(scene, pose.double().numpy(), options.size)
+        members |= view_members(number, _image(other), torch.from_numpy(other.s))
     return Sample(sample_key(index), scene.class_index, members)
+
+
+def _image(view: MeshView) -> Tensor:
+    return torch.from_numpy(view.rgb).permute(2, 0, 1)
 
 
 @functools.lru_cache(maxsize=1)

@@ -64,6 +64,7 @@ class Job:
         image_size: Side of the training images in pixels.
         margin: Stored side over `image_size`.
         own_disparity: Whether samples carry their own disparity.
+        views: See `Manifest`.
         class_names: By class index.
         class_titles: See `Manifest`.
         shards: Source positions of each shard, from 0 on without gaps.
@@ -88,6 +89,7 @@ class Job:
     class_titles: list[str] = field(default_factory=list)
     portable: Callable[[range], Make] | None = None
     max_bad: float = 0.0
+    views: int = 0
     num_sources: int | None = None
     known_rejects: Sequence[Reject] = ()
 
@@ -198,6 +200,7 @@ def _manifest(job: Job, results: dict[int, ShardResult], num_rejects: int) -> Ma
         image_size=job.image_size,
         margin=job.margin,
         own_disparity=job.own_disparity,
+        views=job.views,
         num_samples=sum(entry.samples for entry in entries),
         num_rejects=num_rejects,
         class_names=job.class_names,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from vq3dcli.data.schema import DISPARITY_EXTENSION, DISPARITY_LEVELS, Manifest,
 from vq3dcli.data.shards import encode_levels
 from vq3dcli.data.toyphotos import PhotoBank
 from vq3dcli.data.toyscenes import CLASS_NAMES, ToyScenes, render_scenes, sample_scenes, sample_varied_scenes
+from vq3dcli.data.views import novel_poses, view_facts, view_members
 from vq3dcli.rendering.cameras import canonical_camera
 
 PURPOSE = "train"
@@ -35,6 +37,7 @@ def prepare_toyscenes(
     seed: int,
     varied: bool = False,
     photos: PhotoBank | None = None,
+    views: int = 0,
     shard_size: int = SHARD_SIZE,
     force: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -45,6 +48,7 @@ def prepare_toyscenes(
         size: Side of the images in pixels.
         varied: Draw from the wide distribution of `toyvaried`; these are other scenes than the plain ones of a seed.
         photos: What varied scenes show on their surfaces; other photos are another data set.
+        views: Exact pictures from other cameras beside each scene, see `data.views`.
         force: Replace a shard folder that was made with other options.
         progress: Called with (scenes done, count).
     """
@@ -56,6 +60,7 @@ def prepare_toyscenes(
         "purpose": PURPOSE,
         "shard_size": shard_size,
         **({"varied": True} if varied else {}),
+        **({"views": views} if views else {}),
         **({"photos": len(photos), "photos_sha256": photos.sha256} if photos is not None else {}),
     }
     draw = partial(sample_varied_scenes, photos=photos) if varied else sample_scenes
@@ -65,15 +70,18 @@ def prepare_toyscenes(
         image_size=size,
         margin=1.0,
         own_disparity=True,
+        views=views,
         class_names=list(CLASS_NAMES),
         shards=shard_ranges(count, shard_size),
         plan=plan,
-        make=lambda positions: toy_samples(positions, size=size, seed=seed, draw=draw),
+        make=lambda positions: toy_samples(positions, size=size, seed=seed, draw=draw, views=views),
     )
     return write_folder(out, job, force=force, progress=progress)
 
 
-def toy_samples(positions: range, *, size: int, seed: int, draw: Draw = sample_scenes) -> Iterator[Sample]:
+def toy_samples(
+    positions: range, *, size: int, seed: int, draw: Draw = sample_scenes, views: int = 0
+) -> Iterator[Sample]:
     """The samples of scenes number `positions`, in order, as many chunks at a time as PyTorch has threads.
 
     Args:
@@ -81,6 +89,7 @@ def toy_samples(positions: range, *, size: int, seed: int, draw: Draw = sample_s
         size: Side of the images in pixels.
         seed: Of the scenes.
         draw: From numbers, seed and purpose to scenes.
+        views: A scene.
     """
     chunks = [
         range(start, min(start + _SCENES_AT_ONCE, positions.stop))
@@ -91,7 +100,7 @@ def toy_samples(positions: range, *, size: int, seed: int, draw: Draw = sample_s
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[list[Sample]]] = deque()
         for chunk in chunks:
-            pending.append(pool.submit(_render_chunk, chunk, size, seed, draw))
+            pending.append(pool.submit(_render_chunk, chunk, size, seed, draw, views))
             if len(pending) > threads:
                 yield from pending.popleft().result()
         for future in pending:
@@ -99,10 +108,13 @@ def toy_samples(positions: range, *, size: int, seed: int, draw: Draw = sample_s
 
 
 @torch.no_grad()
-def _render_chunk(chunk: range, size: int, seed: int, draw: Draw) -> list[Sample]:
+def _render_chunk(chunk: range, size: int, seed: int, draw: Draw, num_views: int) -> list[Sample]:
     scenes = draw(torch.tensor(chunk), seed=seed, purpose=PURPOSE)
-    views = render_scenes(scenes, canonical_camera(len(chunk), height_px=size, width_px=size))
-    levels = (views.s.to(torch.float64) * DISPARITY_LEVELS).round().to(torch.int32)
+    camera = canonical_camera(len(chunk), height_px=size, width_px=size)
+    main = render_scenes(scenes, camera)
+    poses = novel_poses(seed, f"toyscenes/{PURPOSE}", torch.tensor(chunk), num_views)
+    others = [render_scenes(scenes, replace(camera, cam_to_world=poses[:, v])) for v in range(num_views)]
+    levels = (main.s.to(torch.float64) * DISPARITY_LEVELS).round().to(torch.int32)
     samples = []
     for row, index in enumerate(chunk):
         class_index = int(scenes.class_index[row])
@@ -114,12 +126,15 @@ def _render_chunk(chunk: range, size: int, seed: int, draw: Draw) -> list[Sample
             "kind": "metric",
             "lo": 0.0,
             "hi": 1.0,
+            **view_facts(poses[row]),
         }
         members = {
-            "png": encode_png(views.rgb[row]),
+            "png": encode_png(main.rgb[row]),
             "cls": str(class_index).encode(),
             "json": compact_json(info),
             DISPARITY_EXTENSION: encode_levels(levels[row]),
         }
+        for number, view in enumerate(others):
+            members |= view_members(number, view.rgb[row], view.s[row])
         samples.append(Sample(sample_key(index), class_index, members))
     return samples

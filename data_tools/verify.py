@@ -26,6 +26,7 @@ from vq3dcli.data.schema import (
     SampleEntry,
     ShardEntry,
     ShardIndex,
+    has_views,
     read_record,
 )
 from vq3dcli.data.shards import decode_disparity
@@ -288,6 +289,8 @@ class _Folder:
             index = self.indices.get(shard.name)
             if index is not None and (shard.samples, shard.size) != (len(index.samples), index.size):
                 self._problem(MANIFEST_NAME, f"damaged: what it says about {shard.name} is not what its index says")
+            if index is not None and not all(has_views(sample, manifest.views) for sample in index.samples):
+                self._problem(MANIFEST_NAME, f"damaged: {shard.name} has not the views that it says")
         if manifest.num_samples != sum(shard.samples for shard in manifest.shards):
             self._problem(MANIFEST_NAME, "damaged: its number of samples is not that of its shards")
         if len(self.indices) == len(manifest.shards):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,12 @@ from data_tools.meshscenes import SceneOptions, prepare_meshscenes
 from data_tools.part import Part
 from data_tools.verify import verify_folder
 from vq3dcli.data.loader import TrainingLoader
+from vq3dcli.data.meshlibrary import Library
+from vq3dcli.data.meshscenes import render_scene, sample_scene
 from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data.views import read_views
 from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.losses.depth import LABEL_METRIC
 
 OPTIONS = SceneOptions(count=7, size=16, seed=4, shard_size=3)
 
@@ -165,13 +170,32 @@ def test_other_models_are_another_data_set(models: Path, tmp_path: Path):
         prepare_meshscenes(survey(models), tmp_path / "out", OPTIONS)
 
 
+def test_views_are_of_the_same_scene(models: Path, tmp_path: Path):
+    found = survey(models)
+    options = replace(OPTIONS, views=2)
+    prepare_meshscenes(found, tmp_path / "out", options)
+    prepare_meshscenes(found, tmp_path / "two", options, workers=2)
+    prepare_meshscenes(found, tmp_path / "none", OPTIONS)
+    assert contents(tmp_path / "out") == contents(tmp_path / "two")
+    assert verify_folder(tmp_path / "out").problems == []
+    shards, library = ShardFolder(tmp_path / "out"), Library(found.assets, None)
+    main = ("png", "cls", "disparity.npy")
+    assert [shards.read(i, main) for i in range(7)] == [ShardFolder(tmp_path / "none").read(i, main) for i in range(7)]
+    for view in read_views(shards, 4, [0, 1], 16):
+        expected = render_scene(sample_scene(library, 4, seed=4), view.cam_to_world.double().numpy(), 16)
+        assert (view.image.permute(1, 2, 0).numpy() == expected.rgb).all()
+        assert np.abs(view.s.numpy() - expected.s).max() < 1e-5
+    with pytest.raises(UsageError, match="varied"):
+        replace(options, varied=True)
+
+
 def test_training_reads_them_with_exact_labels(models: Path, tmp_path: Path):
     options = SceneOptions(count=4, size=16, seed=4, varied=True)
     prepare_meshscenes(survey(models), tmp_path / "out", options)
     label_exact(tmp_path / "out")
     loader = TrainingLoader([tmp_path / "out"], batch_size=4, size=16, seed=0, flip=False, crop=False)
     batch = loader.batch_at(0)
-    assert batch.label_kind.tolist() == [1] * 4 or len(set(batch.label_kind.tolist())) == 1
+    assert batch.label_kind.tolist() == [LABEL_METRIC] * 4
     assert loader.num_labelled == 4
     info = json.loads(ShardFolder(tmp_path / "out").read(0)["json"])
     assert info["kind"] == "metric"

@@ -12,7 +12,7 @@ import typer
 
 from vq3dcli.commands.output import JsonOption, Output, QuietOption, SeedOption, refuse_given
 from vq3dcli.commands.share import PartOption, asked_part, unfinished
-from vq3dcli.config.defaults import BOX_MARGIN, MAX_BAD, SHARD_SIZE
+from vq3dcli.config.defaults import BOX_MARGIN, MAX_BAD, MAX_VIEWS, SHARD_SIZE
 from vq3dcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,6 +75,9 @@ def command(
         Path | None,
         typer.Option("--photos", help="Shards, or a folder or tar of photos, for the surfaces of scenes."),
     ] = None,
+    views: Annotated[
+        int, typer.Option("--views", min=0, max=MAX_VIEWS, help="Exact pictures from other cameras beside each scene.")
+    ] = 0,
     shard_size: Annotated[int, typer.Option("--shard-size", min=1, max=10**6, help="Samples a shard.")] = SHARD_SIZE,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count, estimate the disk space, and write nothing.")
@@ -113,7 +116,7 @@ def command(
         "--part": part != "auto",
         "--dry-run": dry_run,
     }
-    scenes_only = {"--seed": seed != 0, "--varied": varied, "--photos": photos is not None}
+    scenes_only = {"--seed": seed != 0, "--varied": varied, "--photos": photos is not None, "--views": views != 0}
     refuse_given(
         images_only if toy else {} if meshes else scenes_only, f"is not for {'toy scenes' if toy else 'images'}"
     )
@@ -139,6 +142,7 @@ def command(
                 seed=seed,
                 varied=varied,
                 photos=bank,
+                views=views,
                 shard_size=shard_size,
                 force=force,
                 progress=progress,
@@ -156,7 +160,7 @@ def command(
         assert count is not None
         with output.counting("reading", unit="models") as progress:
             survey = survey_assets(Path(source[1]), leave_out=out, workers=workers or None, progress=progress)
-        scenes = SceneOptions(count, size, seed, varied, photos, shard_size)
+        scenes = SceneOptions(count, size, seed, varied, photos, shard_size, views)
         facts: dict[str, Any] = {"models": len(survey.assets.models), "grounds": len(survey.assets.grounds)}
         if dry_run:
             facts |= job_facts(scene_job(survey, out, scenes, max_bad=1.0), out, part=share)

@@ -12,5 +12,6 @@ VIDEO_SIZE_PX = 128
 # Shards.
 SHARD_SIZE = 1000
 MAX_BAD = 0.05
+MAX_VIEWS = 64  # exact pictures from other cameras beside a sample
 # Room around a car, as a fraction of the longer side of its box.
 BOX_MARGIN = 0.05

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from vq3dcli.data.images import decode_image, resize
 from vq3dcli.data.mixing import Stream
 from vq3dcli.data.schema import MANIFEST_NAME, stored_size
-from vq3dcli.data.shards import LabelFolder, ShardFolder
+from vq3dcli.data.shards import LabelFolder, ShardFolder, resize_label
+from vq3dcli.data.views import View, Views, gather_views, mirrored, read_views
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import sha256_bytes, sha256_file
 from vq3dcli.losses.depth import LABEL_METRIC, LABEL_NONE, LABEL_RELATIVE
@@ -45,6 +45,7 @@ class Batch:
         class_index: Index into the loader's class names, int64 `[B]`, -1 for no class.
         index: Positions in the endless stream, int64 `[B]`.
         keys: `folder/key` of each sample, for messages.
+        views: Exact pictures from other cameras, where the loader was asked for them.
     """
 
     image: Tensor
@@ -53,6 +54,7 @@ class Batch:
     class_index: Tensor
     index: Tensor
     keys: list[str]
+    views: Views | None = None
 
 
 class TrainingLoader:
@@ -71,9 +73,11 @@ class TrainingLoader:
         rank: This process takes rows `rank * B ... (rank + 1) * B - 1` of each global batch.
         world_size: Number of processes; must divide `batch_size`.
         cache_bytes: Decoded samples are kept in memory if all of them fit into this.
+        views: Views a sample that a batch holds, at most; a sample with more gets different ones at every position.
 
     Attributes:
         num_samples: n.
+        num_with_views: Samples that have views, over all folders.
         labels: Name of each folder's labels, `none` for those without.
         num_labelled: Samples with a label, over all folders.
         metric_labels: Whether any labels are metric.
@@ -99,6 +103,7 @@ class TrainingLoader:
         rank: int = 0,
         world_size: int = 1,
         cache_bytes: int = CACHE_BYTES,
+        views: int = 0,
     ) -> None:
         if batch_size % world_size:
             raise UsageError(
@@ -115,6 +120,7 @@ class TrainingLoader:
         self.num_samples = sum(map(len, self._sources))
         if self.num_samples == 0:
             raise DataError(f"no samples in {', '.join(map(str, folders)) or 'no folders'}", remedy="other folders")
+        self.num_with_views = sum(len(source) for source in self._sources if source.images.manifest.views)
         self._stream = Stream([len(source) for source in self._sources], seed, shares)
         self.num_labelled = sum(len(found) for found in named if found is not None)
         self.metric_labels = any(found.kind == "metric" for found in named if found is not None)
@@ -128,7 +134,7 @@ class TrainingLoader:
             torch.tensor([self.class_names.index(n) for n in source.images.class_names] + [-1])
             for source in self._sources
         ]
-        self._size, self._seed, self._flip = size, seed, flip
+        self._size, self._seed, self._flip, self._views = size, seed, flip, views
         self.batch_size = batch_size
         self._rows = slice(rank * (batch_size // world_size), (rank + 1) * (batch_size // world_size))
         if sum(source.cached_bytes for source in self._sources) <= cache_bytes:
@@ -143,10 +149,13 @@ class TrainingLoader:
         """This rank's rows of the global batch that starts at position `images_seen`."""
         position = torch.arange(images_seen, images_seen + self.batch_size)[self._rows]
         place = uniform(self._seed, "crop", position, 2)
-        mirrored = (
-            uniform(self._seed, "flip", position, 1)[:, 0] < 0.5 if self._flip else torch.zeros(len(position)) > 0
-        )
-        samples = [self._sample(int(p), place[row], bool(mirrored[row])) for row, p in enumerate(position)]
+        flipped = uniform(self._seed, "flip", position, 1)[:, 0] < 0.5 if self._flip else torch.zeros(len(position)) > 0
+        samples = [self._sample(int(p), place[row], bool(flipped[row])) for row, p in enumerate(position)]
+        views = None
+        if self._views:
+            first = uniform(self._seed, "view", position, 1)[:, 0]
+            chosen = [self._views_at(int(p), float(first[row]), bool(flipped[row])) for row, p in enumerate(position)]
+            views = gather_views(chosen, self._size)
         return Batch(
             image=torch.stack([sample.image for sample in samples]),
             s=torch.stack([sample.s for sample in samples]),
@@ -154,16 +163,25 @@ class TrainingLoader:
             class_index=torch.tensor([sample.class_index for sample in samples]),
             index=position,
             keys=[sample.key for sample in samples],
+            views=views,
         )
 
-    def _sample(self, position: int, place: Tensor, mirrored: bool) -> _Sample:
+    def _views_at(self, position: int, first: float, flipped: bool) -> list[View]:
+        number, i = self._stream.at(position)
+        images = self._sources[number].images
+        there = images.manifest.views
+        numbers = [(int(first * there) + k) % there for k in range(min(self._views, there))]
+        views = read_views(images, i, numbers, self._size) if numbers else []
+        return [mirrored(view) for view in views] if flipped else views
+
+    def _sample(self, position: int, place: Tensor, flipped: bool) -> _Sample:
         number, i = self._stream.at(position)
         sample = self._sources[number].sample(i)
         # The same window and mirror for image and label. The top place is 1 - 2^-24, so the window never sticks out.
         top, left = (place * (sample.s.shape[0] - self._size + 1)).to(torch.int64).tolist()
         window = (..., slice(top, top + self._size), slice(left, left + self._size))
         image, s = sample.image[window], sample.s[window]
-        if mirrored:
+        if flipped:
             image, s = image.flip(-1), s.flip(-1)
         class_index = int(self._class_of[number][sample.class_index])
         return _Sample(image, s, sample.label_kind, class_index, sample.key)
@@ -268,13 +286,6 @@ def _open_labels(folders: Sequence[ShardFolder], names: Sequence[str | None]) ->
             remedy=f"{missing[0].remedy}; or {given}{each} to train without a depth loss there",
         )
     return found
-
-
-def resize_label(values: Tensor, side: int) -> Tensor:
-    """Nearest neighbour: a mixture of near and far across an edge would be a surface that is nowhere."""
-    if values.shape == (side, side):
-        return values
-    return functional.interpolate(values[None, None], size=(side, side), mode="nearest-exact")[0, 0]
 
 
 def _prefetched(loader: TrainingLoader, images_seen: int) -> Iterator[Batch]:

@@ -17,6 +17,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vq3dcli.config.defaults import MAX_VIEWS
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import read_error
 from vq3dcli.sealed import parse_json
@@ -32,6 +33,7 @@ DISPARITY_EXTENSION = "disparity.npy"
 DISPARITY_INFO_EXTENSION = "disparity.json"
 DISPARITY_LEVELS = 65535
 IMAGE_EXTENSIONS = ("png", "jpg")
+INFO_EXTENSION = "json"
 
 LabelKind = Literal["metric", "relative"]
 
@@ -99,6 +101,7 @@ class Manifest(_Record):
         image_size: Side in pixels that training reads; what is stored is `margin` times larger.
         margin: Room for random crops, 1 for none.
         own_disparity: Whether the samples carry a disparity of their own.
+        views: Exact pictures from other cameras beside each sample, see `data.views`.
         num_samples: Samples in all shards.
         num_rejects: Lines in `rejects.jsonl`.
         class_names: By class index, each once: WordNet ids for ImageNet.
@@ -112,6 +115,7 @@ class Manifest(_Record):
     image_size: int = Field(ge=1, le=65536)
     margin: float = Field(ge=1, le=16)
     own_disparity: bool
+    views: int = Field(0, ge=0, le=MAX_VIEWS)
     num_samples: int = Field(ge=0)
     num_rejects: int = Field(ge=0)
     class_names: list[str]
@@ -146,6 +150,33 @@ class DisparityInfo(_Record):
         if self.lo > self.hi:
             raise ValueError("lo is above hi")
         return self
+
+
+class ViewInfo(_Record):
+    """One of the `views` in `{key}.json`: where the camera of a view is, a rigid transform `[4][4]`."""
+
+    cam_to_world: list[list[float]]
+
+    @model_validator(mode="after")
+    def _rigid(self) -> Self:
+        rows = self.cam_to_world
+        if [len(row) for row in rows] != [4] * 4 or rows[3] != [0.0, 0.0, 0.0, 1.0]:
+            raise ValueError("not 4 x 4 numbers with 0 0 0 1 below")
+        for i in range(3):
+            for j in range(3):
+                if abs(sum(rows[i][k] * rows[j][k] for k in range(3)) - (i == j)) > 1e-3:
+                    raise ValueError("not a rotation")
+        return self
+
+
+def view_extensions(number: int) -> tuple[str, str]:
+    """Extensions of view `number` of a sample: of its picture and of its disparity."""
+    return f"view{number}.png", f"view{number}.{DISPARITY_EXTENSION}"
+
+
+def has_views(sample: SampleEntry, views: int) -> bool:
+    """Whether a sample has as many views as its manifest says."""
+    return all(extension in sample.members for number in range(views) for extension in view_extensions(number))
 
 
 def shard_name(number: int) -> str:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vq3dcli.data.schema import (
     DISPARITY_EXTENSION,
@@ -34,6 +35,7 @@ from vq3dcli.data.schema import (
     SampleEntry,
     ShardEntry,
     ShardIndex,
+    has_views,
     parse_record,
     read_record_bytes,
 )
@@ -153,7 +155,7 @@ class ShardFolder:
             if sha256_bytes(text) != listed.index_sha256:
                 raise DataError(f"damaged index ({path})", remedy=PREPARE_AGAIN)
             index = parse_record(text, ShardIndex, name=str(path), remedy=PREPARE_AGAIN)
-            _check_index(index, listed, len(self.class_names), path)
+            _check_index(index, listed, self.manifest, path)
             self._indices[shard] = index
         return self._indices[shard]
 
@@ -209,15 +211,17 @@ class ShardFolder:
             raise read_error(path, error) from error
 
 
-def _check_index(index: ShardIndex, listed: ShardEntry, classes: int, path: Path) -> None:
+def _check_index(index: ShardIndex, listed: ShardEntry, manifest: Manifest, path: Path) -> None:
     """Raise `DataError` for what hashes cannot tell: an index that goes neither with its manifest nor with itself."""
-    wrong = None
+    wrong, classes = None, len(manifest.class_names)
     if (index.name, index.size, len(index.samples)) != (listed.name, listed.size, listed.samples):
         wrong = "not the shard that the manifest lists"
     elif any(m.offset + m.size > index.size for sample in index.samples for m in sample.members.values()):
         wrong = "members beyond the end of the shard"
     elif any(sample.class_index is not None and sample.class_index >= classes for sample in index.samples):
         wrong = f"classes beyond {classes}"
+    elif not all(has_views(sample, manifest.views) for sample in index.samples):
+        wrong = f"samples without the {manifest.views} views of the manifest"
     if wrong is not None:
         raise DataError(f"damaged index ({path}): {wrong}", remedy=PREPARE_AGAIN)
 
@@ -324,3 +328,10 @@ def encode_levels(levels: Tensor) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, levels.cpu().contiguous().numpy().astype(np.uint16), allow_pickle=False)
     return buffer.getvalue()
+
+
+def resize_label(values: Tensor, side: int) -> Tensor:
+    """Nearest neighbour: a mixture of near and far across an edge would be a surface that is nowhere."""
+    if values.shape == (side, side):
+        return values
+    return functional.interpolate(values[None, None], size=(side, side), mode="nearest-exact")[0, 0]

@@ -72,6 +72,7 @@ def _image_facts(folder: ShardFolder) -> dict[str, Any]:
         "image_px": manifest.image_size,
         "stored_px": manifest.stored_size,
         "own_disparity": manifest.own_disparity,
+        **({"views": manifest.views} if manifest.views else {}),
         "rejects": manifest.num_rejects,
         "rejected_because": _reasons(folder.path / REJECTS_NAME),
         "classes": {

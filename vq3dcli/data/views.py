@@ -1,0 +1,133 @@
+"""Exact pictures of a scene from other cameras, beside its sample in a shard.
+
+A sample of a folder whose manifest says `views: V` has V of them: `{key}.view0.png`, `{key}.view0.disparity.npy`
+(levels of s, as in `{key}.disparity.npy`), ..., and their cameras in the list `views` of `{key}.json`. The cameras have
+the canonical camera's intrinsics, and lie around the pivot at its distance, within +-YAW_DEG and +-PITCH_DEG.
+
+Legend: n scenes, V views a scene, B samples of a batch, M views of a batch, S side in pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vq3dcli.data.images import decode_image, encode_png, resize
+from vq3dcli.data.schema import DISPARITY_LEVELS, INFO_EXTENSION, ViewInfo, parse_record, view_extensions
+from vq3dcli.data.shards import PREPARE_AGAIN, ShardFolder, decode_levels, encode_levels, resize_label
+from vq3dcli.errors import DataError
+from vq3dcli.rendering.cameras import pivot_pose
+from vq3dcli.seeding import uniform
+
+YAW_DEG, PITCH_DEG = 20.0, 10.0
+
+
+class View(NamedTuple):
+    """One picture of a scene.
+
+    Attributes:
+        image: uint8 `[3, S, S]`.
+        s: Normalised disparity in its own camera, float32 `[S, S]`, in [0, 1].
+        cam_to_world: float32 `[4, 4]`.
+    """
+
+    image: Tensor
+    s: Tensor
+    cam_to_world: Tensor
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of a batch, those of its first sample first; samples may have none.
+
+    Attributes:
+        image: uint8 `[M, 3, S, S]`.
+        s: Exact normalised disparity in the views' own cameras, float32 `[M, S, S]`, in [0, 1].
+        cam_to_world: float32 `[M, 4, 4]`; intrinsics are those of the main picture.
+        row: Which sample of the batch a view belongs to, int64 `[M]`, from 0 to B - 1.
+    """
+
+    image: Tensor
+    s: Tensor
+    cam_to_world: Tensor
+    row: Tensor
+
+
+def novel_poses(seed: int, name: str, index: Tensor, count: int) -> Tensor:
+    """`cam_to_world` of the views of scenes: a pure function of (seed, name, index).
+
+    Args:
+        seed: Of the scenes.
+        name: Of the scenes' kind and purpose.
+        index: Numbers of the scenes, int64 `[n]`.
+        count: V.
+
+    Returns:
+        float32 `[n, V, 4, 4]`.
+    """
+    draws = uniform(seed, f"{name}/views", index, 2 * count).double().reshape(-1, 2)
+    yaw, pitch = ((2.0 * draws[:, i] - 1.0) * math.radians(most) for i, most in ((0, YAW_DEG), (1, PITCH_DEG)))
+    # In double precision, so that the last bits of a vectorised cosine are rounded away.
+    return pivot_pose(yaw, pitch).float().reshape(len(index), count, 4, 4)
+
+
+def view_members(number: int, image: Tensor, s: Tensor) -> dict[str, bytes]:
+    """Members of view `number` by extension, from its picture uint8 `[3, S, S]` and s `[S, S]`."""
+    picture, disparity = view_extensions(number)
+    levels = (s.to(torch.float64) * DISPARITY_LEVELS).round().to(torch.int32)
+    return {picture: encode_png(image), disparity: encode_levels(levels)}
+
+
+def view_facts(poses: Tensor) -> dict[str, Any]:
+    """What a sample's JSON says of its views: of `cam_to_world` `[V, 4, 4]`, or nothing for none."""
+    infos = [ViewInfo(cam_to_world=pose.tolist()).model_dump() for pose in poses]
+    return {"views": infos} if infos else {}
+
+
+def read_views(folder: ShardFolder, i: int, numbers: Sequence[int], side: int) -> list[View]:
+    """Views of sample `i`, resized to `side`.
+
+    Raises:
+        DataError: They are damaged, or not there.
+    """
+    name = f"{folder.path}, key {folder.entry(i).key}"
+    extensions = [view_extensions(number) for number in numbers]
+    members = folder.read(i, {INFO_EXTENSION, *(extension for pair in extensions for extension in pair)})
+    views = []
+    try:
+        infos = json.loads(members[INFO_EXTENSION])["views"]
+        for number, (picture, disparity) in zip(numbers, extensions, strict=True):
+            info = parse_record(json.dumps(infos[number]).encode(), ViewInfo, name=name, remedy=PREPARE_AGAIN)
+            image = decode_image(members[picture], name=name, apply_orientation=False)
+            s = decode_levels(members[disparity], name=name).to(torch.float32) / DISPARITY_LEVELS
+            if image.shape[1:] != s.shape or image.shape[1] != image.shape[2]:
+                raise DataError(f"a view that is not square, or not its disparity's ({name})", remedy=PREPARE_AGAIN)
+            pose = torch.tensor(info.cam_to_world)
+            views.append(View(resize(image, side, side), resize_label(s, side), pose))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise DataError(f"views are missing ({name})", remedy=PREPARE_AGAIN) from error
+    return views
+
+
+def mirrored(view: View) -> View:
+    """The same view of the scene's mirror image, x to -x, which the canonical camera sees as the mirrored picture."""
+    signs = torch.tensor([-1.0, 1.0, 1.0, 1.0])
+    pose = signs[:, None] * view.cam_to_world * signs
+    return View(view.image.flip(-1), view.s.flip(-1), pose)
+
+
+def gather_views(rows: Iterable[Sequence[View]], side: int) -> Views:
+    """The views of a batch from those of each of its samples; `side` is S."""
+    found = [(row, view) for row, views in enumerate(rows) for view in views]
+    return Views(
+        image=torch.stack([view.image for _, view in found]) if found else torch.empty(0, 3, side, side).byte(),
+        s=torch.stack([view.s for _, view in found]) if found else torch.empty(0, side, side),
+        cam_to_world=torch.stack([view.cam_to_world for _, view in found]) if found else torch.empty(0, 4, 4),
+        row=torch.tensor([row for row, _ in found], dtype=torch.int64),
+    )
