@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import vq3dcli
 
@@ -52,3 +53,65 @@ def test_a_photo_to_frames(tiny_weights: Path, tmp_path: Path) -> None:
     view = scene.render(vq3dcli.trajectory("orbit", 3, height_px=8, width_px=8), samples=8)
     assert view.rgb.shape == (3, 3, 8, 8)
     assert view.s.shape == (3, 8, 8)
+
+
+def test_paths_may_be_text(tiny_weights: Path, tmp_path: Path) -> None:
+    from vq3dcli.data.images import encode_png
+
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(encode_png(torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)))
+    assert torch.equal(vq3dcli.read_image(str(photo)), vq3dcli.read_image(photo))
+    weights = vq3dcli.load(str(tiny_weights))
+    scene = vq3dcli.reconstruct_scene(weights.model, vq3dcli.read_image(str(photo))[None])
+    saved = str(tmp_path / "a.vq3d.safetensors")
+    vq3dcli.save_scene(saved, scene, weights=weights, provenance={}, photo=None)
+    assert torch.equal(vq3dcli.load_scene(saved).scene.codes, scene.codes)
+    (tmp_path / "a.toml").write_text("scene = 'photo.png'")
+    assert vq3dcli.read_composition(str(tmp_path / "a.toml")).scene == str(photo)
+    for call in (vq3dcli.load, vq3dcli.load_prior, vq3dcli.load_scene, vq3dcli.read_image, vq3dcli.read_composition):
+        with pytest.raises(vq3dcli.Vq3dError, match="no such"):
+            call(str(tmp_path / "none"))  # type: ignore[operator]
+    with pytest.raises(TypeError, match="takes a path, not Image"):
+        vq3dcli.read_image(Image.new("RGB", (4, 4)))  # type: ignore[arg-type]
+
+
+def test_what_is_no_image_is_told_with_the_remedy(tiny_weights: Path) -> None:
+    model = vq3dcli.load(tiny_weights).model
+    image = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    for wrong in (
+        image.permute(1, 2, 0),
+        image[None],
+        image.float(),
+        image[0],
+        Image.new("RGB", (4, 4)),
+        image.numpy(),
+    ):
+        with pytest.raises(ValueError, match=r"uint8 tensor \[3, H, W\].*permute"):
+            vq3dcli.to_square(wrong, 8, fit="crop")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"uint8, not torch\.float32"):
+        vq3dcli.reconstruct_scene(model, image[None].float())
+    for shape in ((3, 16, 16), (1, 3, 8, 8), (1, 3, 16, 20), (1, 1, 16, 16)):
+        with pytest.raises(ValueError, match=r"\[B, 3, 16, 16\], not .*to_square\(image, 16"):
+            vq3dcli.reconstruct_scene(model, torch.zeros(shape, dtype=torch.uint8))
+
+
+def test_several_scenes_from_one_camera_or_from_one_each(tiny_weights: Path) -> None:
+    model = vq3dcli.load(tiny_weights).model
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    scenes = vq3dcli.reconstruct_scene(model, images)
+    size = {"height_px": 8, "width_px": 8}
+    one = scenes.render(vq3dcli.canonical_camera(1, **size), samples=4)
+    each = scenes.render(vq3dcli.canonical_camera(2, **size), samples=4)
+    assert torch.equal(one.rgb, each.rgb)
+    assert one.rgb.shape == (2, 3, 8, 8)
+    assert torch.equal(scenes[1].render(vq3dcli.canonical_camera(1, **size), samples=4).rgb[0], one.rgb[1])
+    with pytest.raises(ValueError, match=r"2 scenes .* 3 cameras: one for all, one each, or scene by scene"):
+        scenes.render(vq3dcli.canonical_camera(3, **size), samples=4)
+
+
+def test_what_is_shown_of_weights_and_scenes_is_short(tiny_weights: Path) -> None:
+    weights = vq3dcli.load(tiny_weights)
+    scene = vq3dcli.reconstruct_scene(weights.model, torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+    assert repr(scene) == f"Scene(2 of planes {list(scene.planes.shape[1:])} on cpu)"
+    assert repr(weights) == f"LoadedWeights(path='{tiny_weights}', sha256='{weights.sha256}')"
+    assert len(repr(vq3dcli.load_prior())) < 300

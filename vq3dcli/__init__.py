@@ -5,12 +5,12 @@ The public API, imported when a name is first used, so that `import vq3dcli` cos
 ```python
 import vq3dcli
 
-weights = vq3dcli.load()  # or vq3dcli.load(Path("run/"))
-image = vq3dcli.to_square(vq3dcli.read_image(Path("photo.jpg")), weights.recipe.model.image_size, fit="crop")
+weights = vq3dcli.load()  # or vq3dcli.load("run/")
+image = vq3dcli.to_square(vq3dcli.read_image("photo.jpg"), weights.recipe.model.image_size, fit="crop")
 scene = vq3dcli.reconstruct_scene(weights.model, image[None])
 view = scene.render(vq3dcli.trajectory("orbit", 60, height_px=128, width_px=128))  # view.rgb, view.s
-vq3dcli.save_scene(Path("a.vq3d.safetensors"), scene, weights=weights, provenance={}, photo=image)
-scene = vq3dcli.load_scene(Path("a.vq3d.safetensors")).scene  # without the weights
+vq3dcli.save_scene("a.vq3d.safetensors", scene, weights=weights, provenance={}, photo=image)
+scene = vq3dcli.load_scene("a.vq3d.safetensors").scene  # without the weights
 
 prior = vq3dcli.load_prior()  # of the same weights
 codes = vq3dcli.sample_tokens(prior.model, torch.tensor([3, 3]), seed=0)  # two new scenes of class 3

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,11 +74,11 @@ class LoadedWeights:
         card: What the file says of itself: data, images seen, figures.
     """
 
-    model: Autoencoder
-    recipe: Stage1Recipe
+    model: Autoencoder = field(repr=False)
+    recipe: Stage1Recipe = field(repr=False)
     path: str
     sha256: str
-    card: dict[str, Any]
+    card: dict[str, Any] = field(repr=False)
 
     @property
     def ancestors(self) -> tuple[str, ...]:
@@ -137,7 +137,7 @@ def _rounded(value: Tensor) -> Tensor:
     return value.half() if value.is_floating_point() else value
 
 
-def load_weights(path: Path | None = None, device: str | torch.device = "cpu") -> LoadedWeights:
+def load_weights(path: Path | str | None = None, device: str | torch.device = "cpu") -> LoadedWeights:
     """Read a weights file.
 
     Args:
@@ -156,7 +156,7 @@ def load_weights(path: Path | None = None, device: str | torch.device = "cpu") -
             raise UnavailableError(
                 "this installation has no embedded weights", remedy="--weights with a file that train-stage1 wrote"
             )
-    path = weights_of_run(path, "train-stage1")
+    path = weights_of_run(Path(path), "train-stage1")
     values, tensors, sha256 = read_tensors(path, what="weights")
     header = checked_header(path, values, _Header, "stage1", FORMAT_VERSION, "a Stage 1 weights file")
     recipe = header.recipe

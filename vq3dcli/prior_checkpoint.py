@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -71,12 +71,12 @@ class LoadedPrior:
         card: What the file says of itself: images seen, figures.
     """
 
-    model: Prior
-    recipe: Stage2Recipe
-    tokens: TokenFacts
+    model: Prior = field(repr=False)
+    recipe: Stage2Recipe = field(repr=False)
+    tokens: TokenFacts = field(repr=False)
     path: str
     sha256: str
-    card: dict[str, Any]
+    card: dict[str, Any] = field(repr=False)
 
     def check_stage1(self, stage1: LoadedWeights) -> None:
         """Raise `DataError` unless the codes are those of these Stage 1 weights."""
@@ -130,7 +130,7 @@ def as_loaded(model: Prior) -> Prior:
 
 
 def load_prior(
-    path: Path | None = None, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    path: Path | str | None = None, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> LoadedPrior:
     """Read a prior's weights file.
 
@@ -151,7 +151,7 @@ def load_prior(
             raise UnavailableError(
                 "this installation has no embedded prior", remedy="--prior with a file that train-stage2 wrote"
             )
-    path = weights_of_run(path, "train-stage2")
+    path = weights_of_run(Path(path), "train-stage2")
     values, tensors, sha256 = read_tensors(path, what="weights")
     header = checked_header(path, values, _Header, "stage2", FORMAT_VERSION, "a prior's weights file")
     recipe, facts = header.recipe, header.tokens

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,16 +113,16 @@ class LoadedScene:
     """
 
     scene: Scene
-    photo: Tensor | None
+    photo: Tensor | None = field(repr=False)
     camera: SceneCamera
     weights_sha256: str
-    provenance: dict[str, Any]
+    provenance: dict[str, Any] = field(repr=False)
     path: str
     sha256: str
 
 
 def save_scene(
-    path: Path,
+    path: Path | str,
     scene: Scene,
     *,
     weights: LoadedWeights,
@@ -149,6 +149,7 @@ def save_scene(
         UsageError: Another suffix; codes alone of planes that have none.
         OutputError, StorageError: The file cannot be written.
     """
+    path = Path(path)
     if not path.name.endswith(SUFFIX):
         raise UsageError(f"a saved scene is called NAME{SUFFIX} ({path})", remedy=f"{path.with_suffix('')}{SUFFIX}")
     if len(scene) != 1:
@@ -175,7 +176,9 @@ def save_scene(
     return write_tensors(path, tensors, header.model_dump(mode="json"))
 
 
-def load_scene(path: Path, device: str | torch.device = "cpu", *, weights: LoadedWeights | None = None) -> LoadedScene:
+def load_scene(
+    path: Path | str, device: str | torch.device = "cpu", *, weights: LoadedWeights | None = None
+) -> LoadedScene:
     """Read a saved scene.
 
     Args:
@@ -188,6 +191,7 @@ def load_scene(path: Path, device: str | torch.device = "cpu", *, weights: Loade
         UnsafeFileError: The file is a pickle.
         DataError: It is damaged, no saved scene, of a newer format, or has codes alone of other weights.
     """
+    path = Path(path)
     values, tensors, sha256 = read_tensors(path, what="scene")
     header = checked_header(path, values, _Header, "scene", FORMAT_VERSION, "a saved scene")
     codes = _taken(path, tensors, "codes", 1, torch.int32)[None].long()

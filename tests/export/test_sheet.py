@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vq3dcli.export.sheet import BACKGROUND, grid
+from vq3dcli.export.sheet import BACKGROUND, grid, label_lines
 
 
 def test_layout() -> None:
@@ -36,6 +36,25 @@ def test_labels_sit_above_their_image() -> None:
     assert int((strip[:, :, 2:62] > 120).sum()) > 20
     assert int((strip[:, :, 64:124] > 120).sum()) > 20
     assert torch.equal(labelled[:, -32:], plain[:, -32:])
+
+
+def test_labels_are_never_cut() -> None:
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(size=10)
+    for text in ("input", "novel view +10\u00b0, much too long for it", "Rhamphorhynchoidea", "a  b", ""):
+        for width_px in (16, 40, 300):
+            lines = label_lines(text, width_px)
+            assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+            assert all(font.getlength(line) < width_px for line in lines)
+    assert label_lines("novel view", 300) == ["novel view"]
+    assert label_lines("novel view", 40) == ["novel", "view"]
+    images = torch.zeros(2, 3, 30, 40, dtype=torch.uint8)
+    sheet = grid(images, 2, labels=["input", "novel view"])
+    assert sheet.shape[1] == grid(images, 2).shape[1] + 2 * 14
+    strip = sheet[0, 2:30, 44:84]
+    assert int((strip[:14] > 120).sum()) > 20
+    assert int((strip[14:] > 120).sum()) > 20
 
 
 def test_images_of_different_sizes_are_centred() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vq3dcli.pipelines.sampling.sheet import SampleSheet, even_columns
 
-SIZE, PITCH_X, PITCH_Y = 4, 4 + 2, 14 + 4 + 2
+SIZE, PITCH_X, PITCH_Y = 24, 24 + 2, 14 + 24 + 2
 
 
 def laid_out(classes: int, count: int) -> list[list[int]]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -168,9 +169,11 @@ def read_file(path: Path) -> bytes:
         raise read_error(path, error) from error
 
 
-def read_image(path: Path, *, apply_orientation: bool = True) -> Tensor:
+def read_image(path: Path | str, *, apply_orientation: bool = True) -> Tensor:
     """Read and decode an image file, see `decode_image`. Raises `InputMissingError` where there is no such file."""
-    return decode_image(read_file(path), name=str(path), apply_orientation=apply_orientation)
+    if not isinstance(path, str | Path):
+        raise TypeError(f"read_image takes a path, not {type(path).__name__}")
+    return decode_image(read_file(Path(path)), name=str(path), apply_orientation=apply_orientation)
 
 
 def to_square(image: Tensor, size: int, *, fit: Literal["crop", "squash"]) -> Tensor:
@@ -182,7 +185,16 @@ def to_square(image: Tensor, size: int, *, fit: Literal["crop", "squash"]) -> Te
 
     Returns:
         uint8 `[3, size, size]`.
+
+    Raises:
+        ValueError: What is no uint8 tensor `[3, H, W]`.
     """
+    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        got = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(
+            f"an image is a uint8 tensor [3, H, W], not {got}: read_image(path) gives one, and of an array [H, W, 3] "
+            "torch.from_numpy(array).permute(2, 0, 1) does"
+        )
     if fit == "crop":
         top, left, side = centre_square(image.shape[1], image.shape[2])
         image = image[:, top : top + side, left : left + side]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 BACKGROUND = 24
 _LABEL_HEIGHT_PX = 14
+_FONT_PX = _LABEL_HEIGHT_PX - 4
 _LABEL_GREY = 220
 
 
@@ -29,7 +30,7 @@ def grid(
             ones are centred in it.
         columns: Images a row; the default is about as many columns as rows.
         gap_px: Space between cells and around the sheet, at least 0.
-        labels: One text an image, written in a strip above it and cut at the cell's width.
+        labels: One text an image, written above it in as many lines as its width takes.
 
     Returns:
         uint8 `[3, H_sheet, W_sheet]` on the CPU.
@@ -48,25 +49,44 @@ def grid(
         columns = math.ceil(math.sqrt(len(cells)))
     columns = max(1, min(columns, len(cells)))
     rows = math.ceil(len(cells) / columns)
-    strip_px = 0 if labels is None else _LABEL_HEIGHT_PX
     height_px = max(cell.shape[1] for cell in cells)
     width_px = max(cell.shape[2] for cell in cells)
+    lines = [] if labels is None else [label_lines(text, width_px) for text in labels]
+    strip_px = _LABEL_HEIGHT_PX * max(map(len, lines), default=0)
     pitch_y, pitch_x = strip_px + height_px + gap_px, width_px + gap_px
     sheet = torch.full((3, gap_px + rows * pitch_y, gap_px + columns * pitch_x), BACKGROUND, dtype=torch.uint8)
     for position, cell in enumerate(cells):
         row, column = divmod(position, columns)
         top, left = gap_px + row * pitch_y, gap_px + column * pitch_x
-        if labels is not None:
-            sheet[:, top : top + strip_px, left : left + width_px] = label_strip(labels[position], width_px)
+        for number, line in enumerate(lines[position] if lines else []):
+            start = top + number * _LABEL_HEIGHT_PX
+            sheet[:, start : start + _LABEL_HEIGHT_PX, left : left + width_px] = label_strip(line, width_px)
         top += strip_px + (height_px - cell.shape[1]) // 2
         left += (width_px - cell.shape[2]) // 2
         sheet[:, top : top + cell.shape[1], left : left + cell.shape[2]] = cell
     return sheet
 
 
+def label_lines(text: str, width_px: int) -> list[str]:
+    """A text in lines that fit a width, broken between words where they fit; at least one line."""
+    font = ImageFont.load_default(size=_FONT_PX)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if font.getlength(longer) < width_px:
+            lines[-1] = longer
+            continue
+        lines += [""] if lines[-1] else []
+        for character in word:
+            if lines[-1] and font.getlength(lines[-1] + character) >= width_px:
+                lines.append("")
+            lines[-1] += character
+    return lines
+
+
 def label_strip(text: str, width_px: int) -> Tensor:
     """One line of light text on the dark ground, uint8 `[3, 14, width_px]`."""
     canvas = Image.new("L", (width_px, _LABEL_HEIGHT_PX), BACKGROUND)
-    font = ImageFont.load_default(size=_LABEL_HEIGHT_PX - 4)
+    font = ImageFont.load_default(size=_FONT_PX)
     ImageDraw.Draw(canvas).text((1, _LABEL_HEIGHT_PX // 2), text, fill=_LABEL_GREY, font=font, anchor="lm")
     return torch.from_numpy(np.array(canvas))[None].expand(3, -1, -1)

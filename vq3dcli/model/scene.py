@@ -5,6 +5,7 @@ Legend: B scenes (or frames of one scene), P plane side, C plane channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -58,6 +59,10 @@ class Scene:
     planes: Tensor
     codes: Tensor
 
+    def __repr__(self) -> str:
+        """Without the weights and planes themselves."""
+        return f"Scene({len(self)} of planes {list(self.planes.shape[1:])} on {self.planes.device})"
+
     def __len__(self) -> int:
         """Number of scenes B."""
         return self.planes.shape[0]
@@ -72,16 +77,26 @@ class Scene:
         """Look at the scene.
 
         Args:
-            camera: One camera a scene, or any number of cameras for a single scene.
+            camera: One camera a scene, one for all scenes, or any number of cameras for a single scene.
             samples: Samples a ray, at the middles of equal bins of s.
             rays_per_chunk: Rays at once; changes memory, not the result.
 
         Returns:
-            A view a camera.
+            A view a camera, or a scene.
+
+        Raises:
+            ValueError: Several scenes and another number of cameras.
         """
         views = camera.cam_to_world.shape[0]
+        if views == 1:
+            views = len(self)
+            poses, intrinsics = (part.expand(views, -1, -1) for part in (camera.cam_to_world, camera.intrinsics))
+            camera = Camera(poses, intrinsics, camera.height_px, camera.width_px)
         if len(self) not in (1, views):
-            raise ValueError(f"{len(self)} scenes cannot be rendered from {views} cameras")
+            raise ValueError(
+                f"{len(self)} scenes cannot be rendered from {views} cameras: one for all, one each, or scene by scene "
+                "(scenes[0].render(...))"
+            )
         # A scene at a time: the lookup table of one scene's planes stays in the cache.
         return render_views(
             lambda view: self.model.frozen_field(self[view if len(self) > 1 else 0].planes),
@@ -158,7 +173,8 @@ def render_views(
 
 def to_model_range(images: Tensor) -> Tensor:
     """uint8 images `[B, 3, H, W]` to floats in [-1, 1]."""
-    assert images.dtype == torch.uint8, images.dtype  # floats in [0, 1] would give grey scenes without a word
+    if images.dtype != torch.uint8:  # floats in [0, 1] would give grey scenes without a word
+        raise ValueError(f"images are uint8, not {images.dtype}: (images * 255).round().to(torch.uint8) of [0, 1]")
     return images.float() / 127.5 - 1.0
 
 
@@ -169,7 +185,14 @@ def reconstruct_scene(model: Autoencoder, images: Tensor) -> Scene:
     Args:
         model: A trained autoencoder.
         images: uint8 `[B, 3, S, S]` at the model's image size.
+
+    Raises:
+        ValueError: Images of another type or shape.
     """
+    size = math.isqrt(model.encoder.positions.shape[1]) * model.patch
+    if images.ndim != 4 or images.shape[1:] != (3, size, size):
+        made_by = f"to_square(image, {size}, fit='crop')[None]"
+        raise ValueError(f"images of this model are [B, 3, {size}, {size}], not {list(images.shape)}: {made_by}")
     return scene_from_codes(model, model.codes(to_model_range(images)))
 
 

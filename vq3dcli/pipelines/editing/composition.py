@@ -117,13 +117,14 @@ class Composition(_Strict):
         return self.model_copy(update={key: [*getattr(self, key), *items] for key, items in more.items()})
 
 
-def read_composition(path: Path) -> Composition:
+def read_composition(path: Path | str) -> Composition:
     """Read a composition file; names of files in it are relative to its folder.
 
     Raises:
         InputMissingError: There is no such file.
         DataError: It is not TOML, or says what no composition says; its first ten problems in one line.
     """
+    path = Path(path)
     data = read_file(path)
     if len(data) > _MAX_BYTES:
         raise DataError(f"not a composition ({path}): {len(data)} bytes", remedy="docs/editing.md has an example")
