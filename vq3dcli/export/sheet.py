@@ -52,16 +52,20 @@ def grid(
     height_px = max(cell.shape[1] for cell in cells)
     width_px = max(cell.shape[2] for cell in cells)
     lines = [] if labels is None else [label_lines(text, width_px) for text in labels]
-    strip_px = _LABEL_HEIGHT_PX * max(map(len, lines), default=0)
-    pitch_y, pitch_x = strip_px + height_px + gap_px, width_px + gap_px
-    sheet = torch.full((3, gap_px + rows * pitch_y, gap_px + columns * pitch_x), BACKGROUND, dtype=torch.uint8)
+    # Above each row, as many lines as the longest of its labels takes.
+    strips_px = [
+        _LABEL_HEIGHT_PX * max(map(len, lines[row * columns : (row + 1) * columns]), default=0) for row in range(rows)
+    ]
+    tops = [gap_px + sum(strips_px[:row]) + row * (height_px + gap_px) for row in range(rows + 1)]
+    pitch_x = width_px + gap_px
+    sheet = torch.full((3, tops[-1], gap_px + columns * pitch_x), BACKGROUND, dtype=torch.uint8)
     for position, cell in enumerate(cells):
         row, column = divmod(position, columns)
-        top, left = gap_px + row * pitch_y, gap_px + column * pitch_x
+        top, left = tops[row], gap_px + column * pitch_x
         for number, line in enumerate(lines[position] if lines else []):
             start = top + number * _LABEL_HEIGHT_PX
             sheet[:, start : start + _LABEL_HEIGHT_PX, left : left + width_px] = label_strip(line, width_px)
-        top += strip_px + (height_px - cell.shape[1]) // 2
+        top += strips_px[row] + (height_px - cell.shape[1]) // 2
         left += (width_px - cell.shape[2]) // 2
         sheet[:, top : top + cell.shape[1], left : left + cell.shape[2]] = cell
     return sheet
