@@ -56,7 +56,7 @@ def generation(
     inception: Annotated[
         Path | None, typer.Option("--inception", metavar="FILE", help="Inception's weights, for FID, KID and IS.")
     ] = None,
-    classifier_scenes: Annotated[int, typer.Option(min=0, max=10**6, help=CLASSIFIER)] = 24_000,
+    classifier_scenes: Annotated[int, typer.Option(min=0, max=200_000, help=CLASSIFIER)] = 24_000,
     statistics: Annotated[Path | None, typer.Option("--statistics", metavar="FOLDER", help=STATISTICS)] = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
