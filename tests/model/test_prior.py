@@ -131,3 +131,9 @@ def test_attention_sees_differences_of_rows_and_columns():
     assert torch.allclose(steps, steps[:1], atol=1e-5)
     assert not torch.allclose(grid[0, 1, 1, 0], grid[0, 0, 1, 1], atol=1e-3)
     assert torch.allclose(products(query).norm(dim=-1), query.norm(), atol=1e-5)
+    # Rows turn the first half of the pairs, columns the second, and slower from pair to pair: weights mean it so.
+    one_down, one_right = rotation[:, side], rotation[:, 1]
+    angles = 100.0 ** -(torch.arange(width // 4) / (width // 4))
+    for turned, still, place in ((slice(0, 4), slice(4, 8), one_down), (slice(4, 8), slice(0, 4), one_right)):
+        torch.testing.assert_close(place[:, turned], torch.stack([angles.cos(), angles.sin()]))
+        assert (place[0, still] == 1).all() and (place[1, still] == 0).all()

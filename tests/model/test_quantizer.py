@@ -15,10 +15,22 @@ def _active(codes: int = 32, dim: int = 4) -> Quantizer:
 
 
 def test_the_nearest_code_is_the_nearest_by_brute_force() -> None:
+    """Among directions: training moves codes off the sphere, and their lengths mean nothing."""
     quantizer = _active()
-    projected = quantizer.project(torch.randn(3, 10, 4))
-    distances = (projected[..., None, :] - quantizer.embed(torch.arange(32))).square().sum(-1)
-    assert torch.equal(quantizer.nearest(projected), distances.argmin(-1))
+    quantizer.update_statistics(torch.tensor([1.0, 0.0, -2.0, 0.5]), torch.tensor([5.0, 1.0, 4.5, 9.0]))
+    with torch.no_grad():
+        quantizer.codebook *= torch.rand(32, 1) * 3 + 0.1
+    z = torch.randn(3, 10, 4)
+    centred = (z - torch.tensor([1.0, 0.0, -2.0, 0.5])) / torch.tensor([4.0, 1.0, 0.5, 8.75]).sqrt()
+    projected, codes = (x / x.norm(dim=-1, keepdim=True) for x in (centred, quantizer.codebook.detach()))
+    nearest = (projected[..., None, :] - codes).square().sum(-1).argmin(-1)
+    found = quantizer(z)
+    assert torch.equal(found.codes, nearest)
+    torch.testing.assert_close(found.projected, projected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(quantizer.embed(nearest), codes[nearest])
+    torch.testing.assert_close(
+        found.commitment, (projected - codes[nearest]).square().sum(-1).mean(), rtol=1e-3, atol=0
+    )
 
 
 def test_straight_through_passes_the_gradient_to_the_encoder_alone() -> None:

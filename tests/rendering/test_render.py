@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -77,6 +80,36 @@ def test_a_constant_slab_absorbs_by_its_thickness() -> None:
     torch.testing.assert_close(rendering.rgb[..., 0], 1.0 - torch.exp(-sigma * length), rtol=1e-5, atol=1e-6)
 
 
+def test_sums_over_samples_by_brute_force() -> None:
+    """Sample by sample: what is left of the light, times what the sample takes of it."""
+    torch.manual_seed(0)
+    samples_s = stratified_s(torch.rand(2, 3, 16))
+    direction = torch.cat([torch.randn(2, 3, 2), torch.ones(2, 3, 1)], -1)
+    density, colour = 0.2 * torch.rand(2, 48), torch.rand(2, 48, 3)
+    found = render_rays(lambda points: (density, colour), Rays(torch.zeros(2, 3, 3), direction), samples_s)
+    for scene in range(2):
+        for ray in range(3):
+            s = samples_s[scene, ray].tolist()
+            edges = [1.0, *((a + b) / 2 for a, b in itertools.pairwise(s)), 0.0]
+            z = [1 / (edge / NEAR + (1 - edge) / FAR) for edge in edges]
+            left, weights = 1.0, []
+            for i in range(16):
+                thickness = (
+                    float(density[scene, 16 * ray + i]) * (z[i + 1] - z[i]) * float(direction[scene, ray].norm())
+                )
+                taken = 1.0 if i == 15 else 1 - math.exp(-thickness)
+                weights.append(left * taken)
+                left *= 1 - taken
+            mean = sum(w * x for w, x in zip(weights, s, strict=True))
+            variance = sum(w * (x - mean) ** 2 for w, x in zip(weights, s, strict=True))
+            rgb = torch.tensor(weights) @ colour[scene, 16 * ray : 16 * ray + 16]
+            assert found.weights[scene, ray].tolist() == pytest.approx(weights, abs=1e-5)
+            assert (float(found.s[scene, ray]), float(found.weight_variance[scene, ray])) == pytest.approx(
+                (mean, variance), abs=1e-5
+            )
+            torch.testing.assert_close(found.rgb[scene, ray], rgb, atol=1e-5, rtol=0)
+
+
 def test_an_opaque_sphere_renders_to_its_disparity() -> None:
     camera = canonical_camera(1, height_px=24, width_px=24)
     rays = image_rays(camera)
@@ -125,6 +158,9 @@ def test_stratified_samples_stay_in_their_bins_and_descend() -> None:
     middle = uniform_s(32)
     assert (samples_s - middle).abs().max() <= 0.5 / 32 + 1e-6
     assert (samples_s[:, 1:] < samples_s[:, :-1]).all()
+    # A larger number is farther away.
+    for jitter in (0.0, 0.25, 0.5):
+        torch.testing.assert_close(stratified_s(torch.full((4,), jitter)), 1 - (torch.arange(4) + jitter) / 4)
 
 
 def test_importance_samples_follow_the_weights_and_carry_no_gradient() -> None:

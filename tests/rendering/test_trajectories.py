@@ -57,6 +57,16 @@ def test_angles_stay_within_the_amplitude(name: str) -> None:
     assert float(yaw_rad.max() + yaw_rad.min()) == pytest.approx(0.0, abs=1e-4)
 
 
+def test_where_paths_begin_and_which_way_they_turn() -> None:
+    """An orbit above the canonical view and to the right, a swing to the right, a dolly straight on."""
+    x, y, z = trajectory("orbit", 8, height_px=8, width_px=8).cam_to_world[:, :3, 3].T
+    assert abs(float(x[0])) < 1e-5 and y[0] < -0.1 and x[2] > 0.5 and y[4] > 0.1 and x[6] < -0.5
+    x, y, z = trajectory("swing", 8, height_px=8, width_px=8).cam_to_world[:, :3, 3].T
+    assert x[2] > 0.5 and x[6] < -0.5 and (y.abs() < 1e-5).all()
+    x, y, z = trajectory("dolly", 8, height_px=8, width_px=8).cam_to_world[:, :3, 3].T
+    assert z[4] > z[2] > z[0] == -CAMERA_RADIUS and (x.abs() + y.abs() < 1e-5).all()
+
+
 def test_a_dolly_zoom_keeps_the_subject_and_changes_the_background() -> None:
     camera = trajectory("dolly-zoom", 9, height_px=64, width_px=64)
     subject, _ = project(camera, torch.tensor([0.4, 0.3, 0.0]).expand(9, 1, 3))
