@@ -65,6 +65,8 @@ def _settle_libraries() -> None:
     os.environ.setdefault("MKL_DYNAMIC", "FALSE")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    if "WORLD_SIZE" in os.environ:  # a rank that loses another says so itself, in one line
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _open_closed_streams() -> None:

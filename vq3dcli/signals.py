@@ -13,6 +13,8 @@ from typing import Any
 INTERRUPTED = "interrupted"
 BEFORE_FIRST_STEP, AGAIN = "stopped before the first step", "the same command again"
 
+LAUNCHER = "VQ3D_LAUNCHER"  # the number of the process that started this rank
+
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
 
@@ -22,16 +24,23 @@ _polling: list[int] = []
 
 
 def interrupt() -> None:
-    """From now on Ctrl-C, SIGTERM and SIGHUP raise `KeyboardInterrupt`; those that the caller ignores stay ignored."""
+    """From now on Ctrl-C, SIGTERM and SIGHUP raise `KeyboardInterrupt`; those that the caller ignores stay ignored.
+
+    A rank that a launcher of ours started ends with it, and of signals without a word.
+    """
+    if LAUNCHER in os.environ:
+        end_with(int(os.environ[LAUNCHER]))
+        let_go()
+        return
     for number in _ENDING:
-        _handle(number, _raise)
+        handle(number, _raise)
     sys.unraisablehook = _raise_again
 
 
 def let_go() -> None:
     """Nothing is left to tidy up: from now on signals end the process without a word."""
     for number in (*_ENDING, signal.SIGUSR1):
-        _handle(number, signal.SIG_DFL)
+        handle(number, signal.SIG_DFL)
 
 
 def interrupted() -> bool:
@@ -54,14 +63,20 @@ def watch(*, one_of_many: bool = False) -> None:
     """
     _polling[:] = (*_ENDING, signal.SIGUSR1)
     for number in _polling:
-        _handle(number, signal.SIG_DFL if one_of_many else _raise)
+        handle(number, signal.SIG_DFL if one_of_many else _raise)
 
 
 def stop_requested() -> bool:
     """Whether a signal asked this process to save and stop; the same signal again ends it."""
     while _polling:
-        _handle(_polling.pop(), _request)
+        handle(_polling.pop(), _request)
     return bool(_requested)
+
+
+def handle(number: int, handler: Any) -> None:
+    """Set the handler of a signal that is not ignored."""
+    if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup, or a shell's background
+        signal.signal(number, handler)
 
 
 def end_with(parent: int) -> None:
@@ -70,11 +85,6 @@ def end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it was gone before we asked
         os._exit(1)
-
-
-def _handle(number: int, handler: Any) -> None:
-    if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup, or a shell's background
-        signal.signal(number, handler)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

@@ -275,7 +275,7 @@ def pick_device(name: str) -> torch.device:
     if local_rank >= torch.cuda.device_count():
         raise UnavailableError(
             f"process {local_rank} of this machine has no GPU of its own ({torch.cuda.device_count()} are there)",
-            remedy=f"torchrun --nproc-per-node {torch.cuda.device_count()}",
+            remedy=f"--nproc {torch.cuda.device_count()}, or as many for torchrun",
         )
     return torch.device("cuda", local_rank)
 

@@ -13,18 +13,21 @@ from vq3dcli.commands.training_options import (
     DeviceNameOption,
     DryRunOption,
     GpusOption,
+    NprocOption,
     OutOption,
     OverridesOption,
     all_overrides,
     check_asked,
     finish_training,
     is_main_rank,
+    on_every_rank,
     say_plan,
     training_progress,
 )
 from vq3dcli.errors import UsageError
 
 
+@on_every_rank
 def command(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, for example toy-cpu, or a file.")],
     data: Annotated[
@@ -55,6 +58,7 @@ def command(
     dry_run: DryRunOption = False,
     device_name: DeviceNameOption = None,
     gpus: GpusOption = None,
+    nproc: NprocOption = 1,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -67,9 +71,8 @@ def command(
       vq3d train-stage1 demo64 --data toys/ --data photos/ --labels exact --labels none --share .6 --share .4 --out run/
       vq3d train-stage1 imagenet256 --dry-run --device-name h100 --gpus 8
       vq3d train-stage1 toy-cpu --data photos/ --out tuned/ --init run/weights.safetensors --labels none
-      torchrun --nproc-per-node 2 -m vq3dcli train-stage1 toy-cpu --data toys/ --out run/
+      vq3d train-stage1 imagenet256 --data shards/ --out run/ --nproc 8
     """
-    signals.watch()
     main_rank = is_main_rank()
     said = Output("train-stage1", json, quiet or not main_rank)
     planned = device_name is not None or gpus is not None
@@ -101,7 +104,7 @@ def command(
             plan = plan_run(
                 resolved,
                 find_processor(resolved, chosen_device, device_name),
-                gpus=gpus or ranks.world_size,
+                gpus=gpus or max(nproc, ranks.world_size),
                 classes=None if loader is None else len(loader.class_names),
                 samples=None if loader is None else loader.num_samples,
                 data=data or [],

@@ -15,12 +15,14 @@ from vq3dcli.commands.training_options import (
     DeviceNameOption,
     DryRunOption,
     GpusOption,
+    NprocOption,
     OutOption,
     OverridesOption,
     all_overrides,
     check_asked,
     finish_training,
     is_main_rank,
+    on_every_rank,
     say_plan,
     training_progress,
 )
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from vq3dcli.data.tokens import TokenStore
 
 
+@on_every_rank
 def command(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, as toy-cpu-prior, or a file.")],
     data: Annotated[Path | None, typer.Option("--data", help="Folder that vq3d tokenize made.")] = None,
@@ -48,6 +51,7 @@ def command(
     dry_run: DryRunOption = False,
     device_name: DeviceNameOption = None,
     gpus: GpusOption = None,
+    nproc: NprocOption = 1,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -59,9 +63,8 @@ def command(
       vq3d train-stage2 toy-cpu-prior --data tokens/ --out prior/
       vq3d train-stage2 toy-cpu-prior --data tokens/ --out prior/ --weights run/ --set training.images=300000
       vq3d train-stage2 imagenet256-prior --dry-run --device-name h100 --gpus 8
-      torchrun --nproc-per-node 8 -m vq3dcli train-stage2 imagenet256-prior --data tokens/ --out prior/
+      vq3d train-stage2 imagenet256-prior --data tokens/ --out prior/ --nproc 8
     """
-    signals.watch()
     main_rank = is_main_rank()
     said = Output("train-stage2", json, quiet or not main_rank)
     planned = device_name is not None or gpus is not None
@@ -85,7 +88,9 @@ def command(
         if main_rank:
             codes = codes_of(recipe, store, weights)
             processor = find_processor(resolved, chosen_device, device_name)
-            plan = plan_prior(resolved, processor, codes, gpus=gpus or int(os.environ.get("WORLD_SIZE", "1")))
+            plan = plan_prior(
+                resolved, processor, codes, gpus=gpus or max(nproc, int(os.environ.get("WORLD_SIZE", "1")))
+            )
             say_plan(said, plan, prior_table(plan), schedule.seed, {})
         return
     assert store is not None and out is not None, "checked above"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from vq3dcli import signals
 from vq3dcli.commands.output import Output
 from vq3dcli.errors import UsageError
 
@@ -35,6 +38,37 @@ GpusOption = Annotated[
 ]
 
 
+NprocOption = Annotated[
+    int, typer.Option("--nproc", min=1, max=1024, help="Processes on this machine that train together, one a GPU.")
+]
+
+
+def on_every_rank(command: Callable[..., None]) -> Callable[..., None]:
+    """Make of a training command one that `--nproc` runs several times at once, and whose ranks end together."""
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        if options["nproc"] > 1 and not options["dry_run"] and signals.LAUNCHER not in os.environ:
+            if ranks > 1:
+                raise UsageError("torchrun has started the processes", remedy="no --nproc")
+            from vq3dcli.training.launch import launch
+
+            raise typer.Exit(launch(sys.argv[1:], options["nproc"]))
+        signals.watch(one_of_many=ranks > 1)
+        if ranks == 1:
+            return command(**options)
+        from vq3dcli.training.fate import OtherRankError, shared_fate
+
+        try:
+            with shared_fate():
+                command(**options)
+        except OtherRankError as error:
+            raise typer.Exit(error.exit_code) from error
+
+    return run
+
+
 def is_main_rank() -> bool:
     """Whether this process is the first of those that torchrun started, which speaks for all."""
     return os.environ.get("RANK", "0") == "0"
@@ -47,7 +81,7 @@ def check_asked(*, dry_run: bool, complete: bool, planned: bool) -> None:
     if not complete:
         raise UsageError("--data and --out are needed", remedy="--dry-run to see what the run takes without them")
     if planned:
-        raise UsageError("--device-name and --gpus are for plans only", remedy="--dry-run, or torchrun")
+        raise UsageError("--device-name and --gpus are for plans only", remedy="--dry-run, or --nproc")
 
 
 def all_overrides(overrides: Sequence[str] | None, init: Path | None) -> list[str]:

@@ -1,0 +1,193 @@
+"""`--nproc`: ranks that start, stop and fail together, and an exit code that reaches the shell."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from data_tools.toyscenes import prepare_toyscenes
+from vq3dcli import cli
+from vq3dcli.config.load import dump_recipe
+from vq3dcli.config.schema import Stage1Recipe
+
+PATIENCE_S = 300.0  # starting PyTorch twice on a busy machine
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds its ranks in /proc")
+
+
+class Run:
+    """A run of two ranks that does not end by itself."""
+
+    def __init__(self, recipe: Path, toys: Path, out: Path, *options: str) -> None:
+        words = [sys.executable, "-m", "vq3dcli", "train-stage1", str(recipe), "--data", str(toys), "--out", str(out)]
+        self.out = out
+        self.launcher = subprocess.Popen(
+            [*words, "--labels", "none", "--device", "cpu", "--quiet", "--nproc", "2", *options],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A test run in the background ignores SIGINT, and its children would too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        self.ranks: dict[int, int] = {}
+        self.wait_for(lambda: len(self._find_ranks()) == 2)
+
+    def _find_ranks(self) -> dict[int, int]:
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+                environment = (path / "environ").read_bytes() if parent == self.launcher.pid else b""
+            except OSError:
+                continue
+            self.ranks |= {r: int(path.name) for r in range(2) if f"\0RANK={r}\0".encode() in environment}
+        return self.ranks
+
+    def wait_for(self, event: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not event() and self.launcher.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def train(self) -> None:
+        """Wait for the first step."""
+        self.wait_for((self.out / "metrics.jsonl").exists)
+
+    def end(self) -> tuple[int, str]:
+        """The exit code and what was said, when all of it is gone."""
+        _, said = self.launcher.communicate(timeout=PATIENCE_S)
+        deadline = time.monotonic() + 30
+        while any(map(runs, self.ranks.values())):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return self.launcher.returncode, said
+
+    def clear(self) -> None:
+        self.launcher.kill()
+        for pid in self.ranks.values():
+            if runs(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toys")
+    prepare_toyscenes(folder, count=24, size=16, seed=0)
+    return folder
+
+
+@pytest.fixture
+def start(tiny_recipe: Callable[..., Stage1Recipe], toys: Path, tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    endless = [f"training.{name}=100000000" for name in ("images", "sheet_every_images", "checkpoint_every_images")]
+    (tmp_path / "recipe.toml").write_text(dump_recipe(tiny_recipe(*endless)))
+    started: list[Run] = []
+
+    def begin(*options: str) -> Run:
+        started.append(Run(tmp_path / "recipe.toml", toys, tmp_path / "run", *options))
+        return started[-1]
+
+    yield begin
+    for run in started:
+        run.clear()
+
+
+def test_a_signal_to_the_launcher_saves_and_ends_all(start: Callable[..., Run]) -> None:
+    run = start()
+    run.train()
+    run.launcher.terminate()
+    code, said = run.end()
+    assert code == 75, said
+    assert said.startswith("error: stopped at ")
+    assert said.count("\n") == 1
+    assert list((run.out / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [
+        (signal.SIGINT, 130, "interrupted\n"),
+        (signal.SIGHUP, 75, "error: stopped before the first step; try: the same command again\n"),
+    ],
+)
+def test_ranks_that_start_end_at_once(start: Callable[..., Run], number: int, code: int, line: str) -> None:
+    run = start()
+    os.kill(run.launcher.pid, number)
+    assert run.end() == (code, line)
+
+
+@pytest.mark.parametrize(
+    ("rank", "number", "how"),
+    [(0, signal.SIGKILL, "rank 0 was killed by signal 9"), (1, signal.SIGSTOP, "rank 1 no longer answered")],
+)
+def test_a_rank_that_is_gone_ends_the_run(start: Callable[..., Run], rank: int, number: int, how: str) -> None:
+    run = start()
+    run.train()
+    begin = time.monotonic()
+    os.kill(run.ranks[rank], number)
+    assert run.end() == (
+        79,
+        f"error: {how} (of 2); try: the same command again, which continues at the newest checkpoint\n",
+    )
+    assert time.monotonic() - begin < 60  # 22 s where the machine has nothing else to do
+
+
+def test_a_rank_killed_while_it_starts_takes_the_others_with_it(start: Callable[..., Run]) -> None:
+    run = start()
+    os.kill(run.ranks[0], signal.SIGKILL)
+    code, said = run.end()
+    assert (code, said.count("\n")) == (79, 1)
+    assert "rank 0 was killed by signal 9" in said
+
+
+def test_ranks_end_with_their_launcher(start: Callable[..., Run]) -> None:
+    run = start()
+    run.train()
+    run.launcher.kill()
+    assert run.end()[0] == -signal.SIGKILL
+
+
+def test_what_only_the_first_rank_meets_ends_all_with_its_code(start: Callable[..., Run], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run/.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, said = start().end()
+    assert code == 75
+    assert said.startswith("error: another process is writing here")
+    assert said.count("\n") == 1
+
+
+def test_what_all_ranks_meet_is_said_once(start: Callable[..., Run]) -> None:
+    code, said = start("--set", "training.nothing=1").end()
+    assert code == 78
+    assert said.startswith("error: recipe has 1 problem")
+    assert said.count("\n") == 1
+
+
+def test_torchrun_and_nproc_exclude_each_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.run(["train-stage1", "toy-cpu", "--nproc", "2"]) == 2
+    assert "torchrun" in capsys.readouterr().err
+
+
+def test_a_plan_is_for_as_many_processes_as_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["train-stage1", "toy-cpu"], ["train-stage2", "toy-cpu-prior"]):
+        assert cli.run([*words, "--dry-run", "--json", "--device-name", "h100", "--nproc", "4"]) == 0
+        assert json.loads(capsys.readouterr().out)["metrics"]["device"].startswith("4 x ")
