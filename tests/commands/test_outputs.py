@@ -217,3 +217,19 @@ def test_a_folder_of_another_kind_is_refused(
     assert run(["train-stage1", "mine/recipe.toml", "--data", "shards", "--out", "mine", "--labels", "none"]) == 2
     assert "would replace a recipe" in capsys.readouterr().err
     assert hashes(folder / "mine") == before
+
+
+def test_a_sheet_of_figures_does_not_replace_a_picture(
+    folder: Path, weights: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("frame_00001.png").rename("reconstruction.png")
+    Path("frame_00002.png").rename("geometry.png")
+    before = hashes(folder)
+    options = ["-n", "2", "--device", "cpu", *weights, "-q", "-o"]
+    reconstruction = ["evaluate", "reconstruction", "--features", "none", "--lpips", "none", *options]
+    for command in (reconstruction, ["evaluate", "geometry", *options]):
+        assert run([*command, "."]) == 73
+        assert "vq3d did not make" in capsys.readouterr().err
+    assert hashes(folder) == before
+    for _ in range(2):
+        assert run([*reconstruction, "figures"]) == 0

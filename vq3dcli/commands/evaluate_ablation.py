@@ -55,17 +55,17 @@ def ablation(
     from vq3dcli.checkpoint import load_weights
     from vq3dcli.data.images import encode_png
     from vq3dcli.export.plots import side_by_side, standalone
-    from vq3dcli.files import make_folder, write_bytes
+    from vq3dcli.files import write_bytes
     from vq3dcli.pipelines.evaluation import ablation as pipeline
     from vq3dcli.pipelines.evaluation import ablation_figure as figure
     from vq3dcli.pipelines.evaluation.generation import versions
-    from vq3dcli.pipelines.evaluation.page import write_evaluation
+    from vq3dcli.pipelines.evaluation.page import evaluation_folder, write_evaluation
     from vq3dcli.training.arithmetic import flush_denormals
 
     flush_denormals()
     plan = pipeline.Plan(images, scenes, count, tuple(overrides or ()))
     plan.check(chosen)
-    make_folder(out)
+    evaluation_folder(out, "ablation", "ablation.png", "profiles.svg", "ablation.md")
     target = pick_device(device)
     result = pipeline.run_ablation(
         runs if runs is not None else out / "runs",

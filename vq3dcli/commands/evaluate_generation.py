@@ -77,11 +77,11 @@ def generation(
         --inception weights-inception-2015-12-05-6726825d.pth
     """
     from vq3dcli.data.images import encode_png
-    from vq3dcli.files import make_folder, write_bytes
+    from vq3dcli.files import write_bytes
     from vq3dcli.pipelines.evaluation import generation as evaluation
     from vq3dcli.pipelines.evaluation.generation_page import generation_sections
     from vq3dcli.pipelines.evaluation.generation_plan import Asked, plan_generation
-    from vq3dcli.pipelines.evaluation.page import write_evaluation
+    from vq3dcli.pipelines.evaluation.page import evaluation_folder, write_evaluation
 
     said = Output("evaluate generation", json, quiet)
 
@@ -109,7 +109,7 @@ def generation(
         device=pick_device(device),
     )
     if out is not None:
-        make_folder(out)
+        evaluation_folder(out, "generation", "samples.png")
     plan = plan_generation(asked)
     for warning in plan.warnings:
         said.warn(warning)

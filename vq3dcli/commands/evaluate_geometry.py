@@ -73,9 +73,9 @@ def geometry(
     from vq3dcli.checkpoint import load_weights
     from vq3dcli.data.images import encode_png
     from vq3dcli.errors import UsageError
-    from vq3dcli.files import make_folder, write_bytes
+    from vq3dcli.files import write_bytes
     from vq3dcli.pipelines.evaluation.geometry_page import geometry_sections, table
-    from vq3dcli.pipelines.evaluation.page import write_evaluation
+    from vq3dcli.pipelines.evaluation.page import evaluation_folder, write_evaluation
 
     if baselines and (weights is not None or out is not None):
         raise UsageError("--baselines needs no weights and makes no pictures", remedy="it without --weights and --out")
@@ -89,7 +89,7 @@ def geometry(
         size = loaded.recipe.model.image_size
     asked = _Asked(data, labels, count, seed, size)
     if out is not None:
-        make_folder(out)
+        evaluation_folder(out, "geometry", "geometry.png")
     if data == "toyscenes":
         found = _toyscenes(said, asked, loaded)
     else:

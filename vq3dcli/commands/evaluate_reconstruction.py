@@ -59,11 +59,11 @@ def reconstruction(
     from vq3dcli.checkpoint import load_weights
     from vq3dcli.data.images import encode_png
     from vq3dcli.errors import UnavailableError, UsageError
-    from vq3dcli.files import make_folder, write_bytes
+    from vq3dcli.files import write_bytes
     from vq3dcli.metrics.features import load_feature_network
     from vq3dcli.pipelines.evaluation import reconstruction as evaluation
     from vq3dcli.pipelines.evaluation.data import open_images
-    from vq3dcli.pipelines.evaluation.page import write_evaluation
+    from vq3dcli.pipelines.evaluation.page import evaluation_folder, write_evaluation
     from vq3dcli.pipelines.evaluation.reconstruction_page import reconstruction_sections
 
     if inception is not None and features not in (None, "inception"):
@@ -84,7 +84,7 @@ def reconstruction(
     size = loaded.recipe.model.image_size
     images = open_images(data, count=count, seed=seed, size_px=size)
     if out is not None:
-        make_folder(out)
+        evaluation_folder(out, "reconstruction", "reconstruction.png")
     with said.progress("measuring", len(images), unit="images") as progress:
         result = evaluation.evaluate_reconstruction(
             evaluation.model_reconstructor(loaded),

@@ -68,7 +68,10 @@ def command(
     shot = Shot("orbit" if still else camera, frames, fps, size, fov, 0.0 if still else amplitude, samples)
     sources = parse_sources(inputs)
     stem = joint_stem([source.stem for source in sources])
-    target = plan_joint_target(sources, stem, output, video_format, kind="interpolation", disparity=disparity)
+    kept = [] if weights is None else [weights]
+    target = plan_joint_target(
+        sources, stem, output, video_format, kind="interpolation", disparity=disparity, kept=kept
+    )
     check_shot(shot, target.video_format)
     check_targets([target])
     said.replacing(target.replaced)

@@ -60,7 +60,13 @@ def command(
     from vq3dcli.checkpoint import load_weights
     from vq3dcli.export.video import check_output
     from vq3dcli.pipelines.sampling.class_names import pick_classes, some_classes
-    from vq3dcli.pipelines.sampling.sample import SAMPLES_AT_ONCE, SampleFolder, draw_samples, sharpening_of
+    from vq3dcli.pipelines.sampling.sample import (
+        RECORD_NAME,
+        SAMPLES_AT_ONCE,
+        SampleFolder,
+        draw_samples,
+        sharpening_of,
+    )
     from vq3dcli.pipelines.views.film import Shot, check_shot
     from vq3dcli.prior_checkpoint import load_prior
 
@@ -79,6 +85,7 @@ def command(
         chosen = some_classes(chosen, SHOWN_CLASSES)
     total = len(chosen) * count
     check_output(out / ("sheet.mp4" if orbit else "sheet.png"), "mp4" if orbit else "png")  # before hours of work
+    said.replacing(path for path in (out / RECORD_NAME,) if path.exists())
     said.note(f"{count} samples of {len(chosen)} classes, prior {loaded_prior.path}, weights {loaded.path}")
     if classes is None and len(chosen) < len(names):
         said.note(f"{len(chosen)} of {len(names)} classes; --class all takes all")

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vq3dcli.errors import OutputError
 from vq3dcli.export.chart import number_text
 from vq3dcli.export.page import Block, Code, Section, Table, Text, write_page
-from vq3dcli.files import write_json
+from vq3dcli.files import make_folder, write_json
 
 _CONDITIONS_TEXT = (
     "Figures compare only where all of this is equal: protocol, counts, hashes of weights and features, resize and "
@@ -36,6 +37,19 @@ def cell_text(value: object) -> str:
     if isinstance(value, float):
         return number_text(value)
     return str(value)
+
+
+def evaluation_folder(folder: Path, name: str, *pictures: str) -> None:
+    """Make the folder of `write_evaluation`, before the work.
+
+    Raises:
+        OutputError: It cannot be made, or holds what the page or the pictures would replace, and no `NAME.json`.
+        StorageError: The disk failed.
+    """
+    make_folder(folder)
+    for path in (folder / picture for picture in (f"{name}.html", *pictures)):
+        if path.exists() and not (folder / f"{name}.json").exists():
+            raise OutputError(f"vq3d did not make what it would replace ({path})", remedy="another folder")
 
 
 def write_evaluation(
