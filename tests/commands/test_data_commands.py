@@ -25,9 +25,40 @@ def test_from_nothing_to_labelled_shards(tmp_path: Path, capsys: pytest.CaptureF
     assert (tmp_path / "toy" / "disparity" / "exact" / "manifest.json").is_file()
 
 
+def test_from_a_folder_of_models_to_views(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "models").mkdir()
+    red = "v {} 255 0 0\n"
+    corners = "".join(red.format(f"{x} {y} {z}") for x in (0, 1) for y in (0, 1) for z in (0, 1))
+    (tmp_path / "models" / "slab.obj").write_text(corners + "f 1 3 4 2\nf 5 6 8 7\nf 1 5 7 3\n")
+    call = [
+        "prepare-data",
+        "meshscenes",
+        str(tmp_path / "models"),
+        str(tmp_path / "out"),
+        "--count",
+        "3",
+        "--size",
+        "16",
+    ]
+    assert run([*call, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["models"] == 1
+    assert not (tmp_path / "out").exists()
+    assert run([*call, "--views", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["samples"] == 3
+    assert run(["inspect", str(tmp_path / "out"), "--verify", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["views"] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
+        (["meshscenes", "OUT", "--count", "4"], 2),
+        (["meshscenes", "SRC", "OUT"], 2),
+        (["meshscenes", "SRC", "OUT", "--count", "4", "--dedup"], 2),
+        (["meshscenes", "SRC", "OUT", "--count", "4"], 66),
+        (["meshscenes", "SRC/none", "OUT", "--count", "4"], 66),
+        (["SRC", "SRC", "OUT"], 2),
+        (["SRC", "OUT", "--views", "1"], 2),
         (["toyscenes", "OUT"], 2),
         (["toyscenes", "OUT", "--count", "4", "--margin", "1.1"], 2),
         (["SRC", "OUT", "--count", "4"], 2),
