@@ -110,6 +110,16 @@ def test_an_index_of_another_run_is_refused(toy_shards: Path):
         ShardFolder(toy_shards).read(0)
 
 
+def test_an_index_that_was_edited_is_refused(toy_shards: Path):
+    """Whatever it says now may be possible: only its hash knows."""
+    path = toy_shards / "shard-000000.index.json"
+    index = json.loads(path.read_bytes())
+    index["samples"][0]["class_index"], index["samples"][1]["class_index"] = None, None
+    path.write_text(json.dumps(index))
+    with pytest.raises(DataError, match="damaged index"):
+        ShardFolder(toy_shards).entry(0)
+
+
 def test_an_unknown_format_version_is_named(toy_shards: Path):
     manifest = json.loads((toy_shards / "manifest.json").read_bytes())
     (toy_shards / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
