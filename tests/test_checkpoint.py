@@ -76,6 +76,7 @@ def test_other_safetensors_are_not_ours(tmp_path: Path) -> None:
         ({"recipe": {}}, "without a sound header"),
         ({"recipe": "nonsense", "format_version": "x"}, "without a sound header"),
         ({"card": None}, "without a sound header"),
+        ({"card": {"codes_of": 3}}, "without a sound header"),
         ({"more": 1}, "without a sound header"),
         ({"format_version": 99}, "newer than"),
         ({"format_version": 1e300}, "without a sound header"),

@@ -53,13 +53,23 @@ Header = TypeVar("Header", bound=BaseModel)
 Module = TypeVar("Module", bound=nn.Module)
 
 
+class _Card(BaseModel):
+    """What is used of a card; all else is for people."""
+
+    model_config = ConfigDict(extra="allow")
+
+    init_sha256: str | None = None
+    init_ancestors: list[str] = []
+    codes_of: list[str] = []
+
+
 class _Header(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: str
     format_version: int
     recipe: Stage1Recipe
-    card: dict[str, Any]
+    card: _Card
 
 
 @dataclass(frozen=True)
@@ -160,14 +170,15 @@ def load_weights(path: Path | str | None = None, device: str | torch.device = "c
     values, tensors, sha256 = read_tensors(path, what="weights")
     header = checked_header(path, values, _Header, "stage1", FORMAT_VERSION, "a Stage 1 weights file")
     recipe = header.recipe
-    say_images_seen(path, recipe, header.card)
+    card = header.card.model_dump(exclude_unset=True)
+    say_images_seen(path, recipe, card)
     tensors = {name: value for name, value in tensors.items() if not name.startswith(TRAINING_ONLY)}
     inference = recipe.model_copy(update={"model": recipe.model.model_copy(update={"auxiliary_head": False})})
     tensors["quantizer.window_counts"] = torch.zeros(recipe.model.codebook_size)
     layers = recipe.model.encoder_layers + recipe.model.decoder_layers
     model = filled(path, tensors, layers, lambda: build_autoencoder(inference))
     model.requires_grad_(False).eval().to(device)
-    return LoadedWeights(model, recipe, str(path), sha256, header.card)
+    return LoadedWeights(model, recipe, str(path), sha256, card)
 
 
 def weights_of_run(path: Path, command: str) -> Path:

@@ -25,7 +25,7 @@ import torch
 from data_tools.depth_labels import label_exact
 from data_tools.toyscenes import prepare_toyscenes
 from data_tools.verify import verify_folder
-from vq3dcli.checkpoint import load_weights, read_checkpoint, save_weights, write_checkpoint
+from vq3dcli.checkpoint import load_weights, read_checkpoint, save_weights, weights_header, write_checkpoint
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.shards import LabelFolder, ShardFolder
@@ -141,7 +141,8 @@ def make_kinds(root: Path) -> Iterator[Kind]:
     state = dict(model.state_dict())
     optimizer = {f"{name}/moment": value.float() for name, value in state.items()}
     parts = {"weights": state, "average": state, "optimizer": optimizer}
-    write_checkpoint(checkpoint, parts, {"images_seen": 8, "recipe": recipe.model_dump(mode="json")})
+    facts_of_run = {"images_seen": 8, "recipe": recipe.model_dump(mode="json")}
+    write_checkpoint(checkpoint, parts, facts_of_run, weights_header(recipe, {"images_seen": 8}))
 
     def read_run() -> object:
         found, manifest = read_checkpoint(checkpoint)
@@ -149,6 +150,11 @@ def make_kinds(root: Path) -> Iterator[Kind]:
 
     for file in ("weights.safetensors", "average.safetensors", "optimizer.safetensors", "manifest.json"):
         yield Kind(f"checkpoint {file}", checkpoint / file, read_run)
+
+    def read_average() -> object:
+        return digest(dict(load_weights(checkpoint).model.state_dict()))
+
+    yield Kind("checkpoint as weights", checkpoint / "average.safetensors", read_average)
 
     image = torch.randint(0, 256, (3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     scene = reconstruct_scene(weights.model, image[None])
