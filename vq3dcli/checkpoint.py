@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.errors import DataError, DivergedError, InputMissingError, UnavailableError, Vq3dError
-from vq3dcli.files import sha256_file, sync_folder, write_error
+from vq3dcli.files import sha256_file, sync_folder, text_path, write_error
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.sealed import read_sealed_json, write_sealed_json
@@ -340,7 +340,8 @@ class Parts(Mapping[str, dict[str, Tensor]]):
     def __getitem__(self, name: str) -> dict[str, Tensor]:
         path = self._files[name]
         try:
-            tensors = load_file(path)
+            with text_path(path) as name_of_text:
+                tensors = load_file(name_of_text)
         except (OSError, SafetensorError) as error:
             raise DataError(f"damaged checkpoint ({path}): {error}", remedy=_CHECKPOINT_REMEDY) from error
         if name in ("weights", "average"):

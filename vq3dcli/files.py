@@ -204,10 +204,27 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def as_bytes(text: str) -> bytes:
+    """UTF-8; bytes of file names that are no text become escapes, which JSON reads as the same name again."""
+    return text.encode(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def text_path(path: Path) -> Iterator[str]:
+    """A name of a file that is text, which safetensors wants: that of a descriptor, where the file's own is none."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with path.open("rb") as handle:
+            yield f"/dev/fd/{handle.fileno()}"
+    else:
+        yield str(path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON with sorted keys, atomically; NaN and infinity are refused."""
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    write_bytes(path, text.encode() + b"\n")
+    write_bytes(path, as_bytes(text) + b"\n")
 
 
 def json_value(data: str | bytes) -> Any:

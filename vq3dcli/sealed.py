@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from vq3dcli.errors import DataError, InputMissingError
-from vq3dcli.files import json_value, read_error, write_bytes
+from vq3dcli.files import as_bytes, json_value, read_error, write_bytes
 
 BLANK = "0" * 64
 # Ours have five levels; what is parsed may be shown and written again, which recurses.
@@ -91,7 +91,7 @@ def sealed_bytes(kind: Seal, rest: bytes) -> bytes:
 def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
     """Write `value`, which has a key, as `files.write_json` does, with its hash."""
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    write_bytes(path, sealed_bytes(JSON, f'",{text[1:]}\n'.encode()))
+    write_bytes(path, sealed_bytes(JSON, as_bytes(f'",{text[1:]}\n')))
 
 
 def read_sealed_json(path: Path, *, what: str, remedy: str) -> dict[str, Any]:

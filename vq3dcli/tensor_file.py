@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from vq3dcli.errors import DataError, InputMissingError, UnsafeFileError
-from vq3dcli.files import atomic_path, sha256_file
+from vq3dcli.files import atomic_path, sha256_file, text_path
 from vq3dcli.sealed import BLANK, TENSORS, check_seal, parse_json, seal
 
 # Zip archives (torch.save), pickle protocols 2 to 5, and gzip around either.
@@ -100,7 +100,7 @@ def read_tensors(path: Path, *, what: str, remedy: str = "another copy of the fi
     except OSError as error:
         raise InputMissingError(f"cannot read {what} ({path}): {error.strerror}", remedy="check the path") from error
     try:
-        with safe_open(path, framework="pt") as opened:
+        with text_path(path) as name_of_text, safe_open(name_of_text, framework="pt") as opened:
             metadata = (opened.metadata() or {}).get("vq3d", "")
             names = list(opened.keys())
             if odd := {opened.get_slice(each).get_dtype() for each in names} - _DTYPES:

@@ -55,7 +55,7 @@ def ablation(
     from vq3dcli.checkpoint import load_weights
     from vq3dcli.data.images import encode_png
     from vq3dcli.export.plots import side_by_side, standalone
-    from vq3dcli.files import write_bytes
+    from vq3dcli.files import as_bytes, write_bytes
     from vq3dcli.pipelines.evaluation import ablation as pipeline
     from vq3dcli.pipelines.evaluation import ablation_figure as figure
     from vq3dcli.pipelines.evaluation.generation import versions
@@ -80,10 +80,10 @@ def ablation(
         charts = figure.profile_charts(figure.weight_profiles(models))
         sheet = out / "ablation.png"
         write_bytes(sheet, encode_png(figure.figure_sheet(models)))
-    write_bytes(out / "profiles.svg", standalone(side_by_side(charts, 3)).encode())
+    write_bytes(out / "profiles.svg", as_bytes(standalone(side_by_side(charts, 3))))
     again = f"vq3d evaluate ablation -o FOLDER --images {images} --seeds {seeds} --scenes {scenes} -n {count}"
     again += "".join(f" --set {shlex.quote(text)}" for text in overrides or ())
-    write_bytes(out / "ablation.md", figure.markdown(result, again).encode())
+    write_bytes(out / "ablation.md", as_bytes(figure.markdown(result, again)))
     conditions = pipeline.conditions(result, versions(None), target)
     metrics = plain({**pipeline.record(result), "conditions": conditions})
     outputs = write_evaluation(

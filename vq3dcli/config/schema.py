@@ -23,6 +23,14 @@ _Layers = Annotated[int, Field(ge=1, le=256)]
 _Channels = Annotated[int, Field(ge=4, le=4096)]
 
 
+def _path(name: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a recipe holds only names that are text") from error
+    return os.path.expanduser(name)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -179,7 +187,7 @@ class ScheduleSection(_Section):
     accumulate: int = Field(ge=1, le=2**20)
     compile: bool
     checkpoint_activations: bool
-    init: Annotated[str, AfterValidator(os.path.expanduser)]
+    init: Annotated[str, AfterValidator(_path)]
     average_last: int = Field(ge=1, le=10**6)
     tracker: Literal["none", "tensorboard", "wandb"]
 

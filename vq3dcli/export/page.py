@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vq3dcli.errors import DataError, InputMissingError
-from vq3dcli.files import write_bytes
+from vq3dcli.files import as_bytes, write_bytes
 
 _MEDIA = {
     ".png": "image/png",
@@ -115,7 +115,7 @@ def page_html(title: str, subtitle: str, sections: Sequence[Section]) -> str:
 
 def write_page(path: Path, title: str, subtitle: str, sections: Sequence[Section]) -> None:
     """Write `page_html` to `path` atomically."""
-    write_bytes(path, page_html(title, subtitle, sections).encode())
+    write_bytes(path, as_bytes(page_html(title, subtitle, sections)))
 
 
 def data_uri(path: Path) -> str:

@@ -25,7 +25,7 @@ from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import colour_table
 from vq3dcli.export.layers import MAX_LAYERS, MAX_SIDE_PX, Frustum, Layers
 from vq3dcli.export.sheets import Sheet, Sheets
-from vq3dcli.files import write_bytes
+from vq3dcli.files import as_bytes, write_bytes
 
 # How far the camera may turn at most: farther out, layers of the first view have nothing more to show.
 BOUND_RAD = 0.2
@@ -98,8 +98,7 @@ def write_viewer(
 ) -> None:
     """Write `viewer_html` to `path` atomically."""
     text = viewer_html(title, layers, still, shown, bound_rad=bound_rad, pivot_z=pivot_z)
-    # A file's name may hold bytes that are no text.
-    write_bytes(path, text.encode(errors="replace"))
+    write_bytes(path, as_bytes(text))
 
 
 def _common_value(frustum: Frustum, width_px: int, height_px: int, shown: tuple[float, float]) -> dict[str, object]:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vq3dcli.errors import DataError, InputMissingError, UnsafeFileError
-from vq3dcli.files import read_error
+from vq3dcli.files import read_error, text_path
 from vq3dcli.weights.third_party import read_state_dict
 
 _log = logging.getLogger(__name__)
@@ -48,7 +48,8 @@ def read_given_weights(path: Path, *, official_name: str, official_sha256: str) 
                 "the SHA-256 of %s is not that of %s: distances may differ from published ones", path, official_name
             )
         if path.suffix == ".safetensors":
-            return load_file(path)
+            with text_path(path) as name_of_text:
+                return load_file(name_of_text)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UnsafeFileError(f"refused weights that are no plain table of tensors ({path})", remedy=remedy) from error

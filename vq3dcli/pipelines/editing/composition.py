@@ -180,6 +180,10 @@ def composition_from_options(
         return Composition.model_validate({"scene": scene, "insert": inserts, "move": moves, "delete": deletes})
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "string_unicode":
+            raise UsageError(
+                f"a composition holds only names that are text ({first['input']})", remedy="rename the input"
+            ) from error
         place = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
         raise UsageError(f"{place}: {first['msg']} (got {first['input']})", remedy="vq3d compose --help") from error
 
