@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Literal, Self
@@ -210,3 +211,9 @@ def test_initials_are_understood() -> None:
 def test_a_recipe_may_name_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     assert load.load_recipe("toy-cpu", Stage1Recipe, ["training.init='~/run'"]).training.init == "/home/someone/run"
+
+
+def test_a_pipe_is_no_recipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(InputMissingError, match="this is no file"):
+        load.load_recipe(str(tmp_path / "pipe.toml"), Recipe)

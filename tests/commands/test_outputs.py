@@ -176,6 +176,9 @@ def test_long_names(folder: Path, weights: list[str], capsys: pytest.CaptureFixt
         outputs = json.loads(capsys.readouterr().out)["outputs"]
         assert len(outputs) == 4
         assert all(Path(output).is_file() for output in outputs)
+    Path("h" * 245 + ".toml").write_text("format_version = 1\nscene = 'frame_00001.png'")
+    assert run(["compose", "h" * 245 + ".toml", *weights, *FAST]) == 0
+    assert run(["export", "h" * 245 + ".toml", "--format", "npz", "--size", "16", *weights]) == 0
     # A name of the user's is refused before the work, also for what will lie beside it.
     for stem in ("c" * 300, "d" * 248, "e" * 243):
         assert run(["render", "frame_00001.png", "-o", f"{stem}.mp4", *weights, *FAST]) == 73

@@ -70,6 +70,7 @@ def command(
       vq3d export room_composed.toml --format glb
     """
     from vq3dcli.checkpoint import load_weights
+    from vq3dcli.files import cut_name
     from vq3dcli.pipelines.editing.compose import composition_files, composition_sources
     from vq3dcli.pipelines.editing.composition import SUFFIX, read_composition
     from vq3dcli.pipelines.exporting.export import Composed, export_scene
@@ -80,7 +81,7 @@ def command(
     said = Output("export", json, quiet)
     composition = read_composition(Path(source_text)) if source_text.endswith(SUFFIX) else None
     sources = parse_sources([source_text]) if composition is None else composition_sources(composition)
-    source = sources[0] if composition is None else replace(sources[0], stem=Path(source_text).stem)
+    source = sources[0] if composition is None else replace(sources[0], stem=cut_name(Path(source_text).stem))
     kept = composition_files(composition, Path(source_text)) if composition is not None else []
     kept += [weights] if weights is not None else []
     kind, paths = plan_export(source, output, export_format, kept=kept)

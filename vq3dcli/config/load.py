@@ -82,6 +82,8 @@ def find_recipe(path_or_name: str) -> Path:
     if path.suffix == ".toml" or len(path.parts) != 1:
         if path.is_file():
             return path
+        if path.exists() and not path.is_dir():
+            raise InputMissingError(f"a recipe is read more than once, and this is no file ({path})", remedy="a file")
         raise InputMissingError(f"no such recipe file ({path})", remedy="check the path")
     names = recipe_names()
     if path_or_name in names:

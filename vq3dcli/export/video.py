@@ -52,12 +52,11 @@ _HEADER_BYTES = 4096
 _SCALED = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int"
 _TAGGED = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
 _TO_YUV = ["-vf", f"{_SCALED},format=yuv420p,{_TAGGED}", "-pix_fmt", "yuv420p"]
-_TAGS = ["-color_range", "tv", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
 # No encoder name and version in the header: the same frames give the same bytes.
 _NO_VERSIONS = ["-map_metadata", "-1", "-fflags", "+bitexact", "-flags:v", "+bitexact"]
-_MP4 = ["-c:v", "libx264", "-preset", "medium", "-crf", "18", *_TO_YUV, *_TAGS, "-movflags", "+faststart"]
+_MP4 = ["-c:v", "libx264", "-preset", "medium", "-crf", "18", *_TO_YUV, "-movflags", "+faststart"]
 _WEBM_SPEED = ["-deadline", "good", "-cpu-used", "5", "-row-mt", "1"]
-_WEBM = ["-c:v", "libvpx-vp9", "-crf", "24", "-b:v", "0", *_WEBM_SPEED, *_TO_YUV, *_TAGS]
+_WEBM = ["-c:v", "libvpx-vp9", "-crf", "24", "-b:v", "0", *_WEBM_SPEED, *_TO_YUV]
 _ENCODERS = {"mp4": [*_MP4, *_NO_VERSIONS, "-f", "mp4"], "webm": [*_WEBM, *_NO_VERSIONS, "-f", "webm"]}
 _LOSSLESS = ["-c:v", "libx264rgb", "-preset", "ultrafast", "-qp", "0", "-f", "matroska"]
 

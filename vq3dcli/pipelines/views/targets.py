@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vq3dcli.errors import UsageError
 from vq3dcli.export.video import FORMATS, VideoFormat, check_output, format_of, frames_in
+from vq3dcli.files import cut_name
 from vq3dcli.pipelines.views.inputs import Source
 from vq3dcli.scene_file import SUFFIX
 
@@ -132,7 +133,7 @@ def plan_joint_target(
         UsageError: See `plan_targets`.
     """
     return plan_targets(
-        [dataclasses.replace(sources[0], stem=stem)],
+        [dataclasses.replace(sources[0], stem=cut_name(stem))],
         output,
         video_format,
         path=kind,
