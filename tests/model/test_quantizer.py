@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from vq3dcli.model.quantizer import Quantizer, perplexity
@@ -87,6 +88,33 @@ def test_dead_codes_revive_from_encoder_outputs_and_live_ones_stay() -> None:
     for code in quantizer.codebook[revived]:
         assert (projected == code).all(-1).any()
     assert quantizer.window_counts.sum() == 0
+
+
+@pytest.mark.parametrize("outputs", [5, 16, 17, 40, 1000])
+def test_no_encoder_output_is_taken_for_two_codes_while_there_are_others(outputs: int) -> None:
+    projected = torch.nn.functional.normalize(torch.randn(outputs, 4), dim=-1)
+    most = -(-16 // outputs)
+    for pick in (torch.zeros(16), torch.full((16,), 1.0 - 2.0**-24), torch.rand(16), torch.rand(16)):
+        quantizer = Quantizer(16, 4)
+        quantizer.start(projected, pick)
+        rows = (quantizer.codebook[:, None] == projected).all(-1)
+        assert (rows.sum(1) == 1).all()
+        assert int(rows.sum(0).max()) <= most
+        quantizer.count(torch.arange(16) * 1000.0 * (torch.arange(16) > 8))
+        revived = quantizer.revive(projected.flip(0) * 1.0, pick)
+        rows = (quantizer.codebook[revived][:, None] == projected).all(-1)
+        assert revived.sum() == 9
+        assert int(rows.sum(0).max()) <= -(-9 // outputs)
+
+
+def test_every_encoder_output_may_be_taken() -> None:
+    projected = torch.nn.functional.normalize(torch.randn(40, 4), dim=-1)
+    taken = torch.zeros(40)
+    for _ in range(60):
+        quantizer = Quantizer(7, 4)
+        quantizer.start(projected, torch.rand(7))
+        taken += (quantizer.codebook[:, None] == projected).all(-1).sum(0)
+    assert (taken > 0).all()
 
 
 def test_codes_are_judged_only_after_a_full_window() -> None:

@@ -127,7 +127,7 @@ class Quantizer(nn.Module):
             projected: Encoder outputs on the sphere, `[N, D]`.
             pick: Uniform numbers `[K]`, the same on every rank, choosing rows.
         """
-        self.codebook.copy_(projected[(pick * projected.shape[0]).long()])
+        self.codebook.copy_(projected[_spread_rows(pick, projected.shape[0])])
         self.window_counts.zero_()
         self.active.fill_(True)
 
@@ -150,9 +150,15 @@ class Quantizer(nn.Module):
         """
         uniform_use = self.window_counts.sum() / self.window_counts.shape[0]
         dead = self.window_counts < _DEAD_FRACTION * uniform_use
-        self.codebook[dead] = projected[(pick * projected.shape[0]).long()][dead]
+        self.codebook[dead] = projected[_spread_rows(pick[dead], projected.shape[0])]
         self.window_counts.zero_()
         return dead
+
+
+def _spread_rows(pick: Tensor, rows: int) -> Tensor:
+    """As many of `rows` as there are uniform numbers `[P]`, one from each of P strata: none twice while P <= rows."""
+    edges = torch.arange(len(pick) + 1, device=pick.device) * rows // max(len(pick), 1)
+    return edges[:-1] + (pick * edges.diff()).long()
 
 
 def perplexity(counts: Tensor) -> Tensor:
