@@ -16,8 +16,9 @@ NOISY = "noisy"
 NOT_FINITE = "not finite"
 FLAGS = (CONSTANT, CLIPPED, NOISY, NOT_FINITE)
 
-# Standard deviation below this share of the mean magnitude: rounding of a constant, no relief.
-_LEAST_RELIEF = 1e-4
+# Standard deviation below this share of the mean magnitude: a constant in a network's own bfloat16, no relief. Of 141
+# photos with measured or estimated disparity the flattest has 0.08.
+_LEAST_RELIEF = 5e-3
 # Far walls and skies are level in sound maps, near ones are rare: networks saturate at either end where they fail.
 _MOST_AT_FAR_END, _MOST_AT_NEAR_END = 0.6, 0.1
 _END = 1.0 / 1024.0  # of the range

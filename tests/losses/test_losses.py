@@ -111,6 +111,26 @@ def test_canonical_alignment_has_the_wanted_statistics_and_forgets_scale() -> No
     assert torch.isfinite(align_canonical(torch.ones(1, 8, 8), mean=0.4, std=0.18)).all()
 
 
+def test_a_nearly_flat_label_gets_no_relief_of_its_noise() -> None:
+    pattern = torch.rand(1, 64, 64).mul(2).sub(1)
+    pattern = pattern / pattern.std()
+
+    def relief(share: float, level: float = 1.0) -> float:
+        return float(align_canonical(level * (1.0 + share * pattern), mean=0.4, std=0.18).std())
+
+    full = relief(0.1)
+    assert full == pytest.approx(0.18, abs=0.005)
+    assert relief(0.06) == pytest.approx(full, rel=1e-3)
+    # From a twentieth on it falls in proportion, at any scale of the labels.
+    for share in (0.02, 1e-3, 1e-4):
+        assert relief(share) == pytest.approx(full * share / 0.05, rel=0.03)
+        assert relief(share, 300.0) == pytest.approx(relief(share), rel=1e-3)
+    assert align_canonical(torch.zeros(1, 8, 8), mean=0.4, std=0.18).unique().tolist() == [pytest.approx(0.4)]
+    rendered = torch.rand(1, 64 * 64)
+    flat = align_least_squares((1.0 + 1e-4 * pattern).flatten(1), rendered)
+    assert float(flat.std()) < 1e-3
+
+
 def test_canonical_alignment_withstands_outliers() -> None:
     label = torch.rand(1, 64, 64)
     spoiled = label.clone()

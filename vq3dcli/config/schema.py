@@ -93,7 +93,7 @@ class RenderingSection(_Section):
 
     samples: int = Field(ge=2, le=4096)
     importance_samples: int = Field(ge=0, le=4096)
-    rays_per_image: int = Field(ge=1, le=1024 * 1024)
+    rays_per_image: int = Field(ge=2, le=1024 * 1024)
 
 
 class LossSection(_Section):

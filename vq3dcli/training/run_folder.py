@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -234,10 +235,11 @@ class RunFolder:
         return {name: value for name, value in self.last_metrics().items() if name != "images_per_second"}
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one line to the metrics."""
+        """Append one line to the metrics; JSON has no word for figures that are not finite, which are left out."""
+        finite = {name: value for name, value in record.items() if not isinstance(value, float) or math.isfinite(value)}
         try:
             with self.metrics.open("a") as handle:
-                handle.write(json.dumps(dict(record), allow_nan=False) + "\n")
+                handle.write(json.dumps(finite, allow_nan=False) + "\n")
         except OSError as error:
             raise write_error(self.metrics, error) from error
 

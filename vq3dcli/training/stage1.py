@@ -203,7 +203,7 @@ def _step_until_done(
     stop_after_images: int | None,
 ) -> None:
     schedule = recipe.training
-    forward = DistributedDataParallel(objective) if ranks.world_size > 1 else objective
+    forward = DistributedDataParallel(objective, broadcast_buffers=False) if ranks.world_size > 1 else objective
     interval_start, interval_images = time.perf_counter(), state.images_seen
     batches = data.batches(state.images_seen)
     while state.images_seen < schedule.images:

@@ -168,7 +168,7 @@ def _step_until_done(run: _Run, stop_after_images: int | None) -> None:
     if schedule.compile:
         for block in state.model.blocks:  # alike, so that one is compiled; names of tensors stay
             block.compile()
-    forward = DistributedDataParallel(objective) if ranks.world_size > 1 else objective
+    forward = DistributedDataParallel(objective, broadcast_buffers=False) if ranks.world_size > 1 else objective
     interval_start, interval_images = time.perf_counter(), state.images_seen
     batches = run.loader.batches(state.images_seen)
     while state.images_seen < schedule.images:
