@@ -94,7 +94,9 @@ def test_two_ranks_train_the_model_of_one(
     overrides: tuple[str, ...], tiny_recipe: Make, toys: Path, tmp_path: Path
 ) -> None:
     # Codes from the first step on: their statistics, counts and restarts are what ranks must agree on.
-    recipe = tiny_recipe("training.images=32", "training.quantize_from_images=0", *overrides)
+    # In float32: sums in another order move no token to another code.
+    exact = ("training.precision=float32", "training.quantize_from_images=0")
+    recipe = tiny_recipe("training.images=32", *exact, *overrides)
     (tmp_path / "recipe.toml").write_text(dump_recipe(recipe))
     ended = _end(_start(tmp_path / "recipe.toml", toys, tmp_path / "two", "--json"))
     assert [code for code, _, _ in ended] == [0, 0], ended
@@ -104,7 +106,7 @@ def test_two_ranks_train_the_model_of_one(
     train(recipe, one, tmp_path / "one")
     for alone, together in zip(_metrics(tmp_path / "one"), _metrics(tmp_path / "two"), strict=True):
         for name in ("loss", "l2", "depth", "gradient_norm", "perplexity"):
-            assert together[name] == pytest.approx(alone[name], rel=2e-2), name
+            assert together[name] == pytest.approx(alone[name], rel=1e-3), name
     parts = [
         load_file(tmp_path / run / "checkpoints/images-000000000032/weights.safetensors") for run in ("one", "two")
     ]
