@@ -101,7 +101,7 @@ def test_two_ranks_train_the_model_of_one(
     ended = _end(_start(tmp_path / "recipe.toml", toys, tmp_path / "two", "--json"))
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert json.loads(ended[0][1])["count"] == 32
-    assert ended[1][1] == ""
+    assert ended[1][1:] == ("", "")
     one = TrainingLoader([toys], batch_size=8, size=16, seed=0, flip=True, crop=False)
     train(recipe, one, tmp_path / "one")
     for alone, together in zip(_metrics(tmp_path / "one"), _metrics(tmp_path / "two"), strict=True):

@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.parallel import DistributedDataParallel
 
 from vq3dcli import seeding
 from vq3dcli.config.schema import AdversarialSection
 from vq3dcli.losses.adversarial import discriminator_loss, generator_loss, r1_loss, r1_penalty, score_figures
 from vq3dcli.losses.augmentation import AdaptiveState, augment
 from vq3dcli.model.discriminator import Discriminator
-from vq3dcli.training.distributed import Ranks, waiting
+from vq3dcli.training.distributed import Ranks, shared, waiting
 from vq3dcli.training.optim import optimizer_tensors, restore_optimizer
 from vq3dcli.training.views import AdversarialViews, Compared, View
 
@@ -108,9 +107,7 @@ class TrainedDiscriminator:
         objective = DiscriminatorObjective(
             self.discriminator, r1=settings.r1, r1_every_steps=settings.r1_every_steps, autocast=autocast
         )
-        self.forward = (
-            DistributedDataParallel(objective, broadcast_buffers=False) if ranks.world_size > 1 else objective
-        )
+        self.forward = shared(objective, ranks)
         self.adaptive = AdaptiveState()
         self.penalty = 0.0
 

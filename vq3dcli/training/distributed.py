@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -76,6 +78,20 @@ class Ranks:
         """Wait for all ranks."""
         if self.world_size > 1:
             dist.barrier()
+
+
+def shared(module: nn.Module, ranks: Ranks) -> nn.Module:
+    """The module, on several ranks with gradients that are averaged over them.
+
+    Its buffers are not broadcast: whatever changes ours is summed over ranks first.
+    """
+    if ranks.world_size == 1:
+        return module
+    # PyTorch renamed the option in 2.14 and warns of the old name.
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    option: dict[str, Any] = {name: False}
+    return DistributedDataParallel(module, **option)
 
 
 def waiting(module: nn.Module, waits: bool) -> AbstractContextManager[object]:

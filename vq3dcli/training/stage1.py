@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vq3dcli.checkpoint import save_weights
 from vq3dcli.config.schema import Stage1Recipe
@@ -30,7 +29,7 @@ from vq3dcli.rendering.cameras import FAR, NEAR
 from vq3dcli.training.arithmetic import denormals_flushed, resolve_precision
 from vq3dcli.training.averaging import average_checkpoints
 from vq3dcli.training.codes import update_codes
-from vq3dcli.training.distributed import Ranks, join_ranks
+from vq3dcli.training.distributed import Ranks, join_ranks, shared
 from vq3dcli.training.ema import update_average
 from vq3dcli.training.gradients import Step, compute_gradients
 from vq3dcli.training.guards import stage1_guards
@@ -203,7 +202,7 @@ def _step_until_done(
     stop_after_images: int | None,
 ) -> None:
     schedule = recipe.training
-    forward = DistributedDataParallel(objective, broadcast_buffers=False) if ranks.world_size > 1 else objective
+    forward = shared(objective, ranks)
     interval_start, interval_images = time.perf_counter(), state.images_seen
     batches = data.batches(state.images_seen)
     while state.images_seen < schedule.images:

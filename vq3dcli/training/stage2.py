@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vq3dcli import seeding
 from vq3dcli.checkpoint import LoadedWeights
@@ -30,7 +29,7 @@ from vq3dcli.losses.tokens import BITS_PER_NAT
 from vq3dcli.prior_checkpoint import TokenFacts, save_prior
 from vq3dcli.training.arithmetic import denormals_flushed, resolve_precision
 from vq3dcli.training.averaging import average_checkpoints
-from vq3dcli.training.distributed import Ranks, join_ranks, waiting
+from vq3dcli.training.distributed import Ranks, join_ranks, shared, waiting
 from vq3dcli.training.ema import update_average
 from vq3dcli.training.gradients import require_finite
 from vq3dcli.training.held_out import HeldOut, by_class, held_out_bits, unigram_bits
@@ -168,7 +167,7 @@ def _step_until_done(run: _Run, stop_after_images: int | None) -> None:
     if schedule.compile:
         for block in state.model.blocks:  # alike, so that one is compiled; names of tensors stay
             block.compile()
-    forward = DistributedDataParallel(objective, broadcast_buffers=False) if ranks.world_size > 1 else objective
+    forward = shared(objective, ranks)
     interval_start, interval_images = time.perf_counter(), state.images_seen
     batches = run.loader.batches(state.images_seen)
     while state.images_seen < schedule.images:
