@@ -177,6 +177,14 @@ def handles(pid: int, number: int) -> bool:
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
+def test_the_soft_limit_of_open_files_is_raised() -> None:
+    code = "import resource; from vq3dcli.__main__ import main; main(); print(*resource.getrlimit(7))"
+    line = f'ulimit -Sn 128; "{sys.executable}" -c "{code.replace("7", "resource.RLIMIT_NOFILE")}" --version'
+    ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=100)
+    soft, hard = map(int, ended.stdout.split()[-2:])
+    assert soft == (10240 if hard < 0 else min(hard, 10240))
+
+
 def test_nohup_is_heard(tmp_path: Path) -> None:
     process = start_sleeper(str(tmp_path / "out.bin"), ignored=signal.SIGHUP)
     process.send_signal(signal.SIGHUP)

@@ -143,7 +143,10 @@ class _Pulse:
     def _end_lost(self, *, answered: bool) -> None:
         if _launched():
             _exit(LOST)
-        first = self._claim(RankLostError.exit_code) if answered else f"{self.rank} "
+        first = f"{self.rank} "
+        if answered:
+            with contextlib.suppress(RuntimeError):
+                first = self._claim(RankLostError.exit_code)
         if first.startswith(f"{self.rank} ") and sys.stderr is not None:
             sys.stderr.write(f"error: {_lost()}\n")
         _exit(RankLostError.exit_code)
