@@ -46,14 +46,13 @@ def hashes(folder: Path) -> dict[str, str]:
     "command",
     [
         ["render", "frame_00001.png", "-o", "."],
-        ["render", "frame_00001.png", "frame_00002.png", "-o", ".", "--format", "png", "--path", "frame_00003.png"],
         ["interpolate", "frame_00005.png", "frame_00006.png", "-o", "./"],
         ["compose", "frame_00003.png", "--delete", "0.1,0.1,0.9,0.9", "-o", "./"],
     ],
 )
 def test_no_frames_in_the_place_of_the_inputs(folder: Path, weights: list[str], command: list[str]) -> None:
     before = hashes(folder)
-    assert run([*command, *weights, *FAST]) in (2, 65)
+    assert run([*command, *weights, *FAST]) == 2
     assert hashes(folder) == before
 
 
