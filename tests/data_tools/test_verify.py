@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from data_tools.depth_labels import label_exact
 from data_tools.shards import Job, Reject, Sample, compact_json, shard_ranges, write_folder
 from data_tools.toyscenes import prepare_toyscenes
-from data_tools.verify import verify_folder
+from data_tools.verify import Verification, _Folder, verify_folder
 from vq3dcli.errors import InputMissingError
 
 
@@ -145,3 +146,14 @@ def test_strangers_and_labels_of_other_images(whole: Path, tmp_path: Path):
     assert "key 00000000: made for another image" in reasons
     with pytest.raises(InputMissingError):
         verify_folder(tmp_path)
+
+
+def test_many_problems_take_no_longer_each(tmp_path: Path):
+    found = Verification()
+    folder = _Folder(tmp_path, found, lambda: None)
+    started = time.perf_counter()
+    for number in range(20_000):
+        for _ in range(2):
+            folder._problem(f"shard-{number:06d}.tar", "missing")
+    assert time.perf_counter() - started < 5.0
+    assert len(found.problems) == 20_000

@@ -1,5 +1,7 @@
 """The figures of predictors whose score is known beforehand."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +11,14 @@ from vq3dcli.errors import UsageError
 from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, flat_warp
 from vq3dcli.model.scene import SceneView
 from vq3dcli.pipelines.evaluation.exact_scenes import Template, exact_batches, toy_template
-from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES, evaluate_baselines, evaluate_geometry
+from vq3dcli.pipelines.evaluation.geometry import (
+    EVALUATION_SAMPLES,
+    evaluate_baselines,
+    evaluate_geometry,
+    kept_metrics,
+)
 from vq3dcli.rendering.cameras import Camera, canonical_camera
+from vq3dcli.sealed import write_sealed_json
 
 SIZE = 24
 COUNT = 18
@@ -146,3 +154,20 @@ def test_nothing_to_measure_is_a_usage_error(template):
         evaluate_geometry(PaintedWall, count=0, seed=SEED, size_px=SIZE, template=template)
     with pytest.raises(UsageError):
         evaluate_baselines(count=0, seed=SEED, size_px=SIZE, template=template)
+
+
+def test_figures_are_kept_for_what_they_are_of_and_measured_again_where_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, identity = tmp_path / "figures.json", {"protocol": "p", "count": 3}
+    assert kept_metrics(path, identity) is None
+    write_sealed_json(path, {**identity, "metrics": {"psnr": 12.5}})
+    assert kept_metrics(path, identity) == {"psnr": 12.5}
+    assert kept_metrics(path, {**identity, "count": 4}) is None
+    assert not caplog.records
+    whole = path.read_bytes()
+    for data in (whole.replace(b"12.5", b"13.5"), whole[:-9], b"[]", b"{}", b"\xff", b"[" * 10**5):
+        path.write_bytes(data)
+        caplog.clear()
+        assert kept_metrics(path, identity) is None
+        assert "measured again" in caplog.text

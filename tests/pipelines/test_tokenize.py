@@ -22,7 +22,7 @@ from vq3dcli.data.shards import ShardFolder
 from vq3dcli.data.tokens import TokenStore
 from vq3dcli.errors import DataError, OutputError, UsageError
 from vq3dcli.model.scene import to_model_range
-from vq3dcli.pipelines.tokenize import tokenize
+from vq3dcli.pipelines.tokenize import _block_bytes, tokenize
 
 
 @pytest.fixture(scope="module")
@@ -285,3 +285,8 @@ def test_the_same_images_twice_are_refused(weights: LoadedWeights, shards: Path,
 def test_shards_are_no_token_store(shards: Path):
     with pytest.raises(UsageError, match="a shard folder, not a token store"):
         TokenStore(shards)
+
+
+def test_a_block_that_has_gone_is_no_output_that_cannot_be_made(tmp_path: Path):
+    with pytest.raises(DataError, match=r"has gone \(.*block-000003\.u16"):
+        _block_bytes(tmp_path / "block-000003.u16")
