@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps, TiffImagePlugin, features
 
 from vq3dcli.data import images, pillow
 from vq3dcli.data.images import decode_image, encode_jpeg, encode_png, read_image, to_square
 from vq3dcli.errors import DataError, InputMissingError
+
+_AVIF = pytest.param("AVIF", marks=pytest.mark.skipif(not features.check("avif"), reason="an older Pillow"))
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +143,7 @@ def test_first_frame_of_an_animation(image_format):
     assert decoded[1:].max() < 15
 
 
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", _AVIF])
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 0.5, 0.9])
 def test_truncated_files_are_refused(image_format, fraction):
     data = saved(photo(96, 96), image_format)
@@ -203,6 +205,24 @@ def test_decompression_bombs_are_one_clear_error_in_little_memory(tmp_path: Path
     assert all("over the limit of 128 megapixels; try: a smaller copy" in message for message in messages)
     assert int(kilobytes) < 50_000
     assert result.stderr == ""
+
+
+def test_one_picture_after_another_takes_the_memory_of_one(tmp_path: Path):
+    path = tmp_path / "x.png"
+    path.write_bytes(huge_png(6000, 5000))  # 90 MB of pixels, and 30 MB in the decoder
+    script = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from vq3dcli.allocator import keep_freed_memory\n"
+        "from vq3dcli.data.images import decode_square\n"
+        "keep_freed_memory()\n"
+        "data = Path(sys.argv[1]).read_bytes()\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for _ in range(3):\n    decode_square(data, 64, name='x')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 220_000
 
 
 def huge_webp(width: int, height: int) -> bytes:

@@ -6,6 +6,7 @@ The format is sniffed from the bytes, never taken from the name, and the header 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import mmap
 import struct
@@ -26,6 +27,9 @@ from vq3dcli.data.colour_profiles import MAX_PROFILE_BYTES, colour_change
 MAX_PIXELS = 128_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIC")
 ALPHA_BACKGROUND = 128
+
+_HAS_AVIF = importlib.util.find_spec("PIL.AvifImagePlugin") is not None  # since version 11.3
+_PILLOWS_FORMATS = [name for name in FORMATS if name != "HEIC" and (name != "AVIF" or _HAS_AVIF)]
 
 # These decoders take 16 bytes a pixel, the others 4: none takes more than 1 GB.
 _MOST_PIXELS = {"WEBP": 48_000_000, "AVIF": 48_000_000, "HEIF": 48_000_000}
@@ -99,8 +103,7 @@ def open_header(data: bytes) -> Image.Image:
         try:
             if _is_heic(data):
                 return _open_heic(data)
-            formats = [name for name in FORMATS if name != "HEIC"]
-            return Image.open(io.BytesIO(data), formats=formats)
+            return Image.open(io.BytesIO(data), formats=_PILLOWS_FORMATS)
         except Image.DecompressionBombError as error:
             raise TooManyPixelsError(f"over the limit of {MAX_PIXELS // 10**6} megapixels") from error
         except UnidentifiedImageError as error:
