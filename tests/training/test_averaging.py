@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from vq3dcli.checkpoint import read_checkpoint
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_autoencoder
+from vq3dcli.sealed import write_sealed_json
 from vq3dcli.training.averaging import average_checkpoints
+from vq3dcli.training.distributed import join_ranks
 from vq3dcli.training.ema import as_mapping
 from vq3dcli.training.run_folder import RunFolder
 
@@ -113,3 +116,25 @@ def test_another_model_is_told(tiny_recipe: Make, tmp_path: Path) -> None:
     _save(folder, 8, build_autoencoder(tiny_recipe()))
     with pytest.raises(DataError, match="does not fit this model"):
         average_checkpoints(folder.checkpoints, build_autoencoder(tiny_recipe("model.code_dim=4")), 1)
+
+
+def test_images_seen_that_were_edited_give_way_to_the_checkpoint_before(
+    tiny_recipe: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, model = RunFolder(tmp_path), build_autoencoder(tiny_recipe())
+    parts = {"weights": as_mapping(model), "average": as_mapping(model)}
+    folder.checkpoints.mkdir()
+    for images_seen in (8, 16):
+        folder.save(images_seen, parts, {"images_seen": images_seen}, {}, keep=2)
+    path = folder.checkpoints / "images-000000000016" / "manifest.json"
+    manifest, whole = read_checkpoint(path.parent)[1], path.read_bytes()
+    for edit in (
+        lambda: path.write_bytes(whole.replace(b'"images_seen": 16', b'"images_seen": 61')),
+        lambda: write_sealed_json(path, {**manifest, "images_seen": 61}),
+    ):
+        edit()
+        found = folder.newest(join_ranks(torch.device("cpu")))
+        assert found is not None
+        assert found[1]["images_seen"] == 8
+        assert "falling back" in caplog.text
+        caplog.clear()
