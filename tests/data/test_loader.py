@@ -247,6 +247,13 @@ def test_labels_that_are_not_there_are_never_passed_over(toy_shards: Path, tmp_p
     assert all((kind == LABEL_KIND["metric"]) == key.startswith(str(toy_shards)) for key, kind in kinds.items())
     with pytest.raises(UsageError, match="3 names of labels for 2 folders"):
         loader(toy_shards, ramps, labels=["exact", None, None])
+    shutil.rmtree(toy_shards / "disparity")
+    with pytest.raises(
+        InputMissingError, match=r"exact \(.*toy\); there are none; try: vq3d depth-labels .* --model exact;"
+    ):
+        loader(toy_shards)
+    with pytest.raises(InputMissingError, match=r"or vq3d depth-labels .*ramps --model MODEL; or"):
+        loader(ramps)
     (ramps / "disparity/red/manifest.json").unlink()
     with pytest.raises(InputMissingError, match=r"--model MODEL --name red, until it ends; or --labels none to"):
         loader(ramps, labels="red")

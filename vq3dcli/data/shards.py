@@ -240,7 +240,9 @@ class LabelFolder:
 
     def __init__(self, images: ShardFolder, name: str) -> None:
         self._images = images
-        model = name if name == "exact" else f"MODEL --name {name}"
+        model = f"MODEL --name {name}"
+        if name == "exact":  # which only data with a disparity of their own can have
+            model = name if images.manifest.own_disparity else "MODEL"
         self._remedy = f"vq3d depth-labels {images.path} --model {model}"
         path = label_folder(images.path, name)
         if not (path / MANIFEST_NAME).is_file():
@@ -256,7 +258,7 @@ class LabelFolder:
     def _missing(self, name: str) -> InputMissingError:
         there = labels_there(self._images.path)
         listed = ", ".join(f"{known}" if finished else f"{known} (unfinished)" for known, finished in there.items())
-        others = f"; the labels there: {listed}" if there else "; there are no others"
+        others = f"; the labels there: {listed}" if there else "; there are none"
         if name in there:
             what = f"the disparity labels {name} are unfinished ({label_folder(self._images.path, name)})"
             return InputMissingError(what + (others if len(there) > 1 else ""), remedy=f"{self._remedy}, until it ends")
