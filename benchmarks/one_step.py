@@ -74,7 +74,7 @@ def main() -> None:
     plan = plan_run(recipe, processor, classes=CLASSES)
     batch = toy_batch(recipe.training.batch_size, recipe.model.image_size)
     perceptual = None
-    if recipe.loss.perceptual > 0:
+    if recipe.loss.any_perceptual:
         perceptual = build_perceptual(recipe.loss.perceptual_network).to(device)
     with tempfile.TemporaryDirectory() as scratch, RunFolder(Path(scratch)).opened(recipe, {}):
         state = start_or_resume(RunFolder(Path(scratch)), recipe, classes=CLASSES, device=device, ranks=Ranks())

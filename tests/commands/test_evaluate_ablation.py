@@ -119,7 +119,8 @@ def test_runs_figure_and_pages(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "override", ["loss.depth_kind=none", "loss.depth_order=1", "training.images=16", "training . seed=3"]
+    "override",
+    ["loss.depth_kind=none", "loss.depth_order=1", "loss.novel_l2=1", "training.images=16", "training . seed=3"],
 )
 def test_what_the_ablation_sets_itself_is_refused(override, tmp_path, capsys):
     runs = tmp_path / "runs"

@@ -18,6 +18,8 @@ Make = Callable[..., Stage1Recipe]
     [
         (["model.encoder_heads=3"], r"model: encoder_heads \(3\) must divide encoder_width \(32\)"),
         (["model.decoder_heads=5"], r"model: decoder_heads \(5\) must divide decoder_width \(32\)"),
+        (["loss.novel_l2=-1"], r"novel_l2 .*greater than or equal to 0, not -1"),
+        (["loss.novel_perceptual=0.1"], r"loss: novel_perceptual \(0\.1\) needs a perceptual_network: lpips-vgg, "),
         (["loss.perceptual=0.1"], r"loss: perceptual \(0\.1\) needs a perceptual_network: lpips-vgg, "),
         (["loss.perceptual_patch_px=16"], r"perceptual_patch_px .*should be greater than or equal to 32, not 16"),
         (["loss.perceptual_network=vgg"], r"perceptual_network .*should be 'none', 'lpips-vgg'"),

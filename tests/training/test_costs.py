@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vq3dcli.config.load import load_recipe, recipe_names
 from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.data.views import Views, novel_poses
 from vq3dcli.losses.perceptual_trunks import Lite0Trunk, LpipsTrunk
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.training.adversarial import Adversary
@@ -25,7 +26,7 @@ from vq3dcli.training.costs import (
     perceptual_parameters,
     step_costs,
 )
-from vq3dcli.training.objective import Stage1Objective
+from vq3dcli.training.objective import NovelViews, Stage1Objective
 
 Make = Callable[..., Stage1Recipe]
 
@@ -33,10 +34,13 @@ Make = Callable[..., Stage1Recipe]
 _SMALL = ("model.image_size=32", "model.encoder_width=64", "model.decoder_width=96", "model.encoder_layers=2")
 
 
-def _batch(recipe: Stage1Recipe, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    size = recipe.model.image_size
+def _batch(recipe: Stage1Recipe, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, None, int, NovelViews]:
+    """After the discriminators' start, with a view of each image."""
+    size, index, share = recipe.model.image_size, torch.arange(count), torch.tensor(1.0)
     image = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
-    return image, torch.rand(count, size, size), torch.ones(count), torch.arange(count), torch.tensor(1.0)
+    s = torch.rand(count, size, size)
+    novel = NovelViews(Views(image, s, novel_poses(0, "", index, 1)[:, 0], index), share)
+    return image, s, torch.ones(count), index, share, None, recipe.adversarial.start_images, novel
 
 
 def _kept_bytes(recipe: Stage1Recipe, dtype: torch.dtype, count: int) -> int:
@@ -56,7 +60,7 @@ def _kept_bytes(recipe: Stage1Recipe, dtype: torch.dtype, count: int) -> int:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
     ):
-        objective(*_batch(recipe, count), images_seen=recipe.adversarial.start_images)
+        objective(*_batch(recipe, count))
     return sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in weights)
 
 
@@ -69,6 +73,7 @@ def _kept_bytes(recipe: Stage1Recipe, dtype: torch.dtype, count: int) -> int:
         ("model.plane_head=linear", "model.field_layers=3", "rendering.samples=24"),
         ("model.plane_head=convolution", "rendering.rays_per_image=256", "model.auxiliary_head=false"),
         ("loss.depth_order=1", "rendering.rays_per_image=600", "rendering.samples=4"),
+        ("loss.novel_l2=1", "rendering.samples=48"),
     ],
 )
 def test_activations_are_those_that_autograd_keeps(
@@ -103,7 +108,8 @@ def test_operations_with_discriminators(tiny_recipe: Make, overrides: tuple[str,
     forward = {}
     for seen in (0, recipe.adversarial.start_images):
         with FlopCounterMode(display=False) as counter:
-            views = objective(*_batch(recipe, 4), images_seen=seen).views
+            image, s, kind, index, share, *_ = _batch(recipe, 4)
+            views = objective(image, s, kind, index, share, images_seen=seen).views
         forward[seen] = counter.get_total_flops()
     # Eight passes of the discriminators: forward and back to the views here; both kinds of images, forward and back to
     # weights and images, in their own step. Three of the renderer.
@@ -170,7 +176,9 @@ def test_the_perceptual_network_is_counted(tiny_recipe: Make, network: str) -> N
     assert perceptual_parameters(recipe) == sum(p.numel() for p in trunk.parameters())
 
 
-@pytest.mark.parametrize("overrides", [(), ("rendering.importance_samples=8",), ("model.plane_head=linear",)])
+@pytest.mark.parametrize(
+    "overrides", [(), ("rendering.importance_samples=8",), ("model.plane_head=linear",), ("loss.novel_depth=1",)]
+)
 def test_operations_are_those_that_pytorch_counts(tiny_recipe: Make, overrides: tuple[str, ...]) -> None:
     """The forward pass alone: the counter takes backward passes of grouped convolutions for dense ones."""
     recipe = tiny_recipe(*_SMALL, *overrides)
@@ -198,6 +206,10 @@ def test_activations_that_are_made_again_are_not_kept(tiny_recipe: Make) -> None
 def test_losses_that_are_off_cost_nothing(tiny_recipe: Make) -> None:
     costs = step_costs(tiny_recipe(), torch.float32, 0)
     assert costs.perceptual == Cost()
+    named = "loss.perceptual_network=lpips-vgg"
+    both = [f"loss.{name}=1" for name in ("perceptual", "novel_perceptual")]
+    found = [perceptual_cost(tiny_recipe("model.image_size=32", named, *on)) for on in ((), both[:1], both[1:], both)]
+    assert found[0] == Cost() and found[1] == found[2] and found[1].plus(found[2]) == found[3]
     assert costs.adversarial == Cost()
     both = step_costs(tiny_recipe("adversarial.main=0.1", "adversarial.novel=0.1"), torch.float32, 0)
     one = step_costs(tiny_recipe("adversarial.novel=0.1"), torch.float32, 0)

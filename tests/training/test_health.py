@@ -124,6 +124,12 @@ def test_guards_of_losses_that_are_off_are_left_out() -> None:
         assert not {"flat geometry", "relief out of range"} & {guard.name for guard in stage1_guards(recipe(off))}
     ordered = stage1_guards(recipe("loss.depth=0", "loss.depth_order=1"))
     assert "flat geometry" in {guard.name for guard in ordered}
+    novel = stage1_guards(recipe("loss.novel_depth=1"))
+    assert "no novel views" in {guard.name for guard in novel} - guarded
+    none = [{"images_seen": 100 * (i + 1), "novel_views": 0.0 if i % 21 else 0.5} for i in range(90)]
+    assert names(replay(none, novel)[1]) == ["no novel views"]
+    few = [{**record, "novel_views": 0.0 if i % 20 else 0.125} for i, record in enumerate(none)]
+    assert not replay(few, novel)[1]
     assert {guard.name for guard in stage1_guards(recipe(*ADVERSARIAL))} > guarded
 
 

@@ -21,8 +21,9 @@ from data_tools.depth_labels import label_exact
 from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.config.load import dump_recipe
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
-from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.data.tokens import TokenStore
+from vq3dcli.pipelines.train import open_loader
+from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.stage1 import train
 from vq3dcli.training.stage2 import train_prior
 
@@ -80,6 +81,7 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
     [
         (),
         ("training.optimizer=muon",),
+        ("loss.novel_l2=1", "loss.novel_depth=2", "training.accumulate=2"),
         (
             "training.accumulate=2",
             "adversarial.main=0.1",
@@ -88,24 +90,26 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
             "adversarial.minibatch_group=2",
         ),
     ],
-    ids=["plain", "muon", "adversarial, in micro-batches"],
+    ids=["plain", "muon", "novel views of some, in micro-batches", "adversarial, in micro-batches"],
 )
 def test_two_ranks_train_the_model_of_one(
     overrides: tuple[str, ...], tiny_recipe: Make, toys: Path, tmp_path: Path
 ) -> None:
+    prepare_toyscenes(tmp_path / "seen", count=12, size=16, seed=1, views=1)
+    label_exact(tmp_path / "seen")
     # Codes from the first step on: their statistics, counts and restarts are what ranks must agree on.
     # In float32: sums in another order move no token to another code.
     exact = ("training.precision=float32", "training.quantize_from_images=0")
     recipe = tiny_recipe("training.images=32", *exact, *overrides)
     (tmp_path / "recipe.toml").write_text(dump_recipe(recipe))
-    ended = _end(_start(tmp_path / "recipe.toml", toys, tmp_path / "two", "--json"))
+    more = ("--data", str(tmp_path / "seen"), "--json")
+    ended = _end(_start(tmp_path / "recipe.toml", toys, tmp_path / "two", *more))
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert json.loads(ended[0][1])["count"] == 32
     assert ended[1][1:] == ("", "")
-    one = TrainingLoader([toys], batch_size=8, size=16, seed=0, flip=True, crop=False)
-    train(recipe, one, tmp_path / "one")
+    train(recipe, open_loader(recipe, [toys, tmp_path / "seen"], "exact", Ranks()), tmp_path / "one")
     for alone, together in zip(_metrics(tmp_path / "one"), _metrics(tmp_path / "two"), strict=True):
-        for name in ("loss", "l2", "depth", "gradient_norm", "perplexity"):
+        for name in {"loss", "l2", "depth", "novel_l2", "novel_depth", "gradient_norm", "perplexity"} & alone.keys():
             assert together[name] == pytest.approx(alone[name], rel=1e-3), name
     parts = [
         load_file(tmp_path / run / "checkpoints/images-000000000032/weights.safetensors") for run in ("one", "two")

@@ -132,7 +132,7 @@ def _lpips(
 
     if name == "none":
         return None
-    trained_with = weights.recipe.loss.perceptual_network if weights.recipe.loss.perceptual > 0 else "none"
+    trained_with = weights.recipe.loss.perceptual_network if weights.recipe.loss.any_perceptual else "none"
     device = next(weights.model.parameters()).device
     if name is not None or file is not None:
         return load_lpips(name or "alex", trunk_weights=file, trained_with=trained_with, device=device)

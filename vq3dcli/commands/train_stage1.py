@@ -113,12 +113,15 @@ def command(
             facts: dict[str, object] = {}
             if loader is not None:
                 facts = {"samples": loader.num_samples, "labelled": loader.num_labelled, "labels": loader.labels}
+                if resolved.loss.novel:
+                    facts["with_views"] = loader.num_with_views
             say_plan(said, plan, plan_table(plan), schedule.seed, facts)
         return
     assert loader is not None and out is not None, "checked above"
-    if perceptual_weights is not None and resolved.loss.perceptual == 0:
+    if perceptual_weights is not None and not resolved.loss.any_perceptual:
         said.warn("--perceptual-weights does nothing: loss.perceptual is 0")
-    said.note(f"{loader.num_samples} samples, {loader.num_labelled} labelled, on {chosen_device}")
+    seen = f", {loader.num_with_views} with views" if resolved.loss.novel else ""
+    said.note(f"{loader.num_samples} samples, {loader.num_labelled} labelled{seen}, on {chosen_device}")
     with training_progress(said, schedule, out, "loss {:.4f}") as report:
         result = train(
             resolved,

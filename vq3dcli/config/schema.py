@@ -113,14 +113,29 @@ class LossSection(_Section):
     perceptual: _Weight
     perceptual_network: Literal["none", "lpips-vgg", "lpips-alex", "efficientnet-lite0"]
     perceptual_patch_px: int = Field(ge=32, le=1024)
+    # Of exact pictures from other cameras; weights files from before these keys saw none.
+    novel_l2: _Weight = 0.0
+    novel_l1: _Weight = 0.0
+    novel_depth: _Weight = 0.0
+    novel_perceptual: _Weight = 0.0
+
+    @property
+    def novel(self) -> bool:
+        """Whether pictures from other cameras are trained on."""
+        return max(self.novel_l2, self.novel_l1, self.novel_depth, self.novel_perceptual) > 0
+
+    @property
+    def any_perceptual(self) -> bool:
+        """Whether the perceptual network is needed."""
+        return self.perceptual > 0 or self.novel_perceptual > 0
 
     @model_validator(mode="after")
     def _has_a_network(self) -> Self:
-        if self.perceptual > 0 and self.perceptual_network == "none":
-            raise ValueError(
-                f"perceptual ({self.perceptual}) needs a perceptual_network: "
-                "lpips-vgg, lpips-alex or efficientnet-lite0"
-            )
+        for name, weight in (("perceptual", self.perceptual), ("novel_perceptual", self.novel_perceptual)):
+            if weight > 0 and self.perceptual_network == "none":
+                raise ValueError(
+                    f"{name} ({weight}) needs a perceptual_network: lpips-vgg, lpips-alex or efficientnet-lite0"
+                )
         return self
 
 
@@ -228,7 +243,7 @@ class Stage1Recipe(_Section):
         model, loss, adversarial, training = self.model, self.loss, self.adversarial, self.training
         micro_batch = training.batch_size // training.accumulate
         problems = []
-        if loss.perceptual > 0 and loss.perceptual_patch_px > model.image_size:
+        if loss.any_perceptual and loss.perceptual_patch_px > model.image_size:
             problems.append(
                 f"loss.perceptual_patch_px ({loss.perceptual_patch_px}) must be at most model.image_size "
                 f"({model.image_size})"

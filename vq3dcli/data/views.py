@@ -58,6 +58,15 @@ class Views:
     cam_to_world: Tensor
     row: Tensor
 
+    def of_rows(self, start: int, stop: int) -> Views:
+        """Those of the samples from `start` to before `stop`, whose rows count from there."""
+        here = (self.row >= start) & (self.row < stop)
+        return Views(self.image[here], self.s[here], self.cam_to_world[here], self.row[here] - start)
+
+    def to(self, device: torch.device) -> Views:
+        """The same on another device."""
+        return Views(self.image.to(device), self.s.to(device), self.cam_to_world.to(device), self.row.to(device))
+
 
 def novel_poses(seed: int, name: str, index: Tensor, count: int) -> Tensor:
     """`cam_to_world` of the views of scenes: a pure function of (seed, name, index).

@@ -36,7 +36,7 @@ from vq3dcli.weights.third_party import (
 )
 
 # The network may stay named: the weight alone decides, and one above 0 without a network is no valid recipe.
-_OFF = "--set loss.perceptual=0"
+_OFF = "--set loss.perceptual=0 --set loss.novel_perceptual=0"
 _WITHOUT_DOWNLOAD = "--set loss.perceptual_network=efficientnet-lite0"
 
 _LITE0_NAME = "efficientnet-lite0-57934424.pth"

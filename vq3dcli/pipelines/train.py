@@ -9,6 +9,7 @@ from typing import Any
 
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import TrainingLoader
+from vq3dcli.errors import InputMissingError
 from vq3dcli.files import sha256_file
 from vq3dcli.training.distributed import Ranks
 
@@ -31,9 +32,10 @@ def open_loader(
 
     Raises:
         InputMissingError, DataError, UsageError: As `TrainingLoader`.
+        InputMissingError: The recipe wants novel views, and no folder has any.
     """
     schedule = recipe.training
-    return TrainingLoader(
+    loader = TrainingLoader(
         data,
         labels=labels,
         batch_size=schedule.batch_size,
@@ -44,7 +46,15 @@ def open_loader(
         crop=schedule.crop,
         rank=ranks.rank,
         world_size=ranks.world_size,
+        views=int(recipe.loss.novel),
     )
+    if recipe.loss.novel and loader.num_with_views == 0:
+        raise InputMissingError(
+            f"losses at novel views are weighted, and no sample has a view ({', '.join(map(str, data))})",
+            remedy="vq3d prepare-data toyscenes or meshscenes with --views 1, or --set of 0 for loss.novel_l2, "
+            "novel_l1, novel_depth and novel_perceptual",
+        )
+    return loader
 
 
 def run_facts(
@@ -71,6 +81,6 @@ def run_facts(
     }
     if shares is not None:
         facts["shares"] = ", ".join(f"{share / sum(shares):.3f}" for share in shares)
-    if perceptual_weights is not None and recipe.loss.perceptual > 0:
+    if perceptual_weights is not None and recipe.loss.any_perceptual:
         facts["perceptual_weights"] = sha256_file(perceptual_weights)
     return facts

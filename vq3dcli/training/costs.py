@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from vq3dcli.config.schema import ModelSection, Stage1Recipe
+from vq3dcli.config.schema import LossSection, ModelSection, Stage1Recipe
 from vq3dcli.losses.depth import MAX_PARTNERS
 from vq3dcli.model.discriminator import Discriminator
 
@@ -61,8 +61,8 @@ class StepCosts(NamedTuple):
 
     Attributes:
         autoencoder: Encoder, quantizer, decoder, plane head.
-        rendering: Scattered rays of the main view, and the square for the perceptual loss.
-        perceptual: The perceptual network.
+        rendering: Scattered rays and the squares for perceptual losses, of the main view and of a novel one.
+        perceptual: The perceptual network, on either square.
         adversarial: The discriminators' views and the discriminators themselves, once they have started.
         workspace_bytes: Of an image: tensors that live at the worst moment of the backward pass only.
         update_bytes: Moved in an update of the autoencoder's weights, once a step.
@@ -98,7 +98,7 @@ def step_costs(
     model, loss, adversarial = recipe.model, recipe.loss, recipe.adversarial
     e = dtype.itemsize
     remade = recipe.training.checkpoint_activations
-    square = loss.perceptual_patch_px**2 if loss.perceptual > 0 else 0
+    square = loss.perceptual_patch_px**2 if loss.any_perceptual else 0
     views = adversarial.size_px**2 * ((adversarial.main > 0) + (adversarial.novel > 0))
     largest = max(min(recipe.rendering.rays_per_image, model.image_size**2), square, views and adversarial.size_px**2)
     points = largest * _samples(recipe)
@@ -114,9 +114,11 @@ def step_costs(
         )
         workspace = max(workspace, *kept)
     rays = min(recipe.rendering.rays_per_image, model.image_size**2)
+    # As if each image had a novel view, which is the most that a step can meet.
+    rendered = rays * (1 + loss.novel) + square * _squares(loss)
     return StepCosts(
         autoencoder=autoencoder_cost(model, e, remade=remade, on_cpu=on_cpu),
-        rendering=rendering_cost(recipe, rays + square, e).plus(_order_cost(recipe, rays)),
+        rendering=rendering_cost(recipe, rendered, e).plus(_order_cost(recipe, rays)),
         perceptual=perceptual_cost(recipe),
         adversarial=rendering_cost(recipe, views, e).plus(discriminators_cost(recipe, e)),
         workspace_bytes=workspace,
@@ -209,20 +211,25 @@ def _order_cost(recipe: Stage1Recipe, rays: int) -> Cost:
 
 def perceptual_cost(recipe: Stage1Recipe) -> Cost:
     """The frozen network on a square of the rendering and of the photo, in float32; gradients for one of them."""
-    if recipe.loss.perceptual == 0:
-        return Cost()
+    squares = _squares(recipe.loss)
     flops, kept, _ = _PERCEPTUAL[recipe.loss.perceptual_network]
     side = recipe.loss.perceptual_patch_px
     if recipe.loss.perceptual_network == "efficientnet-lite0":
         side = max(side, _LITE0_LEAST_PX)
+    pixels = squares * side**2
     return Cost(
-        flops_float32=3.0 * flops * side**2, kept_bytes=kept * side**2, moved_bytes=(PASSES + 2.0) * kept * side**2
+        flops_float32=3.0 * flops * pixels, kept_bytes=kept * pixels, moved_bytes=(PASSES + 2.0) * kept * pixels
     )
+
+
+def _squares(loss: LossSection) -> int:
+    """Squares of an image that the perceptual network sees."""
+    return (loss.perceptual > 0) + (loss.novel_perceptual > 0)
 
 
 def perceptual_parameters(recipe: Stage1Recipe) -> int:
     """Of the frozen network, if there is one."""
-    return _PERCEPTUAL[recipe.loss.perceptual_network][2] if recipe.loss.perceptual > 0 else 0
+    return _PERCEPTUAL[recipe.loss.perceptual_network][2] if recipe.loss.any_perceptual else 0
 
 
 def build_discriminators(recipe: Stage1Recipe, classes: int = 0) -> dict[str, Discriminator]:

@@ -15,7 +15,7 @@ from vq3dcli.data.loader import Batch
 from vq3dcli.errors import DivergedError
 from vq3dcli.losses.depth import LABEL_NONE
 from vq3dcli.training.distributed import Ranks, waiting
-from vq3dcli.training.objective import Objective
+from vq3dcli.training.objective import NovelViews, Objective
 from vq3dcli.training.views import AdversarialViews
 
 CALMER = "the same command with --set of a lower training.learning_rate or training.gradient_clip"
@@ -78,6 +78,11 @@ def compute_gradients(
         DivergedError: The loss or the gradient is not finite; all ranks raise together.
     """
     labelled_share = ranks.mean((batch.label_kind != LABEL_NONE).float().mean().to(device))
+    size = batch.image.shape[0] // accumulate
+    views = None
+    if batch.views is not None:
+        count = torch.tensor(float(len(batch.views.row)), device=device)
+        views = NovelViews(batch.views.to(device), ranks.mean(count / batch.image.shape[0]))
     columns = [
         tensor.to(device).chunk(accumulate)
         for tensor in (batch.image, batch.s, batch.label_kind, batch.index, batch.class_index)
@@ -87,7 +92,8 @@ def compute_gradients(
     for position, (image, label, kind, index, classes) in enumerate(zip(*columns, strict=True)):
         with waiting(forward, position < accumulate - 1):
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast_dtype == torch.bfloat16):
-                part: Objective = forward(image, label, kind, index, labelled_share, classes, images_seen)
+                mine = None if views is None else views.of_rows(position * size, (position + 1) * size)
+                part: Objective = forward(image, label, kind, index, labelled_share, classes, images_seen, mine)
             (part.loss / accumulate).backward()
         parts.append(part._replace(loss=part.loss.detach()))
     gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip)

@@ -40,6 +40,17 @@ def stage1_guards(recipe: Stage1Recipe) -> tuple[Guard, ...]:
             from_images=settled,
         )
     )
+    if loss.novel:
+        guards.append(
+            Guard(
+                "no novel views",
+                "novel_views",
+                cause="data of which few samples have views, so that their losses train next to nothing",
+                remedy="prepare-data --views 1, or a higher --share of the folders that have them",
+                low=1 / schedule.batch_size,  # not one in the step of a record
+                records=20,
+            )
+        )
     guards.append(gradient_guard(schedule, "a longer training.warmup_images or adversarial.ramp_images"))
     adversarial = recipe.adversarial
     for name, weight in (("main", adversarial.main), ("novel", adversarial.novel)):

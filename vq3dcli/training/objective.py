@@ -3,6 +3,7 @@
 ```
 images -> autoencoder -> planes -> scattered rays  -> rgb, weights -> reconstruction and depth losses
                  |            |--> a square of rays -> perceptual loss
+                 |            |--> both, of exact pictures from other cameras -> the same losses at novel views
                  |            `--> main, novel views -> frozen discriminators -> adversarial losses
                  |-> auxiliary image -> auxiliary loss
                  `-> quantizer losses
@@ -10,7 +11,7 @@ images -> autoencoder -> planes -> scattered rays  -> rgb, weights -> reconstruc
 
 A module, so that DistributedDataParallel can wrap the whole of it, rendering included.
 
-Legend: B images, N rays, S samples, H = W image_size.
+Legend: B images, M novel views, N rays, S samples, H = W image_size.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from torch import Tensor, nn
 
 from vq3dcli import seeding
 from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.data.views import Views
 from vq3dcli.losses.depth import LABEL_METRIC, LABEL_NONE, align_labels, depth_loss, order_loss
 from vq3dcli.losses.perceptual import PerceptualDistance
 from vq3dcli.losses.reconstruction import chroma_ratio, l1, l2
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.scene import to_model_range
-from vq3dcli.rendering.cameras import Rays, image_rays
+from vq3dcli.rendering.cameras import Camera, camera_to, rays_at_pixels
 from vq3dcli.rendering.render import Field, Rendering, render_rays, render_with_importance
 from vq3dcli.rendering.sampling import stratified_s
 from vq3dcli.training.adversarial import Adversary
 from vq3dcli.training.views import (
     AdversarialViews,
-    canonical,
     crop,
     patch_corners,
     plan_views,
@@ -43,6 +44,22 @@ from vq3dcli.training.views import (
     render_view,
     render_views,
 )
+
+
+class NovelViews(NamedTuple):
+    """Exact pictures from other cameras of some images.
+
+    Attributes:
+        views: Of this micro-batch.
+        share: Views of the global batch divided by its images, a scalar.
+    """
+
+    views: Views
+    share: Tensor
+
+    def of_rows(self, start: int, stop: int) -> NovelViews:
+        """Those of a micro-batch."""
+        return NovelViews(self.views.of_rows(start, stop), self.share)
 
 
 class Objective(NamedTuple):
@@ -86,7 +103,7 @@ class Stage1Objective(nn.Module):
         perceptual: PerceptualDistance | None = None,
     ) -> None:
         super().__init__()
-        assert recipe.loss.perceptual == 0 or perceptual is not None, "a perceptual loss needs its network"
+        assert not recipe.loss.any_perceptual or perceptual is not None, "a perceptual loss needs its network"
         self.autoencoder = autoencoder
         self.recipe = recipe
         self.adversary = adversary
@@ -103,6 +120,7 @@ class Stage1Objective(nn.Module):
         labelled_share: Tensor,
         class_index: Tensor | None = None,
         images_seen: int = 0,
+        novel: NovelViews | None = None,
     ) -> Objective:
         """Compute the objective.
 
@@ -114,15 +132,18 @@ class Stage1Objective(nn.Module):
             labelled_share: Labelled images of the global batch divided by its size, a scalar.
             class_index: `[B]`, -1 for no class; none by default.
             images_seen: Before this step; decides whether the discriminators have started.
+            novel: Exact pictures from other cameras; needed where the recipe gives their losses a weight.
         """
         loss = self.recipe.loss
+        size = self.recipe.model.image_size
         target_image = to_model_range(image)
         encoded = self.autoencoder(target_image)
         field = self.autoencoder.field(encoded.planes)
 
         # --- scattered rays of the photo's camera
-        rendering, pixel = self._render(field, index)
-        target = target_image.flatten(2).gather(2, pixel[:, None].expand(-1, 3, -1)).transpose(1, 2)
+        camera = camera_to(build_canonical_camera(self.recipe, size, len(index)), index.device)
+        rendering, pixel = self._render(field, camera, index)
+        target = _at_pixels(target_image, pixel)
         rgb = rendering.rgb * 2.0 - 1.0
         terms = {"l2": l2(rgb, target), "l1": l1(rgb, target)}
         total = loss.l2 * terms["l2"] + loss.l1 * terms["l1"]
@@ -147,8 +168,13 @@ class Stage1Objective(nn.Module):
 
         # --- squares and whole views
         if loss.perceptual > 0:
-            terms["perceptual"] = self._perceptual_distance(field, target_image, index)
+            terms["perceptual"] = self._perceptual_distance(field, camera, target_image, index, "perceptual")
             total = total + loss.perceptual * terms["perceptual"]
+        if loss.novel:
+            assert novel is not None, "losses at novel views need views"
+            found = self._novel_terms(encoded.planes, camera, novel, index)
+            total = total + sum(getattr(loss, name) * value for name, value in found.items())
+            terms |= found | {"novel_views": novel.share}
         views = None
         if self.adversary is not None and self.adversary.started(images_seen):
             classes = torch.full_like(index, -1) if class_index is None else class_index
@@ -181,38 +207,64 @@ class Stage1Objective(nn.Module):
             views=None if views is None else views.detached(),
         )
 
-    def _perceptual_distance(self, field: Field, target_image: Tensor, index: Tensor) -> Tensor:
+    def _novel_terms(self, planes: Tensor, canonical: Camera, novel: NovelViews, index: Tensor) -> dict[str, Tensor]:
+        """The losses at novel views, by their keys, each a mean over the views of the global batch."""
+        loss, views = self.recipe.loss, novel.views
+        count = len(views.row)
+        names = ["novel_l2", "novel_l1", "novel_depth", *(["novel_perceptual"] if loss.novel_perceptual > 0 else [])]
+        if count == 0:
+            return {name: planes.new_zeros(()) for name in names}
+        field = self.autoencoder.field(planes.index_select(0, views.row))
+        camera = replace(canonical, cam_to_world=views.cam_to_world, intrinsics=canonical.intrinsics[views.row])
+        image, index = to_model_range(views.image), index[views.row]
+        rendering, pixel = self._render(field, camera, index, "view ")
+        rgb, target = rendering.rgb * 2.0 - 1.0, _at_pixels(image, pixel)
+        label = views.s.flatten(1).gather(1, pixel)
+        means = [
+            l2(rgb, target),
+            l1(rgb, target),
+            depth_loss(rendering.weights, rendering.samples_s, label, loss.depth_kind).mean(),
+        ]
+        if loss.novel_perceptual > 0:
+            means.append(self._perceptual_distance(field, camera, image, index, "view perceptual"))
+        # As of labels: the mean over micro-batches and ranks is then the mean over views.
+        weight = count / (planes.shape[0] * novel.share.clamp(min=1e-6))
+        return {name: mean * weight for name, mean in zip(names, means, strict=True)}
+
+    def _perceptual_distance(
+        self, field: Field, camera: Camera, target_image: Tensor, index: Tensor, purpose: str
+    ) -> Tensor:
         """The mean distance of a rendered square of each image from its target."""
         (network,) = self._perceptual
         assert network is not None
         plan = replace(self._views, size_px=self.recipe.loss.perceptual_patch_px)
-        corner = patch_corners(
-            index, seed=plan.seed, image_px=plan.image_px, patch_px=plan.size_px, purpose="perceptual"
-        )
-        view = render_view(field, canonical(index, plan.image_px, plan), index, plan, "perceptual", corner)
+        corner = patch_corners(index, seed=plan.seed, image_px=plan.image_px, patch_px=plan.size_px, purpose=purpose)
+        view = render_view(field, camera, index, plan, purpose, corner)
         return network(view.rgb, crop(target_image, corner, plan.size_px)).mean()
 
-    def _render(self, field: Field, index: Tensor) -> tuple[Rendering, Tensor]:
-        """Render a stratified subset of the canonical camera's pixels; also their indices `[B, N]`."""
+    def _render(self, field: Field, camera: Camera, index: Tensor, purpose: str = "") -> tuple[Rendering, Tensor]:
+        """Render a stratified subset of each camera's pixels; also their indices `[B, N]`."""
         rendering, size = self.recipe.rendering, self.recipe.model.image_size
         seed = self.recipe.training.seed
         batch, pixels = index.shape[0], size * size
         count = min(rendering.rays_per_image, pixels)
-        jitter = seeding.uniform(seed, "pixels", index, count)
+        jitter = seeding.uniform(seed, f"{purpose}pixels", index, count)
         stratum = torch.arange(count, device=index.device)
         pixel = ((stratum + jitter) * (pixels / count)).long().clamp(max=pixels - 1)
 
-        rays = image_rays(build_canonical_camera(self.recipe, size))
-        direction = rays.direction[0].to(index.device)[pixel]
-        origin = rays.origin[0, :1].to(index.device).expand_as(direction)
-        chosen = Rays(origin, direction)
+        chosen = rays_at_pixels(camera, torch.stack([pixel % size, pixel // size], -1) + 0.5)
 
         samples = rendering.samples
-        coarse_jitter = seeding.uniform(seed, "samples", index, count * samples)
+        coarse_jitter = seeding.uniform(seed, f"{purpose}samples", index, count * samples)
         samples_s = stratified_s(coarse_jitter.reshape(batch, count, samples))
         near, far = self.recipe.camera.near, self.recipe.camera.far
         if rendering.importance_samples == 0:
             return render_rays(field, chosen, samples_s, near=near, far=far), pixel
         fine = rendering.importance_samples
-        fine_jitter = seeding.uniform(seed, "importance", index, count * fine).reshape(batch, count, fine)
+        fine_jitter = seeding.uniform(seed, f"{purpose}importance", index, count * fine).reshape(batch, count, fine)
         return render_with_importance(field, chosen, samples_s, fine_jitter, near=near, far=far), pixel
+
+
+def _at_pixels(image: Tensor, pixel: Tensor) -> Tensor:
+    """Colours `[B, N, 3]` of images `[B, 3, H, W]` at row-major pixels `[B, N]`."""
+    return image.flatten(2).gather(2, pixel[:, None].expand(-1, 3, -1)).transpose(1, 2)

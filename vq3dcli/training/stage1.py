@@ -25,7 +25,7 @@ from vq3dcli.data.loader import Batch
 from vq3dcli.errors import DivergedError, RecipeError, StoppedError
 from vq3dcli.losses.perceptual import build_perceptual
 from vq3dcli.model.quantizer import perplexity
-from vq3dcli.rendering.cameras import FAR, NEAR
+from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, FOV_RAD, NEAR
 from vq3dcli.training.arithmetic import denormals_flushed, resolve_precision
 from vq3dcli.training.averaging import average_checkpoints
 from vq3dcli.training.codes import update_codes
@@ -154,7 +154,7 @@ def train(
         )
     _check_camera(recipe, data)
     perceptual = None
-    if recipe.loss.perceptual > 0:
+    if recipe.loss.any_perceptual:
         with ranks.one_a_machine_first():
             perceptual = build_perceptual(recipe.loss.perceptual_network, perceptual_weights).to(device)
     folder = RunFolder(out)
@@ -321,14 +321,17 @@ def take_step(
 def _drawing(recipe: Stage1Recipe, state: RunState, first: Batch, device: torch.device) -> Callable[[Path], None]:
     """Draws what the average makes of a batch's first images."""
     image, label, label_kind = (tensor[:_SHEET_IMAGES] for tensor in (first.image, first.s, first.label_kind))
-    return lambda path: write_sheet(path, state.average, recipe, image.to(device), label, label_kind)
+    views = None if first.views is None else first.views.of_rows(0, _SHEET_IMAGES).to(device)
+    return lambda path: write_sheet(path, state.average, recipe, image.to(device), label, label_kind, views)
 
 
 def _figures(taken: Taken, ranks: Ranks) -> dict[str, float]:
-    """What a record says of a step, over all ranks; relief only where there are labels."""
+    """What a record says of a step, over all ranks; relief only where there are labels, novel losses with views."""
     step = taken.step
     figures = {"loss": float(ranks.mean(step.loss))}
     figures |= {name: float(ranks.mean(value)) for name, value in step.terms.items()}
+    if figures.get("novel_views") == 0:  # no loss is known where there was nothing to compare with
+        figures = {name: value for name, value in figures.items() if name == "novel_views" or name[:6] != "novel_"}
     relief, count = ranks.sum(step.relief).tolist()
     if count:
         figures["relief"] = relief / count
@@ -342,7 +345,7 @@ def _figures(taken: Taken, ranks: Ranks) -> dict[str, float]:
 
 
 def _check_camera(recipe: Stage1Recipe, data: Data) -> None:
-    """Metric labels are s between fixed planes: a recipe with others would train on wrong depth.
+    """Metric labels are s between fixed planes, novel views are of fixed cameras: others would train on wrong depth.
 
     Raises:
         RecipeError: It is such a recipe.
@@ -353,6 +356,14 @@ def _check_camera(recipe: Stage1Recipe, data: Data) -> None:
             f"the data have metric labels between near {NEAR} and far {FAR}, and the recipe has {camera.near} and "
             f"{camera.far}",
             remedy=f"--set camera.near={NEAR} --set camera.far={FAR}, or relative labels",
+        )
+    theirs = {"near": NEAR, "far": FAR, "radius": CAMERA_RADIUS, "fov_deg": math.degrees(FOV_RAD)}
+    wrong = {name: value for name, value in theirs.items() if not math.isclose(getattr(camera, name), value)}
+    if recipe.loss.novel and wrong:
+        raise RecipeError(
+            "novel views are seen by other cameras than the recipe's: "
+            + ", ".join(f"camera.{name} {value:g}, not {getattr(camera, name):g}" for name, value in wrong.items()),
+            remedy=" ".join(f"--set camera.{name}={value:g}" for name, value in wrong.items()),
         )
 
 

@@ -59,7 +59,10 @@ CLAIMED_FACTOR = 50.0
 # Keys that the ablation sets itself, and what to say instead: overridden, runs would be other than their names.
 _OWN_KEYS = {
     "loss.depth_kind": "the three losses",
-    "loss.depth_order": "leave it out: runs differ in the three losses alone",
+    **dict.fromkeys(
+        ("loss.depth_order", "loss.novel_l2", "loss.novel_l1", "loss.novel_depth", "loss.novel_perceptual"),
+        "leave it out: runs differ in the three losses alone",
+    ),
     "training.seed": "--seeds",
     "training.images": "--images",
 }

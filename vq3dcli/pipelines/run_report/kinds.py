@@ -16,7 +16,7 @@ from vq3dcli.training.health import Guard, number
 from vq3dcli.training.prior_guards import stage2_guards
 
 # Figures that a page derives.
-PSNR, USAGE = "psnr", "code_usage"
+PSNR, USAGE, NOVEL_PSNR = "psnr", "code_usage", "novel_psnr"
 # A section's title, its figures in their order, and what they say.
 CurveSection = tuple[str, tuple[str, ...], str]
 
@@ -24,6 +24,12 @@ TITLES = {
     PSNR: "PSNR of training rays, dB",
     USAGE: "perplexity / codes",
     "depth_order": "depth order",
+    NOVEL_PSNR: "PSNR of rays of novel views, dB",
+    "novel_l2": "L2 at novel views",
+    "novel_l1": "L1 at novel views",
+    "novel_depth": "depth at novel views",
+    "novel_perceptual": "perceptual at novel views",
+    "novel_views": "novel views an image",
     "weight_variance": "weight variance",
     "learning_rate": "learning rate",
     "gradient_norm": "gradient norm",
@@ -50,6 +56,11 @@ _STAGE1_CURVES: tuple[CurveSection, ...] = (
         ("perplexity", USAGE, "commitment"),
         "Of each batch; before quantisation begins no code is used, only counted.",
     ),
+)
+_NOVEL_CURVES: CurveSection = (
+    "Novel views",
+    (NOVEL_PSNR, "novel_l2", "novel_l1", "novel_depth", "novel_perceptual", "novel_views"),
+    "The same losses at exact pictures from other cameras, in records of a step that had any.",
 )
 _STAGE2_CURVES: tuple[CurveSection, ...] = (
     (
@@ -78,10 +89,12 @@ def model_rows(recipe: Recipe) -> list[list[str]]:
     tokens = (model.image_size // model.patch) ** 2
     loss = recipe.loss
     order = f", order {loss.depth_order:g}" if loss.depth_order > 0 else ""
+    novel = [f"{key} {value:g}" for key, value in loss if key.startswith("novel_") and value > 0]
     return [
         ["model", f"{model.image_size} pixels, {tokens} tokens, {model.codebook_size} codes, {model.space} planes"],
         batch,
         ["depth loss", f"{loss.depth_kind}, weight {loss.depth:g}{order}"],
+        *([["novel views", ", ".join(novel)]] if novel else []),
     ]
 
 
@@ -92,12 +105,21 @@ def guards_of(recipe: Recipe) -> tuple[Guard, ...]:
 
 def sheet_text(recipe: Recipe | None) -> str:
     """What a contact sheet shows."""
-    return STAGE2_SHEET if isinstance(recipe, Stage2Recipe) else STAGE1_SHEET
+    if isinstance(recipe, Stage2Recipe):
+        return STAGE2_SHEET
+    novel = recipe is not None and recipe.loss.novel
+    return (
+        f"{STAGE1_SHEET} Then the camera of an exact view, where there is one: rendered, true."
+        if novel
+        else STAGE1_SHEET
+    )
 
 
 def curve_sections(recipe: Recipe | None) -> tuple[CurveSection, ...]:
     """Which figures stand together; without a recipe those of Stage 1."""
-    return _STAGE2_CURVES if isinstance(recipe, Stage2Recipe) else _STAGE1_CURVES
+    if isinstance(recipe, Stage2Recipe):
+        return _STAGE2_CURVES
+    return (*_STAGE1_CURVES, _NOVEL_CURVES) if recipe is not None and recipe.loss.novel else _STAGE1_CURVES
 
 
 def held_out_section(run: Path) -> list[Section]:

@@ -23,6 +23,7 @@ from vq3dcli.export.page import Block, Code, Media, Row, Section, Svg, Table, Te
 from vq3dcli.files import json_value, write_bytes
 from vq3dcli.pipelines.quickstart.report import Record, curve, curve_names, read_metrics
 from vq3dcli.pipelines.run_report.kinds import (
+    NOVEL_PSNR,
     PSNR,
     TITLES,
     USAGE,
@@ -195,9 +196,11 @@ def _with_derived(records: Sequence[Record], recipe: Recipe | None) -> list[Reco
     derived: list[Record] = []
     for record in records:
         new: dict[str, Any] = {name: _plain(value) for name, value in record.items()}
-        squared_error, perplexity = (number(record, name) for name in ("l2", "perplexity"))
-        if squared_error is not None and squared_error > 0:
-            new[PSNR] = 10.0 * math.log10(4.0 / squared_error)  # colours in [-1, 1]: the peak is 2
+        for name, figure in (("l2", PSNR), ("novel_l2", NOVEL_PSNR)):
+            squared_error = number(record, name)
+            if squared_error is not None and squared_error > 0:
+                new[figure] = 10.0 * math.log10(4.0 / squared_error)  # colours in [-1, 1]: the peak is 2
+        perplexity = number(record, "perplexity")
         if perplexity is not None and codes and USAGE not in record:
             new[USAGE] = perplexity / codes
         derived.append(new)
