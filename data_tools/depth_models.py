@@ -11,6 +11,7 @@ import torch
 from data_tools.depth_network import DepthModel, Meaning
 from vq3dcli.errors import InputMissingError, UnavailableError, UsageError
 
+EMBEDDED = "embedded"
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
 
@@ -19,31 +20,40 @@ class ModelFiles:
     """Where a network lies.
 
     Attributes:
-        path: An `.onnx` file, or a folder in the layout of transformers.
+        path: An `.onnx` file, a folder in the layout of transformers, or what `vq3d train-depth` made; None for the
+            embedded network.
         name: A short name, for the folder of the labels.
+        is_own: Whether `vq3d train-depth` made it.
     """
 
-    path: Path
+    path: Path | None
     name: str
+    is_own: bool = False
 
     @property
     def is_onnx(self) -> bool:
         """Whether this is an ONNX file."""
-        return self.path.suffix == ".onnx"
+        return self.path is not None and self.path.suffix == ".onnx"
 
 
 def find_model(model: str, *, download: bool = False) -> ModelFiles:
     """Find a network by a path, or by its name on the Hugging Face Hub among what this machine has of it.
 
     Args:
-        model: An `.onnx` file, a folder, or a name such as `depth-anything/Depth-Anything-V2-Small-hf`.
+        model: `embedded`, what `vq3d train-depth` made, an `.onnx` file, a folder of transformers, or a name such as
+            `depth-anything/Depth-Anything-V2-Small-hf`.
         download: Fetch what is missing from the Hub.
 
     Raises:
         InputMissingError: There is no such file or folder.
         UnavailableError: It is not on this machine, and may not or cannot be fetched.
     """
+    if model == EMBEDDED:
+        return ModelFiles(None, EMBEDDED, is_own=True)
     path = Path(model).expanduser()
+    if path.suffix == ".safetensors" or (path / "checkpoints").is_dir() or path.parent.name == "checkpoints":
+        run = path.parent if path.name == "weights.safetensors" else path
+        return ModelFiles(path, _label_name(run.resolve().stem), is_own=True)
     if path.is_dir() or (path.is_file() and path.suffix == ".onnx"):
         return ModelFiles(path, _short_name(path.resolve()))
     if path.is_file():
@@ -60,6 +70,7 @@ def open_model(
     meaning: Meaning | None = None,
     input_px: int | None = None,
     or_cpu: bool = False,
+    flip: bool = False,
 ) -> DepthModel:
     """Open a network for inference.
 
@@ -69,7 +80,19 @@ def open_model(
         meaning: What its numbers mean, where that is not known from its family.
         input_px: Side of the images that an ONNX file of free size is given.
         or_cpu: An ONNX file may be computed on the CPU if onnxruntime cannot use the device.
+        flip: Average with the mirrored map of the mirrored image; for networks of `vq3d train-depth`.
     """
+    if files.is_own:
+        from data_tools.depth_own import OwnModel
+
+        if meaning is not None or input_px is not None:
+            raise UsageError(
+                "this network says itself what it takes and means", remedy="no --predicts, no --input-size"
+            )
+        return OwnModel(files.path, device, flip=flip)
+    assert files.path is not None, "only the embedded network has no path"
+    if flip:
+        raise UsageError("--flip is for networks of vq3d train-depth", remedy="no --flip")
     if files.is_onnx:
         from data_tools.depth_onnx import OnnxModel
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
+from vq3dcli.config.schema import Recipe, Stage1Recipe
 from vq3dcli.errors import DataError, DivergedError, InputMissingError, UnavailableError, Vq3dError
 from vq3dcli.files import sha256_file, sync_folder, text_path, write_error
 from vq3dcli.model.autoencoder import Autoencoder
@@ -212,7 +212,7 @@ def weights_of_run(path: Path, command: str) -> Path:
     raise InputMissingError(f"this run has saved nothing yet ({path})", remedy=f"the same {command} command again")
 
 
-def say_images_seen(path: Path, recipe: Stage1Recipe | Stage2Recipe, card: Mapping[str, Any]) -> None:
+def say_images_seen(path: Path, recipe: Recipe, card: Mapping[str, Any]) -> None:
     """Log how far the run of a checkpoint's average had come; nothing for a weights file, which a whole run made."""
     if path.name == AVERAGE:
         _log.info("weights of a run at %s of %d images (%s)", card.get("images_seen"), recipe.training.images, path)
@@ -249,7 +249,12 @@ def checked_header(
 
 
 def _kind(found: object) -> str:
-    known = {"stage1": "Stage 1 weights", "stage2": "a prior's weights", "scene": "a saved scene"}
+    known = {
+        "stage1": "Stage 1 weights",
+        "stage2": "a prior's weights",
+        "depth": "a depth network",
+        "scene": "a saved scene",
+    }
     return known.get(str(found), "something else")
 
 

@@ -32,6 +32,11 @@ COMMANDS = (
     ),
     ("depth-labels", "depth_labels", "Write disparity labels beside the shards."),
     ("inspect", "inspect", "Say what shards, tokens or weights hold, and whether they are whole."),
+    (
+        "train-depth",
+        "train_depth",
+        "Train a depth network on shards with disparity, a teacher for photos; run it again to continue.",
+    ),
     ("train-stage1", "train_stage1", "Train the autoencoder whose decoder emits a NeRF; run it again to continue."),
     ("tokenize", "tokenize", "Encode shards into the tokens that Stage 2 is trained on."),
     ("train-stage2", "train_stage2", "Train the prior that new scenes are sampled from; run it again to continue."),
@@ -46,7 +51,7 @@ COMMANDS = (
 
 # The commands of commands: an error names them without importing anything.
 SUBCOMMANDS = {
-    "evaluate": ("reconstruction", "geometry", "generation", "ablation"),
+    "evaluate": ("reconstruction", "geometry", "depth", "generation", "ablation"),
     "recipes": ("ls", "show", "copy", "validate", "diff"),
 }
 

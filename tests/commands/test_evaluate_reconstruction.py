@@ -33,7 +33,7 @@ def test_figures_page_and_sheet(tiny_weights, tmp_path, capsys):
 def test_features_that_are_not_installed_are_left_out_unless_asked_for(tiny_weights, monkeypatch, capsys):
     from vq3dcli.metrics import features
 
-    monkeypatch.setitem(features._EFFICIENTNET_LITE, "efficientnet-lite1", ("no_such_package", "x.pth", "0" * 64, 240))
+    monkeypatch.setitem(features.EFFICIENTNET_LITE, "efficientnet-lite1", ("no_such_package", "x.pth", "0" * 64, 240))
     options = ["evaluate", "reconstruction", "--weights", str(tiny_weights), "-n", "2", "--device", "cpu"]
     assert run([*options, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from vq3dcli.data.schema import Manifest
 
 MODEL = (
-    "A folder or a name of the Hugging Face Hub for transformers, an .onnx file, or `exact`: the disparity that toy "
-    "scenes carry themselves."
+    "embedded; what vq3d train-depth wrote; a folder or a name of the Hugging Face Hub for transformers; an .onnx "
+    "file; or exact: the disparity that rendered scenes carry themselves."
 )
 PREDICTS = "What the numbers of a network mean; auto asks its configuration, and takes disparity for ONNX files."
 _MANY_FLAGGED = 0.1
@@ -39,6 +39,9 @@ def command(
     input_size: Annotated[
         int | None, typer.Option("--input-size", min=32, max=4096, help="Side of the input of ONNX files of free size.")
     ] = None,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Average with the mirrored image's map; for networks of vq3d train-depth.")
+    ] = False,
     part: PartOption = "auto",
     preview: Annotated[
         Path | None, typer.Option("--preview", help="Write a contact sheet of photos and labels to this PNG.")
@@ -56,6 +59,7 @@ def command(
 
     Example:
       vq3d depth-labels toy/ --model exact
+      vq3d depth-labels shards/ --model embedded --flip --preview labels.png
       vq3d depth-labels shards/ --model models/Depth-Anything-V2-Small-hf --preview labels.png
       vq3d depth-labels shards/ --model midas.onnx --input-size 384 --name midas
       torchrun --nproc-per-node 8 -m vq3dcli depth-labels shards/ --model models/dpt-large
@@ -73,6 +77,7 @@ def command(
             "--predicts": predicts != "auto",
             "--batch-size": batch_size != BATCH_SIZE,
             "--input-size": input_size is not None,
+            "--flip": flip,
             "--part": part != "auto",
             "--download": download,
             "--device": device != "auto",
@@ -94,6 +99,7 @@ def command(
         meaning=None if predicts == "auto" else predicts,
         input_px=input_size,
         or_cpu=device == "auto",
+        flip=flip,
     )
     output.note(f"{name}: {', '.join(f'{key} {value}' for key, value in network.facts.items() if key != 'sha256')}")
     flagged: Counter[str] = Counter()

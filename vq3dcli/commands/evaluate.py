@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from vq3dcli.commands.evaluate_ablation import ablation
+from vq3dcli.commands.evaluate_depth import depth
 from vq3dcli.commands.evaluate_generation import generation
 from vq3dcli.commands.evaluate_geometry import geometry
 from vq3dcli.commands.evaluate_reconstruction import reconstruction
@@ -25,5 +26,6 @@ def _group() -> None:
 
 app.command()(reconstruction)
 app.command()(geometry)
+app.command()(depth)
 app.command()(generation)
 app.command()(ablation)

@@ -17,7 +17,7 @@ from vq3dcli.commands.output import Output
 from vq3dcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from vq3dcli.config.schema import ScheduleSection
+    from vq3dcli.config.schema import RunSection
     from vq3dcli.training.stage1 import Progress, Result
 
 # The keys of `training.devices.PUBLISHED`, which is not imported here: help must not import torch.
@@ -91,7 +91,7 @@ def all_overrides(overrides: Sequence[str] | None, init: Path | None) -> list[st
 
 @contextmanager
 def training_progress(
-    said: Output, schedule: ScheduleSection, out: Path, status: str
+    said: Output, schedule: RunSection, out: Path, status: str
 ) -> Iterator[Callable[[Progress], None]]:
     """A bar that goes on where the run in `out` stands; `status` is a format of the loss."""
     from vq3dcli.training.run_folder import RunFolder

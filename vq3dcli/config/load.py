@@ -18,7 +18,7 @@ from vq3dcli.sealed import parse_toml
 T = TypeVar("T", bound=BaseModel)
 
 # Of recipes; any other value is a mistake like others.
-_KINDS = ("stage1", "stage2")
+_KINDS = ("stage1", "stage2", "depth")
 
 
 def load_recipe(path_or_name: str, schema: type[T], overrides: Sequence[str] = ()) -> T:

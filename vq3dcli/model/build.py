@@ -6,8 +6,9 @@ import math
 
 import torch
 
-from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
+from vq3dcli.config.schema import DepthRecipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.model.autoencoder import Autoencoder
+from vq3dcli.model.depth_network import DepthNetwork
 from vq3dcli.model.field import FieldMLP
 from vq3dcli.model.prior import Prior
 from vq3dcli.model.quantizer import Quantizer
@@ -84,3 +85,11 @@ def build_canonical_camera(recipe: Stage1Recipe, size_px: int, batch: int = 1) -
     return canonical_camera(
         batch, height_px=size_px, width_px=size_px, radius=camera.radius, fov_rad=math.radians(camera.fov_deg)
     )
+
+
+def build_depth_network(recipe: DepthRecipe, *, seed: int | None = None) -> DepthNetwork:
+    """A depth network with a random encoder, too; a function of `seed` alone (default: the recipe's)."""
+    model = recipe.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.training.seed if seed is None else seed)
+        return DepthNetwork(model.encoder, model.widths, model.frozen_blocks)

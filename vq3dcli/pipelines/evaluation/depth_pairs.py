@@ -1,0 +1,209 @@
+"""Measure disparity on photos whose depth is known: `NAME.jpg` beside `NAME.disparity.png`, 16 bits, 0 for unknown.
+
+`index.jsonl` beside them may say of each its `set`, its `kind` (`sensor`: amounts are to be trusted; anything else:
+the order alone) and `lo` and `hi`, the disparities that levels 1 and 65535 stand for.
+
+Legend: N pairs, S side of the maps that are compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from vq3dcli.checkpoint import LoadedWeights
+from vq3dcli.data.images import decode_image, resize
+from vq3dcli.data.shards import resize_label
+from vq3dcli.errors import DataError, InputMissingError
+from vq3dcli.files import read_error
+from vq3dcli.metrics.relative_depth import FIGURES, relative_figures
+from vq3dcli.model.build import build_canonical_camera
+from vq3dcli.model.scene import reconstruct_scene
+from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES
+from vq3dcli.seeding import generator
+
+PROTOCOL = "depth-pairs-1"
+MAP_PX = 64
+_SUFFIX = ".disparity.png"
+_FEWEST_KNOWN = 200
+_POOR = 0.3  # rank correlation of a map that is of no use
+_RESAMPLES = 2000
+
+# uint8 `[N, 3, H, W]` to disparity up to an increasing affine map `[N, h, w]`.
+Predict = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A photo with its disparity.
+
+    Attributes:
+        name: Its files' stem.
+        group: Its set.
+        amounts: Whether more than the order is to be trusted.
+        image: uint8 `[3, H, W]`, a centre square.
+        disparity: float32 `[S, S]`, 0 where it is unknown.
+    """
+
+    name: str
+    group: str
+    amounts: bool
+    image: Tensor = field(repr=False)
+    disparity: Tensor = field(repr=False)
+
+
+def open_pairs(folder: Path) -> list[Pair]:
+    """All pairs of a folder, sorted by name.
+
+    Raises:
+        InputMissingError: There are none.
+        DataError: A file is damaged.
+    """
+    found = sorted(folder.glob(f"*{_SUFFIX}")) if folder.is_dir() else []
+    if not found:
+        raise InputMissingError(
+            f"no pairs of photos and disparity ({folder})", remedy=f"a folder of NAME.jpg beside NAME{_SUFFIX}"
+        )
+    facts = _read_facts(folder / "index.jsonl")
+    return [_open(path, facts.get(path.name.removesuffix(_SUFFIX), {})) for path in found]
+
+
+def _open(path: Path, facts: Mapping[str, Any]) -> Pair:
+    name = path.name.removesuffix(_SUFFIX)
+    photo = path.with_name(f"{name}.jpg")
+    try:
+        image = decode_image(photo.read_bytes(), name=str(photo))
+        with Image.open(path) as opened:
+            levels = torch.from_numpy(np.asarray(opened).astype(np.int32))
+        lo, hi = float(facts.get("lo", 1.0 / 65535.0)), float(facts.get("hi", 1.0))
+    except OSError as error:
+        raise read_error(path, error) from error
+    except (ValueError, TypeError) as error:
+        raise DataError(f"damaged pair ({path}): {error}", remedy="another copy of it") from error
+    if levels.ndim != 2 or levels.shape != image.shape[1:]:
+        raise DataError(
+            f"disparity of another size than the photo ({path}): {tuple(levels.shape)}", remedy="maps of 16-bit grey"
+        )
+    disparity = torch.where(levels > 0, lo + (hi - lo) * (levels - 1) / 65534.0, 0.0).float()
+    return Pair(
+        name,
+        str(facts.get("set", "all")),
+        facts.get("kind") == "sensor",
+        _centre_square(image),
+        resize_label(_centre_square(disparity), MAP_PX),
+    )
+
+
+def _read_facts(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.is_file():
+        return {}
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        return {str(line["name"]): dict(line) for line in lines}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"damaged index ({path}): {error}", remedy="mend it, or leave it out") from error
+
+
+def _centre_square(values: Tensor) -> Tensor:
+    side = min(values.shape[-2:])
+    top, left = (values.shape[-2] - side) // 2, (values.shape[-1] - side) // 2
+    return values[..., top : top + side, left : left + side]
+
+
+def measure_pairs(
+    pairs: Sequence[Pair], predictors: Mapping[str, Predict], *, progress: Callable[[int], object] = lambda done: None
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Figures of each predictor on each set, beside the vertical gradient and the mean of the set's other maps.
+
+    Args:
+        pairs: What is measured.
+        predictors: By name.
+        progress: Called with the number of further maps.
+
+    Returns:
+        Set, predictor and figure to its value: means over images of `metrics.relative_depth`, `delta1` only where
+        amounts are to be trusted; `spearman_low` and `spearman_high`, the bounds of a 95 % bootstrap interval; `poor`,
+        the share of images whose rank correlation is below 0.3; `images`.
+    """
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    for group in dict.fromkeys(pair.group for pair in pairs):
+        members = [p for p in pairs if p.group == group and int((p.disparity > 0).sum()) >= _FEWEST_KNOWN]
+        if not members:
+            continue
+        maps = {"vertical gradient": _vertical(len(members)), "mean of the others": _mean_of_others(members)}
+        for name, predict in predictors.items():
+            maps[name] = _predicted(members, predict, progress)
+        result[group] = {name: _summary(members, values) for name, values in maps.items()}
+    return result
+
+
+def _predicted(members: Sequence[Pair], predict: Predict, progress: Callable[[int], object]) -> Tensor:
+    maps = []
+    for pair in members:  # photos may differ in size
+        found = predict(pair.image[None]).float().cpu()
+        maps.append(functional.interpolate(found[None], (MAP_PX, MAP_PX), mode="bilinear", antialias=True)[0, 0])
+        progress(1)
+    return torch.stack(maps)
+
+
+def _vertical(count: int) -> Tensor:
+    """Low is near."""
+    return torch.arange(MAP_PX, dtype=torch.float32)[None, :, None].expand(count, MAP_PX, MAP_PX)
+
+
+def _mean_of_others(members: Sequence[Pair]) -> Tensor:
+    known = torch.stack([pair.disparity > 0 for pair in members])
+    values = torch.stack([pair.disparity for pair in members])
+    count = known.sum((1, 2), keepdim=True)
+    mean = values.sum((1, 2), keepdim=True) / count
+    deviation = ((values - mean).square() * known).sum((1, 2), keepdim=True).div(count).sqrt().clamp(min=1e-6)
+    standard = torch.where(known, (values - mean) / deviation, 0.0)
+    return (standard.sum(0) - standard) / max(len(members) - 1, 1)
+
+
+def _summary(members: Sequence[Pair], maps: Tensor) -> dict[str, float]:
+    rows = []
+    for pair, predicted in zip(members, maps, strict=True):
+        known = pair.disparity > 0
+        rows.append(relative_figures(predicted[known], pair.disparity[known]))
+    figures = {name: float(np.mean([row[name] for row in rows])) for name in FIGURES}
+    if not all(pair.amounts for pair in members):
+        del figures["delta1"]
+    spearman = torch.tensor([row["spearman"] for row in rows], dtype=torch.float64)
+    drawn = torch.randint(len(rows), (_RESAMPLES, len(rows)), generator=generator(0, "bootstrap"))
+    low, high = torch.quantile(spearman[drawn].mean(1), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    poor = float((spearman < _POOR).double().mean())
+    return {**figures, "spearman_low": low, "spearman_high": high, "poor": poor, "images": float(len(rows))}
+
+
+def rendered(loaded: LoadedWeights) -> Predict:
+    """What Stage 1 sees in a photo: the NeRF's disparity in the photo's own camera."""
+    size = loaded.recipe.model.image_size
+    camera = build_canonical_camera(loaded.recipe, size)
+    device = next(loaded.model.parameters()).device
+
+    def predict(images: Tensor) -> Tensor:
+        photo = torch.stack([resize(image, size, size) for image in images]).to(device)
+        return reconstruct_scene(loaded.model, photo).render(camera, samples=EVALUATION_SAMPLES).s
+
+    return predict
+
+
+def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[object]]:
+    """Rows for people, a set after the other."""
+    rows: list[list[object]] = [["set", "map", "spearman", "95 % interval", "ordinal", "ssi error", "delta1", "poor"]]
+    for group, maps in found.items():
+        for name, row in maps.items():
+            interval = f"{row['spearman_low']:.3f} to {row['spearman_high']:.3f}"
+            cells = [f"{row[key]:.3f}" if key in row else "-" for key in ("ordinal", "ssi_error", "delta1", "poor")]
+            rows.append([f"{group} ({row['images']:.0f})", name, f"{row['spearman']:.3f}", interval, *cells])
+    return rows
