@@ -22,6 +22,7 @@ LAYERS = (
         "vq3dcli.data",
         "vq3dcli.checkpoint",
         "vq3dcli.prior_checkpoint",
+        "vq3dcli.depth_checkpoint",
         "vq3dcli.scene_file",
         "vq3dcli.tensor_file",
         "vq3dcli.export",
