@@ -18,11 +18,12 @@ from vq3dcli.config.recipes import (
     recipe_text,
     validate_recipes,
 )
-from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
+from vq3dcli.config.schema import DepthRecipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.errors import InputMissingError, OutputError, RecipeError
 
 PRIORS = [name for name in recipe_names() if name.endswith("-prior")]
-NAMES = [name for name in recipe_names() if name not in PRIORS]
+DEPTH = [name for name in recipe_names() if name.startswith("depth-")]
+NAMES = [name for name in recipe_names() if name not in PRIORS + DEPTH]
 ABLATIONS = ("pointwise", "accumulated", "none")
 SOURCES = {"paper", "vit-vqgan", "3dgp", "eg3d", "ada", "measured", "study", "chosen"}
 # What docs/comparison.md says is known of VQ3D; no other value of a recipe may name the paper.
@@ -106,6 +107,17 @@ def test_every_prior_is_complete_and_every_value_names_its_source(name: str) -> 
     assert recipe.training.init == ""
     assert recipe.training.tracker == "none"
     assert name.removesuffix("-prior") in NAMES
+
+
+@pytest.mark.parametrize("name", DEPTH)
+def test_every_depth_recipe_says_where_its_values_come_from(name: str) -> None:
+    text = (recipes_folder() / f"{name}.toml").read_text()
+    assert load_either(name) == load_recipe(name, DepthRecipe)
+    for line in text.splitlines():
+        if (value := re.match(r"(\w+) = ", line)) and value[1] not in OBVIOUS | {"encoder"}:
+            assert sources(line.partition("#")[2]) <= {"midas", "measured", "chosen"}, line
+            assert sources(line.partition("#")[2]), line
+    assert max(map(len, text.splitlines())) <= 120
 
 
 @pytest.mark.parametrize("kind", ABLATIONS)
