@@ -127,7 +127,7 @@ def test_one_step_by_hand(start: Path) -> None:
     before = {name: value.clone() for name, value in state.average.named_parameters()}
     figures = depth.take_step(recipe, state, mixed, torch.device("cpu"))
     assert figures["learning_rate"] == pytest.approx(rate)
-    assert figures["gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
+    assert figures["gradient_norm"] == pytest.approx(float(norm), rel=1e-3)
     for name, parameter in state.model.named_parameters():
         if name in expected:
             # Where a gradient is near zero Adam's first step is a sign, which rounding may turn.
