@@ -13,8 +13,9 @@ from typing import IO, Any
 from data_tools.part import WHOLE, Part
 from vq3dcli.data.schema import MANIFEST_NAME, PLAN_NAME
 from vq3dcli.errors import UsageError
-from vq3dcli.files import check_kind, json_value, remove_leftovers, write_bytes, write_error
+from vq3dcli.files import check_kind, remove_leftovers, write_bytes, write_error
 from vq3dcli.locks import LOCK_NAME, busy_error, lock_folder, open_lock, try_lock
+from vq3dcli.sealed import json_value
 
 _PART_LOCK = re.compile(r"\.part-\d+-of-\d+\.lock")
 # Others have manifests, sums and tars called shard-000000, too.

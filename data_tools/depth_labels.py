@@ -26,7 +26,8 @@ from vq3dcli.data.schema import (
 )
 from vq3dcli.data.shards import PREPARE_AGAIN, ShardFolder, decode_levels, encode_levels, label_folder
 from vq3dcli.errors import DataError, UsageError
-from vq3dcli.files import json_value, sha256_file
+from vq3dcli.files import sha256_file
+from vq3dcli.sealed import json_value
 
 EXACT = "exact"
 LABEL_PX = 128

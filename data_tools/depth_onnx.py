@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from data_tools.depth_network import Meaning
 from vq3dcli.errors import DataError, UnavailableError, UsageError
-from vq3dcli.files import json_value, sha256_file
+from vq3dcli.files import sha256_file
+from vq3dcli.sealed import json_value
 
 # Of ImageNet's training images in [0, 1]: what networks are given where nothing else is said.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

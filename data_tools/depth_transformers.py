@@ -17,7 +17,8 @@ from torch import Tensor
 
 from data_tools.depth_network import Meaning
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError, UsageError
-from vq3dcli.files import json_value, sha256_file
+from vq3dcli.files import sha256_file
+from vq3dcli.sealed import json_value
 
 # What `predicted_depth` is, by model type. DPT was trained on inverse depth up to scale and shift (Ranftl et al. 2021,
 # section 4.1), Depth Pro's network emits inverse depth for a canonical focal length (Bochkovskii et al. 2024, section

@@ -48,28 +48,29 @@ def part_from_environment(environment: Mapping[str, str]) -> Part:
     run, and count for nothing.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
-        return Part(_number(environment, "RANK"), _number(environment, "WORLD_SIZE"))
+        return Part(number_in(environment, "RANK"), number_in(environment, "WORLD_SIZE"))
     part = WHOLE
     if "SLURM_ARRAY_TASK_ID" in environment:
-        step = _number(environment, "SLURM_ARRAY_TASK_STEP", 1) or 1
-        first = _number(environment, "SLURM_ARRAY_TASK_MIN", 0)
-        last = _number(environment, "SLURM_ARRAY_TASK_MAX", first)
-        index = (_number(environment, "SLURM_ARRAY_TASK_ID") - first) // step
+        step = number_in(environment, "SLURM_ARRAY_TASK_STEP", 1) or 1
+        first = number_in(environment, "SLURM_ARRAY_TASK_MIN", 0)
+        last = number_in(environment, "SLURM_ARRAY_TASK_MAX", first)
+        index = (number_in(environment, "SLURM_ARRAY_TASK_ID") - first) // step
         # A list such as 1,5,7 has no step: then ids and not tasks are counted, and its count does not fit.
-        count = _number(environment, "SLURM_ARRAY_TASK_COUNT", (last - first) // step + 1)
+        count = number_in(environment, "SLURM_ARRAY_TASK_COUNT", (last - first) // step + 1)
         if count != (last - first) // step + 1:
             raise UsageError("the task ids of the SLURM array are no even range", remedy="--part, or --array=0-7")
         part = Part(index, count)
     if "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
-        tasks = _number(environment, "SLURM_STEP_NUM_TASKS")
-        part = Part(part.index * tasks + _number(environment, "SLURM_PROCID"), part.count * tasks)
+        tasks = number_in(environment, "SLURM_STEP_NUM_TASKS")
+        part = Part(part.index * tasks + number_in(environment, "SLURM_PROCID"), part.count * tasks)
     return part
 
 
-def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+def number_in(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """The number that a variable says. Raises `UsageError` if it says none."""
     try:
         return int(environment[name]) if default is None else int(environment.get(name, default))
     except (KeyError, ValueError) as error:
         raise UsageError(
-            f"the variable {name} of the environment is no number: {environment.get(name)!r}", remedy="--part 1/1"
+            f"the variable {name} of the environment is no number: {environment.get(name)!r}", remedy=f"unset {name}"
         ) from error

@@ -35,7 +35,7 @@ from vq3dcli.data.schema import (
     Manifest,
     RejectEntry,
 )
-from vq3dcli.errors import DataError
+from vq3dcli.errors import DataError, UsageError
 from vq3dcli.files import make_folder, sha256_bytes, write_bytes
 
 __all__ = [
@@ -52,6 +52,9 @@ __all__ = [
 ]
 
 _OURS = re.compile(r"shard-\d{6,}\.(tar|index\.json)|plan\.json|manifest\.json|rejects\.jsonl|SHA256SUMS")
+
+# Each is two files of a folder, and some hundred bytes of the manifest.
+_MOST_SHARDS = 10**5
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,12 @@ class Job:
 
 
 def shard_ranges(num_positions: int, shard_size: int) -> list[range]:
-    """Source positions of each shard, `shard_size` in all but the last."""
+    """Source positions of each shard, `shard_size` in all but the last. Raises `UsageError` for too many shards."""
+    if num_positions > shard_size * _MOST_SHARDS:
+        raise UsageError(
+            f"{-(-num_positions // shard_size):,} shards of {shard_size} samples, more than {_MOST_SHARDS:,}",
+            remedy=f"--shard-size {-(-num_positions // _MOST_SHARDS)} or more",
+        )
     starts = range(0, num_positions, shard_size)
     return [range(start, min(start + shard_size, num_positions)) for start in starts]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vq3dcli.errors import DataError, InputMissingError
-from vq3dcli.sealed import parse_json, parse_toml, read_sealed_json, write_sealed_json
+from vq3dcli.sealed import json_value, parse_json, parse_toml, read_sealed_json, write_sealed_json
 
 VALUE = {"a": "é", "b": [1.5, None, {"c": True}]}
 
@@ -68,3 +68,10 @@ def test_what_is_no_plain_object_is_refused_in_one_line(text: str | bytes) -> No
         parse_json(text, name="x", remedy="another")
     assert len(str(caught.value)) < 300
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", ["[" * 100_000, b'{"a":' * 100_000, f"{'[' * 99}{']' * 99}", "", "nothing"])
+def test_json_of_others_fails_in_one_way(data: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r"nested|Expecting value"):
+        json_value(data)
+    assert json_value(b'{"a": [1]}') == {"a": [1]}

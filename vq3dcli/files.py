@@ -227,14 +227,6 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, as_bytes(text) + b"\n")
 
 
-def json_value(data: str | bytes) -> Any:
-    """The value of JSON that others may have written. Raises `ValueError` for whatever is wrong with it."""
-    try:
-        return json.loads(data)
-    except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
-
-
 def sha256_bytes(data: bytes) -> str:
     """Hexadecimal SHA-256 of `data`."""
     return hashlib.sha256(data).hexdigest()

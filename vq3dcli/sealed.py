@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from vq3dcli.errors import DataError, InputMissingError
-from vq3dcli.files import as_bytes, json_value, read_error, write_bytes
+from vq3dcli.files import as_bytes, read_error, write_bytes
 
 BLANK = "0" * 64
 # Ours have five levels; what is parsed may be shown and written again, which recurses.
@@ -146,12 +146,24 @@ def parse_json(data: bytes | str, *, name: str, remedy: str) -> dict[str, Any]:
         DataError: It is no such object.
     """
     try:
-        value = json_value(data)
-        check_plain(value, finite=True)
+        value = json_value(data, finite=True)
     except ValueError as error:
         raise DataError(f"damaged {name}: {error}", remedy=remedy) from error
     if not isinstance(value, dict):
         raise DataError(f"damaged {name}: not a JSON object", remedy=remedy)
+    return value
+
+
+def json_value(data: bytes | str, *, finite: bool = False) -> Any:
+    """The value of JSON that others may have written, of bounded depth and, if asked for, of finite numbers.
+
+    Raises `ValueError` for whatever is wrong with it.
+    """
+    try:
+        value = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    _check_plain(value, finite=finite)
     return value
 
 
@@ -164,11 +176,11 @@ def parse_toml(text: str) -> dict[str, Any]:
         values = tomllib.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
-    check_plain(values)
+    _check_plain(values)
     return values
 
 
-def check_plain(value: object, *, finite: bool = False) -> None:
+def _check_plain(value: object, *, finite: bool = False) -> None:
     """Raise `ValueError` unless parsed JSON or TOML is of bounded depth, and, if asked for, its numbers are finite."""
     level = [value]
     for _ in range(_MAX_DEPTH):

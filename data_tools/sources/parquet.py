@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from data_tools.sources.entry import Found, Row
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, Vq3dError
-from vq3dcli.files import json_value, read_error
+from vq3dcli.files import read_error
+from vq3dcli.sealed import json_value
 
 _ROWS_AT_ONCE = 64
 _ANOTHER_COPY = "another copy of the file"

@@ -15,7 +15,7 @@ from data_tools.sources.wnids import WNID
 from vq3dcli.data.images import read_file
 from vq3dcli.data.schema import MANIFEST_NAME
 from vq3dcli.errors import DataError, InputMissingError, UsageError
-from vq3dcli.files import json_value
+from vq3dcli.sealed import json_value
 
 _LABEL = "cls"
 _MOST_LABEL_BYTES = 200

@@ -10,6 +10,7 @@ import torch
 
 from vq3dcli.cli import run
 from vq3dcli.commands.output import pick_device
+from vq3dcli.errors import UsageError
 
 
 def test_from_nothing_to_labelled_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -120,3 +121,6 @@ def test_processes_of_a_machine_take_a_gpu_each(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert pick_device("auto") == torch.device("cuda", expected)
+    monkeypatch.setenv("LOCAL_RANK", "abc")
+    with pytest.raises(UsageError, match="LOCAL_RANK"):
+        pick_device("auto")

@@ -26,6 +26,12 @@ def nothing(done: int, total: int) -> None:
     return None
 
 
+def test_more_shards_than_a_folder_can_hold_are_refused_at_once() -> None:
+    assert len(shard_ranges(10**5, 1)) == 10**5
+    with pytest.raises(UsageError, match=r"10,000,000 shards.*--shard-size 100 or more"):
+        shard_ranges(10**7, 1)
+
+
 def sample(i: int) -> Sample | Reject:
     if i % 7 == 5:
         return Reject(f"{i}.jpg", "no good")

@@ -157,3 +157,14 @@ def test_what_cannot_be_inspected(inputs: Path, tmp_path: Path, capsys: pytest.C
         assert run(["inspect", str(path)]) == code, path
     assert capsys.readouterr().err.count("error: ") == len(cases)
     assert run(["inspect", str(inputs / "tokens"), "--sheet", str(tmp_path / "x.png")]) == 2
+
+
+def test_a_sheet_replaces_pictures_alone(inputs: Path, tmp_path: Path):
+    toy = Path(shutil.copytree(inputs / "toy", tmp_path / "toy"))
+    shard, before = toy / "shard-000000.tar", (toy / "shard-000000.tar").read_bytes()
+    (tmp_path / "link.png").symlink_to(shard)
+    for sheet in (shard, tmp_path / "link.png"):
+        assert run(["inspect", str(toy), "--sheet", str(sheet)]) == 2
+    assert shard.read_bytes() == before
+    for _ in range(2):
+        assert run(["inspect", str(toy), "--sheet", str(tmp_path / "sheet.png")]) == 0

@@ -18,6 +18,7 @@ from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli import cli
 from vq3dcli.config.load import dump_recipe
 from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.training import launch
 
 PATIENCE_S = 300.0  # starting PyTorch twice on a busy machine
 
@@ -184,6 +185,43 @@ def test_torchrun_and_nproc_exclude_each_other(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert cli.run(["train-stage1", "toy-cpu", "--nproc", "2"]) == 2
     assert "torchrun" in capsys.readouterr().err
+
+
+WHOLE = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"WORLD_SIZE": "abc"},
+        {"WORLD_SIZE": "-1"},
+        {"RANK": "2"},
+        {"RANK": ""},
+        {"MASTER_PORT": "x"},
+        {"MASTER_ADDR": ""},
+    ],
+)
+def test_half_an_environment_of_torchrun_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: dict[str, str]
+) -> None:
+    for name, value in {**WHOLE, **change}.items():
+        monkeypatch.setenv(name, value)
+    for words in (["train-stage1", "toy-cpu"], ["train-stage2", "toy-cpu-prior"]):
+        assert cli.run([*words, "--data", "no/such/folder", "--out", "no/such/run"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: the environment is no whole one of torchrun")
+        assert said.count("\n") == 1
+        assert next(iter(change)) in said
+
+
+def test_ranks_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert launch.started_ranks() == 1
+    for name, value in WHOLE.items():
+        monkeypatch.setenv(name, value)
+    assert launch.started_ranks() == 2
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert launch.started_ranks() == 1
 
 
 def test_a_plan_is_for_as_many_processes_as_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

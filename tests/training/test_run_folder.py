@@ -112,11 +112,24 @@ def test_a_run_goes_on_with_the_same_facts_alone(tiny_recipe: Make, tmp_path: Pa
     ):
         with pytest.raises(RecipeError, match=message):
             train(tiny_recipe(), _Grey(), tmp_path, facts=changed)
-    # Runs of before recorded no hash of their data: it is taken as it is found.
-    recorded = json.loads((tmp_path / "run.json").read_text())
-    del recorded["data"]
-    (tmp_path / "run.json").write_text(json.dumps(recorded))
     with pytest.raises(StoppedError):
         train(tiny_recipe(), _Grey(), tmp_path, facts=facts, stop_after_images=16)
     assert json.loads((tmp_path / "run.json").read_text()) == facts
     assert RunFolder(tmp_path).changes() == []
+
+
+def test_a_finished_run_that_is_called_again_keeps_its_weights(
+    tiny_recipe: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = train(tiny_recipe(), _Grey(), tmp_path)
+    before = first.weights.read_bytes()
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"perplexity": ', '"perplexity": 9'))
+    with caplog.at_level("INFO"):
+        again = train(tiny_recipe("training.log_every_images=16"), _Grey(), tmp_path)
+    assert (again.sha256, again.images_seen, first.weights.read_bytes()) == (first.sha256, 64, before)
+    assert "finished before" in caplog.text
+    # What is damaged, or asked for otherwise, is written again.
+    first.weights.write_bytes(before[:-1])
+    assert train(tiny_recipe(), _Grey(), tmp_path).weights.read_bytes()[-1:] == before[-1:]
+    assert train(tiny_recipe("training.average_last=2"), _Grey(), tmp_path).sha256 != first.sha256

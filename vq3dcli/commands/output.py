@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Protocol
 
 import typer
 
+from data_tools.part import number_in
 from vq3dcli import __version__, log
 from vq3dcli.commands import progress
 from vq3dcli.errors import UnavailableError, UsageError, Vq3dError
@@ -270,8 +271,8 @@ def pick_device(name: str) -> torch.device:
         raise UnavailableError("no CUDA device is available", remedy="--device cpu, or vq3d doctor to see why")
     if not available or name == "cpu":
         return torch.device("cpu")
-    in_slurm = int(os.environ.get("SLURM_LOCALID", "0")) % max(torch.cuda.device_count(), 1)
-    local_rank = int(os.environ.get("LOCAL_RANK", in_slurm))
+    in_slurm = number_in(os.environ, "SLURM_LOCALID", 0) % max(torch.cuda.device_count(), 1)
+    local_rank = number_in(os.environ, "LOCAL_RANK", in_slurm)
     if local_rank >= torch.cuda.device_count():
         raise UnavailableError(
             f"process {local_rank} of this machine has no GPU of its own ({torch.cuda.device_count()} are there)",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +26,7 @@ from vq3dcli.commands.training_options import (
     training_progress,
 )
 from vq3dcli.errors import UnavailableError
+from vq3dcli.training.launch import started_ranks
 
 if TYPE_CHECKING:
     import torch
@@ -88,9 +88,7 @@ def command(
         if main_rank:
             codes = codes_of(recipe, store, weights)
             processor = find_processor(resolved, chosen_device, device_name)
-            plan = plan_prior(
-                resolved, processor, codes, gpus=gpus or max(nproc, int(os.environ.get("WORLD_SIZE", "1")))
-            )
+            plan = plan_prior(resolved, processor, codes, gpus=gpus or max(nproc, started_ranks()))
             say_plan(said, plan, prior_table(plan), schedule.seed, {})
         return
     assert store is not None and out is not None, "checked above"

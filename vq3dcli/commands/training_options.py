@@ -15,6 +15,7 @@ import typer
 from vq3dcli import signals
 from vq3dcli.commands.output import Output
 from vq3dcli.errors import UsageError
+from vq3dcli.training.launch import launch, started_ranks
 
 if TYPE_CHECKING:
     from vq3dcli.config.schema import RunSection
@@ -48,12 +49,10 @@ def on_every_rank(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**options: Any) -> None:
-        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        ranks = started_ranks()
         if options["nproc"] > 1 and not options["dry_run"] and signals.LAUNCHER not in os.environ:
             if ranks > 1:
                 raise UsageError("torchrun has started the processes", remedy="no --nproc")
-            from vq3dcli.training.launch import launch
-
             raise typer.Exit(launch(sys.argv[1:], options["nproc"]))
         signals.watch(one_of_many=ranks > 1)
         if ranks == 1:
@@ -70,8 +69,8 @@ def on_every_rank(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def is_main_rank() -> bool:
-    """Whether this process is the first of those that torchrun started, which speaks for all."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process is the first of those of a run, which speaks for all."""
+    return started_ranks() == 1 or os.environ["RANK"] == "0"
 
 
 def check_asked(*, dry_run: bool, complete: bool, planned: bool) -> None:

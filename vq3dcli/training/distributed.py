@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vq3dcli.training.launch import started_ranks
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -105,7 +107,7 @@ def join_ranks(device: torch.device) -> Ranks:
     Args:
         device: Where this rank computes. On GPUs all that ranks exchange must lie there, since NCCL moves nothing else.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if started_ranks() == 1:
         return Ranks()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # barriers and unindexed `cuda` would all go to the first GPU

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from vq3dcli import signals
 from vq3dcli.errors import Vq3dError
-from vq3dcli.training.launch import LOST, RankLostError
+from vq3dcli.training.launch import LOST, RankLostError, started_ranks
 
 _PULSE_SECONDS = 1.0
 # In pulses. Steps, pages and checkpoints may take any time: they leave the threads of Python alone.
@@ -50,10 +50,10 @@ def shared_fate() -> Iterator[None]:
         OtherRankError: Another rank failed before this one did.
         RankLostError: Another rank is gone; only one rank raises this.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ:
+    if (world_size := started_ranks()) == 1:
         yield
         return
-    pulse = _Pulse(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    pulse = _Pulse(int(os.environ["RANK"]), world_size)
     try:
         yield
     except BaseException as error:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from vq3dcli import signals
-from vq3dcli.errors import StoppedError, Vq3dError
+from vq3dcli.errors import StoppedError, UsageError, Vq3dError
 
 # What a rank ends with that lost another: which one, and how, is for the launcher to say.
 LOST = 83
@@ -30,6 +30,26 @@ class RankLostError(Vq3dError):
     """A process of a run ended without a word, or no longer answers."""
 
     exit_code = 79
+
+
+def started_ranks() -> int:
+    """How many processes share this run: what torchrun, or `launch`, says in the environment; 1 where nobody does.
+
+    Raises:
+        UsageError: A part of what it says is missing, or is no number.
+    """
+    said = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_PORT", "MASTER_ADDR")}
+    if said["WORLD_SIZE"] in ("", "1"):
+        return 1
+    wrong = [name for name, value in said.items() if not (value if name == "MASTER_ADDR" else value.isdecimal())]
+    if not wrong and int(said["RANK"]) >= int(said["WORLD_SIZE"]):
+        wrong = ["RANK"]
+    if wrong:
+        raise UsageError(
+            f"the environment is no whole one of torchrun: {', '.join(f'{name} is {said[name]!r}' for name in wrong)}",
+            remedy="unset WORLD_SIZE and --nproc, or torchrun",
+        )
+    return int(said["WORLD_SIZE"])
 
 
 def launch(arguments: Sequence[str], count: int) -> int:

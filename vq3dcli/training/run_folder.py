@@ -22,10 +22,11 @@ from torch import Tensor
 from vq3dcli.checkpoint import Parts, read_checkpoint, write_checkpoint
 from vq3dcli.config.load import dump_recipe, kind_of, load_recipe, read_toml
 from vq3dcli.config.schema import Recipe
-from vq3dcli.errors import DataError, DivergedError, RecipeError, UsageError
-from vq3dcli.files import check_kind, json_value, make_folder, read_error, write_bytes, write_error
+from vq3dcli.errors import DataError, DivergedError, RecipeError, UsageError, Vq3dError
+from vq3dcli.files import check_kind, make_folder, read_error, write_bytes, write_error
 from vq3dcli.locks import LOCK_NAME, lock_folder
-from vq3dcli.tensor_file import first_not_finite
+from vq3dcli.sealed import json_value
+from vq3dcli.tensor_file import first_not_finite, read_tensors
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.gradients import CALMER
 
@@ -128,8 +129,6 @@ class RunFolder:
             recorded = _read_facts(facts_path)
             changes = recorded.pop(_CHANGES, [])
             changes += [{"images_seen": self.saved_images(), **change} for change in allowed]
-            if "data" in facts:  # the hash of the data, which older runs did not record
-                recorded.setdefault("data", facts["data"])
             names = dict.fromkeys([*recorded, *facts])
             changed += [f"{k}: {recorded.get(k)} -> {facts.get(k)}" for k in names if recorded.get(k) != facts.get(k)]
             if changed:
@@ -143,6 +142,18 @@ class RunFolder:
 
     def _kept(self) -> bool:
         return self.weights.exists() or (self.checkpoints.is_dir() and bool(self._saved()))
+
+    def exported(self, images_seen: int, average_last: int) -> str:
+        """The hash of the weights that a call before exported; empty unless they are whole, and of these figures."""
+        try:
+            header, _, sha256 = read_tensors(self.weights, what="weights")
+            card, schedule = header["card"], header["recipe"]["training"]
+            if (card["images_seen"], schedule["average_last"]) != (images_seen, average_last):
+                return ""
+        except (Vq3dError, KeyError, TypeError):
+            return ""
+        _log.info("the run was finished before: its weights stay as they are (%s)", self.weights)
+        return sha256
 
     def changes(self) -> list[dict[str, Any]]:
         """Which keys of the recipe changed on the way: `images_seen`, `key`, `before` and `after` of each."""

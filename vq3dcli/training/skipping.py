@@ -51,8 +51,8 @@ class Skipped:
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> Skipped:
-        """Inverse of `as_manifest`; older checkpoints counted none."""
-        return cls(int(manifest.get("skipped_steps", 0)), int(manifest.get("skipped_in_a_row", 0)))
+        """Inverse of `as_manifest`. Raises `KeyError` or `ValueError`."""
+        return cls(int(manifest["skipped_steps"]), int(manifest["skipped_in_a_row"]))
 
     def figures(self) -> dict[str, int]:
         """For a record: nothing until a step is skipped."""

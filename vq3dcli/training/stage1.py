@@ -368,11 +368,11 @@ def _check_camera(recipe: Stage1Recipe, data: Data) -> None:
 
 
 def _finish(recipe: Stage1Recipe, folder: RunFolder, state: RunState, ranks: Ranks) -> Result:
-    """Export the averaged weights."""
+    """Export the averaged weights, unless a call before did."""
     if ranks.is_main and not bool(state.model.quantizer.active):
         _log.warning("the run ended before quantisation began: its codes are untrained; train for more images")
-    digest = ""
-    if ranks.is_main:
+    digest = folder.exported(state.images_seen, recipe.training.average_last) if ranks.is_main else ""
+    if ranks.is_main and not digest:
         card = card_of(folder, recipe, state)
         if recipe.training.average_last > 1:
             card["averaged"] = average_checkpoints(folder.checkpoints, state.average, recipe.training.average_last)

@@ -318,10 +318,10 @@ def _facts(store: TokenStore) -> dict[str, Any]:
 
 
 def _finish(run: _Run) -> Result:
-    """Export the averaged weights."""
+    """Export the averaged weights, unless a call before did."""
     recipe, state, folder = run.recipe, run.state, run.folder
-    digest = ""
-    if run.ranks.is_main:
+    digest = folder.exported(state.images_seen, recipe.training.average_last) if run.ranks.is_main else ""
+    if run.ranks.is_main and not digest:
         card = prior_card(folder, state)
         if recipe.training.average_last > 1:
             card["averaged"] = average_checkpoints(folder.checkpoints, state.average, recipe.training.average_last)

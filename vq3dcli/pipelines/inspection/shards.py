@@ -20,11 +20,12 @@ from vq3dcli.data.schema import (
     Manifest,
 )
 from vq3dcli.data.shards import ShardFolder, decode_disparity
-from vq3dcli.errors import DataError, InputMissingError, Vq3dError
+from vq3dcli.errors import DataError, InputMissingError, UsageError, Vq3dError
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
-from vq3dcli.files import json_value, make_folder, write_bytes
+from vq3dcli.files import make_folder, write_bytes
 from vq3dcli.pipelines.inspection.result import SHOWN, Inspection, Progress
+from vq3dcli.sealed import json_value
 
 _SAMPLES = 512  # that are looked into; the rest is counted by the index
 _SHEET_IMAGES = 48
@@ -160,7 +161,13 @@ def write_sheet(path: Path, out: Path, *, count: int = _SHEET_IMAGES) -> int:
 
     Returns:
         How many there are.
+
+    Raises:
+        UsageError: `out` is a file of another kind, which may be one of the shards.
+        DataError: There are no samples, or one is damaged.
     """
+    if out.is_file() and out.resolve().suffix.lower() != ".png":
+        raise UsageError(f"the sheet would replace a file that is no PNG ({out})", remedy="another name with --sheet")
     folder = ShardFolder(path)
     manifest = folder.manifest
     names = manifest.class_titles or manifest.class_names

@@ -10,7 +10,7 @@ from typing import Any
 
 from vq3dcli.export.chart import line_chart, number_text
 from vq3dcli.export.page import Block, Code, Media, Row, Section, Svg, Table, Text
-from vq3dcli.files import json_value
+from vq3dcli.sealed import json_value
 
 Metrics = Mapping[str, float]
 Record = Mapping[str, Any]

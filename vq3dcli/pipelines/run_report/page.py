@@ -20,7 +20,7 @@ from vq3dcli.data.images import encode_jpeg, read_image, resize
 from vq3dcli.errors import InputMissingError, Vq3dError
 from vq3dcli.export.chart import number_text
 from vq3dcli.export.page import Block, Code, Media, Row, Section, Svg, Table, Text, write_page
-from vq3dcli.files import json_value, write_bytes
+from vq3dcli.files import write_bytes
 from vq3dcli.pipelines.quickstart.report import Record, curve, curve_names, read_metrics
 from vq3dcli.pipelines.run_report.kinds import (
     NOVEL_PSNR,
@@ -33,6 +33,7 @@ from vq3dcli.pipelines.run_report.kinds import (
     model_rows,
     sheet_text,
 )
+from vq3dcli.sealed import json_value
 from vq3dcli.training.health import Finding, number, replay
 
 _SHEETS = 3

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from vq3dcli.data.images import read_file
 from vq3dcli.errors import DataError
-from vq3dcli.files import json_value
 from vq3dcli.rendering.cameras import Camera, pivot_pose
-from vq3dcli.sealed import JSON, check_plain, check_seal, write_sealed_json
+from vq3dcli.sealed import JSON, check_seal, json_value, write_sealed_json
 
 FORMAT_VERSION = 1
 AXES = "cam_to_world, x right, y down, z forward; the pivot at the origin, the first camera on -z"
@@ -77,7 +76,6 @@ def read_cameras(path: Path) -> tuple[GivenCamera, ...]:
         check_seal(io.BytesIO(data), JSON, name=f"cameras ({path})", remedy=remedy)
     try:
         value: Any = json_value(data)
-        check_plain(value)
         cameras = _File.model_validate({"cameras": value} if isinstance(value, list) else value).cameras
     except ValidationError as error:
         first = error.errors()[0]
