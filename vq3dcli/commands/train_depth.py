@@ -15,10 +15,10 @@ from vq3dcli.commands.training_options import (
     all_overrides,
     check_asked,
     finish_training,
-    is_main_rank,
     training_progress,
 )
 from vq3dcli.errors import UsageError
+from vq3dcli.training.launch import started_ranks
 
 
 def command(
@@ -65,7 +65,7 @@ def command(
     signals.watch()
     said = Output("train-depth", json, quiet)
     check_asked(dry_run=dry_run, complete=bool(data) and out is not None, planned=False)
-    if not is_main_rank():
+    if started_ranks() > 1:
         raise UsageError("a depth network is trained in one process", remedy="without torchrun")
 
     from vq3dcli.config.load import load_recipe

@@ -123,7 +123,10 @@ def train_depth(
             _log.info("continuing at %d images", state.images_seen)
         try:
             _step_until_done(recipe, data, folder, state, device, watch, report, should_stop, stop_after_images)
-            digest = save_depth(folder.weights, state.average, recipe, _card(folder, state))
+            digest = folder.exported(state.images_seen)
+            if not digest:
+                card = folder.card(state.images_seen, state.init_sha256)
+                digest = save_depth(folder.weights, state.average, recipe, card)
         except BaseException:
             watch.close(failed=True)
             raise
@@ -325,14 +328,8 @@ def _save(folder: RunFolder, recipe: DepthRecipe, state: DepthState) -> None:
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
     }
-    header = depth_header(recipe, _card(folder, state))
+    header = depth_header(recipe, folder.card(state.images_seen, state.init_sha256))
     folder.save(state.images_seen, parts, manifest, header, keep=recipe.training.keep_checkpoints)
-
-
-def _card(folder: RunFolder, state: DepthState) -> dict[str, Any]:
-    """What the weights say of how they came to be, at this moment."""
-    card: dict[str, Any] = {"images_seen": state.images_seen, "training": folder.last_figures()}
-    return {**card, "init_sha256": state.init_sha256} if state.init_sha256 else card
 
 
 def _write_sheet(path: Path, recipe: DepthRecipe, model: DepthNetwork, batch: Batch, device: torch.device) -> None:

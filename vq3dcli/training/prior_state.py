@@ -6,7 +6,6 @@ import json
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,16 +98,6 @@ def start_or_resume_prior(
     return state
 
 
-def prior_card(folder: RunFolder, state: PriorState) -> dict[str, Any]:
-    """What the weights say of how they came to be, at this moment."""
-    card: dict[str, Any] = {"images_seen": state.images_seen, "training": folder.last_figures()}
-    if changes := folder.changes():
-        card["changes"] = changes
-    if state.init_sha256:
-        card["init_sha256"] = state.init_sha256
-    return card
-
-
 def save_prior_state(folder: RunFolder, recipe: Stage2Recipe, tokens: TokenFacts, state: PriorState) -> None:
     """Write a checkpoint. Raises `OutputError` or `StorageError`."""
     parts = {
@@ -125,7 +114,7 @@ def save_prior_state(folder: RunFolder, recipe: Stage2Recipe, tokens: TokenFacts
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
     }
-    header = prior_header(recipe, tokens, prior_card(folder, state))
+    header = prior_header(recipe, tokens, folder.card(state.images_seen, state.init_sha256))
     folder.save(state.images_seen, parts, manifest, header, keep=recipe.training.keep_checkpoints)
 
 

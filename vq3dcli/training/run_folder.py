@@ -143,12 +143,12 @@ class RunFolder:
     def _kept(self) -> bool:
         return self.weights.exists() or (self.checkpoints.is_dir() and bool(self._saved()))
 
-    def exported(self, images_seen: int, average_last: int) -> str:
+    def exported(self, images_seen: int, average_last: int | None = None) -> str:
         """The hash of the weights that a call before exported; empty unless they are whole, and of these figures."""
         try:
             header, _, sha256 = read_tensors(self.weights, what="weights")
             card, schedule = header["card"], header["recipe"]["training"]
-            if (card["images_seen"], schedule["average_last"]) != (images_seen, average_last):
+            if (card["images_seen"], schedule.get("average_last")) != (images_seen, average_last):
                 return ""
         except (Vq3dError, KeyError, TypeError):
             return ""
@@ -158,6 +158,12 @@ class RunFolder:
     def changes(self) -> list[dict[str, Any]]:
         """Which keys of the recipe changed on the way: `images_seen`, `key`, `before` and `after` of each."""
         return list(_read_facts(self.path / "run.json").get(_CHANGES, []))
+
+    def card(self, images_seen: int, init_sha256: str) -> dict[str, Any]:
+        """What weights say of how they came to be, at this moment."""
+        said = {"images_seen": images_seen, "training": self.last_figures()}
+        more = {_CHANGES: self.changes(), "init_sha256": init_sha256}
+        return said | {name: value for name, value in more.items() if value}
 
     def save(
         self,

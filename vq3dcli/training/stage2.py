@@ -37,7 +37,7 @@ from vq3dcli.training.optim import learning_rate_at, passed, set_learning_rate
 from vq3dcli.training.prior_guards import stage2_guards
 from vq3dcli.training.prior_objective import PriorObjective
 from vq3dcli.training.prior_sheets import write_sample_sheet
-from vq3dcli.training.prior_state import PriorState, prior_card, save_prior_state, start_or_resume_prior
+from vq3dcli.training.prior_state import PriorState, save_prior_state, start_or_resume_prior
 from vq3dcli.training.run_folder import RunFolder
 from vq3dcli.training.stage1 import Progress, Result
 from vq3dcli.training.watch import Watch
@@ -322,7 +322,7 @@ def _finish(run: _Run) -> Result:
     recipe, state, folder = run.recipe, run.state, run.folder
     digest = folder.exported(state.images_seen, recipe.training.average_last) if run.ranks.is_main else ""
     if run.ranks.is_main and not digest:
-        card = prior_card(folder, state)
+        card = folder.card(state.images_seen, state.init_sha256)
         if recipe.training.average_last > 1:
             card["averaged"] = average_checkpoints(folder.checkpoints, state.average, recipe.training.average_last)
         digest = save_prior(folder.weights, state.average, recipe, token_facts(run.loader.store), card)

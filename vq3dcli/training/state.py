@@ -118,11 +118,8 @@ def start_or_resume(
 
 def card_of(folder: RunFolder, recipe: Stage1Recipe, state: RunState) -> dict[str, Any]:
     """What the weights say of how they came to be, at this moment."""
-    card: dict[str, Any] = {"images_seen": state.images_seen, "training": folder.last_figures()}
-    if changes := folder.changes():
-        card["changes"] = changes
+    card = folder.card(state.images_seen, state.init_sha256)
     if state.init_sha256:
-        card["init_sha256"] = state.init_sha256
         card["init_ancestors"] = list(state.init_ancestors)
         if recipe.training.freeze_codes:
             card["codes_of"] = list(state.init_codes_of)
