@@ -6,10 +6,8 @@ the stream), the rest lies in the checkpoint, and on a CPU with as many threads 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +23,7 @@ from vq3dcli.config.schema import DepthRecipe
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.loader import Batch
 from vq3dcli.depth_checkpoint import depth_header, load_depth, save_depth
-from vq3dcli.errors import DataError, DivergedError, RecipeError, StoppedError
+from vq3dcli.errors import DivergedError, RecipeError, StoppedError
 from vq3dcli.export.colour import colour_map, display_range
 from vq3dcli.export.sheet import grid
 from vq3dcli.files import write_bytes
@@ -37,16 +35,14 @@ from vq3dcli.training.arithmetic import denormals_flushed, resolve_precision
 from vq3dcli.training.depth_augmentation import augmented
 from vq3dcli.training.depth_guards import depth_guards
 from vq3dcli.training.distributed import Ranks
-from vq3dcli.training.ema import as_mapping, average_of, update_average
+from vq3dcli.training.ema import average_of, update_average
 from vq3dcli.training.gradients import require_finite
 from vq3dcli.training.optim import (
     OptimizerLike,
     learning_rate_at,
-    optimizer_tensors,
     passed,
-    restore_optimizer,
 )
-from vq3dcli.training.resume import restore_weights, warn_of_other_threads
+from vq3dcli.training.resume import manifest_of, parts_of, restore
 from vq3dcli.training.run_folder import RunFolder
 from vq3dcli.training.skipping import Skipped
 from vq3dcli.training.stage1 import Data, Progress, Result
@@ -267,18 +263,8 @@ def _start_or_resume(folder: RunFolder, recipe: DepthRecipe, device: torch.devic
         model.encoder.load_state_dict(encoder_weights(recipe.model.encoder, model.encoder.published_names()))
     model = model.to(device).to(memory_format=torch.channels_last)
     state = DepthState(model, average_of(model), _optimizer(model, recipe), init_sha256=init_sha256)
-    if saved is None:
-        return state
-    parts, manifest = saved
-    misfit = f"the checkpoint does not fit this model ({folder.checkpoints})"
-    restore_weights(parts, state.model, state.average, misfit=misfit)
-    try:
-        restore_optimizer(state.optimizer, model, parts["optimizer"])
-        state.images_seen, state.init_sha256 = int(manifest["images_seen"]), str(manifest["init_sha256"])
-        state.skipped = Skipped.from_manifest(manifest)
-        warn_of_other_threads(manifest, device, _ALONE)
-    except (KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{misfit}: {error}", remedy="the version of vq3d that wrote it, or another --out") from error
+    if saved is not None:
+        restore(state, saved, folder.checkpoints, device=device, ranks=_ALONE)
     return state
 
 
@@ -314,22 +300,10 @@ def _optimizer(model: DepthNetwork, recipe: DepthRecipe) -> OptimizerLike:
 
 
 def _save(folder: RunFolder, recipe: DepthRecipe, state: DepthState) -> None:
-    parts = {
-        "weights": as_mapping(state.model),
-        "average": as_mapping(state.average),
-        "optimizer": optimizer_tensors(state.optimizer, state.model),
-    }
-    manifest = {
-        "images_seen": state.images_seen,
-        **state.skipped.as_manifest(),
-        "init_sha256": state.init_sha256,
-        "recipe": json.loads(recipe.model_dump_json()),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-    }
     header = depth_header(recipe, folder.card(state.images_seen, state.init_sha256))
-    folder.save(state.images_seen, parts, manifest, header, keep=recipe.training.keep_checkpoints)
+    folder.save(
+        state.images_seen, parts_of(state), manifest_of(state, recipe), header, keep=recipe.training.keep_checkpoints
+    )
 
 
 def _write_sheet(path: Path, recipe: DepthRecipe, model: DepthNetwork, batch: Batch, device: torch.device) -> None:

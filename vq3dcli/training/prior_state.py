@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,14 +9,14 @@ import torch
 from torch import Tensor
 
 from vq3dcli.config.schema import Stage2Recipe
-from vq3dcli.errors import DataError, RecipeError
+from vq3dcli.errors import RecipeError
 from vq3dcli.model.build import build_prior
 from vq3dcli.model.prior import Prior
 from vq3dcli.prior_checkpoint import TokenFacts, load_prior, prior_header
 from vq3dcli.training.distributed import Ranks
-from vq3dcli.training.ema import as_mapping, average_of
-from vq3dcli.training.optim import OptimizerLike, build_optimizer, optimizer_tensors, restore_optimizer
-from vq3dcli.training.resume import restore_weights, warn_of_other_threads
+from vq3dcli.training.ema import average_of
+from vq3dcli.training.optim import OptimizerLike, build_optimizer
+from vq3dcli.training.resume import manifest_of, parts_of, restore
 from vq3dcli.training.run_folder import RunFolder
 from vq3dcli.training.skipping import Skipped
 
@@ -83,39 +81,17 @@ def start_or_resume_prior(
         ),
         init_sha256=init_sha256,
     )
-    if saved is None:
-        return state
-    parts, manifest = saved
-    misfit = f"the checkpoint does not fit this model ({folder.checkpoints})"
-    restore_weights(parts, state.model, state.average, misfit=misfit)
-    try:
-        restore_optimizer(state.optimizer, model, parts["optimizer"])
-        state.images_seen, state.init_sha256 = int(manifest["images_seen"]), str(manifest["init_sha256"])
-        state.skipped = Skipped.from_manifest(manifest)
-        warn_of_other_threads(manifest, device, ranks)
-    except (KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{misfit}: {error}", remedy="the version of vq3d that wrote it, or another --out") from error
+    if saved is not None:
+        restore(state, saved, folder.checkpoints, device=device, ranks=ranks)
     return state
 
 
 def save_prior_state(folder: RunFolder, recipe: Stage2Recipe, tokens: TokenFacts, state: PriorState) -> None:
     """Write a checkpoint. Raises `OutputError` or `StorageError`."""
-    parts = {
-        "weights": as_mapping(state.model),
-        "average": as_mapping(state.average),
-        "optimizer": optimizer_tensors(state.optimizer, state.model),
-    }
-    manifest = {
-        "images_seen": state.images_seen,
-        **state.skipped.as_manifest(),
-        "init_sha256": state.init_sha256,
-        "recipe": json.loads(recipe.model_dump_json()),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-    }
     header = prior_header(recipe, tokens, folder.card(state.images_seen, state.init_sha256))
-    folder.save(state.images_seen, parts, manifest, header, keep=recipe.training.keep_checkpoints)
+    folder.save(
+        state.images_seen, parts_of(state), manifest_of(state, recipe), header, keep=recipe.training.keep_checkpoints
+    )
 
 
 @torch.no_grad()

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
-import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vq3dcli.checkpoint import weights_header
+from vq3dcli.checkpoint import Parts, weights_header
 from vq3dcli.config.schema import Stage1Recipe
-from vq3dcli.errors import DataError
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.training.adversarial import Adversary
 from vq3dcli.training.distributed import Ranks
-from vq3dcli.training.ema import as_mapping, average_of
+from vq3dcli.training.ema import average_of
 from vq3dcli.training.initialise import freeze_codes, initialise
-from vq3dcli.training.optim import OptimizerLike, build_optimizer, optimizer_tensors, restore_optimizer
-from vq3dcli.training.resume import restore_weights, warn_of_other_threads
+from vq3dcli.training.optim import OptimizerLike, build_optimizer
+from vq3dcli.training.resume import manifest_of, parts_of, restore
 from vq3dcli.training.run_folder import RunFolder
 from vq3dcli.training.skipping import Skipped
 
@@ -95,21 +93,15 @@ def start_or_resume(
         if schedule.freeze_codes:
             freeze_codes(model, start)
         return state
-    parts, manifest = saved
-    misfit = f"the checkpoint does not fit this model ({folder.checkpoints})"
-    restore_weights(parts, state.model, state.average, misfit=misfit)
-    try:
-        restore_optimizer(state.optimizer, model, parts["optimizer"])
+
+    def more(parts: Parts, manifest: Mapping[str, Any]) -> None:
         if recipe.adversarial.on:
             state.adversary.restore(parts["adversarial"])
-        state.images_seen, state.chroma = int(manifest["images_seen"]), float(manifest["chroma"])
-        state.skipped = Skipped.from_manifest(manifest)
-        state.init_sha256 = str(manifest["init_sha256"])
+        state.chroma = float(manifest["chroma"])
         state.init_ancestors = tuple(map(str, manifest["init_ancestors"]))
         state.init_codes_of = tuple(map(str, manifest["init_codes_of"]))
-        warn_of_other_threads(manifest, device, ranks)
-    except (KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{misfit}: {error}", remedy="the version of vq3d that wrote it, or another --out") from error
+
+    restore(state, saved, folder.checkpoints, device=device, ranks=ranks, more=more)
     assert math.isfinite(state.chroma)
     if schedule.freeze_codes:
         freeze_codes(model)
@@ -128,24 +120,14 @@ def card_of(folder: RunFolder, recipe: Stage1Recipe, state: RunState) -> dict[st
 
 def save_state(folder: RunFolder, recipe: Stage1Recipe, state: RunState) -> None:
     """Write a checkpoint. Raises `OutputError` or `StorageError`."""
-    parts = {
-        "weights": as_mapping(state.model),
-        "average": as_mapping(state.average),
-        "optimizer": optimizer_tensors(state.optimizer, state.model),
-    }
+    parts = parts_of(state)
     if recipe.adversarial.on:
         parts["adversarial"] = state.adversary.tensors()
     manifest = {
-        "images_seen": state.images_seen,
+        **manifest_of(state, recipe),
         "chroma": state.chroma,
-        **state.skipped.as_manifest(),
-        "init_sha256": state.init_sha256,
         "init_ancestors": list(state.init_ancestors),
         "init_codes_of": list(state.init_codes_of),
-        "recipe": json.loads(recipe.model_dump_json()),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
     }
     header = weights_header(recipe, card_of(folder, recipe, state))
     folder.save(state.images_seen, parts, manifest, header, keep=recipe.training.keep_checkpoints)
