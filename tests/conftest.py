@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import sys
 
@@ -133,6 +135,22 @@ def tiny_prior_recipe() -> Callable[..., Stage2Recipe]:
         return load_recipe("toy-cpu-prior", Stage2Recipe, [*_TINY_PRIOR, *overrides])
 
     return make
+
+
+@pytest.fixture
+def file_limit() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """A block in which writing beyond so many bytes of a file fails, as on a full disk."""
+
+    @contextlib.contextmanager
+    def limited(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import resource
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -24,17 +23,6 @@ TENSORS = {
 }
 
 
-@contextlib.contextmanager
-def file_limit(size: int) -> Iterator[None]:
-    """Writing beyond so many bytes of a file fails, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_what_is_written_comes_back_and_is_safetensors_for_everybody(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     header = {"card": {"sha256": "0" * 64, "text": 'é "quoted"'}, "file_format": 1}
@@ -48,7 +36,9 @@ def test_what_is_written_comes_back_and_is_safetensors_for_everybody(tmp_path: P
         )
 
 
-def test_a_full_disk_is_no_bug_and_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_full_disk_is_no_bug_and_leaves_what_was_there(
+    tmp_path: Path, file_limit: Callable[[int], AbstractContextManager[None]]
+) -> None:
     path, folder = tmp_path / "a.safetensors", tmp_path / "images-000000000008"
     write_tensors(path, TENSORS, {"a": 1})
     write_checkpoint(folder, {"weights": TENSORS}, {"images_seen": 8})

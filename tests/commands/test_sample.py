@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,22 @@ def test_samples_of_before_stay_until_the_new_ones_are_whole(
         assert (folder / name).read_bytes() != old[name]
     for name in ("cow-0000.png", "cow-0001.png"):
         assert (folder / name).read_bytes() == old[name]
+
+
+def test_a_sheet_that_does_not_fit_the_disk_leaves_the_samples_of_before(
+    sample: Callable[..., Path],
+    prior: str,
+    tiny_weights: Path,
+    file_limit: Callable[[int], AbstractContextManager[None]],
+) -> None:
+    folder = sample("out", "-n", "2", "--seed", "1")
+    old = {path.name: path.read_bytes() for path in folder.iterdir()}
+    *_, second, largest = sorted((len(data), name) for name, data in old.items())
+    assert largest[1] == "sheet.png"
+    again = ["--weights", str(tiny_weights), "--prior", prior, "--device", "cpu", "-n", "2", "--seed", "2"]
+    with file_limit((second[0] + largest[0]) // 2):
+        assert run(["sample", *again, "-o", str(folder)]) == 74
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == old
 
 
 def test_what_others_made_stays(prior: str, tiny_weights: Path, tmp_path: Path) -> None:

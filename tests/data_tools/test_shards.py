@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import resource
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -176,19 +175,11 @@ def test_an_output_that_cannot_be_made(tmp_path: Path):
             write(out, job())
 
 
-@contextmanager
-def file_size_limit(limit: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_failing_write_leaves_nothing_half_made_and_the_run_can_go_on(tmp_path: Path):
+def test_a_failing_write_leaves_nothing_half_made_and_the_run_can_go_on(
+    tmp_path: Path, file_limit: Callable[[int], AbstractContextManager[None]]
+):
     out = tmp_path / "x"
-    with file_size_limit(50_000), pytest.raises(StorageError):
+    with file_limit(50_000), pytest.raises(StorageError):
         write(out, job())
     assert sorted(path.name for path in out.iterdir()) == [
         ".lock",

@@ -115,7 +115,7 @@ def train_depth(
             refresh_page,
         )
         watch.missing_sheet(state.images_seen)
-        if state.images_seen:
+        if 0 < state.images_seen < recipe.training.images:
             _log.info("continuing at %d images", state.images_seen)
         try:
             _step_until_done(recipe, data, folder, state, device, watch, report, should_stop, stop_after_images)

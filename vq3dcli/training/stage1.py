@@ -175,7 +175,7 @@ def train(
             draw = _drawing(recipe, state, first, device)
             watch = Watch(folder, recipe, stage1_guards(recipe), draw, state.images_seen, refresh_page)
             watch.missing_sheet(state.images_seen)
-        if ranks.is_main and state.images_seen:
+        if ranks.is_main and 0 < state.images_seen < recipe.training.images:
             _log.info("continuing at %d images", state.images_seen)
         try:
             _step_until_done(recipe, data, folder, state, objective, ranks, device, watch, callbacks, stop_after_images)

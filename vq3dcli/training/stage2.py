@@ -135,7 +135,7 @@ def train_prior(
             run.watch = Watch(folder, recipe, stage2_guards(recipe), draw, state.images_seen, refresh_page)
             if run.draws:
                 run.watch.missing_sheet(state.images_seen)
-            if state.images_seen:
+            if 0 < state.images_seen < schedule.images:
                 _log.info("continuing at %d images", state.images_seen)
         try:
             _step_until_done(run, stop_after_images)

@@ -93,7 +93,7 @@ def draw_samples(
 
 
 class SampleFolder:
-    """Writes samples group by group: first the record of all so far, then the pictures of the new ones.
+    """Writes samples group by group: first the record of all so far, then the pictures of the new ones; last the sheet.
 
     So what is in the folder after an interruption is what the record says, only that pictures (and videos, the sheet,
     the npz file) may be missing. Where a group replaces files of an earlier call, these stay until its own are whole. A
@@ -174,15 +174,16 @@ class SampleFolder:
             write_sealed_json(place / RECORD_NAME, {**self._header, "samples": self._entries})
             for sample in drawn:
                 self._write(sample, place, on_frames)
+            if len(self._entries) == self._total:
+                write_bytes(place / SHEET_NAME, encode_png(self._sheet.drawn()))
         self._written += files
 
     def finish(self) -> list[Path]:
-        """Write the sheet and close the npz file.
+        """Close the npz file, after all samples.
 
         Returns:
             Files that were written: the sheet, the record, the npz file, then what belongs to each sample.
         """
-        write_bytes(self._out / SHEET_NAME, encode_png(self._sheet.drawn()))
         self._open.close()
         first = [self._out / SHEET_NAME, self._out / RECORD_NAME]
         return [*first, *([self._npz] if self._npz is not None else []), *self._written]
