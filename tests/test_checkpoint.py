@@ -79,6 +79,7 @@ def test_other_safetensors_are_not_ours(tmp_path: Path) -> None:
         ({"card": {"codes_of": 3}}, "without a sound header"),
         ({"more": 1}, "without a sound header"),
         ({"format_version": 99}, "newer than"),
+        ({"format_version": 2}, "older than"),
         ({"format_version": 1e300}, "without a sound header"),
         ({"model.encoder_layers": 255}, "layers"),
         ({"model.decoder_layers": 10**18}, "without a sound header|layers"),

@@ -219,7 +219,7 @@ def say_images_seen(path: Path, recipe: Recipe, card: Mapping[str, Any]) -> None
 
 
 def checked_header(
-    path: Path, values: Mapping[str, Any], schema: type[Header], kind: str, newest: int, what: str
+    path: Path, values: Mapping[str, Any], schema: type[Header], kind: str, known: int, what: str
 ) -> Header:
     """The header of a file of ours.
 
@@ -228,17 +228,18 @@ def checked_header(
         values: Its header.
         schema: What it must be.
         kind: Its `format`.
-        newest: The newest `format_version` that is known.
+        known: The `format_version` that is known.
         what: What the file should be, for an error.
 
     Raises:
-        DataError: It is of another kind, of a newer version, or says what no such file says.
+        DataError: It is of another kind, of another version, or says what no such file says.
     """
     found, version = values.get("format"), values.get("format_version")
     if found != kind:
         raise DataError(f"not {what} ({path}): {_kind(found)}", remedy=f"{what} that vq3d wrote")
-    if isinstance(version, int) and version > newest:
-        raise DataError(f"format {version}, newer than {newest} ({path})", remedy="a newer vq3d")
+    if isinstance(version, int) and version != known:
+        age = "newer" if version > known else "older"
+        raise DataError(f"format {version}, {age} than {known} ({path})", remedy=f"the {age} vq3d that wrote it")
     try:
         return schema.model_validate(dict(values))
     except ValueError as error:  # pydantic's ValidationError is one

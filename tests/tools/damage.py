@@ -27,12 +27,13 @@ from data_tools.toyscenes import prepare_toyscenes
 from data_tools.verify import verify_folder
 from vq3dcli.checkpoint import load_weights, read_checkpoint, save_weights, weights_header, write_checkpoint
 from vq3dcli.config.load import load_recipe
-from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
+from vq3dcli.config.schema import DepthRecipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.data.shards import LabelFolder, ShardFolder
 from vq3dcli.data.tokens import TokenStore
+from vq3dcli.depth_checkpoint import load_depth, save_depth
 from vq3dcli.errors import DataError
 from vq3dcli.files import sha256_bytes
-from vq3dcli.model.build import build_autoencoder, build_prior
+from vq3dcli.model.build import build_autoencoder, build_depth_network, build_prior
 from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.editing.composition import Composition, Cut, Insert, Stand, read_composition, write_composition
 from vq3dcli.pipelines.evaluation.geometry import kept_metrics
@@ -126,6 +127,16 @@ def make_kinds(root: Path) -> Iterator[Kind]:
         return digest([dict(found.model.state_dict()), found.recipe, found.tokens, found.card])
 
     yield Kind("prior", prior_file, read_prior)
+
+    teacher_recipe = load_recipe("depth-lite0", DepthRecipe, [])
+    teacher_file = root / "teacher.safetensors"
+    save_depth(teacher_file, build_depth_network(teacher_recipe), teacher_recipe, {"images_seen": 3})
+
+    def read_teacher() -> object:
+        found = load_depth(teacher_file)
+        return digest([dict(found.model.state_dict()), found.recipe, found.card])
+
+    yield Kind("depth network", teacher_file, read_teacher)
 
     tokens = root / "tokens"
     tokenize(weights, [shards], tokens)
