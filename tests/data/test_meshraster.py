@@ -47,6 +47,21 @@ def plain_light(seen: Triangles, textures: Textures, view: Visible, size: int) -
     return shade(seen, textures, view, HERE, FOCAL, light, shadows, sky)
 
 
+def test_a_lamp_is_half_as_bright_at_its_distance():
+    wall = triangles(quad(5.0, 4.0))
+    view = visible(wall, gather_textures([], []), HERE, FOCAL, 40, 40)
+    none, white, up = np.zeros(3), np.ones(3), np.array([0.0, -1.0, 0.0])
+    shadows = ShadowMap(np.zeros((4, 4)), np.eye(4), 1.0, 0.0)
+    sky = Sky(none, none, up, NOTHING, 1.0, np.zeros(2), 1.0)
+    even = Light(up, none, white, 1.0, 1.0, np.inf)
+    lamp = even._replace(lamp=np.array([0.0, 0.0, 1.5]), lamp_m=0.5)
+    rgb = [shade(wall, gather_textures([], []), view, HERE, FOCAL, each, shadows, sky) for each in (even, lamp)]
+    place = ((np.arange(40) + 0.5) - 20.0) / FOCAL * 5.0
+    away = place[:, None] ** 2 + place**2 + 0.5**2  # the wall is at z = 2 in the world
+    np.testing.assert_allclose(rgb[1], rgb[0] / (1.0 + away / 0.25)[..., None], rtol=1e-5)
+    assert rgb[1].max() == pytest.approx(0.5 * rgb[0].max(), rel=0.05)
+
+
 def picture(texture: Texture) -> Textures:
     return gather_textures([texture], [False])
 

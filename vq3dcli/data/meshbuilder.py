@@ -10,6 +10,7 @@ import numpy as np
 from vq3dcli.data.meshlibrary import gather_textures
 from vq3dcli.data.meshmodels import Model, Texture
 from vq3dcli.data.meshraster import NOTHING, Bytes, Floats, Ints, Singles, Textures, Triangles
+from vq3dcli.data.meshsurfaces import Skin
 
 
 class Pose(NamedTuple):
@@ -36,6 +37,11 @@ class Builder:
         self._mirrored: list[bool] = []
         self._known: dict[int, int] = {}
 
+    @property
+    def count(self) -> int:
+        """Number of triangles so far."""
+        return sum(map(len, self._part))
+
     def texture(self, texture: Texture, *, mirrored: bool) -> int:
         """Number of a texture in the scene."""
         if id(texture) not in self._known:
@@ -60,40 +66,39 @@ class Builder:
         corner: Floats,
         along: Floats,
         across: Floats,
-        texture: Texture,
-        period_m: float,
+        skin: Skin,
         offset: tuple[float, float] = (0.0, 0.0),
         part: int = NOTHING,
     ) -> None:
-        """Add a rectangle from `corner`, its sides `along` and `across`; a picture covers `period_m`."""
+        """Add a rectangle from `corner`, its sides `along` and `across`."""
         four = np.stack([corner, corner + along, corner + along + across, corner + across])
         reach = np.array([math.sqrt(float((along * along).sum())), math.sqrt(float((across * across).sum()))])
         units = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
         # The middle has small coordinates, which single precision holds well.
-        uv = (units - 0.5) * reach / period_m + np.array(offset)
+        uv = (units - 0.5) * reach / skin.period_m + np.array(offset)
         normal = np.cross(along, across)
         normal /= math.sqrt(float((normal * normal).sum()))
         corners = [[0, 1, 2], [0, 2, 3]]
-        self._add(four[corners], normal, uv[corners], texture, part)
+        self._add(four[corners], normal, uv[corners], skin, part)
 
-    def _add(self, corners: Floats, normal: Floats, uv: Floats, texture: Texture, part: int) -> None:
+    def _add(self, corners: Floats, normal: Floats, uv: Floats, skin: Skin, part: int) -> None:
         """Add two triangles of a plane."""
-        number = self.texture(texture, mirrored=True)
+        number = self.texture(skin.texture, mirrored=True)
         self._corners.append(corners)
         self._normals.append(np.broadcast_to(normal, (2, 3, 3)))
         self._uv.append(uv.astype(np.float32))
-        self._colour.append(np.full((2, 3, 3), 255, np.uint8))
+        self._colour.append(np.broadcast_to(skin.tint, (2, 3, 3)))
         self._texture.append(np.full(2, number, np.int32))
         self._part.append(np.full(2, part, np.int32))
 
-    def strip(self, foot: Floats, width_m: float, tops: tuple[float, float], texture: Texture, period_m: float) -> None:
+    def strip(self, foot: Floats, width_m: float, tops: tuple[float, float], skin: Skin) -> None:
         """Add an upright strip that faces the camera: from `foot` to the right, its tops at two heights (negative)."""
         x, y = np.array([width_m, 0.0, 0.0]), np.array([0.0, 1.0, 0.0])
         four = np.stack([foot, foot + x, foot + x + tops[1] * y, foot + tops[0] * y])
         corners = [[0, 1, 2], [0, 2, 3]]
-        self._add(four[corners], np.array([0.0, 0.0, -1.0]), four[corners][..., :2] / period_m, texture, NOTHING)
+        self._add(four[corners], np.array([0.0, 0.0, -1.0]), four[corners][..., :2] / skin.period_m, skin, NOTHING)
 
-    def box(self, lower: Floats, upper: Floats, yaw_rad: float, texture: Texture, period_m: float, part: int) -> None:
+    def box(self, lower: Floats, upper: Floats, yaw_rad: float, skin: Skin, part: int) -> None:
         """Add a box between two corners, turned around the vertical axis through the origin."""
         size = upper - lower
         x, y, z = np.diag(size)
@@ -101,7 +106,7 @@ class Builder:
             (lower, x, z), (lower + y, x, z), (lower, x, y), (lower + z, x, y), (lower, z, y), (lower + x, z, y),
         ):  # fmt: skip
             place, first, second = (turned(v, yaw_rad) for v in (corner, along, across))
-            self.quad(place, first, second, texture, period_m, (0.37 * float(size[0]), 0.0), part)
+            self.quad(place, first, second, skin, (0.37 * float(size[0]), 0.0), part)
 
     def triangles(self) -> Triangles:
         """All triangles, in the order in which they were added."""

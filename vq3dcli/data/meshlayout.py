@@ -10,15 +10,16 @@ picture's side at the pivot.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from vq3dcli.data.meshbuilder import Builder, Pose, tilted, turned
 from vq3dcli.data.meshlibrary import Dice, Library
-from vq3dcli.data.meshmodels import Texture
 from vq3dcli.data.meshraster import NOTHING, Floats, Textures, Triangles
 from vq3dcli.data.meshshading import Light, Sky
+from vq3dcli.data.meshsurfaces import Skin
 from vq3dcli.rendering.cameras import CAMERA_RADIUS
 
 Kind = Literal["open", "wall", "room", "table", "close"]
@@ -50,6 +51,10 @@ class Layout(NamedTuple):
         centre: Of shadows `[3]`.
         fov_rad: Of the cameras.
         blur_px: Of a picture of 128 pixels, at half of the main model's disparity; 0 for none.
+        vignette: Share of the light that the corners lack.
+        brightness: Least and largest mean level of the picture.
+        least_share: Of the picture that the main model must cover.
+        least_contrast: Deviation that the picture's levels must have.
     """
 
     kind: Kind
@@ -63,31 +68,41 @@ class Layout(NamedTuple):
     centre: Floats
     fov_rad: float
     blur_px: float
+    vignette: float = 0.0
+    brightness: tuple[float, float] = (0.28, 0.62)
+    least_share: float = 0.03
+    least_contrast: float = 0.04
 
 
 def draw_layout(library: Library, dice: Dice, *, fov_rad: float) -> Layout:
     """Draw a scene; whether it makes a picture is for the caller to see."""
-    return _Draft(library, dice, fov_rad).draw()
+    return Draft(library, dice, drawn_kind(dice, _KINDS), fov_rad).draw()
 
 
-class _Draft:
+def drawn_kind(dice: Dice, kinds: Sequence[tuple[Kind, float]]) -> Kind:
+    """One of the kinds, by their shares, whose sum is 1."""
+    place = dice()
+    for kind, share in kinds[:-1]:
+        place -= share
+        if place < 0.0:
+            return kind
+    return kinds[-1][0]
+
+
+class Draft:
     """A scene while it is drawn."""
 
-    def __init__(self, library: Library, dice: Dice, fov_rad: float) -> None:
-        self.library, self.dice, self.fov_rad = library, dice, fov_rad
+    def __init__(self, library: Library, dice: Dice, kind: Kind, fov_rad: float) -> None:
+        self.library, self.dice, self.kind, self.fov_rad = library, dice, kind, fov_rad
         self.frame = 2.0 * CAMERA_RADIUS * math.tan(0.5 * fov_rad)
         self.builder = Builder()
-        place = dice()
-        for self.kind, share in _KINDS:
-            place -= share
-            if place < 0.0:
-                break
-        self.elevation_rad = math.radians(self._elevation())
+        self.elevation_rad = math.radians(self.elevation_deg())
         lean = 2.0 * dice() - 1.0
         self.roll_rad = lean * abs(lean) * _ROLL_RAD  # most photos are nearly level
         self.used: list[tuple[float, float, float]] = []
 
-    def _elevation(self) -> float:
+    def elevation_deg(self) -> float:
+        """By which the camera looks down."""
         dice = self.dice
         if self.kind == "open":
             return min(45.0, 2.0 + 12.0 * abs(dice.bell()))
@@ -98,6 +113,7 @@ class _Draft:
         return dice(2.0, 14.0) if dice.chance(0.5) else dice(10.0, 40.0)
 
     def draw(self) -> Layout:
+        """The scene."""
         dice = self.dice
         class_index, number = self.library.pick(dice)
         self._place_main(number)
@@ -108,7 +124,7 @@ class _Draft:
             self._lay_table()
         if self.kind == "open" and dice.chance(0.45):
             self._raise_hills()
-        num_casters = len(self.builder.triangles().part)
+        num_casters = self.builder.count
         floor_y = self.ground_y + (dice(0.4, 1.2) * self.frame if self.kind == "table" else 0.0)
         grounded = self.kind not in ("close", "table") or dice.chance(0.6)
         if grounded:
@@ -116,6 +132,12 @@ class _Draft:
         walled = self.kind in ("wall", "room") or dice.chance({"table": 0.6, "close": 0.35}.get(self.kind, 0.0))
         if walled:
             self._build_walls(floor_y)
+        centre = np.array([0.0, self.ground_y, 0.0])
+        return self.finished(class_index, num_casters, centre, 1.3 * self.frame, walled=walled)
+
+    def finished(self, class_index: int, num_casters: int, centre: Floats, reach_m: float, *, walled: bool) -> Layout:
+        """The scene of what was built, with its light; shadows are computed within `reach_m` of `centre` (level)."""
+        dice = self.dice
         light = self._light(walled)
         sky = self._sky()
         triangles = self.builder.triangles()
@@ -132,8 +154,8 @@ class _Draft:
             textures=self.builder.textures(),
             sky=sky,
             light=light,
-            reach_m=1.3 * self.frame,
-            centre=tilted(np.array([0.0, self.ground_y, 0.0]), self.elevation_rad, self.roll_rad),
+            reach_m=reach_m,
+            centre=tilted(centre, self.elevation_rad, self.roll_rad),
             fov_rad=self.fov_rad,
             blur_px=dice(0.4, 2.4) if blurred else 0.0,
         )
@@ -180,26 +202,26 @@ class _Draft:
         self.used.append((x, z, radius))
         self.builder.model(model, Pose(x, self.ground_y, z, yaw_rad, (side * scale, scale, scale)), part)
 
-    def _surface(self) -> tuple[Texture, float]:
-        """A texture and the length that one picture of it covers."""
+    def surface(self) -> Skin:
+        """What a ground, a wall or a table shows."""
         texture = self.library.surface(self.dice)
-        return texture, self.frame * math.exp(self.dice(-1.0, 1.4))
+        return Skin(texture, self.frame * math.exp(self.dice(-1.0, 1.4)))
 
     def _lay_table(self) -> None:
         dice = self.dice
-        texture, period_m = self._surface()
+        skin = self.surface()
         reach = max(math.hypot(x, z) + r for x, z, r in self.used)
         half_x, half_z = (max(dice(0.5, 1.6) * self.frame, 0.9 * reach) for _ in range(2))
         lower = np.array([-half_x, self.ground_y, -half_z])
         upper = np.array([half_x, self.ground_y + dice(0.03, 0.15) * self.frame, half_z])
-        self.builder.box(lower, upper, dice(-0.5, 0.5), texture, period_m, len(self.used))
+        self.builder.box(lower, upper, dice(-0.5, 0.5), skin, len(self.used))
 
     def _lay_ground(self, floor_y: float) -> None:
-        texture, period_m = self._surface()
+        skin = self.surface()
         turn = self.dice(0.0, math.pi)
         along, across = (turned(np.array(v), turn) * 2.0 * _WIDE_M for v in ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0)))
         corner = np.array([0.0, floor_y, 0.0]) - 0.5 * (along + across)
-        self.builder.quad(corner, along, across, texture, period_m, (self.dice(), self.dice()))
+        self.builder.quad(corner, along, across, skin, (self.dice(), self.dice()))
 
     def _build_walls(self, floor_y: float) -> None:
         """A wall behind; in rooms one at a side too, and a ceiling now and then."""
@@ -209,28 +231,28 @@ class _Draft:
         behind = max(z + r for _, z, r in self.used[:1]) + dice(0.05, 1.6) * self.frame
         high = 12.0 * self.frame if self.kind != "wall" or dice.chance(0.6) else dice(0.8, 3.0) * self.frame
         up, floor = np.array([0.0, -high, 0.0]), np.array([0.0, floor_y, 0.0])
-        texture, period_m = self._surface()
+        skin = self.surface()
         middle = floor + behind * ahead
         offset = (dice(), dice())
-        self.builder.quad(middle - 20.0 * right, 40.0 * right, up, texture, period_m, offset)
+        self.builder.quad(middle - 20.0 * right, 40.0 * right, up, skin, offset)
         if self.kind != "room":
             return
         if dice.chance(0.5):
-            texture, period_m = self._surface()
+            skin = self.surface()
         side = dice(0.8, 2.2) * self.frame * (-1.0 if dice.chance(0.5) else 1.0)
-        self.builder.quad(middle + side * right - 30.0 * ahead, 30.0 * ahead, up, texture, period_m, offset)
+        self.builder.quad(middle + side * right - 30.0 * ahead, 30.0 * ahead, up, skin, offset)
         if dice.chance(0.4):
             eye_y = -CAMERA_RADIUS * math.sin(self.elevation_rad)
-            texture, period_m = self._surface()
+            skin = self.surface()
             ceiling = np.array([0.0, min(floor_y - dice(1.2, 3.0) * self.frame, eye_y - 0.3 * self.frame), 0.0])
             corner = ceiling + behind * ahead - 20.0 * right - 30.0 * ahead
-            self.builder.quad(corner, 40.0 * right, 30.0 * ahead, texture, period_m)
+            self.builder.quad(corner, 40.0 * right, 30.0 * ahead, skin)
 
     def _raise_hills(self) -> None:
         """Up to two ridges far away, each a row of upright strips."""
         dice = self.dice
         for _ in range(1 + dice.number(2)):
-            texture, period_m = self._surface()
+            skin = self.surface()
             away, top, steps = dice(8.0, 60.0), dice(0.02, 0.22), 20
             heights = [dice()]
             for _ in range(steps):
@@ -239,7 +261,7 @@ class _Draft:
             for i in range(steps):
                 foot = np.array([(i - 0.5 * steps) * width, self.ground_y, away])
                 tops = (-heights[i] * top * away, -heights[i + 1] * top * away)
-                self.builder.strip(foot, width, tops, texture, 4.0 * period_m)
+                self.builder.strip(foot, width, tops, skin._replace(period_m=4.0 * skin.period_m))
 
     def _light(self, walled: bool) -> Light:
         dice = self.dice

@@ -13,7 +13,7 @@ import torch
 
 from vq3dcli.data.images import decode_square, read_file
 from vq3dcli.data.meshmodels import Model, Texture, make_texture, read_model
-from vq3dcli.data.meshraster import Bytes, Textures
+from vq3dcli.data.meshraster import Bytes, Singles, Textures
 from vq3dcli.data.toyphotos import SIDE_PX, PhotoBank
 from vq3dcli.data.toytextures import NUM_TEXTURE_DRAWS, between, paint, with_ray_axis
 from vq3dcli.data.toytextures import make_texture as make_waves
@@ -107,6 +107,7 @@ class Library:
                     coats.setdefault(asset.shape, []).append(number)
             self._shapes.append(list(coats.values()))
         self._models: OrderedDict[int, Model] = OrderedDict()
+        self._sizes: dict[int, Singles] = {}
         self._held_bytes = 0
         self._grounds: dict[int, Texture] = {}
         self._photos: dict[int, Texture] = {}
@@ -132,6 +133,12 @@ class Library:
         while self._held_bytes > _CACHE_BYTES and len(self._models) > 1:
             self._held_bytes -= self._models.popitem(last=False)[1].num_bytes
         return read.model
+
+    def size(self, number: int) -> Singles:
+        """Width, height and length `[3]` of a model; the longest is 1."""
+        if number not in self._sizes:
+            self._sizes[number] = self.model(number).size
+        return self._sizes[number]
 
     def surface(self, dice: Dice) -> Texture:
         """What a ground or a wall shows: one of the folder's pictures, a photo, or a procedure's pattern."""

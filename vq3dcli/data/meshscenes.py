@@ -5,30 +5,45 @@ else that runs. Disparity comes from the same triangles as the colours, at the p
 
 The canonical camera takes the picture: the main model lies about the pivot. Everything lies beyond NEAR, also for
 cameras within +-20 degrees of yaw and +-10 of pitch: a scene that comes nearer is moved away along the
-canonical camera's rays, which leaves its picture as it is.
+canonical camera's rays, which leaves its picture as it is. Varied scenes are made for their one picture: in rooms and
+on tables the main model may be anywhere in it, and other cameras may come nearer.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from vq3dcli.data.meshlayout import Kind, Layout, draw_layout
+from vq3dcli.data.meshlayout import Draft, Kind, Layout, draw_layout, drawn_kind
 from vq3dcli.data.meshlibrary import Dice, Library
 from vq3dcli.data.meshraster import Bytes, Floats, Singles, Visible, first_triangles, visible
+from vq3dcli.data.meshrooms import RoomDraft
 from vq3dcli.data.meshshading import ShadowMap, defocused, mean_of_blocks, shade, shadow_map
+from vq3dcli.data.meshvaried import TableDraft, VariedDraft
 from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, FOV_RAD, NEAR, pivot_pose
+
+# Close-ups are refused more often than others: three of ten are left.
+_KINDS: tuple[tuple[Kind, float], ...] = (
+    ("open", 0.19),
+    ("wall", 0.08),
+    ("room", 0.23),
+    ("table", 0.15),
+    ("close", 0.35),
+)
+_FOVS_DEG = {"room": (50.0, 72.0)}
+_ANY_FOV_DEG = (26.0, 72.0)
+_FROM_ABOVE = 0.75  # of the tables
 
 _SUPERSAMPLE = 2
 _TRIES = 16
 _SMALL_PX = 24  # of the pictures by which a scene is judged
 _MOST_MOVED = 1.6  # times: beyond it the main model is no longer about the pivot
 _MARGIN_M = 0.03  # the small pictures see only some of the points
-_FOVS_DEG = (26.0, 72.0)
 _BLUR_OF_PX = 128.0
 _EYE = np.array([0.0, 0.0, -CAMERA_RADIUS])
 _CORNERS_DEG = ((0.0, 0.0), (20.0, 10.0), (-20.0, 10.0), (20.0, -10.0), (-20.0, -10.0))
@@ -80,16 +95,29 @@ def sample_scene(library: Library, index: int, *, seed: int, purpose: str = "tra
         index: At least 0.
         seed: Of all that is drawn.
         purpose: Equal seeds under different purposes share no scene.
-        varied: The field of view is drawn too, from 26 to 72 degrees; otherwise it is that of the canonical camera.
+        varied: The field of view is drawn too, from 26 to 72 degrees, and rooms and tables are as in photos; otherwise
+            it is that of the canonical camera.
     """
     name = f"meshscenes{'-varied' if varied else ''}/{purpose}"
     for attempt in range(_TRIES):
         dice = Dice(seed, f"{name}/{attempt}", index)
-        fov_rad = math.radians(dice(*_FOVS_DEG)) if varied else FOV_RAD
-        scene = _finished(draw_layout(library, dice, fov_rad=fov_rad), forgiving=attempt == _TRIES - 1)
+        layout = _draw_varied(library, dice) if varied else draw_layout(library, dice, fov_rad=FOV_RAD)
+        scene = _finished(layout, novel=not varied, forgiving=attempt == _TRIES - 1)
         if scene is not None:
             return scene
     raise AssertionError("the last try is always good")
+
+
+def _draw_varied(library: Library, dice: Dice) -> Layout:
+    """A varied scene, whether it makes a picture or not."""
+    kind = drawn_kind(dice, _KINDS)
+    fov_rad = math.radians(dice(*_FOVS_DEG.get(kind, _ANY_FOV_DEG)))
+    draft: type[Draft] = VariedDraft
+    if kind == "room":
+        draft = RoomDraft
+    elif kind == "table" and dice.chance(_FROM_ABOVE):
+        draft = TableDraft
+    return draft(library, dice, kind, fov_rad).draw()
 
 
 def render_scene(scene: MeshScene, cam_to_world: Floats, size: int) -> MeshView:
@@ -120,36 +148,42 @@ def _focal_px(layout: Layout, size: int) -> float:
 def _colours(layout: Layout, shadows: ShadowMap, pose: Floats, size: int) -> tuple[Visible, Singles]:
     focal_px = _focal_px(layout, size)
     seen = visible(layout.triangles, layout.textures, pose, focal_px, size, size)
-    return seen, shade(layout.triangles, layout.textures, seen, pose, focal_px, layout.light, shadows, layout.sky)
+    rgb = shade(layout.triangles, layout.textures, seen, pose, focal_px, layout.light, shadows, layout.sky)
+    if layout.vignette > 0.0:
+        at = ((np.arange(size, dtype=np.float32) + 0.5) / size * 2.0 - 1.0) ** 2
+        rgb *= (1.0 - np.float32(0.5 * layout.vignette) * (at[:, None] + at))[..., None]
+    return seen, rgb
 
 
-def _finished(layout: Layout, *, forgiving: bool) -> MeshScene | None:
+def _finished(layout: Layout, *, novel: bool, forgiving: bool) -> MeshScene | None:
     """The scene with its distance, exposure and shadows, or None if it makes no picture.
 
     Args:
         layout: What was drawn.
+        novel: Nothing may be too near for novel cameras either.
         forgiving: Take it as it is, if only nothing is too near.
     """
-    layout, moved = _moved_away(layout)
+    layout, moved = _moved_away(layout, _CORNERS_DEG if novel else _CORNERS_DEG[:1])
     casters = first_triangles(layout.triangles, layout.num_casters)
     shadows = shadow_map(casters, layout.textures, layout.light, layout.centre, layout.reach_m)
     seen, rgb = _colours(layout, shadows, pose_at(0.0, 0.0), _SMALL_PX)
     main = (seen.triangle >= 0) & (layout.triangles.part[seen.triangle] == 0)
     levels = rgb.mean(-1)
     mean, contrast = float(levels.mean()), float(levels.std())
-    gain = min(2.5, max(0.4, min(max(mean, 0.28), 0.62) / max(mean, 1e-3)))
+    gain = min(2.5, max(0.4, min(max(mean, layout.brightness[0]), layout.brightness[1]) / max(mean, 1e-3)))
     share = float(main.mean())
     flat = float(seen.inverse_z.std()) < 0.01
-    if not forgiving and (moved > _MOST_MOVED or not 0.03 < share < 0.97 or contrast < 0.04 or flat or mean < 0.05):
+    shown = layout.least_share < share < 0.97 and contrast >= layout.least_contrast and mean >= 0.05
+    if not forgiving and (moved > _MOST_MOVED or flat or not shown):
         return None
     focus = float(np.median(seen.inverse_z[main])) if main.any() else 1.0 / CAMERA_RADIUS
     return MeshScene(layout, shadows, gain, focus)
 
 
-def _moved_away(layout: Layout) -> tuple[Layout, float]:
-    """The scene beyond NEAR for all cameras around the pivot, and how many times farther away it is."""
+def _moved_away(layout: Layout, angles_deg: Sequence[tuple[float, float]]) -> tuple[Layout, float]:
+    """The scene beyond NEAR for cameras at these (yaw, pitch), and how many times farther away it is."""
     total = 1.0
-    poses = [pose_at(yaw, pitch) for yaw, pitch in _CORNERS_DEG]
+    poses = [pose_at(yaw, pitch) for yaw, pitch in angles_deg]
     while True:
         seen = (
             visible(layout.triangles, layout.textures, pose, _focal_px(layout, _SMALL_PX), _SMALL_PX, _SMALL_PX)
@@ -165,4 +199,7 @@ def _moved_away(layout: Layout) -> tuple[Layout, float]:
             triangles=layout.triangles._replace(corners=corners.astype(np.float32)),
             centre=(layout.centre - _EYE) * times + _EYE,
             reach_m=layout.reach_m * times,
+            light=layout.light._replace(
+                lamp=(layout.light.lamp - _EYE) * times + _EYE, lamp_m=layout.light.lamp_m * times
+            ),
         )

@@ -27,6 +27,7 @@ from vq3dcli.data.meshraster import (
 )
 
 _SHADOW_PX = 224
+_NOWHERE = np.zeros(3)
 _TAPS = 3  # a side: points of the shadow map that are averaged
 
 
@@ -53,7 +54,7 @@ class Sky(NamedTuple):
 
 
 class Light(NamedTuple):
-    """Sun, ambient light and air.
+    """Sun, ambient light and air; with a lamp, both are brighter near it.
 
     Attributes:
         direction: Unit vector towards the sun `[3]`, world.
@@ -62,6 +63,8 @@ class Light(NamedTuple):
         darkness: Share of the sun that a shadow takes.
         softness: Width of a shadow's edge in texels of the map.
         haze_m: z_depth at which half is haze; infinite for none.
+        lamp: Where it is brightest `[3]`, world.
+        lamp_m: Distance from there at which half of the light is left; infinite for the same everywhere.
     """
 
     direction: Floats
@@ -70,6 +73,8 @@ class Light(NamedTuple):
     darkness: float
     softness: float
     haze_m: float
+    lamp: Floats = _NOWHERE
+    lamp_m: float = math.inf
 
 
 class ShadowMap(NamedTuple):
@@ -138,6 +143,7 @@ def _shade(
     first, width, height, levels = textures.first, textures.width, textures.height, textures.levels
     sun_at, sun, ambient, softness = light.direction, light.sun, light.ambient, light.softness
     darkness, haze_m, up, horizon = light.darkness, light.haze_m, sky.up, sky.horizon
+    lamp, lamp_m = light.lamp, light.lamp_m
     shadow_inverse_z, shadow_pose = shadows.inverse_z, shadows.cam_to_world
     shadow_focal, bias_m = shadows.focal_px, shadows.bias_m
     direction, point, normal, albedo = np.empty(3), np.empty(3), np.empty(3), np.empty(3)
@@ -184,9 +190,13 @@ def _shade(
             if lit > 0.0:
                 hidden = _hidden(point, shadow_inverse_z, shadow_pose, shadow_focal, bias_m, softness)
                 lit *= 1.0 - darkness * hidden
+            away = 0.0
+            for axis in range(3):
+                away += (point[axis] - lamp[axis]) * (point[axis] - lamp[axis])
+            near_lamp = 1.0 / (1.0 + away / (lamp_m * lamp_m))
             haze = z_depth * z_depth / (z_depth * z_depth + haze_m * haze_m)
             for axis in range(3):
-                arriving = ambient[axis] * (0.8 + 0.2 * upwards) + sun[axis] * lit
+                arriving = (ambient[axis] * (0.8 + 0.2 * upwards) + sun[axis] * lit) * near_lamp
                 rgb[i, j, axis] = (1.0 - haze) * albedo[axis] * arriving + haze * horizon[axis]
 
 
