@@ -158,15 +158,17 @@ def test_a_model_that_is_laid_down_lies_on_its_back(library: Library):
     assert volumes[0] == pytest.approx(volumes[1], rel=1e-4)
 
 
-def test_a_scene_is_the_same_whatever_was_made_before(library: Library):
+@pytest.mark.parametrize("varied", [False, True])
+def test_a_scene_is_the_same_whatever_was_made_before(library: Library, varied: bool):
     fresh = Library(library.assets, None)
-    one = render_scene(sample_scene(fresh, 11, seed=5), pose_at(0.0, 0.0), 24)
+    one = render_scene(sample_scene(fresh, 11, seed=5, varied=varied), pose_at(0.0, 0.0), 24)
     for index in range(4):
-        sample_scene(library, index, seed=5)
-    two = render_scene(sample_scene(library, 11, seed=5), pose_at(0.0, 0.0), 24)
+        sample_scene(library, index, seed=5, varied=varied)
+    two = render_scene(sample_scene(library, 11, seed=5, varied=varied), pose_at(0.0, 0.0), 24)
     assert one.rgb.tobytes() == two.rgb.tobytes()
     assert one.s.tobytes() == two.s.tobytes()
-    others = [sample_scene(library, 11, seed=6), sample_scene(library, 11, seed=5, purpose="evaluation")]
+    drawn = ((6, "train"), (5, "evaluation"))
+    others = [sample_scene(library, 11, seed=seed, purpose=purpose, varied=varied) for seed, purpose in drawn]
     assert all(render_scene(each, pose_at(0.0, 0.0), 24).rgb.tobytes() != one.rgb.tobytes() for each in others)
 
 
