@@ -14,10 +14,9 @@ from torch import Tensor
 
 from data_tools.meshassets import Survey
 from data_tools.part import WHOLE, Part
-from data_tools.prepare import check_disk, estimate_disk
-from data_tools.shards import Job, Reject, Sample, compact_json, shard_ranges, write_part
+from data_tools.prepare import prepare_part
+from data_tools.shards import Job, Reject, Sample, compact_json, shard_ranges
 from data_tools.toyphotos import read_photo_bank
-from data_tools.workers import available_cores
 from vq3dcli.config.defaults import MAX_BAD, SHARD_SIZE
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.meshlibrary import Assets, Library
@@ -29,8 +28,6 @@ from vq3dcli.data.views import novel_poses, view_facts, view_members
 from vq3dcli.errors import DataError, UsageError
 
 PURPOSE = "train"
-# Starting a worker takes as long as making some hundred scenes.
-_SCENES_WORTH_A_WORKER = 400
 
 
 @dataclass(frozen=True)
@@ -127,12 +124,7 @@ def prepare_meshscenes(
         StorageError: The shards will not fit on the disk.
     """
     job = scene_job(survey, out, options, max_bad=max_bad)
-    check_disk(out, estimate_disk(job, out, part), part)
-    if workers is None:
-        numbers = [number for number in range(len(job.shards)) if part.has(number)]
-        scenes = sum(len(job.shards[number]) for number in numbers)
-        workers = max(1, min(available_cores(), len(numbers), scenes // _SCENES_WORTH_A_WORKER))
-    return write_part(out, job, part, force=force, progress=progress, workers=workers)
+    return prepare_part(out, job, part, workers=workers, force=force, progress=progress)
 
 
 def scene_job(survey: Survey, out: Path, options: SceneOptions, *, max_bad: float) -> Job:

@@ -131,6 +131,13 @@ def prepare(
         StorageError: The shards will not fit on the disk.
     """
     job = image_job(preset, source, options, max_bad=max_bad)
+    return prepare_part(out, job, part, workers=workers, force=force, progress=progress)
+
+
+def prepare_part(
+    out: Path, job: Job, part: Part, *, workers: int | None, force: bool, progress: Callable[[int, int], None]
+) -> Manifest | None:
+    """`write_part` with as many workers as pay, where `workers` is None. Raises `StorageError` on a small disk, too."""
     check_disk(out, estimate_disk(job, out, part), part)
     if workers is None:
         numbers = [number for number in range(len(job.shards)) if part.has(number)]
