@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vq3dcli.checkpoint import embedded_weights_path, load_weights
+from vq3dcli.depth_checkpoint import embedded_depth_path, load_depth
 from vq3dcli.errors import DataError, UnavailableError, UsageError
 from vq3dcli.pipelines.inspection.result import Inspection
 from vq3dcli.prior_checkpoint import embedded_prior_path, load_prior
 from vq3dcli.tensor_file import read_tensors
 
+_LOADERS: dict[str, Callable[[Path], object]] = {"stage1": load_weights, "stage2": load_prior, "depth": load_depth}
+
 
 def inspect_embedded(verify: bool) -> Inspection:
     """The weights that come with this installation, by stage."""
-    files = {"stage1": embedded_weights_path(), "stage2": embedded_prior_path()}
+    files = {"stage1": embedded_weights_path(), "stage2": embedded_prior_path(), "depth": embedded_depth_path()}
     facts: dict[str, Any] = {}
     problems: list[str] = []
     for stage, path in files.items():
@@ -32,7 +36,7 @@ def weights_facts(path: Path, verify: bool) -> tuple[dict[str, Any], list[str]]:
     """The card of a weights file, whose hash is compared, and what it is; with `verify` it must load, too."""
     header, tensors, sha256 = read_tensors(path, what="weights")
     stage = header.get("format")
-    if stage not in ("stage1", "stage2"):
+    if stage not in _LOADERS:
         raise UsageError(f"safetensors, but no weights of vq3d ({path})", remedy="a file that train-stage1 wrote")
     tokens = header.get("tokens") or {}
     facts: dict[str, Any] = {
@@ -55,10 +59,7 @@ def weights_facts(path: Path, verify: bool) -> tuple[dict[str, Any], list[str]]:
     problems = []
     if verify:
         try:
-            if stage == "stage1":
-                load_weights(path)
-            else:
-                load_prior(path)
+            _LOADERS[stage](path)
         except DataError as error:
             problems.append(error.message)
     return facts, problems
