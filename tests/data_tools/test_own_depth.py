@@ -1,4 +1,4 @@
-"""Labels by a depth network of `vq3d train-depth`: found by file, run and checkpoint; what it says is what is stored."""
+"""Labels by a depth network of `vq3d train-depth`: found by file, run and checkpoint; what it says is stored."""
 
 from __future__ import annotations
 
