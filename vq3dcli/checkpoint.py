@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from vq3dcli.errors import DataError, DivergedError, InputMissingError, Unavaila
 from vq3dcli.files import sha256_file, sync_folder, text_path, write_error
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_autoencoder
-from vq3dcli.sealed import read_sealed_json, write_sealed_json
+from vq3dcli.sealed import first_problem, read_sealed_json, write_sealed_json
 from vq3dcli.tensor_file import (
     check_finite,
     check_tensors,
@@ -242,10 +242,9 @@ def checked_header(
         raise DataError(f"format {version}, {age} than {known} ({path})", remedy=f"the {age} vq3d that wrote it")
     try:
         return schema.model_validate(dict(values))
-    except ValueError as error:  # pydantic's ValidationError is one
-        reason = " ".join(str(error).split())[:200]
+    except ValidationError as error:
         raise DataError(
-            f"{what} without a sound header ({path}): {reason}", remedy="a file of the same version"
+            f"{what} without a sound header ({path}): {first_problem(error)}", remedy="a file of the same version"
         ) from error
 
 

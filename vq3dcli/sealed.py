@@ -12,10 +12,13 @@ import json
 import math
 import tomllib
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import as_bytes, read_error, write_bytes
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 BLANK = "0" * 64
 # Ours have five levels; what is parsed may be shown and written again, which recurses.
@@ -165,6 +168,12 @@ def json_value(data: bytes | str, *, finite: bool = False) -> Any:
         raise ValueError("nested too deep") from error
     _check_plain(value, finite=finite)
     return value
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that a schema refuses, `key.0.name: why`, in one line of bounded length."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return " ".join(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".split())[:200]
 
 
 def parse_toml(text: str) -> dict[str, Any]:

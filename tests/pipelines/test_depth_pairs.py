@@ -83,3 +83,7 @@ def test_the_command_measures_a_network_and_stage_1(
     assert said["metrics"]["down"].keys() == {"vertical gradient", "mean of the others", "teacher", "Stage 1 embedded"}
     assert json.loads((tmp_path / "out/depth.json").read_text())["count"] == 6
     assert cli.run([*words, "--model", str(teacher)]) == 2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/depth.html").write_text("mine")
+    assert cli.run([*words, "-o", str(tmp_path / "mine")]) == 73
+    assert (tmp_path / "mine/depth.html").read_text() == "mine"

@@ -43,9 +43,8 @@ def depth(
     from data_tools.depth_models import find_model, open_model
     from vq3dcli.checkpoint import load_weights
     from vq3dcli.export.page import Section
-    from vq3dcli.files import make_folder
     from vq3dcli.pipelines.evaluation.depth_pairs import PROTOCOL, measure_pairs, open_pairs, rendered, table
-    from vq3dcli.pipelines.evaluation.page import text_tables, write_evaluation
+    from vq3dcli.pipelines.evaluation.page import evaluation_folder, text_tables, write_evaluation
 
     said = Output("evaluate depth", json, quiet)
     chosen = pick_device(device)
@@ -66,7 +65,7 @@ def depth(
         loaded = load_weights(None if each == "embedded" else Path(each), chosen)
         add(f"Stage 1 {Path(each).name}", rendered(loaded), loaded.sha256)
     if out is not None:
-        make_folder(out)
+        evaluation_folder(out, "depth")
     with said.progress("measuring", total=len(pairs) * len(predictors), unit="maps") as progress:
         found = measure_pairs(pairs, predictors, progress=progress.advance)
     conditions = {"protocol": PROTOCOL, "data": str(data), "pairs": len(pairs), "flip": flip, "sha256": hashes}

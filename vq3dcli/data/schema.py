@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from vq3dcli.config.defaults import MAX_VIEWS
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import read_error
-from vq3dcli.sealed import parse_json
+from vq3dcli.sealed import first_problem, parse_json
 
 FORMAT_VERSION = 1
 PLAN_NAME = "plan.json"
@@ -233,6 +233,4 @@ def validated(value: dict[str, Any], schema: type[Record], *, name: str, remedy:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise DataError(f"damaged file ({name}): {place}: {first['msg']}", remedy=remedy) from error
+        raise DataError(f"damaged file ({name}): {first_problem(error)}", remedy=remedy) from error

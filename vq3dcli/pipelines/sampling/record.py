@@ -19,7 +19,7 @@ from vq3dcli.errors import DataError
 from vq3dcli.model.sampling import Sharpening, sample_index
 from vq3dcli.pipelines.sampling.class_names import classes_argument
 from vq3dcli.prior_checkpoint import LoadedPrior, embedded_prior_path
-from vq3dcli.sealed import read_sealed_json
+from vq3dcli.sealed import first_problem, read_sealed_json
 
 FORMAT_VERSION = 1
 # As figures are measured (`docs/evaluation.md`): the pictures are what a metric sees.
@@ -117,10 +117,7 @@ def read_record(path: Path) -> SampleRecord:
     try:
         return SampleRecord.model_validate(values)
     except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise DataError(
-            f"not a record of samples ({path}): {place}: {error.errors()[0]['msg']}", remedy=remedy
-        ) from error
+        raise DataError(f"not a record of samples ({path}): {first_problem(error)}", remedy=remedy) from error
 
 
 def file_names(shown: Mapping[int, str]) -> dict[int, str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from vq3dcli.data.images import read_file
 from vq3dcli.errors import DataError
 from vq3dcli.rendering.cameras import Camera, pivot_pose
-from vq3dcli.sealed import JSON, check_seal, json_value, write_sealed_json
+from vq3dcli.sealed import JSON, check_seal, first_problem, json_value, write_sealed_json
 
 FORMAT_VERSION = 1
 AXES = "cam_to_world, x right, y down, z forward; the pivot at the origin, the first camera on -z"
@@ -78,10 +78,8 @@ def read_cameras(path: Path) -> tuple[GivenCamera, ...]:
         value: Any = json_value(data)
         cameras = _File.model_validate({"cameras": value} if isinstance(value, list) else value).cameras
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
         raise DataError(
-            f"not a list of cameras ({path}): {place}: {first['msg']}", remedy="docs/rendering.md shows one"
+            f"not a list of cameras ({path}): {first_problem(error)}", remedy="docs/rendering.md shows one"
         ) from error
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError, too
         raise DataError(f"not JSON ({path}): {error}", remedy="docs/rendering.md shows one") from error
