@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_tools.depth_own import OwnModel
 from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.data.images import encode_png, resize, to_square
@@ -38,10 +39,10 @@ from vq3dcli.pipelines.views.detail import (
     STRETCH_GONE,
     PhotoScene,
     build_photo_scene,
-    canonical_view,
-    refined_disparity,
+    photo_camera,
 )
 from vq3dcli.pipelines.views.film import Shot
+from vq3dcli.pipelines.views.geometry import Teacher, open_teacher, photo_relief
 from vq3dcli.pipelines.views.inputs import OpenedScene, open_scene, parse_sources
 from vq3dcli.pipelines.views.render import Look, staged
 from vq3dcli.rendering.cameras import (
@@ -103,12 +104,12 @@ def shares(scene: PhotoScene, photo: Tensor, camera: Camera) -> tuple[float, flo
     return float(behind.float().mean()), float(outside.float().mean())
 
 
-def measure_photo(path: Path, weights: LoadedWeights, tiles: list[Tensor]) -> dict[str, Any]:
+def measure_photo(path: Path, weights: LoadedWeights, teacher: Teacher | None, tiles: list[Tensor]) -> dict[str, Any]:
     """Figures of one photo; views for the sheet go into `tiles`."""
     opened = open_scene(parse_sources([str(path)])[0], weights, fit="squash")
     assert opened.photo is not None
     start = time.process_time()
-    scene, camera = staged(opened, Shot("orbit", FRAMES), Look(), detail="photo")
+    scene, camera = staged(opened, Shot("orbit", FRAMES), Look(teacher=teacher), detail="photo")
     built = time.process_time()
     assert isinstance(scene, PhotoScene)
     still, still_camera = staged(
@@ -130,10 +131,12 @@ def measure_photo(path: Path, weights: LoadedWeights, tiles: list[Tensor]) -> di
         factor = SHEET_PX / max(tile.shape[1:])
         tiles.append(resize(tile.cpu(), round(tile.shape[1] * factor), round(tile.shape[2] * factor)))
     pose = camera.cam_to_world[side]
+    own = photo_camera(opened.camera, camera.height_px, camera.width_px).intrinsics[0, 0, 0]
     return {
         "photo": path.name,
         "size_px": [opened.photo.shape[2], opened.photo.shape[1]],
         "amplitude_deg": math.degrees(math.asin(float(pose[0, 2].abs()))),
+        "zoom": float(camera.intrinsics[0, 0, 0] / own),
         "canonical_psnr": float(canonical),
         "warping_error": sum(errors) / len(errors),
         "sharpness": edge_strength(views.rgb[0]) / edge_strength(opened.photo),
@@ -156,9 +159,8 @@ def measure_toy(index: int, weights: LoadedWeights) -> dict[str, float]:
     camera = pivot_camera(yaw, pitch, height_px=TOY_PX, width_px=TOY_PX)
     several = scene.select(torch.zeros(len(yaw), dtype=torch.int64))
     truth = render_scenes(several, camera)
-    nerf_s = canonical_view(opened).s[0]
-    relief = refined_disparity(nerf_s, exact.rgb[0])
-    known = refined_disparity(nerf_s, exact.rgb[0], exact.s[0])
+    relief = photo_relief(opened, exact.rgb[0])
+    known = photo_relief(opened, exact.rgb[0], given_s=exact.s[0])
     candidates: dict[str, Renderable] = {
         "detail": build_photo_scene(opened, exact.rgb[0], relief, camera),
         "detail_exact_disparity": build_photo_scene(opened, exact.rgb[0], known, camera),
@@ -226,15 +228,22 @@ def main() -> None:
     parser.add_argument("--toy", type=int, default=0)
     parser.add_argument("--seconds", type=int, nargs="+", default=[], metavar="SIDE_PX")
     parser.add_argument("--weights", type=Path)
+    parser.add_argument("--geometry", choices=("nerf", "teacher", "both"), help="of photos")
+    parser.add_argument("--network", type=Path, help="what vq3d train-depth made, instead of the embedded network")
     arguments = parser.parse_args()
     weights = load_weights(arguments.weights)
+    if arguments.network is not None:
+        own = OwnModel(arguments.network, torch.device("cpu"), flip=True)
+        teacher: Teacher | None = Teacher(own, arguments.geometry or "both")
+    else:
+        teacher = open_teacher(arguments.geometry, torch.device("cpu"))
     tiles: list[Tensor] = []
     if arguments.photos is not None:
         paths = sorted(p for p in arguments.photos.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
         count = min(arguments.count, len(paths))
         rows = []
         for path in [paths[i * len(paths) // count] for i in range(count)][arguments.skip :]:
-            rows.append(measure_photo(path, weights, tiles))
+            rows.append(measure_photo(path, weights, teacher, tiles))
             print(json.dumps(rows[-1]), flush=True)
             if arguments.sheet is not None:
                 write_bytes(arguments.sheet, encode_png(grid(tiles, columns=4)))

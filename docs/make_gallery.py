@@ -27,7 +27,8 @@ from vq3dcli.files import write_bytes
 from vq3dcli.pipelines.editing.compose import build_stage
 from vq3dcli.pipelines.editing.composition import Composition
 from vq3dcli.pipelines.editing.interpolate import plan_journey
-from vq3dcli.pipelines.views.detail import build_photo_scene, canonical_view, refined_disparity
+from vq3dcli.pipelines.views.detail import build_photo_scene
+from vq3dcli.pipelines.views.geometry import photo_relief
 from vq3dcli.pipelines.views.inputs import OpenedScene, open_scene, parse_sources, read_picture
 from vq3dcli.rendering.cameras import one_camera, pivot_camera
 from vq3dcli.rendering.trajectories import trajectory
@@ -109,7 +110,7 @@ def _composition(weights: LoadedWeights, scene: str, edits: list[dict[str, Any]]
     camera = pivot_camera(angles, torch.zeros(2), height_px=TILE_PX, width_px=TILE_PX)
     opened = _open(weights, scene)
     assert opened.photo is not None
-    s = refined_disparity(canonical_view(opened).s[0], opened.photo)
+    s = photo_relief(opened, opened.photo)
     picture = build_photo_scene(opened, opened.photo, s, camera)
     views = []
     for edit in edits:

@@ -9,6 +9,7 @@ import struct
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -17,17 +18,28 @@ from PIL import Image
 from torch import Tensor
 
 from vq3dcli.checkpoint import load_weights
-from vq3dcli.errors import DataError, UsageError
+from vq3dcli.depth_checkpoint import embedded_depth_path
+from vq3dcli.errors import DataError, UnavailableError, UsageError
 from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.views.camera_file import given_camera, read_cameras, write_cameras
-from vq3dcli.pipelines.views.detail import build_photo_scene, photo_camera, refined_disparity
+from vq3dcli.pipelines.views.detail import PhotoScene, build_photo_scene, photo_camera
 from vq3dcli.pipelines.views.film import Shot
+from vq3dcli.pipelines.views.geometry import Teacher, fitted, photo_relief, refined_disparity
 from vq3dcli.pipelines.views.inputs import OpenedScene, parse_sources, read_picture
-from vq3dcli.pipelines.views.parallax import MOST_PARALLAX, adapted_reach, disparity_extent
-from vq3dcli.pipelines.views.render import Look, check_look, staged
-from vq3dcli.pipelines.views.stereo import StereoScene
+from vq3dcli.pipelines.views.parallax import (
+    MOST_PARALLAX,
+    MOST_STRETCH,
+    MOST_ZOOM,
+    adapted_reach,
+    covering_zoom,
+    disparity_extent,
+    steepest_slope,
+)
+from vq3dcli.pipelines.views.render import Look, check_look, staged, with_geometry
+from vq3dcli.pipelines.views.stereo import StereoKind, StereoScene
 from vq3dcli.pipelines.views.user_depth import check_shape, open_depth_model, read_disparity, user_s
-from vq3dcli.rendering.cameras import Camera, pivot_pose, project
+from vq3dcli.rendering.cameras import Camera, one_camera, pivot_pose, project
+from vq3dcli.rendering.relief import camera_lines, intersect
 from vq3dcli.rendering.trajectories import PATHS
 from vq3dcli.scene_file import SceneCamera, camera_of
 
@@ -361,3 +373,180 @@ def test_a_depth_network_moves_what_it_says_is_near(tmp_path: Path, card: Opened
     scene, camera = staged(card, Shot(view_deg=(0.0, 0.0)), look, detail="photo")
     s = scene.render(camera, samples=4).s[0]
     assert s[20:30, 26:38].mean() > s[:8].mean() + 0.2
+
+
+def card_photo(height_px: int = 96, width_px: int = 128) -> Tensor:
+    """A light card before a dark wall."""
+    photo = torch.full((3, height_px, width_px), 40, dtype=torch.uint8)
+    photo[:, height_px // 4 : 3 * height_px // 4, width_px // 4 : 3 * width_px // 4] = 200
+    return photo
+
+
+def test_a_step_at_an_edge_of_the_photo_stays_a_step() -> None:
+    photo = card_photo()
+    exact = torch.where(photo[0] > 100, 0.6, 0.2)
+    blurred = torch.nn.functional.interpolate(exact[None, None], size=(24, 32), mode="area")[0, 0]
+    s = refined_disparity(blurred, photo)
+    # Flat to within 3 pixels of the edge on both sides, where the map had 4 pixels to each of its own.
+    for near, far in ((s[48, 34:94], s[48, :28]), (s[26:70, 64], s[:20, 64])):
+        assert (near - 0.6).abs().max() < 0.04
+        assert (far - 0.2).abs().max() < 0.04
+
+
+def test_a_step_is_made_steep_where_the_photo_hardly_shows_it() -> None:
+    photo = torch.full((3, 192, 256), 100, dtype=torch.uint8)
+    photo[:, :, 128:] = 110
+    blurred = torch.sigmoid((torch.arange(256.0) - 127.5) / 2.0).expand(192, 256) * 0.4 + 0.2
+    refined = refined_disparity(blurred, photo)
+    assert refined[96].diff().max() > 1.7 * blurred[96].diff().max()
+    assert refined[96].diff().min() > -0.01  # and nothing overshoots
+
+
+def test_a_small_thing_keeps_its_depth() -> None:
+    """A post of 6 pixels of 128, which a smoothed map would have made a dome."""
+    photo = torch.full((3, 96, 128), 40, dtype=torch.uint8)
+    photo[:, :, 61:67] = 200
+    exact = torch.where(photo[0] > 100, 0.6, 0.2)
+    coarse = torch.nn.functional.interpolate(exact[None, None], size=(72, 96), mode="area")[0, 0]
+    s = refined_disparity(coarse, photo)
+    assert s[10:-10, 62:66].min() > 0.5
+    assert s[:, :56].max() < 0.22 and s[:, 72:].max() < 0.22
+
+
+def test_a_slope_stays_a_slope() -> None:
+    slope = torch.linspace(0.1, 0.7, 128).expand(96, 128)
+    photo = (slope * 255).to(torch.uint8).expand(3, 96, 128)
+    assert (refined_disparity(slope, photo) - slope).abs()[:, 6:-6].max() < 0.02
+
+
+def test_the_stretch_of_surfaces_is_bounded(card: OpenedScene) -> None:
+    fov_rad = math.radians(card.camera.fov_deg)
+    across = torch.arange(320.0)[None].expand(240, 320)
+    gentle, steep = 0.2 + 0.4 * across / 320, 0.2 + 0.4 * ((across - 150) / 16).clamp(0.0, 1.0)
+    step = torch.where(across < 160, 0.2, 0.6)
+    amplitudes = []
+    for s in (gentle, step, steep):
+        slope, extent = steepest_slope(s), disparity_extent(s, card.camera)
+        reach = adapted_reach("swing", extent, card.camera, fov_rad=fov_rad, slope=slope)
+        baseline = reach.pivot_z * math.sin(reach.amplitude_rad)
+        parallax = baseline * extent.width * 0.5 / math.tan(0.5 * fov_rad)
+        # Of the whole range of disparities, over the width: by so much a pixel moves more than its neighbour.
+        stretch = 1.0 + parallax * slope * (1 / card.camera.near - 1 / card.camera.far) / extent.width
+        assert stretch <= MOST_STRETCH + 1e-3
+        amplitudes.append(parallax)
+    assert steepest_slope(gentle) == pytest.approx(0.4, rel=0.05)
+    assert steepest_slope(step) == pytest.approx(0.0, abs=1e-3)  # what may tear is no surface
+    assert steepest_slope(steep) == pytest.approx(0.4 / 16 * 320, rel=0.1)
+    assert amplitudes[0] == amplitudes[1] == pytest.approx(MOST_PARALLAX, rel=0.01)
+    assert amplitudes[2] == pytest.approx(1.0 / 20.0, rel=0.1)  # 16 of 320 pixels, which may become 32
+
+
+def beyond(scene: PhotoScene, size: tuple[int, int], camera: Camera) -> float:
+    """Share of the pixels of all cameras that show what lies beyond the photo's edges."""
+    margin = [
+        (side - inner) / 2 for side, inner in ((scene.camera.width_px, size[1]), (scene.camera.height_px, size[0]))
+    ]
+    low = torch.tensor(margin)
+    high = low + torch.tensor([size[1], size[0]])
+    shares = []
+    for index in range(camera.cam_to_world.shape[0]):
+        lines = camera_lines(scene.camera, one_camera(camera, index), near=scene.facts.near, far=scene.facts.far)
+        seen = intersect(scene.front.s, lines).pixels
+        shares.append(float(((seen < low) | (seen > high)).any(-1).float().mean()))
+    return max(shares)
+
+
+@pytest.mark.parametrize("stereo", [None, "sbs"])
+@pytest.mark.parametrize("path", ["orbit", "swing", "spiral", "dolly", "dolly-zoom"])
+def test_no_mirrored_margin_shows(tmp_path: Path, card: OpenedScene, path: str, stereo: StereoKind | None) -> None:
+    # Near at the left edge, far at the right one: both look beyond the photo.
+    np.save(tmp_path / "a.npy", np.linspace(1.0, 0.0, 64, dtype=np.float32)[None].repeat(48, 0))
+    shown, camera = staged(card, Shot(path, frames=24), Look(depth=tmp_path / "a.npy", stereo=stereo), detail="photo")
+    eyes = [camera]
+    if isinstance(shown, StereoScene):
+        eyes, shown = [shown.eye(camera, side) for side in (-0.5, 0.5)], shown.scene
+    assert isinstance(shown, PhotoScene)
+    assert all(beyond(shown, SIZE, eye) == 0.0 for eye in eyes)
+    zoom = float(camera.intrinsics[0, 0, 0] / photo_camera(card.camera, *SIZE).intrinsics[0, 0, 0])
+    assert 1.0 <= zoom <= MOST_ZOOM + 1e-5
+
+
+def test_views_zoom_no_closer_than_they_must(card: OpenedScene) -> None:
+    s = torch.linspace(0.6, 0.1, 64).expand(48, 64).contiguous()
+    camera = cameras(card, 0.0, 3.0)
+    zoom = covering_zoom(photo_camera(card.camera, *SIZE), s, card.camera, camera)
+    assert zoom is not None and 1.0 < zoom < MOST_ZOOM
+    assert card.photo is not None
+    for factor, shows in ((1.0, False), (0.98, True)):
+        intrinsics = camera.intrinsics.clone()
+        intrinsics[:, :2, :2] *= factor * zoom
+        closer = Camera(camera.cam_to_world, intrinsics, *SIZE)
+        assert (beyond(build_photo_scene(card, card.photo, s, closer), SIZE, closer) > 0.0) == shows
+    assert covering_zoom(photo_camera(card.camera, *SIZE), s, card.camera, cameras(card, 0.0)) == 1.0
+    assert covering_zoom(photo_camera(card.camera, *SIZE), s, card.camera, cameras(card, 40.0)) is None
+
+
+def test_the_field_of_view_of_the_user_stands(tmp_path: Path, card: OpenedScene) -> None:
+    own = photo_camera(card.camera, *SIZE).intrinsics[0, 0, 0]
+    _, camera = staged(card, Shot("swing", 8, fov_deg=card.camera.fov_deg), Look(), detail="photo")
+    assert torch.allclose(camera.intrinsics[:, 0, 0], own)
+    # So does that of a file of cameras, which was written as it was filmed; and nothing zooms where nothing moves.
+    _, filmed = staged(card, Shot("swing", 8, amplitude_deg=3.0), Look(), detail="photo")
+    assert filmed.intrinsics[0, 0, 0] > own
+    write_cameras(tmp_path / "a.json", filmed, fps=24.0)
+    _, again = staged(card, Shot(given=read_cameras(tmp_path / "a.json")), Look(), detail="photo")
+    assert torch.allclose(again.intrinsics, filmed.intrinsics, rtol=1e-4)
+    _, still = staged(card, Shot("swing", 2, amplitude_deg=0.0), Look(), detail="photo")
+    assert torch.allclose(still.intrinsics[:, 0, 0], own)
+
+
+def test_a_teachers_map_is_fitted_to_the_nerf(card: OpenedScene) -> None:
+    near = torch.rand(40, 60, generator=torch.Generator().manual_seed(0))
+    near = torch.nn.functional.interpolate(near[None, None, ::8, ::8], size=(40, 60), mode="bilinear")[0, 0]
+    nerf_s = (0.5 * near + 0.1).clone()
+    nerf_s[:10, :20] = 0.9  # a twelfth of it is wrong
+    s = fitted(70.0 * near - 3.0, nerf_s, card.camera)
+    within = (near > near.quantile(0.02)) & (near < near.quantile(0.98))
+    assert (s - (0.5 * near + 0.1)).abs()[within].max() < 0.01
+    # A NeRF that saw nothing, or the contrary, does not flatten or turn it.
+    for blind in (torch.full((40, 60), 0.3), 0.6 - 0.5 * near):
+        s = fitted(70.0 * near - 3.0, blind, card.camera)
+        order = torch.stack([s[within], near[within]])
+        assert torch.corrcoef(order)[0, 1] > 0.99
+        assert s.std() > 0.4 * card.camera.std_s
+
+
+class _RedIsNear:
+    """A network to stand for the embedded one, which not every installation has."""
+
+    meaning: Literal["disparity"] = "disparity"
+    facts: ClassVar[dict[str, Any]] = {}
+
+    def predict(self, images: Tensor) -> Tensor:
+        return images[:, 0, ::2, ::2].float()
+
+
+@pytest.mark.parametrize("geometry", ["teacher", "both"])
+def test_the_teacher_gives_photo_detail_its_geometry(card: OpenedScene, geometry: Literal["teacher", "both"]) -> None:
+    look = Look(teacher=Teacher(_RedIsNear(), geometry))
+    scene, camera = staged(card, Shot(view_deg=(0.0, 0.0)), look, detail="photo")
+    s = scene.render(camera, samples=4).s[0]
+    assert s[14:34, 22:42].min() > s[:8].max() + 0.1
+    assert card.photo is not None
+    assert torch.equal(
+        photo_relief(card, card.photo, teacher=look.teacher), photo_relief(card, card.photo, teacher=look.teacher)
+    )
+
+
+def test_geometry_is_asked_for_where_it_shows(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.eye(3, 4))
+    for look, text in ((Look(depth=tmp_path / "a.npy"), "a.jpg"), (Look(), "toyscene:box"), (Look("none"), "a.jpg")):
+        with pytest.raises(UsageError):
+            with_geometry(look, parse_sources([text]), "nerf", "cpu")
+        assert with_geometry(look, parse_sources([text]), None, "cpu").teacher is None
+    assert with_geometry(Look(), parse_sources(["a.jpg"]), "nerf", "cpu").teacher is None
+    chosen = with_geometry(Look(), parse_sources(["a.jpg"]), None, "cpu").teacher
+    assert (chosen is not None) == embedded_depth_path().exists()
+    if chosen is None:
+        with pytest.raises(UnavailableError, match=r"no embedded depth network.*try: --geometry nerf"):
+            with_geometry(Look(), parse_sources(["a.jpg"]), "both", "cpu")

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from vq3dcli.rendering.image_filters import box_mean, fill_holes, guided_filter, local_range
+from vq3dcli.rendering.image_filters import (
+    box_mean,
+    fill_holes,
+    guided_filter,
+    local_range,
+    median_filter,
+    steepened,
+    steps,
+)
 
 
 def test_box_mean_is_a_mean_and_cut_at_the_border() -> None:
@@ -44,3 +52,24 @@ def test_holes_are_filled_from_around_and_the_known_stays() -> None:
     assert fill_holes(broken, torch.zeros(21, 33)).abs().max() == 0.0
     several = fill_holes(torch.stack([broken, values]), torch.stack([weight, torch.ones_like(weight)]))
     assert torch.equal(several[0], filled) and torch.equal(several[1], values)
+
+
+def test_a_blurred_step_becomes_steep_and_a_slope_stays() -> None:
+    across = torch.arange(64.0).expand(40, 64)
+    blurred = 0.2 + 0.4 * ((across - 28) / 8).clamp(0.0, 1.0)
+    steep = steepened(blurred, 5, grow_px=1)
+    assert steep.diff(dim=1).abs().max() > 2.5 * 0.05
+    assert (steep[:, :26] - 0.2).abs().max() < 1e-6 and (steep[:, 38:] - 0.6).abs().max() < 1e-6
+    # What is in front grows: the middle of the step belongs to it.
+    assert (steep[:, 32] > 0.54).all()
+    slope = across / 64
+    assert torch.equal(steepened(slope, 5, grow_px=1), slope)
+    assert float(steps(torch.full((40, 64), 0.3), 4)[0].max()) == 0.0
+
+
+def test_a_median_leaves_out_specks_and_keeps_edges() -> None:
+    values = torch.full((20, 30), 0.2)
+    values[:, 15:] = 0.7
+    speckled = values.clone()
+    speckled[7, 5] = speckled[12, 22] = 1.0
+    assert torch.equal(median_filter(speckled, 2), values)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
-from vq3dcli.commands.view_options import DisparityOption, FormatOption, WeightsOption
+from vq3dcli.commands.view_options import FOV, DisparityOption, FormatOption, GeometryOption, WeightsOption
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES
 from vq3dcli.errors import UsageError
 
@@ -55,13 +55,14 @@ def command(
     frames: Annotated[int, typer.Option(help="Frames of the video.")] = VIDEO_FRAMES,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = VIDEO_FPS,
     size: Annotated[int | None, typer.Option(help="Longer side of the video in pixels.")] = None,
-    fov: Annotated[float | None, typer.Option(help="Field of view in degrees. Default: the model's.")] = None,
+    fov: Annotated[float | None, typer.Option(help=FOV)] = None,
     amplitude: Annotated[float | None, typer.Option(help="How far the camera goes, in degrees.")] = None,
     samples: Annotated[int, typer.Option(help="Samples a ray; more are slower and cleaner.")] = 64,
     disparity: DisparityOption = False,
     detail: Annotated[
         Literal["photo", "none"] | None, typer.Option(help="The photo's own pixels, or the plain NeRF. Default: photo.")
     ] = None,
+    geometry: GeometryOption = None,
     fit: Annotated[
         Literal["crop", "squash"] | None,
         typer.Option(help="The centre square of photos, or all of them. Default: squash with photo detail, else crop."),
@@ -93,7 +94,7 @@ def command(
     )
     from vq3dcli.pipelines.views.film import Shot, check_shot, film_changing
     from vq3dcli.pipelines.views.inputs import needs_weights, open_scene
-    from vq3dcli.pipelines.views.render import Look, staged
+    from vq3dcli.pipelines.views.render import Look, staged, with_geometry
     from vq3dcli.pipelines.views.targets import check_targets, plan_joint_target
     from vq3dcli.rendering.cameras import one_camera
 
@@ -143,6 +144,7 @@ def command(
         return open_scene(source, loaded, fit=look.fit_of(source), stdin=stdin, device=place)
 
     first, *others = sources
+    look = with_geometry(look, [first], geometry, place)
     opened = open_source(first)
     shown, cameras = staged(opened, shot, look, detail=look.detail_of(first))
     by_text = {source.text: source for source in others}

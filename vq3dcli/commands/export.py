@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
-from vq3dcli.commands.view_options import WeightsOption
+from vq3dcli.commands.view_options import GeometryOption, WeightsOption
 
 if TYPE_CHECKING:
     from vq3dcli.pipelines.views.inputs import OpenedScene, Source
@@ -51,6 +51,7 @@ def command(
     axes: Annotated[Literal["opencv", "opengl"], typer.Option(help=AXES)] = "opencv",
     max_depth: Annotated[float | None, typer.Option(help=MAX_DEPTH)] = None,
     detail: Annotated[Literal["photo", "none"] | None, typer.Option(help=DETAIL)] = None,
+    geometry: GeometryOption = None,
     fit: Annotated[Literal["crop", "squash"] | None, typer.Option(help=FIT)] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
@@ -76,7 +77,7 @@ def command(
     from vq3dcli.pipelines.exporting.export import Composed, export_scene
     from vq3dcli.pipelines.exporting.plan import Wish, check_export, check_wish, plan_export
     from vq3dcli.pipelines.views.inputs import needs_weights, open_scene, parse_sources
-    from vq3dcli.pipelines.views.render import Look
+    from vq3dcli.pipelines.views.render import Look, with_geometry
 
     said = Output("export", json, quiet)
     composition = read_composition(Path(source_text)) if source_text.endswith(SUFFIX) else None
@@ -92,6 +93,7 @@ def command(
     check_export(kind, paths)
     said.replacing(path for path in paths if path.exists())
     place = pick_device(device)
+    wish = replace(wish, teacher=with_geometry(look, [source], geometry, place).teacher)
     loaded = load_weights(weights, place) if weights is not None or needs_weights(sources) else None
     stdin = None if sys.stdin is None else sys.stdin.buffer
 

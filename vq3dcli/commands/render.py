@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import typer
 
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, stdout_bytes
-from vq3dcli.commands.view_options import DisparityOption, FormatName, FormatOption, WeightsOption
+from vq3dcli.commands.view_options import FOV, DisparityOption, FormatName, FormatOption, GeometryOption, WeightsOption
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES
 from vq3dcli.errors import UsageError
 
@@ -35,7 +35,10 @@ SIZE = "Longer side of the video in pixels. Default: the photo's, at most 1024, 
 AMPLITUDE = "How far the camera goes, in degrees. Default: what suits the scene with photo detail; else 20, dolly 12."
 PATH = "A JSON list of cameras, as it is written beside each video."
 DEPTH = "A disparity map of the photo (PNG, .npy, .pfm; near is large, in any unit) instead of the NeRF's geometry."
-DEPTH_MODEL = "The same by a depth network: a folder, an .onnx file, or a name of the Hugging Face Hub."
+DEPTH_MODEL = (
+    "The same by a depth network: a folder, an .onnx file, a name of the Hugging Face Hub, what vq3d train-depth made, "
+    "or embedded."
+)
 SCENE = "Also write NAME.vq3d.safetensors, which is taken wherever a photo is."
 STEREO = "sbs: left and right view side by side; anaglyph: for red-cyan glasses."
 
@@ -57,9 +60,7 @@ def command(
     ] = VIDEO_FRAMES,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = VIDEO_FPS,
     size: Annotated[int | None, typer.Option(help=SIZE)] = None,
-    fov: Annotated[
-        float | None, typer.Option(help="Field of view in degrees; less zooms in. Default: the model's.")
-    ] = None,
+    fov: Annotated[float | None, typer.Option(help=FOV)] = None,
     amplitude: Annotated[float | None, typer.Option(help=AMPLITUDE)] = None,
     samples: Annotated[
         int, typer.Option(help="Samples a ray of the plain NeRF; more are slower and cleaner.")
@@ -67,6 +68,7 @@ def command(
     disparity: DisparityOption = False,
     save_scene: Annotated[bool, typer.Option("--save-scene", help=SCENE)] = False,
     stereo: Annotated[Literal["sbs", "anaglyph"] | None, typer.Option(help=STEREO)] = None,
+    geometry: GeometryOption = None,
     depth: Annotated[Path | None, typer.Option(metavar="FILE", help=DEPTH)] = None,
     depth_model: Annotated[str | None, typer.Option(metavar="NAME", help=DEPTH_MODEL)] = None,
     fit: Annotated[Literal["crop", "squash"] | None, typer.Option(help=FIT)] = None,
@@ -107,7 +109,7 @@ def command(
     from vq3dcli.pipelines.views.camera_file import read_cameras
     from vq3dcli.pipelines.views.film import Shot, check_shot
     from vq3dcli.pipelines.views.inputs import needs_weights, parse_sources, with_photos_of_folders
-    from vq3dcli.pipelines.views.render import Look, check_look, read_all, render_all
+    from vq3dcli.pipelines.views.render import Look, check_look, read_all, render_all, with_geometry
     from vq3dcli.pipelines.views.targets import check_targets, plan_targets
     from vq3dcli.pipelines.views.user_depth import open_depth_model
 
@@ -136,7 +138,7 @@ def command(
             raise UsageError("geometry comes from --depth or from --depth-model, not from both")
         network = open_depth_model(depth_model, target_device) if depth_model is not None else None
         look = Look(detail, fit, depth, network, stereo, not to_stdout, save_scene)
-        look = check_look(look, sources)
+        look = with_geometry(check_look(look, sources), sources, geometry, target_device)
         check_targets(targets)
         said.replacing(path for target in targets for path in target.replaced)
         loaded = load_weights(weights, target_device) if weights or needs_weights(sources) else None
@@ -153,7 +155,8 @@ def command(
         said_fov = "that of the scene" if fov_deg is None else f"{fov_deg:g} degrees"
         said_weights = "" if loaded is None else f", weights {loaded.path}"
         what = f"{path} of {shot.length} frames" if shot.length > 1 else path
-        said.note(f"{what}, field of view {said_fov}{said_weights}")
+        said_geometry = f", geometry {look.teacher.geometry}" if look.teacher is not None else ""
+        said.note(f"{what}, field of view {said_fov}{said_geometry}{said_weights}")
         if _given(context, "samples") and all(look.detail_of(source) == "photo" for source in sources):
             said.note("--samples changes the plain NeRF (--detail none), and leaves photo detail as it is")
         outputs: list[Path] = []

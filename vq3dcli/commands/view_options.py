@@ -9,6 +9,10 @@ import typer
 
 FormatName = Literal["mp4", "webm", "gif", "png", "frames"]
 
+FOV = (
+    "Field of view in degrees; less zooms in. Default: the model's; with photo detail up to 12 % closer, so that "
+    "nothing beyond the photo's edges shows."
+)
 WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="Weights file, run folder or checkpoint. Default: the embedded ones.")
 ]
@@ -20,3 +24,11 @@ FormatOption = Annotated[
     ),
 ]
 DisparityOption = Annotated[bool, typer.Option("--disparity", help="Also write NAME_disparity: near is bright.")]
+GeometryOption = Annotated[
+    Literal["nerf", "teacher", "both"] | None,
+    typer.Option(
+        "--geometry",
+        help="Whence photo detail has its geometry: the NeRF, the embedded depth network, or that network at the "
+        "NeRF's scale. Default: both, or nerf where no network is embedded.",
+    ),
+]

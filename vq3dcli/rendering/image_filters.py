@@ -1,4 +1,4 @@
-"""Filters for maps that follow a photo: the guided filter, local ranges, and the filling of holes.
+"""Filters for maps that follow a photo: the guided filter, local ranges, steps, and the filling of holes.
 
 Legend: H height_px, W width_px, C channels.
 """
@@ -11,6 +11,11 @@ from torch.nn import functional
 
 # Weights below this are empty: an average over nothing would be noise.
 _LEAST_WEIGHT = 1e-6
+# The range of a slope in a window is a third of that in one of three times the side; that of a step is all of it.
+_SLOPE_SHARE, _STEP_SHARE = 0.5, 0.7
+# Of the range of all values.
+_LEAST_STEP = 0.04
+_STEEPER = 3.0
 
 
 def box_mean(maps: Tensor, radius_px: int) -> Tensor:
@@ -25,7 +30,8 @@ def guided_filter(guide: Tensor, values: Tensor, *, radius_px: int, epsilon: flo
     """Give `values` the edges of a guide of higher resolution (He, Sun and Tang, PAMI 2013, equations 14 to 16).
 
     Within each window the result is an affine function of the guide's three colours. Its coefficients are smooth, so
-    they are found at the resolution of `values` (He and Sun, "Fast Guided Filter", 2015).
+    they are found at the resolution of `values` (He and Sun, "Fast Guided Filter", 2015). Where the guide is flat, and
+    the filter would blur, values stay as they are.
 
     Args:
         guide: Colours `[3, H, W]` in [0, 1].
@@ -49,9 +55,11 @@ def guided_filter(guide: Tensor, values: Tensor, *, radius_px: int, epsilon: flo
     with_value = (box_mean(small * values, radius_px) - mean * mean_value).permute(1, 2, 0)
     slope = _solve_symmetric(covariance, with_value).permute(2, 0, 1)
     offset = mean_value - (slope * mean).sum(0)
-    averaged = box_mean(torch.cat([slope, offset[None]]), radius_px)
-    full = functional.interpolate(averaged[None], size=guide.shape[1:], mode="bilinear", align_corners=False)[0]
-    return (full[:3] * guide).sum(0) + full[3]
+    varied = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)  # at least 3 epsilon
+    averaged = box_mean(torch.cat([slope, offset[None], (1.0 - 3.0 * epsilon / varied)[None]]), radius_px)
+    parts = torch.cat([averaged, values[None]])
+    full = functional.interpolate(parts[None], size=guide.shape[1:], mode="bilinear", align_corners=False)[0]
+    return torch.lerp(full[5], (full[:3] * guide).sum(0) + full[3], full[4])
 
 
 def _solve_symmetric(matrix: Tensor, right: Tensor) -> Tensor:
@@ -76,6 +84,45 @@ def local_range(values: Tensor, radius_px: int) -> tuple[Tensor, Tensor]:
     rows = functional.max_pool2d(both, (1, side), 1, (0, radius_px))
     low, high = functional.max_pool2d(rows, (side, 1), 1, (radius_px, 0))[0]
     return -low, high
+
+
+def steps(values: Tensor, radius_px: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where a relief `[H, W]` steps from one level to another within `radius_px`.
+
+    At a step the range of values hardly grows with the window; on a slope it grows as fast as the window does.
+
+    Returns:
+        How surely it is a step, from 0 to 1; and the two levels, each `[H, W]`.
+    """
+    low, high = local_range(values, radius_px)
+    wide_low, wide_high = local_range(values, 3 * radius_px)
+    height = high - low
+    sure = (height / (wide_high - wide_low).clamp(min=1e-9) - _SLOPE_SHARE) / (_STEP_SHARE - _SLOPE_SHARE)
+    # Small steps are texture.
+    least = _LEAST_STEP * (values.max() - values.min()).clamp(min=1e-9)
+    return sure.clamp(0.0, 1.0) * (height / least - 1.0).clamp(0.0, 1.0), low, high
+
+
+def steepened(values: Tensor, radius_px: int, *, grow_px: int) -> Tensor:
+    """A relief `[H, W]` whose blurred steps, at most `radius_px` to both sides, are three times as steep.
+
+    What they lead from and to stays, and so do slopes. What is high at a step grows by `grow_px`: colours are mixed
+    there, and belong to what is in front.
+    """
+    sure, low, high = steps(values, radius_px)
+    height = high - low
+    share = (values - low) / height.clamp(min=1e-9)
+    steep = low + height * (_STEEPER * (share - 0.5) + 0.5).clamp(0.0, 1.0)
+    steep = torch.lerp(values, steep, sure)
+    sure, _, _ = steps(steep, radius_px)
+    return torch.lerp(steep, local_range(steep, grow_px)[1], sure)
+
+
+def median_filter(values: Tensor, radius_px: int) -> Tensor:
+    """Medians of `[H, W]` over squares of side 2 `radius_px` + 1, whose border is continued outwards."""
+    side = 2 * radius_px + 1
+    padded = functional.pad(values[None, None], [radius_px] * 4, mode="replicate")[0, 0]
+    return padded.unfold(0, side, 1).unfold(1, side, 1).flatten(2).median(-1).values
 
 
 def fill_holes(values: Tensor, weight: Tensor) -> Tensor:

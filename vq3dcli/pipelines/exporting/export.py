@@ -46,13 +46,12 @@ from vq3dcli.pipelines.views.detail import (
     PhotoLayer,
     PhotoScene,
     build_photo_scene,
-    canonical_view,
     fitted_photo,
-    refined_disparity,
 )
 from vq3dcli.pipelines.views.film import output_size
+from vq3dcli.pipelines.views.geometry import photo_relief
 from vq3dcli.pipelines.views.inputs import OpenedScene
-from vq3dcli.pipelines.views.parallax import adapted_reach, disparity_extent
+from vq3dcli.pipelines.views.parallax import adapted_reach, disparity_extent, steepest_slope
 from vq3dcli.pipelines.views.retouch import photo_window
 from vq3dcli.rendering.cameras import Camera, pivot_pose, z_depth_from_s
 from vq3dcli.rendering.compose import Hits
@@ -208,10 +207,11 @@ def wished_photo_scene(
     if opened.photo is None or not wish.detail or min(opened.photo.shape[1:]) < SMALLEST_PHOTO_PX:
         return None, vantage
     photo = fitted_photo(opened.photo, height_px, width_px)
-    s = refined_disparity(canonical_view(opened).s[0], photo)
+    s = photo_relief(opened, photo, teacher=wish.teacher)
     if wish.kind in ("viewer", "mpi"):
         # As videos do: turning around the middle of the scene, and not so far that the photo falls apart.
-        reach = adapted_reach("orbit", disparity_extent(s, opened.camera), opened.camera, fov_rad=frustum.fov_rad)
+        extent, slope = disparity_extent(s, opened.camera), steepest_slope(s)
+        reach = adapted_reach("orbit", extent, opened.camera, fov_rad=frustum.fov_rad, slope=slope)
         suits_rad = bound_rad if wish.amplitude_deg is not None else min(bound_rad, reach.amplitude_rad)
         vantage = Vantage(suits_rad, reach.pivot_z)
     turns = [(0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)]

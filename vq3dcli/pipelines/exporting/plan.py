@@ -16,6 +16,7 @@ from vq3dcli.export.points import Axes
 from vq3dcli.export.video import check_output
 from vq3dcli.export.viewer import BOUND_RAD
 from vq3dcli.pipelines.views.film import check_limits
+from vq3dcli.pipelines.views.geometry import Teacher
 from vq3dcli.pipelines.views.inputs import Source
 
 ExportFormat = Literal["viewer", "ply", "glb", "splat", "mpi", "npz", "depth"]
@@ -51,6 +52,7 @@ class Wish:
         axes: Of ply and splat.
         max_z_depth: Farthest z_depth of ply and glb, and of splat if it is given.
         detail: Whether photos are exported with their own pixels.
+        teacher: What gives them their geometry, see `geometry.open_teacher`; None is the NeRF.
     """
 
     kind: ExportFormat
@@ -63,6 +65,7 @@ class Wish:
     axes: Axes = "opencv"
     max_z_depth: float | None = None
     detail: bool = True
+    teacher: Teacher | None = None
 
 
 def check_wish(wish: Wish) -> None:

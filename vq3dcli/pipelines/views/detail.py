@@ -1,12 +1,12 @@
-"""Photo detail: the photo itself, carried to novel views along the NeRF's disparity.
+"""Photo detail: the photo itself, carried to novel views along its disparity.
 
-A reconstruction from codes is soft; the photo is at hand. Its disparity is the NeRF's, refined to the photo's own
-edges. Two layers stand for the scene, both of the photo's resolution and made once, so that nothing flickers:
+A reconstruction from codes is soft; the photo is at hand, and its relief comes from `geometry`. Two layers stand for
+the scene, both of the photo's resolution and made once, so that nothing flickers:
 
 ```
-NeRF -> disparity -> guided by the photo -> front: photo + relief
-                                       `-> behind: the same, but where something stands in front of something else, the
-                                           relief and the photo behind it, continued, changed a little by the NeRF
+photo, relief -> front: both as they are
+             `-> behind: the same, but where something stands in front of something else, the relief and the photo
+                 behind it, continued, changed a little by the NeRF
 ```
 
 A ray sees the front layer; where that is pulled apart, at a step of the relief that the photo's camera did not look
@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from vq3dcli.data.images import resize
 from vq3dcli.model.scene import Scene, SceneView
+from vq3dcli.pipelines.views.geometry import DISPARITY_PX, SAMPLES
 from vq3dcli.pipelines.views.inputs import OpenedScene
 from vq3dcli.rendering.cameras import (
     Camera,
@@ -38,20 +39,11 @@ from vq3dcli.rendering.cameras import (
     z_depth_from_s,
 )
 from vq3dcli.rendering.composite import ray_weights
-from vq3dcli.rendering.image_filters import box_mean, fill_holes, guided_filter, local_range
+from vq3dcli.rendering.image_filters import fill_holes, local_range
 from vq3dcli.rendering.relief import Lines, camera_lines, intersect, longest_shift, look_up
 from vq3dcli.scene_file import SceneCamera
 
-# Side of the NeRF's disparity: no planes hold more than this of a photo.
-_DISPARITY_PX = 128
-_SAMPLES = 64
-# The longer side of the relief that the photo guides: finer, it would take up texture.
-_RELIEF_PX = 200
-# Windows as parts of the longer side. What is smaller than the first is noise in the NeRF's disparity of a photo, and
-# would be torn off; only contrasts of more than the square root of epsilon are taken for edges of things.
-_SMOOTH_WINDOW = 1 / 20
-_GUIDE_WINDOW = 1 / 16
-_GUIDE_EPSILON = 4e-2
+# Windows as parts of the longer side.
 _STEP_WINDOW = 1 / 80
 _MIXED_WINDOW = 1 / 100
 # How much the NeRF may change the continued photo: more shows as the ghost of a thing that it draws out backwards.
@@ -172,46 +164,6 @@ def _outlines(shift: Tensor) -> Tensor:
     return torn.flatten().nonzero()[:, 0]
 
 
-def refined_disparity(nerf_s: Tensor, photo: Tensor, user_s: Tensor | None = None) -> Tensor:
-    """Normalised disparity of each pixel of a photo.
-
-    Args:
-        nerf_s: What the NeRF says, `[h, w]`, from `canonical_view`.
-        photo: uint8 `[3, H, W]`.
-        user_s: Disparity to take instead, `[h, w]` in s; kept as sharp as it is.
-
-    Returns:
-        float32 `[H, W]` in [0, 1].
-    """
-    size = photo.shape[1:]
-    longer = max(size)
-    if user_s is not None:
-        full = functional.interpolate(
-            user_s[None, None].float(), size=size, mode="bilinear", align_corners=False, antialias=True
-        )[0, 0]
-        return full.clamp(0.0, 1.0)
-    smooth_px = max(1, round(_SMOOTH_WINDOW * max(nerf_s.shape)))
-    smooth = box_mean(box_mean(nerf_s[None], smooth_px), smooth_px)[0]
-    factor = min(1.0, _RELIEF_PX / longer)
-    small_size = [max(1, round(side * factor)) for side in size]
-    guide = photo[None].to(nerf_s) / 255.0
-    small = functional.interpolate(guide, size=small_size, mode="bilinear", align_corners=False, antialias=True)[0]
-    window_px = max(1, round(_GUIDE_WINDOW * max(nerf_s.shape)))
-    s = guided_filter(small, smooth, radius_px=window_px, epsilon=_GUIDE_EPSILON)
-    s = functional.interpolate(s[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
-    return s.clamp(float(nerf_s.min()), float(nerf_s.max()))
-
-
-def canonical_view(opened: OpenedScene) -> SceneView:
-    """The NeRF from the camera of the photo, squashed to a square."""
-    side_px = min(_DISPARITY_PX, opened.scene.planes.shape[2])
-    facts = opened.camera
-    camera = canonical_camera(
-        1, height_px=side_px, width_px=side_px, radius=facts.radius, fov_rad=math.radians(facts.fov_deg)
-    )
-    return opened.scene.render(camera, samples=_SAMPLES)
-
-
 def photo_camera(facts: SceneCamera, height_px: int, width_px: int) -> Camera:
     """The camera that took the photo: its rays span the field of view on both axes."""
     fov_rad = math.radians(facts.fov_deg)
@@ -232,7 +184,7 @@ def build_photo_scene(opened: OpenedScene, photo: Tensor, s: Tensor, cameras: Ca
     Args:
         opened: The scene of the photo, whose NeRF fills what the photo does not show.
         photo: uint8 `[3, H, W]`, from `fitted_photo`.
-        s: From `refined_disparity`.
+        s: From `geometry.photo_relief`.
         cameras: All cameras that will look at it: they say how far behind edges one sees, and how wide the margins are.
     """
     facts = opened.camera
@@ -334,14 +286,14 @@ def nerf_behind(scene: Scene, camera: Camera, s: Tensor) -> Tensor:
     Returns:
         `[3, H, W]` in [0, 1]; found at a lower resolution, which is the NeRF's.
     """
-    side_px = min(_DISPARITY_PX, scene.planes.shape[2])
+    side_px = min(DISPARITY_PX, scene.planes.shape[2])
     # The farthest of each cell: what is in front of it must not bleed in.
     cells = -functional.adaptive_max_pool2d(-s[None, None], side_px)[0, 0]
     scale = torch.tensor([side_px / camera.width_px, side_px / camera.height_px, 1.0], device=s.device)
     small = Camera(camera.cam_to_world, camera.intrinsics * scale[None, :, None], side_px, side_px)
     rays = image_rays(small)
     model = scene.model
-    bins = torch.arange(_SAMPLES + 1, device=s.device) / _SAMPLES
+    bins = torch.arange(SAMPLES + 1, device=s.device) / SAMPLES
     first = (cells.flatten() + _BEHIND_S).clamp(max=1.0)
     edges = first[:, None] * (1.0 - bins)
     field = model.frozen_field(scene.planes)

@@ -19,13 +19,21 @@ from vq3dcli.pipelines.views.camera_file import write_cameras
 from vq3dcli.pipelines.views.detail import (
     SMALLEST_PHOTO_PX,
     build_photo_scene,
-    canonical_view,
     fitted_photo,
-    refined_disparity,
+    photo_camera,
 )
 from vq3dcli.pipelines.views.film import Shot, film, shot_camera
+from vq3dcli.pipelines.views.geometry import Geometry, Teacher, canonical_view, open_teacher, photo_relief
 from vq3dcli.pipelines.views.inputs import Fit, OpenedScene, Picture, Source, check_source, open_scene
-from vq3dcli.pipelines.views.parallax import Extent, adapted_reach, disparity_extent, eye_distance
+from vq3dcli.pipelines.views.parallax import (
+    MOST_ZOOM,
+    Extent,
+    adapted_reach,
+    covering_zoom,
+    disparity_extent,
+    eye_distance,
+    steepest_slope,
+)
 from vq3dcli.pipelines.views.stereo import EYE_PARALLAX, StereoKind, StereoScene
 from vq3dcli.pipelines.views.targets import Target
 from vq3dcli.pipelines.views.user_depth import check_shape, predict_disparity, read_disparity, user_s
@@ -38,6 +46,8 @@ Detail = Literal["photo", "none"]
 DETAIL_SIZE_PX = 1024
 # A zoom takes no more of a photo's pixels than this on its longer side: both layers would not fit into memory.
 _MOST_PHOTO_PX = 4096
+# A path that looks beyond the photo's edges however far it zooms goes so much less far.
+_LESS_FAR = 0.85
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,7 @@ class Look:
         write_cameras: Whether the camera path is written beside the video.
         save_scene: Whether the scene is, too.
         given: The disparity map, once it is read: what it is read from may not give it twice.
+        teacher: What gives photo detail its geometry, see `geometry.open_teacher`; None is the NeRF.
     """
 
     detail: Detail | None = None
@@ -63,6 +74,7 @@ class Look:
     write_cameras: bool = True
     save_scene: bool = False
     given: torch.Tensor | None = None
+    teacher: Teacher | None = None
 
     @property
     def wants_depth(self) -> bool:
@@ -130,6 +142,29 @@ def check_look(look: Look, sources: Sequence[Source]) -> Look:
         if source.is_saved_scene and look.save_scene:
             raise UsageError(f"this is a saved scene ({source.text})", remedy="no --save-scene")
     return look if look.depth is None else replace(look, given=read_disparity(look.depth))
+
+
+def with_geometry(look: Look, sources: Sequence[Source], geometry: Geometry | None, device: str | torch.device) -> Look:
+    """Open what gives the photos among some inputs their geometry.
+
+    Args:
+        look: What will be shown.
+        sources: The inputs.
+        geometry: As the user chose; None is the default, see `geometry.open_teacher`.
+        device: Where it computes.
+
+    Raises:
+        UsageError: A choice that nothing shown follows.
+        UnavailableError: There is no embedded depth network.
+    """
+    in_detail = any(look.detail_of(source) == "photo" for source in sources)
+    if geometry is not None and look.wants_depth:
+        raise UsageError("geometry comes from --geometry or from a map, not from both", remedy="one of them")
+    if geometry is not None and not in_detail:
+        raise UsageError("--geometry is for photo detail", remedy="--detail photo")
+    if look.wants_depth or not in_detail:
+        return look
+    return replace(look, teacher=open_teacher(geometry, torch.device(device)))
 
 
 def read_all(
@@ -233,21 +268,34 @@ def staged(opened: OpenedScene, shot: Shot, look: Look, *, detail: Detail) -> tu
     zoom = max(1.0, math.tan(math.radians(0.5 * facts.fov_deg)) / math.tan(math.radians(0.5 * fov_deg)))
     zoom = min(zoom, max(1.0, _MOST_PHOTO_PX / max(output_px)))
     photo = fitted_photo(opened.photo, round(output_px[0] * zoom), round(output_px[1] * zoom))
-    nerf_s = canonical_view(opened).s[0]
-    s = refined_disparity(nerf_s, photo, _given_s(opened, look, nerf_s.device))
+    s = photo_relief(opened, photo, teacher=look.teacher, given_s=_given_s(opened, look, opened.scene.planes.device))
     extent = disparity_extent(s, facts)
-    reach = adapted_reach(shot.path, extent, facts, fov_rad=math.radians(fov_deg))
-    if shot.amplitude_deg is None:
-        shot = replace(shot, amplitude_deg=math.degrees(reach.amplitude_rad))
-    camera = shot_camera(shot, radius=facts.radius, fov_deg=facts.fov_deg, output_px=output_px, pivot_z=reach.pivot_z)
-    if look.stereo is None:
-        return build_photo_scene(opened, photo, s, camera), camera
-    seen_by = _stereo(opened.scene, look.stereo, extent, fov_deg)
-    eyes = [seen_by.eye(camera, side) for side in (-0.5, 0.5)]
-    both = Camera(
-        torch.cat([eye.cam_to_world for eye in eyes]), torch.cat([eye.intrinsics for eye in eyes]), *output_px
-    )
-    return replace(seen_by, scene=build_photo_scene(opened, photo, s, both)), camera
+    reach = adapted_reach(shot.path, extent, facts, fov_rad=math.radians(fov_deg), slope=steepest_slope(s))
+    seen_by = None if look.stereo is None else _stereo(opened.scene, look.stereo, extent, fov_deg)
+    amplitude_deg = math.degrees(reach.amplitude_rad) if shot.amplitude_deg is None else shot.amplitude_deg
+    while True:
+        tried = replace(shot, amplitude_deg=amplitude_deg)
+        camera = shot_camera(
+            tried, radius=facts.radius, fov_deg=facts.fov_deg, output_px=output_px, pivot_z=reach.pivot_z
+        )
+        if shot.given or shot.fov_deg is not None:
+            break
+        closer = covering_zoom(photo_camera(facts, *s.shape), s, facts, _seen_by(camera, seen_by))
+        if closer is not None or shot.amplitude_deg is not None or shot.view_deg is not None or amplitude_deg < 1.0:
+            camera.intrinsics[:, :2, :2] *= closer or MOST_ZOOM
+            break
+        amplitude_deg *= _LESS_FAR
+    scene = build_photo_scene(opened, photo, s, _seen_by(camera, seen_by))
+    return scene if seen_by is None else replace(seen_by, scene=scene), camera
+
+
+def _seen_by(camera: Camera, stereo: StereoScene | None) -> Camera:
+    """All cameras that look: for stereo those of both eyes."""
+    if stereo is None:
+        return camera
+    eyes = [stereo.eye(camera, side) for side in (-0.5, 0.5)]
+    poses, intrinsics = (torch.cat(part) for part in zip(*((e.cam_to_world, e.intrinsics) for e in eyes), strict=True))
+    return Camera(poses, intrinsics, camera.height_px, camera.width_px)
 
 
 def _stereo(scene: Renderable, kind: StereoKind, extent: Extent, fov_deg: float) -> StereoScene:
