@@ -47,7 +47,7 @@ _LEVELS = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '<u2', 'fortran_order': False, 'shape': \((\d{1,5}), (\d{1,5})\), \} *\n",
     re.DOTALL,
 )
-PREPARE_AGAIN = "vq3d prepare-data again, with --force if need be"
+PREPARE_AGAIN = "vq3d prepare-data again, for labels vq3d depth-labels, with --force if need be"
 
 
 class _OpenFiles:
