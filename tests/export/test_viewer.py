@@ -125,6 +125,19 @@ def test_photos_are_drawn_as_photo_detail_is(browser, photo_page, psnr) -> None:
             assert found >= 34.0, (yaw_rad, found)
 
 
+def test_a_page_begins_as_close_as_it_is_told(browser, photo_page, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    text = photo_page[0].read_text()
+    assert '"zoom":1.0' in text
+    (tmp_path / "page.html").write_text(text.replace('"zoom":1.0', '"zoom":1.1'))
+    with browser.new_page(viewport={"width": 300, "height": 300}, reduced_motion="reduce") as page:
+        page.goto((tmp_path / "page.html").as_uri())
+        assert page.evaluate("vq3d.view.zoom") == 1.1
+        page.keyboard.press("+")
+        assert page.evaluate("vq3d.view.zoom") > 1.2
+        page.keyboard.press("0")
+        assert page.evaluate("vq3d.view.zoom") == 1.1
+
+
 def test_mouse_keys_and_buttons(page) -> None:  # type: ignore[no-untyped-def]
     before = page.screenshot()
     box = page.locator("canvas").bounding_box()

@@ -20,11 +20,22 @@ from torch import Tensor
 from vq3dcli.checkpoint import load_weights
 from vq3dcli.depth_checkpoint import embedded_depth_path
 from vq3dcli.errors import DataError, UnavailableError, UsageError
-from vq3dcli.model.scene import reconstruct_scene
+from vq3dcli.export.layers import Frustum
+from vq3dcli.model.scene import reconstruct_scene, render_views
+from vq3dcli.pipelines.exporting.export import turned_cameras, wished_photo_scene
+from vq3dcli.pipelines.exporting.plan import Wish
 from vq3dcli.pipelines.views.camera_file import given_camera, read_cameras, write_cameras
 from vq3dcli.pipelines.views.detail import PhotoScene, build_photo_scene, photo_camera
 from vq3dcli.pipelines.views.film import Shot
-from vq3dcli.pipelines.views.geometry import Teacher, fitted, photo_relief, refined_disparity
+from vq3dcli.pipelines.views.geometry import (
+    Teacher,
+    field_of,
+    first_view,
+    fitted,
+    photo_relief,
+    refined_disparity,
+    with_relief,
+)
 from vq3dcli.pipelines.views.inputs import OpenedScene, parse_sources, read_picture
 from vq3dcli.pipelines.views.parallax import (
     MOST_PARALLAX,
@@ -39,6 +50,7 @@ from vq3dcli.pipelines.views.render import Look, check_look, staged, with_geomet
 from vq3dcli.pipelines.views.stereo import StereoKind, StereoScene
 from vq3dcli.pipelines.views.user_depth import check_shape, open_depth_model, read_disparity, user_s
 from vq3dcli.rendering.cameras import Camera, one_camera, pivot_pose, project
+from vq3dcli.rendering.cutout import Box, cut_out
 from vq3dcli.rendering.relief import camera_lines, intersect
 from vq3dcli.rendering.trajectories import PATHS
 from vq3dcli.scene_file import SceneCamera, camera_of
@@ -486,6 +498,20 @@ def test_views_zoom_no_closer_than_they_must(card: OpenedScene) -> None:
     assert covering_zoom(photo_camera(card.camera, *SIZE), s, card.camera, cameras(card, 40.0)) is None
 
 
+def test_a_page_begins_so_close_that_no_margin_shows(card: OpenedScene) -> None:
+    facts = card.camera
+    frustum = Frustum(facts.radius, math.radians(facts.fov_deg), facts.near, facts.far, facts.aspect)
+    scene, vantage = wished_photo_scene(card, Wish("viewer"), frustum, *SIZE)
+    assert scene is not None
+    assert 1.0 < vantage.zoom <= MOST_ZOOM
+    turns = [(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)]
+    camera = turned_cameras(frustum, vantage, turns, *SIZE)
+    assert beyond(scene, SIZE, camera) > 0.0
+    intrinsics = camera.intrinsics.clone()
+    intrinsics[:, :2, :2] *= vantage.zoom
+    assert beyond(scene, SIZE, Camera(camera.cam_to_world, intrinsics, *SIZE)) == 0.0
+
+
 def test_the_field_of_view_of_the_user_stands(tmp_path: Path, card: OpenedScene) -> None:
     own = photo_camera(card.camera, *SIZE).intrinsics[0, 0, 0]
     _, camera = staged(card, Shot("swing", 8, fov_deg=card.camera.fov_deg), Look(), detail="photo")
@@ -536,6 +562,25 @@ def test_the_teacher_gives_photo_detail_its_geometry(card: OpenedScene, geometry
     assert torch.equal(
         photo_relief(card, card.photo, teacher=look.teacher), photo_relief(card, card.photo, teacher=look.teacher)
     )
+
+
+def test_what_stands_in_a_scene_follows_the_teacher(card: OpenedScene) -> None:
+    seen = with_relief(card, Teacher(_RedIsNear(), "teacher"))
+    assert with_relief(card, None) is card and seen.relief is not None
+    view, space = first_view(seen)
+    cutout = cut_out(view, Box(0.1, 0.1, 0.9, 0.9), space)
+    # The card covers columns 20 to 44 of 64 and rows 12 to 36 of 48.
+    rows, columns = (cutout.mask > 0.5).nonzero().unbind(1)
+    side = cutout.mask.shape[0]
+    found = [float(edge) / side for edge in (columns.min(), columns.max() + 1, rows.min(), rows.max() + 1)]
+    assert found == pytest.approx([20 / 64, 44 / 64, 12 / 48, 36 / 48], abs=2.5 / side)
+    # The field's surfaces move there, too; that of a model which was never trained is a fog, and moves less.
+    bounds = {"near": space.near, "far": space.far}
+    fields = [field_of(seen), field_of(card)]
+    both = render_views(fields.__getitem__, cameras(card, 0.0, 0.0), samples=48, rays_per_chunk=4096, **bounds)
+    moved, fog = both.s
+    wanted = torch.nn.functional.interpolate(seen.relief[None, None], size=SIZE, mode="bilinear")[0, 0]
+    assert (moved - wanted).abs().mean() < 0.5 * (fog - wanted).abs().mean()
 
 
 def test_geometry_is_asked_for_where_it_shows(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def command(
     )
     from vq3dcli.pipelines.views.film import Shot, check_shot, film_changing
     from vq3dcli.pipelines.views.inputs import needs_weights, open_scene
-    from vq3dcli.pipelines.views.render import Look, staged, with_geometry
+    from vq3dcli.pipelines.views.render import Look, as_shown, staged, with_geometry
     from vq3dcli.pipelines.views.targets import check_targets, plan_joint_target
     from vq3dcli.rendering.cameras import one_camera
 
@@ -138,14 +138,13 @@ def command(
     if loaded is not None and composition.weights_sha256 not in (None, loaded.sha256):
         said.warn(f"made with the weights {str(composition.weights_sha256)[:12]}, not with {loaded.sha256[:12]}")
     stdin = None if sys.stdin is None else sys.stdin.buffer
-    look = Look(detail, fit, write_cameras=False)
+    look = with_geometry(Look(detail, fit, write_cameras=False), sources[:1], geometry, place)
 
     def open_source(source: Source) -> OpenedScene:
         return open_scene(source, loaded, fit=look.fit_of(source), stdin=stdin, device=place)
 
     first, *others = sources
-    look = with_geometry(look, [first], geometry, place)
-    opened = open_source(first)
+    opened = as_shown(open_source(first), first, look)
     shown, cameras = staged(opened, shot, look, detail=look.detail_of(first))
     by_text = {source.text: source for source in others}
     stage = build_stage(

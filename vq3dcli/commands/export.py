@@ -77,7 +77,7 @@ def command(
     from vq3dcli.pipelines.exporting.export import Composed, export_scene
     from vq3dcli.pipelines.exporting.plan import Wish, check_export, check_wish, plan_export
     from vq3dcli.pipelines.views.inputs import needs_weights, open_scene, parse_sources
-    from vq3dcli.pipelines.views.render import Look, with_geometry
+    from vq3dcli.pipelines.views.render import Look, as_shown, with_geometry
 
     said = Output("export", json, quiet)
     composition = read_composition(Path(source_text)) if source_text.endswith(SUFFIX) else None
@@ -93,7 +93,8 @@ def command(
     check_export(kind, paths)
     said.replacing(path for path in paths if path.exists())
     place = pick_device(device)
-    wish = replace(wish, teacher=with_geometry(look, [source], geometry, place).teacher)
+    look = with_geometry(look, [source], geometry, place)
+    wish = replace(wish, teacher=look.teacher)
     loaded = load_weights(weights, place) if weights is not None or needs_weights(sources) else None
     stdin = None if sys.stdin is None else sys.stdin.buffer
 
@@ -101,6 +102,8 @@ def command(
         return open_scene(source, loaded, fit=look.fit_of(source), stdin=stdin, device=place)
 
     opened = open_source(source)
+    if composition is not None:
+        opened = as_shown(opened, source, look)
     said.note(f"{kind} of {opened.stem}" + ("" if loaded is None else f", weights {loaded.path}"))
     composed = None
     if composition is not None:

@@ -13,7 +13,7 @@
   const TILES = 16; // parts of the view a side, each of which leaves out layers that it cannot see
   const SLOW_MS = 45; // a frame that takes longer is drawn with fewer pixels while things move
 
-  const view = { yaw: 0, pitch: 0, zoom: 1, disparity: false };
+  const view = { yaw: 0, pitch: 0, zoom: scene.zoom, disparity: false };
   let canvas = null, gl = null, program = null, places = {}, images = null;
   let quality = 1, moving = false, pending = false, settle = 0, swaying = false, tilt = null;
 
@@ -342,7 +342,7 @@
   function reset() {
     swaying = false;
     tilt = tilt && {};
-    view.zoom = 1;
+    view.zoom = scene.zoom;
     look(0, 0);
     request(false);
   }

@@ -42,6 +42,7 @@ def viewer_html(
     *,
     bound_rad: float = BOUND_RAD,
     pivot_z: float | None = None,
+    zoom: float = 1.0,
 ) -> str:
     """The page as text.
 
@@ -52,6 +53,7 @@ def viewer_html(
         shown: The range of s that the colours of the disparity span.
         bound_rad: How far the camera may turn.
         pivot_z: How far in front of the first camera the point lies that it turns around; default: the origin.
+        zoom: How close it is at first.
 
     Raises:
         UsageError: Too many or too large layers.
@@ -69,7 +71,7 @@ def viewer_html(
     )
     drawn = _sheets_value(layers) if isinstance(layers, Sheets) else _layers_value(layers)
     value = {**drawn, **_common_value(layers.frustum, width_px, height_px, shown)}
-    value |= {"bound_rad": bound_rad, "pivot_z": pivot_z or layers.frustum.radius}
+    value |= {"bound_rad": bound_rad, "pivot_z": pivot_z or layers.frustum.radius, "zoom": zoom}
     name = html.escape(title)
     picture = _data_uri("jpeg", encode_jpeg(still))
     return (
@@ -95,9 +97,10 @@ def write_viewer(
     *,
     bound_rad: float = BOUND_RAD,
     pivot_z: float | None = None,
+    zoom: float = 1.0,
 ) -> None:
     """Write `viewer_html` to `path` atomically."""
-    text = viewer_html(title, layers, still, shown, bound_rad=bound_rad, pivot_z=pivot_z)
+    text = viewer_html(title, layers, still, shown, bound_rad=bound_rad, pivot_z=pivot_z, zoom=zoom)
     write_bytes(path, as_bytes(text))
 
 

@@ -14,12 +14,13 @@ from vq3dcli.data.images import resize
 from vq3dcli.data.meshes import Mesh, is_mesh, read_mesh
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.composed import Backdrop, ComposedScene
-from vq3dcli.model.scene import Renderable, Scene, SceneView
+from vq3dcli.model.scene import Renderable, SceneView
 from vq3dcli.pipelines.editing.composition import Composition, Cut, Insert, Stand
 from vq3dcli.pipelines.views.detail import PhotoScene
+from vq3dcli.pipelines.views.geometry import field_of, first_view
 from vq3dcli.pipelines.views.inputs import OpenedScene, Source, parse_sources
 from vq3dcli.pipelines.views.retouch import photo_window, retouched
-from vq3dcli.rendering.cameras import Camera, canonical_camera, project
+from vq3dcli.rendering.cameras import Camera, project
 from vq3dcli.rendering.compose import (
     Membership,
     Placement,
@@ -38,9 +39,6 @@ from vq3dcli.rendering.cutout import Box, Cutout, FirstView, cut_out, painted, p
 from vq3dcli.rendering.render import Field
 from vq3dcli.rendering.space import FrustumSpace
 
-# The first view, for masks and for the ground under things: twice the texels of small models.
-_MAX_VIEW_PX = 128
-_VIEW_SAMPLES = 64
 _MAX_PHOTO_PX = 1024
 _WHOLE = (0.0, 0.0, 1.0, 1.0)
 _MESH_PLACE = (0.5, 0.75)
@@ -220,7 +218,7 @@ def build_stage(
     """
     view, space = first_view(scene)
     aspect = scene.camera.aspect
-    field = whole = scene.scene.model.frozen_field(scene.scene.planes)
+    field = whole = field_of(scene)
     in_detail = picture is not None
     fills: list[Field] = []
     holes: list[Membership] = []
@@ -249,7 +247,7 @@ def build_stage(
         opened = open_object(insert.object)
         source_view, source_space = first_view(opened)
         cutout = _cut(source_view, insert, source_space, opened.stem)
-        source = opened.scene.model.frozen_field(opened.scene.planes)
+        source = field_of(opened)
         if in_detail:
             source = _colours_of(opened, source, source_space)
         things.append(_standing(insert, cutout, source, space, ground, (opened.camera.aspect, aspect)))
@@ -260,17 +258,6 @@ def build_stage(
     model = scene.scene.model
     device = scene.scene.planes.device
     return Stage(field, tuple(holes), tuple(fills), tuple(things), model.near, model.far, device, picture)
-
-
-def first_view(opened: OpenedScene) -> tuple[FirstView, FrustumSpace]:
-    """A scene as its first camera sees it, and that camera."""
-    scene: Scene = opened.scene
-    radius, fov_rad = opened.camera.radius, math.radians(opened.camera.fov_deg)
-    side_px = min(_MAX_VIEW_PX, 2 * scene.planes.shape[2])
-    camera = canonical_camera(1, height_px=side_px, width_px=side_px, radius=radius, fov_rad=fov_rad)
-    view = scene.render(camera, samples=_VIEW_SAMPLES)
-    space = FrustumSpace(radius, fov_rad, opened.camera.near, opened.camera.far)
-    return FirstView(view.rgb[0].float() / 255.0, view.s[0]), space
 
 
 def _colours_of(opened: OpenedScene, field: Field, space: FrustumSpace) -> Field:

@@ -40,18 +40,24 @@ from vq3dcli.pipelines.editing.compose import build_stage, field_with_photo
 from vq3dcli.pipelines.editing.composition import Composition
 from vq3dcli.pipelines.exporting.plan import MOST_PX, ExportFormat, Wish
 from vq3dcli.pipelines.views.detail import (
-    SMALLEST_PHOTO_PX,
     STRETCH_FADES,
     STRETCH_GONE,
     PhotoLayer,
     PhotoScene,
     build_photo_scene,
     fitted_photo,
+    photo_camera,
 )
 from vq3dcli.pipelines.views.film import output_size
-from vq3dcli.pipelines.views.geometry import photo_relief
+from vq3dcli.pipelines.views.geometry import SMALLEST_PHOTO_PX, photo_relief
 from vq3dcli.pipelines.views.inputs import OpenedScene
-from vq3dcli.pipelines.views.parallax import adapted_reach, disparity_extent, steepest_slope
+from vq3dcli.pipelines.views.parallax import (
+    adapted_reach,
+    covered_reach,
+    covering_zoom,
+    disparity_extent,
+    steepest_slope,
+)
 from vq3dcli.pipelines.views.retouch import photo_window
 from vq3dcli.rendering.cameras import Camera, pivot_pose, z_depth_from_s
 from vq3dcli.rendering.compose import Hits
@@ -141,6 +147,7 @@ def export_scene(
             display_range(view.s[0]),
             bound_rad=vantage.bound_rad,
             pivot_z=vantage.pivot_z,
+            zoom=vantage.zoom,
         )
     elif wish.kind in ("ply", "splat"):
         surface = surface_points(
@@ -190,10 +197,11 @@ def sampled_size(opened: OpenedScene, wish: Wish, composed: Composed | None) -> 
 
 
 class Vantage(NamedTuple):
-    """From where a scene will be looked at: how far cameras turn, and how far from the first one their pivot lies."""
+    """From where one looks at a scene: how far cameras turn, how far from the first one their pivot lies, how close."""
 
     bound_rad: float
     pivot_z: float
+    zoom: float = 1.0
 
 
 def wished_photo_scene(
@@ -215,7 +223,19 @@ def wished_photo_scene(
         suits_rad = bound_rad if wish.amplitude_deg is not None else min(bound_rad, reach.amplitude_rad)
         vantage = Vantage(suits_rad, reach.pivot_z)
     turns = [(0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)]
-    return build_photo_scene(opened, photo, s, turned_cameras(frustum, vantage, turns, height_px, width_px)), vantage
+
+    def cameras(bound_rad: float) -> Camera:
+        return turned_cameras(frustum, vantage._replace(bound_rad=bound_rad), turns, height_px, width_px)
+
+    if wish.kind == "viewer":
+        own = photo_camera(opened.camera, *s.shape)
+        bound_rad, zoom = covered_reach(
+            vantage.bound_rad,
+            lambda bound_rad: covering_zoom(own, s, opened.camera, cameras(bound_rad)),
+            may_shrink=wish.amplitude_deg is None,
+        )
+        vantage = Vantage(bound_rad, vantage.pivot_z, zoom)
+    return build_photo_scene(opened, photo, s, cameras(vantage.bound_rad)), vantage
 
 
 def turned_cameras(

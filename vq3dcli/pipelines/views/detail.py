@@ -50,8 +50,6 @@ _MIXED_WINDOW = 1 / 100
 _NERF_LIMIT = 0.02
 # The front layer fades between these factors of being pulled apart.
 STRETCH_FADES, STRETCH_GONE = 1.6, 3.0
-# A photo of fewer pixels on a side has no detail to give.
-SMALLEST_PHOTO_PX = 16
 # Rays that begin behind the front layer begin this much behind it.
 _BEHIND_S = 0.02
 # Neighbouring rays that end so much farther apart than on a flat relief see an outline; and the rays of its pixels.

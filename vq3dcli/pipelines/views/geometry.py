@@ -13,7 +13,7 @@ Legend: H height_px, W width_px of the photo, h and w of a map.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,13 +22,18 @@ from torch.nn import functional
 
 from data_tools.depth_models import EMBEDDED, find_model, open_model
 from data_tools.depth_network import DepthModel
+from vq3dcli.data.images import resize
 from vq3dcli.depth_checkpoint import embedded_depth_path
 from vq3dcli.errors import UnavailableError
 from vq3dcli.model.scene import SceneView
 from vq3dcli.pipelines.views.inputs import OpenedScene
 from vq3dcli.pipelines.views.user_depth import predict_disparity, user_s
 from vq3dcli.rendering.cameras import canonical_camera
+from vq3dcli.rendering.corrected import corrected_field
+from vq3dcli.rendering.cutout import FirstView
 from vq3dcli.rendering.image_filters import box_mean, guided_filter, median_filter, steepened
+from vq3dcli.rendering.render import Field
+from vq3dcli.rendering.space import FrustumSpace
 from vq3dcli.scene_file import SceneCamera
 
 Geometry = Literal["nerf", "teacher", "both"]
@@ -36,6 +41,8 @@ Geometry = Literal["nerf", "teacher", "both"]
 # Side of the NeRF's disparity: no planes hold more than this of a photo.
 DISPARITY_PX = 128
 SAMPLES = 64
+# A photo of fewer pixels on a side has no detail to give.
+SMALLEST_PHOTO_PX = 16
 # The longer side of the relief that the photo guides: finer, it would take up texture; and of the map it is made from.
 _RELIEF_PX = 256
 _MAP_PX = 128
@@ -123,6 +130,15 @@ def photo_relief(
     return refined_disparity(fitted(disparity, canonical_view(opened).s[0], opened.camera), photo)
 
 
+def with_relief(opened: OpenedScene, teacher: Teacher | None) -> OpenedScene:
+    """A photo's scene with the teacher's relief, for what shall stand in it; as it is without a teacher or a photo."""
+    if teacher is None or opened.photo is None or min(opened.photo.shape[1:]) < SMALLEST_PHOTO_PX:
+        return opened
+    factor = min(1.0, _RELIEF_PX / max(opened.photo.shape[1:]))
+    photo = resize(opened.photo, *(max(1, round(side * factor)) for side in opened.photo.shape[1:]))
+    return replace(opened, relief=photo_relief(opened, photo, teacher=teacher))
+
+
 def canonical_view(opened: OpenedScene) -> SceneView:
     """The NeRF from the camera of the photo, squashed to a square."""
     side_px = min(DISPARITY_PX, opened.scene.planes.shape[2])
@@ -131,6 +147,38 @@ def canonical_view(opened: OpenedScene) -> SceneView:
         1, height_px=side_px, width_px=side_px, radius=facts.radius, fov_rad=math.radians(facts.fov_deg)
     )
     return opened.scene.render(camera, samples=SAMPLES)
+
+
+def first_view(opened: OpenedScene) -> tuple[FirstView, FrustumSpace]:
+    """A scene as its first camera sees it, and that camera."""
+    radius, fov_rad = opened.camera.radius, math.radians(opened.camera.fov_deg)
+    # For masks and the ground under things: twice the texels of small models.
+    side_px = min(DISPARITY_PX, 2 * opened.scene.planes.shape[2])
+    camera = canonical_camera(1, height_px=side_px, width_px=side_px, radius=radius, fov_rad=fov_rad)
+    view = opened.scene.render(camera, samples=SAMPLES)
+    space = FrustumSpace(radius, fov_rad, opened.camera.near, opened.camera.far)
+    s = view.s[0]
+    if opened.relief is not None:
+        size = (side_px, side_px)
+        s = functional.interpolate(opened.relief[None, None].to(s), size=size, mode="bilinear", antialias=True)[0, 0]
+    return FirstView(view.rgb[0].float() / 255.0, s), space
+
+
+def field_of(opened: OpenedScene) -> Field:
+    """The field of a scene, its surfaces at its relief if it has one."""
+    field = opened.scene.model.frozen_field(opened.scene.planes)
+    if opened.relief is None:
+        return field
+    facts = opened.camera
+    return corrected_field(
+        field,
+        canonical_view(opened).s[0],
+        opened.relief,
+        radius=facts.radius,
+        fov_rad=math.radians(facts.fov_deg),
+        near=facts.near,
+        far=facts.far,
+    )
 
 
 def quiet(nerf_s: Tensor) -> Tensor:

@@ -107,6 +107,7 @@ class OpenedScene:
         camera: The canonical camera: radius, field of view on both axes, near, far, aspect.
         provenance: What it was made from and by, as JSON values.
         whole_aspect: Width / height of the photo before it was cropped, where that is known.
+        relief: What to put the NeRF's surfaces at, s `[h, w]` of what the canonical camera sees; None leaves them.
     """
 
     scene: Scene
@@ -115,6 +116,7 @@ class OpenedScene:
     camera: SceneCamera
     provenance: dict[str, Any]
     whole_aspect: float | None = None
+    relief: Tensor | None = None
 
 
 def parse_sources(texts: Sequence[str]) -> list[Source]:

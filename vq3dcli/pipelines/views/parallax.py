@@ -6,6 +6,7 @@ Widths are those of the image. Legend: H height_px, W width_px of the photo.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,8 @@ _SLOPES_PX, _STEP_PX = 256, 2
 # Views zoom in by no more than this to hide what lies beyond the photo's edges.
 MOST_ZOOM = 1.12
 _ZOOM_ROUNDS = 6
+# A path that looks beyond them however close it is goes so much less far, again and again.
+_LESS_FAR = 0.85
 # Frames of a path and pixels of a side that tell where it looks.
 _MOST_FRAMES, _MOST_PIXELS = 16, 256
 # So near to the photo's edge its outermost pixels are seen.
@@ -156,6 +159,26 @@ def covering_zoom(photo: Camera, s: Tensor, facts: SceneCamera, cameras: Camera)
         middle = 0.5 * (low + high)
         low, high = (low, middle) if covers(middle) else (middle, high)
     return high
+
+
+def covered_reach(
+    amplitude_rad: float, zoom_of: Callable[[float], float | None], *, may_shrink: bool
+) -> tuple[float, float]:
+    """How far a path goes that sees nothing beyond the photo's edges, and how close.
+
+    Args:
+        amplitude_rad: How far it would go.
+        zoom_of: `covering_zoom` of the cameras of an amplitude.
+        may_shrink: Whether it goes less far where `MOST_ZOOM` does not suffice; else something beyond will show.
+
+    Returns:
+        Its amplitude and zoom.
+    """
+    while True:
+        zoom = zoom_of(amplitude_rad)
+        if zoom is not None or not may_shrink or amplitude_rad < _LEAST_AMPLITUDE_RAD:
+            return amplitude_rad, zoom or MOST_ZOOM
+        amplitude_rad *= _LESS_FAR
 
 
 def _border(height_px: int, width_px: int) -> Tensor:

@@ -16,19 +16,22 @@ from vq3dcli.data.images import centre_square
 from vq3dcli.errors import UsageError, Vq3dError
 from vq3dcli.model.scene import CorrectedScene, Renderable
 from vq3dcli.pipelines.views.camera_file import write_cameras
-from vq3dcli.pipelines.views.detail import (
-    SMALLEST_PHOTO_PX,
-    build_photo_scene,
-    fitted_photo,
-    photo_camera,
-)
+from vq3dcli.pipelines.views.detail import build_photo_scene, fitted_photo, photo_camera
 from vq3dcli.pipelines.views.film import Shot, film, shot_camera
-from vq3dcli.pipelines.views.geometry import Geometry, Teacher, canonical_view, open_teacher, photo_relief
+from vq3dcli.pipelines.views.geometry import (
+    SMALLEST_PHOTO_PX,
+    Geometry,
+    Teacher,
+    canonical_view,
+    open_teacher,
+    photo_relief,
+    with_relief,
+)
 from vq3dcli.pipelines.views.inputs import Fit, OpenedScene, Picture, Source, check_source, open_scene
 from vq3dcli.pipelines.views.parallax import (
-    MOST_ZOOM,
     Extent,
     adapted_reach,
+    covered_reach,
     covering_zoom,
     disparity_extent,
     eye_distance,
@@ -46,8 +49,6 @@ Detail = Literal["photo", "none"]
 DETAIL_SIZE_PX = 1024
 # A zoom takes no more of a photo's pixels than this on its longer side: both layers would not fit into memory.
 _MOST_PHOTO_PX = 4096
-# A path that looks beyond the photo's edges however far it zooms goes so much less far.
-_LESS_FAR = 0.85
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,11 @@ def with_geometry(look: Look, sources: Sequence[Source], geometry: Geometry | No
     return replace(look, teacher=open_teacher(geometry, torch.device(device)))
 
 
+def as_shown(opened: OpenedScene, source: Source, look: Look) -> OpenedScene:
+    """A scene with the geometry that it is shown with, for what shall stand in it."""
+    return with_relief(opened, look.teacher) if look.detail_of(source) == "photo" else opened
+
+
 def read_all(
     sources: Sequence[Source],
     targets: Sequence[Target],
@@ -272,19 +278,23 @@ def staged(opened: OpenedScene, shot: Shot, look: Look, *, detail: Detail) -> tu
     extent = disparity_extent(s, facts)
     reach = adapted_reach(shot.path, extent, facts, fov_rad=math.radians(fov_deg), slope=steepest_slope(s))
     seen_by = None if look.stereo is None else _stereo(opened.scene, look.stereo, extent, fov_deg)
-    amplitude_deg = math.degrees(reach.amplitude_rad) if shot.amplitude_deg is None else shot.amplitude_deg
-    while True:
-        tried = replace(shot, amplitude_deg=amplitude_deg)
-        camera = shot_camera(
-            tried, radius=facts.radius, fov_deg=facts.fov_deg, output_px=output_px, pivot_z=reach.pivot_z
+    amplitude_rad = reach.amplitude_rad if shot.amplitude_deg is None else math.radians(shot.amplitude_deg)
+
+    def camera_of(amplitude_rad: float) -> Camera:
+        going = replace(shot, amplitude_deg=math.degrees(amplitude_rad))
+        return shot_camera(
+            going, radius=facts.radius, fov_deg=facts.fov_deg, output_px=output_px, pivot_z=reach.pivot_z
         )
-        if shot.given or shot.fov_deg is not None:
-            break
-        closer = covering_zoom(photo_camera(facts, *s.shape), s, facts, _seen_by(camera, seen_by))
-        if closer is not None or shot.amplitude_deg is not None or shot.view_deg is not None or amplitude_deg < 1.0:
-            camera.intrinsics[:, :2, :2] *= closer or MOST_ZOOM
-            break
-        amplitude_deg *= _LESS_FAR
+
+    def zoom_of(amplitude_rad: float) -> float | None:
+        return covering_zoom(photo_camera(facts, *s.shape), s, facts, _seen_by(camera_of(amplitude_rad), seen_by))
+
+    closer = 1.0
+    if not shot.given and shot.fov_deg is None:
+        may_shrink = shot.amplitude_deg is None and shot.view_deg is None
+        amplitude_rad, closer = covered_reach(amplitude_rad, zoom_of, may_shrink=may_shrink)
+    camera = camera_of(amplitude_rad)
+    camera.intrinsics[:, :2, :2] *= closer
     scene = build_photo_scene(opened, photo, s, _seen_by(camera, seen_by))
     return scene if seen_by is None else replace(seen_by, scene=scene), camera
 
