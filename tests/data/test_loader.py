@@ -285,6 +285,21 @@ def test_a_folder_has_labels_of_one_kind(toy_shards: Path):
         take(data.batches(0), 6)
 
 
+def test_a_flagged_label_counts_as_none(toy_shards: Path):
+    images = ShardFolder(toy_shards)
+
+    def label(i: int) -> Sample:
+        sha256, flags = images.entry(i).members["png"].sha256, ["noisy"] if i % 2 else []
+        info = DisparityInfo(kind="relative", lo=0.0, hi=1.0, flags=flags, sha256=sha256)
+        return label_sample(images.keys[i], None, encode_levels(torch.full((16, 16), 9)), info)
+
+    make = lambda positions: map(label, positions)  # noqa: E731
+    write_labels(images, "flagged", make, force=False, progress=lambda done, total: None)
+    batch = loader(toy_shards, labels="flagged", batch_size=22).batch_at(0)
+    of_key = {key[-8:]: int(kind) for key, kind in zip(batch.keys, batch.label_kind, strict=True)}
+    assert of_key == {f"{i:08d}": LABEL_KIND["none" if i % 2 else "relative"] for i in range(22)}
+
+
 def test_the_hash_of_the_data_is_that_of_images_labels_and_order(toy_shards: Path, tmp_path: Path):
     others = [tmp_path / "a", tmp_path / "b"]
     for seed, path in enumerate(others):
