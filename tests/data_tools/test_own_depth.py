@@ -11,12 +11,13 @@ import torch
 from data_tools.depth_labels import label_by_model
 from data_tools.depth_models import ModelFiles, find_model, open_model
 from data_tools.toyscenes import prepare_toyscenes
+from vq3dcli import depth_checkpoint
 from vq3dcli.cli import run
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import DepthRecipe
 from vq3dcli.data.images import decode_image
 from vq3dcli.data.shards import LabelFolder, ShardFolder
-from vq3dcli.depth_checkpoint import embedded_depth_path, load_depth, save_depth
+from vq3dcli.depth_checkpoint import load_depth, save_depth
 from vq3dcli.errors import UnavailableError, UsageError
 from vq3dcli.model.build import build_depth_network
 
@@ -69,7 +70,7 @@ def test_the_command_and_the_card(teacher: Path, tmp_path: Path, capsys: pytest.
     assert (told["stage"], told["card"]["licence"]) == ("depth", "CC0")
 
 
-@pytest.mark.skipif(embedded_depth_path().exists(), reason="this package has one")
-def test_without_an_embedded_one_it_says_so() -> None:
+def test_without_an_embedded_one_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depth_checkpoint, "embedded_depth_path", lambda: tmp_path / "none")
     with pytest.raises(UnavailableError, match="no embedded depth network"):
         open_model(find_model("embedded"), CPU)

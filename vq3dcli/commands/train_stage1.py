@@ -10,12 +10,14 @@ import typer
 from vq3dcli import signals
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 from vq3dcli.commands.training_options import (
+    DataOption,
     DeviceNameOption,
     DryRunOption,
     GpusOption,
     NprocOption,
     OutOption,
     OverridesOption,
+    SharesOption,
     all_overrides,
     check_asked,
     finish_training,
@@ -30,15 +32,8 @@ from vq3dcli.errors import UsageError
 @on_every_rank
 def command(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, for example toy-cpu, or a file.")],
-    data: Annotated[
-        list[Path] | None, typer.Option("--data", help="Folder of shards; repeat it to mix several.")
-    ] = None,
-    shares: Annotated[
-        list[float] | None,
-        typer.Option(
-            "--share", help="Share of the images from each --data, in the same order. Default: by their number."
-        ),
-    ] = None,
+    data: DataOption = None,
+    shares: SharesOption = None,
     out: OutOption = None,
     labels: Annotated[
         list[str] | None,

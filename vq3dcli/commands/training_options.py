@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 # The keys of `training.devices.PUBLISHED`, which is not imported here: help must not import torch.
 PlannedDevice = Literal["h200", "h100", "a100", "a100-40gb", "v100", "l40s", "rtx4090", "cpu"]
 
+DataOption = Annotated[list[Path] | None, typer.Option("--data", help="Folder of shards; repeat it to mix several.")]
+SharesOption = Annotated[
+    list[float] | None,
+    typer.Option("--share", help="Share of the images from each --data, in the same order. Default: by their number."),
+]
 OutOption = Annotated[Path | None, typer.Option("--out", help="The run's folder; a run that it holds continues.")]
 OverridesOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a key of the recipe; repeat it.")
