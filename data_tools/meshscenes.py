@@ -40,6 +40,7 @@ class SceneOptions:
         seed: Of all that is drawn.
         varied: Cameras of any field of view.
         photos: Shards, or a folder or tar of photos, for surfaces and skies.
+        coats: The same, for the models of varied scenes.
         shard_size: Scenes a shard.
         views: Exact pictures from other cameras beside each scene, see `data.views`; not of varied ones, whose
             cameras Stage 1 does not know.
@@ -50,11 +51,14 @@ class SceneOptions:
     seed: int = 0
     varied: bool = False
     photos: Path | None = None
+    coats: Path | None = None
     shard_size: int = SHARD_SIZE
     views: int = 0
 
     def __post_init__(self) -> None:
-        """Raise `UsageError` for views of varied scenes."""
+        """Raise `UsageError` for views of varied scenes, and for coats of others."""
+        if self.coats is not None and not self.varied:
+            raise UsageError("coats are for the models of varied scenes", remedy="--varied, or no --coats")
         if self.varied and self.views:
             raise UsageError(
                 "views are of the canonical camera, which varied mesh scenes have not",
@@ -70,14 +74,14 @@ class SceneMaker:
         assets: The models.
         options: Of the scenes.
         leave_out: The output, which may lie in the folder of the photos.
-        photos_sha256: Of the photos, as they were when the job was planned.
+        photos_sha256: Of the photos and of the coats, as they were when the job was planned; None without.
         rejects: Of the whole folder of models; they stand in the first shard.
     """
 
     assets: Assets
     options: SceneOptions
     leave_out: Path
-    photos_sha256: str | None
+    photos_sha256: tuple[str | None, str | None]
     rejects: tuple[Reject, ...]
 
     def part(self, positions: range) -> SceneMaker:
@@ -86,7 +90,7 @@ class SceneMaker:
 
     def __call__(self, positions: range) -> Iterator[Sample | Reject]:
         """Samples of the positions in a range, in order; position 0 has the rejects of the folder."""
-        library = _library(self.assets, self.options.photos, self.leave_out, self.photos_sha256)
+        library = _library(self.assets, (self.options.photos, self.options.coats), self.leave_out, self.photos_sha256)
         for index in positions:
             if index == 0:
                 yield from self.rejects
@@ -129,8 +133,9 @@ def prepare_meshscenes(
 
 def scene_job(survey: Survey, out: Path, options: SceneOptions, *, max_bad: float) -> Job:
     """The shard folder that `prepare_meshscenes` makes."""
-    photos = None if options.photos is None else _bank(options.photos, out)
-    maker = SceneMaker(survey.assets, options, out, None if photos is None else photos.sha256, tuple(survey.rejects))
+    banks = {name: _bank(path, out) for name, path in (("photos", options.photos), ("coats", options.coats)) if path}
+    sha256 = {name: bank.sha256 for name, bank in banks.items()}
+    maker = SceneMaker(survey.assets, options, out, (sha256.get("photos"), sha256.get("coats")), tuple(survey.rejects))
     plan: dict[str, Any] = {
         "preset": "meshscenes",
         "count": options.count,
@@ -142,7 +147,8 @@ def scene_job(survey: Survey, out: Path, options: SceneOptions, *, max_bad: floa
         "grounds": dict(survey.assets.grounds),
         **({"varied": True} if options.varied else {}),
         **({"views": options.views} if options.views else {}),
-        **({"photos": len(photos), "photos_sha256": photos.sha256} if photos is not None else {}),
+        **{name: len(bank) for name, bank in banks.items()},
+        **{f"{name}_sha256": each for name, each in sha256.items()},
     }
     return Job(
         kind="images",
@@ -196,15 +202,18 @@ def _image(view: MeshView) -> Tensor:
     return torch.from_numpy(view.rgb).permute(2, 0, 1)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _bank(photos: Path, leave_out: Path) -> PhotoBank:
     return read_photo_bank(photos, leave_out=leave_out)
 
 
 @functools.lru_cache(maxsize=1)
-def _library(assets: Assets, photos: Path | None, leave_out: Path, photos_sha256: str | None) -> Library:
-    """What a process makes all its shards of."""
-    bank = None if photos is None else _bank(photos, leave_out)
-    if bank is not None and bank.sha256 != photos_sha256:
-        raise DataError(f"the photos have changed ({photos})", remedy="the same command with --force")
-    return Library(assets, bank)
+def _library(
+    assets: Assets, places: tuple[Path | None, Path | None], leave_out: Path, sha256: tuple[str | None, str | None]
+) -> Library:
+    """What a process makes all its shards of, with the photos and coats of two places, if they are as they were."""
+    banks = [None if photos is None else _bank(photos, leave_out) for photos in places]
+    for photos, bank, expected in zip(places, banks, sha256, strict=True):
+        if bank is not None and bank.sha256 != expected:
+            raise DataError(f"the photos have changed ({photos})", remedy="the same command with --force")
+    return Library(assets, *banks)

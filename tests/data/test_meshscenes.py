@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 from PIL import Image
 
@@ -19,7 +20,8 @@ from vq3dcli.data.meshmodels import read_model
 from vq3dcli.data.meshraster import NOTHING, visible
 from vq3dcli.data.meshrooms import RoomDraft
 from vq3dcli.data.meshscenes import pose_at, render_scene, sample_scene
-from vq3dcli.data.meshvaried import TableDraft, laid
+from vq3dcli.data.meshvaried import TableDraft, VariedDraft, laid
+from vq3dcli.data.toyphotos import PhotoBank
 from vq3dcli.errors import DataError
 from vq3dcli.rendering.cameras import FAR, NEAR
 
@@ -156,6 +158,21 @@ def test_a_model_that_is_laid_down_lies_on_its_back(library: Library):
     # It is turned, not mirrored: the volume that its sides enclose keeps its sign.
     volumes = [np.linalg.det(each.corners.astype(np.float64)).sum() for each in (model, down)]
     assert volumes[0] == pytest.approx(volumes[1], rel=1e-4)
+
+
+def test_a_coat_covers_a_model_and_leaves_its_shape(library: Library):
+    red = torch.zeros(3, 3, 128, 128, dtype=torch.uint8)
+    red[:, 0] = 200
+    coated = Library(library.assets, None, PhotoBank(red))
+    model = library.model(4)
+    dressed = [VariedDraft(coated, Dice(0, "test", i), "open", 0.7).dressed(model) for i in range(20)]
+    worn = [each for each in dressed if each is not model]
+    assert 4 < len(worn) < 16
+    for each in worn:
+        assert np.array_equal(each.corners, model.corners)
+        assert (each.textures[each.texture.max()].texels == [200, 0, 0, 255]).all()
+        assert each.texture.min() == 0 and (each.colour == 255).all()
+        assert each.uv.min() >= 0.0 and each.uv.max() <= 1.0 and np.ptp(each.uv) > 0.3
 
 
 @pytest.mark.parametrize("varied", [False, True])

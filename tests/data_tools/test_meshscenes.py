@@ -187,6 +187,8 @@ def test_views_are_of_the_same_scene(models: Path, tmp_path: Path):
         assert np.abs(view.s.numpy() - expected.s).max() < 1e-5
     with pytest.raises(UsageError, match="varied"):
         replace(options, varied=True)
+    with pytest.raises(UsageError, match="--varied"):
+        replace(options, coats=tmp_path)
 
 
 def test_training_reads_them_with_exact_labels(models: Path, tmp_path: Path):

@@ -75,6 +75,10 @@ def command(
         Path | None,
         typer.Option("--photos", help="Shards, or a folder or tar of photos, for the surfaces of scenes."),
     ] = None,
+    coats: Annotated[
+        Path | None,
+        typer.Option("--coats", help="The same, thrown over the models of varied mesh scenes."),
+    ] = None,
     views: Annotated[
         int, typer.Option("--views", min=0, max=MAX_VIEWS, help="Exact pictures from other cameras beside each scene.")
     ] = 0,
@@ -128,6 +132,7 @@ def command(
     cars_only = {"--class-by": class_by != "model", "--box-margin": box_margin != BOX_MARGIN}
     refuse_given(cars_only if preset != "compcars" else {}, "is for --preset compcars only")
     refuse_given({"--photos": photos is not None} if toy and not varied else {}, "of toy scenes is for --varied only")
+    refuse_given({"--coats": coats is not None} if not meshes else {}, "is for mesh scenes only")
     if toy:
         from data_tools.toyphotos import read_photo_bank
         from data_tools.toyscenes import prepare_toyscenes
@@ -160,7 +165,7 @@ def command(
         assert count is not None
         with output.counting("reading", unit="models") as progress:
             survey = survey_assets(Path(source[1]), leave_out=out, workers=workers or None, progress=progress)
-        scenes = SceneOptions(count, size, seed, varied, photos, shard_size, views)
+        scenes = SceneOptions(count, size, seed, varied, photos, coats, shard_size, views)
         facts: dict[str, Any] = {"models": len(survey.assets.models), "grounds": len(survey.assets.grounds)}
         if dry_run:
             facts |= job_facts(scene_job(survey, out, scenes, max_bad=1.0), out, part=share)

@@ -17,6 +17,7 @@ import numpy as np
 
 from vq3dcli.data.meshbuilder import Builder, Pose, tilted, turned
 from vq3dcli.data.meshlibrary import Dice, Library
+from vq3dcli.data.meshmodels import Model
 from vq3dcli.data.meshraster import NOTHING, Floats, Textures, Triangles
 from vq3dcli.data.meshshading import Light, Sky
 from vq3dcli.data.meshsurfaces import Skin
@@ -176,7 +177,9 @@ class Draft:
         height = -float(model.corners[..., 1].min()) * stretch[1] * scale
         self.ground_y = y + 0.5 * height
         self.builder.model(
-            model, Pose(x, self.ground_y, 0.0, yaw_rad, (stretch[0] * scale, stretch[1] * scale, stretch[2] * scale)), 0
+            self.dressed(model),
+            Pose(x, self.ground_y, 0.0, yaw_rad, (stretch[0] * scale, stretch[1] * scale, stretch[2] * scale)),
+            0,
         )
         self.used.append((x, 0.0, 0.5 * scale * float(max(model.size[0], model.size[2]))))
 
@@ -200,7 +203,12 @@ class Draft:
         ):
             return
         self.used.append((x, z, radius))
-        self.builder.model(model, Pose(x, self.ground_y, z, yaw_rad, (side * scale, scale, scale)), part)
+        pose = Pose(x, self.ground_y, z, yaw_rad, (side * scale, scale, scale))
+        self.builder.model(self.dressed(model), pose, part)
+
+    def dressed(self, model: Model) -> Model:
+        """A model with what its surface shows."""
+        return model
 
     def surface(self) -> Skin:
         """What a ground, a wall or a table shows."""
@@ -295,7 +303,7 @@ class Draft:
         photo, zoom = NOTHING, 1.0
         shares = {"open": 0.4, "wall": 0.4, "room": 0.0, "table": 0.7, "close": 0.75}
         if self.library.photos is not None and dice.chance(shares[self.kind]):
-            photo = self.builder.texture(self.library.photo(dice), mirrored=True)
+            photo = self.builder.texture(self.library.photos.texture(dice), mirrored=True)
             zoom = dice(0.5, 1.0) / (2.0 * math.tan(0.5 * self.fov_rad))
         up = tilted(np.array([0.0, -1.0, 0.0]), self.elevation_rad, self.roll_rad)
         return Sky(zenith, horizon, up, photo, zoom, np.array([0.5, 0.5]), dice(0.75, 1.2))

@@ -86,31 +86,51 @@ class Assets:
     grounds: tuple[tuple[str, str], ...]
 
 
+class Photos:
+    """The photos of a bank as textures, made when they are first needed."""
+
+    def __init__(self, bank: PhotoBank) -> None:
+        self.bank = bank
+        self._textures: dict[int, Texture] = {}
+
+    def texture(self, dice: Dice) -> Texture:
+        """Any of them."""
+        number = dice.number(len(self.bank))
+        if number not in self._textures:
+            texels = len(self.bank.texels) // len(self.bank)
+            rows = self.bank.texels[number * texels : (number + 1) * texels].numpy()
+            sizes = [(side, side) for side in (128, 64, 32, 16, 8)]
+            assert sizes[0][0] == SIDE_PX and sum(w * h for w, h in sizes) == texels
+            self._textures[number] = Texture(_opaque(rows), sizes, 0)
+        return self._textures[number]
+
+
 class Library:
     """Models and pictures, read when they are first needed and kept while there is room.
 
     Args:
         assets: What there is.
         photos: For surfaces and skies, or None.
+        coats: For the models of varied scenes, or None.
 
     Raises:
         DataError: From its methods, where a file has changed since the folder was looked through.
     """
 
-    def __init__(self, assets: Assets, photos: PhotoBank | None) -> None:
-        self.assets, self.photos = assets, photos
+    def __init__(self, assets: Assets, photos: PhotoBank | None, coats: PhotoBank | None = None) -> None:
+        self.assets = assets
+        self.photos, self.coats = (None if bank is None else Photos(bank) for bank in (photos, coats))
         self._shapes: list[list[list[int]]] = []
         for class_index in range(len(assets.class_names)):
-            coats: dict[str, list[int]] = {}
+            kinds: dict[str, list[int]] = {}
             for number, asset in enumerate(assets.models):
                 if asset.class_index == class_index:
-                    coats.setdefault(asset.shape, []).append(number)
-            self._shapes.append(list(coats.values()))
+                    kinds.setdefault(asset.shape, []).append(number)
+            self._shapes.append(list(kinds.values()))
         self._models: OrderedDict[int, Model] = OrderedDict()
         self._sizes: dict[int, Singles] = {}
         self._held_bytes = 0
         self._grounds: dict[int, Texture] = {}
-        self._photos: dict[int, Texture] = {}
 
     def pick(self, dice: Dice, class_index: int | None = None) -> tuple[int, int]:
         """Class and number of a model: every class as often, in it every shape, then any coat of that shape."""
@@ -148,20 +168,9 @@ class Library:
         if kind < grounds:
             return self._ground(int(kind / grounds * len(self.assets.grounds)))
         if kind < photos:
-            return self.photo(dice)
+            assert self.photos is not None
+            return self.photos.texture(dice)
         return _waves(pattern)
-
-    def photo(self, dice: Dice) -> Texture:
-        """A photo of the bank, which must be there."""
-        assert self.photos is not None
-        number = dice.number(len(self.photos))
-        if number not in self._photos:
-            texels = len(self.photos.texels) // len(self.photos)
-            rows = self.photos.texels[number * texels : (number + 1) * texels].numpy()
-            sizes = [(side, side) for side in (128, 64, 32, 16, 8)]
-            assert sizes[0][0] == SIDE_PX and sum(w * h for w, h in sizes) == texels
-            self._photos[number] = Texture(_opaque(rows), sizes, 0)
-        return self._photos[number]
 
     def _ground(self, number: int) -> Texture:
         if number not in self._grounds:

@@ -203,7 +203,7 @@ class RoomDraft(VariedDraft):
         floor = float(self.upper[1])
         x, _, z = turned(np.array([u, 0.0, v]), self.yaw_rad)
         pose = Pose(float(x), floor, float(z), self.yaw_rad + turn, (mirrored * scale, scale, scale))
-        self.builder.model(model, pose, part)
+        self.builder.model(self.dressed(model), pose, part)
         name = self.library.assets.class_names[self.library.assets.models[number].class_index]
         if any(word in name for word in _FLAT):
             self._clutter(u, v, 0.7 * half_u, 0.7 * half_v, floor - float(size[1]), part)
@@ -221,7 +221,8 @@ class RoomDraft(VariedDraft):
             at_u, at_v = self._inside(u + dice(-half_u, half_u), v + dice(-half_v, half_v), radius, radius)
             place = np.array([at_u, top, at_v])
             x, y, z = turned(place, self.yaw_rad)
-            self.builder.model(model, Pose(float(x), float(y), float(z), dice(0.0, 6.28), (scale,) * 3), part)
+            pose = Pose(float(x), float(y), float(z), dice(0.0, 6.28), (scale,) * 3)
+            self.builder.model(self.dressed(model), pose, part)
 
     def _painted(self) -> Skin:
         """Wood, paint or whatever."""
@@ -365,7 +366,7 @@ class RoomDraft(VariedDraft):
         elif kind < 0.5:
             skin = self._painted()
         elif self.library.photos is not None:
-            skin = Skin(self.library.photo(dice), max(wide, tall))
+            skin = Skin(self.library.photos.texture(dice), max(wide, tall))
         else:
             skin = self.surface()
         inner = place + frame * ahead - np.array([0.0, frame, 0.0]) + off

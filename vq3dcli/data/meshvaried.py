@@ -22,6 +22,27 @@ class VariedDraft(Draft):
 
     plain_share = 0.15
 
+    def dressed(self, model: Model) -> Model:
+        """A model with its own textures or, where there are coats, as often with a photo thrown over it from a side.
+
+        So figure and ground are told apart by what occludes and where things stand, not by what a model's texture is
+        like (domain randomisation: Tobin et al., 2017).
+        """
+        dice, coats = self.dice, self.library.coats
+        if coats is None or dice.chance(0.5):
+            return model
+        along, zoom = turned(model.corners, dice(0.0, 2.0 * math.pi))[..., :2], dice(0.4, 1.0)
+        flat = along.reshape(-1, 2)
+        lower, upper = flat.min(0), flat.max(0)
+        share = (along - lower) / np.maximum(upper - lower, 1e-6)
+        uv = share * zoom + np.array(dice.many(2)) * (1.0 - zoom)
+        return model._replace(
+            uv=uv.astype(np.float32),
+            colour=np.full_like(model.colour, 255),
+            texture=np.zeros_like(model.texture),
+            textures=[coats.texture(dice)],
+        )
+
     def surface(self) -> Skin:
         """What a ground, a wall or a table shows."""
         return self.plain() if self.dice.chance(self.plain_share) else super().surface()
@@ -136,7 +157,7 @@ class TableDraft(VariedDraft):
         self.used.append((x, z, radius))
         side = -1.0 if dice.chance(0.5) else 1.0
         pose = Pose(x, self.ground_y, z, dice(0.0, 2.0 * math.pi), (side * scale, flat * scale, scale))
-        self.builder.model(model, pose, part)
+        self.builder.model(self.dressed(model), pose, part)
 
     def _lay_sheet(self) -> None:
         """Paper, a book or a tray."""
