@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_tools.prepare import Options, open_source, prepare
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.data.tokens import (
@@ -34,6 +33,7 @@ from vq3dcli.data.tokens import (
     write_token_manifest,
 )
 from vq3dcli.data.toyscenes import render_scenes, sample_scenes
+from vq3dcli.data_tools.prepare import Options, open_source, prepare
 from vq3dcli.files import sha256_bytes, sha256_file, write_bytes
 from vq3dcli.rendering.cameras import canonical_camera
 

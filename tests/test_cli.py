@@ -300,7 +300,7 @@ def test_the_pieces_of_a_command_fit(
 
         output = Output("probe", json, quiet)
         logging.getLogger("vq3dcli.checkpoint").warning("checkpoint is damaged, taking the one before")
-        logging.getLogger("data_tools.prepare").info("42 images")
+        logging.getLogger("vq3dcli.data_tools.prepare").info("42 images")
         output.finish(
             protocol="vq3d-v1", count=2, seed=0, metrics={"psnr": float("nan"), "views": {"left": (1, 2.5)}}, outputs=[]
         )

@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable
 
-PACKAGES = ("vq3dcli", "data_tools")
+PACKAGES = ("vq3dcli", "vq3dcli.data_tools")
 
 
 def one_line(text: str) -> str:

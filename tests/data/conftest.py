@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.depth_labels import label_exact
-from data_tools.toyscenes import prepare_toyscenes
+from vq3dcli.data_tools.depth_labels import label_exact
+from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 
 
 @pytest.fixture(scope="session")

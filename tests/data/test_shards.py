@@ -138,7 +138,7 @@ def test_unfinished_folders_are_refused(toy_shards: Path, tmp_path: Path):
 
 
 def test_labels_of_other_images_are_refused(toy_shards: Path, tmp_path: Path):
-    from data_tools.toyscenes import prepare_toyscenes
+    from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 
     prepare_toyscenes(tmp_path / "other", count=22, size=16, seed=4, shard_size=8)
     (toy_shards / "disparity").rename(tmp_path / "other" / "disparity")

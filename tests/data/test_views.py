@@ -10,15 +10,15 @@ import torch
 import webdataset
 from pydantic import ValidationError
 
-from data_tools.depth_labels import label_exact
-from data_tools.shards import sums_text
-from data_tools.toyscenes import prepare_toyscenes
-from data_tools.verify import verify_folder
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.data.schema import ViewInfo
 from vq3dcli.data.shards import ShardFolder
 from vq3dcli.data.toyscenes import render_scenes, sample_scenes
 from vq3dcli.data.views import View, mirrored, novel_poses, read_views
+from vq3dcli.data_tools.depth_labels import label_exact
+from vq3dcli.data_tools.shards import sums_text
+from vq3dcli.data_tools.toyscenes import prepare_toyscenes
+from vq3dcli.data_tools.verify import verify_folder
 from vq3dcli.errors import DataError
 from vq3dcli.files import sha256_bytes
 from vq3dcli.rendering.cameras import Camera, canonical_camera, project, rays_at_pixels, z_depth_from_s

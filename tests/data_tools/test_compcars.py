@@ -9,13 +9,13 @@ from types import ModuleType
 
 import pytest
 
-from data_tools.prepare import Options, open_source, prepare
-from data_tools.sources.compcars import IMAGES
-from data_tools.sources.entry import Box
-from data_tools.squares import square_around
 from vq3dcli.data.images import decode_image, resize
 from vq3dcli.data.schema import Manifest
 from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.data_tools.sources.compcars import IMAGES
+from vq3dcli.data_tools.sources.entry import Box
+from vq3dcli.data_tools.squares import square_around
 from vq3dcli.errors import DataError, InputMissingError
 
 

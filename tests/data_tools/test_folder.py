@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools.prepare import Options, open_source, prepare
-from data_tools.sources.folder import Classes
-from data_tools.sources.listing import list_folder
 from vq3dcli.data.images import decode_image, read_image, to_square
 from vq3dcli.data.schema import Manifest
 from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.data_tools.sources.folder import Classes
+from vq3dcli.data_tools.sources.listing import list_folder
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 
 

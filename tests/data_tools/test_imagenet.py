@@ -10,13 +10,13 @@ from types import ModuleType
 
 import pytest
 
-from data_tools.prepare import Options, open_source, prepare
-from data_tools.sources.entry import FilePlace, Found
-from data_tools.sources.imagenet_counts import compare_counts, official_sizes
-from data_tools.sources.wnids import kaggle_labels, wnid_of
 from vq3dcli.data.images import FORMATS
 from vq3dcli.data.schema import Manifest
 from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.data_tools.sources.entry import FilePlace, Found
+from vq3dcli.data_tools.sources.imagenet_counts import compare_counts, official_sizes
+from vq3dcli.data_tools.sources.wnids import kaggle_labels, wnid_of
 from vq3dcli.errors import DataError, InputMissingError, StorageError, UsageError
 
 Write = Callable[[ModuleType, Path], tuple[Path, dict[str, object]]]
@@ -170,7 +170,7 @@ def test_a_file_called_train_hides_no_val_archive(tmp_path: Path, archives: Modu
 def test_rows_of_parquet_files_are_read_in_their_order(
     tmp_path: Path, archives: ModuleType, monkeypatch: pytest.MonkeyPatch
 ):
-    from data_tools.sources import parquet as module
+    from vq3dcli.data_tools.sources import parquet as module
 
     starts: list[tuple[str, int]] = []
     original = module.rows_from
@@ -267,7 +267,7 @@ def test_the_checksum_of_a_matlab_file_is_looked_at_before_scipy_reads_it(archiv
 
     import scipy.io
 
-    from data_tools.sources.matlab import load_mat
+    from vq3dcli.data_tools.sources.matlab import load_mat
 
     buffer = io.BytesIO()
     scipy.io.savemat(buffer, {"types": archives.cells(["MPV", "SUV"] * 40)}, do_compression=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.prepare import Options, open_source, prepare
-from data_tools.sources.entry import Source
-from data_tools.sources.folder import Classes, folder_source
-from data_tools.sources.parquet import list_rows
 from tests.data_tools import archives as a
 from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.data_tools.sources.entry import Source
+from vq3dcli.data_tools.sources.folder import Classes, folder_source
+from vq3dcli.data_tools.sources.parquet import list_rows
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 
 PETS = {f"{c}/{i}.jpg": a.photo(i + 7 * k) for k, c in enumerate(("cat", "cup")) for i in range(3)}

@@ -11,16 +11,16 @@ import pytest
 import trimesh
 from PIL import Image
 
-from data_tools.depth_labels import label_exact
-from data_tools.meshassets import Survey, survey_assets
-from data_tools.meshscenes import SceneOptions, prepare_meshscenes
-from data_tools.part import Part
-from data_tools.verify import verify_folder
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.data.meshlibrary import Library
 from vq3dcli.data.meshscenes import render_scene, sample_scene
 from vq3dcli.data.shards import ShardFolder
 from vq3dcli.data.views import read_views
+from vq3dcli.data_tools.depth_labels import label_exact
+from vq3dcli.data_tools.meshassets import Survey, survey_assets
+from vq3dcli.data_tools.meshscenes import SceneOptions, prepare_meshscenes
+from vq3dcli.data_tools.part import Part
+from vq3dcli.data_tools.verify import verify_folder
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.losses.depth import LABEL_METRIC
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_tools.depth_labels import label_by_model
-from data_tools.depth_models import ModelFiles, find_model, open_model
-from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli import depth_checkpoint
 from vq3dcli.cli import run
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import DepthRecipe
 from vq3dcli.data.images import decode_image
 from vq3dcli.data.shards import LabelFolder, ShardFolder
+from vq3dcli.data_tools.depth_labels import label_by_model
+from vq3dcli.data_tools.depth_models import ModelFiles, find_model, open_model
+from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.depth_checkpoint import load_depth, save_depth
 from vq3dcli.errors import UnavailableError, UsageError
 from vq3dcli.model.build import build_depth_network

@@ -15,12 +15,12 @@ from types import ModuleType
 
 import pytest
 
-from data_tools.part import WHOLE, Part, parse_part, part_from_environment
-from data_tools.prepare import Estimate, Options, check_disk, dry_run_facts, image_job, open_source, prepare
-from data_tools.shards import Job, Reject, Sample, shard_ranges, write_folder, write_part
 from vq3dcli.cli import run
 from vq3dcli.data.schema import Manifest, sample_key
 from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data_tools.part import WHOLE, Part, parse_part, part_from_environment
+from vq3dcli.data_tools.prepare import Estimate, Options, check_disk, dry_run_facts, image_job, open_source, prepare
+from vq3dcli.data_tools.shards import Job, Reject, Sample, shard_ranges, write_folder, write_part
 from vq3dcli.errors import DataError, StoppedError, StorageError, UsageError
 from vq3dcli.locks import lock_folder
 
@@ -94,7 +94,7 @@ def test_parts_at_the_same_time(tmp_path: Path, archives: ModuleType, source: Pa
 def test_parts_respect_each_other_and_whole_runs(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, archives: ModuleType
 ):
-    monkeypatch.setattr("data_tools.claim._WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("vq3dcli.data_tools.claim._WAIT_SECONDS", 0.1)
     with lock_folder(tmp_path), pytest.raises(StoppedError):
         prepared(source, tmp_path, part=Part(0, 2))
     with lock_folder(tmp_path, ".part-1-of-2.lock"):
@@ -193,7 +193,7 @@ def alive(pid: int) -> bool:
 
 ENDINGS = """
 import os, signal
-from data_tools.workers import run_tasks
+from vq3dcli.data_tools.workers import run_tasks
 from vq3dcli.errors import DataError, StoppedError
 
 def killed(task, advance):

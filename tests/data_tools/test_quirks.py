@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools.prepare import Options, open_source, prepare
 from vq3dcli.data.images import decode_image
 from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data_tools.prepare import Options, open_source, prepare
 
 COLOUR = (200, 90, 40)
 

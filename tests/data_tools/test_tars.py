@@ -9,9 +9,9 @@ from types import ModuleType
 
 import pytest
 
-from data_tools.prepare import Options, open_source, prepare
-from data_tools.sources.tars import list_tar
 from vq3dcli.cli import run
+from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.data_tools.sources.tars import list_tar
 from vq3dcli.errors import DataError
 
 BLOCK = 512
@@ -90,7 +90,7 @@ def test_a_compressed_tar_says_what_to_do(tmp_path: Path, archives: ModuleType):
 def test_memory_that_runs_out_ends_the_run_and_rejects_nothing(
     tmp_path: Path, archives: ModuleType, monkeypatch: pytest.MonkeyPatch
 ):
-    from data_tools import squares
+    from vq3dcli.data_tools import squares
     from vq3dcli.errors import StoppedError
 
     def full(*args: object, **options: object) -> None:

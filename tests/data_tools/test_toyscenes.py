@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_tools.depth_labels import label_exact
-from data_tools.prepare import Options, open_source, prepare
-from data_tools.toyphotos import read_photo_bank
-from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data_tools.depth_labels import label_exact
+from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.data_tools.toyphotos import read_photo_bank
+from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_tools.part import Part
-from data_tools.prepare import Options, open_source, prepare
-from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.cli import run
 from vq3dcli.data.images import decode_image, encode_png
 from vq3dcli.data.shards import ShardFolder
 from vq3dcli.data.tokens import TokenStore
+from vq3dcli.data_tools.part import Part
+from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import DataError, OutputError, UsageError
 from vq3dcli.model.scene import to_model_range
 from vq3dcli.pipelines.tokenize import _block_bytes, tokenize

@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from data_tools.depth_labels import label_exact
-from data_tools.toyscenes import prepare_toyscenes
-from data_tools.verify import verify_folder
 from vq3dcli.checkpoint import load_weights, read_checkpoint, save_weights, weights_header, write_checkpoint
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import DepthRecipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.data.shards import LabelFolder, ShardFolder
 from vq3dcli.data.tokens import TokenStore
+from vq3dcli.data_tools.depth_labels import label_exact
+from vq3dcli.data_tools.toyscenes import prepare_toyscenes
+from vq3dcli.data_tools.verify import verify_folder
 from vq3dcli.depth_checkpoint import load_depth, save_depth
 from vq3dcli.errors import DataError
 from vq3dcli.files import sha256_bytes

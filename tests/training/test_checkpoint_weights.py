@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from data_tools.depth_labels import label_exact
-from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.checkpoint import load_weights
 from vq3dcli.cli import run
 from vq3dcli.config.load import dump_recipe
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.data.tokens import TokenStore
+from vq3dcli.data_tools.depth_labels import label_exact
+from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import DataError, StoppedError
 from vq3dcli.prior_checkpoint import load_prior
 from vq3dcli.training.stage1 import train

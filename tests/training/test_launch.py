@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli import cli
 from vq3dcli.config.load import dump_recipe
 from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.training import launch
 
 PATIENCE_S = 300.0  # starting PyTorch twice on a busy machine

@@ -10,8 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_tools.depth_labels import label_exact
-from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.cli import run
 from vq3dcli.config.load import dump_recipe
 from vq3dcli.config.schema import Stage1Recipe
@@ -19,6 +17,8 @@ from vq3dcli.data.images import read_image
 from vq3dcli.data.loader import Batch
 from vq3dcli.data.toyscenes import render_scenes, sample_scenes
 from vq3dcli.data.views import View, Views, mirrored, novel_poses
+from vq3dcli.data_tools.depth_labels import label_exact
+from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import InputMissingError, RecipeError
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.model.scene import Scene, reconstruct_scene

@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_tools.depth_labels import label_exact
-from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.config.load import dump_recipe
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.tokens import TokenStore
+from vq3dcli.data_tools.depth_labels import label_exact
+from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.pipelines.train import open_loader
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.stage1 import train

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Protocol
 
 import typer
 
-from data_tools.part import number_in
 from vq3dcli import __version__, log
 from vq3dcli.commands import progress
+from vq3dcli.data_tools.part import number_in
 from vq3dcli.errors import UnavailableError, UsageError, Vq3dError
 
 if TYPE_CHECKING:

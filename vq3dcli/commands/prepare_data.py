@@ -134,8 +134,8 @@ def command(
     refuse_given({"--photos": photos is not None} if toy and not varied else {}, "of toy scenes is for --varied only")
     refuse_given({"--coats": coats is not None} if not meshes else {}, "is for mesh scenes only")
     if toy:
-        from data_tools.toyphotos import read_photo_bank
-        from data_tools.toyscenes import prepare_toyscenes
+        from vq3dcli.data_tools.toyphotos import read_photo_bank
+        from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 
         bank = None if photos is None else read_photo_bank(photos, leave_out=out)
         assert count is not None
@@ -158,9 +158,9 @@ def command(
     share = asked_part(part, output)
     make: Callable[..., Manifest | None]
     if meshes:
-        from data_tools.meshassets import survey_assets
-        from data_tools.meshscenes import SceneOptions, prepare_meshscenes, scene_job
-        from data_tools.prepare import job_facts
+        from vq3dcli.data_tools.meshassets import survey_assets
+        from vq3dcli.data_tools.meshscenes import SceneOptions, prepare_meshscenes, scene_job
+        from vq3dcli.data_tools.prepare import job_facts
 
         assert count is not None
         with output.counting("reading", unit="models") as progress:
@@ -173,7 +173,7 @@ def command(
             return
         make = functools.partial(prepare_meshscenes, survey, out, scenes)
     else:
-        from data_tools.prepare import Options, dry_run_facts, open_source, prepare
+        from vq3dcli.data_tools.prepare import Options, dry_run_facts, open_source, prepare
 
         place = Path(source[0])
         listed = open_source(preset, place, out, classes=classes, split=split, devkit=devkit, class_by=class_by)

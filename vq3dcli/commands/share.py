@@ -10,7 +10,7 @@ import typer
 from vq3dcli.commands.output import Output
 
 if TYPE_CHECKING:
-    from data_tools.part import Part
+    from vq3dcli.data_tools.part import Part
 
 PartOption = Annotated[
     str, typer.Option("--part", help="Share of the shards, 1/8 to 8/8; auto asks torchrun's or SLURM's variables.")
@@ -19,7 +19,7 @@ PartOption = Annotated[
 
 def asked_part(text: str, said: Output) -> Part:
     """The share that `--part` names. Raises `UsageError`."""
-    from data_tools.part import WHOLE, parse_part, part_from_environment
+    from vq3dcli.data_tools.part import WHOLE, parse_part, part_from_environment
 
     part = part_from_environment(os.environ) if text == "auto" else parse_part(text)
     if part != WHOLE:

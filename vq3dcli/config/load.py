@@ -67,8 +67,8 @@ def dump_recipe(recipe: BaseModel) -> str:
 
 
 def recipes_folder() -> Path:
-    """The folder of the recipes that come with the package: beside it, in the source tree and in an installation."""
-    return Path(vq3dcli.__file__).resolve().parent.parent / "recipes"
+    """The folder of the recipes that come with the package."""
+    return Path(vq3dcli.__file__).resolve().parent / "recipes"
 
 
 def recipe_names() -> list[str]:

@@ -22,9 +22,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_tools.claim import claimed, own_turn
-from data_tools.part import WHOLE, Part
-from data_tools.shards import json_bytes
 from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.data.images import decode_image, resize
 from vq3dcli.data.schema import FORMAT_VERSION, MANIFEST_NAME, PLAN_NAME, stored_size
@@ -40,6 +37,9 @@ from vq3dcli.data.tokens import (
     TokenStore,
     write_token_manifest,
 )
+from vq3dcli.data_tools.claim import claimed, own_turn
+from vq3dcli.data_tools.part import WHOLE, Part
+from vq3dcli.data_tools.shards import json_bytes
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import atomic_path, make_folder, read_error, sha256_bytes, sha256_file, write_bytes
 from vq3dcli.model.scene import to_model_range

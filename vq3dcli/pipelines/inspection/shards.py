@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from data_tools.verify import verify_folder
 from vq3dcli.data.images import decode_image, encode_png, resize
 from vq3dcli.data.schema import (
     DISPARITY_EXTENSION,
@@ -20,6 +19,7 @@ from vq3dcli.data.schema import (
     Manifest,
 )
 from vq3dcli.data.shards import ShardFolder, decode_disparity
+from vq3dcli.data_tools.verify import verify_folder
 from vq3dcli.errors import DataError, InputMissingError, UsageError, Vq3dError
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid

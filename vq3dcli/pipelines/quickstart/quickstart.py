@@ -19,13 +19,13 @@ from pathlib import Path
 
 import torch
 
-from data_tools.depth_labels import EXACT, label_exact
-from data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.loader import TrainingLoader
+from vq3dcli.data_tools.depth_labels import EXACT, label_exact
+from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import StoppedError
 from vq3dcli.export.page import write_page
 from vq3dcli.files import make_folder, write_bytes

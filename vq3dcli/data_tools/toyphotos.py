@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data_tools.sources.entry import Entry
-from data_tools.sources.folder import folder_source
-from data_tools.sources.reader import Reader
 from vq3dcli.data.images import decode_square
 from vq3dcli.data.schema import MANIFEST_NAME
 from vq3dcli.data.shards import ShardFolder
 from vq3dcli.data.toyphotos import SIDE_PX, PhotoBank
+from vq3dcli.data_tools.sources.entry import Entry
+from vq3dcli.data_tools.sources.folder import folder_source
+from vq3dcli.data_tools.sources.reader import Reader
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 
 MAX_PHOTOS = 2000  # 130 MB of texels

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from data_tools.sources.entry import Found, Span, is_hidden
+from vq3dcli.data_tools.sources.entry import Found, Span, is_hidden
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import read_error
 

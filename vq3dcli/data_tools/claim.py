@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from data_tools.part import WHOLE, Part
 from vq3dcli.data.schema import MANIFEST_NAME, PLAN_NAME
+from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.errors import UsageError
 from vq3dcli.files import check_kind, remove_leftovers, write_bytes, write_error
 from vq3dcli.locks import LOCK_NAME, busy_error, lock_folder, open_lock, try_lock

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_tools.sources.entry import Found, Row
+from vq3dcli.data_tools.sources.entry import Found, Row
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, Vq3dError
 from vq3dcli.files import read_error
 from vq3dcli.sealed import json_value

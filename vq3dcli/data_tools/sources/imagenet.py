@@ -15,13 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from data_tools.sources.entry import Entry, FilePlace, Found, Source
-from data_tools.sources.imagenet_counts import compare_counts, official_sizes
-from data_tools.sources.listing import list_folder, list_source
-from data_tools.sources.parquet import is_parquet_name, list_rows
-from data_tools.sources.tars import is_compressed_name, is_tar_name
-from data_tools.sources.webdataset import class_labels
-from data_tools.sources.wnids import (
+from vq3dcli.data.images import SUFFIXES
+from vq3dcli.data_tools.sources.entry import Entry, FilePlace, Found, Source
+from vq3dcli.data_tools.sources.imagenet_counts import compare_counts, official_sizes
+from vq3dcli.data_tools.sources.listing import list_folder, list_source
+from vq3dcli.data_tools.sources.parquet import is_parquet_name, list_rows
+from vq3dcli.data_tools.sources.tars import is_compressed_name, is_tar_name
+from vq3dcli.data_tools.sources.webdataset import class_labels
+from vq3dcli.data_tools.sources.wnids import (
     WNID,
     ValidationLabels,
     standard_wnids,
@@ -30,7 +31,6 @@ from data_tools.sources.wnids import (
     wnid_in_name,
     wnid_of,
 )
-from vq3dcli.data.images import SUFFIXES
 from vq3dcli.errors import InputMissingError, UsageError
 
 Split = Literal["auto", "train", "val"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from data_tools.depth_network import Meaning
+from vq3dcli.data_tools.depth_network import Meaning
 from vq3dcli.errors import DataError, UnavailableError, UsageError
 from vq3dcli.files import sha256_file
 from vq3dcli.sealed import json_value

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data_tools.sources.entry import Box, Entry, FilePlace, Found, Source
-from data_tools.sources.listing import list_source
-from data_tools.sources.matlab import load_mat
-from data_tools.sources.reader import Reader
+from vq3dcli.data_tools.sources.entry import Box, Entry, FilePlace, Found, Source
+from vq3dcli.data_tools.sources.listing import list_source
+from vq3dcli.data_tools.sources.matlab import load_mat
+from vq3dcli.data_tools.sources.reader import Reader
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError
 
 ClassBy = Literal["model", "make", "type", "viewpoint"]

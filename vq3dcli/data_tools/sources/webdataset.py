@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data_tools.sources.entry import Found
-from data_tools.sources.reader import Reader
-from data_tools.sources.wnids import WNID
 from vq3dcli.data.images import read_file
 from vq3dcli.data.schema import MANIFEST_NAME
+from vq3dcli.data_tools.sources.entry import Found
+from vq3dcli.data_tools.sources.reader import Reader
+from vq3dcli.data_tools.sources.wnids import WNID
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.sealed import json_value
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_tools.depth_network import Meaning
+from vq3dcli.data_tools.depth_network import Meaning
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError, UsageError
 from vq3dcli.files import sha256_file
 from vq3dcli.sealed import json_value

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 
-from data_tools.sources.entry import Entry, FilePlace, Place, Row, Span
-from data_tools.sources.reader import Reader
 from vq3dcli.data.images import decode_image
+from vq3dcli.data_tools.sources.entry import Entry, FilePlace, Place, Row, Span
+from vq3dcli.data_tools.sources.reader import Reader
 from vq3dcli.errors import DataError, InputMissingError
 
 _TAIL_BYTES = 1024

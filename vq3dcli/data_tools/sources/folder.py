@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from data_tools.sources.entry import Entry, FilePlace, Found, Place, Source
-from data_tools.sources.listing import list_folder
-from data_tools.sources.parquet import is_parquet_name, list_rows
-from data_tools.sources.tars import is_compressed_name, is_tar_name, list_tar
-from data_tools.sources.webdataset import labels_beside, manifest_classes
+from vq3dcli.data_tools.sources.entry import Entry, FilePlace, Found, Place, Source
+from vq3dcli.data_tools.sources.listing import list_folder
+from vq3dcli.data_tools.sources.parquet import is_parquet_name, list_rows
+from vq3dcli.data_tools.sources.tars import is_compressed_name, is_tar_name, list_tar
+from vq3dcli.data_tools.sources.webdataset import labels_beside, manifest_classes
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 
 Classes = Literal["auto", "folders", "none"]

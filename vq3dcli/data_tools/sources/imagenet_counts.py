@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from data_tools.sources.entry import Found
+from vq3dcli.data_tools.sources.entry import Found
 
 NUM_CLASSES = 1000
 _SHOWN = 5

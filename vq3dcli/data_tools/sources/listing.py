@@ -8,8 +8,8 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data_tools.sources.entry import FilePlace, Found, is_hidden
-from data_tools.sources.tars import is_tar_name, list_tar
+from vq3dcli.data_tools.sources.entry import FilePlace, Found, is_hidden
+from vq3dcli.data_tools.sources.tars import is_tar_name, list_tar
 from vq3dcli.errors import InputMissingError, StorageError
 
 _log = logging.getLogger(__name__)

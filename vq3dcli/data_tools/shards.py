@@ -12,9 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data_tools.claim import claimed
-from data_tools.part import WHOLE, Part
-from data_tools.shard_files import (
+from vq3dcli.data.schema import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    PLAN_NAME,
+    REJECTS_NAME,
+    SUMS_NAME,
+    Manifest,
+    RejectEntry,
+)
+from vq3dcli.data_tools.claim import claimed
+from vq3dcli.data_tools.part import WHOLE, Part
+from vq3dcli.data_tools.shard_files import (
     Make,
     Reject,
     Sample,
@@ -25,16 +34,7 @@ from data_tools.shard_files import (
     found_shard,
     json_bytes,
 )
-from data_tools.workers import run_tasks
-from vq3dcli.data.schema import (
-    FORMAT_VERSION,
-    MANIFEST_NAME,
-    PLAN_NAME,
-    REJECTS_NAME,
-    SUMS_NAME,
-    Manifest,
-    RejectEntry,
-)
+from vq3dcli.data_tools.workers import run_tasks
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.files import make_folder, sha256_bytes, write_bytes
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from data_tools.shards import Job, Sample, compact_json, shard_ranges, write_folder
 from vq3dcli.config.defaults import SHARD_SIZE
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.schema import DISPARITY_EXTENSION, DISPARITY_LEVELS, Manifest, sample_key
@@ -22,6 +21,7 @@ from vq3dcli.data.shards import encode_levels
 from vq3dcli.data.toyphotos import PhotoBank
 from vq3dcli.data.toyscenes import CLASS_NAMES, ToyScenes, render_scenes, sample_scenes, sample_varied_scenes
 from vq3dcli.data.views import novel_poses, view_facts, view_members
+from vq3dcli.data_tools.shards import Job, Sample, compact_json, shard_ranges, write_folder
 from vq3dcli.rendering.cameras import canonical_camera
 
 PURPOSE = "train"

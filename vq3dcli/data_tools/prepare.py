@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data_tools.duplicates import without_duplicates
-from data_tools.part import WHOLE, Part
-from data_tools.shard_files import Sample
-from data_tools.shards import Job, compact_json, shard_ranges, write_part
-from data_tools.sources.compcars import CarSplit, ClassBy, compcars_source
-from data_tools.sources.entry import Entry, Source
-from data_tools.sources.folder import Classes, folder_source
-from data_tools.sources.imagenet import Split, imagenet_source
-from data_tools.squares import SquareMaker
-from data_tools.workers import available_cores
 from vq3dcli.config.defaults import BOX_MARGIN, MAX_BAD, SHARD_SIZE
 from vq3dcli.data.schema import Manifest, stored_size
+from vq3dcli.data_tools.duplicates import without_duplicates
+from vq3dcli.data_tools.part import WHOLE, Part
+from vq3dcli.data_tools.shard_files import Sample
+from vq3dcli.data_tools.shards import Job, compact_json, shard_ranges, write_part
+from vq3dcli.data_tools.sources.compcars import CarSplit, ClassBy, compcars_source
+from vq3dcli.data_tools.sources.entry import Entry, Source
+from vq3dcli.data_tools.sources.folder import Classes, folder_source
+from vq3dcli.data_tools.sources.imagenet import Split, imagenet_source
+from vq3dcli.data_tools.squares import SquareMaker
+from vq3dcli.data_tools.workers import available_cores
 from vq3dcli.errors import StorageError
 
 Preset = Literal["folder", "imagenet", "compcars"]

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_tools.sources.entry import FilePlace, Found
-from data_tools.sources.matlab import load_mat
-from data_tools.sources.reader import Reader
 from vq3dcli.data.imagenet import imagenet_names
+from vq3dcli.data_tools.sources.entry import FilePlace, Found
+from vq3dcli.data_tools.sources.matlab import load_mat
+from vq3dcli.data_tools.sources.reader import Reader
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UsageError
 
 WNID = re.compile(r"n\d{8}")

@@ -12,11 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_tools.meshassets import Survey
-from data_tools.part import WHOLE, Part
-from data_tools.prepare import prepare_part
-from data_tools.shards import Job, Reject, Sample, compact_json, shard_ranges
-from data_tools.toyphotos import read_photo_bank
 from vq3dcli.config.defaults import MAX_BAD, SHARD_SIZE
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.meshlibrary import Assets, Library
@@ -25,6 +20,11 @@ from vq3dcli.data.schema import DISPARITY_EXTENSION, DISPARITY_LEVELS, Manifest,
 from vq3dcli.data.shards import encode_levels
 from vq3dcli.data.toyphotos import PhotoBank
 from vq3dcli.data.views import novel_poses, view_facts, view_members
+from vq3dcli.data_tools.meshassets import Survey
+from vq3dcli.data_tools.part import WHOLE, Part
+from vq3dcli.data_tools.prepare import prepare_part
+from vq3dcli.data_tools.shards import Job, Reject, Sample, compact_json, shard_ranges
+from vq3dcli.data_tools.toyphotos import read_photo_bank
 from vq3dcli.errors import DataError, UsageError
 
 PURPOSE = "train"

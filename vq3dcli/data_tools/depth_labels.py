@@ -12,10 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_tools.depth_network import DepthModel, to_disparity
-from data_tools.depth_quality import make_label
-from data_tools.part import WHOLE, Part
-from data_tools.shards import Job, Sample, compact_json, write_part
 from vq3dcli.data.images import decode_image
 from vq3dcli.data.schema import (
     DISPARITY_EXTENSION,
@@ -25,6 +21,10 @@ from vq3dcli.data.schema import (
     Manifest,
 )
 from vq3dcli.data.shards import PREPARE_AGAIN, ShardFolder, decode_levels, encode_levels, label_folder
+from vq3dcli.data_tools.depth_network import DepthModel, to_disparity
+from vq3dcli.data_tools.depth_quality import make_label
+from vq3dcli.data_tools.part import WHOLE, Part
+from vq3dcli.data_tools.shards import Job, Sample, compact_json, write_part
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.files import sha256_file
 from vq3dcli.sealed import json_value

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from data_tools.shards import rejects_text
 from vq3dcli.data.schema import (
     DISPARITY_EXTENSION,
     DISPARITY_FOLDER,
@@ -30,6 +29,7 @@ from vq3dcli.data.schema import (
     read_record,
 )
 from vq3dcli.data.shards import decode_disparity
+from vq3dcli.data_tools.shards import rejects_text
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import read_error, sha256_bytes, sha256_file
 from vq3dcli.sealed import parse_json

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from data_tools.sources.entry import FilePlace, Place, Row, Span
 from vq3dcli.data.images import MAX_FILE_BYTES, read_file
+from vq3dcli.data_tools.sources.entry import FilePlace, Place, Row, Span
 from vq3dcli.errors import DataError, InputMissingError, StorageError
 from vq3dcli.files import read_error
 
@@ -66,7 +66,7 @@ class Reader:
         return data
 
     def _read_row(self, place: Row) -> bytes:
-        from data_tools.sources.parquet import rows_from
+        from vq3dcli.data_tools.sources.parquet import rows_from
 
         at = self._rows
         if at is None or at[:3] != (place.file, place.column, place.row):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_tools.depth_network import Meaning
+from vq3dcli.data_tools.depth_network import Meaning
 from vq3dcli.depth_checkpoint import load_depth
 
 
