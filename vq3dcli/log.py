@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable
 
-PACKAGES = ("vq3dcli", "vq3dcli.data_tools")
+_ROOT = logging.getLogger("vq3dcli")
 
 
 def one_line(text: str) -> str:
@@ -57,17 +57,13 @@ class LineHandler(logging.Handler):
 
 
 def attach(handler: LineHandler) -> None:
-    """Send what our packages log to `handler`, in place of an earlier one."""
+    """Send what the package logs to `handler`, in place of an earlier one."""
     detach()
-    for name in PACKAGES:
-        logger = logging.getLogger(name)
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+    _ROOT.addHandler(handler)
+    _ROOT.setLevel(logging.INFO)
 
 
 def detach() -> None:
     """Remove the `LineHandler` that `attach` added, if any."""
-    for name in PACKAGES:
-        logger = logging.getLogger(name)
-        for handler in [h for h in logger.handlers if isinstance(h, LineHandler)]:
-            logger.removeHandler(handler)
+    for handler in [h for h in _ROOT.handlers if isinstance(h, LineHandler)]:
+        _ROOT.removeHandler(handler)
