@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from vq3dcli.allocator import keep_freed_memory
-from vq3dcli.data import jpeg
+from vq3dcli.data import jpeg_damage
 from vq3dcli.data.images import centre_square, decode_image, decode_square
 
 Pixels = NDArray[np.uint8]
@@ -70,8 +70,8 @@ def psnr(a: Pixels, b: Pixels) -> float:
 
 def same_pixels(data: bytes) -> bool:
     """Whether the fast decoder takes a file and gives Pillow's pixels."""
-    header = jpeg.read_header(data)
-    pixels = None if header is None else jpeg.decode(data, header)
+    header = jpeg_damage.read_header(data)
+    pixels = None if header is None else jpeg_damage.decode(data, header)
     if pixels is None:
         return False
     with Image.open(io.BytesIO(data)) as image:

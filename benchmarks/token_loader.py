@@ -22,7 +22,7 @@ import torch
 
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.loader import TrainingLoader
-from vq3dcli.data.tokens import (
+from vq3dcli.data.token_store import (
     CLASS_DTYPE,
     CLASSES_NAME,
     TOKEN_DTYPE,

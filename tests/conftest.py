@@ -26,7 +26,7 @@ from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 if TYPE_CHECKING:
     import numpy as np
 
-    from vq3dcli.data.tokens import TokenStore
+    from vq3dcli.data.token_store import TokenStore
 
 # The same examples in each run: a change is judged by its own merits. `HYPOTHESIS_PROFILE=explore` looks further.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -161,7 +161,7 @@ def write_store() -> Callable[..., TokenStore]:
     """
     import numpy as np
 
-    from vq3dcli.data.tokens import TokenManifest, TokenStore, write_token_manifest
+    from vq3dcli.data.token_store import TokenManifest, TokenStore, write_token_manifest
     from vq3dcli.files import sha256_bytes, sha256_file
 
     def patterned(images: int = 60, views: int = 2, length: int = 16) -> tuple[np.ndarray, np.ndarray]:

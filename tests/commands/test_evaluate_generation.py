@@ -11,7 +11,7 @@ import torch
 from vq3dcli.checkpoint import load_weights
 from vq3dcli.cli import run
 from vq3dcli.data.images import encode_png, read_image
-from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data.toyscenes import CLASS_NAMES
 from vq3dcli.metrics.features import INCEPTION_SHA256, InceptionFeatures
 from vq3dcli.model.build import build_prior

@@ -17,7 +17,7 @@ from PIL import Image
 from vq3dcli.checkpoint import load_weights
 from vq3dcli.cli import run
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
-from vq3dcli.data.tokens import TokenStore
+from vq3dcli.data.token_store import TokenStore
 from vq3dcli.errors import StorageError
 from vq3dcli.export.ffmpeg import find_ffmpeg
 from vq3dcli.model.build import build_prior

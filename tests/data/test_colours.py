@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, features
 
-from vq3dcli.data import jpeg
+from vq3dcli.data import jpeg_damage
 from vq3dcli.data.colour_profiles import colour_change
 from vq3dcli.data.images import decode_image, decode_square
 
@@ -109,12 +109,12 @@ def test_colours_change_before_they_lie_over_grey():
 def test_a_profile_in_several_segments_of_a_jpeg_is_joined_and_one_that_lacks_a_part_is_none():
     long = IN_P3 + bytes(100_000 - len(IN_P3))
     data = saved(picture(PATCHES), "JPEG", icc_profile=long)
-    header = jpeg.read_header(data)
+    header = jpeg_damage.read_header(data)
     assert header is not None
     assert header.profile == long
     first = data.index(b"\xff\xe2")
     end = first + 2 + int.from_bytes(data[first + 2 : first + 4], "big")
-    header = jpeg.read_header(data[:first] + data[end:])
+    header = jpeg_damage.read_header(data[:first] + data[end:])
     assert header is not None
     assert header.profile == b""
 

@@ -11,8 +11,8 @@ import webdataset
 from pydantic import ValidationError
 
 from vq3dcli.data.loader import TrainingLoader
-from vq3dcli.data.schema import ViewInfo
-from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data.shard_format import ViewInfo
+from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data.toyscenes import render_scenes, sample_scenes
 from vq3dcli.data.views import View, mirrored, novel_poses, read_views
 from vq3dcli.data_tools.depth_labels import label_exact

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vq3dcli.data.imagenet import imagenet_names
-from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.files import temporary_for
 
 WNIDS = ["n01440764", "n01443537", "n02085620", "n04152593"]

@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 
 from vq3dcli.data.images import decode_image, resize
-from vq3dcli.data.schema import Manifest
-from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data.shard_format import Manifest
+from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data_tools.prepare import Options, open_source, prepare
 from vq3dcli.data_tools.sources.compcars import IMAGES
 from vq3dcli.data_tools.sources.entry import Box

@@ -18,7 +18,7 @@ from vq3dcli.checkpoint import load_weights
 from vq3dcli.cli import run
 from vq3dcli.data.images import decode_image, to_square
 from vq3dcli.data.loader import TrainingLoader
-from vq3dcli.data.shards import ShardFolder, decode_disparity
+from vq3dcli.data.shard_reader import ShardFolder, decode_disparity
 from vq3dcli.data_tools.depth_labels import label_by_model
 from vq3dcli.data_tools.depth_models import find_model, open_model
 from vq3dcli.data_tools.depth_network import to_disparity

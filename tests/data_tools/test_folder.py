@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from vq3dcli.data.images import decode_image, read_image, to_square
-from vq3dcli.data.schema import Manifest
-from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data.shard_format import Manifest
+from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data_tools.prepare import Options, open_source, prepare
 from vq3dcli.data_tools.sources.folder import Classes
 from vq3dcli.data_tools.sources.listing import list_folder

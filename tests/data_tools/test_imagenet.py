@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 
 from vq3dcli.data.images import FORMATS
-from vq3dcli.data.schema import Manifest
-from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data.shard_format import Manifest
+from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data_tools.prepare import Options, open_source, prepare
 from vq3dcli.data_tools.sources.entry import FilePlace, Found
 from vq3dcli.data_tools.sources.imagenet_counts import compare_counts, official_sizes

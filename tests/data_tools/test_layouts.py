@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.data_tools import archives as a
-from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data_tools.prepare import Options, open_source, prepare
 from vq3dcli.data_tools.sources.entry import Source
 from vq3dcli.data_tools.sources.folder import Classes, folder_source

@@ -14,7 +14,7 @@ from PIL import Image
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.data.meshlibrary import Library
 from vq3dcli.data.meshscenes import render_scene, sample_scene
-from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data.views import read_views
 from vq3dcli.data_tools.depth_labels import label_exact
 from vq3dcli.data_tools.meshassets import Survey, survey_assets

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from vq3dcli.data.images import decode_image
-from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data_tools.prepare import Options, open_source, prepare
 
 COLOUR = (200, 90, 40)

@@ -15,8 +15,8 @@ import torch
 from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.cli import run
 from vq3dcli.data.images import decode_image, encode_png
-from vq3dcli.data.shards import ShardFolder
-from vq3dcli.data.tokens import TokenStore
+from vq3dcli.data.shard_reader import ShardFolder
+from vq3dcli.data.token_store import TokenStore
 from vq3dcli.data_tools.part import Part
 from vq3dcli.data_tools.prepare import Options, open_source, prepare
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes

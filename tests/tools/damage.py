@@ -25,8 +25,8 @@ import torch
 from vq3dcli.checkpoint import load_weights, read_checkpoint, save_weights, weights_header, write_checkpoint
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import DepthRecipe, Stage1Recipe, Stage2Recipe
-from vq3dcli.data.shards import LabelFolder, ShardFolder
-from vq3dcli.data.tokens import TokenStore
+from vq3dcli.data.shard_reader import LabelFolder, ShardFolder
+from vq3dcli.data.token_store import TokenStore
 from vq3dcli.data_tools.depth_labels import label_exact
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.data_tools.verify import verify_folder

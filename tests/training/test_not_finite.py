@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from vq3dcli.checkpoint import load_weights, read_checkpoint, save_weights, weights_header, write_checkpoint
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.loader import Batch
-from vq3dcli.data.tokens import TokenStore
+from vq3dcli.data.token_store import TokenStore
 from vq3dcli.errors import DivergedError, RecipeError, StoppedError
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.model.prior import Prior

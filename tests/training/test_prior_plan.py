@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vq3dcli.cli import run
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage2Recipe
-from vq3dcli.data.tokens import TokenStore
+from vq3dcli.data.token_store import TokenStore
 from vq3dcli.errors import UsageError
 from vq3dcli.model.build import build_prior
 from vq3dcli.training.devices import Processor, named_processor

@@ -11,7 +11,7 @@ import torch
 
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.loader import Batch
-from vq3dcli.data.tokens import TokenStore
+from vq3dcli.data.token_store import TokenStore
 from vq3dcli.errors import DataError, InputMissingError, RecipeError, StoppedError
 from vq3dcli.training.run_folder import RunFolder
 from vq3dcli.training.stage1 import train

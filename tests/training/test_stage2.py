@@ -16,7 +16,7 @@ from vq3dcli.checkpoint import load_weights
 from vq3dcli.config.load import recipes_folder
 from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.data.images import read_image
-from vq3dcli.data.tokens import TokenLoader, TokenStore
+from vq3dcli.data.token_store import TokenLoader, TokenStore
 from vq3dcli.errors import DataError, RecipeError, StoppedError
 from vq3dcli.losses.tokens import BITS_PER_NAT, token_nats
 from vq3dcli.model.build import build_prior

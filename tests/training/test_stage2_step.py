@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vq3dcli.checkpoint import read_checkpoint
 from vq3dcli.config.schema import Stage2Recipe
-from vq3dcli.data.tokens import TokenBatch, TokenLoader, TokenStore
+from vq3dcli.data.token_store import TokenBatch, TokenLoader, TokenStore
 from vq3dcli.model.build import build_prior
 from vq3dcli.prior_checkpoint import load_prior, save_prior
 from vq3dcli.seeding import uniform

@@ -13,7 +13,7 @@ from vq3dcli.commands.share import PartOption, asked_part, unfinished
 from vq3dcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from vq3dcli.data.schema import Manifest
+    from vq3dcli.data.shard_format import Manifest
 
 MODEL = (
     "embedded; what vq3d train-depth wrote; a folder or a name of the Hugging Face Hub for transformers; an .onnx "
@@ -64,7 +64,7 @@ def command(
       vq3d depth-labels shards/ --model midas.onnx --input-size 384 --name midas
       torchrun --nproc-per-node 8 -m vq3dcli depth-labels shards/ --model models/dpt-large
     """
-    from vq3dcli.data.shards import ShardFolder
+    from vq3dcli.data.shard_reader import ShardFolder
     from vq3dcli.data_tools.depth_labels import BATCH_SIZE, EXACT, LABEL_PX, label_by_model, label_exact
     from vq3dcli.data_tools.depth_models import find_model, open_model
 
@@ -125,7 +125,7 @@ def command(
 def _finish(
     output: Output, shards: Path, name: str, manifest: Manifest, flagged: dict[str, int], preview: Path | None
 ) -> None:
-    from vq3dcli.data.shards import label_folder
+    from vq3dcli.data.shard_reader import label_folder
     from vq3dcli.data_tools.depth_preview import write_preview
 
     outputs = [label_folder(shards, name)]

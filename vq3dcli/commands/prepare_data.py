@@ -16,7 +16,7 @@ from vq3dcli.config.defaults import BOX_MARGIN, MAX_BAD, MAX_VIEWS, SHARD_SIZE
 from vq3dcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from vq3dcli.data.schema import Manifest
+    from vq3dcli.data.shard_format import Manifest
 
 _SPLITS = {"folder": ("auto",), "imagenet": ("auto", "train", "val"), "compcars": ("auto", "train", "test")}
 

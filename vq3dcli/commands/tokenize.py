@@ -40,7 +40,7 @@ def command(
       torchrun --nproc-per-node 8 -m vq3dcli tokenize --weights runs/imagenet --data shards/ --out tokens/
     """
     from vq3dcli.checkpoint import load_weights
-    from vq3dcli.data.tokens import TokenStore, code_use
+    from vq3dcli.data.token_store import TokenStore, code_use
     from vq3dcli.pipelines.tokenize import tokenize
 
     said = Output("tokenize", json, quiet)

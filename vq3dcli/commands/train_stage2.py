@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from vq3dcli.checkpoint import LoadedWeights
-    from vq3dcli.data.tokens import TokenStore
+    from vq3dcli.data.token_store import TokenStore
 
 
 @on_every_rank
@@ -72,7 +72,7 @@ def command(
 
     from vq3dcli.config.load import load_recipe
     from vq3dcli.config.schema import Stage2Recipe
-    from vq3dcli.data.tokens import TokenStore
+    from vq3dcli.data.token_store import TokenStore
     from vq3dcli.pipelines.run_report.page import write_run_report
     from vq3dcli.training.arithmetic import flush_denormals
     from vq3dcli.training.plan import find_processor

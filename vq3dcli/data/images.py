@@ -1,7 +1,7 @@
 """Decoding and encoding of single images.
 
 Every image is decoded fully, so a file that is cut or has a hole is an error and never half grey. JPEGs go through
-`jpeg`, which tells of damage and is faster than Pillow; the others through `pillow`. Embedded colour profiles are
+`jpeg_damage`, which tells of damage and is faster than Pillow; the others through `pillow`. Embedded profiles are
 applied: what comes out is sRGB.
 """
 
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.data import jpeg
+from vq3dcli.data import jpeg_damage
 from vq3dcli.data.pillow import (
     FORMATS,
     MAX_PIXELS,
@@ -242,12 +242,12 @@ def _decode(data: bytes, apply_orientation: bool) -> Tensor:
 
 def _decode_jpeg(data: bytes, apply_orientation: bool, scratch: bool) -> Tensor | None:
     """As `_decode`, faster; None for what only Pillow may judge."""
-    header = jpeg.read_header(data)
+    header = jpeg_damage.read_header(data)
     if header is None:
         return None
     if header.height_px * header.width_px > MAX_PIXELS:
         raise TooManyPixelsError(f"over the limit of {MAX_PIXELS // 10**6} megapixels")
-    pixels = jpeg.decode(data, header, scratch=scratch)
+    pixels = jpeg_damage.decode(data, header, scratch=scratch)
     if pixels is None:
         return None
     if header.profile:

@@ -1,6 +1,6 @@
 """The training loader: an endless stream of samples that can start at any position.
 
-Which sample stands at position p is said by `data.mixing`; its crop and flip depend only on (seed, p). So a run resumes
+Which sample stands at position p is said by `data.stream`; its crop and flip depend only on (seed, p). So a run resumes
 by images seen, and the stream does not depend on the number of ranks or on the batch size.
 
 Legend: B samples of this rank, n samples in all folders, S side of the training images in pixels.
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from vq3dcli.data.images import decode_image, resize
-from vq3dcli.data.mixing import Stream
-from vq3dcli.data.schema import MANIFEST_NAME, stored_size
-from vq3dcli.data.shards import LabelFolder, ShardFolder, resize_label
+from vq3dcli.data.shard_format import MANIFEST_NAME, stored_size
+from vq3dcli.data.shard_reader import LabelFolder, ShardFolder, resize_label
+from vq3dcli.data.stream import Stream
 from vq3dcli.data.views import View, Views, gather_views, mirrored, read_views
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import sha256_bytes, sha256_file
@@ -67,7 +67,7 @@ class TrainingLoader:
         batch_size: Of all ranks together.
         size: S. Larger stored images are resized, so that a crop has the same margin at any size.
         seed: Of order, crops and flips.
-        shares: Of the stream, one a folder, see `data.mixing.Stream`; None mixes the folders by their samples.
+        shares: Of the stream, one a folder, see `data.stream.Stream`; None mixes the folders by their samples.
         flip: Mirror half of the samples.
         crop: Cut at a random place of images that were stored with a margin; otherwise the whole image is resized.
         rank: This process takes rows `rank * B ... (rank + 1) * B - 1` of each global batch.

@@ -21,7 +21,7 @@ import torch
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from vq3dcli.data import jpeg
+from vq3dcli.data import jpeg_damage
 from vq3dcli.data.colour_profiles import MAX_PROFILE_BYTES, colour_change
 
 MAX_PIXELS = 128_000_000
@@ -89,8 +89,8 @@ def _load(data: bytes) -> Image.Image:
         _check_pixels(image.format, image.width * image.height)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _refuse_raw(image, data)
-        if jpeg.is_jpeg(data):
-            jpeg.check(data)
+        if jpeg_damage.is_jpeg(data):
+            jpeg_damage.check(data)
         image.load()
         stack.pop_all()
         return image

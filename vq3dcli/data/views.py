@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from vq3dcli.data.images import decode_image, encode_png, resize
-from vq3dcli.data.schema import DISPARITY_LEVELS, INFO_EXTENSION, ViewInfo, parse_record, view_extensions
-from vq3dcli.data.shards import PREPARE_AGAIN, ShardFolder, decode_levels, encode_levels, resize_label
+from vq3dcli.data.shard_format import DISPARITY_LEVELS, INFO_EXTENSION, ViewInfo, parse_record, view_extensions
+from vq3dcli.data.shard_reader import PREPARE_AGAIN, ShardFolder, decode_levels, encode_levels, resize_label
 from vq3dcli.errors import DataError
 from vq3dcli.rendering.cameras import pivot_pose
 from vq3dcli.seeding import uniform

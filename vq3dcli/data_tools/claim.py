@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from vq3dcli.data.schema import MANIFEST_NAME, PLAN_NAME
+from vq3dcli.data.shard_format import MANIFEST_NAME, PLAN_NAME
 from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.errors import UsageError
 from vq3dcli.files import check_kind, remove_leftovers, write_bytes, write_error

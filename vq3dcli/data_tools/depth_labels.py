@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from vq3dcli.data.images import decode_image
-from vq3dcli.data.schema import (
+from vq3dcli.data.shard_format import (
     DISPARITY_EXTENSION,
     DISPARITY_INFO_EXTENSION,
     MANIFEST_NAME,
     DisparityInfo,
     Manifest,
 )
-from vq3dcli.data.shards import PREPARE_AGAIN, ShardFolder, decode_levels, encode_levels, label_folder
+from vq3dcli.data.shard_reader import PREPARE_AGAIN, ShardFolder, decode_levels, encode_levels, label_folder
 from vq3dcli.data_tools.depth_network import DepthModel, to_disparity
 from vq3dcli.data_tools.depth_quality import make_label
 from vq3dcli.data_tools.part import WHOLE, Part

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vq3dcli.data.images import decode_image, encode_png, resize
-from vq3dcli.data.schema import DISPARITY_EXTENSION, DISPARITY_INFO_EXTENSION
-from vq3dcli.data.shards import ShardFolder, decode_disparity, label_folder
+from vq3dcli.data.shard_format import DISPARITY_EXTENSION, DISPARITY_INFO_EXTENSION
+from vq3dcli.data.shard_reader import ShardFolder, decode_disparity, label_folder
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
 from vq3dcli.files import make_folder, write_bytes

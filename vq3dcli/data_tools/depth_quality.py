@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.data.schema import DISPARITY_LEVELS
+from vq3dcli.data.shard_format import DISPARITY_LEVELS
 
 CONSTANT = "constant"
 CLIPPED = "clipped"

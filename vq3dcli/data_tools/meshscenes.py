@@ -16,8 +16,8 @@ from vq3dcli.config.defaults import MAX_BAD, SHARD_SIZE
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.meshlibrary import Assets, Library
 from vq3dcli.data.meshscenes import MeshView, pose_at, render_scene, sample_scene
-from vq3dcli.data.schema import DISPARITY_EXTENSION, DISPARITY_LEVELS, Manifest, sample_key
-from vq3dcli.data.shards import encode_levels
+from vq3dcli.data.shard_format import DISPARITY_EXTENSION, DISPARITY_LEVELS, Manifest, sample_key
+from vq3dcli.data.shard_reader import encode_levels
 from vq3dcli.data.toyphotos import PhotoBank
 from vq3dcli.data.views import novel_poses, view_facts, view_members
 from vq3dcli.data_tools.meshassets import Survey

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vq3dcli.config.defaults import BOX_MARGIN, MAX_BAD, SHARD_SIZE
-from vq3dcli.data.schema import Manifest, stored_size
+from vq3dcli.data.shard_format import Manifest, stored_size
 from vq3dcli.data_tools.duplicates import without_duplicates
 from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.data_tools.shard_files import Sample

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vq3dcli.data.schema import (
+from vq3dcli.data.shard_format import (
     FORMAT_VERSION,
     Member,
     RejectEntry,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vq3dcli.data.schema import (
+from vq3dcli.data.shard_format import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     PLAN_NAME,

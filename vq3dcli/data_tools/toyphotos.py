@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from vq3dcli.data.images import decode_square
-from vq3dcli.data.schema import MANIFEST_NAME
-from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data.shard_format import MANIFEST_NAME
+from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data.toyphotos import SIDE_PX, PhotoBank
 from vq3dcli.data_tools.sources.entry import Entry
 from vq3dcli.data_tools.sources.folder import folder_source

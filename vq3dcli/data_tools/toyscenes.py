@@ -16,8 +16,8 @@ import torch
 
 from vq3dcli.config.defaults import SHARD_SIZE
 from vq3dcli.data.images import encode_png
-from vq3dcli.data.schema import DISPARITY_EXTENSION, DISPARITY_LEVELS, Manifest, sample_key
-from vq3dcli.data.shards import encode_levels
+from vq3dcli.data.shard_format import DISPARITY_EXTENSION, DISPARITY_LEVELS, Manifest, sample_key
+from vq3dcli.data.shard_reader import encode_levels
 from vq3dcli.data.toyphotos import PhotoBank
 from vq3dcli.data.toyscenes import CLASS_NAMES, ToyScenes, render_scenes, sample_scenes, sample_varied_scenes
 from vq3dcli.data.views import novel_poses, view_facts, view_members

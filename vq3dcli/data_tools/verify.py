@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from vq3dcli.data.schema import (
+from vq3dcli.data.shard_format import (
     DISPARITY_EXTENSION,
     DISPARITY_FOLDER,
     DISPARITY_INFO_EXTENSION,
@@ -28,7 +28,7 @@ from vq3dcli.data.schema import (
     has_views,
     read_record,
 )
-from vq3dcli.data.shards import decode_disparity
+from vq3dcli.data.shard_reader import decode_disparity
 from vq3dcli.data_tools.shards import rejects_text
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import read_error, sha256_bytes, sha256_file

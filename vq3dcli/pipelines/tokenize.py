@@ -24,9 +24,9 @@ from torch import Tensor
 
 from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.data.images import decode_image, resize
-from vq3dcli.data.schema import FORMAT_VERSION, MANIFEST_NAME, PLAN_NAME, stored_size
-from vq3dcli.data.shards import ShardFolder
-from vq3dcli.data.tokens import (
+from vq3dcli.data.shard_format import FORMAT_VERSION, MANIFEST_NAME, PLAN_NAME, stored_size
+from vq3dcli.data.shard_reader import ShardFolder
+from vq3dcli.data.token_store import (
     CLASS_DTYPE,
     CLASSES_NAME,
     MAX_CODEBOOK_SIZE,

@@ -9,7 +9,7 @@ from typing import Any
 
 from vq3dcli.config.schema import DepthRecipe, Stage1Recipe
 from vq3dcli.data.loader import TrainingLoader
-from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.errors import InputMissingError
 from vq3dcli.files import sha256_file
 from vq3dcli.training.distributed import Ranks

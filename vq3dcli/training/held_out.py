@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vq3dcli.data.tokens import TokenLoader
+from vq3dcli.data.token_store import TokenLoader
 from vq3dcli.losses.tokens import BITS_PER_NAT, token_nats
 from vq3dcli.training.distributed import Ranks
 

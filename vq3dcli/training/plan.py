@@ -13,7 +13,7 @@ import torch
 
 from vq3dcli.config.schema import Recipe, ScheduleSection, Stage1Recipe
 from vq3dcli.data.loader import CACHE_BYTES
-from vq3dcli.data.shards import label_folder
+from vq3dcli.data.shard_reader import label_folder
 from vq3dcli.errors import RecipeError, UsageError
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.training.arithmetic import resolve_precision

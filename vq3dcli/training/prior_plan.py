@@ -15,7 +15,7 @@ import torch
 from vq3dcli.checkpoint import load_weights
 from vq3dcli.config.load import load_recipe, recipe_names
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
-from vq3dcli.data.tokens import TokenStore
+from vq3dcli.data.token_store import TokenStore
 from vq3dcli.errors import UsageError
 from vq3dcli.model.build import build_prior
 from vq3dcli.training.costs import PASSES, UPDATE_PASSES, Cost, transformer_cost

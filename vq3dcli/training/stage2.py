@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vq3dcli import seeding
 from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.config.schema import PriorTrainingSection, Stage2Recipe
-from vq3dcli.data.tokens import TokenBatch, TokenLoader, TokenStore
+from vq3dcli.data.token_store import TokenBatch, TokenLoader, TokenStore
 from vq3dcli.errors import DivergedError, RecipeError, StoppedError
 from vq3dcli.files import write_json
 from vq3dcli.losses.tokens import BITS_PER_NAT

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vq3dcli.data.images import read_file
-from vq3dcli.data.schema import MANIFEST_NAME
+from vq3dcli.data.shard_format import MANIFEST_NAME
 from vq3dcli.data_tools.sources.entry import Found
 from vq3dcli.data_tools.sources.reader import Reader
 from vq3dcli.data_tools.sources.wnids import WNID

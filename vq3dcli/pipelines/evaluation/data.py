@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from vq3dcli.data.schema import MANIFEST_NAME
-from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data.shard_format import MANIFEST_NAME
+from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, folder_set, npz_set, pick_rows, shard_set, toy_set
 

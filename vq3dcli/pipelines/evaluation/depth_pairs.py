@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.data.images import decode_image, resize
-from vq3dcli.data.shards import resize_label
+from vq3dcli.data.shard_reader import resize_label
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import read_error
 from vq3dcli.metrics.relative_depth import FIGURES, relative_figures

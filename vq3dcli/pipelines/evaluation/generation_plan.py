@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from vq3dcli.checkpoint import LoadedWeights, load_weights
-from vq3dcli.data.schema import MANIFEST_NAME
-from vq3dcli.data.shards import ShardFolder
-from vq3dcli.data.tokens import TokenStore
+from vq3dcli.data.shard_format import MANIFEST_NAME
+from vq3dcli.data.shard_reader import ShardFolder
+from vq3dcli.data.token_store import TokenStore
 from vq3dcli.data.toyscenes import CLASS_NAMES
 from vq3dcli.errors import InputMissingError, UsageError
 from vq3dcli.metrics.distribution import Moments

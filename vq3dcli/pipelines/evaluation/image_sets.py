@@ -23,8 +23,8 @@ from torch import Tensor
 
 from vq3dcli.data.arrays import ArrayHeader, npz_header, npz_rows, read_npz
 from vq3dcli.data.images import FORMATS, SUFFIXES, decode_image, read_image, resize, to_square
-from vq3dcli.data.schema import MANIFEST_NAME
-from vq3dcli.data.shards import ShardFolder
+from vq3dcli.data.shard_format import MANIFEST_NAME
+from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import sha256_bytes, sha256_file

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import LABEL_KIND
-from vq3dcli.data.schema import MANIFEST_NAME
-from vq3dcli.data.shards import LabelFolder, ShardFolder, label_folder, labels_there, resize_label
+from vq3dcli.data.shard_format import MANIFEST_NAME
+from vq3dcli.data.shard_reader import LabelFolder, ShardFolder, label_folder, labels_there, resize_label
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vq3dcli.data.tokens import TokenLoader, TokenStore
+from vq3dcli.data.token_store import TokenLoader, TokenStore
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.prior_checkpoint import LoadedPrior
 from vq3dcli.training.distributed import Ranks

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from vq3dcli.checkpoint import AVERAGE
 from vq3dcli.checkpoint import MANIFEST as CHECKPOINT_MANIFEST
-from vq3dcli.data.schema import MANIFEST_NAME, PLAN_NAME, REJECTS_NAME, SUMS_NAME
-from vq3dcli.data.tokens import TOKENS_NAME
+from vq3dcli.data.shard_format import MANIFEST_NAME, PLAN_NAME, REJECTS_NAME, SUMS_NAME
+from vq3dcli.data.token_store import TOKENS_NAME
 from vq3dcli.errors import InputMissingError, UsageError
 from vq3dcli.pipelines.inspection.result import Inspection, Kind, Progress
 from vq3dcli.pipelines.inspection.runs import inspect_checkpoint, inspect_run

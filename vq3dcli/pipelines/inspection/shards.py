@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from vq3dcli.data.images import decode_image, encode_png, resize
-from vq3dcli.data.schema import (
+from vq3dcli.data.shard_format import (
     DISPARITY_EXTENSION,
     DISPARITY_FOLDER,
     DISPARITY_INFO_EXTENSION,
     REJECTS_NAME,
     Manifest,
 )
-from vq3dcli.data.shards import ShardFolder, decode_disparity
+from vq3dcli.data.shard_reader import ShardFolder, decode_disparity
 from vq3dcli.data_tools.verify import verify_folder
 from vq3dcli.errors import DataError, InputMissingError, UsageError, Vq3dError
 from vq3dcli.export.colour import colour_map

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vq3dcli.data.tokens import TokenStore, code_use
+from vq3dcli.data.token_store import TokenStore, code_use
 from vq3dcli.errors import DataError
 from vq3dcli.pipelines.inspection.result import SHOWN, Inspection
 

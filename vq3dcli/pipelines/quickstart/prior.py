@@ -17,7 +17,7 @@ import torch
 from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage2Recipe
-from vq3dcli.data.tokens import TokenStore
+from vq3dcli.data.token_store import TokenStore
 from vq3dcli.pipelines.quickstart.budget import Budget, measure_budget, recorded_budget, with_budget
 from vq3dcli.pipelines.sampling.sample import SHEET_NAME, draw_samples, sharpening_of, write_samples
 from vq3dcli.pipelines.tokenize import tokenize

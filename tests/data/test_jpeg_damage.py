@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from vq3dcli.data import jpeg
+from vq3dcli.data import jpeg_damage
 from vq3dcli.data.images import decode_image, decode_square, encode_png, resize
 from vq3dcli.errors import DataError
 
@@ -54,9 +54,9 @@ def test_pixels_are_pillows_to_the_bit(options):
         if options.get("keep_rgb") and image.mode == "L":
             continue
         data = saved(image, **options)
-        header = jpeg.read_header(data)
+        header = jpeg_damage.read_header(data)
         assert header == (image.height, image.width, 1, b"", image.mode == "L")
-        pixels = jpeg.decode(data, header)
+        pixels = jpeg_damage.decode(data, header)
         assert pixels is not None
         assert torch.equal(pixels[0], by_pillow(data))
         assert torch.equal(decode_image(data, name="x"), by_pillow(data))
@@ -64,14 +64,14 @@ def test_pixels_are_pillows_to_the_bit(options):
 
 def test_what_it_may_not_judge_goes_to_pillow():
     cmyk = saved(photo().convert("CMYK"))
-    assert jpeg.read_header(cmyk) is None
+    assert jpeg_damage.read_header(cmyk) is None
     assert torch.equal(decode_image(cmyk, name="x"), by_pillow(cmyk))
-    assert jpeg.read_header(saved(photo(), "PNG")) is None
-    assert jpeg.read_header(b"\xff\xd8\xff") is None
+    assert jpeg_damage.read_header(saved(photo(), "PNG")) is None
+    assert jpeg_damage.read_header(b"\xff\xd8\xff") is None
     cut = saved(photo())[:-40]
-    header = jpeg.read_header(cut)
+    header = jpeg_damage.read_header(cut)
     assert header is not None
-    assert jpeg.decode(cut, header) is None
+    assert jpeg_damage.decode(cut, header) is None
     with pytest.raises(DataError, match=r"cannot decode image \(cut\)"):
         decode_square(cut, 16, name="cut")
 
@@ -81,7 +81,7 @@ def test_orientation_is_applied_before_the_window(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = saved(photo(), exif=exif)
-    header = jpeg.read_header(data)
+    header = jpeg_damage.read_header(data)
     assert header is not None
     assert header.orientation == orientation
     with Image.open(io.BytesIO(data)) as image:
@@ -114,13 +114,13 @@ def test_an_orientation_that_is_read_is_pillows_whatever_byte_is_changed(order):
     data = saved(photo(8, 8), exif=exif)
     start = data.index(b"\xff\xe1")
     end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
-    assert jpeg.read_header(data).orientation == 6
-    assert jpeg.read_header(data[:end] + data[start:end] + data[end:]).orientation is None  # Pillow joins the two
+    assert jpeg_damage.read_header(data).orientation == 6
+    assert jpeg_damage.read_header(data[:end] + data[start:end] + data[end:]).orientation is None  # Pillow joins them
     read = 0
     for place in range(start + 4, end):
         for value in (0, 1, 2, 3, 8, 0x12, 0x7F, 0xFF):
             changed = data[:place] + bytes([value]) + data[place + 1 :]
-            found = jpeg.read_header(changed).orientation
+            found = jpeg_damage.read_header(changed).orientation
             if found is not None:
                 assert found == orientation_by_pillow(changed), (place, value)
                 read += 1
@@ -130,15 +130,15 @@ def test_an_orientation_that_is_read_is_pillows_whatever_byte_is_changed(order):
 def test_an_orientation_in_xmp_is_left_to_pillow():
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     data = saved(photo(), xmp=xmp)
-    assert jpeg.read_header(data).orientation is None
+    assert jpeg_damage.read_header(data).orientation is None
     assert decode_image(data, name="x").shape == (3, 97, 61)
 
 
 def test_pixels_lie_so_that_torch_resizes_them_the_fast_way():
     data = saved(photo())
-    header = jpeg.read_header(data)
+    header = jpeg_damage.read_header(data)
     for scratch in (False, True):
-        window = jpeg.decode(data, header, scratch=scratch)[:, :, 1:31, 1:31]
+        window = jpeg_damage.decode(data, header, scratch=scratch)[:, :, 1:31, 1:31]
         resized = torch.nn.functional.interpolate(window, size=(9, 9), mode="bicubic", antialias=True)
         assert resized.is_contiguous(memory_format=torch.channels_last)
 
@@ -250,8 +250,8 @@ def test_a_changed_byte_has_pillows_outcome(place, value, progressive):
     data = bytearray(saved(photo(40, 24), progressive=progressive))
     data[int(place * len(data))] = value
     changed = bytes(data)
-    header = jpeg.read_header(changed)
-    pixels = None if header is None else jpeg.decode(changed, header)
+    header = jpeg_damage.read_header(changed)
+    pixels = None if header is None else jpeg_damage.decode(changed, header)
     if pixels is None:
         return
     try:

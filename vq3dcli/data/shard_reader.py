@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.data.schema import (
+from vq3dcli.data.shard_format import (
     DISPARITY_EXTENSION,
     DISPARITY_FOLDER,
     DISPARITY_INFO_EXTENSION,

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from vq3dcli.data import shards
+from vq3dcli.data import shard_reader
 from vq3dcli.data.images import decode_image
-from vq3dcli.data.schema import DisparityInfo
-from vq3dcli.data.shards import LabelFolder, ShardFolder, decode_disparity, decode_levels, encode_levels
+from vq3dcli.data.shard_format import DisparityInfo
+from vq3dcli.data.shard_reader import LabelFolder, ShardFolder, decode_disparity, decode_levels, encode_levels
 from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import sha256_bytes, sha256_file
@@ -62,9 +62,9 @@ def test_samples_are_the_scenes_they_say_they_are(toy_shards: Path):
 def test_all_folders_together_hold_few_files_open(
     toy_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards._OpenFiles, "MOST", 2)
+    monkeypatch.setattr(shard_reader._OpenFiles, "MOST", 2)
     monkeypatch.setattr(
-        shards, "_open_files", shards._OpenFiles()
+        shard_reader, "_open_files", shard_reader._OpenFiles()
     )  # other tests left files open in that of the process
     folders = [ShardFolder(toy_shards), ShardFolder(Path(shutil.copytree(toy_shards, tmp_path / "copy")))]
     for i in (*range(22), *reversed(range(22))):

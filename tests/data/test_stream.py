@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from vq3dcli.data.mixing import BLOCK, Stream
+from vq3dcli.data.stream import BLOCK, Stream
 from vq3dcli.errors import UsageError
 
 

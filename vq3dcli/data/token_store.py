@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from vq3dcli.data.schema import MANIFEST_NAME, PLAN_NAME, shard_name, validated
+from vq3dcli.data.shard_format import MANIFEST_NAME, PLAN_NAME, shard_name, validated
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import sha256_file
 from vq3dcli.sealed import read_sealed_json, write_sealed_json

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from vq3dcli.data.tokens import (
+from vq3dcli.data.token_store import (
     TokenBatch,
     TokenLoader,
     TokenManifest,
