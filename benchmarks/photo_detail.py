@@ -28,7 +28,7 @@ from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.data.images import encode_png, resize, to_square
 from vq3dcli.data.toyscenes import render_scenes, sample_scenes
-from vq3dcli.data_tools.depth_own import OwnModel
+from vq3dcli.data_tools.depth.own import OwnModel
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
 from vq3dcli.files import write_bytes

@@ -11,7 +11,7 @@ import torch
 
 from vq3dcli.checkpoint import Parts
 from vq3dcli.cli import run
-from vq3dcli.data_tools.shard_files import compact_json, json_bytes
+from vq3dcli.data_tools.shard_writer import compact_json, json_bytes
 from vq3dcli.export.page import Section, Text, write_page
 from vq3dcli.files import write_json
 from vq3dcli.losses.given_weights import read_given_weights

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vq3dcli.data_tools.depth_labels import label_exact
+from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 
 

@@ -15,8 +15,8 @@ from vq3dcli.data.shard_format import ViewInfo
 from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data.toyscenes import render_scenes, sample_scenes
 from vq3dcli.data.views import View, mirrored, novel_poses, read_views
-from vq3dcli.data_tools.depth_labels import label_exact
-from vq3dcli.data_tools.shards import sums_text
+from vq3dcli.data_tools.depth.labels import label_exact
+from vq3dcli.data_tools.job import sums_text
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.data_tools.verify import verify_folder
 from vq3dcli.errors import DataError

@@ -19,10 +19,10 @@ from vq3dcli.cli import run
 from vq3dcli.data.images import decode_image, to_square
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.data.shard_reader import ShardFolder, decode_disparity
-from vq3dcli.data_tools.depth_labels import label_by_model
-from vq3dcli.data_tools.depth_models import find_model, open_model
-from vq3dcli.data_tools.depth_network import to_disparity
-from vq3dcli.data_tools.depth_transformers import known_meaning
+from vq3dcli.data_tools.depth.labels import label_by_model
+from vq3dcli.data_tools.depth.models import find_model, open_model
+from vq3dcli.data_tools.depth.network import to_disparity
+from vq3dcli.data_tools.depth.transformers import known_meaning
 from vq3dcli.data_tools.part import Part
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError, UsageError
@@ -351,7 +351,7 @@ def test_nothing_is_reported_to_the_makers_of_onnxruntime(tmp_path: Path, how: s
     script = (
         "from vq3dcli.__main__ import main; sys.argv = ['vq3d', 'doctor', '-q']; code = main(); assert code == 0, code"
         if how == "doctor"
-        else f"import torch; from pathlib import Path; from vq3dcli.data_tools.depth_onnx import OnnxModel\n"
+        else f"import torch; from pathlib import Path; from vq3dcli.data_tools.depth.onnx import OnnxModel\n"
         f"OnnxModel(Path({str(model)!r}), torch.device('cpu')).predict(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))"
     )
     home = tmp_path / "home"

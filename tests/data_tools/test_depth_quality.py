@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from vq3dcli.data_tools.depth_network import to_disparity
-from vq3dcli.data_tools.depth_quality import CLIPPED, CONSTANT, NOISY, NOT_FINITE, make_label
+from vq3dcli.data_tools.depth.network import to_disparity
+from vq3dcli.data_tools.depth.quality import CLIPPED, CONSTANT, NOISY, NOT_FINITE, make_label
 
 
 def scene(height: int = 64, width: int = 64) -> torch.Tensor:

@@ -16,7 +16,7 @@ from vq3dcli.data.meshlibrary import Library
 from vq3dcli.data.meshscenes import render_scene, sample_scene
 from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data.views import read_views
-from vq3dcli.data_tools.depth_labels import label_exact
+from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.meshassets import Survey, survey_assets
 from vq3dcli.data_tools.meshscenes import SceneOptions, prepare_meshscenes
 from vq3dcli.data_tools.part import Part

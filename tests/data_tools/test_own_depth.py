@@ -14,8 +14,8 @@ from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import DepthRecipe
 from vq3dcli.data.images import decode_image
 from vq3dcli.data.shard_reader import LabelFolder, ShardFolder
-from vq3dcli.data_tools.depth_labels import label_by_model
-from vq3dcli.data_tools.depth_models import ModelFiles, find_model, open_model
+from vq3dcli.data_tools.depth.labels import label_by_model
+from vq3dcli.data_tools.depth.models import ModelFiles, find_model, open_model
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.depth_checkpoint import load_depth, save_depth
 from vq3dcli.errors import UnavailableError, UsageError

@@ -9,7 +9,7 @@ import torch
 
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.data_tools.depth_labels import label_exact
+from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.prepare import Options, open_source, prepare
 from vq3dcli.data_tools.toyphotos import read_photo_bank
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vq3dcli.data_tools.depth_labels import label_exact
-from vq3dcli.data_tools.shards import Job, Reject, Sample, compact_json, shard_ranges, write_folder
+from vq3dcli.data_tools.depth.labels import label_exact
+from vq3dcli.data_tools.job import Job, Reject, Sample, compact_json, shard_ranges, write_folder
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.data_tools.verify import Verification, _Folder, verify_folder
 from vq3dcli.errors import InputMissingError

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vq3dcli.data_tools.depth_labels import EXACT, label_exact
+from vq3dcli.data_tools.depth.labels import EXACT, label_exact
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import InputMissingError, UnavailableError
 from vq3dcli.losses.depth import LABEL_METRIC, LABEL_RELATIVE

@@ -14,7 +14,7 @@ from vq3dcli.cli import run
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.images import decode_image, encode_jpeg
-from vq3dcli.data_tools.depth_labels import label_exact
+from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.prepare import Options, open_source, prepare
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.model.build import build_autoencoder

@@ -27,7 +27,7 @@ from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import DepthRecipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.data.shard_reader import LabelFolder, ShardFolder
 from vq3dcli.data.token_store import TokenStore
-from vq3dcli.data_tools.depth_labels import label_exact
+from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.data_tools.verify import verify_folder
 from vq3dcli.depth_checkpoint import load_depth, save_depth

@@ -17,7 +17,7 @@ from vq3dcli.config.load import dump_recipe
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.data.token_store import TokenStore
-from vq3dcli.data_tools.depth_labels import label_exact
+from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import DataError, StoppedError
 from vq3dcli.prior_checkpoint import load_prior

@@ -17,7 +17,7 @@ from vq3dcli.data.images import read_image
 from vq3dcli.data.loader import Batch
 from vq3dcli.data.toyscenes import render_scenes, sample_scenes
 from vq3dcli.data.views import View, Views, mirrored, novel_poses
-from vq3dcli.data_tools.depth_labels import label_exact
+from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import InputMissingError, RecipeError
 from vq3dcli.model.build import build_autoencoder

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from vq3dcli.config.load import dump_recipe
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.token_store import TokenStore
-from vq3dcli.data_tools.depth_labels import label_exact
+from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.pipelines.train import open_loader
 from vq3dcli.training.distributed import Ranks

@@ -65,8 +65,8 @@ def command(
       torchrun --nproc-per-node 8 -m vq3dcli depth-labels shards/ --model models/dpt-large
     """
     from vq3dcli.data.shard_reader import ShardFolder
-    from vq3dcli.data_tools.depth_labels import BATCH_SIZE, EXACT, LABEL_PX, label_by_model, label_exact
-    from vq3dcli.data_tools.depth_models import find_model, open_model
+    from vq3dcli.data_tools.depth.labels import BATCH_SIZE, EXACT, LABEL_PX, label_by_model, label_exact
+    from vq3dcli.data_tools.depth.models import find_model, open_model
 
     output = Output("depth-labels", json, quiet)
     if model == EXACT:
@@ -126,7 +126,7 @@ def _finish(
     output: Output, shards: Path, name: str, manifest: Manifest, flagged: dict[str, int], preview: Path | None
 ) -> None:
     from vq3dcli.data.shard_reader import label_folder
-    from vq3dcli.data_tools.depth_preview import write_preview
+    from vq3dcli.data_tools.depth.preview import write_preview
 
     outputs = [label_folder(shards, name)]
     if sum(flagged.values()) > _MANY_FLAGGED * manifest.num_samples:

@@ -11,7 +11,7 @@ from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOptio
 from vq3dcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from vq3dcli.data_tools.depth_network import DepthModel
+    from vq3dcli.data_tools.depth.network import DepthModel
     from vq3dcli.pipelines.evaluation.depth_pairs import Predict
 
 DATA = "Folder of NAME.jpg beside NAME.disparity.png (16 bits, 0 unknown), with an index.jsonl if there is one."
@@ -41,7 +41,7 @@ def depth(
       vq3d evaluate depth --data pairs/ --model embedded --model teacher/ --weights embedded -o figures
     """
     from vq3dcli.checkpoint import load_weights
-    from vq3dcli.data_tools.depth_models import find_model, open_model
+    from vq3dcli.data_tools.depth.models import find_model, open_model
     from vq3dcli.export.page import Section
     from vq3dcli.pipelines.evaluation.depth_pairs import PROTOCOL, measure_pairs, open_pairs, rendered, table
     from vq3dcli.pipelines.evaluation.page import evaluation_folder, text_tables, write_evaluation
@@ -85,6 +85,6 @@ def depth(
 
 
 def _predictor(network: DepthModel) -> Predict:
-    from vq3dcli.data_tools.depth_network import to_disparity
+    from vq3dcli.data_tools.depth.network import to_disparity
 
     return lambda images: to_disparity(network.predict(images), network.meaning)

@@ -9,7 +9,7 @@ from pathlib import Path
 from vq3dcli.data.images import read_file
 from vq3dcli.data.meshlibrary import Asset, Assets, read_picture
 from vq3dcli.data.meshmodels import MODEL_SUFFIXES, Model, read_model
-from vq3dcli.data_tools.shards import Reject
+from vq3dcli.data_tools.job import Reject
 from vq3dcli.data_tools.sources.entry import FilePlace, Found
 from vq3dcli.data_tools.sources.listing import list_folder
 from vq3dcli.data_tools.workers import available_cores, run_tasks

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vq3dcli.data.images import centre_square, decode_square, encode_jpeg
 from vq3dcli.data.shard_format import sample_key
-from vq3dcli.data_tools.shard_files import Reject, Sample, compact_json
+from vq3dcli.data_tools.shard_writer import Reject, Sample, compact_json
 from vq3dcli.data_tools.sources.entry import Box, Entry
 from vq3dcli.data_tools.sources.reader import Reader
 from vq3dcli.errors import DataError, InputMissingError, StoppedError

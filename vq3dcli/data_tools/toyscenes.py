@@ -21,7 +21,7 @@ from vq3dcli.data.shard_reader import encode_levels
 from vq3dcli.data.toyphotos import PhotoBank
 from vq3dcli.data.toyscenes import CLASS_NAMES, ToyScenes, render_scenes, sample_scenes, sample_varied_scenes
 from vq3dcli.data.views import novel_poses, view_facts, view_members
-from vq3dcli.data_tools.shards import Job, Sample, compact_json, shard_ranges, write_folder
+from vq3dcli.data_tools.job import Job, Sample, compact_json, shard_ranges, write_folder
 from vq3dcli.rendering.cameras import canonical_camera
 
 PURPOSE = "train"

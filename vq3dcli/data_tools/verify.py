@@ -29,7 +29,7 @@ from vq3dcli.data.shard_format import (
     read_record,
 )
 from vq3dcli.data.shard_reader import decode_disparity
-from vq3dcli.data_tools.shards import rejects_text
+from vq3dcli.data_tools.job import rejects_text
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import read_error, sha256_bytes, sha256_file
 from vq3dcli.sealed import parse_json

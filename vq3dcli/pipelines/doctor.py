@@ -207,7 +207,7 @@ def check_package(module: str, distribution: str, purpose: str, remedy: str, *, 
         installed = version(distribution)
     except PackageNotFoundError:
         return Check(distribution, "missing", f"needed for {purpose}", remedy, required=required)
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as in `data_tools.depth_onnx`
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as in `data_tools.depth.onnx`
     try:
         importlib.import_module(module)
     except Exception as error:

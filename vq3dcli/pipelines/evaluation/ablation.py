@@ -24,7 +24,7 @@ import torch
 from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
-from vq3dcli.data_tools.depth_labels import EXACT, label_exact
+from vq3dcli.data_tools.depth.labels import EXACT, label_exact
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import StoppedError, UsageError
 from vq3dcli.files import make_folder

@@ -24,7 +24,7 @@ from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.loader import TrainingLoader
-from vq3dcli.data_tools.depth_labels import EXACT, label_exact
+from vq3dcli.data_tools.depth.labels import EXACT, label_exact
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import StoppedError
 from vq3dcli.export.page import write_page

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from vq3dcli.data.images import resize
-from vq3dcli.data_tools.depth_models import EMBEDDED, find_model, open_model
-from vq3dcli.data_tools.depth_network import DepthModel
+from vq3dcli.data_tools.depth.models import EMBEDDED, find_model, open_model
+from vq3dcli.data_tools.depth.network import DepthModel
 from vq3dcli.depth_checkpoint import embedded_depth_path
 from vq3dcli.errors import UnavailableError
 from vq3dcli.model.scene import SceneView

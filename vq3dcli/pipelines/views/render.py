@@ -12,7 +12,7 @@ import torch
 
 from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.data.images import centre_square
-from vq3dcli.data_tools.depth_network import DepthModel
+from vq3dcli.data_tools.depth.network import DepthModel
 from vq3dcli.errors import UsageError, Vq3dError
 from vq3dcli.model.scene import CorrectedScene, Renderable
 from vq3dcli.pipelines.views.camera_file import write_cameras

@@ -17,8 +17,8 @@ from torch.nn import functional
 from vq3dcli.data.arrays import read_array
 from vq3dcli.data.images import MAX_PIXELS, decode_image, read_file
 from vq3dcli.data.pillow import load_picture, orientation_of, oriented
-from vq3dcli.data_tools.depth_models import find_model, open_model
-from vq3dcli.data_tools.depth_network import DepthModel, to_disparity
+from vq3dcli.data_tools.depth.models import find_model, open_model
+from vq3dcli.data_tools.depth.network import DepthModel, to_disparity
 from vq3dcli.errors import DataError, UnavailableError, UsageError
 from vq3dcli.losses.depth import align_canonical
 from vq3dcli.scene_file import SceneCamera

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from vq3dcli.data_tools.depth_network import DepthModel, Meaning
+from vq3dcli.data_tools.depth.network import DepthModel, Meaning
 from vq3dcli.errors import InputMissingError, UnavailableError, UsageError
 
 EMBEDDED = "embedded"
@@ -83,7 +83,7 @@ def open_model(
         flip: Average with the mirrored map of the mirrored image; for networks of `vq3d train-depth`.
     """
     if files.is_own:
-        from vq3dcli.data_tools.depth_own import OwnModel
+        from vq3dcli.data_tools.depth.own import OwnModel
 
         if meaning is not None or input_px is not None:
             raise UsageError(
@@ -94,10 +94,10 @@ def open_model(
     if flip:
         raise UsageError("--flip is for networks of vq3d train-depth", remedy="no --flip")
     if files.is_onnx:
-        from vq3dcli.data_tools.depth_onnx import OnnxModel
+        from vq3dcli.data_tools.depth.onnx import OnnxModel
 
         return OnnxModel(files.path, device, meaning=meaning, input_px=input_px, or_cpu=or_cpu)
-    from vq3dcli.data_tools.depth_transformers import TransformersModel
+    from vq3dcli.data_tools.depth.transformers import TransformersModel
 
     if input_px is not None:
         raise UsageError("the input size is for ONNX files only", remedy="no --input-size: the folder says it itself")

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vq3dcli.data_tools.depth_network import Meaning
+from vq3dcli.data_tools.depth.network import Meaning
 from vq3dcli.depth_checkpoint import load_depth
 
 
 class OwnModel:
-    """See `depth_network.DepthModel`.
+    """See `network.DepthModel`.
 
     Args:
         path: A weights file, or a run's folder or checkpoint; None for the embedded network.

@@ -23,7 +23,7 @@ from vq3dcli.data.shard_format import (
 )
 from vq3dcli.data_tools.claim import claimed
 from vq3dcli.data_tools.part import WHOLE, Part
-from vq3dcli.data_tools.shard_files import (
+from vq3dcli.data_tools.shard_writer import (
     Make,
     Reject,
     Sample,

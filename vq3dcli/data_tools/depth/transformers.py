@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vq3dcli.data_tools.depth_network import Meaning
+from vq3dcli.data_tools.depth.network import Meaning
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError, UsageError
 from vq3dcli.files import sha256_file
 from vq3dcli.sealed import json_value
@@ -29,7 +29,7 @@ _CONFIGURED: dict[str, Meaning] = {"relative": "disparity", "metric": "depth"}
 
 
 class TransformersModel:
-    """See `depth_network.DepthModel`; float32 on a CPU, float16 autocast on CUDA.
+    """See `network.DepthModel`; float32 on a CPU, float16 autocast on CUDA.
 
     Args:
         folder: With `config.json`, `preprocessor_config.json` and safetensors.
@@ -66,7 +66,7 @@ class TransformersModel:
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Tensor:
-        """See `depth_network.DepthModel`."""
+        """See `network.DepthModel`."""
         sizes = [(images.shape[2], images.shape[3])] * len(images)
         inputs = self._processor(images=list(images), return_tensors="pt").to(self._device)
         with torch.autocast("cuda", torch.float16, enabled=self._device.type == "cuda"):

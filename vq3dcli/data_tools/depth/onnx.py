@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.data_tools.depth_network import Meaning
+from vq3dcli.data_tools.depth.network import Meaning
 from vq3dcli.errors import DataError, UnavailableError, UsageError
 from vq3dcli.files import sha256_file
 from vq3dcli.sealed import json_value
@@ -25,7 +25,7 @@ _PREPROCESSOR = "preprocessor_config.json"
 
 
 class OnnxModel:
-    """See `depth_network.DepthModel`.
+    """See `network.DepthModel`.
 
     Images are resized to a square by antialiased bicubic interpolation and normalised by the mean and the standard
     deviation that a `preprocessor_config.json` beside the file or one folder above it names, else by ImageNet's.
@@ -74,7 +74,7 @@ class OnnxModel:
         }
 
     def predict(self, images: Tensor) -> Tensor:
-        """See `depth_network.DepthModel`."""
+        """See `network.DepthModel`."""
         side = self._input_px
         small = functional.interpolate(images, size=(side, side), mode="bicubic", align_corners=False, antialias=True)
         inputs = (small.float() / 255.0 - self._mean) / self._std
