@@ -139,7 +139,7 @@ def test_an_upward_import_is_found(module: str, source: str) -> None:
     ("module", "source"),
     [
         (
-            "vq3dcli.pipelines.quickstart.quickstart",
+            "vq3dcli.pipelines.studies.quickstart",
             "from vq3dcli.training import stage1\nimport vq3dcli.data_tools.toyscenes",
         ),
         ("vq3dcli.commands.output", "from vq3dcli import __version__, log"),

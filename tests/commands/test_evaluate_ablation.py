@@ -9,8 +9,8 @@ from vq3dcli.cli import run
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.images import read_image
-from vq3dcli.pipelines.evaluation.ablation import FIGURES, KINDS, Ablation, Plan, spread_of, verdict
-from vq3dcli.pipelines.evaluation.ablation_figure import markdown, table
+from vq3dcli.pipelines.studies.ablation import FIGURES, KINDS, Ablation, Plan, spread_of, verdict
+from vq3dcli.pipelines.studies.ablation_figure import markdown, table
 from vq3dcli.sealed import read_sealed_json, write_sealed_json
 
 TINY = [

@@ -13,7 +13,7 @@ from vq3dcli.export.layers import (
     flat_layers,
     render_layers,
 )
-from vq3dcli.export.sheets import add_photo
+from vq3dcli.export.photo_layers import add_photo
 
 ANGLES = [(0.0, 0.0), (0.1, 0.0), (-0.1, 0.0), (0.2, 0.0), (-0.2, 0.0), (0.0, 0.2), (0.1, -0.15)]
 

@@ -17,8 +17,8 @@ from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.data.toyscenes import CLASS_NAMES
 from vq3dcli.export.ffmpeg import find_ffmpeg
 from vq3dcli.model.build import build_prior
-from vq3dcli.pipelines.quickstart import demo
-from vq3dcli.pipelines.quickstart.demo import total_frames
+from vq3dcli.pipelines.studies import demo
+from vq3dcli.pipelines.studies.demo import total_frames
 from vq3dcli.pipelines.views.film import Shot
 from vq3dcli.prior_checkpoint import TokenFacts, load_prior, save_prior
 

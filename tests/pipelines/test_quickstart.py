@@ -9,7 +9,7 @@ import torch
 
 from vq3dcli.cli import run
 from vq3dcli.errors import StoppedError, UsageError
-from vq3dcli.pipelines.quickstart.quickstart import Quickstart, Size, quickstart
+from vq3dcli.pipelines.studies.quickstart import Quickstart, Size, quickstart
 
 TINY = Size(
     scenes=48,

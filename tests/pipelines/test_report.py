@@ -5,7 +5,7 @@ import torch
 
 from vq3dcli.data.images import encode_png
 from vq3dcli.export.page import page_html
-from vq3dcli.pipelines.quickstart.report import GEOMETRY_TARGETS, geometry_section, read_metrics, training_section
+from vq3dcli.pipelines.studies.report import GEOMETRY_TARGETS, geometry_section, read_metrics, training_section
 
 GOOD = {
     "psnr": 22.5,

@@ -37,8 +37,8 @@ from vq3dcli.model.build import build_autoencoder, build_depth_network, build_pr
 from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.editing.composition import Composition, Cut, Insert, Stand, read_composition, write_composition
 from vq3dcli.pipelines.evaluation.geometry import kept_metrics
-from vq3dcli.pipelines.quickstart.budget import recorded_budget
 from vq3dcli.pipelines.sampling.record import read_record
+from vq3dcli.pipelines.studies.budget import recorded_budget
 from vq3dcli.pipelines.tokenize import tokenize
 from vq3dcli.pipelines.views.camera_file import read_cameras, write_cameras
 from vq3dcli.prior_checkpoint import TokenFacts, load_prior, save_prior

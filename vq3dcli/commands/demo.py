@@ -31,7 +31,7 @@ def command(
     said = Output("demo", json, quiet)
 
     from vq3dcli.checkpoint import load_weights
-    from vq3dcli.pipelines.quickstart.demo import demo, total_frames
+    from vq3dcli.pipelines.studies.demo import demo, total_frames
     from vq3dcli.prior_checkpoint import load_prior
 
     target = pick_device(device)

@@ -54,12 +54,12 @@ def ablation(
 
     from vq3dcli.checkpoint import load_weights
     from vq3dcli.data.images import encode_png
-    from vq3dcli.export.plots import side_by_side, standalone
+    from vq3dcli.export.charts import side_by_side, standalone
     from vq3dcli.files import as_bytes, write_bytes
-    from vq3dcli.pipelines.evaluation import ablation as pipeline
-    from vq3dcli.pipelines.evaluation import ablation_figure as figure
     from vq3dcli.pipelines.evaluation.generation import versions
     from vq3dcli.pipelines.evaluation.page import evaluation_folder, write_evaluation
+    from vq3dcli.pipelines.studies import ablation as pipeline
+    from vq3dcli.pipelines.studies import ablation_figure as figure
     from vq3dcli.training.arithmetic import flush_denormals
 
     flush_denormals()

@@ -36,7 +36,7 @@ def command(
     output = Output("quickstart", json, quiet)
 
     from vq3dcli.pipelines.evaluation.geometry import PROTOCOL
-    from vq3dcli.pipelines.quickstart.quickstart import quickstart
+    from vq3dcli.pipelines.studies.quickstart import quickstart
     from vq3dcli.training.arithmetic import flush_denormals
 
     flush_denormals()

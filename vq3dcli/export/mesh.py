@@ -19,8 +19,8 @@ from torch import Tensor
 
 from vq3dcli.errors import DataError, UnavailableError
 from vq3dcli.export.layers import Frustum
+from vq3dcli.export.photo_layers import snap_to_surfaces
 from vq3dcli.export.points import to_axes
-from vq3dcli.export.sheets import snap_to_surfaces
 from vq3dcli.files import write_bytes
 from vq3dcli.rendering.cameras import image_rays, z_depth_from_s
 

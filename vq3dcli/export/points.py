@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from vq3dcli.errors import DataError
 from vq3dcli.export.layers import Frustum
+from vq3dcli.export.photo_layers import snap_to_surfaces
 from vq3dcli.export.ply import write_ply
-from vq3dcli.export.sheets import snap_to_surfaces
 from vq3dcli.model.scene import Renderable
 from vq3dcli.rendering.cameras import Camera, image_rays, pivot_pose, project, s_from_z_depth, z_depth_from_s
 

@@ -24,7 +24,7 @@ from vq3dcli.data.images import encode_jpeg, encode_png
 from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import colour_table
 from vq3dcli.export.layers import MAX_LAYERS, MAX_SIDE_PX, Frustum, Layers
-from vq3dcli.export.sheets import Sheet, Sheets
+from vq3dcli.export.photo_layers import Sheet, Sheets
 from vq3dcli.files import as_bytes, write_bytes
 
 # How far the camera may turn at most: farther out, layers of the first view have nothing more to show.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from vq3dcli.export.charts import bar_chart
 from vq3dcli.export.page import Media, Row, Section, Svg, Text
-from vq3dcli.export.plots import bar_chart
 from vq3dcli.metrics.features import FeatureNetwork, distance_name
 from vq3dcli.pipelines.evaluation.generation import GenerationResult
 from vq3dcli.pipelines.evaluation.page import text_tables

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vq3dcli.export.charts import Series, bar_chart, series_chart
 from vq3dcli.export.page import Media, Row, Section, Svg, Text
-from vq3dcli.export.plots import Series, bar_chart, series_chart
 from vq3dcli.pipelines.evaluation.geometry import VIEW_FIGURES, VIEW_NAMES
 from vq3dcli.pipelines.evaluation.page import text_tables
 

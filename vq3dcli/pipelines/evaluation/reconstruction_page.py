@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from vq3dcli.export.charts import Series, bar_chart, histogram, series_chart
 from vq3dcli.export.page import Media, Row, Section, Svg, Text
-from vq3dcli.export.plots import Series, bar_chart, histogram, series_chart
 from vq3dcli.pipelines.evaluation.page import text_tables
 from vq3dcli.pipelines.evaluation.reconstruction import ReconstructionResult, table
 

@@ -29,8 +29,8 @@ from vq3dcli.export.layers import (
 )
 from vq3dcli.export.mesh import relief_mesh, write_glb
 from vq3dcli.export.mpi import write_mpi
+from vq3dcli.export.photo_layers import Sheet, Sheets, layers_of_sheets
 from vq3dcli.export.points import surface_points, write_points
-from vq3dcli.export.sheets import Sheet, Sheets, layers_of_sheets
 from vq3dcli.export.splat import write_splats
 from vq3dcli.export.viewer import BOUND_RAD, write_viewer
 from vq3dcli.metrics.image import psnr

@@ -9,7 +9,7 @@ from typing import Any
 
 from vq3dcli.config.schema import DepthRecipe, Recipe, Stage2Recipe
 from vq3dcli.export.page import Section, Table, Text
-from vq3dcli.pipelines.quickstart.report import STAGE1_SHEET, STAGE2_SHEET
+from vq3dcli.pipelines.studies.report import STAGE1_SHEET, STAGE2_SHEET
 from vq3dcli.sealed import json_value
 from vq3dcli.training.depth_guards import depth_guards
 from vq3dcli.training.guards import stage1_guards

@@ -21,7 +21,6 @@ from vq3dcli.errors import InputMissingError, Vq3dError
 from vq3dcli.export.chart import number_text
 from vq3dcli.export.page import Block, Code, Media, Row, Section, Svg, Table, Text, write_page
 from vq3dcli.files import write_bytes
-from vq3dcli.pipelines.quickstart.report import Record, curve, curve_names, read_metrics
 from vq3dcli.pipelines.run_report.kinds import (
     NOVEL_PSNR,
     PSNR,
@@ -33,6 +32,7 @@ from vq3dcli.pipelines.run_report.kinds import (
     model_rows,
     sheet_text,
 )
+from vq3dcli.pipelines.studies.report import Record, curve, curve_names, read_metrics
 from vq3dcli.sealed import json_value
 from vq3dcli.training.health import Finding, number, replay
 

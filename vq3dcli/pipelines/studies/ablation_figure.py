@@ -18,14 +18,14 @@ from torch import Tensor
 from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.data.toyscenes import ToyScenes, render_scenes, sample_scenes
 from vq3dcli.export.chart import number_text
+from vq3dcli.export.charts import Series, bar_chart, series_chart, side_by_side
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.page import Media, Row, Section, Svg, Text
-from vq3dcli.export.plots import Series, bar_chart, series_chart, side_by_side
 from vq3dcli.export.sheet import grid
 from vq3dcli.model.scene import reconstruct_scene
-from vq3dcli.pipelines.evaluation.ablation import FIGURES, KINDS, Ablation, verdict
 from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES
 from vq3dcli.pipelines.evaluation.page import text_tables
+from vq3dcli.pipelines.studies.ablation import FIGURES, KINDS, Ablation, verdict
 from vq3dcli.rendering.cameras import Camera, Rays, canonical_camera, pivot_camera, pixel_centres, rays_at_pixels
 from vq3dcli.rendering.render import render_rays
 from vq3dcli.rendering.sampling import uniform_s

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vq3dcli.export.plots import HEIGHT_PX, WIDTH_PX, Series, bar_chart, histogram, series_chart, standalone
+from vq3dcli.export.charts import HEIGHT_PX, WIDTH_PX, Series, bar_chart, histogram, series_chart, standalone
 
 NUMBERS = st.floats(-1e12, 1e12) | st.sampled_from([math.nan, math.inf, 0.0, 5e-324])
 

@@ -34,9 +34,9 @@ from vq3dcli.pipelines.evaluation.exact_scenes import Template, toy_template
 from vq3dcli.pipelines.evaluation.geometry import PROTOCOL as GEOMETRY
 from vq3dcli.pipelines.evaluation.geometry import RENDERING, evaluate_geometry, kept_metrics, model_predictor
 from vq3dcli.pipelines.evaluation.image_sets import toy_set
-from vq3dcli.pipelines.quickstart.budget import Budget, with_budget
-from vq3dcli.pipelines.quickstart.prior import Counting
 from vq3dcli.pipelines.run_report.page import write_run_report
+from vq3dcli.pipelines.studies.budget import Budget, with_budget
+from vq3dcli.pipelines.studies.prior import Counting
 from vq3dcli.pipelines.train import open_loader, run_facts
 from vq3dcli.sealed import read_sealed_json, write_sealed_json
 from vq3dcli.training.distributed import join_ranks

@@ -38,11 +38,11 @@ from vq3dcli.pipelines.evaluation.geometry import (
     kept_metrics,
     model_predictor,
 )
-from vq3dcli.pipelines.quickstart.budget import DEFAULT_MINUTES, Budget, measure_budget, recorded_budget, with_budget
-from vq3dcli.pipelines.quickstart.demo import TOY_INPUTS
-from vq3dcli.pipelines.quickstart.example_photo import example_photo
-from vq3dcli.pipelines.quickstart.prior import SHARE_OF_MINUTES, Counting, NewScenes, new_scenes, trained_prior
-from vq3dcli.pipelines.quickstart.report import (
+from vq3dcli.pipelines.studies.budget import DEFAULT_MINUTES, Budget, measure_budget, recorded_budget, with_budget
+from vq3dcli.pipelines.studies.demo import TOY_INPUTS
+from vq3dcli.pipelines.studies.example_photo import example_photo
+from vq3dcli.pipelines.studies.prior import SHARE_OF_MINUTES, Counting, NewScenes, new_scenes, trained_prior
+from vq3dcli.pipelines.studies.report import (
     STAGE2_SHEET,
     commands_section,
     geometry_section,
