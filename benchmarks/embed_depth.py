@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from vq3dcli.depth_checkpoint import embedded_depth_path, load_depth, save_depth
+from vq3dcli.weights_file import embedded_path, load_depth, save_weights
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
         "licence": options.licence,
         "credits": options.credits,
     }
-    print(save_depth(embedded_depth_path(), loaded.model, loaded.recipe, card))
+    print(save_weights(embedded_path("depth"), loaded.model, loaded.recipe, card))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from vq3dcli.checkpoint import LoadedWeights, load_weights
-from vq3dcli.prior_checkpoint import TokenFacts, embedded_prior_path, load_prior, save_prior
+from vq3dcli.weights_file import LoadedWeights, TokenFacts, embedded_path, load_prior, load_weights, save_weights
 
 
 def main() -> None:
@@ -52,7 +51,7 @@ def main() -> None:
     tokens = prior.tokens
     if options.tokens_of is not None:
         tokens = embedded_tokens(tokens, load_weights(options.tokens_of))
-    print(save_prior(embedded_prior_path(), prior.model, recipe, tokens, card))
+    print(save_weights(embedded_path("stage2"), prior.model, recipe, card, tokens))
 
 
 def embedded_tokens(tokens: TokenFacts, made_by: LoadedWeights) -> TokenFacts:

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vq3dcli.checkpoint import LoadedWeights, embedded_weights_path, load_weights, save_weights
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.pipelines.evaluation.data import open_images
 from vq3dcli.pipelines.evaluation.exact_scenes import toy_template
 from vq3dcli.pipelines.evaluation.geometry import PROTOCOL, evaluate_geometry, model_predictor
 from vq3dcli.pipelines.evaluation.reconstruction import evaluate_reconstruction, model_reconstructor
 from vq3dcli.training.averaging import average_checkpoints
+from vq3dcli.weights_file import LoadedWeights, embedded_path, load_weights, save_weights
 
 EVALUATED, SEED = 64, 0
 
@@ -57,7 +57,7 @@ def main() -> None:
         "limits": options.limits,
         "licence": "Apache-2.0",
     }
-    print(save_weights(embedded_weights_path(), weights.model, weights.recipe, card))
+    print(save_weights(embedded_path("stage1"), weights.model, weights.recipe, card))
 
 
 def geometry(weights: LoadedWeights) -> dict[str, float]:

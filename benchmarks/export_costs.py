@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from vq3dcli.checkpoint import load_weights
 from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.pipelines.editing.compose import build_stage
 from vq3dcli.pipelines.editing.composition import Composition
@@ -27,6 +26,7 @@ from vq3dcli.pipelines.views.film import Shot
 from vq3dcli.pipelines.views.inputs import OpenedScene, open_scene, parse_sources
 from vq3dcli.pipelines.views.render import Detail, Look, staged
 from vq3dcli.rendering.cameras import one_camera
+from vq3dcli.weights_file import load_weights
 
 KINDS = ("photo", "plain", "composition")
 DETAILS: tuple[Detail, ...] = ("photo", "none")

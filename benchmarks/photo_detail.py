@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.data.images import encode_png, resize, to_square
 from vq3dcli.data.toyscenes import render_scenes, sample_scenes
@@ -56,6 +55,7 @@ from vq3dcli.rendering.cameras import (
 )
 from vq3dcli.rendering.relief import camera_lines, intersect, look_up
 from vq3dcli.scene_file import SceneCamera, camera_of
+from vq3dcli.weights_file import LoadedWeights, load_weights
 
 FRAMES = 60
 PAIRS = ((5, 6), (25, 26), (45, 46))

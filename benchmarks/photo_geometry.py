@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.data.images import encode_png, resize
 from vq3dcli.export.colour import colour_map, display_range
 from vq3dcli.export.sheet import grid
@@ -31,6 +30,7 @@ from vq3dcli.model.scene import SceneView, reconstruct_scene
 from vq3dcli.pipelines.evaluation.image_sets import folder_set
 from vq3dcli.rendering.cameras import canonical_camera, pivot_camera
 from vq3dcli.seeding import generator
+from vq3dcli.weights_file import LoadedWeights, load_weights
 
 YAWS_DEG = (-20.0, -10.0, 0.0, 10.0, 20.0)
 TILE_PX = 128

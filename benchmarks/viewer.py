@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from playwright.sync_api import Page, sync_playwright
 
-from vq3dcli.checkpoint import load_weights
 from vq3dcli.data.images import decode_image
 from vq3dcli.export.layers import Frustum
 from vq3dcli.export.viewer import BOUND_RAD
@@ -30,6 +29,7 @@ from vq3dcli.model.scene import Renderable
 from vq3dcli.pipelines.exporting.export import export_scene, sampled_size, turned_cameras, wished_photo_scene
 from vq3dcli.pipelines.exporting.plan import Wish
 from vq3dcli.pipelines.views.inputs import OpenedScene, open_scene, parse_sources
+from vq3dcli.weights_file import load_weights
 
 TURNS = (0.0, 0.5, -0.5, 1.0, -1.0)
 SOFTWARE = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.cli import run
 from vq3dcli.data.images import encode_png
 from vq3dcli.export.colour import colour_map
@@ -32,6 +31,7 @@ from vq3dcli.pipelines.views.geometry import photo_relief
 from vq3dcli.pipelines.views.inputs import OpenedScene, open_scene, parse_sources, read_picture
 from vq3dcli.rendering.cameras import one_camera, pivot_camera
 from vq3dcli.rendering.trajectories import trajectory
+from vq3dcli.weights_file import LoadedWeights, load_weights
 
 DOCS = Path(__file__).resolve().parent
 FOLDER = DOCS / "gallery"

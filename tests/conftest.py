@@ -118,8 +118,8 @@ def tiny_recipe() -> Callable[..., Stage1Recipe]:
 @pytest.fixture(scope="session")
 def tiny_weights(tiny_recipe: Callable[..., Stage1Recipe], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights file of an untrained 16-pixel model."""
-    from vq3dcli.checkpoint import save_weights
     from vq3dcli.model.build import build_autoencoder
+    from vq3dcli.weights_file import save_weights
 
     recipe = tiny_recipe()
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"

@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vq3dcli.checkpoint import load_weights, read_checkpoint, save_weights, write_checkpoint
+from vq3dcli.checkpoint import read_checkpoint, write_checkpoint
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import DataError, InputMissingError, UnsafeFileError
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.sealed import write_sealed_json
 from vq3dcli.tensor_file import read_tensors, write_tensors
+from vq3dcli.weights_file import load_weights, save_weights
 
 
 def test_weights_are_rounded_once_and_load_as_written(tiny_weights: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from vq3dcli.checkpoint import embedded_weights_path, load_weights
 from vq3dcli.data.images import to_square
 from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.losses.tokens import BITS_PER_NAT, token_nats
@@ -19,13 +18,13 @@ from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.scene import reconstruct_scene, to_model_range
 from vq3dcli.pipelines.evaluation.exact_scenes import Template
 from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES, evaluate_geometry, model_predictor
-from vq3dcli.prior_checkpoint import embedded_prior_path, load_prior
+from vq3dcli.weights_file import embedded_path, load_prior, load_weights
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 def test_they_are_small_and_say_what_they_are() -> None:
-    assert embedded_weights_path().stat().st_size + embedded_prior_path().stat().st_size < 25_000_000
+    assert embedded_path("stage1").stat().st_size + embedded_path("stage2").stat().st_size < 25_000_000
     for card in (load_weights().card, load_prior().card):
         assert card["images_seen"] > 0
         assert {"data", "command", "figures", "limits", "licence"} <= card.keys()

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.errors import DataError, InputMissingError, UnsafeFileError, UsageError, Vq3dError
 from vq3dcli.model.scene import Scene, reconstruct_scene
 from vq3dcli.rendering.cameras import pivot_camera
 from vq3dcli.scene_file import load_scene, save_scene
 from vq3dcli.tensor_file import read_tensors, write_tensors
+from vq3dcli.weights_file import LoadedWeights, load_weights
 
 CAMERA = pivot_camera(torch.tensor([0.0, 0.2]), torch.tensor([0.0, -0.1]), height_px=12, width_px=16)
 

@@ -26,8 +26,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from vq3dcli.checkpoint import LoadedWeights
-    from vq3dcli.checkpoint import load_weights as load
     from vq3dcli.data.images import read_image, to_square
     from vq3dcli.errors import Vq3dError
     from vq3dcli.model.sampling import Sharpening, sample_tokens
@@ -35,10 +33,11 @@ if TYPE_CHECKING:
     from vq3dcli.pipelines.editing.compose import build_stage
     from vq3dcli.pipelines.editing.composition import read_composition
     from vq3dcli.pipelines.views.inputs import open_scene, parse_sources
-    from vq3dcli.prior_checkpoint import LoadedPrior, load_prior
     from vq3dcli.rendering.cameras import Camera, canonical_camera, pivot_camera
     from vq3dcli.rendering.trajectories import trajectory
     from vq3dcli.scene_file import load_scene, save_scene
+    from vq3dcli.weights_file import LoadedPrior, LoadedWeights, load_prior
+    from vq3dcli.weights_file import load_weights as load
 
 __all__ = [
     "Camera",
@@ -69,16 +68,16 @@ __all__ = [
 # Public name to its module and its name there.
 _SOURCES = {
     "Camera": ("rendering.cameras", "Camera"),
-    "LoadedPrior": ("prior_checkpoint", "LoadedPrior"),
-    "LoadedWeights": ("checkpoint", "LoadedWeights"),
+    "LoadedPrior": ("weights_file", "LoadedPrior"),
+    "LoadedWeights": ("weights_file", "LoadedWeights"),
     "Scene": ("model.scene", "Scene"),
     "SceneView": ("model.scene", "SceneView"),
     "Sharpening": ("model.sampling", "Sharpening"),
     "Vq3dError": ("errors", "Vq3dError"),
     "build_stage": ("pipelines.editing.compose", "build_stage"),
     "canonical_camera": ("rendering.cameras", "canonical_camera"),
-    "load": ("checkpoint", "load_weights"),
-    "load_prior": ("prior_checkpoint", "load_prior"),
+    "load": ("weights_file", "load_weights"),
+    "load_prior": ("weights_file", "load_prior"),
     "load_scene": ("scene_file", "load_scene"),
     "open_scene": ("pipelines.views.inputs", "open_scene"),
     "parse_sources": ("pipelines.views.inputs", "parse_sources"),

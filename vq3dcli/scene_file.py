@@ -20,13 +20,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from vq3dcli.checkpoint import LoadedWeights, checked_header
 from vq3dcli.data.images import decode_image, encode_png
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.field import FieldMLP, FieldModel
 from vq3dcli.model.scene import Scene, scene_from_codes
 from vq3dcli.rendering.space import ContractedSpace, FrustumSpace
 from vq3dcli.tensor_file import check_tensors, read_tensors, shapes_alone, write_tensors
+from vq3dcli.weights_file import LoadedWeights, checked_header
 
 FORMAT_VERSION = 1
 SUFFIX = ".vq3d.safetensors"

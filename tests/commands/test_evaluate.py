@@ -2,12 +2,12 @@ import json
 
 import pytest
 
-from vq3dcli.checkpoint import save_weights
 from vq3dcli.cli import run
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.images import read_image
 from vq3dcli.model.build import build_autoencoder
+from vq3dcli.weights_file import save_weights
 
 
 def test_baselines_without_weights(capsys):

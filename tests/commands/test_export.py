@@ -121,9 +121,9 @@ def test_a_composition_is_exported_as_it_is_seen(photo: str, weights: list[str],
 
 
 def test_a_toy_scene_and_a_saved_one(photo: str, weights: list[str]) -> None:
-    from vq3dcli.checkpoint import load_weights
     from vq3dcli.pipelines.views.inputs import open_scene, parse_sources
     from vq3dcli.scene_file import save_scene
+    from vq3dcli.weights_file import load_weights
 
     loaded = load_weights(Path(weights[1]))
     opened = open_scene(parse_sources(["toyscene:box:3"])[0], loaded, fit="crop")

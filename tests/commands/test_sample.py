@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vq3dcli.checkpoint import load_weights
 from vq3dcli.cli import run
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.token_store import TokenStore
@@ -22,7 +21,7 @@ from vq3dcli.errors import StorageError
 from vq3dcli.export.ffmpeg import find_ffmpeg
 from vq3dcli.model.build import build_prior
 from vq3dcli.pipelines.sampling.sample import SampleFolder, draw_samples, sharpening_of
-from vq3dcli.prior_checkpoint import TokenFacts, load_prior, save_prior
+from vq3dcli.weights_file import TokenFacts, load_prior, load_weights, save_weights
 
 Make = Callable[..., Stage2Recipe]
 
@@ -43,7 +42,7 @@ def prior(tiny_prior_recipe: Make, tiny_weights: Path, tmp_path_factory: pytest.
     sha256 = load_weights(tiny_weights).sha256
     facts = TokenFacts(stage1_sha256=sha256, codebook_size=32, length=16, class_names=("ant", "Bee Hive", "cow"))
     path = tmp_path_factory.mktemp("prior") / "prior.safetensors"
-    save_prior(path, build_prior(recipe, codebook_size=32, length=16, classes=3), recipe, facts, {})
+    save_weights(path, build_prior(recipe, codebook_size=32, length=16, classes=3), recipe, {}, facts)
     return str(path)
 
 
@@ -87,7 +86,7 @@ def test_some_classes_of_many_or_all(
     sha256 = load_weights(tiny_weights).sha256
     facts = TokenFacts(stage1_sha256=sha256, codebook_size=32, length=16, class_names=names)
     path = tmp_path / "prior.safetensors"
-    save_prior(path, build_prior(recipe, codebook_size=32, length=16, classes=20), recipe, facts, {})
+    save_weights(path, build_prior(recipe, codebook_size=32, length=16, classes=20), recipe, {}, facts)
     call = ["sample", "-n", "1", "--weights", str(tiny_weights), "--prior", str(path), "--device", "cpu"]
     for options, shown in (([], [i * 20 // 16 for i in range(16)]), (["--class", "all"], [*range(20)])):
         assert run([*call, *options, "-o", str(tmp_path / "new")]) == 0
@@ -291,8 +290,8 @@ def test_what_cannot_be_done_is_one_line(
 def test_another_stage_1_is_refused_in_one_line(
     prior: str, tiny_recipe: Callable[..., Stage1Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vq3dcli.checkpoint import save_weights
     from vq3dcli.model.build import build_autoencoder
+    from vq3dcli.weights_file import save_weights
 
     recipe = tiny_recipe("training.seed=7")
     save_weights(tmp_path / "other.safetensors", build_autoencoder(recipe), recipe, {})

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from vq3dcli.checkpoint import LoadedWeights, load_weights, save_weights
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data_tools.depth.labels import label_exact
@@ -25,6 +24,7 @@ from vq3dcli.data_tools.prepare import Options, open_source, prepare
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.pipelines.tokenize import tokenize
+from vq3dcli.weights_file import LoadedWeights, load_weights, save_weights
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir"}
 

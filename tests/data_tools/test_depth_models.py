@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from vq3dcli.checkpoint import load_weights
 from vq3dcli.cli import run
 from vq3dcli.data.images import decode_image, to_square
 from vq3dcli.data.loader import TrainingLoader
@@ -32,6 +31,7 @@ from vq3dcli.pipelines.views.inputs import OpenedScene
 from vq3dcli.pipelines.views.render import Look, staged
 from vq3dcli.pipelines.views.user_depth import open_depth_model, user_s
 from vq3dcli.scene_file import camera_of
+from vq3dcli.weights_file import load_weights
 
 transformers = pytest.importorskip("transformers")
 onnx = pytest.importorskip("onnx")

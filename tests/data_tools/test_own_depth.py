@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vq3dcli import depth_checkpoint
+from vq3dcli import weights_file
 from vq3dcli.cli import run
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import DepthRecipe
@@ -17,9 +17,9 @@ from vq3dcli.data.shard_reader import LabelFolder, ShardFolder
 from vq3dcli.data_tools.depth.labels import label_by_model
 from vq3dcli.data_tools.depth.models import ModelFiles, find_model, open_model
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
-from vq3dcli.depth_checkpoint import load_depth, save_depth
 from vq3dcli.errors import UnavailableError, UsageError
 from vq3dcli.model.build import build_depth_network
+from vq3dcli.weights_file import load_depth, save_weights
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def teacher(tmp_path: Path) -> Path:
     """A run's folder with the real network, narrow and random."""
     recipe = load_recipe("depth-lite0", DepthRecipe, ["model.input_px=64", "model.widths=[4, 8, 8, 8, 16]"])
     (tmp_path / "teacher/checkpoints").mkdir(parents=True)
-    save_depth(tmp_path / "teacher/weights.safetensors", build_depth_network(recipe), recipe, {"licence": "CC0"})
+    save_weights(tmp_path / "teacher/weights.safetensors", build_depth_network(recipe), recipe, {"licence": "CC0"})
     return tmp_path / "teacher"
 
 
@@ -71,6 +71,6 @@ def test_the_command_and_the_card(teacher: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_without_an_embedded_one_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(depth_checkpoint, "embedded_depth_path", lambda: tmp_path / "none")
+    monkeypatch.setattr(weights_file, "embedded_path", lambda kind: tmp_path / "none")
     with pytest.raises(UnavailableError, match="no embedded depth network"):
         open_model(find_model("embedded"), CPU)

@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from vq3dcli.checkpoint import load_weights
 from vq3dcli.data.images import encode_png
 from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import display_range
@@ -30,6 +29,7 @@ from vq3dcli.pipelines.exporting.export import photo_sheets
 from vq3dcli.pipelines.views.detail import build_photo_scene
 from vq3dcli.pipelines.views.inputs import open_scene, parse_sources
 from vq3dcli.rendering.cameras import Camera, pivot_camera
+from vq3dcli.weights_file import load_weights
 
 HOSTILE = "</title></script><script>window.hacked = 1</script><img src=x onerror='window.hacked=1'>\"&.jpg"
 YAW_RAD = (0.0, 0.1, -0.1, 0.2, -0.2)

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.cli import run
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.scene import SceneView
@@ -36,6 +35,7 @@ from vq3dcli.rendering.cameras import Camera, canonical_camera, project
 from vq3dcli.rendering.compose import Placement, empty_field
 from vq3dcli.rendering.cutout import Cutout, FirstView
 from vq3dcli.rendering.space import FrustumSpace
+from vq3dcli.weights_file import LoadedWeights, load_weights
 
 EVERYTHING = {
     "scene": "toyscene:sphere",

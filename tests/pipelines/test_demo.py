@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vq3dcli.checkpoint import load_weights
 from vq3dcli.cli import run
 from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.data.toyscenes import CLASS_NAMES
@@ -20,7 +19,7 @@ from vq3dcli.model.build import build_prior
 from vq3dcli.pipelines.studies import demo
 from vq3dcli.pipelines.studies.demo import total_frames
 from vq3dcli.pipelines.views.film import Shot
-from vq3dcli.prior_checkpoint import TokenFacts, load_prior, save_prior
+from vq3dcli.weights_file import TokenFacts, load_prior, load_weights, save_weights
 
 PHOTOS = tuple(f"n{i:08d}" for i in range(20))
 
@@ -34,7 +33,7 @@ def test_all_classes_of_toys_are_sampled_and_some_of_photos(
     recipe = tiny_prior_recipe()
     facts = TokenFacts(stage1_sha256="ab" * 32, codebook_size=32, length=16, class_names=names)
     model = build_prior(recipe, codebook_size=32, length=16, classes=len(names))
-    save_prior(tmp_path / "prior.safetensors", model, recipe, facts, {})
+    save_weights(tmp_path / "prior.safetensors", model, recipe, {}, facts)
     frames = total_frames(load_prior(tmp_path / "prior.safetensors")) - total_frames(None)
     assert frames == 2 * shown + 2 * 48  # two pictures of each class, and two videos
 
@@ -58,7 +57,7 @@ def test_a_photo_toys_and_samples_are_filmed(
     recipe = tiny_prior_recipe()
     sha256 = load_weights(tiny_weights).sha256
     facts = TokenFacts(stage1_sha256=sha256, codebook_size=32, length=16, class_names=("arch", "torus"))
-    save_prior(tmp_path / "prior.st", build_prior(recipe, codebook_size=32, length=16, classes=2), recipe, facts, {})
+    save_weights(tmp_path / "prior.st", build_prior(recipe, codebook_size=32, length=16, classes=2), recipe, {}, facts)
     frames: list[int] = []
     made = demo.demo(
         load_weights(tiny_weights), load_prior(tmp_path / "prior.st"), tmp_path, on_frames=lambda n: frames.append(n)

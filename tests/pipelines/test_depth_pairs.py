@@ -13,10 +13,10 @@ from PIL import Image
 from vq3dcli import cli
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import DepthRecipe
-from vq3dcli.depth_checkpoint import save_depth
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.model.build import build_depth_network
 from vq3dcli.pipelines.evaluation.depth_pairs import MAP_PX, measure_pairs, open_pairs
+from vq3dcli.weights_file import save_weights
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_the_command_measures_a_network_and_stage_1(
 ) -> None:
     recipe = load_recipe("depth-lite0", DepthRecipe, ["model.widths=[4, 8, 8, 8, 16]", "model.input_px=64"])
     teacher = tmp_path / "teacher.safetensors"
-    save_depth(teacher, build_depth_network(recipe), recipe, {})
+    save_weights(teacher, build_depth_network(recipe), recipe, {})
     words = ["evaluate", "depth", "--data", str(pairs), "--model", str(teacher), "--weights", "embedded"]
     assert cli.run([*words, "-o", str(tmp_path / "out"), "--json", "--quiet"]) == 0
     said = json.loads(capsys.readouterr().out)

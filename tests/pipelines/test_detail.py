@@ -17,8 +17,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vq3dcli.checkpoint import load_weights
-from vq3dcli.depth_checkpoint import embedded_depth_path
 from vq3dcli.errors import DataError, UnavailableError, UsageError
 from vq3dcli.export.layers import Frustum
 from vq3dcli.model.scene import reconstruct_scene, render_views
@@ -54,6 +52,7 @@ from vq3dcli.rendering.cutout import Box, cut_out
 from vq3dcli.rendering.relief import camera_lines, intersect
 from vq3dcli.rendering.trajectories import PATHS
 from vq3dcli.scene_file import SceneCamera, camera_of
+from vq3dcli.weights_file import embedded_path, load_weights
 
 SIZE = (48, 64)
 
@@ -591,7 +590,7 @@ def test_geometry_is_asked_for_where_it_shows(tmp_path: Path) -> None:
         assert with_geometry(look, parse_sources([text]), None, "cpu").teacher is None
     assert with_geometry(Look(), parse_sources(["a.jpg"]), "nerf", "cpu").teacher is None
     chosen = with_geometry(Look(), parse_sources(["a.jpg"]), None, "cpu").teacher
-    assert (chosen is not None) == embedded_depth_path().exists()
+    assert (chosen is not None) == embedded_path("depth").exists()
     if chosen is None:
         with pytest.raises(UnavailableError, match=r"no embedded depth network.*try: --geometry nerf"):
             with_geometry(Look(), parse_sources(["a.jpg"]), "both", "cpu")

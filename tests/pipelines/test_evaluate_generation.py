@@ -5,7 +5,6 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from vq3dcli.checkpoint import load_weights
 from vq3dcli.data.toyscenes import CLASS_NAMES
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.metrics.distribution import frechet_distance, kernel_distance, moments
@@ -26,7 +25,7 @@ from vq3dcli.pipelines.evaluation.measured_set import Judge, measure_set
 from vq3dcli.pipelines.evaluation.prior_bits import prior_bits
 from vq3dcli.pipelines.evaluation.rendered_sets import Samples, reconstructed_set, sampled_set
 from vq3dcli.pipelines.sampling.sample import draw_samples
-from vq3dcli.prior_checkpoint import TokenFacts, load_prior, save_prior
+from vq3dcli.weights_file import TokenFacts, load_prior, load_weights, save_weights
 
 SHARPENING = Sharpening(temperature=0.9)
 
@@ -174,7 +173,7 @@ def models(tiny_prior_recipe, tiny_weights, tmp_path_factory):
     names = ("ant", "bee", "cow")
     facts = TokenFacts(stage1_sha256=weights.sha256, codebook_size=32, length=16, class_names=names)
     path = tmp_path_factory.mktemp("prior") / "prior.safetensors"
-    save_prior(path, build_prior(recipe, codebook_size=32, length=16, classes=3), recipe, facts, {})
+    save_weights(path, build_prior(recipe, codebook_size=32, length=16, classes=3), recipe, {}, facts)
     return weights, load_prior(path)
 
 

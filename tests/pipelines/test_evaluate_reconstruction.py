@@ -7,7 +7,6 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from vq3dcli.checkpoint import load_weights
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.pipelines.evaluation.data import open_images
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, toy_set
@@ -19,6 +18,7 @@ from vq3dcli.pipelines.evaluation.reconstruction import (
     pair_sheet,
     table,
 )
+from vq3dcli.weights_file import load_weights
 
 SIDE = 16
 CODES = 8

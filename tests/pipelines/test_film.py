@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from vq3dcli.checkpoint import load_weights
 from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.errors import UsageError
 from vq3dcli.export.video import VideoFormat
@@ -21,6 +20,7 @@ from vq3dcli.pipelines.views.film import Shot, check_shot, film, output_size, sh
 from vq3dcli.pipelines.views.inputs import open_scene, parse_sources
 from vq3dcli.pipelines.views.targets import Target
 from vq3dcli.rendering.cameras import Camera, image_rays, pivot_camera, s_from_z_depth
+from vq3dcli.weights_file import load_weights
 
 
 class Wall:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vq3dcli.checkpoint import load_weights, save_weights, write_checkpoint
+from vq3dcli.checkpoint import write_checkpoint
 from vq3dcli.cli import run
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
@@ -19,6 +19,7 @@ from vq3dcli.data_tools.prepare import Options, open_source, prepare
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.pipelines.tokenize import tokenize
+from vq3dcli.weights_file import load_weights, save_weights
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.cli import run
 from vq3dcli.data.images import decode_image, encode_png
 from vq3dcli.data.shard_reader import ShardFolder
@@ -23,6 +22,7 @@ from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import DataError, OutputError, UsageError
 from vq3dcli.model.scene import to_model_range
 from vq3dcli.pipelines.tokenize import _block_bytes, tokenize
+from vq3dcli.weights_file import LoadedWeights, load_weights
 
 
 @pytest.fixture(scope="module")

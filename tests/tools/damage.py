@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from vq3dcli.checkpoint import load_weights, read_checkpoint, save_weights, weights_header, write_checkpoint
+from vq3dcli.checkpoint import read_checkpoint, write_checkpoint
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import DepthRecipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.data.shard_reader import LabelFolder, ShardFolder
@@ -30,7 +30,6 @@ from vq3dcli.data.token_store import TokenStore
 from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.data_tools.verify import verify_folder
-from vq3dcli.depth_checkpoint import load_depth, save_depth
 from vq3dcli.errors import DataError
 from vq3dcli.files import sha256_bytes
 from vq3dcli.model.build import build_autoencoder, build_depth_network, build_prior
@@ -41,10 +40,10 @@ from vq3dcli.pipelines.sampling.record import read_record
 from vq3dcli.pipelines.studies.budget import recorded_budget
 from vq3dcli.pipelines.tokenize import tokenize
 from vq3dcli.pipelines.views.camera_file import read_cameras, write_cameras
-from vq3dcli.prior_checkpoint import TokenFacts, load_prior, save_prior
 from vq3dcli.rendering.cameras import pivot_camera
 from vq3dcli.scene_file import load_scene, save_scene
 from vq3dcli.sealed import write_sealed_json
+from vq3dcli.weights_file import TokenFacts, load_depth, load_prior, load_weights, save_weights, weights_header
 
 OUTCOMES = ("found", "verify", "harmless", "silent", "crash", "slow")
 SLOW_SECONDS = 2.0
@@ -120,7 +119,7 @@ def make_kinds(root: Path) -> Iterator[Kind]:
     facts = TokenFacts(stage1_sha256=weights.sha256, codebook_size=32, length=16, class_names=("a", "b", "c"))
     prior = build_prior(prior_recipe, codebook_size=32, length=16, classes=3)
     prior_file = root / "prior.safetensors"
-    save_prior(prior_file, prior, prior_recipe, facts, {"images_seen": 3})
+    save_weights(prior_file, prior, prior_recipe, {"images_seen": 3}, facts)
 
     def read_prior() -> object:
         found = load_prior(prior_file)
@@ -130,7 +129,7 @@ def make_kinds(root: Path) -> Iterator[Kind]:
 
     teacher_recipe = load_recipe("depth-lite0", DepthRecipe, [])
     teacher_file = root / "teacher.safetensors"
-    save_depth(teacher_file, build_depth_network(teacher_recipe), teacher_recipe, {"images_seen": 3})
+    save_weights(teacher_file, build_depth_network(teacher_recipe), teacher_recipe, {"images_seen": 3})
 
     def read_teacher() -> object:
         found = load_depth(teacher_file)

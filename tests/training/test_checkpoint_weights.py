@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from vq3dcli.checkpoint import load_weights
 from vq3dcli.cli import run
 from vq3dcli.config.load import dump_recipe
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
@@ -20,9 +19,9 @@ from vq3dcli.data.token_store import TokenStore
 from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import DataError, StoppedError
-from vq3dcli.prior_checkpoint import load_prior
 from vq3dcli.training.stage1 import train
 from vq3dcli.training.stage2 import train_prior
+from vq3dcli.weights_file import load_prior, load_weights
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vq3dcli.checkpoint import load_weights
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import AugmentationSection, DepthRecipe
 from vq3dcli.data.loader import LABEL_KIND, Batch
-from vq3dcli.depth_checkpoint import load_depth, save_depth
 from vq3dcli.errors import DataError, RecipeError, StoppedError
 from vq3dcli.losses.relative_depth import relative_depth_loss
 from vq3dcli.model.build import build_depth_network
 from vq3dcli.training import depth
 from vq3dcli.training.depth_augmentation import augmented
 from vq3dcli.training.ema import average_of
+from vq3dcli.weights_file import load_depth, load_weights, save_weights
 
 _PLAIN = AugmentationSection(least_crop=1.0, aspect=0, colour=0, grey=0, blur=0, blur_sigma_px=0, noise=0)
 
@@ -60,7 +59,7 @@ class Scenes:
 @pytest.fixture
 def start(tmp_path: Path) -> Path:
     recipe = tiny(Path("unused"))
-    save_depth(tmp_path / "start.safetensors", build_depth_network(recipe), recipe, {})
+    save_weights(tmp_path / "start.safetensors", build_depth_network(recipe), recipe, {})
     return tmp_path / "start.safetensors"
 
 

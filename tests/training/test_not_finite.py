@@ -11,14 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vq3dcli.checkpoint import load_weights, read_checkpoint, save_weights, weights_header, write_checkpoint
+from vq3dcli.checkpoint import read_checkpoint, write_checkpoint
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.loader import Batch
 from vq3dcli.data.token_store import TokenStore
 from vq3dcli.errors import DivergedError, RecipeError, StoppedError
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.model.prior import Prior
-from vq3dcli.prior_checkpoint import load_prior
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.prior_state import save_prior_state, start_or_resume_prior
 from vq3dcli.training.run_folder import RunFolder
@@ -26,6 +25,7 @@ from vq3dcli.training.skipping import MOST_IN_A_ROW
 from vq3dcli.training.stage1 import Progress, train
 from vq3dcli.training.stage2 import token_facts, train_prior
 from vq3dcli.training.state import save_state, start_or_resume
+from vq3dcli.weights_file import load_prior, load_weights, save_weights, weights_header
 
 Make = Callable[..., Stage1Recipe]
 MakePrior = Callable[..., Stage2Recipe]

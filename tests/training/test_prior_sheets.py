@@ -11,8 +11,8 @@ from torch import nn
 from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.model.build import build_prior
 from vq3dcli.pipelines.sampling.sample import draw_samples, sharpening_of
-from vq3dcli.prior_checkpoint import TokenFacts, load_prior, save_prior
 from vq3dcli.training.prior_sheets import sheet_codes
+from vq3dcli.weights_file import TokenFacts, load_prior, save_weights
 
 
 def test_a_tile_of_a_sheet_can_be_drawn_again(tiny_prior_recipe: Callable[..., Stage2Recipe], tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_a_tile_of_a_sheet_can_be_drawn_again(tiny_prior_recipe: Callable[..., S
         nn.init.normal_(parameter, std=0.3)
     names = ("ant", "bee", "cow")
     facts = TokenFacts(stage1_sha256="ab" * 32, codebook_size=32, length=16, class_names=names)
-    save_prior(tmp_path / "prior.safetensors", prior, recipe, facts, {})
+    save_weights(tmp_path / "prior.safetensors", prior, recipe, {}, facts)
     chosen, codes = sheet_codes(prior, 3, recipe.sampling, 5)
     assert chosen.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert len({tuple(row.tolist()) for row in codes}) == 12

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vq3dcli.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from vq3dcli.checkpoint import read_checkpoint, write_checkpoint
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import Batch
 from vq3dcli.data.toyscenes import render_scenes, sample_scenes
@@ -25,6 +25,7 @@ from vq3dcli.training.objective import Stage1Objective
 from vq3dcli.training.optim import build_optimizer, learning_rate_at
 from vq3dcli.training.sheets import show_label
 from vq3dcli.training.stage1 import train
+from vq3dcli.weights_file import load_weights
 
 Make = Callable[..., Stage1Recipe]
 

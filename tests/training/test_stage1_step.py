@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
-from vq3dcli.checkpoint import load_weights, read_checkpoint, save_weights
+from vq3dcli.checkpoint import read_checkpoint
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import Batch
 from vq3dcli.data.views import Views
@@ -26,6 +26,7 @@ from vq3dcli.training.objective import NovelViews, Stage1Objective
 from vq3dcli.training.optim import orthogonalised
 from vq3dcli.training.stage1 import train
 from vq3dcli.training.views import Compared, canonical, patch_corners, plan_views, render_view, render_views
+from vq3dcli.weights_file import load_weights, save_weights
 
 Make = Callable[..., Stage1Recipe]
 

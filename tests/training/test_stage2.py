@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vq3dcli.checkpoint import load_weights
 from vq3dcli.config.load import recipes_folder
 from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.data.images import read_image
@@ -20,13 +19,13 @@ from vq3dcli.data.token_store import TokenLoader, TokenStore
 from vq3dcli.errors import DataError, RecipeError, StoppedError
 from vq3dcli.losses.tokens import BITS_PER_NAT, token_nats
 from vq3dcli.model.build import build_prior
-from vq3dcli.prior_checkpoint import load_prior
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.held_out import HeldOut, held_out_bits, unigram_bits
 from vq3dcli.training.prior_objective import PriorObjective, drop_classes
 from vq3dcli.training.prior_state import initialise_prior
 from vq3dcli.training.stage1 import Progress
 from vq3dcli.training.stage2 import train_prior
+from vq3dcli.weights_file import load_prior, load_weights
 
 Make = Callable[..., Stage2Recipe]
 WriteStore = Callable[..., TokenStore]

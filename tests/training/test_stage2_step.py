@@ -15,10 +15,10 @@ from vq3dcli.checkpoint import read_checkpoint
 from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.data.token_store import TokenBatch, TokenLoader, TokenStore
 from vq3dcli.model.build import build_prior
-from vq3dcli.prior_checkpoint import load_prior, save_prior
 from vq3dcli.seeding import uniform
 from vq3dcli.training.optim import orthogonalised
 from vq3dcli.training.stage2 import token_facts, train_prior
+from vq3dcli.weights_file import load_prior, save_weights
 
 Make = Callable[..., Stage2Recipe]
 
@@ -102,7 +102,7 @@ def test_a_run_is_the_steps_that_are_written_out(
     with torch.no_grad():
         for parameter in first.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # branches that end in zeros would let little through
-    save_prior(tmp_path / "start.safetensors", first, tiny_prior_recipe(), token_facts(store), {})
+    save_weights(tmp_path / "start.safetensors", first, tiny_prior_recipe(), {}, token_facts(store))
     recipe = tiny_prior_recipe(*OVERRIDES, f"training.init={tmp_path / 'start.safetensors'}", *overrides)
     by_hand = _ByHand(recipe, tmp_path / "start.safetensors")
     before = {name: value.detach().clone() for name, value in by_hand.trained.items()}

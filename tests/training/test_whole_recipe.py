@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vq3dcli.checkpoint import load_weights
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import Batch
 from vq3dcli.data.toyscenes import render_scenes, sample_scenes
@@ -23,6 +22,7 @@ from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.gradients import Step, compute_gradients
 from vq3dcli.training.objective import Stage1Objective
 from vq3dcli.training.stage1 import train
+from vq3dcli.weights_file import load_weights
 
 Make = Callable[..., Stage1Recipe]
 

@@ -82,7 +82,6 @@ def command(
       vq3d compose room.jpg --move 0.1,0.4,0.4,0.9=0.7,0.8 --delete 0.6,0.1,0.9,0.5
       vq3d compose room_composed.toml --camera swing -o again.mp4
     """
-    from vq3dcli.checkpoint import load_weights
     from vq3dcli.pipelines.editing.compose import Unchanging, build_stage, composition_files, composition_sources
     from vq3dcli.pipelines.editing.composition import (
         SUFFIX,
@@ -97,6 +96,7 @@ def command(
     from vq3dcli.pipelines.views.render import Look, as_shown, staged, with_geometry
     from vq3dcli.pipelines.views.targets import check_targets, plan_joint_target
     from vq3dcli.rendering.cameras import one_camera
+    from vq3dcli.weights_file import load_weights
 
     if output == "-":
         raise UsageError("compose writes files, not stdout", remedy="a file name with -o")

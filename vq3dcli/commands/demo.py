@@ -30,9 +30,8 @@ def command(
     """
     said = Output("demo", json, quiet)
 
-    from vq3dcli.checkpoint import load_weights
     from vq3dcli.pipelines.studies.demo import demo, total_frames
-    from vq3dcli.prior_checkpoint import load_prior
+    from vq3dcli.weights_file import load_prior, load_weights
 
     target = pick_device(device)
     loaded = load_weights(weights, target)

@@ -52,7 +52,6 @@ def ablation(
     if not all(0 <= seed < 2**63 for seed in chosen):
         raise UsageError(f"--seeds {seeds[:60]}: a seed is 0 to {2**63 - 1}", remedy="--seeds 0,1,2")
 
-    from vq3dcli.checkpoint import load_weights
     from vq3dcli.data.images import encode_png
     from vq3dcli.export.charts import side_by_side, standalone
     from vq3dcli.files import as_bytes, write_bytes
@@ -61,6 +60,7 @@ def ablation(
     from vq3dcli.pipelines.studies import ablation as pipeline
     from vq3dcli.pipelines.studies import ablation_figure as figure
     from vq3dcli.training.arithmetic import flush_denormals
+    from vq3dcli.weights_file import load_weights
 
     flush_denormals()
     plan = pipeline.Plan(images, scenes, count, tuple(overrides or ()))

@@ -40,11 +40,11 @@ def depth(
       vq3d evaluate depth --data pairs/
       vq3d evaluate depth --data pairs/ --model embedded --model teacher/ --weights embedded -o figures
     """
-    from vq3dcli.checkpoint import load_weights
     from vq3dcli.data_tools.depth.models import find_model, open_model
     from vq3dcli.export.page import Section
     from vq3dcli.pipelines.evaluation.depth_pairs import PROTOCOL, measure_pairs, open_pairs, rendered, table
     from vq3dcli.pipelines.evaluation.page import evaluation_folder, text_tables, write_evaluation
+    from vq3dcli.weights_file import load_weights
 
     said = Output("evaluate depth", json, quiet)
     chosen = pick_device(device)

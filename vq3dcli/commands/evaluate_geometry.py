@@ -14,7 +14,7 @@ from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOptio
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vq3dcli.checkpoint import LoadedWeights
+    from vq3dcli.weights_file import LoadedWeights
 
 DATA = "toyscenes, stereo (scikit-image's pair), or labelled shards."
 COUNT = "Scenes or images at most. Default: 64 toy scenes, 256 images of shards."
@@ -70,12 +70,12 @@ def geometry(
       vq3d evaluate geometry --data stereo -o figures
       vq3d evaluate geometry --baselines --count 256
     """
-    from vq3dcli.checkpoint import load_weights
     from vq3dcli.data.images import encode_png
     from vq3dcli.errors import UsageError
     from vq3dcli.files import write_bytes
     from vq3dcli.pipelines.evaluation.geometry_page import geometry_sections, table
     from vq3dcli.pipelines.evaluation.page import evaluation_folder, write_evaluation
+    from vq3dcli.weights_file import load_weights
 
     if baselines and (weights is not None or out is not None):
         raise UsageError("--baselines needs no weights and makes no pictures", remedy="it without --weights and --out")

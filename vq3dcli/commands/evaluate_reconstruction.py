@@ -10,8 +10,8 @@ import typer
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device, plain
 
 if TYPE_CHECKING:
-    from vq3dcli.checkpoint import LoadedWeights
     from vq3dcli.metrics.perceptual import Lpips
+    from vq3dcli.weights_file import LoadedWeights
 
 DATA = "toyscenes, shards, a folder of images (folders in it are classes), or an .npz file."
 FEATURES = "Network of the distance between the sets, or none. Default: efficientnet-lite1 if it is here."
@@ -56,7 +56,6 @@ def reconstruction(
       vq3d evaluate reconstruction --weights runs/toy --data photos/ --lpips alex -o figures
       vq3d evaluate reconstruction --weights runs/imagenet --data val-shards/ --inception weights-inception.pth --json
     """
-    from vq3dcli.checkpoint import load_weights
     from vq3dcli.data.images import encode_png
     from vq3dcli.errors import UnavailableError, UsageError
     from vq3dcli.files import write_bytes
@@ -65,6 +64,7 @@ def reconstruction(
     from vq3dcli.pipelines.evaluation.data import open_images
     from vq3dcli.pipelines.evaluation.page import evaluation_folder, write_evaluation
     from vq3dcli.pipelines.evaluation.reconstruction_page import reconstruction_sections
+    from vq3dcli.weights_file import load_weights
 
     if inception is not None and features not in (None, "inception"):
         raise UsageError(f"--inception is of no use with --features {features}", remedy="one of the two")

@@ -70,7 +70,6 @@ def command(
       vq3d export toyscene:snowman --format mpi --layers 16 -o layers/
       vq3d export room_composed.toml --format glb
     """
-    from vq3dcli.checkpoint import load_weights
     from vq3dcli.files import cut_name
     from vq3dcli.pipelines.editing.compose import composition_files, composition_sources
     from vq3dcli.pipelines.editing.composition import SUFFIX, read_composition
@@ -78,6 +77,7 @@ def command(
     from vq3dcli.pipelines.exporting.plan import Wish, check_export, check_wish, plan_export
     from vq3dcli.pipelines.views.inputs import needs_weights, open_scene, parse_sources
     from vq3dcli.pipelines.views.render import Look, as_shown, with_geometry
+    from vq3dcli.weights_file import load_weights
 
     said = Output("export", json, quiet)
     composition = read_composition(Path(source_text)) if source_text.endswith(SUFFIX) else None

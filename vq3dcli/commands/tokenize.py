@@ -39,9 +39,9 @@ def command(
       vq3d tokenize --weights runs/imagenet --data shards/ --out tokens/ --views 10
       torchrun --nproc-per-node 8 -m vq3dcli tokenize --weights runs/imagenet --data shards/ --out tokens/
     """
-    from vq3dcli.checkpoint import load_weights
     from vq3dcli.data.token_store import TokenStore, code_use
     from vq3dcli.pipelines.tokenize import tokenize
+    from vq3dcli.weights_file import load_weights
 
     said = Output("tokenize", json, quiet)
     share = asked_part(part, said)

@@ -31,8 +31,8 @@ from vq3dcli.training.launch import started_ranks
 if TYPE_CHECKING:
     import torch
 
-    from vq3dcli.checkpoint import LoadedWeights
     from vq3dcli.data.token_store import TokenStore
+    from vq3dcli.weights_file import LoadedWeights
 
 
 @on_every_rank
@@ -116,7 +116,7 @@ def _stage1_of(store: TokenStore, weights: Path | None, device: torch.device, sa
     Raises:
         DataError: The weights that were asked for did not make the tokens.
     """
-    from vq3dcli.checkpoint import load_weights
+    from vq3dcli.weights_file import load_weights
 
     if weights is not None:
         loaded = load_weights(weights, device)

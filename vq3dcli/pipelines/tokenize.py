@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.data.images import decode_image, resize
 from vq3dcli.data.shard_format import FORMAT_VERSION, MANIFEST_NAME, PLAN_NAME, stored_size
 from vq3dcli.data.shard_reader import ShardFolder
@@ -44,6 +43,7 @@ from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import atomic_path, make_folder, read_error, sha256_bytes, sha256_file, write_bytes
 from vq3dcli.model.scene import to_model_range
 from vq3dcli.seeding import uniform
+from vq3dcli.weights_file import LoadedWeights
 
 # The bits of an encoder's output depend on the batch that an image is in: the same batches in every run.
 _IMAGES_A_BATCH = 16

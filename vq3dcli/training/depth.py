@@ -22,7 +22,6 @@ from vq3dcli import seeding
 from vq3dcli.config.schema import DepthRecipe
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.loader import Batch
-from vq3dcli.depth_checkpoint import depth_header, load_depth, save_depth
 from vq3dcli.errors import DivergedError, RecipeError, StoppedError
 from vq3dcli.export.colour import colour_map, display_range
 from vq3dcli.export.sheet import grid
@@ -48,6 +47,7 @@ from vq3dcli.training.skipping import Skipped
 from vq3dcli.training.stage1 import Data, Progress, Result
 from vq3dcli.training.watch import Watch
 from vq3dcli.weights.third_party import encoder_weights
+from vq3dcli.weights_file import load_depth, save_weights, weights_header
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def train_depth(
             digest = folder.exported(state.images_seen)
             if not digest:
                 card = folder.card(state.images_seen, state.init_sha256)
-                digest = save_depth(folder.weights, state.average, recipe, card)
+                digest = save_weights(folder.weights, state.average, recipe, card)
         except BaseException:
             watch.close(failed=True)
             raise
@@ -300,7 +300,7 @@ def _optimizer(model: DepthNetwork, recipe: DepthRecipe) -> OptimizerLike:
 
 
 def _save(folder: RunFolder, recipe: DepthRecipe, state: DepthState) -> None:
-    header = depth_header(recipe, folder.card(state.images_seen, state.init_sha256))
+    header = weights_header(recipe, folder.card(state.images_seen, state.init_sha256))
     folder.save(
         state.images_seen, parts_of(state), manifest_of(state, recipe), header, keep=recipe.training.keep_checkpoints
     )

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.checkpoint import TRAINING_ONLY, load_weights
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import RecipeError
 from vq3dcli.model.autoencoder import Autoencoder
+from vq3dcli.weights_file import TRAINING_ONLY, load_weights
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def initialise(model: Autoencoder, recipe: Stage1Recipe, path: Path) -> Initiali
 
     Raises:
         RecipeError: The weights do not fit the recipe; names every tensor that does not, and the keys to change.
-        InputMissingError, UnsafeFileError, DataError: As `checkpoint.load_weights`.
+        InputMissingError, UnsafeFileError, DataError: As `weights_file.load_weights`.
     """
     loaded = load_weights(path)
     source, target = loaded.model.state_dict(), model.state_dict()

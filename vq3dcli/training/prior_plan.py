@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from vq3dcli.checkpoint import load_weights
 from vq3dcli.config.load import load_recipe, recipe_names
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.token_store import TokenStore
@@ -32,6 +31,7 @@ from vq3dcli.training.plan import (
     needed_bytes,
     three_digits,
 )
+from vq3dcli.weights_file import load_weights
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.config.schema import SamplingSection
 from vq3dcli.data.images import encode_png
 from vq3dcli.export.colour import colour_map
@@ -21,7 +20,7 @@ from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.prior import Prior
 from vq3dcli.model.sampling import Sharpening, rows_together, sample_index, sample_tokens
 from vq3dcli.model.scene import scene_from_codes
-from vq3dcli.prior_checkpoint import as_loaded
+from vq3dcli.weights_file import LoadedWeights, prior_as_loaded
 
 _CLASSES, _SAMPLES_A_CLASS = 6, 4
 _SAMPLES_A_RAY = 48
@@ -51,7 +50,7 @@ def sheet_codes(prior: Prior, classes: int, sampling: SamplingSection, seed: int
     chosen = shown_classes(classes).repeat_interleave(_SAMPLES_A_CLASS)
     index = torch.tensor([sample_index(c, place % _SAMPLES_A_CLASS) for place, c in enumerate(chosen.tolist())])
     sharpening = Sharpening(sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance)
-    drawn_from = as_loaded(prior)
+    drawn_from = prior_as_loaded(prior)
     rows = rows_together(drawn_from, _ROWS, guidance=sharpening.guidance, memory_share=_MEMORY_SHARE)
     return chosen, sample_tokens(drawn_from, chosen, seed=seed, index=index, sharpening=sharpening, rows=rows)
 

@@ -12,13 +12,13 @@ from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.errors import RecipeError
 from vq3dcli.model.build import build_prior
 from vq3dcli.model.prior import Prior
-from vq3dcli.prior_checkpoint import TokenFacts, load_prior, prior_header
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.ema import average_of
 from vq3dcli.training.optim import OptimizerLike, build_optimizer
 from vq3dcli.training.resume import manifest_of, parts_of, restore
 from vq3dcli.training.run_folder import RunFolder
 from vq3dcli.training.skipping import Skipped
+from vq3dcli.weights_file import TokenFacts, load_prior, weights_header
 
 _BETAS = (0.9, 0.95)  # as LlamaGen (Sun et al., 2024, sec. 3.1)
 
@@ -59,7 +59,7 @@ def start_or_resume_prior(
     Raises:
         DataError: The checkpoint is damaged, or of another model.
         RecipeError: The weights to start from do not fit the recipe or the tokens.
-        InputMissingError, UnsafeFileError: As `prior_checkpoint.load_prior`.
+        InputMissingError, UnsafeFileError: As `weights_file.load_prior`.
     """
     schedule = recipe.training
     model = build_prior(
@@ -88,7 +88,7 @@ def start_or_resume_prior(
 
 def save_prior_state(folder: RunFolder, recipe: Stage2Recipe, tokens: TokenFacts, state: PriorState) -> None:
     """Write a checkpoint. Raises `OutputError` or `StorageError`."""
-    header = prior_header(recipe, tokens, folder.card(state.images_seen, state.init_sha256))
+    header = weights_header(recipe, folder.card(state.images_seen, state.init_sha256), tokens)
     folder.save(
         state.images_seen, parts_of(state), manifest_of(state, recipe), header, keep=recipe.training.keep_checkpoints
     )
@@ -113,7 +113,7 @@ def initialise_prior(model: Prior, tokens: TokenFacts, path: Path) -> str:
     Raises:
         RecipeError: The weights do not fit the recipe, or belong to tokens of a Stage 1 that is neither that of the
             tokens nor one that its training began from, or have other codes.
-        InputMissingError, UnsafeFileError, DataError: As `prior_checkpoint.load_prior`.
+        InputMissingError, UnsafeFileError, DataError: As `weights_file.load_prior`.
     """
     loaded = load_prior(path)
     # Fine-tuning moves codes little and keeps their numbers: a prior of the ancestor's codes is a good start.

@@ -19,7 +19,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from vq3dcli.checkpoint import save_weights
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import Batch
 from vq3dcli.errors import DivergedError, RecipeError, StoppedError
@@ -39,6 +38,7 @@ from vq3dcli.training.run_folder import RunFolder
 from vq3dcli.training.sheets import write_sheet
 from vq3dcli.training.state import RunState, card_of, save_state, start_or_resume
 from vq3dcli.training.watch import Watch
+from vq3dcli.weights_file import save_weights
 
 _log = logging.getLogger(__name__)
 

@@ -20,13 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from vq3dcli import seeding
-from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.config.schema import PriorTrainingSection, Stage2Recipe
 from vq3dcli.data.token_store import TokenBatch, TokenLoader, TokenStore
 from vq3dcli.errors import DivergedError, RecipeError, StoppedError
 from vq3dcli.files import write_json
 from vq3dcli.losses.tokens import BITS_PER_NAT
-from vq3dcli.prior_checkpoint import TokenFacts, save_prior
 from vq3dcli.training.arithmetic import denormals_flushed, resolve_precision
 from vq3dcli.training.averaging import average_checkpoints
 from vq3dcli.training.distributed import Ranks, join_ranks, shared, waiting
@@ -41,6 +39,7 @@ from vq3dcli.training.prior_state import PriorState, save_prior_state, start_or_
 from vq3dcli.training.run_folder import RunFolder
 from vq3dcli.training.stage1 import Progress, Result
 from vq3dcli.training.watch import Watch
+from vq3dcli.weights_file import LoadedWeights, TokenFacts, save_weights
 
 _log = logging.getLogger(__name__)
 
@@ -325,6 +324,6 @@ def _finish(run: _Run) -> Result:
         card = folder.card(state.images_seen, state.init_sha256)
         if recipe.training.average_last > 1:
             card["averaged"] = average_checkpoints(folder.checkpoints, state.average, recipe.training.average_last)
-        digest = save_prior(folder.weights, state.average, recipe, token_facts(run.loader.store), card)
+        digest = save_weights(folder.weights, state.average, recipe, card, token_facts(run.loader.store))
     run.ranks.barrier()
     return Result(folder.weights, digest, state.images_seen, folder.last_metrics())

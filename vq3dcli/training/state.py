@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vq3dcli.checkpoint import Parts, weights_header
+from vq3dcli.checkpoint import Parts
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_autoencoder
@@ -22,6 +22,7 @@ from vq3dcli.training.optim import OptimizerLike, build_optimizer
 from vq3dcli.training.resume import manifest_of, parts_of, restore
 from vq3dcli.training.run_folder import RunFolder
 from vq3dcli.training.skipping import Skipped
+from vq3dcli.weights_file import weights_header
 
 
 @dataclass
@@ -68,7 +69,7 @@ def start_or_resume(
     Raises:
         DataError: The checkpoint is damaged, or of another model.
         RecipeError: The weights to start from do not fit the recipe, or the discriminators not the data.
-        InputMissingError, UnsafeFileError: As `checkpoint.load_weights`.
+        InputMissingError, UnsafeFileError: As `weights_file.load_weights`.
     """
     schedule = recipe.training
     model = build_autoencoder(recipe).to(device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vq3dcli.data_tools.depth.network import Meaning
-from vq3dcli.depth_checkpoint import load_depth
+from vq3dcli.weights_file import load_depth
 
 
 class OwnModel:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.errors import UsageError
 from vq3dcli.files import cut_name
 from vq3dcli.model.mixing import mix_codes, mix_planes
 from vq3dcli.model.scene import Scene
 from vq3dcli.pipelines.views.inputs import OpenedScene
 from vq3dcli.scene_file import check_codes
+from vq3dcli.weights_file import LoadedWeights
 
 Mix = Literal["codes", "planes"]
 _MOST_BYTES = 80

@@ -20,7 +20,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.data.images import decode_image, resize
 from vq3dcli.data.shard_reader import resize_label
 from vq3dcli.errors import DataError, InputMissingError
@@ -30,6 +29,7 @@ from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES
 from vq3dcli.seeding import generator
+from vq3dcli.weights_file import LoadedWeights
 
 PROTOCOL = "depth-pairs-1"
 MAP_PX = 64

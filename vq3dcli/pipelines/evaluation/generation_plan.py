@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.data.shard_format import MANIFEST_NAME
 from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data.token_store import TokenStore
@@ -36,7 +35,7 @@ from vq3dcli.pipelines.evaluation.prior_bits import prior_bits
 from vq3dcli.pipelines.evaluation.rendered_sets import Samples, class_counts, reconstructed_set, sampled_set
 from vq3dcli.pipelines.evaluation.toy_judge import toy_judge
 from vq3dcli.pipelines.sampling.class_names import pick_classes
-from vq3dcli.prior_checkpoint import LoadedPrior, load_prior
+from vq3dcli.weights_file import LoadedPrior, LoadedWeights, load_prior, load_weights
 
 TOYSCENES = "toyscenes"
 _MAX_YAW_DEG = 60.0

@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
@@ -38,6 +37,7 @@ from vq3dcli.model.scene import Renderable, Scene, SceneView, reconstruct_scene
 from vq3dcli.pipelines.evaluation.exact_scenes import ExactScenes, Template, exact_batches
 from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, FOV_RAD, NEAR, Camera
 from vq3dcli.sealed import read_sealed_json
+from vq3dcli.weights_file import LoadedWeights
 
 # 96 samples at the middles of equal bins of s: part of the definition of every figure.
 EVALUATION_SAMPLES = 96

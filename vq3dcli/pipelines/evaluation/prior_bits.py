@@ -8,9 +8,9 @@ import torch
 
 from vq3dcli.data.token_store import TokenLoader, TokenStore
 from vq3dcli.errors import DataError, UsageError
-from vq3dcli.prior_checkpoint import LoadedPrior
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.held_out import by_class, held_out_bits, unigram_bits
+from vq3dcli.weights_file import LoadedPrior
 
 _BATCH = 16
 

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.errors import UsageError
 from vq3dcli.export.sheet import grid
 from vq3dcli.metrics.distribution import frechet_distance, kernel_distance, moments
@@ -35,6 +34,7 @@ from vq3dcli.pipelines.evaluation.generation import versions
 from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet
 from vq3dcli.pipelines.sampling.class_names import shown_name
+from vq3dcli.weights_file import LoadedWeights
 
 PROTOCOL = "reconstruction-1"
 _AT_ONCE = 16

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from vq3dcli import __version__
-from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.errors import UsageError
 from vq3dcli.model.sampling import Sharpening, rows_together, sample_index, sample_tokens
 from vq3dcli.model.scene import Scene, reconstruct_scene, scene_from_codes
 from vq3dcli.pipelines.evaluation.image_sets import NO_CLASS, ImageSet
 from vq3dcli.pipelines.sampling.record import SAMPLES_A_RAY
-from vq3dcli.prior_checkpoint import LoadedPrior
 from vq3dcli.rendering.cameras import pivot_camera
+from vq3dcli.weights_file import LoadedPrior, LoadedWeights
 
 _SCENES_AT_ONCE = 16
 

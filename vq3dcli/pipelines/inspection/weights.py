@@ -6,19 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vq3dcli.checkpoint import embedded_weights_path, load_weights
-from vq3dcli.depth_checkpoint import embedded_depth_path, load_depth
 from vq3dcli.errors import DataError, UnavailableError, UsageError
 from vq3dcli.pipelines.inspection.result import Inspection
-from vq3dcli.prior_checkpoint import embedded_prior_path, load_prior
 from vq3dcli.tensor_file import read_tensors
+from vq3dcli.weights_file import embedded_path, load_depth, load_prior, load_weights
 
 _LOADERS: dict[str, Callable[[Path], object]] = {"stage1": load_weights, "stage2": load_prior, "depth": load_depth}
 
 
 def inspect_embedded(verify: bool) -> Inspection:
     """The weights that come with this installation, by stage."""
-    files = {"stage1": embedded_weights_path(), "stage2": embedded_prior_path(), "depth": embedded_depth_path()}
+    files = {"stage1": embedded_path("stage1"), "stage2": embedded_path("stage2"), "depth": embedded_path("depth")}
     facts: dict[str, Any] = {}
     problems: list[str] = []
     for stage, path in files.items():

@@ -14,12 +14,11 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from vq3dcli import __version__
-from vq3dcli.checkpoint import LoadedWeights, embedded_weights_path
 from vq3dcli.errors import DataError
 from vq3dcli.model.sampling import Sharpening, sample_index
 from vq3dcli.pipelines.sampling.class_names import classes_argument
-from vq3dcli.prior_checkpoint import LoadedPrior, embedded_prior_path
 from vq3dcli.sealed import first_problem, read_sealed_json
+from vq3dcli.weights_file import LoadedPrior, LoadedWeights, embedded_path
 
 FORMAT_VERSION = 1
 # As figures are measured (`docs/evaluation.md`): the pictures are what a metric sees.
@@ -77,8 +76,8 @@ def record_header(
     options |= {"-n": count, "--seed": seed, "--temperature": sharpening.temperature, "--top-k": sharpening.top_k}
     options |= {"--top-p": sharpening.top_p, "--guidance": sharpening.guidance, "--device": device}
     for option, path, embedded in (
-        ("--weights", stage1.path, embedded_weights_path()),
-        ("--prior", prior.path, embedded_prior_path()),
+        ("--weights", stage1.path, embedded_path("stage1")),
+        ("--prior", prior.path, embedded_path("stage2")),
     ):
         if Path(path) != embedded:
             options[option] = path

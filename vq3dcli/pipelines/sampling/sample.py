@@ -18,7 +18,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.data.images import encode_png
 from vq3dcli.errors import DataError, OutputError
 from vq3dcli.export.colour import colour_map, display_range
@@ -40,8 +39,8 @@ from vq3dcli.pipelines.sampling.record import SAMPLES_A_RAY, Drawn, file_names, 
 from vq3dcli.pipelines.sampling.sheet import SampleSheet
 from vq3dcli.pipelines.views.film import Shot, film, shot_camera
 from vq3dcli.pipelines.views.targets import Target
-from vq3dcli.prior_checkpoint import LoadedPrior
 from vq3dcli.sealed import write_sealed_json
+from vq3dcli.weights_file import LoadedPrior, LoadedWeights
 
 RECORD_NAME = "samples.json"
 SHEET_NAME = "sheet.png"

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 
-from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data_tools.depth.labels import EXACT, label_exact
@@ -41,6 +40,7 @@ from vq3dcli.pipelines.train import open_loader, run_facts
 from vq3dcli.sealed import read_sealed_json, write_sealed_json
 from vq3dcli.training.distributed import join_ranks
 from vq3dcli.training.stage1 import train
+from vq3dcli.weights_file import LoadedWeights, load_weights
 
 PROTOCOL = "ablation-depth-1"
 KINDS = ("accumulated", "pointwise", "none")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.config.defaults import VIDEO_SIZE_PX
 from vq3dcli.data.toyscenes import CLASS_NAMES
 from vq3dcli.files import make_folder
@@ -16,7 +15,7 @@ from vq3dcli.pipelines.views.film import Shot
 from vq3dcli.pipelines.views.inputs import parse_sources
 from vq3dcli.pipelines.views.render import Look, read_all, render_all
 from vq3dcli.pipelines.views.targets import check_targets, plan_targets
-from vq3dcli.prior_checkpoint import LoadedPrior
+from vq3dcli.weights_file import LoadedPrior, LoadedWeights
 
 TOY_INPUTS = ("toyscene:mushroom", "toyscene:arch")
 _VIDEO = Shot("orbit", frames=48)

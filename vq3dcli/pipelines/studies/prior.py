@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.data.token_store import TokenStore
@@ -22,9 +21,9 @@ from vq3dcli.pipelines.sampling.sample import SHEET_NAME, draw_samples, sharpeni
 from vq3dcli.pipelines.studies.budget import Budget, measure_budget, recorded_budget, with_budget
 from vq3dcli.pipelines.tokenize import tokenize
 from vq3dcli.pipelines.views.film import Shot
-from vq3dcli.prior_checkpoint import LoadedPrior, load_prior
 from vq3dcli.training.stage1 import Progress
 from vq3dcli.training.stage2 import train_prior
+from vq3dcli.weights_file import LoadedPrior, LoadedWeights, load_prior
 
 RECIPE = "toy-cpu-prior"
 # What the prior gets of the minutes that Stage 1 is trained for: it converges sooner.

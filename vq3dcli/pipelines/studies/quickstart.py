@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 
-from vq3dcli.checkpoint import LoadedWeights, load_weights
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.images import encode_png
@@ -54,9 +53,9 @@ from vq3dcli.pipelines.views.film import Shot
 from vq3dcli.pipelines.views.inputs import parse_sources, read_picture
 from vq3dcli.pipelines.views.render import read_all, render_all
 from vq3dcli.pipelines.views.targets import check_targets, plan_targets
-from vq3dcli.prior_checkpoint import LoadedPrior
 from vq3dcli.sealed import write_sealed_json
 from vq3dcli.training.stage1 import train
+from vq3dcli.weights_file import LoadedPrior, LoadedWeights, load_weights
 
 RECIPE = "toy-cpu"
 

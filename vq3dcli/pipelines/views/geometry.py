@@ -23,7 +23,6 @@ from torch.nn import functional
 from vq3dcli.data.images import resize
 from vq3dcli.data_tools.depth.models import EMBEDDED, find_model, open_model
 from vq3dcli.data_tools.depth.network import DepthModel
-from vq3dcli.depth_checkpoint import embedded_depth_path
 from vq3dcli.errors import UnavailableError
 from vq3dcli.model.scene import SceneView
 from vq3dcli.pipelines.views.inputs import OpenedScene
@@ -35,6 +34,7 @@ from vq3dcli.rendering.image_filters import box_mean, guided_filter, median_filt
 from vq3dcli.rendering.render import Field
 from vq3dcli.rendering.space import FrustumSpace
 from vq3dcli.scene_file import SceneCamera
+from vq3dcli.weights_file import embedded_path
 
 Geometry = Literal["nerf", "teacher", "both"]
 
@@ -86,7 +86,7 @@ def open_teacher(geometry: Geometry | None, device: torch.device) -> Teacher | N
         UnavailableError: There is no embedded depth network.
     """
     if geometry is None:
-        geometry = "both" if embedded_depth_path().exists() else "nerf"
+        geometry = "both" if embedded_path("depth").exists() else "nerf"
     if geometry == "nerf":
         return None
     try:

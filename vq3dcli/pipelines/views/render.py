@@ -10,7 +10,6 @@ from typing import IO, Literal
 
 import torch
 
-from vq3dcli.checkpoint import LoadedWeights
 from vq3dcli.data.images import centre_square
 from vq3dcli.data_tools.depth.network import DepthModel
 from vq3dcli.errors import UsageError, Vq3dError
@@ -42,6 +41,7 @@ from vq3dcli.pipelines.views.targets import Target
 from vq3dcli.pipelines.views.user_depth import check_shape, predict_disparity, read_disparity, user_s
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.scene_file import save_scene
+from vq3dcli.weights_file import LoadedWeights
 
 Detail = Literal["photo", "none"]
 

@@ -12,13 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vq3dcli.checkpoint import load_weights
 from vq3dcli.config.load import load_recipe, recipe_names, recipes_folder
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.errors import DataError, InputMissingError, UnsafeFileError
 from vq3dcli.model.build import build_prior
-from vq3dcli.prior_checkpoint import TokenFacts, as_loaded, load_prior, save_prior
 from vq3dcli.tensor_file import read_tensors, write_tensors
+from vq3dcli.weights_file import TokenFacts, load_prior, load_weights, prior_as_loaded, save_weights
 
 Make = Callable[..., Stage2Recipe]
 
@@ -37,7 +36,7 @@ UNITS = {"M": 1e6, "B": 1e9}
 def prior_file(tiny_prior_recipe: Make, tmp_path: Path) -> Path:
     recipe = tiny_prior_recipe("training.init=/home/someone/prior.safetensors")
     model = build_prior(recipe, codebook_size=32, length=16, classes=3)
-    save_prior(tmp_path / "prior.safetensors", model, recipe, FACTS, {"images_seen": 0})
+    save_weights(tmp_path / "prior.safetensors", model, recipe, {"images_seen": 0}, FACTS)
     return tmp_path / "prior.safetensors"
 
 
@@ -57,7 +56,7 @@ def test_weights_are_rounded_once_and_load_as_written(prior_file: Path) -> None:
 def test_the_same_weights_give_the_same_file(tiny_prior_recipe: Make, tmp_path: Path) -> None:
     recipe = tiny_prior_recipe()
     model = build_prior(recipe, codebook_size=32, length=16, classes=3)
-    assert len({save_prior(tmp_path / f"{n}.safetensors", model, recipe, FACTS, {"a": 1}) for n in range(8)}) == 1
+    assert len({save_weights(tmp_path / f"{n}.safetensors", model, recipe, {"a": 1}, FACTS) for n in range(8)}) == 1
 
 
 def test_the_two_stages_are_told_apart(prior_file: Path, tiny_weights: Path) -> None:
@@ -124,8 +123,8 @@ def test_a_prior_in_training_gives_the_copy_that_its_file_would_give(tiny_prior_
     recipe = tiny_prior_recipe()
     model = build_prior(recipe, codebook_size=32, length=16, classes=3).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    copied = as_loaded(model)
-    save_prior(tmp_path / "prior.safetensors", model, recipe, FACTS, {})
+    copied = prior_as_loaded(model)
+    save_weights(tmp_path / "prior.safetensors", model, recipe, {}, FACTS)
     loaded = load_prior(tmp_path / "prior.safetensors").model
     assert not copied.training
     assert model.training
