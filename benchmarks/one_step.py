@@ -25,10 +25,10 @@ from vq3dcli.allocator import keep_freed_memory
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import Batch
-from vq3dcli.data.toyscenes import render_scenes, sample_scenes
 from vq3dcli.losses.depth import LABEL_METRIC
 from vq3dcli.losses.perceptual import build_perceptual
 from vq3dcli.rendering.cameras import canonical_camera
+from vq3dcli.toyscenes import render_scenes, sample_scenes
 from vq3dcli.training.arithmetic import flush_denormals
 from vq3dcli.training.devices import PUBLISHED, key_of
 from vq3dcli.training.distributed import Ranks

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.data.images import encode_png, resize, to_square
-from vq3dcli.data.toyscenes import render_scenes, sample_scenes
 from vq3dcli.data_tools.depth.own import OwnModel
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
@@ -55,6 +54,7 @@ from vq3dcli.rendering.cameras import (
 )
 from vq3dcli.rendering.relief import camera_lines, intersect, look_up
 from vq3dcli.scene_file import SceneCamera, camera_of
+from vq3dcli.toyscenes import render_scenes, sample_scenes
 from vq3dcli.weights_file import LoadedWeights, load_weights
 
 FRAMES = 60

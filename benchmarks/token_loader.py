@@ -32,10 +32,10 @@ from vq3dcli.data.token_store import (
     TokenStore,
     write_token_manifest,
 )
-from vq3dcli.data.toyscenes import render_scenes, sample_scenes
 from vq3dcli.data_tools.prepare import Options, open_source, prepare
 from vq3dcli.files import sha256_bytes, sha256_file, write_bytes
 from vq3dcli.rendering.cameras import canonical_camera
+from vq3dcli.toyscenes import render_scenes, sample_scenes
 
 CODES = 8192
 VIEWS = 2

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from vq3dcli.data.images import to_square
-from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.losses.tokens import BITS_PER_NAT, token_nats
 from vq3dcli.metrics.geometry import mean_weight_variance, spearman, ssi_error
 from vq3dcli.metrics.image import psnr
@@ -18,6 +17,7 @@ from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.scene import reconstruct_scene, to_model_range
 from vq3dcli.pipelines.evaluation.exact_scenes import Template
 from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES, evaluate_geometry, model_predictor
+from vq3dcli.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.weights_file import embedded_path, load_prior, load_weights
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

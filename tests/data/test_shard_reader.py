@@ -17,10 +17,10 @@ from vq3dcli.data import shard_reader
 from vq3dcli.data.images import decode_image
 from vq3dcli.data.shard_format import DisparityInfo
 from vq3dcli.data.shard_reader import LabelFolder, ShardFolder, decode_disparity, decode_levels, encode_levels
-from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import sha256_bytes, sha256_file
 from vq3dcli.rendering.cameras import canonical_camera
+from vq3dcli.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 
 
 def _rewrite(path: Path, data: bytes) -> None:

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.data.shard_format import ViewInfo
 from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.data.toyscenes import render_scenes, sample_scenes
 from vq3dcli.data.views import View, mirrored, novel_poses, read_views
 from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.job import sums_text
@@ -22,6 +21,7 @@ from vq3dcli.data_tools.verify import verify_folder
 from vq3dcli.errors import DataError
 from vq3dcli.files import sha256_bytes
 from vq3dcli.rendering.cameras import Camera, canonical_camera, project, rays_at_pixels, z_depth_from_s
+from vq3dcli.toyscenes import render_scenes, sample_scenes
 
 SIZE = 24
 

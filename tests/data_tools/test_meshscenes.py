@@ -12,8 +12,6 @@ import trimesh
 from PIL import Image
 
 from vq3dcli.data.loader import TrainingLoader
-from vq3dcli.data.meshlibrary import Library
-from vq3dcli.data.meshscenes import render_scene, sample_scene
 from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data.views import read_views
 from vq3dcli.data_tools.depth.labels import label_exact
@@ -23,6 +21,8 @@ from vq3dcli.data_tools.part import Part
 from vq3dcli.data_tools.verify import verify_folder
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.losses.depth import LABEL_METRIC
+from vq3dcli.meshscenes.library import Library
+from vq3dcli.meshscenes.render import render_scene, sample_scene
 
 OPTIONS = SceneOptions(count=7, size=16, seed=4, shard_size=3)
 

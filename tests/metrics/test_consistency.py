@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from vq3dcli.data.toyscenes import render_scenes, sample_scenes
 from vq3dcli.metrics.consistency import reprojection
 from vq3dcli.rendering.cameras import Camera, canonical_camera, pivot_camera, s_from_z_depth
+from vq3dcli.toyscenes import render_scenes, sample_scenes
 
 SIDE = 32
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from vq3dcli.data.toyscenes import CLASS_NAMES
 from vq3dcli.errors import UsageError
 from vq3dcli.metrics.toy_classifier import ToyClassifier, augmented, settings, train_classifier, weights_sha256
 from vq3dcli.pipelines.evaluation.image_sets import toy_set
+from vq3dcli.toyscenes import CLASS_NAMES
 
 CLASSES = [CLASS_NAMES.index(name) for name in ("sphere", "table", "tower")]
 

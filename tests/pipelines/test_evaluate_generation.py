@@ -5,7 +5,6 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from vq3dcli.data.toyscenes import CLASS_NAMES
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.metrics.distribution import frechet_distance, kernel_distance, moments
 from vq3dcli.metrics.features import InceptionFeatures
@@ -25,6 +24,7 @@ from vq3dcli.pipelines.evaluation.measured_set import Judge, measure_set
 from vq3dcli.pipelines.evaluation.prior_bits import prior_bits
 from vq3dcli.pipelines.evaluation.rendered_sets import Samples, reconstructed_set, sampled_set
 from vq3dcli.pipelines.sampling.sample import draw_samples
+from vq3dcli.toyscenes import CLASS_NAMES
 from vq3dcli.weights_file import TokenFacts, load_prior, load_weights, save_weights
 
 SHARPENING = Sharpening(temperature=0.9)

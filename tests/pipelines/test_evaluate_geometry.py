@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from vq3dcli.data.toyscenes import ToyScenes, render_scenes, sample_scenes
 from vq3dcli.errors import UsageError
 from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, flat_warp
 from vq3dcli.model.scene import SceneView
@@ -19,6 +18,7 @@ from vq3dcli.pipelines.evaluation.geometry import (
 )
 from vq3dcli.rendering.cameras import Camera, canonical_camera
 from vq3dcli.sealed import write_sealed_json
+from vq3dcli.toyscenes import ToyScenes, render_scenes, sample_scenes
 
 SIZE = 24
 COUNT = 18

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from vq3dcli.data.toyscenes import CLASS_NAMES
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.pipelines.views.inputs import needs_weights, open_scene, parse_sources, read_picture
 from vq3dcli.pipelines.views.targets import plan_targets
 from vq3dcli.scene_file import save_scene
 from vq3dcli.sealed import write_sealed_json
+from vq3dcli.toyscenes import CLASS_NAMES
 from vq3dcli.weights_file import load_weights
 
 

@@ -15,7 +15,6 @@ from vq3dcli.config.load import dump_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.images import read_image
 from vq3dcli.data.loader import Batch
-from vq3dcli.data.toyscenes import render_scenes, sample_scenes
 from vq3dcli.data.views import View, Views, mirrored, novel_poses
 from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
@@ -24,6 +23,7 @@ from vq3dcli.model.build import build_autoencoder
 from vq3dcli.model.scene import Scene, reconstruct_scene
 from vq3dcli.pipelines.train import open_loader
 from vq3dcli.rendering.cameras import Camera, canonical_camera, image_rays, s_from_z_depth
+from vq3dcli.toyscenes import render_scenes, sample_scenes
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.gradients import Step, compute_gradients
 from vq3dcli.training.objective import NovelViews, Stage1Objective

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from vq3dcli.checkpoint import read_checkpoint, write_checkpoint
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import Batch
-from vq3dcli.data.toyscenes import render_scenes, sample_scenes
 from vq3dcli.errors import DataError, RecipeError, StoppedError
 from vq3dcli.export.colour import colour_map
 from vq3dcli.losses.depth import LABEL_METRIC, LABEL_NONE, LABEL_RELATIVE
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.rendering.cameras import canonical_camera
+from vq3dcli.toyscenes import render_scenes, sample_scenes
 from vq3dcli.training.objective import Stage1Objective
 from vq3dcli.training.optim import build_optimizer, learning_rate_at
 from vq3dcli.training.sheets import show_label

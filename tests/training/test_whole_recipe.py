@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import Batch
-from vq3dcli.data.toyscenes import render_scenes, sample_scenes
 from vq3dcli.errors import RecipeError, StoppedError
 from vq3dcli.losses.perceptual import PerceptualDistance
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.rendering.cameras import canonical_camera
+from vq3dcli.toyscenes import render_scenes, sample_scenes
 from vq3dcli.training.adversarial import Adversary
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.gradients import Step, compute_gradients

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vq3dcli.data.images import read_file
-from vq3dcli.data.meshlibrary import Asset, Assets, read_picture
-from vq3dcli.data.meshmodels import MODEL_SUFFIXES, Model, read_model
 from vq3dcli.data_tools.job import Reject
 from vq3dcli.data_tools.sources.entry import FilePlace, Found
 from vq3dcli.data_tools.sources.listing import list_folder
 from vq3dcli.data_tools.workers import available_cores, run_tasks
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import sha256_bytes
+from vq3dcli.meshscenes.library import Asset, Assets, read_picture
+from vq3dcli.meshscenes.models import MODEL_SUFFIXES, Model, read_model
 
 GROUNDS = "textures"
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")

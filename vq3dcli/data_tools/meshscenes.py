@@ -14,11 +14,8 @@ from torch import Tensor
 
 from vq3dcli.config.defaults import MAX_BAD, SHARD_SIZE
 from vq3dcli.data.images import encode_png
-from vq3dcli.data.meshlibrary import Assets, Library
-from vq3dcli.data.meshscenes import MeshView, pose_at, render_scene, sample_scene
 from vq3dcli.data.shard_format import DISPARITY_EXTENSION, DISPARITY_LEVELS, Manifest, sample_key
 from vq3dcli.data.shard_reader import encode_levels
-from vq3dcli.data.toyphotos import PhotoBank
 from vq3dcli.data.views import novel_poses, view_facts, view_members
 from vq3dcli.data_tools.job import Job, Reject, Sample, compact_json, shard_ranges
 from vq3dcli.data_tools.meshassets import Survey
@@ -26,6 +23,9 @@ from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.data_tools.prepare import prepare_part
 from vq3dcli.data_tools.toyphotos import read_photo_bank
 from vq3dcli.errors import DataError, UsageError
+from vq3dcli.meshscenes.library import Assets, Library
+from vq3dcli.meshscenes.render import MeshView, pose_at, render_scene, sample_scene
+from vq3dcli.toyscenes.photos import PhotoBank
 
 PURPOSE = "train"
 

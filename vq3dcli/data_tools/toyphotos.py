@@ -14,11 +14,11 @@ from torch import Tensor
 from vq3dcli.data.images import decode_square
 from vq3dcli.data.shard_format import MANIFEST_NAME
 from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.data.toyphotos import SIDE_PX, PhotoBank
 from vq3dcli.data_tools.sources.entry import Entry
 from vq3dcli.data_tools.sources.folder import folder_source
 from vq3dcli.data_tools.sources.reader import Reader
 from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.toyscenes.photos import SIDE_PX, PhotoBank
 
 MAX_PHOTOS = 2000  # 130 MB of texels
 

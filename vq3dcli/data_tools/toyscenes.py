@@ -18,11 +18,11 @@ from vq3dcli.config.defaults import SHARD_SIZE
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.shard_format import DISPARITY_EXTENSION, DISPARITY_LEVELS, Manifest, sample_key
 from vq3dcli.data.shard_reader import encode_levels
-from vq3dcli.data.toyphotos import PhotoBank
-from vq3dcli.data.toyscenes import CLASS_NAMES, ToyScenes, render_scenes, sample_scenes, sample_varied_scenes
 from vq3dcli.data.views import novel_poses, view_facts, view_members
 from vq3dcli.data_tools.job import Job, Sample, compact_json, shard_ranges, write_folder
 from vq3dcli.rendering.cameras import canonical_camera
+from vq3dcli.toyscenes import CLASS_NAMES, ToyScenes, render_scenes, sample_scenes, sample_varied_scenes
+from vq3dcli.toyscenes.photos import PhotoBank
 
 PURPOSE = "train"
 _SCENES_AT_ONCE = 128
@@ -46,7 +46,7 @@ def prepare_toyscenes(
 
     Args:
         size: Side of the images in pixels.
-        varied: Draw from the wide distribution of `toyvaried`; these are other scenes than the plain ones of a seed.
+        varied: Draw from the wide distribution of `toyscenes/varied.py`: other scenes than a seed's plain ones.
         photos: What varied scenes show on their surfaces; other photos are another data set.
         views: Exact pictures from other cameras beside each scene, see `data.views`.
         force: Replace a shard folder that was made with other options.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vq3dcli.data.images import resize
-from vq3dcli.data.meshes import Mesh, is_mesh, read_mesh
 from vq3dcli.errors import DataError, UsageError
+from vq3dcli.meshscenes.ray_mesh import Mesh, is_mesh, read_mesh
 from vq3dcli.model.composed import Backdrop, ComposedScene
 from vq3dcli.model.scene import Renderable, SceneView
 from vq3dcli.pipelines.editing.composition import Composition, Cut, Insert, Stand
@@ -214,7 +214,7 @@ def build_stage(
     Raises:
         UsageError: A distance at which nothing can be seen.
         DataError: A box without an object in it; a mesh that cannot be read.
-        InputMissingError, UnavailableError: See `data.meshes.read_mesh`.
+        InputMissingError, UnavailableError: See `meshscenes.ray_mesh.read_mesh`.
     """
     view, space = first_view(scene)
     aspect = scene.camera.aspect

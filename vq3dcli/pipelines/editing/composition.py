@@ -14,10 +14,10 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vq3dcli.data.images import read_file
-from vq3dcli.data.meshes import is_mesh
 from vq3dcli.errors import DataError, OutputError, UsageError
 from vq3dcli.export.video import check_output
 from vq3dcli.files import write_bytes
+from vq3dcli.meshscenes.ray_mesh import is_mesh
 from vq3dcli.pipelines.views.inputs import parse_sources
 from vq3dcli.sealed import Seal, check_seal, parse_toml, sealed_bytes
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vq3dcli.data.toyscenes import render_scenes, sample_scenes
 from vq3dcli.metrics.warp import evaluation_cameras
 from vq3dcli.rendering.cameras import Camera, canonical_camera
+from vq3dcli.toyscenes import render_scenes, sample_scenes
 
 TEMPLATE_SCENES = 500
 SCENES_PER_BATCH = 16

@@ -25,13 +25,13 @@ from vq3dcli.data.arrays import ArrayHeader, npz_header, npz_rows, read_npz
 from vq3dcli.data.images import FORMATS, SUFFIXES, decode_image, read_image, resize, to_square
 from vq3dcli.data.shard_format import MANIFEST_NAME
 from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import sha256_bytes, sha256_file
 from vq3dcli.pipelines.sampling.record import read_record
 from vq3dcli.pipelines.sampling.sample import RECORD_NAME
 from vq3dcli.rendering.cameras import pivot_camera
 from vq3dcli.seeding import generator
+from vq3dcli.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 
 NO_CLASS = -1
 _BATCH = 64

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from vq3dcli.data.toyscenes import CLASS_NAMES
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import make_folder, sha256_bytes
 from vq3dcli.metrics.toy_classifier import EPOCHS, SCENES, ToyClassifier, settings, train_classifier, weights_sha256
 from vq3dcli.pipelines.evaluation.image_sets import toy_set
 from vq3dcli.pipelines.evaluation.measured_set import Judge
 from vq3dcli.tensor_file import check_tensors, read_tensors, write_tensors
+from vq3dcli.toyscenes import CLASS_NAMES
 
 # Scenes that neither Stage 1 nor a figure sees.
 PURPOSE = "classifier"

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vq3dcli.data.toyscenes import ToyScenes, render_scenes, sample_scenes
 from vq3dcli.export.chart import number_text
 from vq3dcli.export.charts import Series, bar_chart, series_chart, side_by_side
 from vq3dcli.export.colour import colour_map
@@ -28,6 +27,7 @@ from vq3dcli.pipelines.studies.ablation import FIGURES, KINDS, Ablation, verdict
 from vq3dcli.rendering.cameras import Camera, Rays, canonical_camera, pivot_camera, pixel_centres, rays_at_pixels
 from vq3dcli.rendering.render import render_rays
 from vq3dcli.rendering.sampling import uniform_s
+from vq3dcli.toyscenes import ToyScenes, render_scenes, sample_scenes
 from vq3dcli.weights_file import LoadedWeights
 
 NAMES = {"accumulated": "loss on accumulated depth", "pointwise": "pointwise depth loss", "none": "no depth loss"}

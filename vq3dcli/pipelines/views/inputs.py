@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from vq3dcli.data.images import centre_square, decode_image, read_image, to_square
-from vq3dcli.data.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import cut_name
 from vq3dcli.model.scene import Scene, reconstruct_scene, scene_from_codes
 from vq3dcli.pipelines.sampling.record import read_record
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.scene_file import SUFFIX, SceneCamera, camera_of, check_codes, load_scene
+from vq3dcli.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.weights_file import LoadedWeights
 
 Fit = Literal["crop", "squash"]

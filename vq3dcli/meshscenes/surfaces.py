@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from vq3dcli.data.meshmodels import Texture, make_texture
-from vq3dcli.data.meshraster import Bytes, Singles
+from vq3dcli.meshscenes.models import Texture, make_texture
+from vq3dcli.meshscenes.raster import Bytes, Singles
 from vq3dcli.seeding import uniform
 
 WHITE: Bytes = np.full(3, 255, np.uint8)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vq3dcli.data.toyphotos import SIDE_PX, PhotoBank, PhotoPatch, paint_photo
+from vq3dcli.toyscenes.photos import SIDE_PX, PhotoBank, PhotoPatch, paint_photo
 
 
 def patch_of(count: int, *, photo: int = 0, frequency: float = 1.0, gain: float = 1.0) -> PhotoPatch:

@@ -10,10 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from vq3dcli.data import toyscenes
-from vq3dcli.data.toyphotos import SIDE_PX, PhotoBank
-from vq3dcli.data.toyscenes import CLASS_NAMES, ToyScenes, render_scenes, sample_scenes, sample_varied_scenes
-from vq3dcli.data.toyshapes import SHAPES
 from vq3dcli.rendering.cameras import (
     CAMERA_RADIUS,
     NEAR,
@@ -25,6 +21,9 @@ from vq3dcli.rendering.cameras import (
     s_from_z_depth,
     z_depth_from_s,
 )
+from vq3dcli.toyscenes import CLASS_NAMES, ToyScenes, render, render_scenes, sample_scenes, sample_varied_scenes
+from vq3dcli.toyscenes.photos import SIDE_PX, PhotoBank
+from vq3dcli.toyscenes.shapes import SHAPES
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +124,7 @@ def test_rendering_in_small_blocks_gives_the_same_bytes(kind: str, monkeypatch: 
     scenes = draw(kind, torch.arange(20), 4)
     camera = camera_at(20, 5.0, 5.0, 23)
     whole = render_scenes(scenes, camera)
-    monkeypatch.setattr(toyscenes, "_MAX_RAYS", 601)
+    monkeypatch.setattr(render, "_MAX_RAYS", 601)
     blocks = render_scenes(scenes, camera)
     assert torch.equal(whole.rgb, blocks.rgb)
     assert torch.equal(whole.s, blocks.s)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vq3dcli.data.compiled import compiled
-from vq3dcli.data.meshraster import (
+from vq3dcli.compiled import compiled
+from vq3dcli.meshscenes.raster import (
     NOTHING,
     Floats,
     Singles,

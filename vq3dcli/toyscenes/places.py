@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vq3dcli.data.toytextures import between, cos_sin
 from vq3dcli.rendering.cameras import CAMERA_RADIUS, FOV_RAD, NEAR, pivot_pose
 from vq3dcli.seeding import uniform
+from vq3dcli.toyscenes.textures import between, cos_sin
 
 MAX_OBJECTS = 4
 _EDGE = math.tan(0.5 * FOV_RAD)  # of the picture, at z_depth 1

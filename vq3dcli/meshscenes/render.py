@@ -19,12 +19,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from vq3dcli.data.meshlayout import Draft, Kind, Layout, draw_layout, drawn_kind
-from vq3dcli.data.meshlibrary import Dice, Library
-from vq3dcli.data.meshraster import Bytes, Floats, Singles, Visible, first_triangles, visible
-from vq3dcli.data.meshrooms import RoomDraft
-from vq3dcli.data.meshshading import ShadowMap, defocused, mean_of_blocks, shade, shadow_map
-from vq3dcli.data.meshvaried import TableDraft, VariedDraft
+from vq3dcli.meshscenes.layout import Draft, Kind, Layout, draw_layout, drawn_kind
+from vq3dcli.meshscenes.library import Dice, Library
+from vq3dcli.meshscenes.raster import Bytes, Floats, Singles, Visible, first_triangles, visible
+from vq3dcli.meshscenes.rooms import RoomDraft
+from vq3dcli.meshscenes.shading import ShadowMap, defocused, mean_of_blocks, shade, shadow_map
+from vq3dcli.meshscenes.varied import TableDraft, VariedDraft
 from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, FOV_RAD, NEAR, pivot_pose
 
 # Close-ups are refused more often than others: three of ten are left.

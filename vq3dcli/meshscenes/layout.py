@@ -15,12 +15,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vq3dcli.data.meshbuilder import Builder, Pose, tilted, turned
-from vq3dcli.data.meshlibrary import Dice, Library
-from vq3dcli.data.meshmodels import Model
-from vq3dcli.data.meshraster import NOTHING, Floats, Textures, Triangles
-from vq3dcli.data.meshshading import Light, Sky
-from vq3dcli.data.meshsurfaces import Skin
+from vq3dcli.meshscenes.builder import Builder, Pose, tilted, turned
+from vq3dcli.meshscenes.library import Dice, Library
+from vq3dcli.meshscenes.models import Model
+from vq3dcli.meshscenes.raster import NOTHING, Floats, Textures, Triangles
+from vq3dcli.meshscenes.shading import Light, Sky
+from vq3dcli.meshscenes.surfaces import Skin
 from vq3dcli.rendering.cameras import CAMERA_RADIUS
 
 Kind = Literal["open", "wall", "room", "table", "close"]

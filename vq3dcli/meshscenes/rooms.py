@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vq3dcli.data.meshbuilder import Pose, turned
-from vq3dcli.data.meshlayout import Layout
-from vq3dcli.data.meshraster import Floats
-from vq3dcli.data.meshsurfaces import NUM_TILES, Skin, tiles
-from vq3dcli.data.meshvaried import VariedDraft
+from vq3dcli.meshscenes.builder import Pose, turned
+from vq3dcli.meshscenes.layout import Layout
+from vq3dcli.meshscenes.raster import Floats
+from vq3dcli.meshscenes.surfaces import NUM_TILES, Skin, tiles
+from vq3dcli.meshscenes.varied import VariedDraft
 from vq3dcli.rendering.cameras import CAMERA_RADIUS
 
 # The longest side of furniture, by words in the names of classes; models of other classes are small things.

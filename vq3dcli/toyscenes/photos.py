@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vq3dcli.data.toytextures import Colour, between, cos_sin
 from vq3dcli.files import sha256_bytes
+from vq3dcli.toyscenes.textures import Colour, between, cos_sin
 
 SIDE_PX = 128
 NUM_PATCH_DRAWS = 9

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vq3dcli.data.compiled import compiled
+from vq3dcli.compiled import compiled
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]

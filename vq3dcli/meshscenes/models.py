@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vq3dcli.data.compiled import compiled
+from vq3dcli.compiled import compiled
 from vq3dcli.data.images import MAX_PIXELS
-from vq3dcli.data.meshes import decode_srgb, encode_srgb
-from vq3dcli.data.meshraster import MAX_LEVELS, NOTHING, Bytes, Floats, Ints, Singles
 from vq3dcli.errors import DataError, UnavailableError
+from vq3dcli.meshscenes.raster import MAX_LEVELS, NOTHING, Bytes, Floats, Ints, Singles
+from vq3dcli.meshscenes.ray_mesh import decode_srgb, encode_srgb
 
 MODEL_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".dae")
 MAX_TRIANGLES = 1_000_000
@@ -55,7 +55,7 @@ class Texture(NamedTuple):
 
 
 class Model(NamedTuple):
-    """T triangles of a model; `corners` to `texture` as in `meshraster.Triangles`, its textures by its own numbers."""
+    """T triangles of a model; `corners` to `texture` as in `raster.Triangles`, its textures by its own numbers."""
 
     corners: Singles
     normals: Singles

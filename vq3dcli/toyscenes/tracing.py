@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vq3dcli.data.toyshapes import Dimensions, Shape, union
+from vq3dcli.toyscenes.shapes import Dimensions, Shape, union
 
 Vector = tuple[Tensor, Tensor, Tensor]
 

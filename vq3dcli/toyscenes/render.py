@@ -1,6 +1,6 @@
 """Procedural scenes with exact disparity from any camera: objects on a textured ground, before a wall or the sky.
 
-Plain scenes (`toylayout`) have one object each; varied ones (`toyvaried`) differ in all that photos differ in, and may
+Plain scenes (`layout.py`) have one object each; varied ones (`varied.py`) differ in all that photos differ in, and may
 show photos on their surfaces.
 
 Scene i of a seed is a pure function of (seed, purpose, i), and of the photos. On CPU its parameters and pictures have
@@ -29,15 +29,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vq3dcli.data.toylayout import CLASS_NAMES, ToyScenes, sample_scenes, select
-from vq3dcli.data.toyobjects import Group, groups_by_class, nearest_objects, rows
-from vq3dcli.data.toyshading import Hits, shade
-from vq3dcli.data.toyshapes import SHAPES
-from vq3dcli.data.toytracing import Vector
-from vq3dcli.data.toyvaried import sample_varied_scenes
 from vq3dcli.rendering.cameras import CAMERA_RADIUS, Camera, pixel_centres, s_from_z_depth
-
-__all__ = ["CLASS_NAMES", "ToyScenes", "ToyViews", "render_scenes", "sample_scenes", "sample_varied_scenes"]
+from vq3dcli.toyscenes.layout import ToyScenes, select
+from vq3dcli.toyscenes.objects import Group, groups_by_class, nearest_objects, rows
+from vq3dcli.toyscenes.shading import Hits, shade
+from vq3dcli.toyscenes.shapes import SHAPES
+from vq3dcli.toyscenes.tracing import Vector
 
 _MAX_RAYS = 1 << 17  # traced together; bounds the memory at about 100 MB, and at 200 MB for several objects a scene
 

@@ -15,12 +15,12 @@ import math
 import torch
 from torch import Tensor
 
-from vq3dcli.data.toylayout import ABSENT, ToyObjects, ToyScenes, measures, towards_light
-from vq3dcli.data.toyphotos import NUM_PATCH_DRAWS, PhotoBank, PhotoSurfaces, make_patch
-from vq3dcli.data.toyplaces import Bodies, Draws, Setting, View, place_main, place_others, place_wall
-from vq3dcli.data.toyshapes import NUM_DIMENSIONS, SHAPES
-from vq3dcli.data.toytextures import NUM_TEXTURE_DRAWS, Colour, Texture, between, cos_sin, make_texture, rgb_from_hsv
 from vq3dcli.rendering.cameras import CAMERA_RADIUS
+from vq3dcli.toyscenes.layout import ABSENT, ToyObjects, ToyScenes, measures, towards_light
+from vq3dcli.toyscenes.photos import NUM_PATCH_DRAWS, PhotoBank, PhotoSurfaces, make_patch
+from vq3dcli.toyscenes.places import Bodies, Draws, Setting, View, place_main, place_others, place_wall
+from vq3dcli.toyscenes.shapes import NUM_DIMENSIONS, SHAPES
+from vq3dcli.toyscenes.textures import NUM_TEXTURE_DRAWS, Colour, Texture, between, cos_sin, make_texture, rgb_from_hsv
 
 _PHOTO_SHARE = 0.75
 

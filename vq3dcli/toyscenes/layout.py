@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from vq3dcli.data.toyphotos import PhotoPatch, PhotoSurfaces
-from vq3dcli.data.toyshapes import NUM_DIMENSIONS, SHAPES
-from vq3dcli.data.toytextures import NUM_TEXTURE_DRAWS, Texture, between, cos_sin, make_texture, rgb_from_hsv
 from vq3dcli.seeding import uniform
+from vq3dcli.toyscenes.photos import PhotoPatch, PhotoSurfaces
+from vq3dcli.toyscenes.shapes import NUM_DIMENSIONS, SHAPES
+from vq3dcli.toyscenes.textures import NUM_TEXTURE_DRAWS, Texture, between, cos_sin, make_texture, rgb_from_hsv
 
 ELEVATION_RAD = (0.15, 0.40)  # 9 to 23 degrees
 CLASS_NAMES: tuple[str, ...] = tuple(shape.name for shape in SHAPES)

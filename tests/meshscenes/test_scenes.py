@@ -14,16 +14,16 @@ import torch
 import trimesh
 from PIL import Image
 
-from vq3dcli.data.meshbuilder import turned
-from vq3dcli.data.meshlibrary import Asset, Assets, Dice, Library
-from vq3dcli.data.meshmodels import read_model
-from vq3dcli.data.meshraster import NOTHING, visible
-from vq3dcli.data.meshrooms import RoomDraft
-from vq3dcli.data.meshscenes import pose_at, render_scene, sample_scene
-from vq3dcli.data.meshvaried import TableDraft, VariedDraft, laid
-from vq3dcli.data.toyphotos import PhotoBank
 from vq3dcli.errors import DataError
+from vq3dcli.meshscenes.builder import turned
+from vq3dcli.meshscenes.library import Asset, Assets, Dice, Library
+from vq3dcli.meshscenes.models import read_model
+from vq3dcli.meshscenes.raster import NOTHING, visible
+from vq3dcli.meshscenes.render import pose_at, render_scene, sample_scene
+from vq3dcli.meshscenes.rooms import RoomDraft
+from vq3dcli.meshscenes.varied import TableDraft, VariedDraft, laid
 from vq3dcli.rendering.cameras import FAR, NEAR
+from vq3dcli.toyscenes.photos import PhotoBank
 
 
 def checks(count: int, *, alpha: bool = False) -> Image.Image:

@@ -1,6 +1,6 @@
 """Scenes for depth models alone, of any field of view: more that is plain, lamps, vignettes, tables from above.
 
-What photos of rooms and of things on plain surfaces show, and the canonical scenes do not. Lengths as in `meshlayout`.
+What photos of rooms and of things on plain surfaces show, and the canonical scenes do not. Lengths as in `layout.py`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import math
 
 import numpy as np
 
-from vq3dcli.data.meshbuilder import Pose, tilted, turned
-from vq3dcli.data.meshlayout import Draft, Layout
-from vq3dcli.data.meshmodels import Model
-from vq3dcli.data.meshraster import NOTHING, Bytes, Floats
-from vq3dcli.data.meshsurfaces import NUM_BOARDS, NUM_PLAIN, Skin, boards, plain
+from vq3dcli.meshscenes.builder import Pose, tilted, turned
+from vq3dcli.meshscenes.layout import Draft, Layout
+from vq3dcli.meshscenes.models import Model
+from vq3dcli.meshscenes.raster import NOTHING, Bytes, Floats
+from vq3dcli.meshscenes.surfaces import NUM_BOARDS, NUM_PLAIN, Skin, boards, plain
 from vq3dcli.rendering.cameras import CAMERA_RADIUS
 
 

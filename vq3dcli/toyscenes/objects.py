@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vq3dcli.data.toylayout import ToyObjects, ToyScenes, reshape, select
-from vq3dcli.data.toyshapes import SHAPES, Dimensions, Shape
-from vq3dcli.data.toytracing import Vector, box_hits, first_hits, gather, is_blocked
+from vq3dcli.toyscenes.layout import ToyObjects, ToyScenes, reshape, select
+from vq3dcli.toyscenes.shapes import SHAPES, Dimensions, Shape
+from vq3dcli.toyscenes.tracing import Vector, box_hits, first_hits, gather, is_blocked
 
 
 class Group(NamedTuple):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vq3dcli.data.meshlibrary import gather_textures
-from vq3dcli.data.meshmodels import Texture, make_texture
-from vq3dcli.data.meshraster import NOTHING, Textures, Triangles, Visible, visible
-from vq3dcli.data.meshscenes import pose_at
-from vq3dcli.data.meshshading import Light, ShadowMap, Sky, mean_of_blocks, shade
+from vq3dcli.meshscenes.library import gather_textures
+from vq3dcli.meshscenes.models import Texture, make_texture
+from vq3dcli.meshscenes.raster import NOTHING, Textures, Triangles, Visible, visible
+from vq3dcli.meshscenes.render import pose_at
+from vq3dcli.meshscenes.shading import Light, ShadowMap, Sky, mean_of_blocks, shade
 
 FOCAL = 40.0
 HERE = pose_at(0.0, 0.0)  # at (0, 0, -3), looking along +z

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from vq3dcli.data.images import decode_square, read_file
-from vq3dcli.data.meshmodels import Model, Texture, make_texture, read_model
-from vq3dcli.data.meshraster import Bytes, Singles, Textures
-from vq3dcli.data.toyphotos import SIDE_PX, PhotoBank
-from vq3dcli.data.toytextures import NUM_TEXTURE_DRAWS, between, paint, with_ray_axis
-from vq3dcli.data.toytextures import make_texture as make_waves
 from vq3dcli.errors import DataError
 from vq3dcli.files import sha256_bytes
+from vq3dcli.meshscenes.models import Model, Texture, make_texture, read_model
+from vq3dcli.meshscenes.raster import Bytes, Singles, Textures
 from vq3dcli.seeding import uniform
+from vq3dcli.toyscenes.photos import SIDE_PX, PhotoBank
+from vq3dcli.toyscenes.textures import NUM_TEXTURE_DRAWS, between, paint, with_ray_axis
+from vq3dcli.toyscenes.textures import make_texture as make_waves
 
 _CACHE_BYTES = 1 << 30
 _DRAWS_AT_ONCE = 512

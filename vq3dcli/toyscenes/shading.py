@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vq3dcli.data.toylayout import ToyScenes, reshape, select
-from vq3dcli.data.toyobjects import (
+from vq3dcli.toyscenes.layout import ToyScenes, reshape, select
+from vq3dcli.toyscenes.objects import (
     Group,
     contact,
     from_foot,
@@ -28,10 +28,10 @@ from vq3dcli.data.toyobjects import (
     turn_to_local,
     yaw,
 )
-from vq3dcli.data.toyphotos import PhotoBank, PhotoPatch, paint_photo
-from vq3dcli.data.toyshapes import union
-from vq3dcli.data.toytextures import Colour, paint, with_ray_axis
-from vq3dcli.data.toytracing import Vector, along, dot, gather, norm, normals
+from vq3dcli.toyscenes.photos import PhotoBank, PhotoPatch, paint_photo
+from vq3dcli.toyscenes.shapes import union
+from vq3dcli.toyscenes.textures import Colour, paint, with_ray_axis
+from vq3dcli.toyscenes.tracing import Vector, along, dot, gather, norm, normals
 
 _LIFT_M = 0.01  # points of the object look for their own shadow from this far above the surface
 _FADE_M = 9.0  # from the pivot, where the textures of the ground have half of their contrast

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vq3dcli.data.meshlibrary import gather_textures
-from vq3dcli.data.meshmodels import Model, Texture
-from vq3dcli.data.meshraster import NOTHING, Bytes, Floats, Ints, Singles, Textures, Triangles
-from vq3dcli.data.meshsurfaces import Skin
+from vq3dcli.meshscenes.library import gather_textures
+from vq3dcli.meshscenes.models import Model, Texture
+from vq3dcli.meshscenes.raster import NOTHING, Bytes, Floats, Ints, Singles, Textures, Triangles
+from vq3dcli.meshscenes.surfaces import Skin
 
 
 class Pose(NamedTuple):

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vq3dcli.data.meshes import is_mesh, read_mesh
 from vq3dcli.errors import DataError, InputMissingError
+from vq3dcli.meshscenes.ray_mesh import is_mesh, read_mesh
 from vq3dcli.rendering.cameras import Rays
 
 trimesh = pytest.importorskip("trimesh", reason="meshes need the extra vq3d[mesh]")
