@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 
 from vq3dcli.config.defaults import VIDEO_SAMPLES
-from vq3dcli.pipelines.editing.compose import build_stage
-from vq3dcli.pipelines.editing.composition import Composition
-from vq3dcli.pipelines.exporting.export import Composed, export_scene
-from vq3dcli.pipelines.exporting.plan import FORMATS, Wish
-from vq3dcli.pipelines.views.film import Shot
-from vq3dcli.pipelines.views.inputs import OpenedScene, open_scene, parse_sources
-from vq3dcli.pipelines.views.render import Detail, Look, staged
+from vq3dcli.pipelines.compose import build_stage
+from vq3dcli.pipelines.composition import Composition
+from vq3dcli.pipelines.export import Composed, export_scene
+from vq3dcli.pipelines.export_plan import FORMATS, Wish
+from vq3dcli.pipelines.film import Shot
+from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
+from vq3dcli.pipelines.render import Detail, Look, staged
 from vq3dcli.rendering.cameras import one_camera
 from vq3dcli.weights_file import load_weights
 

@@ -27,22 +27,23 @@ from torch import Tensor
 from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.data.images import encode_png, resize, to_square
 from vq3dcli.data_tools.depth.own import OwnModel
+from vq3dcli.editing.march import camera_lines, intersect, look_up
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
 from vq3dcli.files import write_bytes
 from vq3dcli.metrics.image import psnr
 from vq3dcli.model.scene import Renderable, SceneView, reconstruct_scene
-from vq3dcli.pipelines.views.detail import (
+from vq3dcli.pipelines.detail import (
     STRETCH_FADES,
     STRETCH_GONE,
     PhotoScene,
     build_photo_scene,
     photo_camera,
 )
-from vq3dcli.pipelines.views.film import Shot
-from vq3dcli.pipelines.views.geometry import Teacher, open_teacher, photo_relief
-from vq3dcli.pipelines.views.inputs import OpenedScene, open_scene, parse_sources
-from vq3dcli.pipelines.views.render import Look, staged
+from vq3dcli.pipelines.film import Shot
+from vq3dcli.pipelines.geometry import Teacher, open_teacher, photo_relief
+from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
+from vq3dcli.pipelines.render import Look, staged
 from vq3dcli.rendering.cameras import (
     Camera,
     canonical_camera,
@@ -52,7 +53,6 @@ from vq3dcli.rendering.cameras import (
     s_from_z_depth,
     z_depth_from_s,
 )
-from vq3dcli.rendering.relief import camera_lines, intersect, look_up
 from vq3dcli.scene_file import SceneCamera, camera_of
 from vq3dcli.toyscenes import render_scenes, sample_scenes
 from vq3dcli.weights_file import LoadedWeights, load_weights

@@ -26,9 +26,9 @@ from vq3dcli.export.layers import Frustum
 from vq3dcli.export.viewer import BOUND_RAD
 from vq3dcli.metrics.image import psnr
 from vq3dcli.model.scene import Renderable
-from vq3dcli.pipelines.exporting.export import export_scene, sampled_size, turned_cameras, wished_photo_scene
-from vq3dcli.pipelines.exporting.plan import Wish
-from vq3dcli.pipelines.views.inputs import OpenedScene, open_scene, parse_sources
+from vq3dcli.pipelines.export import export_scene, sampled_size, turned_cameras, wished_photo_scene
+from vq3dcli.pipelines.export_plan import Wish
+from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
 from vq3dcli.weights_file import load_weights
 
 TURNS = (0.0, 0.5, -0.5, 1.0, -1.0)

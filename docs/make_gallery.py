@@ -23,12 +23,12 @@ from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
 from vq3dcli.export.video import video_writer
 from vq3dcli.files import write_bytes
-from vq3dcli.pipelines.editing.compose import build_stage
-from vq3dcli.pipelines.editing.composition import Composition
-from vq3dcli.pipelines.editing.interpolate import plan_journey
-from vq3dcli.pipelines.views.detail import build_photo_scene
-from vq3dcli.pipelines.views.geometry import photo_relief
-from vq3dcli.pipelines.views.inputs import OpenedScene, open_scene, parse_sources, read_picture
+from vq3dcli.pipelines.compose import build_stage
+from vq3dcli.pipelines.composition import Composition
+from vq3dcli.pipelines.detail import build_photo_scene
+from vq3dcli.pipelines.geometry import photo_relief
+from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources, read_picture
+from vq3dcli.pipelines.interpolate import plan_journey
 from vq3dcli.rendering.cameras import one_camera, pivot_camera
 from vq3dcli.rendering.trajectories import trajectory
 from vq3dcli.weights_file import LoadedWeights, load_weights

@@ -22,8 +22,8 @@ from vq3dcli.config.recipes import load_either
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.images import encode_png
 from vq3dcli.files import write_bytes
-from vq3dcli.pipelines.editing.composition import read_composition
-from vq3dcli.pipelines.views.camera_file import read_cameras
+from vq3dcli.pipelines.camera_file import read_cameras
+from vq3dcli.pipelines.composition import read_composition
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -26,6 +26,7 @@ LAYERS = (
         "vq3dcli.weights_file",
         "vq3dcli.scene_file",
         "vq3dcli.tensor_file",
+        "vq3dcli.editing",
         "vq3dcli.export",
         "vq3dcli.weights",
     ),
@@ -129,7 +130,7 @@ def test_no_module_imports_upward() -> None:
         ("vq3dcli.training.stage1", "from vq3dcli.pipelines.scene import Scene"),
         ("vq3dcli.training.stage1", "import vq3dcli.data_tools.job"),
         ("vq3dcli.data_tools.job", "from vq3dcli.training import stage1"),
-        ("vq3dcli.pipelines.views.render", "from vq3dcli.commands.output import Output"),
+        ("vq3dcli.pipelines.render", "from vq3dcli.commands.output import Output"),
         ("vq3dcli.commands.render", "from vq3dcli.cli import run"),
     ],
 )

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from vq3dcli.errors import Vq3dError
     from vq3dcli.model.sampling import Sharpening, sample_tokens
     from vq3dcli.model.scene import Scene, SceneView, reconstruct_scene, scene_from_codes
-    from vq3dcli.pipelines.editing.compose import build_stage
-    from vq3dcli.pipelines.editing.composition import read_composition
-    from vq3dcli.pipelines.views.inputs import open_scene, parse_sources
+    from vq3dcli.pipelines.compose import build_stage
+    from vq3dcli.pipelines.composition import read_composition
+    from vq3dcli.pipelines.inputs import open_scene, parse_sources
     from vq3dcli.rendering.cameras import Camera, canonical_camera, pivot_camera
     from vq3dcli.rendering.trajectories import trajectory
     from vq3dcli.scene_file import load_scene, save_scene
@@ -74,15 +74,15 @@ _SOURCES = {
     "SceneView": ("model.scene", "SceneView"),
     "Sharpening": ("model.sampling", "Sharpening"),
     "Vq3dError": ("errors", "Vq3dError"),
-    "build_stage": ("pipelines.editing.compose", "build_stage"),
+    "build_stage": ("pipelines.compose", "build_stage"),
     "canonical_camera": ("rendering.cameras", "canonical_camera"),
     "load": ("weights_file", "load_weights"),
     "load_prior": ("weights_file", "load_prior"),
     "load_scene": ("scene_file", "load_scene"),
-    "open_scene": ("pipelines.views.inputs", "open_scene"),
-    "parse_sources": ("pipelines.views.inputs", "parse_sources"),
+    "open_scene": ("pipelines.inputs", "open_scene"),
+    "parse_sources": ("pipelines.inputs", "parse_sources"),
     "pivot_camera": ("rendering.cameras", "pivot_camera"),
-    "read_composition": ("pipelines.editing.composition", "read_composition"),
+    "read_composition": ("pipelines.composition", "read_composition"),
     "read_image": ("data.images", "read_image"),
     "reconstruct_scene": ("model.scene", "reconstruct_scene"),
     "sample_tokens": ("model.sampling", "sample_tokens"),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vq3dcli.cli import run
 from vq3dcli.commands.export import FormatName
-from vq3dcli.pipelines.exporting.plan import ExportFormat
+from vq3dcli.pipelines.export_plan import ExportFormat
 
 FAST = ["--size", "32", "--samples", "8", "--device", "cpu"]
 
@@ -121,7 +121,7 @@ def test_a_composition_is_exported_as_it_is_seen(photo: str, weights: list[str],
 
 
 def test_a_toy_scene_and_a_saved_one(photo: str, weights: list[str]) -> None:
-    from vq3dcli.pipelines.views.inputs import open_scene, parse_sources
+    from vq3dcli.pipelines.inputs import open_scene, parse_sources
     from vq3dcli.scene_file import save_scene
     from vq3dcli.weights_file import load_weights
 

@@ -22,7 +22,7 @@ from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.data.images import read_image
 from vq3dcli.export.video import VideoFormat
 from vq3dcli.metrics.image import psnr
-from vq3dcli.pipelines.views.film import Shot
+from vq3dcli.pipelines.film import Shot
 
 FAST = ["--frames", "3", "--size", "16", "--samples", "4", "--device", "cpu"]
 

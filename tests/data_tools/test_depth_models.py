@@ -26,10 +26,10 @@ from vq3dcli.data_tools.part import Part
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError, UsageError
 from vq3dcli.model.scene import reconstruct_scene
-from vq3dcli.pipelines.views.film import Shot
-from vq3dcli.pipelines.views.inputs import OpenedScene
-from vq3dcli.pipelines.views.render import Look, staged
-from vq3dcli.pipelines.views.user_depth import open_depth_model, user_s
+from vq3dcli.pipelines.film import Shot
+from vq3dcli.pipelines.inputs import OpenedScene
+from vq3dcli.pipelines.render import Look, staged
+from vq3dcli.pipelines.user_depth import open_depth_model, user_s
 from vq3dcli.scene_file import camera_of
 from vq3dcli.weights_file import load_weights
 

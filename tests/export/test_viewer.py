@@ -25,9 +25,9 @@ from vq3dcli.export.layers import (
     choose_edges,
 )
 from vq3dcli.export.viewer import BOUND_RAD, viewer_html, write_viewer
-from vq3dcli.pipelines.exporting.export import photo_sheets
-from vq3dcli.pipelines.views.detail import build_photo_scene
-from vq3dcli.pipelines.views.inputs import open_scene, parse_sources
+from vq3dcli.pipelines.detail import build_photo_scene
+from vq3dcli.pipelines.export import photo_sheets
+from vq3dcli.pipelines.inputs import open_scene, parse_sources
 from vq3dcli.rendering.cameras import Camera, pivot_camera
 from vq3dcli.weights_file import load_weights
 

@@ -13,8 +13,8 @@ from vq3dcli.model.field import RAW_GAIN, density, thickness
 from vq3dcli.model.scene import Scene, reconstruct_scene
 from vq3dcli.model.vit import Transformer, patchify, unpatchify
 from vq3dcli.rendering.cameras import FAR, NEAR, image_rays
+from vq3dcli.rendering.ray_samples import uniform_s
 from vq3dcli.rendering.render import render_chunked, render_rays
-from vq3dcli.rendering.sampling import uniform_s
 
 Make = Callable[..., Stage1Recipe]
 

@@ -17,10 +17,12 @@ from PIL import Image
 from torch.nn import functional
 
 from vq3dcli.cli import run
+from vq3dcli.editing.cutout import Cutout, FirstView
+from vq3dcli.editing.placement import Placement, empty_field
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.scene import SceneView
-from vq3dcli.pipelines.editing.compose import Unchanging, build_stage
-from vq3dcli.pipelines.editing.composition import (
+from vq3dcli.pipelines.compose import Unchanging, build_stage
+from vq3dcli.pipelines.composition import (
     Composition,
     Cut,
     composition_from_options,
@@ -28,12 +30,10 @@ from vq3dcli.pipelines.editing.composition import (
     with_shadows,
     write_composition,
 )
-from vq3dcli.pipelines.views.detail import build_photo_scene, photo_camera
-from vq3dcli.pipelines.views.inputs import OpenedScene, open_scene, parse_sources
-from vq3dcli.pipelines.views.retouch import photo_window, retouched
+from vq3dcli.pipelines.detail import build_photo_scene, photo_camera
+from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
+from vq3dcli.pipelines.retouch import photo_window, retouched
 from vq3dcli.rendering.cameras import Camera, canonical_camera, project
-from vq3dcli.rendering.compose import Placement, empty_field
-from vq3dcli.rendering.cutout import Cutout, FirstView
 from vq3dcli.rendering.space import FrustumSpace
 from vq3dcli.weights_file import LoadedWeights, load_weights
 

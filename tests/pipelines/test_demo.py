@@ -15,9 +15,9 @@ from vq3dcli.cli import run
 from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.export.ffmpeg import find_ffmpeg
 from vq3dcli.model.build import build_prior
+from vq3dcli.pipelines.film import Shot
 from vq3dcli.pipelines.studies import demo
 from vq3dcli.pipelines.studies.demo import total_frames
-from vq3dcli.pipelines.views.film import Shot
 from vq3dcli.toyscenes import CLASS_NAMES
 from vq3dcli.weights_file import TokenFacts, load_prior, load_weights, save_weights
 

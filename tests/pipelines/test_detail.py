@@ -17,15 +17,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vq3dcli.editing.cutout import Box, cut_out
+from vq3dcli.editing.march import camera_lines, intersect
 from vq3dcli.errors import DataError, UnavailableError, UsageError
 from vq3dcli.export.layers import Frustum
 from vq3dcli.model.scene import reconstruct_scene, render_views
-from vq3dcli.pipelines.exporting.export import turned_cameras, wished_photo_scene
-from vq3dcli.pipelines.exporting.plan import Wish
-from vq3dcli.pipelines.views.camera_file import given_camera, read_cameras, write_cameras
-from vq3dcli.pipelines.views.detail import PhotoScene, build_photo_scene, photo_camera
-from vq3dcli.pipelines.views.film import Shot
-from vq3dcli.pipelines.views.geometry import (
+from vq3dcli.pipelines.camera_file import given_camera, read_cameras, write_cameras
+from vq3dcli.pipelines.detail import PhotoScene, build_photo_scene, photo_camera
+from vq3dcli.pipelines.export import turned_cameras, wished_photo_scene
+from vq3dcli.pipelines.export_plan import Wish
+from vq3dcli.pipelines.film import Shot
+from vq3dcli.pipelines.geometry import (
     Teacher,
     field_of,
     first_view,
@@ -34,8 +36,8 @@ from vq3dcli.pipelines.views.geometry import (
     refined_disparity,
     with_relief,
 )
-from vq3dcli.pipelines.views.inputs import OpenedScene, parse_sources, read_picture
-from vq3dcli.pipelines.views.parallax import (
+from vq3dcli.pipelines.inputs import OpenedScene, parse_sources, read_picture
+from vq3dcli.pipelines.parallax import (
     MOST_PARALLAX,
     MOST_STRETCH,
     MOST_ZOOM,
@@ -44,12 +46,10 @@ from vq3dcli.pipelines.views.parallax import (
     disparity_extent,
     steepest_slope,
 )
-from vq3dcli.pipelines.views.render import Look, check_look, staged, with_geometry
-from vq3dcli.pipelines.views.stereo import StereoKind, StereoScene
-from vq3dcli.pipelines.views.user_depth import check_shape, open_depth_model, read_disparity, user_s
+from vq3dcli.pipelines.render import Look, check_look, staged, with_geometry
+from vq3dcli.pipelines.stereo import StereoKind, StereoScene
+from vq3dcli.pipelines.user_depth import check_shape, open_depth_model, read_disparity, user_s
 from vq3dcli.rendering.cameras import Camera, one_camera, pivot_pose, project
-from vq3dcli.rendering.cutout import Box, cut_out
-from vq3dcli.rendering.relief import camera_lines, intersect
 from vq3dcli.rendering.trajectories import PATHS
 from vq3dcli.scene_file import SceneCamera, camera_of
 from vq3dcli.weights_file import embedded_path, load_weights

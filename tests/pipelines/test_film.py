@@ -16,9 +16,9 @@ from vq3dcli.errors import UsageError
 from vq3dcli.export.video import VideoFormat
 from vq3dcli.metrics.image import psnr
 from vq3dcli.model.scene import SceneView
-from vq3dcli.pipelines.views.film import Shot, check_shot, film, output_size, shot_camera
-from vq3dcli.pipelines.views.inputs import open_scene, parse_sources
-from vq3dcli.pipelines.views.targets import Target
+from vq3dcli.pipelines.film import Shot, check_shot, film, output_size, shot_camera
+from vq3dcli.pipelines.inputs import open_scene, parse_sources
+from vq3dcli.pipelines.targets import Target
 from vq3dcli.rendering.cameras import Camera, image_rays, pivot_camera, s_from_z_depth
 from vq3dcli.weights_file import load_weights
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from vq3dcli.errors import DataError, InputMissingError, UsageError
-from vq3dcli.pipelines.views.inputs import needs_weights, open_scene, parse_sources, read_picture
-from vq3dcli.pipelines.views.targets import plan_targets
+from vq3dcli.pipelines.inputs import needs_weights, open_scene, parse_sources, read_picture
+from vq3dcli.pipelines.targets import plan_targets
 from vq3dcli.scene_file import save_scene
 from vq3dcli.sealed import write_sealed_json
 from vq3dcli.toyscenes import CLASS_NAMES

@@ -17,8 +17,8 @@ from vq3dcli.cli import run
 from vq3dcli.errors import UsageError
 from vq3dcli.model.mixing import between_on_sphere, mix_codes, mix_planes
 from vq3dcli.model.scene import scene_from_codes
-from vq3dcli.pipelines.editing.interpolate import leg, plan_journey
-from vq3dcli.pipelines.views.inputs import OpenedScene, open_scene, parse_sources
+from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
+from vq3dcli.pipelines.interpolate import leg, plan_journey
 from vq3dcli.scene_file import save_scene
 from vq3dcli.weights_file import LoadedWeights, load_weights
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vq3dcli.model.scene import SceneView
-from vq3dcli.pipelines.views.stereo import StereoScene
+from vq3dcli.pipelines.stereo import StereoScene
 from vq3dcli.rendering.cameras import Camera, canonical_camera, project
 
 FOCUS_Z = 3.0

@@ -23,8 +23,8 @@ from vq3dcli.rendering.cameras import (
     z_depth_from_s,
 )
 from vq3dcli.rendering.composite import ray_weights
+from vq3dcli.rendering.ray_samples import bin_edges, importance_s, merge_s, stratified_s, uniform_s
 from vq3dcli.rendering.render import render_chunked, render_rays, render_with_importance
-from vq3dcli.rendering.sampling import bin_edges, importance_s, merge_s, stratified_s, uniform_s
 
 
 def _sphere_field(radius: float, sharpness: float) -> object:

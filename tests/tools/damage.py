@@ -34,12 +34,12 @@ from vq3dcli.errors import DataError
 from vq3dcli.files import sha256_bytes
 from vq3dcli.model.build import build_autoencoder, build_depth_network, build_prior
 from vq3dcli.model.scene import reconstruct_scene
-from vq3dcli.pipelines.editing.composition import Composition, Cut, Insert, Stand, read_composition, write_composition
+from vq3dcli.pipelines.camera_file import read_cameras, write_cameras
+from vq3dcli.pipelines.composition import Composition, Cut, Insert, Stand, read_composition, write_composition
 from vq3dcli.pipelines.evaluation.geometry import kept_metrics
 from vq3dcli.pipelines.sampling.record import read_record
 from vq3dcli.pipelines.studies.budget import recorded_budget
 from vq3dcli.pipelines.tokenize import tokenize
-from vq3dcli.pipelines.views.camera_file import read_cameras, write_cameras
 from vq3dcli.rendering.cameras import pivot_camera
 from vq3dcli.scene_file import load_scene, save_scene
 from vq3dcli.sealed import write_sealed_json

@@ -15,7 +15,7 @@ from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES
 from vq3dcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from vq3dcli.pipelines.views.inputs import OpenedScene, Source
+    from vq3dcli.pipelines.inputs import OpenedScene, Source
 
 CameraName = Literal["still", "orbit", "swing", "spiral", "dolly", "dolly-zoom"]
 
@@ -82,8 +82,8 @@ def command(
       vq3d compose room.jpg --move 0.1,0.4,0.4,0.9=0.7,0.8 --delete 0.6,0.1,0.9,0.5
       vq3d compose room_composed.toml --camera swing -o again.mp4
     """
-    from vq3dcli.pipelines.editing.compose import Unchanging, build_stage, composition_files, composition_sources
-    from vq3dcli.pipelines.editing.composition import (
+    from vq3dcli.pipelines.compose import Unchanging, build_stage, composition_files, composition_sources
+    from vq3dcli.pipelines.composition import (
         SUFFIX,
         check_place,
         composition_from_options,
@@ -91,10 +91,10 @@ def command(
         with_shadows,
         write_composition,
     )
-    from vq3dcli.pipelines.views.film import Shot, check_shot, film_changing
-    from vq3dcli.pipelines.views.inputs import needs_weights, open_scene
-    from vq3dcli.pipelines.views.render import Look, as_shown, staged, with_geometry
-    from vq3dcli.pipelines.views.targets import check_targets, plan_joint_target
+    from vq3dcli.pipelines.film import Shot, check_shot, film_changing
+    from vq3dcli.pipelines.inputs import needs_weights, open_scene
+    from vq3dcli.pipelines.render import Look, as_shown, staged, with_geometry
+    from vq3dcli.pipelines.targets import check_targets, plan_joint_target
     from vq3dcli.rendering.cameras import one_camera
     from vq3dcli.weights_file import load_weights
 

@@ -13,7 +13,7 @@ from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOptio
 from vq3dcli.commands.view_options import GeometryOption, WeightsOption
 
 if TYPE_CHECKING:
-    from vq3dcli.pipelines.views.inputs import OpenedScene, Source
+    from vq3dcli.pipelines.inputs import OpenedScene, Source
 
 FormatName = Literal["viewer", "ply", "glb", "splat", "mpi", "npz", "depth"]
 
@@ -71,12 +71,12 @@ def command(
       vq3d export room_composed.toml --format glb
     """
     from vq3dcli.files import cut_name
-    from vq3dcli.pipelines.editing.compose import composition_files, composition_sources
-    from vq3dcli.pipelines.editing.composition import SUFFIX, read_composition
-    from vq3dcli.pipelines.exporting.export import Composed, export_scene
-    from vq3dcli.pipelines.exporting.plan import Wish, check_export, check_wish, plan_export
-    from vq3dcli.pipelines.views.inputs import needs_weights, open_scene, parse_sources
-    from vq3dcli.pipelines.views.render import Look, as_shown, with_geometry
+    from vq3dcli.pipelines.compose import composition_files, composition_sources
+    from vq3dcli.pipelines.composition import SUFFIX, read_composition
+    from vq3dcli.pipelines.export import Composed, export_scene
+    from vq3dcli.pipelines.export_plan import Wish, check_export, check_wish, plan_export
+    from vq3dcli.pipelines.inputs import needs_weights, open_scene, parse_sources
+    from vq3dcli.pipelines.render import Look, as_shown, with_geometry
     from vq3dcli.weights_file import load_weights
 
     said = Output("export", json, quiet)

@@ -53,10 +53,10 @@ def command(
       vq3d interpolate a.jpg b.jpg c.jpg --loop --camera orbit --disparity
       vq3d interpolate samples/samples.json#torus-0000 photo.jpg --mix planes
     """
-    from vq3dcli.pipelines.editing.interpolate import joint_stem, plan_journey
-    from vq3dcli.pipelines.views.film import Shot, check_shot, film_changing, shot_camera
-    from vq3dcli.pipelines.views.inputs import needs_weights, open_scene, parse_sources
-    from vq3dcli.pipelines.views.targets import check_targets, plan_joint_target
+    from vq3dcli.pipelines.film import Shot, check_shot, film_changing, shot_camera
+    from vq3dcli.pipelines.inputs import needs_weights, open_scene, parse_sources
+    from vq3dcli.pipelines.interpolate import joint_stem, plan_journey
+    from vq3dcli.pipelines.targets import check_targets, plan_joint_target
     from vq3dcli.weights_file import load_weights
 
     if output == "-":

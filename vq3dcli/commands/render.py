@@ -105,12 +105,12 @@ def command(
         _check_stdout(len(inputs), video_format, json=json, more=disparity or save_scene)
     said = Output("render", json, quiet, stdout_is_data=to_stdout)
 
-    from vq3dcli.pipelines.views.camera_file import read_cameras
-    from vq3dcli.pipelines.views.film import Shot, check_shot
-    from vq3dcli.pipelines.views.inputs import needs_weights, parse_sources, with_photos_of_folders
-    from vq3dcli.pipelines.views.render import Look, check_look, read_all, render_all, with_geometry
-    from vq3dcli.pipelines.views.targets import check_targets, plan_targets
-    from vq3dcli.pipelines.views.user_depth import open_depth_model
+    from vq3dcli.pipelines.camera_file import read_cameras
+    from vq3dcli.pipelines.film import Shot, check_shot
+    from vq3dcli.pipelines.inputs import needs_weights, parse_sources, with_photos_of_folders
+    from vq3dcli.pipelines.render import Look, check_look, read_all, render_all, with_geometry
+    from vq3dcli.pipelines.targets import check_targets, plan_targets
+    from vq3dcli.pipelines.user_depth import open_depth_model
     from vq3dcli.weights_file import load_weights
 
     view = (yaw or 0.0, pitch or 0.0) if still else None

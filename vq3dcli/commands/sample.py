@@ -58,6 +58,7 @@ def command(
       vq3d sample --class "golden retriever" --weights stage1/ --prior stage2/ --guidance 1.75 --top-k 2000
     """
     from vq3dcli.export.video import check_output
+    from vq3dcli.pipelines.film import Shot, check_shot
     from vq3dcli.pipelines.sampling.class_names import pick_classes, some_classes
     from vq3dcli.pipelines.sampling.sample import (
         RECORD_NAME,
@@ -66,7 +67,6 @@ def command(
         draw_samples,
         sharpening_of,
     )
-    from vq3dcli.pipelines.views.film import Shot, check_shot
     from vq3dcli.weights_file import load_prior, load_weights
 
     said = Output("sample", json, quiet)

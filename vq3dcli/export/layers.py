@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vq3dcli.editing.filters import fill_holes
+from vq3dcli.editing.placement import Hits
 from vq3dcli.rendering.cameras import (
     CAMERA_RADIUS,
     FAR,
@@ -27,9 +29,7 @@ from vq3dcli.rendering.cameras import (
     s_from_z_depth,
     z_depth_from_s,
 )
-from vq3dcli.rendering.compose import Hits
 from vq3dcli.rendering.composite import ray_weights
-from vq3dcli.rendering.image_filters import fill_holes
 from vq3dcli.rendering.render import Field
 
 MAX_LAYERS = 32

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vq3dcli.editing.filters import fill_holes
 from vq3dcli.export.layers import PROBE_SAMPLES, Frustum, Layers, edges_of, trust_of
-from vq3dcli.rendering.image_filters import fill_holes
 
 # Two neighbouring texels belong to one surface if their s differ by less.
 _SAME_SURFACE_S = 0.04

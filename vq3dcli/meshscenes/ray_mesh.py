@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vq3dcli.data.images import read_file
+from vq3dcli.editing.placement import Surface, Vector
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError
 from vq3dcli.meshscenes.files import MOST_BYTES, FilesBeside, UnreadExtensionError, as_utf8, check_gltf, silent_trimesh
 from vq3dcli.rendering.cameras import Rays
-from vq3dcli.rendering.compose import Surface, Vector
 
 _log = logging.getLogger(__name__)
 

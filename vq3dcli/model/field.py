@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vq3dcli.rendering.cameras import s_from_z_depth
-from vq3dcli.rendering.planes import gather_planes, sample_planes
+from vq3dcli.rendering.lookup import gather_planes, sample_planes
 from vq3dcli.rendering.render import Field
 from vq3dcli.rendering.space import Space, canonical_z_depth
 

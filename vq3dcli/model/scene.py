@@ -13,10 +13,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from vq3dcli.editing.corrected import corrected_field
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.field import FieldModel
 from vq3dcli.rendering.cameras import Camera, Rays, camera_to, image_rays
-from vq3dcli.rendering.corrected import corrected_field
 from vq3dcli.rendering.render import Field, render_chunked
 
 _POINTS_AT_ONCE = 1 << 16
@@ -129,7 +129,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class CorrectedScene:
-    """A scene whose geometry is replaced by a disparity map, its colours kept; see `rendering.corrected`.
+    """A scene whose geometry is replaced by a disparity map, its colours kept; see `editing.corrected`.
 
     Attributes:
         scene: A single one.

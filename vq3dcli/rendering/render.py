@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vq3dcli.rendering.cameras import FAR, NEAR, Rays, z_depth_from_s
 from vq3dcli.rendering.composite import ray_weights
-from vq3dcli.rendering.sampling import bin_edges, importance_s, merge_s, uniform_s
+from vq3dcli.rendering.ray_samples import bin_edges, importance_s, merge_s, uniform_s
 
 Field = Callable[[Tensor], tuple[Tensor, Tensor]]
 """World points `[B, N, 3]` to density `[B, N]` (per metre) and rgb `[B, N, 3]` in [0, 1]."""

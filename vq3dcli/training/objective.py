@@ -32,8 +32,8 @@ from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.scene import to_model_range
 from vq3dcli.rendering.cameras import Camera, camera_to, rays_at_pixels
+from vq3dcli.rendering.ray_samples import stratified_s
 from vq3dcli.rendering.render import Field, Rendering, render_rays, render_with_importance
-from vq3dcli.rendering.sampling import stratified_s
 from vq3dcli.training.adversarial import Adversary
 from vq3dcli.training.views import (
     AdversarialViews,

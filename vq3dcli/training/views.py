@@ -25,8 +25,8 @@ from vq3dcli import seeding
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.losses.depth import LABEL_RELATIVE, align_canonical
 from vq3dcli.rendering.cameras import Camera, pivot_camera, pixel_centres, rays_at_pixels
+from vq3dcli.rendering.ray_samples import stratified_s
 from vq3dcli.rendering.render import Field, render_rays, render_with_importance
-from vq3dcli.rendering.sampling import stratified_s
 
 
 class View(NamedTuple):

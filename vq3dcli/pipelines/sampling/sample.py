@@ -34,11 +34,11 @@ from vq3dcli.files import (
 from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.sampling import Sharpening, sample_index, sample_tokens
 from vq3dcli.model.scene import scene_from_codes
+from vq3dcli.pipelines.film import Shot, film, shot_camera
 from vq3dcli.pipelines.sampling.class_names import shown_name
 from vq3dcli.pipelines.sampling.record import SAMPLES_A_RAY, Drawn, file_names, read_record, record_entry, record_header
 from vq3dcli.pipelines.sampling.sheet import SampleSheet
-from vq3dcli.pipelines.views.film import Shot, film, shot_camera
-from vq3dcli.pipelines.views.targets import Target
+from vq3dcli.pipelines.targets import Target
 from vq3dcli.sealed import write_sealed_json
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights
 

@@ -25,8 +25,8 @@ from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES
 from vq3dcli.pipelines.evaluation.page import text_tables
 from vq3dcli.pipelines.studies.ablation import FIGURES, KINDS, Ablation, verdict
 from vq3dcli.rendering.cameras import Camera, Rays, canonical_camera, pivot_camera, pixel_centres, rays_at_pixels
+from vq3dcli.rendering.ray_samples import uniform_s
 from vq3dcli.rendering.render import render_rays
-from vq3dcli.rendering.sampling import uniform_s
 from vq3dcli.toyscenes import ToyScenes, render_scenes, sample_scenes
 from vq3dcli.weights_file import LoadedWeights
 

@@ -37,6 +37,9 @@ from vq3dcli.pipelines.evaluation.geometry import (
     kept_metrics,
     model_predictor,
 )
+from vq3dcli.pipelines.film import Shot
+from vq3dcli.pipelines.inputs import parse_sources, read_picture
+from vq3dcli.pipelines.render import read_all, render_all
 from vq3dcli.pipelines.studies.budget import DEFAULT_MINUTES, Budget, measure_budget, recorded_budget, with_budget
 from vq3dcli.pipelines.studies.demo import TOY_INPUTS
 from vq3dcli.pipelines.studies.example_photo import example_photo
@@ -49,10 +52,7 @@ from vq3dcli.pipelines.studies.report import (
     training_section,
     videos_section,
 )
-from vq3dcli.pipelines.views.film import Shot
-from vq3dcli.pipelines.views.inputs import parse_sources, read_picture
-from vq3dcli.pipelines.views.render import read_all, render_all
-from vq3dcli.pipelines.views.targets import check_targets, plan_targets
+from vq3dcli.pipelines.targets import check_targets, plan_targets
 from vq3dcli.sealed import write_sealed_json
 from vq3dcli.training.stage1 import train
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights, load_weights

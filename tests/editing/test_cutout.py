@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from vq3dcli.editing.cutout import Box, Cutout, FirstView, cut_out, point_at, smooth_continuation
+from vq3dcli.editing.placement import Placement, carved, kept, merged, placed, render_composed
 from vq3dcli.errors import DataError
 from vq3dcli.rendering.cameras import canonical_camera, image_rays, pivot_camera
-from vq3dcli.rendering.compose import Placement, carved, kept, merged, placed, render_composed
-from vq3dcli.rendering.cutout import Box, Cutout, FirstView, cut_out, point_at, smooth_continuation
 from vq3dcli.rendering.render import Field
 from vq3dcli.rendering.space import FrustumSpace
 

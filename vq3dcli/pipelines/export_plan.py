@@ -15,9 +15,9 @@ from vq3dcli.export.mpi import check_folder, layers_in
 from vq3dcli.export.points import Axes
 from vq3dcli.export.video import check_output
 from vq3dcli.export.viewer import BOUND_RAD
-from vq3dcli.pipelines.views.film import check_limits
-from vq3dcli.pipelines.views.geometry import Teacher
-from vq3dcli.pipelines.views.inputs import Source
+from vq3dcli.pipelines.film import check_limits
+from vq3dcli.pipelines.geometry import Teacher
+from vq3dcli.pipelines.inputs import Source
 
 ExportFormat = Literal["viewer", "ply", "glb", "splat", "mpi", "npz", "depth"]
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vq3dcli.editing.composed import ComposedScene
+from vq3dcli.editing.placement import Hits
 from vq3dcli.export.colour import display_range
 from vq3dcli.export.depth_files import write_disparity_png, write_pfm, write_views
 from vq3dcli.export.layers import (
@@ -34,12 +36,10 @@ from vq3dcli.export.points import surface_points, write_points
 from vq3dcli.export.splat import write_splats
 from vq3dcli.export.viewer import BOUND_RAD, write_viewer
 from vq3dcli.metrics.image import psnr
-from vq3dcli.model.composed import ComposedScene
 from vq3dcli.model.scene import Renderable
-from vq3dcli.pipelines.editing.compose import build_stage, field_with_photo
-from vq3dcli.pipelines.editing.composition import Composition
-from vq3dcli.pipelines.exporting.plan import MOST_PX, ExportFormat, Wish
-from vq3dcli.pipelines.views.detail import (
+from vq3dcli.pipelines.compose import build_stage, field_with_photo
+from vq3dcli.pipelines.composition import Composition
+from vq3dcli.pipelines.detail import (
     STRETCH_FADES,
     STRETCH_GONE,
     PhotoLayer,
@@ -48,19 +48,19 @@ from vq3dcli.pipelines.views.detail import (
     fitted_photo,
     photo_camera,
 )
-from vq3dcli.pipelines.views.film import output_size
-from vq3dcli.pipelines.views.geometry import SMALLEST_PHOTO_PX, photo_relief
-from vq3dcli.pipelines.views.inputs import OpenedScene
-from vq3dcli.pipelines.views.parallax import (
+from vq3dcli.pipelines.export_plan import MOST_PX, ExportFormat, Wish
+from vq3dcli.pipelines.film import output_size
+from vq3dcli.pipelines.geometry import SMALLEST_PHOTO_PX, photo_relief
+from vq3dcli.pipelines.inputs import OpenedScene
+from vq3dcli.pipelines.parallax import (
     adapted_reach,
     covered_reach,
     covering_zoom,
     disparity_extent,
     steepest_slope,
 )
-from vq3dcli.pipelines.views.retouch import photo_window
+from vq3dcli.pipelines.retouch import photo_window
 from vq3dcli.rendering.cameras import Camera, pivot_pose, z_depth_from_s
-from vq3dcli.rendering.compose import Hits
 from vq3dcli.rendering.trajectories import orbit
 
 # The longer side in pixels: of the plain NeRF, which holds no more, and of a photo in each format.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vq3dcli.rendering.cameras import FAR, NEAR, canonical_camera, image_rays, z_depth_from_s
-from vq3dcli.rendering.planes import PLANE_AXES, gather_planes, sample_planes
+from vq3dcli.rendering.lookup import PLANE_AXES, gather_planes, sample_planes
 from vq3dcli.rendering.space import ContractedSpace, FrustumSpace, canonical_z_depth, contract
 
 

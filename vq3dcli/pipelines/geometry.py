@@ -23,14 +23,14 @@ from torch.nn import functional
 from vq3dcli.data.images import resize
 from vq3dcli.data_tools.depth.models import EMBEDDED, find_model, open_model
 from vq3dcli.data_tools.depth.network import DepthModel
+from vq3dcli.editing.corrected import corrected_field
+from vq3dcli.editing.cutout import FirstView
+from vq3dcli.editing.filters import box_mean, guided_filter, median_filter, steepened
 from vq3dcli.errors import UnavailableError
 from vq3dcli.model.scene import SceneView
-from vq3dcli.pipelines.views.inputs import OpenedScene
-from vq3dcli.pipelines.views.user_depth import predict_disparity, user_s
+from vq3dcli.pipelines.inputs import OpenedScene
+from vq3dcli.pipelines.user_depth import predict_disparity, user_s
 from vq3dcli.rendering.cameras import canonical_camera
-from vq3dcli.rendering.corrected import corrected_field
-from vq3dcli.rendering.cutout import FirstView
-from vq3dcli.rendering.image_filters import box_mean, guided_filter, median_filter, steepened
 from vq3dcli.rendering.render import Field
 from vq3dcli.rendering.space import FrustumSpace
 from vq3dcli.scene_file import SceneCamera

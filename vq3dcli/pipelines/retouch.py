@@ -9,8 +9,8 @@ from dataclasses import replace
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.pipelines.views.detail import PhotoLayer, PhotoScene
-from vq3dcli.rendering.cutout import Cutout, smooth_continuation
+from vq3dcli.editing.cutout import Cutout, smooth_continuation
+from vq3dcli.pipelines.detail import PhotoLayer, PhotoScene
 
 # Of the first view's side.
 _HALO = 1 / 16

@@ -11,17 +11,9 @@ import torch
 from torch import Tensor
 
 from vq3dcli.data.images import resize
-from vq3dcli.errors import DataError, UsageError
-from vq3dcli.meshscenes.ray_mesh import Mesh, is_mesh, read_mesh
-from vq3dcli.model.composed import Backdrop, ComposedScene
-from vq3dcli.model.scene import Renderable, SceneView
-from vq3dcli.pipelines.editing.composition import Composition, Cut, Insert, Stand
-from vq3dcli.pipelines.views.detail import PhotoScene
-from vq3dcli.pipelines.views.geometry import field_of, first_view
-from vq3dcli.pipelines.views.inputs import OpenedScene, Source, parse_sources
-from vq3dcli.pipelines.views.retouch import photo_window, retouched
-from vq3dcli.rendering.cameras import Camera, project
-from vq3dcli.rendering.compose import (
+from vq3dcli.editing.composed import Backdrop, ComposedScene
+from vq3dcli.editing.cutout import Box, Cutout, FirstView, cut_out, painted, point_at, with_picture
+from vq3dcli.editing.placement import (
     Membership,
     Placement,
     Surface,
@@ -35,7 +27,15 @@ from vq3dcli.rendering.compose import (
     share_of,
     without_share,
 )
-from vq3dcli.rendering.cutout import Box, Cutout, FirstView, cut_out, painted, point_at, with_picture
+from vq3dcli.errors import DataError, UsageError
+from vq3dcli.meshscenes.ray_mesh import Mesh, is_mesh, read_mesh
+from vq3dcli.model.scene import Renderable, SceneView
+from vq3dcli.pipelines.composition import Composition, Cut, Insert, Stand
+from vq3dcli.pipelines.detail import PhotoScene
+from vq3dcli.pipelines.geometry import field_of, first_view
+from vq3dcli.pipelines.inputs import OpenedScene, Source, parse_sources
+from vq3dcli.pipelines.retouch import photo_window, retouched
+from vq3dcli.rendering.cameras import Camera, project
 from vq3dcli.rendering.render import Field
 from vq3dcli.rendering.space import FrustumSpace
 

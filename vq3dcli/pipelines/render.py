@@ -14,10 +14,10 @@ from vq3dcli.data.images import centre_square
 from vq3dcli.data_tools.depth.network import DepthModel
 from vq3dcli.errors import UsageError, Vq3dError
 from vq3dcli.model.scene import CorrectedScene, Renderable
-from vq3dcli.pipelines.views.camera_file import write_cameras
-from vq3dcli.pipelines.views.detail import build_photo_scene, fitted_photo, photo_camera
-from vq3dcli.pipelines.views.film import Shot, film, shot_camera
-from vq3dcli.pipelines.views.geometry import (
+from vq3dcli.pipelines.camera_file import write_cameras
+from vq3dcli.pipelines.detail import build_photo_scene, fitted_photo, photo_camera
+from vq3dcli.pipelines.film import Shot, film, shot_camera
+from vq3dcli.pipelines.geometry import (
     SMALLEST_PHOTO_PX,
     Geometry,
     Teacher,
@@ -26,8 +26,8 @@ from vq3dcli.pipelines.views.geometry import (
     photo_relief,
     with_relief,
 )
-from vq3dcli.pipelines.views.inputs import Fit, OpenedScene, Picture, Source, check_source, open_scene
-from vq3dcli.pipelines.views.parallax import (
+from vq3dcli.pipelines.inputs import Fit, OpenedScene, Picture, Source, check_source, open_scene
+from vq3dcli.pipelines.parallax import (
     Extent,
     adapted_reach,
     covered_reach,
@@ -36,9 +36,9 @@ from vq3dcli.pipelines.views.parallax import (
     eye_distance,
     steepest_slope,
 )
-from vq3dcli.pipelines.views.stereo import EYE_PARALLAX, StereoKind, StereoScene
-from vq3dcli.pipelines.views.targets import Target
-from vq3dcli.pipelines.views.user_depth import check_shape, predict_disparity, read_disparity, user_s
+from vq3dcli.pipelines.stereo import EYE_PARALLAX, StereoKind, StereoScene
+from vq3dcli.pipelines.targets import Target
+from vq3dcli.pipelines.user_depth import check_shape, predict_disparity, read_disparity, user_s
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.scene_file import save_scene
 from vq3dcli.weights_file import LoadedWeights

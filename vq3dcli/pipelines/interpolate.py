@@ -11,7 +11,7 @@ from vq3dcli.errors import UsageError
 from vq3dcli.files import cut_name
 from vq3dcli.model.mixing import mix_codes, mix_planes
 from vq3dcli.model.scene import Scene
-from vq3dcli.pipelines.views.inputs import OpenedScene
+from vq3dcli.pipelines.inputs import OpenedScene
 from vq3dcli.scene_file import check_codes
 from vq3dcli.weights_file import LoadedWeights
 

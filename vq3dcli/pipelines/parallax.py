@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vq3dcli.editing.filters import local_range, steps
+from vq3dcli.editing.march import camera_lines, intersect
 from vq3dcli.rendering.cameras import Camera, one_camera
-from vq3dcli.rendering.image_filters import local_range, steps
-from vq3dcli.rendering.relief import camera_lines, intersect
 from vq3dcli.rendering.trajectories import PATHS
 from vq3dcli.scene_file import SceneCamera
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from vq3dcli.errors import UsageError
 from vq3dcli.export.video import FORMATS, VideoFormat, check_output, format_of, frames_in
 from vq3dcli.files import cut_name
-from vq3dcli.pipelines.views.inputs import Source
+from vq3dcli.pipelines.inputs import Source
 from vq3dcli.scene_file import SUFFIX
 
 

@@ -15,8 +15,8 @@ from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import colour_map, display_range
 from vq3dcli.export.video import MAX_GIF_FPS, VideoFormat, video_writer
 from vq3dcli.model.scene import Renderable
-from vq3dcli.pipelines.views.camera_file import GivenCamera, given_camera
-from vq3dcli.pipelines.views.targets import Target
+from vq3dcli.pipelines.camera_file import GivenCamera, given_camera
+from vq3dcli.pipelines.targets import Target
 from vq3dcli.rendering.cameras import Camera, one_camera
 from vq3dcli.rendering.trajectories import PATHS, trajectory
 

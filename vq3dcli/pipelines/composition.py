@@ -18,7 +18,7 @@ from vq3dcli.errors import DataError, OutputError, UsageError
 from vq3dcli.export.video import check_output
 from vq3dcli.files import write_bytes
 from vq3dcli.meshscenes.ray_mesh import is_mesh
-from vq3dcli.pipelines.views.inputs import parse_sources
+from vq3dcli.pipelines.inputs import parse_sources
 from vq3dcli.sealed import Seal, check_seal, parse_toml, sealed_bytes
 
 FORMAT_VERSION = 1

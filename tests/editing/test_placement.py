@@ -9,17 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vq3dcli.rendering.cameras import (
-    FAR,
-    NEAR,
-    Camera,
-    Rays,
-    canonical_camera,
-    image_rays,
-    pivot_camera,
-    s_from_z_depth,
-)
-from vq3dcli.rendering.compose import (
+from vq3dcli.editing.placement import (
     Hits,
     Placement,
     carved,
@@ -31,6 +21,16 @@ from vq3dcli.rendering.compose import (
     placed,
     placed_surface,
     render_composed,
+)
+from vq3dcli.rendering.cameras import (
+    FAR,
+    NEAR,
+    Camera,
+    Rays,
+    canonical_camera,
+    image_rays,
+    pivot_camera,
+    s_from_z_depth,
 )
 from vq3dcli.rendering.render import Field, render_chunked
 

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from vq3dcli.rendering.cameras import FAR, NEAR, Rays, s_from_z_depth, z_depth_from_s
 from vq3dcli.rendering.composite import ray_weights
+from vq3dcli.rendering.ray_samples import bin_edges, uniform_s
 from vq3dcli.rendering.render import Field, render_chunked
-from vq3dcli.rendering.sampling import bin_edges, uniform_s
 
 Membership = Callable[[Tensor], Tensor]
 """World points `[N, 3]` to how much of each belongs to a region, `[N]` in [0, 1]."""

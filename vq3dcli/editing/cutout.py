@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vq3dcli.editing.placement import Membership, Vector
 from vq3dcli.errors import DataError
-from vq3dcli.rendering.compose import Membership, Vector
 from vq3dcli.rendering.render import Field
 from vq3dcli.rendering.space import FrustumSpace
 
@@ -200,7 +200,7 @@ def painted(field: Field, photo: Tensor, space: FrustumSpace) -> Field:
 
 
 def with_picture(field: Field, photo: Tensor, space: FrustumSpace) -> Field:
-    """A field of four channels (`rendering.compose.share_of`) in three: the fourth shows the photo, see `painted`."""
+    """A field of four channels (`editing.placement.share_of`) in three: the fourth shows the photo, see `painted`."""
 
     def coloured(points: Tensor) -> tuple[Tensor, Tensor]:
         density, rgb = field(points)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vq3dcli.editing.placement import Hits, Surface, nearest_hits, render_composed
 from vq3dcli.model.scene import Renderable, SceneView
 from vq3dcli.rendering.cameras import Camera, Rays, image_rays, pixel_centres, rays_at_pixels, z_depth_from_s
-from vq3dcli.rendering.compose import Hits, Surface, nearest_hits, render_composed
+from vq3dcli.rendering.ray_samples import uniform_s
 from vq3dcli.rendering.render import Field
-from vq3dcli.rendering.sampling import uniform_s
 
 # Four rays a pixel for surfaces, whose edges are sharp; fields are soft.
 _OFFSETS_PX = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
@@ -40,8 +40,8 @@ class ComposedScene:
     """One scene with what was inserted into it.
 
     Attributes:
-        field: All fields in one, see `rendering.compose.merged`; with a backdrop its colours have four channels, see
-            `rendering.compose.share_of`.
+        field: All fields in one, see `editing.placement.merged`; with a backdrop its colours have four channels, see
+            `editing.placement.share_of`.
         surfaces: Meshes, in the scene's coordinates.
         near: z_depth of s = 1.
         far: z_depth of s = 0.

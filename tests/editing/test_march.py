@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from vq3dcli.editing.march import camera_lines, intersect, longest_shift, look_up
 from vq3dcli.rendering.cameras import (
     FAR,
     NEAR,
@@ -17,7 +18,6 @@ from vq3dcli.rendering.cameras import (
     project,
     s_from_z_depth,
 )
-from vq3dcli.rendering.relief import camera_lines, intersect, longest_shift, look_up
 
 HERE = canonical_camera(1, height_px=40, width_px=56)
 

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from vq3dcli.editing.corrected import corrected_field
 from vq3dcli.rendering.cameras import FAR, NEAR, canonical_camera, image_rays, pivot_camera, s_from_z_depth
-from vq3dcli.rendering.corrected import corrected_field
 from vq3dcli.rendering.render import render_chunked
 
 WALL_S = 0.3

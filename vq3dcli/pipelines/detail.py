@@ -25,9 +25,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from vq3dcli.data.images import resize
+from vq3dcli.editing.filters import fill_holes, local_range
+from vq3dcli.editing.march import Lines, camera_lines, intersect, longest_shift, look_up
 from vq3dcli.model.scene import Scene, SceneView
-from vq3dcli.pipelines.views.geometry import DISPARITY_PX, SAMPLES
-from vq3dcli.pipelines.views.inputs import OpenedScene
+from vq3dcli.pipelines.geometry import DISPARITY_PX, SAMPLES
+from vq3dcli.pipelines.inputs import OpenedScene
 from vq3dcli.rendering.cameras import (
     Camera,
     camera_to,
@@ -39,8 +41,6 @@ from vq3dcli.rendering.cameras import (
     z_depth_from_s,
 )
 from vq3dcli.rendering.composite import ray_weights
-from vq3dcli.rendering.image_filters import fill_holes, local_range
-from vq3dcli.rendering.relief import Lines, camera_lines, intersect, longest_shift, look_up
 from vq3dcli.scene_file import SceneCamera
 
 # Windows as parts of the longer side.

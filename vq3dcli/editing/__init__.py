@@ -1,0 +1,1 @@
+"""Scenes with other things in them, and photos seen from the side."""

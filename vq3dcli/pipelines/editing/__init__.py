@@ -1,1 +1,0 @@
-"""Composing and interpolating scenes."""

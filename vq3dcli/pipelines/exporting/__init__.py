@@ -1,1 +1,0 @@
-"""Scenes as files for other programs."""

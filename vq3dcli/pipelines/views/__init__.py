@@ -1,1 +1,0 @@
-"""From inputs to videos and stills of novel views."""
