@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from vq3dcli.allocator import keep_freed_memory
-from vq3dcli.model.attention import attend_by_products
+from vq3dcli.model.vit import attend_by_products
 from vq3dcli.training.arithmetic import flush_denormals
 
 SHAPES = ((64, 192, 3), (256, 192, 3), (256, 512, 8), (1024, 512, 8))  # tokens, width, heads

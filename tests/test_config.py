@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vq3dcli.config import load
-from vq3dcli.config.recipes import load_either
+from vq3dcli.config.load import load_either
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import InputMissingError, RecipeError
 

@@ -17,8 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from vq3dcli import cli
-from vq3dcli.config.load import load_recipe, recipe_names
-from vq3dcli.config.recipes import load_either
+from vq3dcli.config.load import load_either, load_recipe, recipe_names
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.images import encode_png
 from vq3dcli.files import write_bytes

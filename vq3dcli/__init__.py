@@ -28,7 +28,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from vq3dcli.data.images import read_image, to_square
     from vq3dcli.errors import Vq3dError
-    from vq3dcli.model.sampling import Sharpening, sample_tokens
+    from vq3dcli.model.draw_codes import Sharpening, sample_tokens
     from vq3dcli.model.scene import Scene, SceneView, reconstruct_scene, scene_from_codes
     from vq3dcli.pipelines.compose import build_stage
     from vq3dcli.pipelines.composition import read_composition
@@ -72,7 +72,7 @@ _SOURCES = {
     "LoadedWeights": ("weights_file", "LoadedWeights"),
     "Scene": ("model.scene", "Scene"),
     "SceneView": ("model.scene", "SceneView"),
-    "Sharpening": ("model.sampling", "Sharpening"),
+    "Sharpening": ("model.draw_codes", "Sharpening"),
     "Vq3dError": ("errors", "Vq3dError"),
     "build_stage": ("pipelines.compose", "build_stage"),
     "canonical_camera": ("rendering.cameras", "canonical_camera"),
@@ -85,7 +85,7 @@ _SOURCES = {
     "read_composition": ("pipelines.composition", "read_composition"),
     "read_image": ("data.images", "read_image"),
     "reconstruct_scene": ("model.scene", "reconstruct_scene"),
-    "sample_tokens": ("model.sampling", "sample_tokens"),
+    "sample_tokens": ("model.draw_codes", "sample_tokens"),
     "save_scene": ("scene_file", "save_scene"),
     "scene_from_codes": ("model.scene", "scene_from_codes"),
     "to_square": ("data.images", "to_square"),

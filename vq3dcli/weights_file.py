@@ -25,8 +25,8 @@ from vq3dcli.errors import DataError, DivergedError, InputMissingError, Unavaila
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_autoencoder, build_depth_network, build_prior
 from vq3dcli.model.depth_network import DepthNetwork
+from vq3dcli.model.draw_codes import sampling_dtype
 from vq3dcli.model.prior import Prior, axial_rotation
-from vq3dcli.model.sampling import sampling_dtype
 from vq3dcli.sealed import first_problem
 from vq3dcli.tensor_file import check_tensors, first_not_finite, read_tensors, shapes_alone, write_tensors
 

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from vq3dcli.config.load import dump_recipe, load_recipe, recipe_names, recipes_folder
-from vq3dcli.config.recipes import (
+from vq3dcli.config.load import (
     Change,
     copy_recipe,
     diff_recipes,
+    dump_recipe,
     list_recipes,
     load_either,
+    load_recipe,
+    recipe_names,
     recipe_text,
+    recipes_folder,
     validate_recipes,
 )
 from vq3dcli.config.schema import DepthRecipe, Stage1Recipe, Stage2Recipe

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.model.attention import attend, attend_by_products
+from vq3dcli.model.vit import attend, attend_by_products
 
 
 def _exact(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:

@@ -9,7 +9,7 @@ from vq3dcli.errors import DataError, UsageError
 from vq3dcli.metrics.distribution import frechet_distance, kernel_distance, moments
 from vq3dcli.metrics.features import InceptionFeatures
 from vq3dcli.model.build import build_prior
-from vq3dcli.model.sampling import Sharpening
+from vq3dcli.model.draw_codes import Sharpening
 from vq3dcli.pipelines.evaluation.generation import (
     PROTOCOLS,
     Compared,

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from vq3dcli.cli import run
 from vq3dcli.errors import UsageError
-from vq3dcli.model.mixing import between_on_sphere, mix_codes, mix_planes
+from vq3dcli.model.blend import between_on_sphere, mix_codes, mix_planes
 from vq3dcli.model.scene import scene_from_codes
 from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
 from vq3dcli.pipelines.interpolate import leg, plan_journey

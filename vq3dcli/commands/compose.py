@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from vq3dcli.commands.options import FOV, DisparityOption, FormatOption, GeometryOption, WeightsOption
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
-from vq3dcli.commands.view_options import FOV, DisparityOption, FormatOption, GeometryOption, WeightsOption
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES
 from vq3dcli.errors import UsageError
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vq3dcli.commands.options import WeightsOption
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
-from vq3dcli.commands.view_options import WeightsOption
 
 
 def command(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from vq3dcli.commands.options import PartOption, asked_part, unfinished
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, refuse_given
-from vq3dcli.commands.share import PartOption, asked_part, unfinished
 from vq3dcli.errors import UsageError
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device, plain
-from vq3dcli.commands.sampling_options import (
+from vq3dcli.commands.options import (
     GuidanceOption,
     PriorOption,
     Stage1Option,
@@ -19,6 +18,7 @@ from vq3dcli.commands.sampling_options import (
     TopPOption,
     asked_sharpening,
 )
+from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device, plain
 
 SAMPLES = "Samples that are there already: a folder of images, or a file in ADM's format (.npz)."
 DATA = "Real images that no training saw: toyscenes, shards, a folder, or an .npz file. Default: toyscenes."

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from vq3dcli.commands.options import GeometryOption, WeightsOption
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
-from vq3dcli.commands.view_options import GeometryOption, WeightsOption
 
 if TYPE_CHECKING:
     from vq3dcli.pipelines.inputs import OpenedScene, Source

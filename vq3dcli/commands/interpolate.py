@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from vq3dcli.commands.options import DisparityOption, FormatOption, WeightsOption
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
-from vq3dcli.commands.view_options import DisparityOption, FormatOption, WeightsOption
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES, VIDEO_SIZE_PX
 from vq3dcli.errors import UsageError
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from vq3dcli.commands.options import PartOption, asked_part, unfinished
 from vq3dcli.commands.output import JsonOption, Output, QuietOption, SeedOption, refuse_given
-from vq3dcli.commands.share import PartOption, asked_part, unfinished
 from vq3dcli.config.defaults import BOX_MARGIN, MAX_BAD, MAX_VIEWS, SHARD_SIZE
 from vq3dcli.errors import UsageError
 

@@ -35,7 +35,7 @@ def ls(json: JsonOption = False, quiet: QuietOption = False) -> None:
     Example:
       vq3d recipes ls
     """
-    from vq3dcli.config.recipes import list_recipes
+    from vq3dcli.config.load import list_recipes
 
     found = list_recipes()
     rows = [(r.name, r.stage, r.image_size, r.tokens, r.images, r.about) for r in found]
@@ -54,8 +54,7 @@ def show(recipe: RecipeArgument, json: JsonOption = False, quiet: QuietOption = 
       vq3d recipes show imagenet256
       vq3d recipes show run/ --json
     """
-    from vq3dcli.config.load import read_toml
-    from vq3dcli.config.recipes import locate_recipe, recipe_text
+    from vq3dcli.config.load import locate_recipe, read_toml, recipe_text
 
     output = Output("recipes show", json, quiet)
     if json:
@@ -77,7 +76,7 @@ def copy(
     Example:
       vq3d recipes copy toy-cpu mine.toml
     """
-    from vq3dcli.config.recipes import copy_recipe
+    from vq3dcli.config.load import copy_recipe
 
     output = Output("recipes copy", json, quiet)
     output.finish(count=1, outputs=[copy_recipe(recipe, out, force=force)])
@@ -100,7 +99,7 @@ def validate(
       vq3d recipes validate
       vq3d recipes validate mine.toml
     """
-    from vq3dcli.config.recipes import validate_recipes
+    from vq3dcli.config.load import validate_recipes
 
     output = Output("recipes validate", json, quiet)
     paths = validate_recipes(recipes or [])
@@ -119,7 +118,7 @@ def diff(before: RecipeArgument, after: RecipeArgument, json: JsonOption = False
       vq3d recipes diff toy-cpu demo64
       vq3d recipes diff toy-cpu run/
     """
-    from vq3dcli.config.recipes import diff_recipes
+    from vq3dcli.config.load import diff_recipes
 
     output = Output("recipes diff", json, quiet)
     changes = diff_recipes(before, after)

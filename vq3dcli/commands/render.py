@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from vq3dcli.commands.options import FOV, DisparityOption, FormatName, FormatOption, GeometryOption, WeightsOption
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, stdout_bytes
-from vq3dcli.commands.view_options import FOV, DisparityOption, FormatName, FormatOption, GeometryOption, WeightsOption
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES
 from vq3dcli.errors import UsageError
 

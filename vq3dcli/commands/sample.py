@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device
-from vq3dcli.commands.sampling_options import (
+from vq3dcli.commands.options import (
     GuidanceOption,
     PriorOption,
     Stage1Option,
@@ -18,6 +17,7 @@ from vq3dcli.commands.sampling_options import (
     TopPOption,
     asked_sharpening,
 )
+from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device
 
 SHOWN_CLASSES = 16
 CLASS = (
@@ -59,7 +59,7 @@ def command(
     """
     from vq3dcli.export.video import check_output
     from vq3dcli.pipelines.film import Shot, check_shot
-    from vq3dcli.pipelines.sampling.class_names import pick_classes, some_classes
+    from vq3dcli.pipelines.sampling.record import pick_classes, some_classes
     from vq3dcli.pipelines.sampling.sample import (
         RECORD_NAME,
         SAMPLES_AT_ONCE,

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vq3dcli.commands.options import PartOption, asked_part, unfinished
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device
-from vq3dcli.commands.share import PartOption, asked_part, unfinished
 
 VIEWS = "Views an image: 1, as it is; 2, its mirror image too; more, random crops of images stored with a margin."
 

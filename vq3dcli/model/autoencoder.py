@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vq3dcli.model.field import FieldMLP, inference_field, training_field
+from vq3dcli.model.planes import PlaneHead
 from vq3dcli.model.quantizer import Quantized, Quantizer
-from vq3dcli.model.triplane_decoder import PlaneHead
 from vq3dcli.model.vit import Transformer, patchify, unpatchify
 from vq3dcli.rendering.render import Field
 from vq3dcli.rendering.space import Space

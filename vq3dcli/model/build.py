@@ -10,9 +10,9 @@ from vq3dcli.config.schema import DepthRecipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.depth_network import DepthNetwork
 from vq3dcli.model.field import FieldMLP
+from vq3dcli.model.planes import PlaneHead
 from vq3dcli.model.prior import Prior
 from vq3dcli.model.quantizer import Quantizer
-from vq3dcli.model.triplane_decoder import PlaneHead
 from vq3dcli.model.vit import Transformer
 from vq3dcli.rendering.cameras import Camera, canonical_camera
 from vq3dcli.rendering.space import ContractedSpace, FrustumSpace, Space

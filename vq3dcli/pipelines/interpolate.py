@@ -9,7 +9,7 @@ from typing import Literal
 
 from vq3dcli.errors import UsageError
 from vq3dcli.files import cut_name
-from vq3dcli.model.mixing import mix_codes, mix_planes
+from vq3dcli.model.blend import mix_codes, mix_planes
 from vq3dcli.model.scene import Scene
 from vq3dcli.pipelines.inputs import OpenedScene
 from vq3dcli.scene_file import check_codes

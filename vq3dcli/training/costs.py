@@ -93,7 +93,7 @@ def step_costs(
         dtype: Of matrix products: float32, or bfloat16 under autocast.
         parameters: Of the autoencoder.
         judges: Parameters of the discriminators.
-        on_cpu: Where bfloat16 attends by matrix products, see `model.attention`.
+        on_cpu: Where bfloat16 attends by matrix products, see `model.vit.attend`.
     """
     model, loss, adversarial = recipe.model, recipe.loss, recipe.adversarial
     e = dtype.itemsize

@@ -17,8 +17,8 @@ from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
 from vq3dcli.files import write_bytes
 from vq3dcli.model.build import build_canonical_camera
+from vq3dcli.model.draw_codes import Sharpening, rows_together, sample_index, sample_tokens
 from vq3dcli.model.prior import Prior
-from vq3dcli.model.sampling import Sharpening, rows_together, sample_index, sample_tokens
 from vq3dcli.model.scene import scene_from_codes
 from vq3dcli.weights_file import LoadedWeights, prior_as_loaded
 

@@ -35,7 +35,7 @@ from vq3dcli.metrics.inception_score import inception_score
 from vq3dcli.metrics.manifold import precision_recall
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet
 from vq3dcli.pipelines.evaluation.measured_set import Judge, MeasuredSet, measure_set
-from vq3dcli.pipelines.sampling.class_names import shown_name
+from vq3dcli.pipelines.sampling.record import shown_name
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 """Shows the progress of a part: called with its name and its number of images, yields what counts them."""

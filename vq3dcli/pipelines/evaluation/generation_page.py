@@ -10,7 +10,7 @@ from vq3dcli.export.page import Media, Row, Section, Svg, Text
 from vq3dcli.metrics.features import FeatureNetwork, distance_name
 from vq3dcli.pipelines.evaluation.generation import GenerationResult
 from vq3dcli.pipelines.evaluation.page import text_tables
-from vq3dcli.pipelines.sampling.class_names import shown_name
+from vq3dcli.pipelines.sampling.record import shown_name
 
 _FIGURES_TEXT = (
     "Each set against the real images. Reconstructions are the floor that no prior over their codes gets below; images "

@@ -17,7 +17,7 @@ from vq3dcli.data.token_store import TokenStore
 from vq3dcli.errors import InputMissingError, UsageError
 from vq3dcli.metrics.distribution import Moments
 from vq3dcli.metrics.features import FeatureNetwork, load_feature_network
-from vq3dcli.model.sampling import Sharpening
+from vq3dcli.model.draw_codes import Sharpening
 from vq3dcli.pipelines.evaluation.generation import (
     Compared,
     GenerationResult,
@@ -33,7 +33,7 @@ from vq3dcli.pipelines.evaluation.measured_set import Judge
 from vq3dcli.pipelines.evaluation.prior_bits import prior_bits
 from vq3dcli.pipelines.evaluation.rendered_sets import Samples, class_counts, reconstructed_set, sampled_set
 from vq3dcli.pipelines.evaluation.toy_judge import toy_judge
-from vq3dcli.pipelines.sampling.class_names import pick_classes
+from vq3dcli.pipelines.sampling.record import pick_classes
 from vq3dcli.toyscenes import CLASS_NAMES
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights, load_prior, load_weights
 

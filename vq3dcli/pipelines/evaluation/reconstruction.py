@@ -33,7 +33,7 @@ from vq3dcli.pipelines.evaluation.data import classes_of
 from vq3dcli.pipelines.evaluation.generation import versions
 from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet
-from vq3dcli.pipelines.sampling.class_names import shown_name
+from vq3dcli.pipelines.sampling.record import shown_name
 from vq3dcli.weights_file import LoadedWeights
 
 PROTOCOL = "reconstruction-1"

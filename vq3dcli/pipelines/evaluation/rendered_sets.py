@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vq3dcli import __version__
 from vq3dcli.errors import UsageError
-from vq3dcli.model.sampling import Sharpening, rows_together, sample_index, sample_tokens
+from vq3dcli.model.draw_codes import Sharpening, rows_together, sample_index, sample_tokens
 from vq3dcli.model.scene import Scene, reconstruct_scene, scene_from_codes
 from vq3dcli.pipelines.evaluation.image_sets import NO_CLASS, ImageSet
 from vq3dcli.pipelines.sampling.record import SAMPLES_A_RAY

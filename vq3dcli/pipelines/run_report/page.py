@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vq3dcli.config.recipes import load_either
+from vq3dcli.config.load import load_either
 from vq3dcli.config.schema import DepthRecipe, Recipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.data.images import encode_jpeg, read_image, resize
 from vq3dcli.errors import InputMissingError, Vq3dError

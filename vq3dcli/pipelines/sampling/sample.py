@@ -9,8 +9,9 @@ Legend: N samples, L codes of a sample, S side of a picture in pixels.
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +23,7 @@ from vq3dcli.data.images import encode_png
 from vq3dcli.errors import DataError, OutputError
 from vq3dcli.export.colour import colour_map, display_range
 from vq3dcli.export.picture_archive import picture_archive
+from vq3dcli.export.sheet import BACKGROUND, grid
 from vq3dcli.files import (
     check_kind,
     make_folder,
@@ -32,12 +34,19 @@ from vq3dcli.files import (
     write_error,
 )
 from vq3dcli.model.build import build_canonical_camera
-from vq3dcli.model.sampling import Sharpening, sample_index, sample_tokens
+from vq3dcli.model.draw_codes import Sharpening, sample_index, sample_tokens
 from vq3dcli.model.scene import scene_from_codes
 from vq3dcli.pipelines.film import Shot, film, shot_camera
-from vq3dcli.pipelines.sampling.class_names import shown_name
-from vq3dcli.pipelines.sampling.record import SAMPLES_A_RAY, Drawn, file_names, read_record, record_entry, record_header
-from vq3dcli.pipelines.sampling.sheet import SampleSheet
+from vq3dcli.pipelines.sampling.record import (
+    SAMPLES_A_RAY,
+    Drawn,
+    file_names,
+    read_record,
+    record_entry,
+    record_header,
+    shown_name,
+)
+from vq3dcli.pipelines.sampling.sample import SampleSheet
 from vq3dcli.pipelines.targets import Target
 from vq3dcli.sealed import write_sealed_json
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights
@@ -296,3 +305,53 @@ def _place_for(out: Path, old: Sequence[Path]) -> Iterator[Path]:
         raise write_error(out, error) from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+# More would make a sheet that no viewer opens.
+_SAMPLES = 96
+_COLUMNS = 4
+
+
+class SampleSheet:
+    """Gathers what a sheet shows: as many classes as it holds, and as many samples of each.
+
+    Args:
+        classes: Indices of the classes that are sampled, in the order of the sheet.
+        count: Samples of each.
+    """
+
+    def __init__(self, classes: Iterable[int], count: int) -> None:
+        chosen = list(dict.fromkeys(classes))
+        self._each = min(count, max(_SAMPLES // len(chosen), 1))
+        self._rows: dict[int, list[tuple[Tensor, Tensor, str]]] = {
+            index: [] for index in chosen[: _SAMPLES // self._each]
+        }
+
+    def add(self, class_index: int, label: str, rgb: Tensor, disparity: Tensor) -> None:
+        """Keep a sample's picture and its disparity in colour, uint8 `[3, S, S]`, if there is room for them."""
+        row = self._rows.get(class_index)
+        if row is not None and len(row) < self._each:
+            row.append((rgb, disparity, label))
+
+    def drawn(self) -> Tensor:
+        """The sheet, uint8 `[3, H, W]`: pictures, each with its disparity on its right."""
+        rows: list[Sequence[tuple[Tensor, Tensor, str]]] = [row for row in self._rows.values() if row]
+        if self._each == 1:
+            rows = [[sample for row in rows for sample in row]]
+        columns = even_columns(max(map(len, rows)))
+        blank = torch.full((3, 1, 1), BACKGROUND, dtype=torch.uint8)
+        tiles: list[Tensor] = []
+        labels: list[str] = []
+        for position, row in enumerate(rows):
+            for rgb, disparity, label in row:
+                tiles += [rgb, disparity]
+                labels += [label, ""]
+            missing = 0 if position == len(rows) - 1 else 2 * (-len(row) % columns)
+            tiles += [blank] * missing
+            labels += [""] * missing
+        return grid(tiles, columns=2 * columns, labels=labels if any(labels) else None)
+
+
+def even_columns(count: int, most: int = _COLUMNS) -> int:
+    """Columns for so many samples of a class: at most four, and its rows about equally long."""
+    return math.ceil(count / math.ceil(count / most))

@@ -10,7 +10,7 @@ from vq3dcli.files import make_folder
 from vq3dcli.pipelines.film import Shot
 from vq3dcli.pipelines.inputs import parse_sources
 from vq3dcli.pipelines.render import Look, read_all, render_all
-from vq3dcli.pipelines.sampling.class_names import NO_CLASS, some_classes
+from vq3dcli.pipelines.sampling.record import NO_CLASS, some_classes
 from vq3dcli.pipelines.sampling.sample import SHEET_NAME, draw_samples, sharpening_of, write_samples
 from vq3dcli.pipelines.studies.example_photo import example_photo
 from vq3dcli.pipelines.targets import check_targets, plan_targets

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from vq3dcli.errors import DataError, UsageError
-from vq3dcli.model.kv_cache import KVCache
-from vq3dcli.model.prior import Prior
+from vq3dcli.model.prior import KVCache, Prior
 from vq3dcli.seeding import uniform
 
 # On a CPU 16 rows take about twice the time of one, and a sample in a full group a seventh of one alone.

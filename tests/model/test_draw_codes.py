@@ -11,9 +11,7 @@ import torch
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.errors import DataError, UsageError
-from vq3dcli.model.kv_cache import KVCache
-from vq3dcli.model.prior import Prior
-from vq3dcli.model.sampling import (
+from vq3dcli.model.draw_codes import (
     CACHE_BYTES_ON_CPU,
     ROWS_ON_CPU,
     Sharpening,
@@ -24,6 +22,7 @@ from vq3dcli.model.sampling import (
     sample_index,
     sample_tokens,
 )
+from vq3dcli.model.prior import KVCache, Prior
 from vq3dcli.seeding import uniform
 
 MakePrior = Callable[..., Prior]
@@ -226,7 +225,7 @@ def test_uniform_numbers_are_made_a_group_at_a_time(make_prior: MakePrior, monke
         asked.append(len(index))
         return uniform(seed, purpose, index, count)
 
-    monkeypatch.setattr("vq3dcli.model.sampling.uniform", counted)
+    monkeypatch.setattr("vq3dcli.model.draw_codes.uniform", counted)
     sample_tokens(make_prior(), CLASSES, seed=0, rows=4)
     assert asked == [4] * 5
 

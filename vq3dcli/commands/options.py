@@ -1,0 +1,98 @@
+"""Options that several commands share; those of all of them are in `output`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from vq3dcli.commands.output import Output
+
+if TYPE_CHECKING:
+    from vq3dcli.data_tools.part import Part
+
+FormatName = Literal["mp4", "webm", "gif", "png", "frames"]
+
+FOV = (
+    "Field of view in degrees; less zooms in. Default: the model's; with photo detail up to 12 % closer, so that "
+    "nothing beyond the photo's edges shows."
+)
+WeightsOption = Annotated[
+    Path | None, typer.Option("--weights", help="Weights file, run folder or checkpoint. Default: the embedded ones.")
+]
+FormatOption = Annotated[
+    FormatName | None,
+    typer.Option(
+        "--format",
+        help="Format, where the name does not tell it: mp4, webm, gif, png (contact sheet) or frames (a PNG each).",
+    ),
+]
+DisparityOption = Annotated[bool, typer.Option("--disparity", help="Also write NAME_disparity: near is bright.")]
+GeometryOption = Annotated[
+    Literal["nerf", "teacher", "both"] | None,
+    typer.Option(
+        "--geometry",
+        help="Whence photo detail has its geometry: the NeRF, the embedded depth network, or that network at the "
+        "NeRF's scale. Default: both, or nerf where no network is embedded.",
+    ),
+]
+
+Stage1Option = Annotated[
+    Path | None, typer.Option("--weights", help="Stage 1 weights, a run's folder, a checkpoint. Default: embedded.")
+]
+PriorOption = Annotated[
+    Path | None, typer.Option("--prior", help="A prior's weights, a run's folder, a checkpoint. Default: embedded.")
+]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature",
+        min=0,
+        max=100,
+        help="Above 1 more varied, below 1 safer, 0 the likeliest code. Default: the prior's.",
+    ),
+]
+TopKOption = Annotated[
+    int | None,
+    typer.Option("--top-k", min=0, max=65536, help="Draw from so many codes; 0 for all. Default: the prior's."),
+]
+TopPOption = Annotated[
+    float | None,
+    typer.Option("--top-p", min=0, max=1, help="Draw from codes of this probability together. Default: the prior's."),
+]
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance", min=0, max=100, help="Above 1 more typical of the class; 1 is off. Default: the prior's."
+    ),
+]
+
+
+def asked_sharpening(
+    temperature: float | None, top_k: int | None, top_p: float | None, guidance: float | None
+) -> dict[str, float]:
+    """What was asked for, by the names of `model.draw_codes.Sharpening`; the rest is up to the prior."""
+    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+PartOption = Annotated[
+    str, typer.Option("--part", help="Share of the shards, 1/8 to 8/8; auto asks torchrun's or SLURM's variables.")
+]
+
+
+def asked_part(text: str, said: Output) -> Part:
+    """The share that `--part` names. Raises `UsageError`."""
+    from vq3dcli.data_tools.part import WHOLE, parse_part, part_from_environment
+
+    part = part_from_environment(os.environ) if text == "auto" else parse_part(text)
+    if part != WHOLE:
+        said.note(f"part {part}: every shard whose number leaves {part.index} when divided by {part.count}")
+    return part
+
+
+def unfinished(part: Part) -> str:
+    """What a part says that was not the last."""
+    return f"part {part} is done; the part that ends last writes the manifest, or this command run once more"
