@@ -46,7 +46,6 @@ from vq3dcli.pipelines.sampling.record import (
     record_header,
     shown_name,
 )
-from vq3dcli.pipelines.sampling.sample import SampleSheet
 from vq3dcli.pipelines.targets import Target
 from vq3dcli.sealed import write_sealed_json
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights
