@@ -17,7 +17,8 @@ from vq3dcli.data.loader import LABEL_KIND, Batch, TrainingLoader
 from vq3dcli.data.shard_format import DisparityInfo, sample_key, stored_size
 from vq3dcli.data.shard_reader import ShardFolder, encode_levels
 from vq3dcli.data_tools.depth.labels import label_exact, label_sample, write_labels
-from vq3dcli.data_tools.job import Job, Sample, shard_ranges, write_folder
+from vq3dcli.data_tools.job import Job, shard_ranges, write_folder
+from vq3dcli.data_tools.shard_writer import Sample
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 

@@ -18,9 +18,10 @@ import pytest
 from vq3dcli.cli import run
 from vq3dcli.data.shard_format import Manifest, sample_key
 from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.data_tools.job import Job, Reject, Sample, shard_ranges, write_folder, write_part
+from vq3dcli.data_tools.job import Job, shard_ranges, write_folder, write_part
 from vq3dcli.data_tools.part import WHOLE, Part, parse_part, part_from_environment
 from vq3dcli.data_tools.prepare import Estimate, Options, check_disk, dry_run_facts, image_job, open_source, prepare
+from vq3dcli.data_tools.shard_writer import Reject, Sample
 from vq3dcli.errors import DataError, StoppedError, StorageError, UsageError
 from vq3dcli.locks import lock_folder
 

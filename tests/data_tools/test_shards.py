@@ -15,7 +15,8 @@ import webdataset
 
 from vq3dcli.data.shard_format import Manifest, sample_key
 from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.data_tools.job import Job, Reject, Sample, shard_ranges, write_folder
+from vq3dcli.data_tools.job import Job, shard_ranges, write_folder
+from vq3dcli.data_tools.shard_writer import Reject, Sample
 from vq3dcli.errors import DataError, OutputError, StoppedError, StorageError, UsageError
 from vq3dcli.files import sha256_file
 from vq3dcli.locks import lock_folder

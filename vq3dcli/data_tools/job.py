@@ -1,13 +1,16 @@
-"""Writing shard folders: shard by shard, resumable, the same bytes after any number of interruptions.
+"""Resumable jobs: who may write a folder, which part of it, and a shard folder made shard by shard.
 
-A source is a list of positions, a shard holds what became of a fixed range of them. So each shard is a pure function
-of the plan, whoever makes it and when: any number of processes, on any number of machines, may share the work.
+A source is a list of positions, and a shard holds what became of a fixed range of them. Each shard is then a function
+of the plan alone, whoever makes it and when: any number of processes, on any number of machines, may share the work.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,56 +23,43 @@ from vq3dcli.data.shard_format import (
     SUMS_NAME,
     Manifest,
     RejectEntry,
+    ShardEntry,
 )
-from vq3dcli.data_tools.claim import claimed
 from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.data_tools.shard_writer import (
     Make,
     Reject,
-    Sample,
-    ShardResult,
     ShardTask,
     compact_json,
     complete_shard,
-    found_shard,
     json_bytes,
+    known_shard,
 )
 from vq3dcli.data_tools.workers import run_tasks
 from vq3dcli.errors import DataError, UsageError
-from vq3dcli.files import make_folder, sha256_bytes, write_bytes
+from vq3dcli.files import check_kind, make_folder, remove_leftovers, sha256_bytes, write_bytes, write_error
+from vq3dcli.locks import LOCK_NAME, busy_error, lock_folder, open_lock, try_lock
+from vq3dcli.sealed import json_value
 
-__all__ = [
-    "Job",
-    "Reject",
-    "Sample",
-    "compact_json",
-    "json_bytes",
-    "rejects_text",
-    "shard_ranges",
-    "sums_text",
-    "write_folder",
-    "write_part",
-]
+Progress = Callable[[int, int], None]
+Results = dict[int, tuple[ShardEntry, list[RejectEntry]]]
 
 _OURS = re.compile(r"shard-\d{6,}\.(tar|index\.json)|plan\.json|manifest\.json|rejects\.jsonl|SHA256SUMS")
-
 # Each is two files of a folder, and some hundred bytes of the manifest.
 _MOST_SHARDS = 10**5
+_PART_LOCK = re.compile(r"\.part-\d+-of-\d+\.lock")
+_TURN_LOCK = ".part-0-of-0.lock"  # a name that goes with the locks of the parts
+_POLL_SECONDS = 0.2
+_SHARE_SECONDS = 60.0
+# Others have manifests, sums and tars called shard-000000, too.
+_ONLY_OURS = (".index.json", ".u16", ".i32")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A shard folder to be made.
+    """A shard folder to be made; `Manifest` describes the fields that it has, too.
 
     Attributes:
-        kind: `images` or `disparity`.
-        preset: See `Manifest`.
-        image_size: Side of the training images in pixels.
-        margin: Stored side over `image_size`.
-        own_disparity: Whether samples carry their own disparity.
-        views: See `Manifest`.
-        class_names: By class index.
-        class_titles: See `Manifest`.
         shards: Source positions of each shard, from 0 on without gaps.
         plan: JSON values that the bytes depend on; a run into the same folder must have the same.
         make: Samples and rejects of the positions in a range, in order.
@@ -113,17 +103,15 @@ def shard_ranges(num_positions: int, shard_size: int) -> list[range]:
     return [range(start, min(start + shard_size, num_positions)) for start in starts]
 
 
-def write_folder(
-    out: Path, job: Job, *, force: bool, progress: Callable[[int, int], None], workers: int = 1
-) -> Manifest:
-    """Make the shard folder `out`, or finish what an earlier call began; see `write_part`."""
+def write_folder(out: Path, job: Job, *, force: bool, progress: Progress, workers: int = 1) -> Manifest:
+    """Make the whole shard folder `out`, or finish what an earlier call began; see `write_part`."""
     manifest = write_part(out, job, WHOLE, force=force, progress=progress, workers=workers)
     assert manifest is not None
     return manifest
 
 
 def write_part(
-    out: Path, job: Job, part: Part, *, force: bool, progress: Callable[[int, int], None], workers: int = 1
+    out: Path, job: Job, part: Part, *, force: bool, progress: Progress, workers: int = 1
 ) -> Manifest | None:
     """Make one part of the shard folder `out`, or finish what an earlier call began.
 
@@ -150,27 +138,32 @@ def write_part(
         _check_budget(out, [RejectEntry(path=r.path, reason=r.reason, kind=r.kind) for r in job.known_rejects], job)
         results = _make_shards(out, job, part, sha256_bytes(plan), progress, workers)
         for number in range(len(job.shards)):
-            found = results.get(number) or found_shard(out, number, sha256_bytes(plan))
-            if found is None:
+            result = results.get(number) or known_shard(out, number, sha256_bytes(plan))
+            if result is None:
                 return None
-            results[number] = found
+            results[number] = result
         rejects = _rejects(results)
         _check_budget(out, rejects, job)
-        _write_rejects(out, rejects)
-        manifest = _manifest(job, results, len(rejects))
+        write_bytes(out / REJECTS_NAME, rejects_text(rejects))
+        manifest = _manifest(job, results)
         text = json_bytes(manifest.model_dump(mode="json", exclude_defaults=True))
-        write_bytes(out / SUMS_NAME, sums_text(_sums(manifest, plan, rejects, text)))
+        sums = {
+            PLAN_NAME: sha256_bytes(plan),
+            REJECTS_NAME: sha256_bytes(rejects_text(rejects)),
+            MANIFEST_NAME: sha256_bytes(text),
+            **{f"{shard.name}.tar": shard.sha256 for shard in manifest.shards},
+            **{f"{shard.name}.index.json": shard.index_sha256 for shard in manifest.shards},
+        }
+        write_bytes(out / SUMS_NAME, sums_text(sums))
         write_bytes(out / MANIFEST_NAME, text)
         return manifest
 
 
-def _make_shards(
-    out: Path, job: Job, part: Part, plan_sha256: str, progress: Callable[[int, int], None], workers: int
-) -> dict[int, ShardResult]:
+def _make_shards(out: Path, job: Job, part: Part, plan_sha256: str, progress: Progress, workers: int) -> Results:
     """The shards of a part by number. What was there before counts as done at once, and not for the speed."""
     numbers = [number for number in range(len(job.shards)) if part.has(number)]
     total = sum(len(job.shards[number]) for number in numbers)
-    there = {number for number in numbers if found_shard(out, number, plan_sha256) is not None}
+    there = [number for number in numbers if known_shard(out, number, plan_sha256) is not None]
     done = before = sum(len(job.shards[number]) for number in there)
     progress(done, total)
 
@@ -179,28 +172,26 @@ def _make_shards(
         done = min(done + count, total)  # a shard that proves to be damaged is made a second time
         progress(done, total)
 
-    tasks = (
-        ShardTask(out, number, job.shards[number], plan_sha256, job.portable(job.shards[number]))
-        if job.portable is not None and workers > 1
-        else ShardTask(out, number, job.shards[number], plan_sha256, job.make)
-        for number in numbers
-    )
     processes = 1 if job.portable is None else max(1, min(workers, len(numbers)))
-    results: dict[int, ShardResult] = {}
-    for result in run_tasks(complete_shard, tasks, workers=processes, advance=advance):
-        results[result.number] = result
+    tasks = (
+        ShardTask(out, n, job.shards[n], plan_sha256, job.portable(job.shards[n]) if job.portable else job.make)
+        for n in numbers
+    )
+    results: Results = {}
+    for number, entry, rejects in run_tasks(complete_shard, tasks, workers=processes, advance=advance):
+        results[number] = entry, rejects
         _check_budget(out, _rejects(results), job)
     if before < total:
         progress(total, total)
     return results
 
 
-def _rejects(results: dict[int, ShardResult]) -> list[RejectEntry]:
-    return [reject for number in sorted(results) for reject in results[number].rejects]
+def _rejects(results: Results) -> list[RejectEntry]:
+    return [reject for number in sorted(results) for reject in results[number][1]]
 
 
-def _manifest(job: Job, results: dict[int, ShardResult], num_rejects: int) -> Manifest:
-    entries = [results[number].entry for number in sorted(results)]
+def _manifest(job: Job, results: Results) -> Manifest:
+    entries = [results[number][0] for number in sorted(results)]
     return Manifest(
         format_version=FORMAT_VERSION,
         kind=job.kind,
@@ -210,7 +201,7 @@ def _manifest(job: Job, results: dict[int, ShardResult], num_rejects: int) -> Ma
         own_disparity=job.own_disparity,
         views=job.views,
         num_samples=sum(entry.samples for entry in entries),
-        num_rejects=num_rejects,
+        num_rejects=len(_rejects(results)),
         class_names=job.class_names,
         class_titles=job.class_titles,
         options=job.plan,
@@ -228,29 +219,119 @@ def sums_text(sha256_by_name: dict[str, str]) -> bytes:
     return "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(sha256_by_name.items())).encode()
 
 
-def _sums(manifest: Manifest, plan: bytes, rejects: list[RejectEntry], text: bytes) -> dict[str, str]:
-    sums = {
-        PLAN_NAME: sha256_bytes(plan),
-        REJECTS_NAME: sha256_bytes(rejects_text(rejects)),
-        MANIFEST_NAME: sha256_bytes(text),
-    }
-    for shard in manifest.shards:
-        sums |= {f"{shard.name}.tar": shard.sha256, f"{shard.name}.index.json": shard.index_sha256}
-    return sums
-
-
-def _write_rejects(out: Path, rejects: list[RejectEntry]) -> None:
-    write_bytes(out / REJECTS_NAME, rejects_text(rejects))
-
-
 def _check_budget(out: Path, rejects: list[RejectEntry], job: Job) -> None:
     bad = [reject for reject in rejects if reject.kind == "bad"]
     total = job.num_positions if job.num_sources is None else job.num_sources
     if len(bad) <= job.max_bad * total:
         return
-    _write_rejects(out, rejects)
+    write_bytes(out / REJECTS_NAME, rejects_text(rejects))
     raise DataError(
         f"{len(bad)} of {total} files are bad, more than the allowed {job.max_bad:.1%} "
         f"({out / REJECTS_NAME}), the first: {bad[0].path}: {bad[0].reason}",
         remedy="mend or remove these files, or raise --max-bad",
     )
+
+
+@contextlib.contextmanager
+def claimed(out: Path, part: Part, plan: bytes, *, ours: re.Pattern[str], force: bool) -> Iterator[None]:
+    """Hold the existing folder `out` for a job with this plan, alone or as one of several parts at the same time.
+
+    Parts hold the folder's lock together, and each the lock of its part. Only one that is alone may delete. What a
+    killed run left goes.
+
+    Args:
+        plan: JSON of all that the result depends on; it is written to the folder.
+        ours: Names of files that the job makes; others in the folder are left alone.
+        force: Delete what was made with another plan of the same kind.
+
+    Raises:
+        UsageError: The folder was made with another plan, and `force` is not given; it is another command's; or it
+            holds such names without a plan, or with one of another kind.
+        StoppedError: A process that writes all parts, or one that writes the same part, is at work.
+        OutputError, StorageError: It cannot be written.
+    """
+    if part == WHOLE:
+        with lock_folder(out):
+            _claim(out, plan, ours, force)
+            yield
+        return
+    with lock_folder(out, f".part-{part.index + 1}-of-{part.count}.lock"), open_lock(out / LOCK_NAME) as lock:
+        if try_lock(lock):
+            _claim(out, plan, ours, force)
+        deadline = time.monotonic() + _SHARE_SECONDS
+        while not try_lock(lock, shared=True):  # another part is claiming the folder
+            if time.monotonic() > deadline:
+                raise busy_error(out)
+            time.sleep(_POLL_SECONDS)
+        # Another process may have claimed the folder with another plan in the moment between the two locks.
+        old = (out / PLAN_NAME).read_bytes() if (out / PLAN_NAME).exists() else None
+        if old != plan:
+            raise busy_error(out) if force else _other_plan(out, old, plan)
+        yield
+        if try_lock(lock):  # the last one tidies up
+            remove_leftovers(out)
+            for path in out.iterdir():
+                if _PART_LOCK.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def own_turn(out: Path, part: Part) -> Iterator[None]:
+    """Wait until no other part is in such a block: what needs all parts is then done by one of them."""
+    if part == WHOLE:
+        yield
+        return
+    with open_lock(out / _TURN_LOCK) as lock:
+        while not try_lock(lock):
+            time.sleep(_POLL_SECONDS)
+        yield
+
+
+def _claim(out: Path, plan: bytes, ours: re.Pattern[str], force: bool) -> None:
+    """Check that the folder is new or made with the same plan, and write the plan; see `claimed`."""
+    check_kind(out, PLAN_NAME)
+    try:
+        remove_leftovers(out)
+        there = [path.name for path in out.iterdir() if ours.fullmatch(path.name)]
+        old = (out / PLAN_NAME).read_bytes() if PLAN_NAME in there else None
+        if old == plan:
+            return
+        if there and old is None:
+            raise UsageError(
+                f"holds {min(there)}, which this command did not make, or its plan.json is missing ({out})",
+                remedy="another folder",
+            )
+        if old is not None and _of_another_kind(old, plan, there):
+            raise UsageError(f"holds something else, or is of another version ({out})", remedy="another folder")
+        if there and not force:
+            raise _other_plan(out, old, plan)
+        # The manifest goes first: what is left of a half-deleted folder is never taken for a finished one.
+        for name in sorted(there, key=lambda name: (name != MANIFEST_NAME, name == PLAN_NAME)):
+            (out / name).unlink()
+    except OSError as error:
+        raise write_error(out, error) from error
+    write_bytes(out / PLAN_NAME, plan)
+
+
+def _of_another_kind(old: bytes, new: bytes, there: list[str]) -> bool:
+    """Whether two plans have few keys in common: a command never deletes what another one, or a user, made.
+
+    A damaged plan is one of ours where it lies beside what only we write.
+    """
+    try:
+        before, after = json_value(old), json_value(new)
+    except ValueError:
+        return not any(name.endswith(_ONLY_OURS) for name in there)
+    return not isinstance(before, dict) or 2 * len(before.keys() & after.keys()) < len(before.keys() | after.keys())
+
+
+def _other_plan(out: Path, old: bytes | None, new: bytes) -> UsageError:
+    try:
+        before, after = json_value(old or b""), json_value(new)
+        names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        texts = {n: [json.dumps(plan.get(n)) for plan in (before, after)] for n in names}
+        short = {n: [t if len(t) <= 40 else f"{t[:37]}..." for t in both] for n, both in texts.items()}
+        difference = ", ".join(f"{name} was {was}, is {now}" for name, (was, now) in short.items())
+    except (ValueError, AttributeError):
+        difference = "its plan.json is missing or damaged"
+    return UsageError(f"made with other options ({out}): {difference}", remedy="--force, or another folder")

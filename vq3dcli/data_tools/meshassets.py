@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vq3dcli.data.images import read_file
-from vq3dcli.data_tools.job import Reject
+from vq3dcli.data_tools.shard_writer import Reject
 from vq3dcli.data_tools.sources.entry import FilePlace, Found
 from vq3dcli.data_tools.sources.listing import list_folder
 from vq3dcli.data_tools.workers import available_cores, run_tasks

@@ -17,10 +17,11 @@ from vq3dcli.data.images import encode_png
 from vq3dcli.data.shard_format import DISPARITY_EXTENSION, DISPARITY_LEVELS, Manifest, sample_key
 from vq3dcli.data.shard_reader import encode_levels
 from vq3dcli.data.views import novel_poses, view_facts, view_members
-from vq3dcli.data_tools.job import Job, Reject, Sample, compact_json, shard_ranges
+from vq3dcli.data_tools.job import Job, shard_ranges
 from vq3dcli.data_tools.meshassets import Survey
 from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.data_tools.prepare import prepare_part
+from vq3dcli.data_tools.shard_writer import Reject, Sample, compact_json
 from vq3dcli.data_tools.toyphotos import read_photo_bank
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.meshscenes.library import Assets, Library

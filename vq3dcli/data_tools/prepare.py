@@ -14,9 +14,9 @@ from typing import Any, Literal
 from vq3dcli.config.defaults import BOX_MARGIN, MAX_BAD, SHARD_SIZE
 from vq3dcli.data.shard_format import Manifest, stored_size
 from vq3dcli.data_tools.duplicates import without_duplicates
-from vq3dcli.data_tools.job import Job, compact_json, shard_ranges, write_part
+from vq3dcli.data_tools.job import Job, shard_ranges, write_part
 from vq3dcli.data_tools.part import WHOLE, Part
-from vq3dcli.data_tools.shard_writer import Sample
+from vq3dcli.data_tools.shard_writer import Sample, compact_json
 from vq3dcli.data_tools.sources.compcars import CarSplit, ClassBy, compcars_source
 from vq3dcli.data_tools.sources.entry import Entry, Source
 from vq3dcli.data_tools.sources.folder import Classes, folder_source

@@ -56,31 +56,23 @@ class ShardTask:
     make: Make
 
 
-@dataclass(frozen=True)
-class ShardResult:
-    """A shard that is there: its line of the manifest, and its rejects."""
-
-    number: int
-    entry: ShardEntry
-    rejects: list[RejectEntry]
-
-
-def complete_shard(task: ShardTask, advance: Callable[[int], None]) -> ShardResult:
+def complete_shard(task: ShardTask, advance: Callable[[int], None]) -> tuple[int, ShardEntry, list[RejectEntry]]:
     """Keep the shard if it is whole, which is checked by its hash, else make it.
 
     Args:
         advance: Called with the number of positions done since the last call.
+
+    Returns:
+        Its number, its line of the manifest, and its rejects.
     """
-    index = _whole_index(task.out, task.number, task.plan_sha256, check_hash=True)
-    if index is not None:
-        return _result(task.out, task.number, index)
-    return _result(task.out, task.number, _write_shard(task, advance))
+    index = _whole_index(task.out, task.number, task.plan_sha256, check_hash=True) or _write_shard(task, advance)
+    return task.number, *_result(task.out, index)
 
 
-def found_shard(out: Path, number: int, plan_sha256: str) -> ShardResult | None:
+def known_shard(out: Path, number: int, plan_sha256: str) -> tuple[ShardEntry, list[RejectEntry]] | None:
     """A shard that looks whole by its index and size; its hash was checked by whoever made it."""
     index = _whole_index(out, number, plan_sha256, check_hash=False)
-    return None if index is None else _result(out, number, index)
+    return None if index is None else _result(out, index)
 
 
 def json_bytes(value: Any) -> bytes:
@@ -133,22 +125,22 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> Member:
 
 def _whole_index(out: Path, number: int, plan_sha256: str, *, check_hash: bool) -> ShardIndex | None:
     """The index of a shard that is there and whole, else None."""
-    path = out / f"{shard_name(number)}.index.json"
     tar = out / f"{shard_name(number)}.tar"
     try:
-        index = read_record(path, ShardIndex, remedy="")
+        index = read_record(tar.with_suffix(".index.json"), ShardIndex, remedy="")
         whole = index.plan_sha256 == plan_sha256 and tar.stat().st_size == index.size
         return index if whole and (not check_hash or sha256_file(tar) == index.sha256) else None
     except (DataError, InputMissingError, FileNotFoundError):
         return None
 
 
-def _result(out: Path, number: int, index: ShardIndex) -> ShardResult:
+def _result(out: Path, index: ShardIndex) -> tuple[ShardEntry, list[RejectEntry]]:
+    index_sha256 = sha256_file(out / f"{index.name}.index.json")
     entry = ShardEntry(
         name=index.name,
         samples=len(index.samples),
         size=index.size,
         sha256=index.sha256,
-        index_sha256=sha256_file(out / f"{index.name}.index.json"),
+        index_sha256=index_sha256,
     )
-    return ShardResult(number, entry, index.rejects)
+    return entry, index.rejects

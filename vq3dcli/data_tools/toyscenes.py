@@ -19,7 +19,8 @@ from vq3dcli.data.images import encode_png
 from vq3dcli.data.shard_format import DISPARITY_EXTENSION, DISPARITY_LEVELS, Manifest, sample_key
 from vq3dcli.data.shard_reader import encode_levels
 from vq3dcli.data.views import novel_poses, view_facts, view_members
-from vq3dcli.data_tools.job import Job, Sample, compact_json, shard_ranges, write_folder
+from vq3dcli.data_tools.job import Job, shard_ranges, write_folder
+from vq3dcli.data_tools.shard_writer import Sample, compact_json
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.toyscenes import CLASS_NAMES, ToyScenes, render_scenes, sample_scenes, sample_varied_scenes
 from vq3dcli.toyscenes.photos import PhotoBank

@@ -36,9 +36,9 @@ from vq3dcli.data.token_store import (
     TokenStore,
     write_token_manifest,
 )
-from vq3dcli.data_tools.claim import claimed, own_turn
-from vq3dcli.data_tools.job import json_bytes
+from vq3dcli.data_tools.job import claimed, own_turn
 from vq3dcli.data_tools.part import WHOLE, Part
+from vq3dcli.data_tools.shard_writer import json_bytes
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import atomic_path, make_folder, read_error, sha256_bytes, sha256_file, write_bytes
 from vq3dcli.model.scene import to_model_range

@@ -23,8 +23,9 @@ from vq3dcli.data.shard_format import (
 from vq3dcli.data.shard_reader import PREPARE_AGAIN, ShardFolder, decode_levels, encode_levels, label_folder
 from vq3dcli.data_tools.depth.network import DepthModel, to_disparity
 from vq3dcli.data_tools.depth.quality import make_label
-from vq3dcli.data_tools.job import Job, Sample, compact_json, write_part
+from vq3dcli.data_tools.job import Job, write_part
 from vq3dcli.data_tools.part import WHOLE, Part
+from vq3dcli.data_tools.shard_writer import Sample, compact_json
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.files import sha256_file
 from vq3dcli.sealed import json_value
