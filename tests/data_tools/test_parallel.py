@@ -95,7 +95,7 @@ def test_parts_at_the_same_time(tmp_path: Path, archives: ModuleType, source: Pa
 def test_parts_respect_each_other_and_whole_runs(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, archives: ModuleType
 ):
-    monkeypatch.setattr("vq3dcli.data_tools.claim._WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("vq3dcli.data_tools.job._SHARE_SECONDS", 0.1)
     with lock_folder(tmp_path), pytest.raises(StoppedError):
         prepared(source, tmp_path, part=Part(0, 2))
     with lock_folder(tmp_path, ".part-1-of-2.lock"):
