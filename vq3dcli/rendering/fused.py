@@ -1,0 +1,380 @@
+"""Scenes on a CPU, one loop a ray: skip what is empty, gather, MLP, composite, stop where nothing more is seen.
+
+What `rendering.render` computes with a dozen tensor operations over all samples, at a fraction of the work: a grid of
+64^3 cells says where the scene is empty, and a ray ends when it is opaque (occupancy grids: Mueller et al., SIGGRAPH
+2022; early termination: Levoy, 1990). The bits of a ray depend on nothing but the ray and the scene.
+
+Legend: N points or rays, S samples, P plane side, C plane channels, L hidden layers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from vq3dcli.rendering.cameras import z_depth_from_s
+from vq3dcli.rendering.sampling import bin_edges, uniform_s
+from vq3dcli.rendering.simd import FAST, LANES, UNITS, blend, dot, layer
+from vq3dcli.rendering.space import ContractedSpace, FrustumSpace, Space
+
+CELLS = 64
+# A cell is empty where the optical thickness a unit of s is less, in it and in all cells around it.
+EMPTY = 0.04
+# A ray ends when less than this passes through.
+OPAQUE = 1e-3
+# Weights that no grey level of 8 bits shows.
+_UNSEEN = 1e-5
+
+_SLOW_S = 1.0
+
+F = TypeVar("F", bound=Callable[..., Any])
+_log = logging.getLogger(__name__)
+_f: Any = np.float32
+
+
+def _jit(**how: Any) -> Callable[[F], F]:
+    """Compile by numba; the machine code is kept beside the source, in the user's cache folder, or not at all."""
+
+    def compiled(function: F) -> F:
+        try:
+            return cast(F, numba.njit(fastmath=set(FAST), cache=True, **how)(function))
+        except RuntimeError:  # none of these places can be written
+            return cast(F, numba.njit(fastmath=set(FAST), **how)(function))
+
+    return compiled
+
+
+class Density(NamedTuple):
+    """Of raw density: scale softplus(gain raw + slope (middle - s) - shift) is optical thickness a unit of s."""
+
+    scale: float
+    gain: float
+    slope: float
+    middle: float
+    shift: float
+
+
+class Packed(NamedTuple):
+    """A scene as flat arrays of float32.
+
+    Attributes:
+        table: Texels of the three planes, row by row, C channels each, padded to whole lanes.
+        side: P.
+        channels: C, padded.
+        weights: Of hidden layers, in blocks of 64 units, see `simd.layer`.
+        inputs: Inputs of each hidden layer, `[L]`.
+        blocks: Blocks of 64 units of a hidden layer.
+        out: `[4 * 64 * blocks]`, then four biases.
+        contracted: Whether space is contracted; else it is the canonical frustum.
+        scale, offset: Contracted coordinates to plane coordinates; of the frustum, scale[0] is 1 / tan(fov / 2).
+        near, far, radius: Of the canonical camera.
+        density: See `Density`.
+    """
+
+    table: NDArray[np.float32]
+    side: int
+    channels: int
+    weights: NDArray[np.float32]
+    inputs: NDArray[np.int64]
+    blocks: int
+    out: NDArray[np.float32]
+    contracted: bool
+    scale: tuple[np.float32, np.float32, np.float32]
+    offset: tuple[np.float32, np.float32, np.float32]
+    near: np.float32
+    far: np.float32
+    radius: np.float32
+    density: tuple[np.float32, np.float32, np.float32, np.float32, np.float32]
+
+
+def pack(
+    planes: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor]],
+    space: Space,
+    density: Density,
+    *,
+    radius: float,
+    near: float,
+    far: float,
+) -> Packed:
+    """A scene for `query`, `occupied_cells` and `render`.
+
+    Args:
+        planes: `[3, P, P, C]`.
+        layers: Weight `[out, in]` and bias `[out]` of each linear layer, ReLU between them; the last gives raw density
+            and three logits of colour.
+        space: World points to plane coordinates.
+        density: How raw density becomes thickness.
+        radius: Distance of the canonical camera.
+        near: z_depth of s = 1.
+        far: z_depth of s = 0.
+    """
+    side, channels = planes.shape[1], planes.shape[3]
+    assert planes.shape[:3] == (3, side, side) and side > 1
+    planes = functional.pad(planes.detach().float(), (0, -channels % LANES))
+    *hidden, (last_weight, last_bias) = [(w.detach().float().cpu(), b.detach().float().cpu()) for w, b in layers]
+    units = max(len(bias) for _, bias in hidden)
+    blocks = -(-units // UNITS)
+    parts: list[Tensor] = []
+    inputs: list[int] = []
+    for weight, bias in hidden:
+        count = planes.shape[-1] if not inputs else blocks * UNITS
+        square = functional.pad(weight, (0, count - weight.shape[1], 0, blocks * UNITS - weight.shape[0]))
+        rows = torch.cat([functional.pad(bias, (0, blocks * UNITS - len(bias)))[None], square.T])
+        parts.append(rows.reshape(count + 1, blocks, UNITS).transpose(0, 1).reshape(-1))
+        inputs.append(count)
+    out = functional.pad(last_weight, (0, blocks * UNITS - last_weight.shape[1])).reshape(-1)
+    if isinstance(space, ContractedSpace):
+        extent = [b - a for a, b in zip(space.lower, space.upper, strict=True)]
+        scale = [2.0 / e for e in extent]
+        offset = [-2.0 * a / e - 1.0 for a, e in zip(space.lower, extent, strict=True)]
+    else:
+        assert isinstance(space, FrustumSpace)
+        scale, offset = [1.0 / math.tan(0.5 * space.fov_rad)] * 3, [0.0] * 3
+    return Packed(
+        planes.cpu().contiguous().numpy().reshape(-1),
+        side,
+        planes.shape[-1],
+        torch.cat(parts).numpy(),
+        np.array(inputs, np.int64),
+        blocks,
+        torch.cat([out, last_bias]).numpy(),
+        isinstance(space, ContractedSpace),
+        (_f(scale[0]), _f(scale[1]), _f(scale[2])),
+        (_f(offset[0]), _f(offset[1]), _f(offset[2])),
+        _f(near),
+        _f(far),
+        _f(radius),
+        (_f(density.scale), _f(density.gain), _f(density.slope), _f(density.middle), _f(density.shift)),
+    )
+
+
+@_jit(inline="always")
+def _locate(scene: Any, x: Any, y: Any, z: Any) -> Any:
+    """Plane coordinates of a world point, and its clamped inverse z_depth in the canonical camera."""
+    inverse_z = _f(1.0) / min(max(z + scene.radius, scene.near), scene.far)
+    if scene.contracted:
+        norm = math.sqrt(max(x * x + y * y + z * z, _f(1.0)))
+        factor = (_f(2.0) - _f(1.0) / norm) / norm
+        u = x * factor * scene.scale[0] + scene.offset[0]
+        v = y * factor * scene.scale[1] + scene.offset[1]
+        w = z * factor * scene.scale[2] + scene.offset[2]
+    else:
+        u, v = x * inverse_z * scene.scale[0], y * inverse_z * scene.scale[1]
+        w = _f(1.0) - _f(2.0) * _s(scene, inverse_z)
+    return u, v, w, inverse_z
+
+
+@_jit(inline="always")
+def _s(scene: Any, inverse_z: Any) -> Any:
+    """Normalised disparity."""
+    least = _f(1.0) / scene.far
+    return (inverse_z - least) / (_f(1.0) / scene.near - least)
+
+
+@_jit(inline="always")
+def _evaluate(scene: Any, u: Any, v: Any, w: Any, numbers: Any) -> int:
+    """Run the planes and the hidden layers at plane coordinates; the index in `numbers` of the last layer's units."""
+    side, channels, half, most = scene.side, scene.channels, _f(0.5 * scene.side), _f(scene.side - 1)
+    for c in range(channels):
+        numbers[c] = _f(0.0)
+    for plane in range(3):
+        column = min(max(((u if plane < 2 else v) + _f(1.0)) * half - _f(0.5), _f(0.0)), most)
+        row = min(max(((v if plane == 0 else w) + _f(1.0)) * half - _f(0.5), _f(0.0)), most)
+        i, j = min(int(column), side - 2), min(int(row), side - 2)
+        right, low = column - _f(i), row - _f(j)
+        left, up = _f(1.0) - right, _f(1.0) - low
+        first = ((plane * side + j) * side + i) * channels
+        below = first + side * channels
+        for c in range(0, channels, LANES):
+            blend(
+                scene.table, first + c, first + channels + c, below + c, below + channels + c,
+                left * up, right * up, left * low, right * low, numbers, c,
+            )  # fmt: skip
+    source, target, start = 0, channels, 0
+    for count in scene.inputs:
+        for block in range(scene.blocks):
+            layer(numbers, source, count, scene.weights, start, target + block * UNITS)
+            start += (count + 1) * UNITS
+        source, target = target, channels + scene.blocks * UNITS if target == channels else channels
+    return source
+
+
+@_jit(inline="always")
+def _output(scene: Any, numbers: Any, at: int, which: int) -> Any:
+    """Raw density (0) or a colour's logit (1 to 3) from the units of the last hidden layer."""
+    total = scene.out[4 * UNITS * scene.blocks + which]
+    for block in range(scene.blocks):
+        total += dot(numbers, at + block * UNITS, scene.out, (which * scene.blocks + block) * UNITS)
+    return total
+
+
+@_jit(inline="always")
+def _thickness(scene: Any, raw: Any, s: Any) -> Any:
+    scale, gain, slope, middle, shift = scene.density
+    t = gain * raw + slope * (middle - s) - shift
+    return scale * (t if t > _f(15.0) else math.log1p(math.exp(t)))
+
+
+@_jit(inline="always")
+def _sigmoid(x: Any) -> Any:
+    return _f(1.0) / (_f(1.0) + math.exp(-x))
+
+
+@_jit(inline="always")
+def _scratch(scene: Any) -> Any:
+    return np.empty(scene.channels + 2 * scene.blocks * UNITS, np.float32)
+
+
+@_jit(nogil=True)
+def _query(scene: Any, points: Any, density: Any, rgb: Any) -> None:
+    """Density a metre `[N]` and, where `rgb` has rows, colour `[N, 3]` at points `[N, 3]`."""
+    numbers = _scratch(scene)
+    range_s = _f(1.0) / scene.near - _f(1.0) / scene.far
+    for n in range(len(points)):
+        u, v, w, inverse_z = _locate(scene, points[n, 0], points[n, 1], points[n, 2])
+        at = _evaluate(scene, u, v, w, numbers)
+        thick = _thickness(scene, _output(scene, numbers, at, 0), _s(scene, inverse_z))
+        density[n] = thick * inverse_z * inverse_z / range_s
+        if len(rgb):
+            for channel in range(3):
+                rgb[n, channel] = _sigmoid(_output(scene, numbers, at, 1 + channel))
+
+
+@_jit(nogil=True)
+def _cells(scene: Any, first: int, thickness: Any) -> None:
+    """Thickness a unit of s at the middles of cells, `[layers, CELLS, CELLS]` from layer `first` of the third axis."""
+    numbers = _scratch(scene)
+    step = _f(2.0 / CELLS)
+    for k in range(len(thickness)):
+        w = (_f(first + k) + _f(0.5)) * step - _f(1.0)
+        for j in range(CELLS):
+            v = (_f(j) + _f(0.5)) * step - _f(1.0)
+            for i in range(CELLS):
+                u = (_f(i) + _f(0.5)) * step - _f(1.0)
+                s = _f(0.5) * (_f(1.0) - w)
+                if scene.contracted:
+                    x, y, z = ((u - scene.offset[0]) / scene.scale[0], (v - scene.offset[1]) / scene.scale[1],
+                               (w - scene.offset[2]) / scene.scale[2])  # fmt: skip
+                    norm = math.sqrt(x * x + y * y + z * z)
+                    if norm > _f(1.0):  # the contraction's inverse; all beyond its ball is as far as the ball's edge
+                        z /= norm * max(_f(2.0) - norm, _f(1e-3))
+                    s = _s(scene, _f(1.0) / min(max(z + scene.radius, scene.near), scene.far))
+                at = _evaluate(scene, u, v, w, numbers)
+                thickness[k, j, i] = _thickness(scene, _output(scene, numbers, at, 0), s)
+
+
+@_jit(nogil=True)
+def _rays(
+    scene: Any, occupied: Any, origin: Any, direction: Any, samples_s: Any, z_depth: Any, length: Any, result: Any
+) -> None:
+    """rgb, s and the variance of s, `[N, 5]`, of rays `[N, 3]` with samples `[S]`."""
+    numbers = _scratch(scene)
+    range_s, half = _f(1.0) / scene.near - _f(1.0) / scene.far, _f(0.5 * CELLS)
+    last = len(samples_s) - 1
+    for n in range(len(origin)):
+        a, b, c = direction[n, 0], direction[n, 1], direction[n, 2]
+        metres = math.sqrt(a * a + b * b + c * c)
+        passing, red, green, blue, mean, square = _f(1.0), _f(0.0), _f(0.0), _f(0.0), 0.0, 0.0
+        for i in range(last + 1):
+            z = z_depth[i]
+            u, v, w, inverse_z = _locate(scene, origin[n, 0] + z * a, origin[n, 1] + z * b, origin[n, 2] + z * c)
+            if i < last and (not scene.contracted or max(abs(u), abs(v), abs(w)) < _f(1.0)):
+                column, row = (
+                    min(max(int((u + _f(1.0)) * half), 0), CELLS - 1),
+                    min(max(int((v + _f(1.0)) * half), 0), CELLS - 1),
+                )
+                if not occupied[min(max(int((w + _f(1.0)) * half), 0), CELLS - 1), row, column]:
+                    continue
+            at = _evaluate(scene, u, v, w, numbers)
+            opacity = _f(1.0)
+            if i < last:
+                thick = _thickness(scene, _output(scene, numbers, at, 0), _s(scene, inverse_z))
+                opacity = -math.expm1(-thick * inverse_z * inverse_z / range_s * length[i] * metres)
+            weight = passing * opacity
+            if not weight <= _f(_UNSEEN):
+                red += weight * _sigmoid(_output(scene, numbers, at, 1))
+                green += weight * _sigmoid(_output(scene, numbers, at, 2))
+                blue += weight * _sigmoid(_output(scene, numbers, at, 3))
+                mean += weight * samples_s[i]
+                square += weight * samples_s[i] * samples_s[i]
+            passing *= _f(1.0) - opacity
+            if passing < _f(OPAQUE):
+                break
+        total = _f(1.0) - passing
+        result[n, 0], result[n, 1], result[n, 2] = red / total, green / total, blue / total
+        result[n, 3] = mean / total
+        result[n, 4] = max(square / total - (mean / total) ** 2, 0.0)
+
+
+def query(scene: Packed, points: Tensor, *, colour: bool = True) -> tuple[Tensor, Tensor]:
+    """Density a metre `[N]` and rgb `[N, 3]` in [0, 1] at world points `[N, 3]`; without `colour` rgb is `[0, 3]`."""
+    at = np.ascontiguousarray(points.detach().numpy(), np.float32)
+    density, rgb = np.empty(len(at), np.float32), np.empty((len(at) if colour else 0, 3), np.float32)
+    _share(len(at), lambda part: _query(scene, at[part], density[part], rgb[part]))
+    return torch.from_numpy(density), torch.from_numpy(rgb)
+
+
+def occupied_cells(scene: Packed) -> NDArray[np.bool_]:
+    """Where a scene may be seen, `[CELLS, CELLS, CELLS]` by the third, second and first plane coordinate."""
+    thickness = np.empty((CELLS, CELLS, CELLS), np.float32)
+    _share(CELLS, lambda part: _cells(scene, part.start, thickness[part]), size=8)
+    around = functional.max_pool3d(torch.from_numpy(thickness)[None], 3, 1, 1)[0]
+    return ~(around <= EMPTY).numpy()  # NaN is to be seen
+
+
+def render(
+    scene: Packed, occupied: NDArray[np.bool_], origin: Tensor, direction: Tensor, samples: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Look along rays, with samples at the middles of equal bins of s and an opaque last one.
+
+    Args:
+        scene: From `pack`.
+        occupied: From `occupied_cells`.
+        origin: `[N, 3]`.
+        direction: `[N, 3]`, with a camera-z component of 1.
+        samples: S.
+
+    Returns:
+        rgb `[N, 3]`, s `[N]`, variance of s under the weights `[N]`.
+    """
+    near, far = float(scene.near), float(scene.far)
+    samples_s = uniform_s(samples)
+    edges = z_depth_from_s(bin_edges(samples_s), near, far)
+    z_depth, length = z_depth_from_s(samples_s, near, far).numpy(), (edges[1:] - edges[:-1]).numpy()
+    start, along = (np.ascontiguousarray(rays.detach().numpy(), np.float32) for rays in (origin, direction))
+    result, s = np.empty((len(start), 5), np.float32), samples_s.numpy()
+    _share(len(start), lambda part: _rays(scene, occupied, start[part], along[part], s, z_depth, length, result[part]))
+    rgb, mean, variance = torch.from_numpy(result).split((3, 1, 1), -1)
+    return rgb, mean[:, 0], variance[:, 0]
+
+
+def _share(count: int, work: Callable[[slice], None], *, size: int = 2048) -> None:
+    """Do the parts of some work, by as many threads as PyTorch has; the first time numba compiles it."""
+    parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    note = threading.Timer(_SLOW_S, lambda: _log.info("the renderer is compiled, once for this machine (10 s)"))
+    if not cast(Any, _rays).signatures:
+        note.start()
+    try:
+        if parts:
+            work(parts[0])
+    finally:
+        note.cancel()
+    threads = torch.get_num_threads()
+    if threads == 1 or len(parts) < 3:
+        for part in parts[1:]:
+            work(part)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, parts[1:]))

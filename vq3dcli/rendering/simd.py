@@ -1,0 +1,116 @@
+"""Three operations on float32 vectors that numba's own loops leave in memory and these keep in registers.
+
+A loop of numba that adds to an array stores it after every step, since the arrays may overlap. Written as vectors of
+LLVM, a gather of 16 channels takes a tenth and a layer of 64 units a quarter of the time. Any target of LLVM has them:
+vectors wider than a register are split. Arrays are flat, contiguous and float32; bounds are the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+LANES = 16
+"""Channels that `blend` takes at a time."""
+UNITS = 64
+"""Outputs of `layer`, inputs of `dot`."""
+FAST = ("contract", "reassoc", "nsz", "arcp", "afn")
+"""What arithmetic may do: NaN and infinity keep their meaning, so that a broken scene shows as one."""
+
+_FLOAT = ir.FloatType()
+_INDEX = ir.IntType(64)
+
+
+def _operation(function: Callable[..., Any]) -> Any:
+    return intrinsic(function)
+
+
+def _pointer(context: Any, builder: Any, kind: Any, array: Any) -> Any:
+    return context.make_array(kind)(context, builder, array).data
+
+
+def _vector_at(builder: Any, pointer: Any, index: Any, count: int) -> Any:
+    return builder.bitcast(builder.gep(pointer, [index]), ir.VectorType(_FLOAT, count).as_pointer())
+
+
+def _load(builder: Any, pointer: Any, index: Any, count: int) -> Any:
+    vector = builder.load(_vector_at(builder, pointer, index, count))
+    vector.align = 4
+    return vector
+
+
+def _store(builder: Any, vector: Any, pointer: Any, index: Any) -> None:
+    builder.store(vector, _vector_at(builder, pointer, index, vector.type.count)).align = 4
+
+
+def _splat(builder: Any, number: Any, count: int) -> Any:
+    undefined = ir.Constant(ir.VectorType(_FLOAT, count), ir.Undefined)
+    first = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), count), [0] * count))
+
+
+def _add_product(builder: Any, a: Any, b: Any, total: Any) -> Any:
+    return builder.fadd(builder.fmul(a, b, flags=FAST), total, flags=FAST)
+
+
+@_operation
+def blend(_: Any, table: Any, o00: Any, o01: Any, o10: Any, o11: Any, w00: Any, w01: Any, w10: Any, w11: Any, x: Any,
+          at: Any) -> Any:  # fmt: skip
+    """`x[at : at + 16] += w00 * table[o00 : o00 + 16] + ...`: four texels, weighted."""
+    signature = types.void(table, *[types.int64] * 4, *[types.float32] * 4, x, types.int64)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        texels, out = (_pointer(context, builder, signature.args[i], args[i]) for i in (0, 9))
+        total = _load(builder, out, args[10], LANES)
+        for corner in range(4):
+            weight, texel = _splat(builder, args[5 + corner], LANES), _load(builder, texels, args[1 + corner], LANES)
+            total = _add_product(builder, weight, texel, total)
+        _store(builder, total, out, args[10])
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@_operation
+def layer(_: Any, x: Any, first: Any, count: Any, weights: Any, start: Any, at: Any) -> Any:
+    """`x[at : at + 64] = relu(bias + sum_i x[first + i] * weight[i])`, i < count.
+
+    `weights[start:]` are 64 biases, then 64 weights for each input. Inputs and outputs are not the same numbers of x.
+    """
+    signature = types.void(x, types.int64, types.int64, weights, types.int64, types.int64)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        numbers, matrix = (_pointer(context, builder, signature.args[i], args[i]) for i in (0, 3))
+        total = cgutils.alloca_once_value(builder, _load(builder, matrix, args[4], UNITS))
+        with cgutils.for_range(builder, args[2]) as loop:
+            row = builder.add(args[4], builder.mul(builder.add(loop.index, _INDEX(1)), _INDEX(UNITS)))
+            value = builder.load(builder.gep(numbers, [builder.add(args[1], loop.index)]))
+            value = _splat(builder, value, UNITS)
+            weight = _load(builder, matrix, row, UNITS)
+            builder.store(_add_product(builder, value, weight, builder.load(total)), total)
+        result = builder.load(total)
+        zero = ir.Constant(result.type, [0.0] * UNITS)
+        # Not greater than 0 is NaN, too, and stays one.
+        _store(builder, builder.select(builder.fcmp_ordered("<=", result, zero), zero, result), numbers, args[5])
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@_operation
+def dot(_: Any, x: Any, x_at: Any, weights: Any, at: Any) -> Any:
+    """`sum_i x[x_at + i] * weights[at + i]`, i < 64."""
+    signature = types.float32(x, types.int64, weights, types.int64)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        a, b = (_pointer(context, builder, signature.args[i], args[i]) for i in (0, 2))
+        product = builder.fmul(_load(builder, a, args[1], UNITS), _load(builder, b, args[3], UNITS), flags=FAST)
+        kind = ir.FunctionType(_FLOAT, [_FLOAT, product.type])
+        add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{UNITS}f32")
+        return builder.call(add, [_FLOAT(0.0), product], fastmath=FAST)
+
+    return signature, generate
