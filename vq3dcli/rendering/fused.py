@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vq3dcli.rendering.cameras import z_depth_from_s
-from vq3dcli.rendering.sampling import bin_edges, uniform_s
+from vq3dcli.rendering.ray_samples import bin_edges, uniform_s
 from vq3dcli.rendering.simd import FAST, LANES, UNITS, blend, dot, layer
 from vq3dcli.rendering.space import ContractedSpace, FrustumSpace, Space
 
