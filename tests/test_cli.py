@@ -79,7 +79,7 @@ def test_the_list_of_commands_is_complete_and_says_what_they_say() -> None:
         assert " ".join((cli.load_command(name, module).help or "").split("\n\n")[0].split()) == summary
     listed = {module for _, module, _ in cli.COMMANDS}
     for path in (ROOT / "vq3dcli" / "commands").glob("*.py"):
-        is_command = re.search(r"^(def command\(|app = )", path.read_text(), re.MULTILINE)
+        is_command = re.search(r"^(def (command|train_\w+)\(|app = )", path.read_text(), re.MULTILINE)
         assert bool(is_command) == (path.stem in listed), f"{path.stem}: is it in cli.COMMANDS?"
     inner = {(name, word) for name, words in cli.SUBCOMMANDS.items() for word in words}
     assert inner == {words for words in every_command() if len(words) == 2}

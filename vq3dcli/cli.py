@@ -34,12 +34,12 @@ COMMANDS = (
     ("inspect", "inspect", "Say what shards, tokens or weights hold, and whether they are whole."),
     (
         "train-depth",
-        "train_depth",
+        "train",
         "Train a depth network on shards with disparity, a teacher for photos; run it again to continue.",
     ),
-    ("train-stage1", "train_stage1", "Train the autoencoder whose decoder emits a NeRF; run it again to continue."),
+    ("train-stage1", "train", "Train the autoencoder whose decoder emits a NeRF; run it again to continue."),
     ("tokenize", "tokenize", "Encode shards into the tokens that Stage 2 is trained on."),
-    ("train-stage2", "train_stage2", "Train the prior that new scenes are sampled from; run it again to continue."),
+    ("train-stage2", "train", "Train the prior that new scenes are sampled from; run it again to continue."),
     ("recipes", "recipes", "List, show, copy, check and compare recipes."),
     ("render", "render", "Turn photos into videos of novel views."),
     ("export", "export", "Turn a scene into a web viewer, points, a mesh, splats, layers or maps."),
@@ -241,14 +241,14 @@ class LazyCommand(TyperCommand):
 
 
 def load_command(name: str, module: str) -> TyperCommand | TyperGroup:
-    """Import `vq3dcli.commands.MODULE` and build its `command` function, or its `app` of several commands."""
+    """Import `vq3dcli.commands.MODULE` and build its function `command`, or of the command's name, or its `app`."""
     loaded = importlib.import_module(f"vq3dcli.commands.{module}")
     holder = typer.Typer(add_completion=False, rich_markup_mode=None)
     holder.callback()(lambda: None)
     if hasattr(loaded, "app"):
         holder.add_typer(loaded.app, name=name)
     else:
-        holder.command(name)(loaded.command)
+        holder.command(name)(getattr(loaded, "command", None) or getattr(loaded, name.replace("-", "_")))
     group = get_command(holder)
     assert isinstance(group, TyperGroup)
     built = group.commands[name]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from vq3dcli.cli import run
-from vq3dcli.commands.training_options import PlannedDevice
+from vq3dcli.commands.train import PlannedDevice
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import RecipeError, UsageError

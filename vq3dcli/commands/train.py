@@ -1,0 +1,383 @@
+"""`vq3d train-stage1`, `train-stage2` and `train-depth`: options, data, then a plan or a run that goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import typer
+
+from vq3dcli import signals
+from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
+from vq3dcli.errors import UnavailableError, UsageError
+from vq3dcli.training.launch import launch, started_ranks
+
+if TYPE_CHECKING:
+    import torch
+
+    from vq3dcli.config.schema import Recipe
+    from vq3dcli.data.token_store import TokenStore
+    from vq3dcli.training.stage1 import Progress, Result
+    from vq3dcli.weights_file import LoadedWeights
+
+T = TypeVar("T", bound="Recipe")
+
+# The keys of `training.devices.PUBLISHED`, which is not imported here: help must not import torch.
+PlannedDevice = Literal["h200", "h100", "a100", "a100-40gb", "v100", "l40s", "rtx4090", "cpu"]
+
+DataOption = Annotated[list[Path] | None, typer.Option("--data", help="Folder of shards; repeat it to mix several.")]
+SharesOption = Annotated[
+    list[float] | None,
+    typer.Option("--share", help="Share of the images from each --data, in the same order. Default: by their number."),
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="The run's folder; a run that it holds continues.")]
+OverridesOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a key of the recipe; repeat it.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what the run takes: memory, speed, days, disk; needs no --data.")
+]
+DeviceNameOption = Annotated[
+    PlannedDevice | None, typer.Option("--device-name", help="Plan for this GPU instead, with --dry-run.")
+]
+GpusOption = Annotated[
+    int | None, typer.Option("--gpus", min=1, max=2**20, help="Plan for so many of them, with --dry-run.")
+]
+NprocOption = Annotated[
+    int, typer.Option("--nproc", min=1, max=1024, help="Processes on this machine that train together, one a GPU.")
+]
+
+
+def on_every_rank(command: Callable[..., None]) -> Callable[..., None]:
+    """Make of a training command one that `--nproc` runs several times at once, and whose ranks end together."""
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:
+        ranks = started_ranks()
+        if options["nproc"] > 1 and not options["dry_run"] and signals.LAUNCHER not in os.environ:
+            if ranks > 1:
+                raise UsageError("torchrun has started the processes", remedy="no --nproc")
+            raise typer.Exit(launch(sys.argv[1:], options["nproc"]))
+        signals.watch(one_of_many=ranks > 1)
+        if ranks == 1:
+            return command(**options)
+        from vq3dcli.training.fate import OtherRankError, shared_fate
+
+        try:
+            with shared_fate():
+                command(**options)
+        except OtherRankError as error:
+            raise typer.Exit(error.exit_code) from error
+
+    return run
+
+
+@on_every_rank
+def train_stage1(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, for example toy-cpu, or a file.")],
+    data: DataOption = None,
+    shares: SharesOption = None,
+    out: OutOption = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--labels",
+            help="Name of the disparity labels beside the shards, or none; repeat it for one for each --data, in the "
+            "same order. Default: exact.",
+        ),
+    ] = None,
+    overrides: OverridesOption = None,
+    init: Annotated[
+        Path | None, typer.Option("--init", help="Start from these weights; short for --set training.init=PATH.")
+    ] = None,
+    perceptual_weights: Annotated[
+        Path | None, typer.Option("--perceptual-weights", help="The perceptual network's file, for work offline.")
+    ] = None,
+    dry_run: DryRunOption = False,
+    device_name: DeviceNameOption = None,
+    gpus: GpusOption = None,
+    nproc: NprocOption = 1,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train the autoencoder whose decoder emits a NeRF; run it again to continue.
+
+    Example:
+      vq3d train-stage1 toy-cpu --data toys/ --out run/
+      vq3d train-stage1 toy-cpu --data toys/ --out run/ --set training.images=64000 --set loss.depth_kind=accumulated
+      vq3d train-stage1 demo64 --data toys/ --data photos/ --labels exact --labels none --share .6 --share .4 --out run/
+      vq3d train-stage1 imagenet256 --dry-run --device-name h100 --gpus 8
+      vq3d train-stage1 toy-cpu --data photos/ --out tuned/ --init run/weights.safetensors --labels none
+      vq3d train-stage1 imagenet256 --data shards/ --out run/ --nproc 8
+    """
+    said = Output("train-stage1", json, quiet or not _is_main_rank())
+    _check_asked(data, out, dry_run=dry_run, planned=device_name is not None or gpus is not None)
+    if (shares or labels) and not data:
+        option = "--share" if shares else "--labels"
+        raise UsageError(f"{option} belongs to a --data", remedy=f"one {option} for each --data, in the same order")
+
+    from vq3dcli.config.schema import Stage1Recipe
+    from vq3dcli.pipelines.train import open_loader, run_facts
+    from vq3dcli.training.distributed import join_ranks
+    from vq3dcli.training.plan import find_processor, plan_run, plan_table
+    from vq3dcli.training.stage1 import train
+
+    resolved = _resolved(recipe, Stage1Recipe, overrides, init)
+    place = pick_device(device)
+    ranks = join_ranks(place)
+    loader = open_loader(resolved, data, _label_names(labels), ranks, shares) if data else None
+    facts: dict[str, object] = {}
+    if loader is not None:
+        facts = {"samples": loader.num_samples, "labelled": loader.num_labelled, "labels": loader.labels}
+        facts |= {"with_views": loader.num_with_views} if resolved.loss.novel else {}
+    if dry_run:
+        if _is_main_rank():
+            plan = plan_run(
+                resolved,
+                find_processor(resolved, place, device_name),
+                gpus=gpus or max(nproc, ranks.world_size),
+                classes=None if loader is None else len(loader.class_names),
+                samples=None if loader is None else loader.num_samples,
+                data=data or [],
+                labels=() if loader is None else loader.labels,
+            )
+            _say_plan(said, resolved, plan, plan_table(plan), facts)
+        return
+    assert loader is not None and out is not None, "checked above"
+    if perceptual_weights is not None and not resolved.loss.any_perceptual:
+        said.warn("--perceptual-weights does nothing: loss.perceptual is 0")
+    views = f", {loader.num_with_views} with views" if resolved.loss.novel else ""
+    said.note(f"{loader.num_samples} samples, {loader.num_labelled} labelled{views}, on {place}")
+    run = functools.partial(
+        train,
+        resolved,
+        loader,
+        out,
+        device=place,
+        facts=run_facts(resolved, loader, perceptual_weights, shares),
+        perceptual_weights=perceptual_weights,
+    )
+    _train(said, resolved, out, run, "loss {:.4f}")
+
+
+@on_every_rank
+def train_stage2(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, as toy-cpu-prior, or a file.")],
+    data: Annotated[Path | None, typer.Option("--data", help="Folder that vq3d tokenize made.")] = None,
+    out: OutOption = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="Stage 1 that made the tokens, for sheets of samples. Default: embedded."),
+    ] = None,
+    overrides: OverridesOption = None,
+    init: Annotated[
+        Path | None, typer.Option("--init", help="Start from this prior; short for --set training.init=PATH.")
+    ] = None,
+    dry_run: DryRunOption = False,
+    device_name: DeviceNameOption = None,
+    gpus: GpusOption = None,
+    nproc: NprocOption = 1,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train the prior that new scenes are sampled from; run it again to continue.
+
+    Example:
+      vq3d tokenize --data toys/ --out tokens/
+      vq3d train-stage2 toy-cpu-prior --data tokens/ --out prior/
+      vq3d train-stage2 toy-cpu-prior --data tokens/ --out prior/ --weights run/ --set training.images=300000
+      vq3d train-stage2 imagenet256-prior --dry-run --device-name h100 --gpus 8
+      vq3d train-stage2 imagenet256-prior --data tokens/ --out prior/ --nproc 8
+    """
+    main_rank = _is_main_rank()
+    said = Output("train-stage2", json, quiet or not main_rank)
+    _check_asked(data, out, dry_run=dry_run, planned=device_name is not None or gpus is not None)
+
+    from vq3dcli.config.schema import Stage2Recipe
+    from vq3dcli.data.token_store import TokenStore
+    from vq3dcli.training.plan import find_processor
+    from vq3dcli.training.prior_plan import codes_of, plan_prior, prior_table
+    from vq3dcli.training.stage2 import train_prior
+
+    resolved = _resolved(recipe, Stage2Recipe, overrides, init)
+    place = pick_device(device)
+    store = None if data is None else TokenStore(data, check_hashes=main_rank and not dry_run)
+    if dry_run:
+        if main_rank:
+            codes = codes_of(recipe, store, weights)
+            processor = find_processor(resolved, place, device_name)
+            plan = plan_prior(resolved, processor, codes, gpus=gpus or max(nproc, started_ranks()))
+            _say_plan(said, resolved, plan, prior_table(plan), {})
+        return
+    assert store is not None and out is not None, "checked above"
+    # Sheets are the first rank's business; weights that were asked for are checked on all of them.
+    loaded = _stage1_of(store, weights, place, said) if main_rank or weights is not None else None
+    said.note(f"{store.num_images} images, {store.views} views of {store.length} codes, on {place}")
+    run = functools.partial(train_prior, resolved, store, out, stage1=loaded, device=place)
+    _train(said, resolved, out, run, "{:.3f} bits a code", weights=loaded)
+
+
+def _stage1_of(store: TokenStore, weights: Path | None, device: torch.device, said: Output) -> LoadedWeights | None:
+    """The Stage 1 for sheets, None without one that made the tokens; `DataError` if the one asked for did not."""
+    from vq3dcli.weights_file import load_weights
+
+    if weights is not None:
+        loaded = load_weights(weights, device)
+        store.check_stage1(*loaded.codes_of)
+        return loaded
+    with contextlib.suppress(UnavailableError):
+        loaded = load_weights(None, device)
+        if store.stage1_sha256 in loaded.codes_of:
+            return loaded
+    said.warn("no sheets of samples: the tokens are of other weights than the embedded ones; try: --weights STAGE1")
+    return None
+
+
+def train_depth(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, as depth-lite0, or a file.")],
+    data: DataOption = None,
+    shares: SharesOption = None,
+    out: OutOption = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--labels",
+            help="Name of the disparity labels beside the shards; repeat it for one for each --data, in the same "
+            "order. Default: exact.",
+        ),
+    ] = None,
+    overrides: OverridesOption = None,
+    init: Annotated[
+        Path | None, typer.Option("--init", help="Start from this network; short for --set training.init=PATH.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Time a few steps here, and say how long the run takes; needs no --data.")
+    ] = False,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a depth network on shards with disparity, a teacher for photos; run it again to continue.
+
+    It starts from an encoder that knows ImageNet, and runs in one process. vq3d depth-labels --model takes what it
+    writes.
+
+    Example:
+      vq3d train-depth depth-lite0 --data meshscenes/ --data toys/ --share .7 --share .3 --out teacher/
+      vq3d train-depth depth-lite0 --dry-run --set model.input_px=128
+      vq3d depth-labels photos/ --model teacher/weights.safetensors
+    """
+    signals.watch()
+    said = Output("train-depth", json, quiet)
+    _check_asked(data, out, dry_run=dry_run)
+    if started_ranks() > 1:
+        raise UsageError("a depth network is trained in one process", remedy="without torchrun")
+
+    from vq3dcli.config.schema import DepthRecipe
+    from vq3dcli.pipelines.train import open_loader, run_facts
+    from vq3dcli.training import depth
+    from vq3dcli.training.distributed import Ranks
+
+    resolved = _resolved(recipe, DepthRecipe, overrides, init)
+    place = pick_device(device)
+    if dry_run:
+        said.finish(seed=resolved.training.seed, metrics=depth.plan_depth(resolved, place))
+        return
+    assert data and out is not None, "checked above"
+    if "none" in (labels or ()):
+        raise UsageError("a depth network learns from labels alone", remedy="no --labels none")
+    loader = open_loader(resolved, data, _label_names(labels), Ranks(), shares)
+    said.note(f"{loader.num_samples} samples, {loader.num_labelled} labelled, on {place}")
+    facts = run_facts(resolved, loader, shares=shares)
+    run = functools.partial(depth.train_depth, resolved, loader, out, device=place, facts=facts)
+    _train(said, resolved, out, run, "loss {:.4f}")
+
+
+def _is_main_rank() -> bool:
+    """Whether this process is the first of those of a run, which speaks for all."""
+    return started_ranks() == 1 or os.environ["RANK"] == "0"
+
+
+def _check_asked(data: object, out: Path | None, *, dry_run: bool, planned: bool = False) -> None:
+    """Raise `UsageError` for training without all of `--data` and `--out`, or with the options of a plan."""
+    if dry_run:
+        return
+    if not data or out is None:
+        raise UsageError("--data and --out are needed", remedy="--dry-run to see what the run takes without them")
+    if planned:
+        raise UsageError("--device-name and --gpus are for plans only", remedy="--dry-run, or --nproc")
+
+
+def _resolved(recipe: str, schema: type[T], overrides: Sequence[str] | None, init: Path | None) -> T:
+    """The recipe with its overrides, of which `--init` is one; from here on the process computes as training does."""
+    from vq3dcli.config.load import load_recipe
+    from vq3dcli.training.arithmetic import flush_denormals
+
+    flush_denormals()
+    return load_recipe(recipe, schema, [*(overrides or []), *([f"training.init={init.resolve()}"] if init else [])])
+
+
+def _label_names(labels: Sequence[str] | None) -> str | list[str | None] | None:
+    """What `--labels` names: of all folders, or one for each."""
+    names = [None if name == "none" else name for name in labels or ["exact"]]
+    return names[0] if len(names) == 1 else names
+
+
+def _train(
+    said: Output,
+    recipe: Recipe,
+    out: Path,
+    train: Callable[..., Result],
+    status: str,
+    weights: LoadedWeights | None = None,
+) -> None:
+    """Train, with a bar that goes on where the run in `out` stands, and name what it left.
+
+    Args:
+        said: The voice of the command.
+        recipe: What is trained.
+        out: The run's folder.
+        train: A function of `training`, but for its callbacks.
+        status: A format of the loss, beside the bar.
+        weights: That the result names.
+    """
+    from vq3dcli.pipelines.run_report.page import write_run_report
+    from vq3dcli.training.run_folder import RunFolder
+
+    seen = RunFolder(out).saved_images()
+    with said.progress("training", recipe.training.images, unit="images", done=seen) as progress:
+
+        def report(step: Progress) -> None:
+            nonlocal seen
+            progress.advance(step.images_seen - seen, status=status.format(step.loss))
+            seen = step.images_seen
+
+        result = train(report=report, refresh_page=lambda: write_run_report(out), should_stop=signals.stop_requested)
+    if _is_main_rank():
+        said.finish(
+            count=result.images_seen,
+            seed=recipe.training.seed,
+            weights=weights,
+            metrics=result.metrics,
+            outputs=[result.weights, out / "metrics.jsonl", out / "sheets", out / "report.html"],
+        )
+
+
+def _say_plan(
+    said: Output, recipe: Recipe, plan: Mapping[str, Any], table: Sequence[Sequence[object]], facts: Mapping[str, Any]
+) -> None:
+    """Print a plan, with a warning where memory is short; `facts` of the data stand beside its figures."""
+    memory = plan["memory"]
+    if memory["state"] == "does not fit":
+        said.warn(f"{plan['device']} has too little memory: {memory['advice']}")
+    elif memory["state"] == "tight":
+        share = memory["needed"] / memory["available"]
+        said.warn(f"the plan takes {share:.0%} of the memory of {plan['device']}: {memory['advice']}")
+    said.finish(seed=recipe.training.seed, metrics={**plan, **facts}, table=table)
