@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from vq3dcli.allocator import keep_freed_memory
 from vq3dcli.model.draw_codes import Sharpening, distribution, draw, sample_tokens
-from vq3dcli.model.prior import KVCache, Prior
+from vq3dcli.model.prior import Prior
+from vq3dcli.model.vit import KVCache
 from vq3dcli.seeding import uniform
 
 SEED = 0

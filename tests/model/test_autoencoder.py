@@ -9,12 +9,13 @@ import torch
 
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.model.build import build_autoencoder, build_canonical_camera
-from vq3dcli.model.field import RAW_GAIN, density, thickness
+from vq3dcli.model.field import RAW_GAIN, FieldMLP, FieldModel, thickness
 from vq3dcli.model.scene import Scene, reconstruct_scene
 from vq3dcli.model.vit import Transformer, patchify, unpatchify
 from vq3dcli.rendering.cameras import FAR, NEAR, image_rays
 from vq3dcli.rendering.ray_samples import uniform_s
 from vq3dcli.rendering.render import render_chunked, render_rays
+from vq3dcli.rendering.space import FrustumSpace
 
 Make = Callable[..., Stage1Recipe]
 
@@ -69,8 +70,8 @@ def test_an_untrained_transformer_passes_its_tokens_on() -> None:
 def test_density_gives_equal_thickness_to_equal_steps_of_s() -> None:
     """sigma dz / ds is the same at every distance: 24 softplus(gain raw - 2.5)."""
     z = torch.tensor([NEAR, 2.0, 5.0, 20.0, FAR])
-    points = torch.stack([torch.zeros(5), torch.zeros(5), z - 3.0], -1)
-    sigma = density(thickness(torch.full((5,), 2.5 / RAW_GAIN), torch.zeros(5)), points, radius=3.0, near=NEAR, far=FAR)
+    model = FieldModel(FieldMLP(1, 1, 1), FrustumSpace(), radius=3.0, near=NEAR, far=FAR)
+    sigma = model.density(thickness(torch.full((5,), 2.5 / RAW_GAIN), torch.zeros(5)), z)
     dz_ds = z.square() * (1 / NEAR - 1 / FAR)
     torch.testing.assert_close(sigma * dz_ds, torch.full((5,), 24 * torch.log(torch.tensor(2.0)).item()))
 

@@ -11,6 +11,7 @@ import torch
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.errors import DataError, UsageError
+from vq3dcli.model.build import build_prior
 from vq3dcli.model.draw_codes import (
     CACHE_BYTES_ON_CPU,
     ROWS_ON_CPU,
@@ -18,11 +19,10 @@ from vq3dcli.model.draw_codes import (
     distribution,
     draw,
     rows_together,
-    rows_within,
     sample_index,
     sample_tokens,
 )
-from vq3dcli.model.prior import KVCache, Prior
+from vq3dcli.model.prior import Prior
 from vq3dcli.seeding import uniform
 
 MakePrior = Callable[..., Prior]
@@ -180,27 +180,21 @@ def test_rows_of_a_group_fit_the_memory_there_is(make_prior: MakePrior):
         assert rows == rows_together(large, 10_000, guidance=guidance) < ROWS_ON_CPU
         assert rows * row <= CACHE_BYTES_ON_CPU < (rows + 1) * row
     assert rows_together(large.to(torch.bfloat16), 1) == CACHE_BYTES_ON_CPU // (row_bytes // 2)
-    # imagenet256-prior, guided: 1.2 GB a row.
-    shape = load_recipe("imagenet256-prior", Stage2Recipe).model
-    row_bytes = 2 * KVCache.bytes_a_row(
-        layers=shape.layers,
-        heads=shape.heads,
-        length=1024,
-        head_width=shape.width // shape.heads,
-        dtype=torch.float32,
-    )
-    assert rows_within(CACHE_BYTES_ON_CPU, row_bytes, ROWS_ON_CPU) == 3
-    assert rows_within(80_000, 1_000, 64) == 64
-    assert rows_within(20_999, 1_000, 64) == 20
-    assert rows_within(999, 1_000, 64) == 1
-    assert rows_within(80_000, 1_000, 0) == 1
+    shape = load_recipe("imagenet256-prior", Stage2Recipe)  # guided: 1.2 GB a row
+    with torch.device("meta"):
+        imagenet = build_prior(shape, codebook_size=8192, length=1024, classes=1000)
+    assert rows_together(imagenet, 1, guidance=1.75) == 3
+    with torch.device("meta"):
+        huge = Prior(codebook_size=4, length=2**20, classes=1, width=1024, layers=1, heads=2)
+    assert rows_together(huge, 1) == 1
 
 
 def test_a_cache_takes_the_bytes_that_rows_are_counted_by(make_prior: MakePrior):
     prior = make_prior().to(torch.bfloat16)
     cache = prior.make_cache(3)
-    row = KVCache.bytes_a_row(layers=2, heads=2, length=16, head_width=16, dtype=torch.bfloat16)
-    assert 3 * row == sum(t.nbytes for t in vars(cache).values() if isinstance(t, torch.Tensor) and t.ndim > 1)
+    assert 3 * prior.cache_bytes() == sum(
+        t.nbytes for t in vars(cache).values() if isinstance(t, torch.Tensor) and t.ndim > 1
+    )
 
 
 def test_bfloat16_draws_from_nearly_the_same_distribution(make_prior: MakePrior):

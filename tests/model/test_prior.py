@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vq3dcli.model.prior import Prior, axial_rotation, rotate
+from vq3dcli.model.prior import Prior, axial_rotation
+from vq3dcli.model.vit import rotate
 
 MakePrior = Callable[..., Prior]
 

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vq3dcli.model.field import FieldMLP, inference_field, training_field
+from vq3dcli.model.field import FieldModel
 from vq3dcli.model.planes import PlaneHead
 from vq3dcli.model.quantizer import Quantized, Quantizer
 from vq3dcli.model.vit import Transformer, patchify, unpatchify
 from vq3dcli.rendering.render import Field
-from vq3dcli.rendering.space import Space
 
 
 class Encoded(NamedTuple):
@@ -39,22 +38,16 @@ class Encoded(NamedTuple):
     quantized: Quantized
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(FieldModel):
     """The ViT-VQ autoencoder whose decoder emits a NeRF. Parts are built by `model.build`.
 
     Args:
         patch: Pixels a token covers along a side.
-        encoder_width: Token channels D of the encoder.
-        decoder_width: Token channels D of the decoder.
         encoder: Transformer over the image's tokens.
         decoder: Transformer over the codes.
         quantizer: The codebook.
         plane_head: Tokens to planes.
-        field_mlp: Plane features to density and colour.
-        space: World points to plane coordinates.
-        radius: Distance of the canonical camera.
-        near: Nearest z_depth.
-        far: Farthest z_depth.
+        field: Reads the planes; its parts become the model's own.
         auxiliary_head: Build the 2D head that speeds up early training.
     """
 
@@ -62,23 +55,19 @@ class Autoencoder(nn.Module):
         self,
         *,
         patch: int,
-        encoder_width: int,
-        decoder_width: int,
         encoder: Transformer,
         decoder: Transformer,
         quantizer: Quantizer,
         plane_head: PlaneHead,
-        field_mlp: FieldMLP,
-        space: Space,
-        radius: float,
-        near: float,
-        far: float,
+        field: FieldModel,
         auxiliary_head: bool,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # the field's parts follow in their place: sums over all tensors keep their order
         code_dim = quantizer.codebook.shape[1]
+        encoder_width, decoder_width = encoder.positions.shape[2], decoder.positions.shape[2]
         self._checkpoint_field = False
-        self.patch, self.space, self.radius, self.near, self.far = patch, space, radius, near, far
+        self.patch = patch
+        self.space, self.radius, self.near, self.far = field.space, field.radius, field.near, field.far
         self.embed_patches = nn.Linear(3 * patch * patch, encoder_width)
         self.encoder = encoder
         self.to_code = nn.Linear(encoder_width, code_dim)
@@ -86,7 +75,7 @@ class Autoencoder(nn.Module):
         self.from_code = nn.Linear(code_dim, decoder_width)
         self.decoder = decoder
         self.plane_head = plane_head
-        self.field_mlp = field_mlp
+        self.field_mlp = field.field_mlp
         self.auxiliary_head = nn.Linear(decoder_width, 3 * patch * patch) if auxiliary_head else None
 
     def forward(self, images: Tensor) -> Encoded:
@@ -126,11 +115,7 @@ class Autoencoder(nn.Module):
 
     def field(self, planes: Tensor) -> Field:
         """The differentiable field over planes `[B, 3, P, P, C]`."""
-        field = training_field(planes, self.field_mlp, self.space, radius=self.radius, near=self.near, far=self.far)
+        field = super().field(planes)
         if not (self._checkpoint_field and torch.is_grad_enabled()):
             return field
         return lambda points: checkpoint(field, points, use_reentrant=False)
-
-    def frozen_field(self, planes: Tensor) -> Field:
-        """The field for rendering only: faster on a CPU, and bit-exact for any chunking there."""
-        return inference_field(planes, self.field_mlp, self.space, radius=self.radius, near=self.near, far=self.far)

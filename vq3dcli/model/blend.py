@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vq3dcli.model.autoencoder import Autoencoder
-from vq3dcli.model.scene import Scene
+from vq3dcli.model.scene import Scene, scene_from_codes
 
 # Below this angle in radians the arc is a straight line to the last bit of a float32.
 _SMALL_RAD = 1e-3
@@ -31,26 +31,19 @@ def between_on_sphere(first: Tensor, second: Tensor, fraction: float) -> Tensor:
 
 @torch.no_grad()
 def mix_codes(model: Autoencoder, first: Tensor, second: Tensor, fraction: float, *, requantize: bool = False) -> Scene:
-    """A scene between two, in the space that the decoder reads.
+    """A scene between those of codes `[B, L]`, in the space that the decoder reads.
 
     Args:
-        model: What decodes.
-        first: Codes `[B, L]` of the scene at 0.
-        second: Codes of the scene at 1.
         fraction: In [0, 1]; exactly 0 and 1 give exactly those scenes.
-        requantize: Move each token to its nearest code, so that the mixture is a scene that codes can describe.
-
-    Returns:
-        Its `codes` have no column unless the mixture is made of codes.
+        requantize: Move each token to its nearest code, so that the mixture is a scene that codes can describe; else
+            its `codes` have no column.
     """
-    quantizer = model.quantizer
     if fraction in (0.0, 1.0):
-        codes = first if fraction == 0.0 else second
-        return Scene(model, model.planes_from_codes(codes), codes)
+        return scene_from_codes(model, first if fraction == 0.0 else second)
+    quantizer = model.quantizer
     embeddings = between_on_sphere(quantizer.embed(first), quantizer.embed(second), fraction)
     if requantize:
-        codes = quantizer.nearest(embeddings)
-        return Scene(model, model.planes_from_codes(codes), codes)
+        return scene_from_codes(model, quantizer.nearest(embeddings))
     return Scene(model, model.planes_from_embeddings(embeddings), first[:, :0])
 
 

@@ -9,7 +9,7 @@ import torch
 from vq3dcli.config.schema import DepthRecipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.depth_network import DepthNetwork
-from vq3dcli.model.field import FieldMLP
+from vq3dcli.model.field import FieldMLP, FieldModel
 from vq3dcli.model.planes import PlaneHead
 from vq3dcli.model.prior import Prior
 from vq3dcli.model.quantizer import Quantizer
@@ -37,17 +37,17 @@ def build_autoencoder(recipe: Stage1Recipe, *, seed: int | None = None) -> Autoe
         torch.manual_seed(recipe.training.seed if seed is None else seed)
         return Autoencoder(
             patch=model.patch,
-            encoder_width=model.encoder_width,
-            decoder_width=model.decoder_width,
             encoder=Transformer(tokens, model.encoder_width, model.encoder_layers, model.encoder_heads),
             decoder=Transformer(tokens, model.decoder_width, model.decoder_layers, model.decoder_heads),
             quantizer=Quantizer(model.codebook_size, model.code_dim),
             plane_head=PlaneHead(model.decoder_width, plane_patch, model.plane_channels, model.plane_head, side),
-            field_mlp=FieldMLP(model.plane_channels, model.field_hidden, model.field_layers),
-            space=build_space(recipe),
-            radius=recipe.camera.radius,
-            near=recipe.camera.near,
-            far=recipe.camera.far,
+            field=FieldModel(
+                FieldMLP(model.plane_channels, model.field_hidden, model.field_layers),
+                build_space(recipe),
+                radius=recipe.camera.radius,
+                near=recipe.camera.near,
+                far=recipe.camera.far,
+            ),
             auxiliary_head=model.auxiliary_head,
         )
 
@@ -55,15 +55,7 @@ def build_autoencoder(recipe: Stage1Recipe, *, seed: int | None = None) -> Autoe
 def build_prior(
     recipe: Stage2Recipe, *, codebook_size: int, length: int, classes: int, seed: int | None = None
 ) -> Prior:
-    """A freshly initialised prior over tokens; the weights are a function of `seed` alone (default: the recipe's).
-
-    Args:
-        recipe: Its shape.
-        codebook_size: Number of codes.
-        length: Codes an image, a square number.
-        classes: Number of classes.
-        seed: Of the weights.
-    """
+    """A freshly initialised prior over images of `length` codes; a function of `seed` alone (default: the recipe's)."""
     model = recipe.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed if seed is None else seed)
@@ -71,11 +63,7 @@ def build_prior(
             codebook_size=codebook_size,
             length=length,
             classes=classes,
-            width=model.width,
-            layers=model.layers,
-            heads=model.heads,
-            dropout=model.dropout,
-            tied_head=model.tied_head,
+            **model.model_dump(),
         )
 
 

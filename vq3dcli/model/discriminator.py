@@ -29,16 +29,7 @@ _GAIN = math.sqrt(2.0 / (1.0 + _SLOPE**2))
 
 
 class EqualizedConv(nn.Module):
-    """A convolution with weights of unit variance, scaled by 1 / sqrt(fan in) where they are used.
-
-    Args:
-        inputs: Input channels.
-        outputs: Output channels.
-        kernel: Side of the kernel.
-        stride: Step in pixels.
-        padding: Zeros around the image.
-        bias: Whether to add a bias.
-    """
+    """A convolution with weights of unit variance, scaled by 1 / sqrt(fan in) where they are used."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0, bias: bool = True
@@ -69,12 +60,7 @@ class EqualizedLinear(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Two convolutions beside a linear shortcut, both to half the side after a blur (Zhang, ICML 2019).
-
-    Args:
-        inputs: Channels at the full side.
-        outputs: Channels at half the side.
-    """
+    """Two convolutions beside a linear shortcut, both to half the side after a blur (Zhang, ICML 2019)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -96,8 +82,7 @@ class Discriminator(nn.Module):
     Args:
         size_px: Side of the images: 4, 5, 6 or 7 times a power of two, 16 to 256.
         channels: 3 for rgb, 4 for rgb and disparity.
-        base_channels: Features at the full side; they double with each halving ...
-        max_channels: ... up to this.
+        base_channels: Features at the full side; they double with each halving, up to `max_channels`.
         minibatch_group: Images that a minibatch statistic is taken over; must divide every batch; 1 for none.
         classes: Number of classes for a projection discriminator (Miyato and Koyama, ICLR 2018); 0 for unconditional.
 
@@ -184,13 +169,7 @@ def minibatch_deviation(features: Tensor, index: Tensor, group: int) -> Tensor:
     Groups are `group` neighbours in the order of their global indices: the same in any order of the batch, and on any
     number of ranks whose rows are whole groups.
 
-    Args:
-        features: `[B, C, H, W]`.
-        index: Global sample indices `[B]`.
-        group: Images a group; must divide B.
-
-    Returns:
-        float32 `[B]`, equal within a group.
+    Features `[B, C, H, W]` of global indices `[B]` to float32 `[B]`, equal within a group; `group` must divide B.
     """
     assert features.shape[0] % group == 0, "groups must divide the batch"
     order = torch.argsort(index, stable=True)

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from vq3dcli.errors import DataError, UsageError
-from vq3dcli.model.prior import KVCache, Prior
+from vq3dcli.model.prior import Prior
 from vq3dcli.seeding import uniform
 
 # On a CPU 16 rows take about twice the time of one, and a sample in a full group a seventh of one alone.
 ROWS_ON_CPU = 16
-ROWS_ON_DEVICE = 64
+_ROWS_ON_DEVICE = 64
 # A fixed number, not a share of free memory: R may depend on the model and on guidance alone.
 CACHE_BYTES_ON_CPU = 4 << 30
 NO_CLASS = -1
@@ -48,42 +48,19 @@ def sampling_dtype(device: torch.device) -> torch.dtype:
 
 
 def rows_together(prior: Prior, count: int, *, guidance: float = 1.0, memory_share: float = 0.5) -> int:
-    """How many rows R of samples to draw together, so that their cache fits.
+    """How many rows R of samples to draw together, so that their cache fits: at least 1.
 
-    Args:
-        prior: What is drawn from, on its device and in its dtype.
-        count: Samples that are wanted, or fewer; matters on a GPU alone.
-        guidance: Other than 1 it takes two rows of the cache a sample.
-        memory_share: Of a GPU's free memory, for the cache.
-
-    Returns:
-        At least 1. On a CPU a function of the model and of whether it is guided, up to 16; on a GPU up to 64.
+    On a CPU a function of the model and of whether it is guided, up to 16; on a GPU up to 64, and at most `count`, with
+    a cache of `memory_share` of its free memory. Other guidance than 1 takes two rows of the cache a sample.
     """
-    weight = prior.positions
-    row_bytes = KVCache.bytes_a_row(
-        layers=len(prior.blocks),
-        heads=prior.heads,
-        length=prior.length,
-        head_width=prior.width // prior.heads,
-        dtype=weight.dtype,
-    )
-    if guidance != 1.0:
-        row_bytes *= 2
-    if weight.device.type != "cuda":
-        return rows_within(CACHE_BYTES_ON_CPU, row_bytes, ROWS_ON_CPU)
-    budget = int(memory_share * _free_bytes(weight.device))
-    return rows_within(budget, row_bytes, min(ROWS_ON_DEVICE, count))
-
-
-def rows_within(budget: int, row_bytes: int, most: int) -> int:
-    """As many rows as a budget in bytes has room for, 1 to `most`."""
-    return max(min(budget // row_bytes, most), 1)
-
-
-def _free_bytes(device: torch.device) -> int:
-    """What a GPU has left, with what PyTorch holds there without using it."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    row_bytes = prior.cache_bytes() * (1 if guidance == 1.0 else 2)
+    device = prior.positions.device
+    if device.type != "cuda":
+        return max(min(CACHE_BYTES_ON_CPU // row_bytes, ROWS_ON_CPU), 1)
+    # With what PyTorch holds there without using it.
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    budget = int(memory_share * (torch.cuda.mem_get_info(device)[0] + idle))
+    return max(min(budget // row_bytes, _ROWS_ON_DEVICE, count), 1)
 
 
 @dataclass(frozen=True)
@@ -166,7 +143,8 @@ def sample_tokens(
             group.cache.move_to(slot)
             group.step()
             on_token(count)
-        group.check()
+        if not group.finite:  # once a group, as the host waits
+            raise DataError("the prior's logits are not finite", remedy="another --prior, or an earlier checkpoint")
         parts.append(group.tokens[:count].to("cpu", copy=True))
     return torch.cat(parts) if parts else torch.empty(0, prior.length, dtype=torch.int64)
 
@@ -184,8 +162,8 @@ class _Group:
         self._given = torch.zeros_like(self._inputs)
         self._uniforms = torch.zeros(rows, prior.length, device=weight.device)
         self.tokens = torch.zeros(rows, prior.length, device=weight.device, dtype=torch.int64)
-        self._finite = torch.ones((), device=weight.device, dtype=torch.bool)
-        self.cache: KVCache = prior.make_cache(all_rows)
+        self.finite = torch.ones((), device=weight.device, dtype=torch.bool)
+        self.cache = prior.make_cache(all_rows)
 
     def start(self, class_index: Tensor, uniforms: Tensor) -> None:
         """Begin samples of the classes `[R]` by uniform numbers `[R, L]`."""
@@ -198,7 +176,7 @@ class _Group:
     def step(self) -> None:
         """Draw the code of the cache's slot for all samples."""
         logits = self._prior.next_logits(self._inputs, self.cache).double()
-        self._finite.logical_and_(logits.isfinite().all())
+        self.finite.logical_and_(logits.isfinite().all())
         if self._guided:
             given, without = logits.chunk(2)
             logits = without + self._sharpening.guidance * (given - without)
@@ -208,18 +186,11 @@ class _Group:
         codes = self._prior.code_embedding(torch.cat([token, token]) if self._guided else token)
         torch.add(codes, self._given, out=self._inputs)
 
-    def check(self) -> None:
-        """Raise `DataError` if the codes were drawn from what is no distribution; once a group, as the host waits."""
-        if not self._finite:
-            raise DataError("the prior's logits are not finite", remedy="another --prior, or an earlier checkpoint")
-
 
 def distribution(logits: Tensor, sharpening: Sharpening) -> Tensor:
     """Unnormalised probabilities of the codes after temperature, top-k and top-p, float64.
 
-    Args:
-        logits: `[..., K]`, guided if they are to be.
-        sharpening: Its `guidance` is not used.
+    `logits` `[..., K]` are guided already if they are to be.
     """
     logits = logits.double()
     if sharpening.temperature == 0.0:

@@ -36,13 +36,7 @@ _TILE = 4096
 
 
 class FieldMLP(nn.Module):
-    """Features to raw density and colour: ReLU hidden layers, colour by sigmoid.
-
-    Args:
-        channels: Plane channels C.
-        hidden: Width of the hidden layers.
-        layers: Number of hidden layers.
-    """
+    """Features to raw density and colour: `layers` ReLU layers of width `hidden`, colour by sigmoid."""
 
     def __init__(self, channels: int, hidden: int, layers: int) -> None:
         super().__init__()
@@ -82,53 +76,46 @@ class FieldModel(nn.Module):
         self.field_mlp = field_mlp
         self.space, self.radius, self.near, self.far = space, radius, near, far
 
+    def field(self, planes: Tensor) -> Field:
+        """The differentiable field over planes `[B, 3, P, P, C]`."""
+
+        def field(points: Tensor) -> tuple[Tensor, Tensor]:
+            z_depth = self._z_depth(points)
+            raw, rgb = self.field_mlp(sample_planes(planes, self.space(points)))
+            return self.density(thickness(raw, self._prior(z_depth)), z_depth), rgb
+
+        return field
+
     def frozen_field(self, planes: Tensor) -> Field:
-        """The field over planes `[B, 3, P, P, C]`, for rendering only."""
-        return inference_field(planes, self.field_mlp, self.space, radius=self.radius, near=self.near, far=self.far)
+        """The field for rendering only: on a CPU faster, and a point's bits do not depend on the other points."""
+        sample = gather_planes if planes.device.type == "cpu" else sample_planes
 
+        @torch.no_grad()
+        def field(points: Tensor) -> tuple[Tensor, Tensor]:
+            z_depth = self._z_depth(points)
+            features = sample(planes, self.space(points))
+            prior = self._prior(z_depth)
+            thickness_s, rgb = _tiled(self.field_mlp, features.reshape(-1, features.shape[-1]), prior.reshape(-1))
+            shape = points.shape[:-1]
+            return self.density(thickness_s.reshape(shape), z_depth), rgb.reshape(*shape, 3)
 
-def density_prior(points: Tensor, *, radius: float, near: float, far: float) -> Tensor:
-    """8 (0.45 - s_c) at world points `[..., 3]`: `[...]`, from -4.4 at near to 3.6 at far."""
-    s = s_from_z_depth(canonical_z_depth(points, radius=radius, near=near, far=far), near, far)
-    return _PRIOR_SLOPE * (_PRIOR_MIDDLE_S - s)
+        return field
+
+    def density(self, thickness_s: Tensor, z_depth: Tensor) -> Tensor:
+        """Thickness a unit of s `[...]` at canonical z_depths `[...]` to density a metre `[...]`."""
+        return thickness_s / (z_depth.square() * (1.0 / self.near - 1.0 / self.far))
+
+    def _z_depth(self, points: Tensor) -> Tensor:
+        return canonical_z_depth(points, radius=self.radius, near=self.near, far=self.far)
+
+    def _prior(self, z_depth: Tensor) -> Tensor:
+        """8 (0.45 - s_c): `[...]`, from -4.4 at near to 3.6 at far."""
+        return _PRIOR_SLOPE * (_PRIOR_MIDDLE_S - s_from_z_depth(z_depth, self.near, self.far))
 
 
 def thickness(raw: Tensor, prior: Tensor) -> Tensor:
     """24 softplus(6 raw + prior - 2.5): optical thickness a unit of s, `[...]`."""
     return _DENSITY_SCALE * functional.softplus(RAW_GAIN * raw.float() + prior - _DENSITY_SHIFT)
-
-
-def density(thickness_s: Tensor, points: Tensor, *, radius: float, near: float, far: float) -> Tensor:
-    """Thickness a unit of s `[...]` at world points `[..., 3]` to density a metre `[...]`."""
-    z_depth = canonical_z_depth(points, radius=radius, near=near, far=far)
-    return thickness_s / (z_depth.square() * (1.0 / near - 1.0 / far))
-
-
-def training_field(planes: Tensor, mlp: FieldMLP, space: Space, *, radius: float, near: float, far: float) -> Field:
-    """A differentiable field over planes `[B, 3, P, P, C]`."""
-
-    def field(points: Tensor) -> tuple[Tensor, Tensor]:
-        raw, rgb = mlp(sample_planes(planes, space(points)))
-        thickness_s = thickness(raw, density_prior(points, radius=radius, near=near, far=far))
-        return density(thickness_s, points, radius=radius, near=near, far=far), rgb
-
-    return field
-
-
-def inference_field(planes: Tensor, mlp: FieldMLP, space: Space, *, radius: float, near: float, far: float) -> Field:
-    """A field without gradients whose value at a point does not depend on the other points, to the last bit (CPU)."""
-    sample = gather_planes if planes.device.type == "cpu" else sample_planes
-
-    @torch.no_grad()
-    def field(points: Tensor) -> tuple[Tensor, Tensor]:
-        features = sample(planes, space(points))
-        prior = density_prior(points, radius=radius, near=near, far=far)
-        thickness_s, rgb = _tiled(mlp, features.reshape(-1, features.shape[-1]), prior.reshape(-1))
-        shape = points.shape[:-1]
-        sigma = density(thickness_s.reshape(shape), points, radius=radius, near=near, far=far)
-        return sigma, rgb.reshape(*shape, 3)
-
-    return field
 
 
 def _tiled(mlp: FieldMLP, features: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,12 +125,9 @@ def _tiled(mlp: FieldMLP, features: Tensor, prior: Tensor) -> tuple[Tensor, Tens
     """
     count = features.shape[0]
     excess = -count % _TILE
+    tiles = functional.pad(features, (0, 0, 0, excess)).split(_TILE)
     parts = []
-    for tile, tile_prior in zip(
-        functional.pad(features, (0, 0, 0, excess)).split(_TILE),
-        functional.pad(prior, (0, excess)).split(_TILE),
-        strict=True,
-    ):
+    for tile, tile_prior in zip(tiles, functional.pad(prior, (0, excess)).split(_TILE), strict=True):
         raw, rgb = mlp(tile)
         parts.append((thickness(raw, tile_prior), rgb))
     return torch.cat([part[0] for part in parts])[:count], torch.cat([part[1] for part in parts])[:count]

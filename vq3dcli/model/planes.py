@@ -28,20 +28,13 @@ class PlaneHead(nn.Module):
 
     `linear` unpatchifies and shows the token grid; `residual` adds a zero-initialised 3x3 convolution, ReLU, 3x3 a
     plane, which may soften the seams; `convolution` unpatchifies to twice the channels and convolves them down.
-
-    Args:
-        width: Token channels D.
-        patch: Texels a token covers along a side.
-        channels: Plane channels C.
-        kind: Which head.
-        side: Plane side P.
+    `patch` counts the texels that a token covers along a side.
     """
 
     def __init__(self, width: int, patch: int, channels: int, kind: PlaneHeadKind, side: int) -> None:
         super().__init__()
         self.patch, self.channels, self.kind = patch, channels, kind
-        inner = 3 * channels * (2 if kind == "convolution" else 1)
-        self.inner = inner
+        self.inner = inner = 3 * channels * (2 if kind == "convolution" else 1)
         self.unpatchify = nn.Linear(width, inner * patch * patch)
         nn.init.trunc_normal_(self.unpatchify.weight, std=0.02)
         nn.init.zeros_(self.unpatchify.bias)

@@ -23,119 +23,15 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-from vq3dcli.model.vit import attend
-
-
-class KVCache:
-    """Keys and values of all layers for up to L slots.
-
-    Attention sees just the slots that are filled; what an earlier use left in later ones is never read.
-
-    Args:
-        rows: B.
-        layers: Number of attention layers.
-        heads: H.
-        length: L.
-        head_width: C.
-        device: Where the model is.
-        dtype: Of the model's keys.
-
-    Attributes:
-        slot: The slot that the next keys fill, int64 `[1]`, on the device.
-    """
-
-    def __init__(
-        self,
-        *,
-        rows: int,
-        layers: int,
-        heads: int,
-        length: int,
-        head_width: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        self._keys = torch.zeros(layers, rows, heads, length, head_width, device=device, dtype=dtype)
-        self._values = torch.zeros_like(self._keys)
-        self._visible = 1
-        self.slot = torch.zeros(1, dtype=torch.int64, device=device)
-
-    @staticmethod
-    def bytes_a_row(*, layers: int, heads: int, length: int, head_width: int, dtype: torch.dtype) -> int:
-        """Bytes of memory that a cache takes for each of its rows."""
-        return 2 * layers * heads * length * head_width * dtype.itemsize
-
-    def move_to(self, slot: int) -> None:
-        """Fill `slot` next; attention sees it and all before it."""
-        self.slot.fill_(slot)
-        self._visible = slot + 1
-
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep one slot's key and value, `[B, H, 1, C]`; all visible ones, `[B, H, visible, C]`."""
-        keys, values = self._keys[layer], self._values[layer]
-        keys.index_copy_(2, self.slot, key)
-        values.index_copy_(2, self.slot, value)
-        return keys[:, :, : self._visible], values[:, :, : self._visible]
-
+from vq3dcli.model.vit import Block, KVCache, initialise, run_block
 
 _ROTARY_BASE = 100.0
 _INITIAL_STD = 0.02
 
 
-class CausalAttention(nn.Module):
-    """Multi-head self-attention in which a slot sees itself and the slots before it.
-
-    Args:
-        width: Channels D.
-        heads: Number of heads H.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, slots: Tensor, rotation: Tensor, cache: KVCache | None, layer: int) -> Tensor:
-        """`[B, n, D]` to `[B, n, D]`: n = L slots without a cache, n = 1 slot with one."""
-        batch, count, width = slots.shape
-        qkv = self.qkv(slots).reshape(batch, count, 3, self.heads, width // self.heads)
-        both, value = qkv.permute(2, 0, 3, 1, 4).split([2, 1])
-        query, key = rotate(both, rotation)
-        value = value[0]
-        if cache is None:
-            mixed = attend(query, key, value, causal=True)
-        else:
-            key, value = cache.extend(layer, key, value)
-            mixed = functional.scaled_dot_product_attention(query, key, value)
-        return self.out(mixed.transpose(1, 2).reshape(batch, count, width))
-
-
-class CausalBlock(nn.Module):
-    """Causal attention, then an MLP, each behind a LayerNorm with a residual connection."""
-
-    def __init__(self, width: int, heads: int, dropout: float, mlp_ratio: int = 4) -> None:
-        super().__init__()
-        self.norm_attention = nn.LayerNorm(width)
-        self.attention = CausalAttention(width, heads)
-        self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, mlp_ratio * width), nn.GELU(approximate="tanh"), nn.Linear(mlp_ratio * width, width)
-        )
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, slots: Tensor, rotation: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        """`[B, n, D]` to `[B, n, D]`."""
-        slots = slots + self.dropout(self.attention(self.norm_attention(slots), rotation, cache, layer))
-        return slots + self.dropout(self.mlp(self.norm_mlp(slots)))
-
-
 class Prior(nn.Module):
     """The distribution of the codes of an image given its class.
-
-    Both branches of a block end in a linear map that starts at zero, as in `model.vit`.
 
     Args:
         codebook_size: Number of codes K.
@@ -149,8 +45,7 @@ class Prior(nn.Module):
         tied_head: The output layer uses the code embeddings: K D parameters less.
 
     Attributes:
-        checkpoint_activations: In training, keep only the slots between blocks, and compute a block anew in the
-            backward pass: less memory for about a third more work.
+        checkpoint_activations: As of `vit.Transformer`.
     """
 
     rotation: Tensor
@@ -177,57 +72,36 @@ class Prior(nn.Module):
         self.class_embedding = nn.Embedding(classes + 1, width)
         self.positions = nn.Parameter(torch.empty(length, width))
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList([CausalBlock(width, heads, dropout) for _ in range(layers)])
+        self.blocks = nn.ModuleList([Block(width, heads, causal=True, dropout=dropout) for _ in range(layers)])
         self.norm = nn.LayerNorm(width)
         # A tied head is no parameter of its own: two names of one tensor cannot be saved or averaged.
         self.head = None if tied_head else nn.Linear(width, codebook_size, bias=False)
         self.register_buffer("rotation", axial_rotation(math.isqrt(length), width // heads), persistent=False)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for block in self.blocks:
-            assert isinstance(block, CausalBlock)
-            for last in (block.attention.out, block.mlp[-1]):
-                assert isinstance(last, nn.Linear)
-                nn.init.zeros_(last.weight)
+        initialise(self)
         small = [self.code_embedding.weight, self.class_embedding.weight, self.positions]
         for weight in small if self.head is None else [*small, self.head.weight]:
             nn.init.trunc_normal_(weight, std=_INITIAL_STD)
 
     def forward(self, tokens: Tensor, class_index: Tensor) -> Tensor:
-        """Logits of all codes given those before them.
+        """Logits `[B, K]` of all L codes given those before them: `[B, L, K]`.
 
         Args:
-            tokens: Codes int64 `[B, L]`; the last one is read by nobody.
+            tokens: Codes int64 `[B, L]`; row i predicts `tokens[:, i]` from `tokens[:, :i]`; nobody reads the last.
             class_index: int64 `[B]`; `classes` or below 0 for no class.
-
-        Returns:
-            `[B, L, K]`; row i predicts `tokens[:, i]` from the class and `tokens[:, :i]`.
         """
         before = functional.pad(self.code_embedding(tokens[:, :-1]), (0, 0, 1, 0))  # nothing before slot 0
         slots = self.dropout(before + self.given(class_index)[:, None] + self.positions)
         for block in self.blocks:
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                slots = checkpoint(block, slots, self.rotation, use_reentrant=False)
-            else:
-                slots = block(slots, self.rotation)
+            slots = run_block(block, slots, self.rotation, recompute=self.checkpoint_activations)
         return self._logits(slots)
 
     def next_logits(self, inputs: Tensor, cache: KVCache) -> Tensor:
-        """Logits of the code that slot `cache.slot` predicts, given what the slots before it left in the cache.
+        """Logits `[B, K]` of the code that slot `cache.slot` predicts, given what the slots before left in the cache.
 
         Args:
             inputs: What the slot reads, `[B, D]`: `given(class_index)`, from slot 1 on plus the `code_embedding(...)`
                 of the code before.
             cache: From `make_cache`; its slot is filled.
-
-        Returns:
-            `[B, K]`.
         """
         slots = (inputs + self.positions.index_select(0, cache.slot))[:, None]
         rotation = self.rotation.index_select(1, cache.slot)
@@ -241,16 +115,12 @@ class Prior(nn.Module):
 
     def make_cache(self, rows: int) -> KVCache:
         """An empty cache for `rows` sequences."""
-        weight = self.positions
-        return KVCache(
-            rows=rows,
-            layers=len(self.blocks),
-            heads=self.heads,
-            length=self.length,
-            head_width=self.width // self.heads,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        shape = (len(self.blocks), rows, self.heads, self.length, self.width // self.heads)
+        return KVCache(shape, self.positions)
+
+    def cache_bytes(self) -> int:
+        """Bytes of memory that a cache takes for each of its rows."""
+        return 2 * len(self.blocks) * self.length * self.width * self.positions.dtype.itemsize
 
     def given(self, class_index: Tensor) -> Tensor:
         """What every slot reads of the class: int64 `[B]`, below 0 or `classes` for none, to `[B, D]`."""
@@ -271,10 +141,3 @@ def axial_rotation(side: int, head_width: int) -> Tensor:
     rows, columns = place // side, place % side
     angle = torch.cat([rows[:, None] * frequency, columns[:, None] * frequency], 1)
     return torch.stack([angle.cos(), angle.sin()]).float()
-
-
-def rotate(heads: Tensor, rotation: Tensor) -> Tensor:
-    """Turn pairs of channels of `[..., n, C]` by the angles `[2, n, C / 2]`; the pairs are (c, c + C / 2)."""
-    cosine, sine = rotation.to(heads.dtype)
-    first, second = heads.chunk(2, -1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)

@@ -46,15 +46,7 @@ class Quantized(NamedTuple):
 
 
 class Quantizer(nn.Module):
-    """Nearest code on the unit sphere.
-
-    Args:
-        codebook_size: Number of codes K.
-        code_dim: Channels D.
-
-    The buffers `mean`, `variance`, `window_counts`, `active` and `statistics_seen` are training state and are saved
-    with the weights.
-    """
+    """Nearest code on the unit sphere. Its buffers are training state and are saved with the weights."""
 
     mean: Tensor
     variance: Tensor
@@ -106,12 +98,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def update_statistics(self, mean: Tensor, mean_square: Tensor) -> None:
-        """Follow the encoder's outputs, once an optimizer step, by figures averaged over all of its tokens.
-
-        Args:
-            mean: `[D]`.
-            mean_square: `[D]`.
-        """
+        """Follow the encoder's outputs, once an optimizer step, by means `[D]` over all of its tokens."""
         variance = (mean_square - mean.square()).clamp(min=0.0)
         # The first statistics are taken whole: a slow start from (0, 1) would normalise nothing for 100 steps.
         momentum = _STATISTICS_MOMENTUM if bool(self.statistics_seen) else 1.0
@@ -121,12 +108,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def start(self, projected: Tensor, pick: Tensor) -> None:
-        """Take all codes from encoder outputs and begin to quantise.
-
-        Args:
-            projected: Encoder outputs on the sphere, `[N, D]`.
-            pick: Uniform numbers `[K]`, the same on every rank, choosing rows.
-        """
+        """Take all codes from encoder outputs on the sphere `[N, D]` and begin to quantise; `pick` as in `revive`."""
         self.codebook.copy_(projected[_spread_rows(pick, projected.shape[0])])
         self.window_counts.zero_()
         self.active.fill_(True)
@@ -162,10 +144,6 @@ def _spread_rows(pick: Tensor, rows: int) -> Tensor:
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """Effective number of codes, exp of the entropy of their use: K when all K codes are used alike, 1 when one is.
-
-    Args:
-        counts: How often each code was used, `[K]`.
-    """
+    """Effective number of codes, exp of the entropy of their use `[K]`: K when all are used alike, 1 when one is."""
     share = counts.float() / counts.sum().clamp(min=1.0)
     return torch.exp(torch.special.entr(share).sum())

@@ -1,6 +1,9 @@
-"""A pre-norm vision transformer (Dosovitskiy et al., ICLR 2021; the layout of ViT-VQGAN, Yu et al., ICLR 2022).
+"""Transformers: attention, pre-norm blocks, and the vision transformer of Stage 1.
 
-Legend: B batch, L tokens, D width.
+Dosovitskiy et al., ICLR 2021, in the layout of ViT-VQGAN (Yu et al., ICLR 2022). The prior's blocks are the same, but
+causal, with rotations and a cache.
+
+Legend: B batch (rows of a cache), H heads, L tokens, D width, C channels a head.
 """
 
 from __future__ import annotations
@@ -12,19 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v.
+    """softmax(q k^T / sqrt(C)) v (Vaswani et al., NeurIPS 2017, eq. 1); all four are `[B, H, L, C]`.
 
     In bfloat16 on a CPU the fused kernel's backward pass takes longer than that of matrix products, forward alone less
     (benchmarks/attention.py, docs/measurements.md): where a gradient is wanted, these are taken there.
 
     Args:
-        query: `[B, H, L, C]`.
-        key: `[B, H, L, C]`.
-        value: `[B, H, L, C]`.
         causal: A token sees itself and those before it alone.
-
-    Returns:
-        `[B, H, L, C]`.
     """
     differentiated = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     if differentiated and query.device.type == "cpu" and query.dtype == torch.bfloat16:
@@ -42,54 +39,115 @@ def attend_by_products(query: Tensor, key: Tensor, value: Tensor, *, causal: boo
     return scores.softmax(-1).to(value.dtype) @ value
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over all tokens.
+class KVCache:
+    """Keys and values of all layers for up to L tokens: allocated once, filled in place, never copied.
+
+    Attention sees just the slots that are filled; what an earlier use left in later ones is never read.
 
     Args:
-        width: Channels D.
-        heads: Number of heads; divides `width`.
+        shape: (layers, B, H, L, C).
+        like: Gives device and dtype.
+
+    Attributes:
+        slot: The slot that the next keys fill, int64 `[1]`, on the device.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, shape: tuple[int, int, int, int, int], like: Tensor) -> None:
+        self._keys = torch.zeros(shape, device=like.device, dtype=like.dtype)
+        self._values = torch.zeros_like(self._keys)
+        self._visible = 1
+        self.slot = torch.zeros(1, dtype=torch.int64, device=like.device)
+
+    def move_to(self, slot: int) -> None:
+        """Fill `slot` next; attention sees it and all before it."""
+        self.slot.fill_(slot)
+        self._visible = slot + 1
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep one slot's key and value, `[B, H, 1, C]`; all visible ones, `[B, H, visible, C]`."""
+        keys, values = self._keys[layer], self._values[layer]
+        keys.index_copy_(2, self.slot, key)
+        values.index_copy_(2, self.slot, value)
+        return keys[:, :, : self._visible], values[:, :, : self._visible]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: over all tokens, or `causal`, a token seeing itself and those before it."""
+
+    def __init__(self, width: int, heads: int, *, causal: bool = False) -> None:
         super().__init__()
         assert width % heads == 0, f"heads {heads} must divide width {width}"
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """`[B, L, D]` to `[B, L, D]`."""
-        batch, length, width = tokens.shape
-        qkv = self.qkv(tokens).reshape(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = attend(query, key, value)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+    def forward(
+        self, tokens: Tensor, rotation: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """`[B, n, D]` to `[B, n, D]`.
+
+        Args:
+            rotation: Of queries and keys, see `rotate`.
+            cache: Holds the tokens before the one, n = 1, that is given.
+            layer: The cache's.
+        """
+        batch, count, width = tokens.shape
+        qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        both, value = qkv[:2], qkv[2]
+        query, key = both if rotation is None else rotate(both, rotation)
+        if cache is None:
+            mixed = attend(query, key, value, causal=self.causal)
+        else:
+            mixed = functional.scaled_dot_product_attention(query, *cache.extend(layer, key, value))
+        return self.out(mixed.transpose(1, 2).reshape(batch, count, width))
+
+
+def rotate(heads: Tensor, rotation: Tensor) -> Tensor:
+    """Turn pairs (c, c + C / 2) of channels of `[..., n, C]` by angles: cosines and sines `[2, n, C / 2]`."""
+    cosine, sine = rotation.to(heads.dtype)
+    first, second = heads.chunk(2, -1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
 
 
 class Block(nn.Module):
     """Attention, then an MLP, each behind a LayerNorm with a residual connection."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: int = 4) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, causal=causal)
         self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, mlp_ratio * width), nn.GELU(approximate="tanh"), nn.Linear(mlp_ratio * width, width)
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """`[B, L, D]` to `[B, L, D]`."""
-        tokens = tokens + self.attention(self.norm_attention(tokens))
-        return tokens + self.mlp(self.norm_mlp(tokens))
+    def forward(
+        self, tokens: Tensor, rotation: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """`[B, n, D]` to `[B, n, D]`, see `Attention.forward`."""
+        tokens = tokens + self.dropout(self.attention(self.norm_attention(tokens), rotation, cache, layer))
+        return tokens + self.dropout(self.mlp(self.norm_mlp(tokens)))
+
+
+def initialise(transformer: nn.Module) -> None:
+    """Xavier weights and zero biases; both branches of a block end in a linear map that starts at zero.
+
+    So an untrained block passes its tokens on unchanged (Goyal et al., 2017, sec. 5.1; Zhang et al., ICLR 2019). Colour
+    then reaches the decoder from the first step, and not through nine layers of noise, which cost thousands of images
+    (docs/measurements.md).
+    """
+    for module in transformer.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in transformer.modules():
+        if isinstance(module, Block):
+            nn.init.zeros_(module.attention.out.weight)
+            nn.init.zeros_(module.mlp[-1].weight)  # type: ignore[arg-type] # a Linear
 
 
 class Transformer(nn.Module):
     """Learned positions, `layers` blocks and a final LayerNorm.
-
-    Both branches of a block end in a linear map that starts at zero: an untrained block passes its tokens on unchanged
-    (Goyal et al., 2017, sec. 5.1; Zhang et al., ICLR 2019). Colour then reaches the decoder from the first step, and
-    not through nine layers of noise, which cost thousands of images (docs/measurements.md).
 
     Attributes:
         checkpoint_activations: In training, keep only the tokens between blocks, and compute a block anew in the
@@ -102,25 +160,21 @@ class Transformer(nn.Module):
         self.positions = nn.Parameter(nn.init.trunc_normal_(nn.Parameter().new_empty(1, length, width), std=0.02))
         self.blocks = nn.ModuleList([Block(width, heads) for _ in range(layers)])
         self.norm = nn.LayerNorm(width)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, Block):
-                for last in (module.attention.out, module.mlp[-1]):
-                    assert isinstance(last, nn.Linear)
-                    nn.init.zeros_(last.weight)
+        initialise(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`[B, L, D]` to `[B, L, D]`."""
         tokens = tokens + self.positions
         for block in self.blocks:
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
+            tokens = run_block(block, tokens, recompute=self.checkpoint_activations)
         return self.norm(tokens)
+
+
+def run_block(block: nn.Module, *inputs: Tensor, recompute: bool) -> Tensor:
+    """A block's output, computed anew in the backward pass if asked for."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
