@@ -6,17 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vq3dcli.toyscenes.photos import SIDE_PX, PhotoBank, PhotoPatch, paint_photo
+from vq3dcli.toyscenes.photos import SIDE_PX, PhotoBank, paint_photo
 
 
-def patch_of(count: int, *, photo: int = 0, frequency: float = 1.0, gain: float = 1.0) -> PhotoPatch:
-    return PhotoPatch(
-        photo=torch.full((count,), photo),
-        frequency=torch.full((count,), frequency),
-        phase=torch.zeros(count, 2),
-        turn=torch.tensor([1.0, 0.0]).expand(count, 2),
-        gain=torch.full((count, 3), gain),
-    )
+def patch_of(count: int, *, photo: int = 0, frequency: float = 1.0, gain: float = 1.0) -> Tensor:
+    return torch.tensor([photo, frequency, 0.0, 0.0, 1.0, 0.0, gain, gain, gain]).expand(count, -1)
 
 
 def ramp() -> PhotoBank:

@@ -268,9 +268,9 @@ def test_varied_scenes_vary() -> None:
     assert there[:, 0].all()
     assert all(share > 0.1 for share in (there.sum(1)[:, None] == torch.arange(1, 5)).float().mean(0)[:3])
     assert torch.bincount(scenes.class_index, minlength=16).min() > 15
-    for share in (scenes.has_ground, scenes.has_wall, scenes.photos.backdrop.photo >= 0):
+    for share in (scenes.has_ground, scenes.has_wall, scenes.photos.planes[:, 2, 0] >= 0):
         assert 0.15 < share.float().mean() < 0.85
-    assert 0.65 < (scenes.photos.ground.photo >= 0).float().mean() < 0.85
+    assert 0.65 < (scenes.photos.planes[:, 0, 0] >= 0).float().mean() < 0.85
     degrees = torch.atan2(scenes.elevation[:, 1], scenes.elevation[:, 0]).rad2deg()
     assert degrees.min() < 0.0
     assert degrees.max() > 42.0

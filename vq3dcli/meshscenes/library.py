@@ -18,7 +18,7 @@ from vq3dcli.meshscenes.models import Model, Texture, make_texture, read_model
 from vq3dcli.meshscenes.raster import Bytes, Singles, Textures
 from vq3dcli.seeding import uniform
 from vq3dcli.toyscenes.photos import SIDE_PX, PhotoBank
-from vq3dcli.toyscenes.textures import NUM_TEXTURE_DRAWS, between, paint, with_ray_axis
+from vq3dcli.toyscenes.textures import NUM_TEXTURE_DRAWS, between, paint
 from vq3dcli.toyscenes.textures import make_texture as make_waves
 
 _CACHE_BYTES = 1 << 30
@@ -206,7 +206,7 @@ def _waves(draws: Sequence[float]) -> Texture:
     )
     at = (torch.arange(_WAVES_PX) + 0.5) / _WAVES_PX
     u, v = at.repeat(_WAVES_PX)[None], at.repeat_interleave(_WAVES_PX)[None]
-    rgb = torch.stack(paint(with_ray_axis(shown), u, v), -1)[0]
+    rgb = torch.stack(paint(shown[:, None], u, v), -1)[0]
     texels = (rgb * 255.0 + 0.5).clamp(0.0, 255.0).to(torch.uint8).numpy()
     return make_texture(_opaque(texels).reshape(_WAVES_PX, _WAVES_PX, 4))
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from vq3dcli.seeding import uniform
-from vq3dcli.toyscenes.photos import PhotoPatch, PhotoSurfaces
+from vq3dcli.toyscenes.photos import PhotoSurfaces
 from vq3dcli.toyscenes.shapes import NUM_DIMENSIONS, SHAPES
-from vq3dcli.toyscenes.textures import NUM_TEXTURE_DRAWS, Texture, between, cos_sin, make_texture, rgb_from_hsv
+from vq3dcli.toyscenes.textures import NUM_TEXTURE_DRAWS, between, cos_sin, make_texture, rgb_from_hsv
 
 ELEVATION_RAD = (0.15, 0.40)  # 9 to 23 degrees
 CLASS_NAMES: tuple[str, ...] = tuple(shape.name for shape in SHAPES)
@@ -31,7 +30,7 @@ class ToyObjects:
         foot: Where the middle of its base is, in the scene's frame `[n, k, 3]`.
         turn: Cosine and sine of its yaw `[n, k, 2]`.
         tilt: Cosine and sine of the angle by which it leans over to its own left, before the yaw `[n, k, 2]`.
-        texture: Of its first part.
+        texture: Of its first part `[n, k, 17]`, see `make_texture`.
         accent: Colour of its second part `[n, k, 3]`.
     """
 
@@ -41,8 +40,12 @@ class ToyObjects:
     foot: Tensor
     turn: Tensor
     tilt: Tensor
-    texture: Texture
+    texture: Tensor
     accent: Tensor
+
+    def select(self, index: Tensor | tuple[Tensor, ...]) -> ToyObjects:
+        """The objects at positions of the leading axes."""
+        return _selected(self, index)
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,11 @@ class ToyScenes:
         roll: Cosine and sine of the angle by which it is turned around its axis `[n, 2]`.
         has_ground: Bool `[n]`.
         ground_y: Height of the ground, y down `[n]`.
-        ground: Texture of the ground.
+        ground: Texture of the ground `[n, 17]`.
         has_wall: Bool `[n]`; scenes without a wall show the sky.
         wall_z_depth: From the canonical camera, at the middle of its view `[n]`.
         wall_turn: Cosine and sine of its yaw `[n, 2]`.
-        wall: Texture of the wall.
+        wall: Texture of the wall `[n, 17]`.
         zenith: Colour of the sky above `[n, 3]`.
         horizon: Colour of the sky at the horizon, and of the distant ground `[n, 3]`.
         haze_m: From the pivot, where distant ground has half of the horizon's colour `[n]`.
@@ -76,11 +79,11 @@ class ToyScenes:
     roll: Tensor
     has_ground: Tensor
     ground_y: Tensor
-    ground: Texture
+    ground: Tensor
     has_wall: Tensor
     wall_z_depth: Tensor
     wall_turn: Tensor
-    wall: Texture
+    wall: Tensor
     zenith: Tensor
     horizon: Tensor
     haze_m: Tensor
@@ -99,7 +102,7 @@ class ToyScenes:
 
     def select(self, index: Tensor) -> ToyScenes:
         """The scenes at the positions `index`, int64 `[any]`, in that order."""
-        return select(self, index)
+        return _selected(self, index)
 
 
 def sample_scenes(index: Tensor, *, seed: int, purpose: str = "train") -> ToyScenes:
@@ -131,28 +134,29 @@ def sample_scenes(index: Tensor, *, seed: int, purpose: str = "train") -> ToySce
     sky = torch.where(sky_hue < 0.75, between(sky_hue, 0.53, 0.65), between(sky_hue, -0.32, 0.09))
     level = between(ground_y, 0.78, 1.0)
     upright = cos_sin(torch.zeros_like(yaw))
+    foot = torch.stack([between(place_x, -0.38, 0.38), level, between(place_z, -0.45, 0.4)], -1)
     objects = ToyObjects(
-        class_index=class_index,
-        dimensions=dimensions,
-        extent=extent,
-        foot=torch.stack([between(place_x, -0.38, 0.38), level, between(place_z, -0.45, 0.4)], -1),
-        turn=cos_sin((2.0 * yaw - 1.0) * max_yaw_rad),
-        tilt=upright,
+        class_index=class_index[:, None],
+        dimensions=dimensions[:, None],
+        extent=extent[:, None],
+        foot=foot[:, None],
+        turn=cos_sin((2.0 * yaw - 1.0) * max_yaw_rad)[:, None],
+        tilt=upright[:, None],
         texture=make_texture(
             draw("object texture", NUM_TEXTURE_DRAWS),
             (object_hue, between(object_saturation, 0.5, 0.85), between(object_value, 0.75, 1.0)),
             hue_shift=0.12,
             plain=0.45,
             frequency=(1.2, 2.2),
-        ),
+        )[:, None],
         accent=rgb_from_hsv(
             object_hue + between(accent_hue, 0.3, 0.7),
             between(accent_saturation, 0.1, 0.5),
             between(accent_value, 0.4, 0.95),
-        ),
+        )[:, None],
     )
     return ToyScenes(
-        objects=reshape(objects, (len(index), 1)),
+        objects=objects,
         elevation=cos_sin(between(looks_down, *ELEVATION_RAD)),
         roll=upright,
         has_ground=torch.ones_like(index, dtype=torch.bool),
@@ -202,7 +206,7 @@ def measures(class_index: Tensor, size: list[Tensor], scale: Tensor | float = 1.
         chosen = class_index == number
         metres = [between(u[chosen], *limits) * scale[chosen] for u, limits in zip(size, shape.ranges_m, strict=False)]
         dimensions[..., : len(metres)][chosen] = torch.stack(metres, -1)
-        extent[chosen] = torch.stack(shape.extent(metres), -1)
+        extent[chosen] = torch.stack(shape.extent(*metres), -1)
         max_yaw_rad[chosen] = shape.max_yaw_rad
     return dimensions, extent, max_yaw_rad
 
@@ -214,26 +218,14 @@ def towards_light(azimuth_rad: Tensor, sin_elevation: Tensor) -> Tensor:
     return torch.stack([cos_elevation * turn[..., 1], -sin_elevation, -cos_elevation * turn[..., 0]], -1)
 
 
-_Record = TypeVar("_Record", ToyScenes, ToyObjects, Texture, PhotoSurfaces, PhotoPatch)
+_Record = TypeVar("_Record", ToyScenes, ToyObjects, PhotoSurfaces)
 
 
-def select(record: _Record, index: Tensor) -> _Record:
-    """The records at the positions `index`, int64 `[any]`."""
-    return _of_each(record, lambda column: column[index])
-
-
-def reshape(record: _Record, leading: tuple[int, ...], dims: int = 1) -> _Record:
-    """The same records, of which every tensor's first `dims` axes become `leading`."""
-    return _of_each(record, lambda column: column.reshape(*leading, *column.shape[dims:]))
-
-
-def _of_each(record: _Record, change: Callable[[Tensor], Tensor]) -> _Record:
-    """A record with every tensor of it changed; what is no tensor and no record stays."""
-    changed: dict[str, Any] = {}
-    for field in fields(record):
-        value = getattr(record, field.name)
-        is_record = is_dataclass(value)
+def _selected(record: _Record, index: Tensor | tuple[Tensor, ...]) -> _Record:
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    for name, value in values.items():
         if isinstance(value, Tensor):
-            value = change(value)
-        changed[field.name] = _of_each(value, change) if is_record else value
-    return type(record)(**changed)
+            values[name] = value[index]
+        elif is_dataclass(value):
+            values[name] = _selected(value, index)  # type: ignore[type-var]
+    return type(record)(**values)

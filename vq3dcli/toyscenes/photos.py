@@ -2,10 +2,6 @@
 
 A surface is tiled by one photo, every other tile mirrored, so that no edge shows; a patch is a window of that tiling.
 Photos are kept at halved sizes too, and a ray reads the size whose texels are about as wide as itself.
-
-Only sums, products, floors and look-ups: the same bits for every tensor layout.
-
-Legend: k points of surfaces, N photos.
 """
 
 from __future__ import annotations
@@ -18,16 +14,16 @@ from torch import Tensor
 from vq3dcli.files import sha256_bytes
 from vq3dcli.toyscenes.textures import Colour, between, cos_sin
 
-SIDE_PX = 128
+SIDES_PX = (128, 64, 32, 16, 8)
+SIDE_PX = SIDES_PX[0]
+_FIRST_TEXEL = tuple(sum(side * side for side in SIDES_PX[:level]) for level in range(len(SIDES_PX) + 1))
 NUM_PATCH_DRAWS = 9
 NO_PHOTO = -1
-_SIDES_PX = (128, 64, 32, 16, 8)
-_FIRST_TEXEL = tuple(sum(side * side for side in _SIDES_PX[:level]) for level in range(len(_SIDES_PX) + 1))
 _BRIGHTNESS = (0.36, 0.7)  # mean of a patch under full light: photos have shadows of their own, and are lit again
 
 
 class PhotoBank:
-    """N photos at all their sizes, in memory: 65 kB each, for scenes on the CPU.
+    """N photos at all their sizes, in memory: 65 kB each.
 
     Args:
         photos: uint8 `[N, 3, SIDE_PX, SIDE_PX]`.
@@ -43,11 +39,11 @@ class PhotoBank:
             raise ValueError(f"photos are {photos.dtype} {list(photos.shape)}, not uint8 [N, 3, {SIDE_PX}, {SIDE_PX}]")
         self.sha256 = sha256_bytes(photos.contiguous().numpy().tobytes())
         sizes = [photos.to(torch.int16)]
-        while sizes[-1].shape[-1] > _SIDES_PX[-1]:
+        while sizes[-1].shape[-1] > SIDES_PX[-1]:
             last = sizes[-1]
             four = last[..., ::2, ::2] + last[..., ::2, 1::2] + last[..., 1::2, ::2] + last[..., 1::2, 1::2]
             sizes.append((four + 2) // 4)
-        self.mean = sizes[-1].flatten(2).to(torch.int64).sum(-1).to(torch.float32) / (255.0 * _SIDES_PX[-1] ** 2)
+        self.mean = sizes[-1].flatten(2).to(torch.int64).sum(-1).to(torch.float32) / (255.0 * SIDES_PX[-1] ** 2)
         rows = torch.cat([size.to(torch.uint8).flatten(2) for size in sizes], -1)
         self.texels = rows.transpose(1, 2).reshape(-1, 3).contiguous()
 
@@ -57,56 +53,34 @@ class PhotoBank:
 
 
 @dataclass(frozen=True)
-class PhotoPatch:
-    """What surfaces show of a photo.
-
-    Attributes:
-        photo: Number of the photo, or NO_PHOTO, int64 `[n]`.
-        frequency: Photos a unit of length `[n]`.
-        phase: In photos `[n, 2]`.
-        turn: Cosine and sine of the photo's angle on the surface `[n, 2]`.
-        gain: Times the photo's colours `[n, 3]`.
-    """
-
-    photo: Tensor
-    frequency: Tensor
-    phase: Tensor
-    turn: Tensor
-    gain: Tensor
-
-
-@dataclass(frozen=True)
 class PhotoSurfaces:
-    """The photos of n scenes.
+    """The photos of n scenes, patches of `make_patch`.
 
     Attributes:
         bank: Where they are from.
-        objects: Of objects' first parts, `[n, k]` each.
-        accents: Of their second parts, `[n, k]` each.
-        ground: In metres.
-        wall: In metres.
-        backdrop: At infinity, instead of the sky; a unit is the camera's z where x is 1.
+        objects: Of the first and the second parts of objects, `[n, k, 2, 9]`.
+        planes: Of the ground and the wall, in metres, and at infinity instead of the sky, where a unit is the camera's
+            z where x is 1, `[n, 3, 9]`.
     """
 
     bank: PhotoBank
-    objects: PhotoPatch
-    accents: PhotoPatch
-    ground: PhotoPatch
-    wall: PhotoPatch
-    backdrop: PhotoPatch
+    objects: Tensor
+    planes: Tensor
 
 
 def make_patch(
     bank: PhotoBank, draws: list[Tensor], *, share: Tensor | float, period: tuple[float, float], max_turn_rad: float
-) -> PhotoPatch:
-    """Patches from NUM_PATCH_DRAWS uniform draws.
+) -> Tensor:
+    """Patches `[..., 9]` from NUM_PATCH_DRAWS uniform draws `[...]`.
 
     Args:
-        bank: Where they are from.
-        draws: Each `[...]`.
         share: How many surfaces have one; a probability for all or `[...]`.
         period: Smallest and largest length that a photo covers.
         max_turn_rad: Photos turn at most this much to either side.
+
+    Returns:
+        Number of the photo or NO_PHOTO, photos a unit of length, the phase in photos (2), cosine and sine of the
+        photo's angle on the surface, and what its colours are multiplied by (3).
     """
     chosen, photo, rate, phase_u, phase_v, turn, brightness, warmth, tint = draws
     number = (photo * len(bank)).to(torch.int64)
@@ -115,39 +89,42 @@ def make_patch(
     # A dark photo stays dark: brightened more it would be noise.
     level = level.clamp(min=0.6, max=1.7)
     warm, tint = between(warmth, 0.85, 1.15), between(tint, 0.93, 1.07)
-    return PhotoPatch(
-        photo=torch.where(chosen < share, number, NO_PHOTO),
-        frequency=1.0 / between(rate, *period),
-        phase=torch.stack([2.0 * phase_u, 2.0 * phase_v], -1),
-        turn=cos_sin(between(turn, -max_turn_rad, max_turn_rad)),
-        gain=torch.stack([level * warm, level * tint, level * (2.0 - warm)], -1),
+    columns = (
+        torch.where(chosen < share, number, NO_PHOTO).to(torch.float32),
+        1.0 / between(rate, *period),
+        2.0 * phase_u,
+        2.0 * phase_v,
+        *cos_sin(between(turn, -max_turn_rad, max_turn_rad)).unbind(-1),
+        level * warm,
+        level * tint,
+        level * (2.0 - warm),
     )
+    return torch.stack(columns, -1)
 
 
-def paint_photo(bank: PhotoBank, patch: PhotoPatch, u: Tensor, v: Tensor, width: Tensor) -> Colour:
+def paint_photo(bank: PhotoBank, patch: Tensor, u: Tensor, v: Tensor, width: Tensor) -> Colour:
     """Colours at (u, v), from 0 on.
 
     Args:
         bank: Where the photos are from.
-        patch: One for each point, each with a photo.
+        patch: One for each point, each with a photo, `[k, 9]`.
         u: `[k]`.
         v: `[k]`, downwards.
         width: What a ray covers of the surface, in its unit `[k]`.
     """
-    cos, sin = patch.turn.unbind(-1)
-    across = patch.frequency * (u * cos + v * sin) + patch.phase[:, 0]
-    along = patch.frequency * (v * cos - u * sin) + patch.phase[:, 1]
-    level = torch.zeros_like(patch.photo)
-    for number in range(1, len(_SIDES_PX)):
-        level += patch.frequency * width * SIDE_PX > 0.7 * 2.0**number
-    side = torch.tensor(_SIDES_PX, device=u.device)[level]
-    first = torch.tensor(_FIRST_TEXEL[:-1], device=u.device)[level] + patch.photo * _FIRST_TEXEL[-1]
-    left, right, to_right = _neighbours(across, side)
-    top, bottom, to_bottom = _neighbours(along, side)
+    number, frequency, phase_u, phase_v, cos, sin, *gain = patch.T.contiguous()
+    level = torch.zeros_like(number, dtype=torch.int64)
+    for i in range(1, len(SIDES_PX)):
+        level += frequency * width * SIDE_PX > 0.7 * 2.0**i
+    side = torch.tensor(SIDES_PX, device=u.device)[level]
+    first = torch.tensor(_FIRST_TEXEL[:-1], device=u.device)[level] + number.to(torch.int64) * _FIRST_TEXEL[-1]
+    left, right, to_right = _neighbours(frequency * (u * cos + v * sin) + phase_u, side)
+    top, bottom, to_bottom = _neighbours(frequency * (v * cos - u * sin) + phase_v, side)
     corners = [bank.texels[first + y * side + x].float() for y in (top, bottom) for x in (left, right)]
     upper = corners[0] + (corners[1] - corners[0]) * to_right[:, None]
     lower = corners[2] + (corners[3] - corners[2]) * to_right[:, None]
-    red, green, blue = ((upper + (lower - upper) * to_bottom[:, None]) * (patch.gain / 255.0)).unbind(-1)
+    rgb = upper + (lower - upper) * to_bottom[:, None]
+    red, green, blue = (channel * (factor / 255.0) for channel, factor in zip(rgb.unbind(-1), gain, strict=True))
     return red, green, blue
 
 

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from vq3dcli.rendering.cameras import CAMERA_RADIUS, Camera, pixel_centres, s_from_z_depth
-from vq3dcli.toyscenes.layout import ToyScenes, select
+from vq3dcli.toyscenes.layout import ToyScenes
 from vq3dcli.toyscenes.objects import Group, groups_by_class, nearest_objects, rows
 from vq3dcli.toyscenes.shading import Hits, shade
 from vq3dcli.toyscenes.shapes import SHAPES
@@ -93,7 +93,7 @@ def render_scenes(scenes: ToyScenes, camera: Camera, *, supersample: int = 2) ->
     rays_a_pixel = supersample * supersample + 1
     block_px = max(1, min(num_pixels, _MAX_RAYS // rays_a_pixel))
     for group in _batches(scenes, _MAX_RAYS // (rays_a_pixel * block_px)):
-        some = select(scenes, group)
+        some = scenes.select(group)
         cameras = Camera(camera.cam_to_world[group], camera.intrinsics[group], camera.height_px, camera.width_px)
         for start in range(0, num_pixels, block_px):
             block = slice(start, start + block_px)

@@ -1,10 +1,8 @@
-"""Signed distances of the objects that stand in toy scenes.
+"""The objects of toy scenes: unions of pieces whose signed distance has a closed form.
 
 Each shape lives in its own frame in metres: y points up, the base touches y = 0 and the vertical axis passes through
 the origin. A distance may underestimate (a bound) but never overestimates, so sphere tracing cannot step through a
-surface. Only arithmetic and square roots are used, which round the same way for every tensor layout.
-
-Legend: n points. Points are three tensors x, y, z, dimensions a few tensors, all `[n]`.
+surface. Only arithmetic and square roots are used, which round the same way everywhere.
 """
 
 from __future__ import annotations
@@ -13,14 +11,15 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 NUM_DIMENSIONS = 3  # most numbers that describe a shape's size
 Dimensions = Sequence[Tensor]
-Extent = tuple[Tensor, Tensor, Tensor]
-Pieces = Callable[[Tensor, Tensor, Tensor, Dimensions], tuple[Tensor, ...]]
+_FLAT_RAD = math.radians(55.0)
+_Piece = tuple[Any, ...]  # a function below, the centre (x, y, z) that it is seen from, and its other arguments
 
 
 @dataclass(frozen=True)
@@ -31,21 +30,32 @@ class Shape:
         name: Class name.
         ranges_m: Smallest and largest value of each dimension, at most NUM_DIMENSIONS pairs.
         extent: Dimensions -> half width in x, full height, half width in z: the box that holds the shape.
-        pieces: (x, y, z, dimensions) -> distances.
+        parts: Dimensions -> its pieces.
         num_accents: This many of the last pieces have the second colour.
         convex_pieces: Every piece's distance is a convex function, which the tracer makes use of.
-        casts_on_itself: False for shapes that are convex as a whole.
         max_yaw_rad: Flat shapes turn less, so that they never show only their edge.
     """
 
     name: str
     ranges_m: tuple[tuple[float, float], ...]
-    extent: Callable[[Dimensions], Extent]
-    pieces: Pieces
+    extent: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    parts: Callable[..., Sequence[_Piece]]
     num_accents: int = 0
     convex_pieces: bool = True
-    casts_on_itself: bool = False
     max_yaw_rad: float = math.pi
+
+    @property
+    def casts_on_itself(self) -> bool:
+        """False for shapes that are convex as a whole."""
+        return self.num_accents > 0 or not self.convex_pieces
+
+    def pieces(self, x: Tensor, y: Tensor, z: Tensor, dims: Dimensions) -> list[Tensor]:
+        """Signed distances of the pieces, `[n]` each."""
+        parts = self.parts(*dims[: len(self.ranges_m)])
+        return [
+            distance(*(p if isinstance(c, int) else p - c for p, c in zip((x, y, z), centre, strict=True)), *sizes)
+            for distance, centre, *sizes in parts
+        ]
 
     def distance(self, x: Tensor, y: Tensor, z: Tensor, dims: Dimensions) -> Tensor:
         """Signed distance `[n]`, negative inside."""
@@ -65,213 +75,174 @@ def _ball(x: Tensor, y: Tensor, z: Tensor, radius: Tensor) -> Tensor:
     return (x * x + y * y + z * z).sqrt() - radius
 
 
-def _block(x: Tensor, y: Tensor, z: Tensor, half_x: Tensor, half_y: Tensor, half_z: Tensor) -> Tensor:
-    return torch.maximum(torch.maximum(x.abs() - half_x, y.abs() - half_y), z.abs() - half_z)
+def _block(x: Tensor, y: Tensor, z: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return torch.maximum(torch.maximum(x.abs() - a, y.abs() - b), z.abs() - c)
 
 
-def _rod(across_1: Tensor, along: Tensor, across_2: Tensor, radius: Tensor, half_length: Tensor) -> Tensor:
-    """A solid cylinder around the axis `along`."""
-    return torch.maximum(_length(across_1, across_2) - radius, along.abs() - half_length)
+def _turned_block(x: Tensor, y: Tensor, z: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return _block(0.8 * x - 0.6 * z, y, 0.6 * x + 0.8 * z, a, b, c)
 
 
-def _egg(x: Tensor, y: Tensor, z: Tensor, radius_x: Tensor, radius_y: Tensor, radius_z: Tensor) -> Tensor:
+def _rod(x: Tensor, y: Tensor, z: Tensor, radius: Tensor, half: Tensor | float) -> Tensor:
+    return torch.maximum(_length(x, z) - radius, y.abs() - half)
+
+
+def _lying_rod(x: Tensor, y: Tensor, z: Tensor, radius: Tensor, half: Tensor) -> Tensor:
+    return _rod(y, x, z, radius, half)
+
+
+def _disc(x: Tensor, y: Tensor, z: Tensor, radius: Tensor, half: Tensor) -> Tensor:
+    return _rod(x, z, y, radius, half)
+
+
+def _egg(x: Tensor, y: Tensor, z: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """An ellipsoid: the scaled sphere's distance times the smallest radius is a lower bound."""
-    scaled = _ball(x / radius_x, y / radius_y, z / radius_z, torch.ones_like(x))
-    return scaled * torch.minimum(torch.minimum(radius_x, radius_y), radius_z)
+    return _ball(x / a, y / b, z / c, torch.ones_like(x)) * torch.minimum(torch.minimum(a, b), c)
 
 
-def _sphere(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
-    return (_ball(x, y - d[0], z, d[0]),)
+def _half_egg(x: Tensor, y: Tensor, z: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return torch.maximum(_egg(x, y, z, a, b, c), -y)
 
 
-def _box(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
-    return (_block(x, y - d[1], z, d[0], d[1], d[2]),)
-
-
-def _cylinder(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
-    return (_rod(x, y - d[1], z, d[0], d[1]),)
-
-
-def _cone(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
-    radius, height = d[0], d[1]
+def _cone(x: Tensor, y: Tensor, z: Tensor, radius: Tensor, height: Tensor) -> Tensor:
     side = (height * _length(x, z) + radius * (y - height)) / _length(radius, height)
-    return (torch.maximum(side, -y),)
+    return torch.maximum(side, -y)
 
 
-def _torus(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
-    ring, tube = d[0], d[1]
-    return (_length(_length(x, y - (ring + tube)) - ring, z) - tube,)
+def _torus(x: Tensor, y: Tensor, z: Tensor, ring: Tensor, tube: Tensor) -> Tensor:
+    return _length(_length(x, y) - ring, z) - tube
 
 
-def _capsule(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
-    radius, half = d[0], d[1]
-    beyond = ((y - (radius + half)).abs() - half).clamp(min=0.0)
-    return (_ball(x, beyond, z, radius),)
+def _capsule(x: Tensor, y: Tensor, z: Tensor, radius: Tensor, half: Tensor) -> Tensor:
+    return _ball(x, (y.abs() - half).clamp(min=0.0), z, radius)
 
 
-def _ellipsoid(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
-    return (_egg(x, y - d[1], z, d[0], d[1], d[2]),)
+def _octahedron(x: Tensor, y: Tensor, z: Tensor, radius: Tensor, half: Tensor) -> Tensor:
+    level = (x.abs() + z.abs()) / radius + y.abs() / half - 1.0
+    return level / (2.0 / (radius * radius) + 1.0 / (half * half)).sqrt()
 
 
-def _octahedron(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
-    radius, half = d[0], d[1]
-    level = (x.abs() + z.abs()) / radius + (y - half).abs() / half - 1.0
-    return (level / (2.0 / (radius * radius) + 1.0 / (half * half)).sqrt(),)
-
-
-def _prism(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
+def _prism(x: Tensor, y: Tensor, z: Tensor, radius: Tensor, half: Tensor) -> Tensor:
     across = torch.maximum(z.abs(), math.sqrt(0.75) * x.abs() + 0.5 * z.abs())
-    return (torch.maximum(across - d[0], (y - d[1]).abs() - d[1]),)
+    return torch.maximum(across - radius, y.abs() - half)
 
 
-def _snowman(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
-    r = d[0]
-    brim = _rod(x, y - 3.28 * r, z, 0.56 * r, 0.05 * r)
-    crown = _rod(x, y - 3.5 * r, z, 0.34 * r, 0.25 * r)
-    belly, chest = _ball(x, y - r, z, r), _ball(x, y - 2.1 * r, z, 0.7 * r)
-    return belly, chest, _ball(x, y - 2.95 * r, z, 0.48 * r), brim, crown
-
-
-def _tower(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
-    a, h = d[0], d[1]
-    turned_x, turned_z = 0.8 * x - 0.6 * z, 0.6 * x + 0.8 * z
-    bottom = _block(x, y - h, z, a, h, a)
-    middle = _block(turned_x, y - 3.0 * h, turned_z, 0.75 * a, h, 0.75 * a)
-    top = _block(x, y - 5.0 * h, z, 0.5 * a, h, 0.5 * a)
-    return bottom, top, middle
-
-
-def _dumbbell(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
-    radius, half = d[0], d[1]
-    above = y - radius
-    bar = _rod(above, x, z, 0.35 * radius, half)
-    return _ball(x - half, above, z, radius), _ball(x + half, above, z, radius), bar
-
-
-def _mushroom(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
-    cap_radius, stem_height, stem_radius = d[0], d[1], d[2]
-    cap = torch.maximum(_egg(x, y - stem_height, z, cap_radius, 0.75 * cap_radius, cap_radius), stem_height - y)
-    half = 0.5 * stem_height
-    return cap, _rod(x, y - half, z, stem_radius, half)
-
-
-def _table(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
-    half_x, height, half_z = d[0], d[1], d[2]
-    thick = 0.1 * height
-    top = _block(x, y - (height - thick), z, half_x, thick, half_z)
-    leg, leg_height = 0.14 * half_x, 0.5 * height
-    apart_x, apart_z = half_x - 1.6 * leg, half_z - 1.6 * leg
-    above = y - leg_height
-    legs = [
-        _block(x + side * apart_x, above, z + end * apart_z, leg, leg_height, leg)
-        for side in (-1.0, 1.0)
-        for end in (-1.0, 1.0)
-    ]
-    return top, *legs
-
-
-def _arch(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
-    half_x, height, half_z = d[0], d[1], d[2]
-    opening = _length(x, (y - 0.42 * height).clamp(min=0.0)) - 0.55 * half_x
+def _arch(x: Tensor, y: Tensor, z: Tensor, a: Tensor, height: Tensor, c: Tensor) -> Tensor:
+    opening = _length(x, (y - 0.42 * height).clamp(min=0.0)) - 0.55 * a
     half = 0.5 * height
-    return (torch.maximum(_block(x, y - half, z, half_x, half, half_z), -opening),)
+    return torch.maximum(_block(x, y - half, z, a, half, c), -opening)
 
 
-def _lollipop(x: Tensor, y: Tensor, z: Tensor, d: Dimensions) -> tuple[Tensor, ...]:
-    radius, stick, thick = d[0], d[1], d[2]
-    sweet = _rod(x, z, y - (stick + radius), radius, thick)
-    half = 0.5 * stick
-    foot = _rod(x, y - 0.04, z, 0.6 * radius, torch.full_like(radius, 0.04))
-    return sweet, _rod(x, y - half, z, 0.13 * radius, half), foot
+def _table(a: Tensor, h: Tensor, c: Tensor) -> list[_Piece]:
+    thick, leg = 0.1 * h, 0.14 * a
+    apart = a - 1.6 * leg, c - 1.6 * leg
+    legs = [
+        (_block, (side * apart[0], 0.5 * h, end * apart[1]), leg, 0.5 * h, leg) for side in (-1, 1) for end in (-1, 1)
+    ]
+    return [(_block, (0, h - thick, 0), a, thick, c), *legs]
 
 
-_FLAT_RAD = math.radians(55.0)
-
+# Letters are the dimensions in metres: a half width or radius, h a height or half height, ...
 SHAPES: tuple[Shape, ...] = (
-    Shape("sphere", ((0.36, 0.66),), lambda d: (d[0], 2.0 * d[0], d[0]), _sphere),
-    Shape("box", ((0.25, 0.55), (0.25, 0.65), (0.25, 0.55)), lambda d: (d[0], 2.0 * d[1], d[2]), _box),
-    Shape("cylinder", ((0.26, 0.52), (0.3, 0.7)), lambda d: (d[0], 2.0 * d[1], d[0]), _cylinder),
-    Shape("cone", ((0.38, 0.66), (0.8, 1.6)), lambda d: (d[0], d[1], d[0]), _cone),
+    Shape("sphere", ((0.36, 0.66),), lambda r: (r, 2.0 * r, r), lambda r: [(_ball, (0, r, 0), r)]),
+    Shape(
+        "box",
+        ((0.25, 0.55), (0.25, 0.65), (0.25, 0.55)),
+        lambda a, h, c: (a, 2.0 * h, c),
+        lambda a, h, c: [(_block, (0, h, 0), a, h, c)],
+    ),
+    Shape("cylinder", ((0.26, 0.52), (0.3, 0.7)), lambda r, h: (r, 2.0 * h, r), lambda r, h: [(_rod, (0, h, 0), r, h)]),
+    Shape("cone", ((0.38, 0.66), (0.8, 1.6)), lambda r, h: (r, h, r), lambda r, h: [(_cone, (0, 0, 0), r, h)]),
     Shape(
         "torus",
         ((0.34, 0.5), (0.12, 0.21)),
-        lambda d: (d[0] + d[1], 2.0 * (d[0] + d[1]), d[1]),
-        _torus,
+        lambda ring, tube: (ring + tube, 2.0 * (ring + tube), tube),
+        lambda ring, tube: [(_torus, (0, ring + tube, 0), ring, tube)],
         max_yaw_rad=_FLAT_RAD,
         convex_pieces=False,
-        casts_on_itself=True,
     ),
-    Shape("capsule", ((0.22, 0.4), (0.2, 0.5)), lambda d: (d[0], 2.0 * (d[0] + d[1]), d[0]), _capsule),
+    Shape(
+        "capsule",
+        ((0.22, 0.4), (0.2, 0.5)),
+        lambda r, h: (r, 2.0 * (r + h), r),
+        lambda r, h: [(_capsule, (0, r + h, 0), r, h)],
+    ),
     Shape(
         "ellipsoid",
         ((0.45, 0.7), (0.28, 0.5), (0.34, 0.55)),
-        lambda d: (d[0], 2.0 * d[1], d[2]),
-        _ellipsoid,
+        lambda a, h, c: (a, 2.0 * h, c),
+        lambda a, h, c: [(_egg, (0, h, 0), a, h, c)],
     ),
-    Shape("octahedron", ((0.5, 0.75), (0.5, 0.85)), lambda d: (d[0], 2.0 * d[1], d[0]), _octahedron),
+    Shape(
+        "octahedron",
+        ((0.5, 0.75), (0.5, 0.85)),
+        lambda r, h: (r, 2.0 * h, r),
+        lambda r, h: [(_octahedron, (0, h, 0), r, h)],
+    ),
     Shape(
         "prism",
         ((0.3, 0.5), (0.35, 0.7)),
-        lambda d: (d[0] * (2.0 / math.sqrt(3.0)), 2.0 * d[1], d[0]),
-        _prism,
+        lambda r, h: (r * (2.0 / math.sqrt(3.0)), 2.0 * h, r),
+        lambda r, h: [(_prism, (0, h, 0), r, h)],
     ),
     Shape(
         "snowman",
         ((0.3, 0.46),),
-        lambda d: (d[0], 3.75 * d[0], d[0]),
-        _snowman,
+        lambda r: (r, 3.75 * r, r),
+        lambda r: [
+            (_ball, (0, r, 0), r),
+            (_ball, (0, 2.1 * r, 0), 0.7 * r),
+            (_ball, (0, 2.95 * r, 0), 0.48 * r),
+            (_rod, (0, 3.28 * r, 0), 0.56 * r, 0.05 * r),
+            (_rod, (0, 3.5 * r, 0), 0.34 * r, 0.25 * r),
+        ],
         num_accents=2,
-        casts_on_itself=True,
     ),
     Shape(
         "tower",
         ((0.34, 0.52), (0.17, 0.28)),
-        lambda d: (1.06 * d[0], 6.0 * d[1], 1.06 * d[0]),
-        _tower,
+        lambda a, h: (1.06 * a, 6.0 * h, 1.06 * a),
+        lambda a, h: [
+            (_block, (0, h, 0), a, h, a),
+            (_block, (0, 5.0 * h, 0), 0.5 * a, h, 0.5 * a),
+            (_turned_block, (0, 3.0 * h, 0), 0.75 * a, h, 0.75 * a),
+        ],
         num_accents=1,
-        casts_on_itself=True,
     ),
     Shape(
         "dumbbell",
         ((0.27, 0.4), (0.42, 0.58)),
-        lambda d: (d[0] + d[1], 2.0 * d[0], d[0]),
-        _dumbbell,
+        lambda r, half: (r + half, 2.0 * r, r),
+        lambda r, half: [(_ball, (half, r, 0), r), (_ball, (-half, r, 0), r), (_lying_rod, (0, r, 0), 0.35 * r, half)],
         max_yaw_rad=_FLAT_RAD,
         num_accents=1,
-        casts_on_itself=True,
     ),
     Shape(
         "mushroom",
         ((0.42, 0.66), (0.45, 0.85), (0.13, 0.22)),
-        lambda d: (d[0], d[1] + 0.75 * d[0], d[0]),
-        _mushroom,
+        lambda r, h, stem: (r, h + 0.75 * r, r),
+        lambda r, h, stem: [(_half_egg, (0, h, 0), r, 0.75 * r, r), (_rod, (0, 0.5 * h, 0), stem, 0.5 * h)],
         num_accents=1,
-        casts_on_itself=True,
     ),
-    Shape(
-        "table",
-        ((0.48, 0.72), (0.55, 0.95), (0.34, 0.55)),
-        lambda d: (d[0], d[1], d[2]),
-        _table,
-        num_accents=4,
-        casts_on_itself=True,
-    ),
+    Shape("table", ((0.48, 0.72), (0.55, 0.95), (0.34, 0.55)), lambda a, h, c: (a, h, c), _table, num_accents=4),
     Shape(
         "arch",
         ((0.5, 0.68), (0.95, 1.4), (0.17, 0.32)),
-        lambda d: (d[0], d[1], d[2]),
-        _arch,
+        lambda a, h, c: (a, h, c),
+        lambda a, h, c: [(_arch, (0, 0, 0), a, h, c)],
         max_yaw_rad=_FLAT_RAD,
         convex_pieces=False,
-        casts_on_itself=True,
     ),
     Shape(
         "lollipop",
         ((0.32, 0.5), (0.5, 0.75), (0.09, 0.15)),
-        lambda d: (d[0], d[1] + 2.0 * d[0], torch.maximum(d[2], 0.6 * d[0])),
-        _lollipop,
+        lambda r, stick, thick: (r, stick + 2.0 * r, torch.maximum(thick, 0.6 * r)),
+        lambda r, stick, thick: [
+            (_disc, (0, stick + r, 0), r, thick),
+            (_rod, (0, 0.5 * stick, 0), 0.13 * r, 0.5 * stick),
+            (_rod, (0, 0.04, 0), 0.6 * r, 0.04),
+        ],
         max_yaw_rad=_FLAT_RAD,
         num_accents=2,
-        casts_on_itself=True,
     ),
 )

@@ -5,8 +5,6 @@ Only sums, products and floors: the same bits for every tensor layout.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-
 import torch
 from torch import Tensor
 
@@ -26,27 +24,6 @@ _KINDS = torch.tensor(
 )
 
 
-@dataclass(frozen=True)
-class Texture:
-    """A blend of two colours by two waves; see `_KINDS` for the coefficients.
-
-    Attributes:
-        colour_a: `[n, 3]` in [0, 1].
-        colour_b: `[n, 3]` in [0, 1].
-        coefficients: `[n, 6]`.
-        frequency: Waves a metre `[n]`.
-        phase: In periods `[n, 2]`.
-        turn: Cosine and sine of the pattern's angle `[n, 2]`.
-    """
-
-    colour_a: Tensor
-    colour_b: Tensor
-    coefficients: Tensor
-    frequency: Tensor
-    phase: Tensor
-    turn: Tensor
-
-
 def make_texture(
     draws: list[Tensor],
     hue_saturation_value: Colour,
@@ -54,48 +31,51 @@ def make_texture(
     hue_shift: Tensor | float,
     plain: float,
     frequency: tuple[float, float],
-) -> Texture:
-    """A texture from six uniform draws; `plain` is the share of plain ones, `frequency` in waves a metre."""
+) -> Tensor:
+    """Textures `[..., 17]` from six uniform draws `[...]`.
+
+    Args:
+        hue_shift: Of the second colour.
+        plain: Share of plain ones.
+        frequency: Least and most waves a metre.
+
+    Returns:
+        Two colours in [0, 1] (3 + 3), the coefficients of `_KINDS` (6), waves a metre, the phase in periods (2), cosine
+        and sine of the pattern's angle.
+    """
     kind, rate, phase_u, phase_v, turn, contrast = draws
     hue, saturation, value = hue_saturation_value
     patterned = ((kind - plain) * ((len(_KINDS) - 1) / (1.0 - plain))).floor().to(torch.int64) + 1
     row = patterned.clamp(0, len(_KINDS) - 1)
-    return Texture(
-        colour_a=rgb_from_hsv(hue, saturation, value),
-        colour_b=rgb_from_hsv(hue + hue_shift, saturation, value * between(contrast, 0.78, 0.52)),
-        coefficients=_KINDS.to(kind.device)[row],
-        frequency=between(rate, *frequency),
-        phase=torch.stack([phase_u, phase_v], -1),
-        turn=cos_sin(between(turn, -0.8, 0.8)),
+    columns = (
+        rgb_from_hsv(hue, saturation, value),
+        rgb_from_hsv(hue + hue_shift, saturation, value * between(contrast, 0.78, 0.52)),
+        _KINDS.to(kind.device)[row],
+        torch.stack([between(rate, *frequency), phase_u, phase_v], -1),
+        cos_sin(between(turn, -0.8, 0.8)),
     )
+    return torch.cat(columns, -1)
 
 
-def paint(texture: Texture, u: Tensor, v: Tensor, *, contrast: Tensor | float = 1.0) -> Colour:
-    """Colours at (u, v) metres.
+def paint(texture: Tensor, u: Tensor, v: Tensor, *, contrast: Tensor | float = 1.0) -> Colour:
+    """Colours at (u, v) metres; a low contrast pales what is too far away to be resolved.
 
     Args:
-        texture: One for each element of `u`, or one that broadcasts to it.
+        texture: `[..., 17]`, one for each element of `u`, or one that broadcasts to it.
         u: Any shape.
         v: Like `u`.
-        contrast: 0 is the mean of the two colours; pales textures that are too far away to be resolved.
+        contrast: 0 is the mean of the two colours.
     """
-    cos, sin = texture.turn[..., 0], texture.turn[..., 1]
-    of_u, of_v, of_uv, bias, sharpness, warp = texture.coefficients.unbind(-1)
-    across = texture.frequency * (u * cos + v * sin) + texture.phase[..., 0]
-    along = texture.frequency * (v * cos - u * sin) + texture.phase[..., 1]
+    columns = texture.movedim(-1, 0).contiguous()
+    of_u, of_v, of_uv, bias, sharpness, warp, frequency, phase_u, phase_v, cos, sin = columns[6:]
+    across = frequency * (u * cos + v * sin) + phase_u
+    along = frequency * (v * cos - u * sin) + phase_v
     wave_u = _wave(across + warp * _wave(along * 0.6))
     wave_v = _wave(along + warp * wave_u)
     level = of_u * wave_u + of_v * wave_v + of_uv * (wave_u * wave_v) + bias
     share = 0.5 + 0.5 * contrast * (sharpness * level).clamp(-1.0, 1.0)
-    red, green, blue = (
-        a + (b - a) * share for a, b in zip(texture.colour_a.unbind(-1), texture.colour_b.unbind(-1), strict=True)
-    )
+    red, green, blue = (a + (b - a) * share for a, b in zip(columns[:3], columns[3:6], strict=True))
     return red, green, blue
-
-
-def with_ray_axis(texture: Texture) -> Texture:
-    """The same textures `[n, 1, ...]`, which broadcast over rays."""
-    return Texture(**{field.name: getattr(texture, field.name).unsqueeze(1) for field in fields(texture)})
 
 
 def _wave(t: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def _brackets(
     number = torch.arange(start.shape[0], device=start.device)
     inverse_length = 1.0 / norm(direction)
     t = low = start
-    before: tuple[Tensor, ...] | None = None
+    before: list[Tensor] | None = None
     for sweep in range(_SWEEPS):
         # Grazing rays may follow a surface that is not convex for long: their steps grow, up to fourfold.
         min_step = least_step * min(4.0, 1.0 + sweep / 8.0)
@@ -79,11 +79,11 @@ def _brackets(
         number, t, low, end = number[keep], t[keep], low[keep], end[keep]
         origin, direction, inverse_length = gather(origin, keep), gather(direction, keep), inverse_length[keep]
         dims = [column[keep] for column in dims]
-        before = None if before is None else tuple(piece[keep] for piece in before)
+        before = None if before is None else [piece[keep] for piece in before]
     return low_of, high_of
 
 
-def _secant_step(pieces: tuple[Tensor, ...], before: tuple[Tensor, ...], moved: Tensor) -> Tensor:
+def _secant_step(pieces: list[Tensor], before: list[Tensor], moved: Tensor) -> Tensor:
     """The step to the nearest root of the pieces' secants; a piece that recedes has none."""
     # The floor of the fall makes the step of a receding piece longer than any scene, and no division by zero.
     return union([now * moved / (then - now).clamp(min=1e-12) for now, then in zip(pieces, before, strict=True)])

@@ -20,7 +20,7 @@ from vq3dcli.toyscenes.layout import ABSENT, ToyObjects, ToyScenes, measures, to
 from vq3dcli.toyscenes.photos import NUM_PATCH_DRAWS, PhotoBank, PhotoSurfaces, make_patch
 from vq3dcli.toyscenes.places import Bodies, Draws, Setting, View, place_main, place_others, place_wall
 from vq3dcli.toyscenes.shapes import NUM_DIMENSIONS, SHAPES
-from vq3dcli.toyscenes.textures import NUM_TEXTURE_DRAWS, Colour, Texture, between, cos_sin, make_texture, rgb_from_hsv
+from vq3dcli.toyscenes.textures import NUM_TEXTURE_DRAWS, Colour, between, cos_sin, make_texture, rgb_from_hsv
 
 _PHOTO_SHARE = 0.75
 
@@ -50,7 +50,8 @@ def sample_varied_scenes(
     zenith, horizon = _draw_sky(draws)
     surfaces = None if photos is None else _draw_photos(draws, photos, setting)
     if surfaces is not None:
-        seen = surfaces.bank.mean[surfaces.backdrop.photo.clamp(min=0)] * surfaces.backdrop.gain
+        backdrop = surfaces.planes[:, 2]
+        seen = surfaces.bank.mean[backdrop[:, 0].long().clamp(min=0)] * backdrop[:, 6:]
         horizon = torch.where(setting.has_backdrop[:, None], seen.clamp(max=1.0), horizon)
     azimuth, sin_height, ambient, overcast, haze = draws.scenes("light", 5)
     # Behind a wall there is no light.
@@ -129,11 +130,11 @@ def _objects(draws: Draws, bodies: Bodies, centre: Tensor, present: Tensor) -> T
     )
 
 
-def _surface(draws: Draws, name: str, *, frequency: tuple[float, float]) -> Texture:
+def _surface(draws: Draws, name: str, *, frequency: tuple[float, float]) -> Tensor:
     return _texture(draws.scenes(f"{name} texture", 4 + NUM_TEXTURE_DRAWS), frequency=frequency)
 
 
-def _texture(numbers: list[Tensor], *, frequency: tuple[float, float]) -> Texture:
+def _texture(numbers: list[Tensor], *, frequency: tuple[float, float]) -> Tensor:
     """Any colours: pale ones and strong ones, dark ones and bright ones."""
     hue, saturation, value, shift, *pattern = numbers
     colour: Colour = (hue, saturation * between(shift, 0.4, 1.0), between(value, 0.35, 1.0))
@@ -150,18 +151,15 @@ def _draw_sky(draws: Draws) -> tuple[Tensor, Tensor]:
 
 
 def _draw_photos(draws: Draws, bank: PhotoBank, setting: Setting) -> PhotoSurfaces:
-    objects = draws.objects("photos of objects", NUM_PATCH_DRAWS)
-    accents = draws.objects("photos of accents", NUM_PATCH_DRAWS)
-    ground = draws.scenes("photo of the ground", NUM_PATCH_DRAWS)
-    wall = draws.scenes("photo of the wall", NUM_PATCH_DRAWS)
-    backdrop = draws.scenes("photo of the backdrop", NUM_PATCH_DRAWS)
-    shown = setting.has_backdrop.float()
-    share = _PHOTO_SHARE
-    return PhotoSurfaces(
-        bank=bank,
-        objects=make_patch(bank, objects, share=share, period=(0.7, 6.0), max_turn_rad=math.pi),
-        accents=make_patch(bank, accents, share=share, period=(0.7, 6.0), max_turn_rad=math.pi),
-        ground=make_patch(bank, ground, share=share, period=(2.0, 14.0), max_turn_rad=math.pi),
-        wall=make_patch(bank, wall, share=share, period=(2.5, 14.0), max_turn_rad=0.3),
-        backdrop=make_patch(bank, backdrop, share=shown, period=(0.6, 4.0), max_turn_rad=0.15),
+    on_objects = [draws.objects(f"photos of {name}", NUM_PATCH_DRAWS) for name in ("objects", "accents")]
+    ground, wall, backdrop = (
+        draws.scenes(f"photo of the {name}", NUM_PATCH_DRAWS) for name in ("ground", "wall", "backdrop")
     )
+    shown, share = setting.has_backdrop.float(), _PHOTO_SHARE
+    objects = [make_patch(bank, each, share=share, period=(0.7, 6.0), max_turn_rad=math.pi) for each in on_objects]
+    planes = (
+        make_patch(bank, ground, share=share, period=(2.0, 14.0), max_turn_rad=math.pi),
+        make_patch(bank, wall, share=share, period=(2.5, 14.0), max_turn_rad=0.3),
+        make_patch(bank, backdrop, share=shown, period=(0.6, 4.0), max_turn_rad=0.15),
+    )
+    return PhotoSurfaces(bank, torch.stack(objects, -2), torch.stack(planes, 1))
