@@ -12,10 +12,9 @@ import pytest
 from vq3dcli.data.images import decode_image, resize
 from vq3dcli.data.shard_format import Manifest
 from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.data_tools.prepare import Options, open_source, prepare, square_around
 from vq3dcli.data_tools.sources.compcars import IMAGES
 from vq3dcli.data_tools.sources.entry import Box
-from vq3dcli.data_tools.squares import square_around
 from vq3dcli.errors import DataError, InputMissingError
 
 

@@ -14,8 +14,8 @@ from vq3dcli.data.images import FORMATS
 from vq3dcli.data.shard_format import Manifest
 from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data_tools.prepare import Options, open_source, prepare
-from vq3dcli.data_tools.sources.entry import FilePlace, Found
-from vq3dcli.data_tools.sources.imagenet_counts import compare_counts, official_sizes
+from vq3dcli.data_tools.sources.entry import Entry, FilePlace, Source
+from vq3dcli.data_tools.sources.imagenet import compare_counts, official_sizes
 from vq3dcli.data_tools.sources.wnids import kaggle_labels, wnid_of
 from vq3dcli.errors import DataError, InputMissingError, StorageError, UsageError
 
@@ -292,23 +292,30 @@ def test_images_past_the_ground_truth_are_rejects(tmp_path: Path, archives: Modu
 # --- what is said ----------------------------------------------------------------------------------------------------
 
 
+def compared(split: str, counts: dict[str, int], unusable: int = 0) -> Source:
+    source = Source()
+    compare_counts(source, split, counts, unusable)
+    return source
+
+
 def test_a_part_of_the_classes_is_a_note_and_wrong_counts_of_all_are_a_warning():
-    facts, notes, warnings = compare_counts("train", {"a": 3}, 0)
-    assert facts == {"found": 3, "found_classes": 1, "expected": 1281167, "expected_classes": 1000}
-    assert not warnings
-    assert "a part" in notes[0]
-    assert "numbered among these 1, not among the 1000" in notes[0]
-    assert "numbered among these 1, not among the 1000" in compare_counts("any", {"a": 3}, 0)[2][0]
+    part = compared("train", {"a": 3})
+    assert part.facts == {"found": 3, "found_classes": 1, "expected": 1281167, "expected_classes": 1000}
+    assert not part.warnings
+    assert "a part" in part.notes[0]
+    assert "numbered among these 1, not among the 1000" in part.notes[0]
+    assert "numbered among these 1, not among the 1000" in compared("any", {"a": 3}).warnings[0]
     counts = {f"n{i:08d}": 1300 for i in range(1000)}
     counts["n00000007"] = 12
-    _, _, warnings = compare_counts("train", counts, 2)
+    warnings = compared("train", counts, 2).warnings
     assert "2 files cannot be used" in warnings[0]
     assert f"{999 * 1300 + 12 - 1281167} more than the 1281167" in warnings[1]
     assert warnings[2] == "classes with other than 732 to 1300 images: n00000007 has 12"
     whole = {f"n{i:08d}": 50 for i in range(1000)}
-    assert compare_counts("val", whole, 0)[1:] == (["found 50000 images of 1000 classes: the whole split val"], [])
-    assert "1 less" in compare_counts("val", whole | {"n00000000": 49}, 0)[2][0]
-    sizes = [Found("x/ILSVRC2012_img_val.tar", FilePlace("x"), 6_744_924_159)]
+    assert compared("val", whole).notes == ["found 50000 images of 1000 classes: the whole split val"]
+    assert compared("val", whole).warnings == []
+    assert "1 less" in compared("val", whole | {"n00000000": 49}).warnings[0]
+    sizes = [Entry("x/ILSVRC2012_img_val.tar", FilePlace("x"), 6_744_924_159)]
     assert "has 6744924160 bytes, this one 6744924159" in official_sizes(sizes)[0]
 
 

@@ -20,7 +20,7 @@ from vq3dcli.data.shard_format import Manifest, sample_key
 from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data_tools.job import Job, shard_ranges, write_folder, write_part
 from vq3dcli.data_tools.part import WHOLE, Part, parse_part, part_from_environment
-from vq3dcli.data_tools.prepare import Estimate, Options, check_disk, dry_run_facts, image_job, open_source, prepare
+from vq3dcli.data_tools.prepare import Estimate, Options, check_disk, image_job, job_facts, open_source, prepare
 from vq3dcli.data_tools.shard_writer import Reject, Sample
 from vq3dcli.errors import DataError, StoppedError, StorageError, UsageError
 from vq3dcli.locks import lock_folder
@@ -326,7 +326,8 @@ def test_duplicates_do_not_spend_the_budget_of_bad_images(tmp_path: Path):
 
 def test_the_estimate_is_near_what_is_written(tmp_path: Path, source: Path):
     listed = open_source("imagenet", source, tmp_path / "out")
-    facts = dry_run_facts("imagenet", listed, tmp_path / "out", Options(64, shard_size=12), part=Part(0, 2))
+    job = image_job("imagenet", listed, Options(64, shard_size=12), max_bad=0.5)
+    facts = job_facts(job, tmp_path / "out", part=Part(0, 2))
     assert not (tmp_path / "out").exists()
     prepare("imagenet", listed, tmp_path / "out", Options(64, shard_size=12), max_bad=0.5)
     written = sum(path.stat().st_size for path in (tmp_path / "out").glob("shard-*"))

@@ -11,7 +11,7 @@ import pytest
 
 from vq3dcli.cli import run
 from vq3dcli.data_tools.prepare import Options, open_source, prepare
-from vq3dcli.data_tools.sources.tars import list_tar
+from vq3dcli.data_tools.sources.listing import list_tar
 from vq3dcli.errors import DataError
 
 BLOCK = 512
@@ -90,7 +90,7 @@ def test_a_compressed_tar_says_what_to_do(tmp_path: Path, archives: ModuleType):
 def test_memory_that_runs_out_ends_the_run_and_rejects_nothing(
     tmp_path: Path, archives: ModuleType, monkeypatch: pytest.MonkeyPatch
 ):
-    from vq3dcli.data_tools import squares
+    from vq3dcli.data_tools import prepare as module
     from vq3dcli.errors import StoppedError
 
     def full(*args: object, **options: object) -> None:
@@ -98,6 +98,6 @@ def test_memory_that_runs_out_ends_the_run_and_rejects_nothing(
 
     source = archives.write_tree(tmp_path / "src", {"a/1.jpg": archives.photo(1)})
     listed = open_source("folder", source, tmp_path / "out")
-    monkeypatch.setattr(squares, "decode_square", full)
+    monkeypatch.setattr(module, "decode_square", full)
     with pytest.raises(StoppedError, match=r"not enough memory for an image \(a/1.jpg\)"):
         prepare("folder", listed, tmp_path / "out", Options(16), max_bad=1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -113,26 +112,31 @@ def command(
             f"{'too many' if not meshes or len(source) > 2 else 'too few'} folders ({' '.join(source)} {out})",
             remedy="SRC OUT, or meshscenes MODELS OUT",
         )
-    _check(toy or meshes, count, margin, preset, split)
-    images_only = {
+    scenes = toy or meshes
+    _check(scenes, count, margin, preset, split)
+    # What would change nothing, when it is refused, and why.
+    parted = {
         "--max-bad": max_bad != MAX_BAD,
         "--workers": workers != 0,
         "--part": part != "auto",
         "--dry-run": dry_run,
     }
-    scenes_only = {"--seed": seed != 0, "--varied": varied, "--photos": photos is not None, "--views": views != 0}
-    refuse_given(
-        images_only if toy else {} if meshes else scenes_only, f"is not for {'toy scenes' if toy else 'images'}"
-    )
-    refuse_given({"--preset": preset != "folder", "--dedup": dedup} if toy or meshes else {}, "is for images only")
-    refuse_given(
-        {"--classes": classes != "auto"} if toy or meshes or preset != "folder" else {}, "is for --preset folder only"
-    )
-    refuse_given({"--devkit": devkit is not None} if preset != "imagenet" else {}, "is for --preset imagenet only")
-    cars_only = {"--class-by": class_by != "model", "--box-margin": box_margin != BOX_MARGIN}
-    refuse_given(cars_only if preset != "compcars" else {}, "is for --preset compcars only")
-    refuse_given({"--photos": photos is not None} if toy and not varied else {}, "of toy scenes is for --varied only")
-    refuse_given({"--coats": coats is not None} if not meshes else {}, "is for mesh scenes only")
+    drawn = {"--seed": seed != 0, "--varied": varied, "--photos": photos is not None, "--views": views != 0}
+    for refused, given, reason in (
+        (toy, parted | {"--dry-run": dry_run}, "is not for toy scenes"),
+        (not scenes, drawn, "is not for images"),
+        (scenes, {"--preset": preset != "folder", "--dedup": dedup}, "is for images only"),
+        (scenes or preset != "folder", {"--classes": classes != "auto"}, "is for --preset folder only"),
+        (preset != "imagenet", {"--devkit": devkit is not None}, "is for --preset imagenet only"),
+        (
+            preset != "compcars",
+            {"--class-by": class_by != "model", "--box-margin": box_margin != BOX_MARGIN},
+            "is for --preset compcars only",
+        ),
+        (toy and not varied, {"--photos": photos is not None}, "of toy scenes is for --varied only"),
+        (not meshes, {"--coats": coats is not None}, "is for mesh scenes only"),
+    ):
+        refuse_given(given if refused else {}, reason)
     if toy:
         from vq3dcli.data_tools.toyphotos import read_photo_bank
         from vq3dcli.data_tools.toyscenes import prepare_toyscenes
@@ -155,52 +159,49 @@ def command(
         _finish(output, out, manifest, {}, seed=seed)
         return
 
+    from vq3dcli.data_tools.prepare import Options, image_job, job_facts, open_source, prepare_part
+
     share = asked_part(part, output)
-    make: Callable[..., Manifest | None]
+    most_bad = 1.0 if dry_run else max_bad
     if meshes:
         from vq3dcli.data_tools.meshassets import survey_assets
-        from vq3dcli.data_tools.meshscenes import SceneOptions, prepare_meshscenes, scene_job
-        from vq3dcli.data_tools.prepare import job_facts
+        from vq3dcli.data_tools.meshscenes import SceneOptions, scene_job
 
         assert count is not None
         with output.counting("reading", unit="models") as progress:
             survey = survey_assets(Path(source[1]), leave_out=out, workers=workers or None, progress=progress)
-        scenes = SceneOptions(count, size, seed, varied, photos, coats, shard_size, views)
+        options = SceneOptions(count, size, seed, varied, photos, coats, shard_size, views)
         facts: dict[str, Any] = {"models": len(survey.assets.models), "grounds": len(survey.assets.grounds)}
-        if dry_run:
-            facts |= job_facts(scene_job(survey, out, scenes, max_bad=1.0), out, part=share)
-            output.finish(count=count, seed=seed, metrics=facts | {"rejects": len(survey.rejects)})
-            return
-        make = functools.partial(prepare_meshscenes, survey, out, scenes)
+        job = scene_job(survey, out, options, max_bad=most_bad)
     else:
-        from vq3dcli.data_tools.prepare import Options, dry_run_facts, open_source, prepare
-
-        place = Path(source[0])
-        listed = open_source(preset, place, out, classes=classes, split=split, devkit=devkit, class_by=class_by)
+        listed = open_source(
+            preset, Path(source[0]), out, classes=classes, split=split, devkit=devkit, class_by=class_by
+        )
         facts = listed.facts
-        options = Options(size, margin, shard_size, dedup, box_margin)
-        if dry_run:
-            facts = dry_run_facts(preset, listed, out, options, part=share) | facts
-            output.finish(count=facts["images"], metrics=facts)
-            return
-        make = functools.partial(prepare, preset, listed, out, options)
+        job = image_job(preset, listed, Options(size, margin, shard_size, dedup, box_margin), max_bad=most_bad)
+    shown_seed = seed if meshes else None
+    if dry_run:
+        would = job_facts(job, out, part=share)
+        facts = {**facts, **would, "rejects": len(survey.rejects)} if meshes else would | facts
+        output.finish(count=would["images"], seed=shown_seed, metrics=facts)
+        return
     with output.counting("preparing", unit="images") as progress:
         speed = _Speed(progress)
-        found = make(max_bad=max_bad, part=share, workers=workers or None, force=force, progress=speed)
+        made = prepare_part(out, job, share, workers=workers or None, force=force, progress=speed)
     facts |= {"images_per_second": speed.images_per_second}
-    if found is None:
+    if made is None:
         output.note(unfinished(share))
         output.finish(count=speed.done, metrics={"part": str(share), "images": speed.done, **facts}, outputs=[out])
         return
-    _finish(output, out, found, facts, seed=seed if meshes else None)
+    _finish(output, out, made, facts, seed=shown_seed)
 
 
-def _check(drawn: bool, count: int | None, margin: float, preset: str, split: str) -> None:
-    if drawn and count is None:
+def _check(scenes: bool, count: int | None, margin: float, preset: str, split: str) -> None:
+    if scenes and count is None:
         raise UsageError("scenes need a number", remedy="--count 10000")
-    if drawn and margin != 1.0:
+    if scenes and margin != 1.0:
         raise UsageError("scenes are stored without a margin", remedy="no --margin, and crop = false in training")
-    if not drawn and count is not None:
+    if not scenes and count is not None:
         raise UsageError("--count is for toy and mesh scenes only", remedy="vq3d prepare-data toyscenes OUT --count N")
     if split not in _SPLITS[preset]:
         known = " or ".join(_SPLITS[preset])
@@ -208,19 +209,15 @@ def _check(drawn: bool, count: int | None, margin: float, preset: str, split: st
 
 
 def _finish(output: Output, out: Path, manifest: Manifest, facts: dict[str, Any], *, seed: int | None) -> None:
-    output.finish(
-        count=manifest.num_samples,
-        seed=seed,
-        metrics={
-            "samples": manifest.num_samples,
-            "rejects": manifest.num_rejects,
-            "classes": len(manifest.class_names),
-            "shards": len(manifest.shards),
-            "bytes": sum(shard.size for shard in manifest.shards),
-            **facts,
-        },
-        outputs=[out],
-    )
+    metrics = {
+        "samples": manifest.num_samples,
+        "rejects": manifest.num_rejects,
+        "classes": len(manifest.class_names),
+        "shards": len(manifest.shards),
+        "bytes": sum(shard.size for shard in manifest.shards),
+        **facts,
+    }
+    output.finish(count=manifest.num_samples, seed=seed, metrics=metrics, outputs=[out])
 
 
 class _Speed:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vq3dcli.data.images import read_file
 from vq3dcli.data_tools.shard_writer import Reject
-from vq3dcli.data_tools.sources.entry import FilePlace, Found
+from vq3dcli.data_tools.sources.entry import Entry, FilePlace
 from vq3dcli.data_tools.sources.listing import list_folder
 from vq3dcli.data_tools.workers import available_cores, run_tasks
 from vq3dcli.errors import DataError, InputMissingError
@@ -110,11 +110,11 @@ def survey_assets(
     return Survey(Assets(root, names, assets, tuple(grounds)), rejects)
 
 
-def _examine(task: tuple[Path, Found], advance: Callable[[int], None]) -> _Seen:
+def _examine(task: tuple[Path, Entry], advance: Callable[[int], None]) -> _Seen:
     root, file = task
     advance(1)
-    if file.problem:
-        return _Seen(file.path, reject=file.problem)
+    if file.reject:
+        return _Seen(file.path, reject=file.reject)
     assert isinstance(file.place, FilePlace)
     try:
         read = read_model(Path(file.place.file), root)

@@ -6,24 +6,25 @@ import hashlib
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from vq3dcli.config.defaults import BOX_MARGIN, MAX_BAD, SHARD_SIZE
-from vq3dcli.data.shard_format import Manifest, stored_size
-from vq3dcli.data_tools.duplicates import without_duplicates
-from vq3dcli.data_tools.job import Job, shard_ranges, write_part
+from vq3dcli.data.images import centre_square, decode_image, decode_square, encode_jpeg
+from vq3dcli.data.shard_format import Manifest, sample_key, stored_size
+from vq3dcli.data_tools.job import Job, Progress, shard_ranges, write_part
 from vq3dcli.data_tools.part import WHOLE, Part
-from vq3dcli.data_tools.shard_writer import Sample, compact_json
+from vq3dcli.data_tools.shard_writer import Reject, Sample, compact_json
 from vq3dcli.data_tools.sources.compcars import CarSplit, ClassBy, compcars_source
-from vq3dcli.data_tools.sources.entry import Entry, Source
+from vq3dcli.data_tools.sources.entry import Box, Entry, FilePlace, Place, Row, Source, Span
 from vq3dcli.data_tools.sources.folder import Classes, folder_source
 from vq3dcli.data_tools.sources.imagenet import Split, imagenet_source
-from vq3dcli.data_tools.squares import SquareMaker
+from vq3dcli.data_tools.sources.reader import Reader
 from vq3dcli.data_tools.workers import available_cores
-from vq3dcli.errors import StorageError
+from vq3dcli.errors import DataError, InputMissingError, StoppedError, StorageError
 
 Preset = Literal["folder", "imagenet", "compcars"]
 
@@ -34,6 +35,7 @@ _TAR_BLOCK = 512
 _INDEX_BYTES_A_SAMPLE = 420
 # Starting a worker takes as long as making some hundred images.
 _IMAGES_WORTH_A_WORKER = 400
+_TAIL_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,6 @@ class Options:
     shard_size: int = SHARD_SIZE
     dedup: bool = False
     box_margin: float = BOX_MARGIN
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run would write: all shards together, this part, and what the disk has left."""
-
-    images: int
-    bytes_all: int
-    bytes_part: int
-    free_bytes: int
 
 
 def open_source(
@@ -109,33 +101,19 @@ def prepare(
     part: Part = WHOLE,
     workers: int | None = 1,
     force: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Manifest | None:
-    """Write the images of a source as JPEG squares; equal sources and options give equal bytes.
-
-    Every image is kept or rejected with a reason, in the order of the source. EXIF orientation is applied to a
-    user's own folder and ignored for the benchmark data sets, whose labels were made without it.
-
-    Args:
-        max_bad: Fraction of the images that may be rejected as bad.
-        part: The share of the shards that this process makes.
-        workers: Processes; None for one a core, fewer for little work.
-        force: Replace a shard folder that was made with other options.
-        progress: Called with (images done, images of this part).
-
-    Returns:
-        None while other parts have work left.
+    """Write the images of a source as JPEG squares: `prepare_part` of an `image_job`.
 
     Raises:
-        DataError: More than `max_bad` of the images are bad.
-        StorageError: The shards will not fit on the disk.
+        DataError: More than `max_bad`, a fraction, of the images are bad.
     """
     job = image_job(preset, source, options, max_bad=max_bad)
     return prepare_part(out, job, part, workers=workers, force=force, progress=progress)
 
 
 def prepare_part(
-    out: Path, job: Job, part: Part, *, workers: int | None, force: bool, progress: Callable[[int, int], None]
+    out: Path, job: Job, part: Part, *, workers: int | None, force: bool, progress: Progress
 ) -> Manifest | None:
     """`write_part` with as many workers as pay, where `workers` is None. Raises `StorageError` on a small disk, too."""
     check_disk(out, estimate_disk(job, out, part), part)
@@ -146,45 +124,29 @@ def prepare_part(
     return write_part(out, job, part, force=force, progress=progress, workers=workers)
 
 
-def dry_run_facts(preset: Preset, source: Source, out: Path, options: Options, *, part: Part = WHOLE) -> dict[str, Any]:
-    """What `prepare` would write; nothing is written."""
-    return job_facts(image_job(preset, source, options, max_bad=1.0), out, part=part)
-
-
-def job_facts(job: Job, out: Path, *, part: Part = WHOLE) -> dict[str, Any]:
-    """What a job would write; nothing is written."""
-    estimate = estimate_disk(job, out, part)
-    return {
-        "images": estimate.images,
-        "classes": len(job.class_names),
-        "shards": len(job.shards),
-        "estimated_bytes": estimate.bytes_all,
-        "estimated_bytes_of_part": estimate.bytes_part,
-        "free_bytes": estimate.free_bytes,
-    }
-
-
 def image_job(preset: Preset, source: Source, options: Options, *, max_bad: float) -> Job:
-    """The shard folder that `prepare` makes."""
+    """The shard folder of a source's images; equal sources and options give equal bytes.
+
+    Every image is kept or rejected with a reason, in the order of the source. EXIF orientation is applied to a
+    user's own folder and ignored for the benchmark data sets, whose labels were made without it.
+    """
     entries = without_duplicates(source.entries) if options.dedup else source.entries
-    turned = preset == "folder"
-    maker = SquareMaker(
-        first=0,
-        entries=entries,
-        side=stored_size(options.size, options.margin),
-        apply_orientation=turned,
-        box_margin=options.box_margin,
-    )
+    oriented = preset == "folder"
+    maker = SquareMaker(0, entries, stored_size(options.size, options.margin), oriented, options.box_margin)
+    # Changes when a file is added, removed, renamed, resized or labelled; then the shards' ranges mean other files.
+    listing = hashlib.sha256()
+    for entry in source.entries:
+        listing.update(compact_json([entry.path, entry.size, entry.class_index, entry.reject, entry.box, entry.info]))
     plan = {
         "preset": preset,
         "size": options.size,
         "margin": options.margin,
         **source.options,
         "colours": "sRGB",
-        "orientation": "applied" if turned else "ignored",
+        "orientation": "applied" if oriented else "ignored",
         "shard_size": options.shard_size,
         "source_files": len(source.entries),
-        "source_sha256": _listing_sha256(source.entries),
+        "source_sha256": listing.hexdigest(),
         **({"dedup": True} if options.dedup else {}),
         **({"box_margin": options.box_margin} if preset == "compcars" else {}),
     }
@@ -204,13 +166,117 @@ def image_job(preset: Preset, source: Source, options: Options, *, max_bad: floa
     )
 
 
+@dataclass(frozen=True)
+class SquareMaker:
+    """Makes the samples of some positions; it is sent to worker processes.
+
+    Attributes:
+        first: Position of the first of `entries`.
+        entries: Entries of consecutive positions.
+        side: Of the stored images in pixels.
+        apply_orientation: Rotate by EXIF orientation.
+        box_margin: Width that is added on each side of a box, as a fraction of its longer side.
+    """
+
+    first: int
+    entries: list[Entry]
+    side: int
+    apply_orientation: bool
+    box_margin: float
+
+    def part(self, positions: range) -> SquareMaker:
+        """The same for some of the positions."""
+        entries = self.entries[positions.start - self.first : positions.stop - self.first]
+        return replace(self, first=positions.start, entries=entries)
+
+    def __call__(self, positions: range) -> Iterator[Sample | Reject]:
+        """Samples and rejects of the positions in a range, in order."""
+        with Reader() as reader:
+            for position in positions:
+                yield self._make(reader, position, self.entries[position - self.first])
+
+    def _make(self, reader: Reader, position: int, entry: Entry) -> Sample | Reject:
+        if entry.reject:
+            return Reject(entry.path, entry.reject, entry.kind)
+        try:
+            square = decode_square(
+                reader.read(entry.place),
+                self.side,
+                name=entry.path,
+                apply_orientation=self.apply_orientation,
+                window=lambda height_px, width_px: square_around(height_px, width_px, entry.box, self.box_margin),
+            )
+        except (DataError, InputMissingError) as error:  # a disk that fails is no reason to reject: it ends the run
+            reason = error.message.replace(f" ({entry.path})", "").replace(f" ({entry.place.file})", "")
+            return Reject(entry.path, reason)
+        except MemoryError as error:  # says nothing about the image
+            raise StoppedError(
+                f"not enough memory for an image ({entry.path})",
+                remedy="the same command with fewer --workers, or on a larger machine; finished shards are kept",
+            ) from error
+        top, left, side = square.window
+        info = {
+            "source": entry.path,
+            "crop": {"top": top, "left": left, "side": side},
+            "original_size": {"height": square.height_px, "width": square.width_px},
+            **(entry.info or {}),
+        }
+        members = {"jpg": encode_jpeg(square.image)}
+        if entry.class_index is not None:
+            members["cls"] = str(entry.class_index).encode()
+        members["json"] = compact_json(info)
+        return Sample(sample_key(position), entry.class_index, members)
+
+
+def square_around(height_px: int, width_px: int, box: Box | None, margin: float) -> tuple[int, int, int]:
+    """The square around a box with a margin, (top, left, side) in pixels; without a box the centre square.
+
+    Nothing outside of the image is ever asked for: the square is moved inwards, and is at most as large as the
+    shorter side of the image. A long box is then cut at both ends.
+
+    Args:
+        margin: Added on each side of the box, as a fraction of its longer side.
+    """
+    if box is None:
+        return centre_square(height_px, width_px)
+    longer = max(box.right - box.left, box.bottom - box.top)
+    side = max(1, min(round(longer * (1 + 2 * margin)), height_px, width_px))
+    top = min(max((box.top + box.bottom - side) // 2, 0), height_px - side)
+    left = min(max((box.left + box.right - side) // 2, 0), width_px - side)
+    return top, left, side
+
+
+class Estimate(NamedTuple):
+    """What a run would write: all shards together, this part, and what the disk has left."""
+
+    images: int
+    bytes_all: int
+    bytes_part: int
+    free_bytes: int
+
+
+def job_facts(job: Job, out: Path, *, part: Part = WHOLE) -> dict[str, Any]:
+    """What a job would write; nothing is written."""
+    estimate = estimate_disk(job, out, part)
+    return {
+        "images": estimate.images,
+        "classes": len(job.class_names),
+        "shards": len(job.shards),
+        "estimated_bytes": estimate.bytes_all,
+        "estimated_bytes_of_part": estimate.bytes_part,
+        "free_bytes": estimate.free_bytes,
+    }
+
+
 def estimate_disk(job: Job, out: Path, part: Part) -> Estimate:
     """What the shards will take, by making some of the samples, evenly spread."""
     total = job.num_positions
     chosen = sorted({i * total // _SAMPLED for i in range(_SAMPLED)}) if total else []
     samples = [s for i in chosen for s in job.make(range(i, i + 1)) if isinstance(s, Sample)]
+    members = [len(data) for sample in samples for data in sample.members.values()]
+    stored = sum(_TAR_BLOCK + -(-size // _TAR_BLOCK) * _TAR_BLOCK for size in members)
     # Rejects take nothing, so the mean is over all that were tried.
-    each = sum(_stored_bytes(sample.members.values()) for sample in samples) / max(1, len(chosen))
+    each = (_INDEX_BYTES_A_SAMPLE * len(samples) + stored) / max(1, len(chosen))
     mine = sum(len(shard) for number, shard in enumerate(job.shards) if part.has(number))
     folder = next(path for path in (out, *out.absolute().parents) if path.exists())
     return Estimate(total, round(each * total), round(each * mine), shutil.disk_usage(folder).free)
@@ -233,10 +299,6 @@ def check_disk(out: Path, estimate: Estimate, part: Part) -> None:
         )
 
 
-def _stored_bytes(members: Iterable[bytes]) -> int:
-    return _INDEX_BYTES_A_SAMPLE + sum(_TAR_BLOCK + -(-len(data) // _TAR_BLOCK) * _TAR_BLOCK for data in members)
-
-
 def _readable(count: float) -> str:
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
@@ -245,9 +307,51 @@ def _readable(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _listing_sha256(entries: list[Entry]) -> str:
-    """Changes when a file is added, removed, renamed, resized or labelled; then the shards' ranges mean other files."""
-    digest = hashlib.sha256()
-    for entry in entries:
-        digest.update(compact_json([entry.path, entry.size, entry.class_index, entry.reject, entry.box, entry.info]))
-    return digest.hexdigest()
+def without_duplicates(entries: list[Entry]) -> list[Entry]:
+    """The entries, with each that has the bytes of an earlier one marked as its duplicate.
+
+    Only files of the same size can be equal, and of those only the ones whose last bytes are; the rest are never
+    read whole. What cannot be read or decoded is nobody's duplicate: making the shard gives the reason.
+    """
+    marked = list(entries)
+    with Reader() as reader:
+
+        def read(place: Place) -> bytes | None:
+            try:
+                return reader.read(place)
+            except (DataError, InputMissingError):
+                return None
+
+        def tail(i: int) -> bytes | None:
+            """The last bytes: the first ones of two photos of a camera often agree."""
+            place, size = entries[i].place, min(entries[i].size, _TAIL_BYTES)
+            if isinstance(place, Row):  # part of a row cannot be read
+                return b""
+            start = 0 if isinstance(place, FilePlace) else place.offset
+            return read(Span(place.file, start + entries[i].size - size, size))
+
+        def digest(i: int) -> bytes | None:
+            data = read(entries[i].place)
+            return None if data is None else hashlib.sha256(data).digest()
+
+        groups = _grouped(range(len(entries)), lambda i: None if entries[i].reject else entries[i].size)
+        for key in (tail, digest):
+            groups = [g for group in groups for g in _grouped(group, key)]
+        for first, *others in groups:
+            try:
+                decode_image(reader.read(entries[first].place), name=entries[first].path, apply_orientation=False)
+            except (DataError, InputMissingError):
+                continue
+            for i in others:
+                marked[i] = entries[i]._replace(reject=f"the same bytes as {entries[first].path}", kind="duplicate")
+    return marked
+
+
+def _grouped(positions: Iterable[int], key: Callable[[int], Hashable | None]) -> list[list[int]]:
+    """Positions with equal keys, groups of two or more; a key of None is equal to none."""
+    groups: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for position in positions:
+        value = key(position)
+        if value is not None:
+            groups[value].append(position)
+    return [group for group in groups.values() if len(group) > 1]

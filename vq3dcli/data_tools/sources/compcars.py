@@ -11,15 +11,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
-from vq3dcli.data_tools.sources.entry import Box, Entry, FilePlace, Found, Source
+from vq3dcli.data_tools.sources.entry import Box, Entry, FilePlace, Source
 from vq3dcli.data_tools.sources.listing import list_source
 from vq3dcli.data_tools.sources.matlab import load_mat
 from vq3dcli.data_tools.sources.reader import Reader
-from vq3dcli.errors import DataError, InputMissingError, UnavailableError
+from vq3dcli.errors import DataError, InputMissingError, Vq3dError
 
 ClassBy = Literal["model", "make", "type", "viewpoint"]
 CarSplit = Literal["all", "train", "test"]
@@ -36,13 +35,13 @@ _KNOWN_FROM = {
 _ANOTHER_COPY = "another copy of the data set"
 
 
-@dataclass(frozen=True)
-class _Names:
+class _Names(NamedTuple):
     """Names by number, and the type of each model; empty where the files of `misc/` are not there."""
 
-    makes: Mapping[int, str]
-    models: Mapping[int, str]
-    types: Mapping[int, str]
+    model: Mapping[int, str]
+    make: Mapping[int, str]
+    type: Mapping[int, str]
+    viewpoint: Mapping[int, str]
     type_of_model: Mapping[int, int]
 
 
@@ -64,83 +63,80 @@ def compcars_source(source: Path, *, leave_out: Path, class_by: ClassBy = "model
     """
     if not source.exists():
         raise InputMissingError(f"no such file or folder ({source})", remedy="check the path")
-    found = _below_data(list_source(source, leave_out=leave_out))
-    images = [path for path in found if path.startswith("image/") and path.lower().endswith((".jpg", ".jpeg"))]
+    files = _below_data(list_source(source, leave_out=leave_out))
+    images = [path for path in files if path.startswith("image/") and path.lower().endswith((".jpg", ".jpeg"))]
     if not images:
         raise InputMissingError(
             f"no photos of CompCars ({source}): there is no image/MAKE/MODEL/YEAR/NAME.jpg",
             remedy="the extracted folder that holds image/ and label/",
         )
     with Reader() as reader:
-        names = _read_names(reader, found)
+        names = _read_names(reader, files)
         if split != "all":
-            images = _listed(reader, found, split)
-        photos = [_photo(reader, found, path, names, split) for path in images]
-    labels = [None if photo.reject else _class_of(photo.info or {}, class_by) for photo in photos]
-    keys = sorted({label for label in labels if label is not None})
-    unlabelled = sum(label is None and not photo.reject for label, photo in zip(labels, photos, strict=True))
-    if not keys and unlabelled:
+            images = _listed(reader, files, split)
+        photos = [_photo(reader, files, path, names, split) for path in images]
+    numbers = {number for number in (_number(photo, class_by) for photo in photos) if number is not None}
+    result = Source(options={"class_by": class_by, "split": split})
+    order = {number: index for index, number in enumerate(sorted(numbers))}
+    for photo in photos:
+        number = _number(photo, class_by)
+        result.entries.append(photo._replace(class_index=None if number is None else order[number]))
+    unlabelled = sum(entry.class_index is None and not entry.reject for entry in result.entries)
+    if not order and unlabelled:
         raise InputMissingError(
             f"no photo has a {class_by} ({source}): {_KNOWN_FROM[class_by]} missing, or without it",
             remedy="the whole data set, or another --class-by",
         )
-    titles = [_title(key, class_by, names) for key in keys]
-    class_names = [t if titles.count(t) == 1 else f"{t} ({key})" for t, key in zip(titles, keys, strict=True)]
-    number = {key: index for index, key in enumerate(keys)}
-    entries = [_with_class(photo, label, number) for photo, label in zip(photos, labels, strict=True)]
-    facts, notes, warnings = _report(entries, split)
+    titles = [getattr(names, class_by).get(number) or f"{class_by} {number}" for number in order]
+    result.class_names = [
+        title if titles.count(title) == 1 else f"{title} ({n})" for title, n in zip(titles, order, strict=True)
+    ]
+    _report(result, split)
     if unlabelled:
-        warnings.append(f"{unlabelled} photos have no class: their {class_by} is not recorded")
-    return Source(
-        entries,
-        class_names,
-        options={"class_by": class_by, "split": split},
-        facts=facts,
-        notes=notes,
-        warnings=warnings,
-    )
+        result.warnings.append(f"{unlabelled} photos have no class: their {class_by} is not recorded")
+    return result
 
 
-def _below_data(found: list[Found]) -> dict[str, Found]:
+def _below_data(files: list[Entry]) -> dict[str, Entry]:
     """Files by path from `image/`, `label/` on, whatever lies above."""
-    above = [file.path.split("/")[:-1] for file in found]
+    above = [file.path.split("/")[:-1] for file in files]
     roots = {"".join(f"{name}/" for name in names[: names.index("image")]) for names in above if "image" in names}
     root = min(roots, key=len, default="")
-    return {file.path.removeprefix(root): file for file in found if file.path.startswith(root)}
+    return {file.path.removeprefix(root): file for file in files if file.path.startswith(root)}
 
 
-def _listed(reader: Reader, found: Mapping[str, Found], split: str) -> list[str]:
+def _listed(reader: Reader, files: Mapping[str, Entry], split: str) -> list[str]:
     name = _SPLIT_LIST.format(split)
-    if name not in found:
+    if name not in files:
         raise InputMissingError(f"no list of the split {split} ({name})", remedy="--split all")
-    lines = reader.read(found[name].place).decode("utf-8", "replace").split()
+    lines = reader.read(files[name].place).decode("utf-8", "replace").split()
     return sorted(f"image/{line}" for line in dict.fromkeys(lines))
 
 
-def _photo(reader: Reader, found: Mapping[str, Found], path: str, names: _Names, split: str) -> Entry:
-    if path not in found:
-        reason = f"listed in {_SPLIT_LIST.format(split)}, but not there"
-        return Entry(path, FilePlace(path), 0, None, reason)
-    file = found[path]
+def _photo(reader: Reader, files: Mapping[str, Entry], path: str, names: _Names, split: str) -> Entry:
+    """A photo without its class."""
+    if path not in files:
+        return Entry(path, FilePlace(path), 0, reject=f"listed in {_SPLIT_LIST.format(split)}, but not there")
+    file = files[path]._replace(path=path)
     parts = path.split("/")
     if len(parts) != 5 or not (parts[1].isdecimal() and parts[2].isdecimal()):
-        return Entry(path, file.place, file.size, None, "not image/MAKE/MODEL/YEAR/NAME.jpg")
+        return file._replace(reject="not image/MAKE/MODEL/YEAR/NAME.jpg")
     make, model, year = int(parts[1]), int(parts[2]), parts[3]
-    label = found.get(f"label/{path.removeprefix('image/').rpartition('.')[0]}.txt")
+    label = files.get(f"label/{path.removeprefix('image/').rpartition('.')[0]}.txt")
     viewpoint, box = _read_label(reader.read(label.place)) if label is not None else (None, None)
     car_type = names.type_of_model.get(model)
     info = {
-        "make": names.makes.get(make),
+        "make": names.make.get(make),
         "make_id": make,
-        "model": names.models.get(model),
+        "model": names.model.get(model),
         "model_id": model,
         "year": int(year) if year.isdecimal() else None,
-        "type": names.types.get(car_type) if car_type else None,
+        "type": names.type.get(car_type) if car_type else None,
         "type_id": car_type or None,
         "viewpoint": VIEWPOINTS.get(viewpoint or 0),
         "box": None if box is None else box._asdict(),
     }
-    return Entry(path, file.place, file.size, None, file.problem, box=box, info=info)
+    return file._replace(box=box, info=info)
 
 
 def _read_label(text: bytes) -> tuple[int | None, Box | None]:
@@ -158,70 +154,60 @@ def _read_label(text: bytes) -> tuple[int | None, Box | None]:
     return viewpoint, box if box.left < box.right and box.top < box.bottom else None
 
 
-def _class_of(info: Mapping[str, Any], class_by: ClassBy) -> int | None:
+def _number(photo: Entry, class_by: ClassBy) -> int | None:
+    """The data set's number of a photo's class; None for rejects, and where it is not known."""
+    info = photo.info or {}
+    if photo.reject or not info:
+        return None
     if class_by == "viewpoint":
         return next((number for number, name in VIEWPOINTS.items() if name == info["viewpoint"]), None)
     number: int | None = info[f"{class_by}_id"]
     return number
 
 
-def _title(key: int, class_by: ClassBy, names: _Names) -> str:
-    known = {"model": names.models, "make": names.makes, "type": names.types, "viewpoint": VIEWPOINTS}[class_by]
-    return known.get(key) or f"{class_by} {key}"
-
-
-def _with_class(photo: Entry, label: int | None, number: Mapping[int, int]) -> Entry:
-    if label is None:
-        return photo
-    return Entry(photo.path, photo.place, photo.size, number[label], photo.reject, photo.kind, photo.box, photo.info)
-
-
-def _report(entries: list[Entry], split: str) -> tuple[dict[str, Any], list[str], list[str]]:
-    good = [entry for entry in entries if not entry.reject]
+def _report(result: Source, split: str) -> None:
+    good = [entry for entry in result.entries if not entry.reject]
     makes = len({(entry.info or {})["make_id"] for entry in good})
     models = len({(entry.info or {})["model_id"] for entry in good})
-    facts: dict[str, Any] = {"found": len(good), "found_makes": makes, "found_models": models}
-    notes, warnings = [f"found {len(good)} photos of {makes} makes and {models} models"], []
+    result.facts = {"found": len(good), "found_makes": makes, "found_models": models}
+    note = f"found {len(good)} photos of {makes} makes and {models} models"
     if split == "all":
-        facts |= {"expected": IMAGES, "expected_makes": MAKES, "expected_models": MODELS}
+        result.facts |= {"expected": IMAGES, "expected_makes": MAKES, "expected_models": MODELS}
         whole = (len(good), makes, models) == (IMAGES, MAKES, MODELS)
-        notes[0] += ": all" if whole else f"; the whole data set has {IMAGES} of {MAKES} and {MODELS}"
+        note += ": all" if whole else f"; the whole data set has {IMAGES} of {MAKES} and {MODELS}"
+    result.notes.append(note)
     without_box = sum(entry.box is None for entry in good)
     if without_box:
-        warnings.append(f"{without_box} photos have no box: their centre square is taken")
-    reasons = Counter(entry.reject for entry in entries if entry.reject)
-    warnings += [f"{count} photos are rejected: {reason}" for reason, count in sorted(reasons.items())]
-    return facts, notes, warnings
+        result.warnings.append(f"{without_box} photos have no box: their centre square is taken")
+    reasons = Counter(entry.reject for entry in result.entries if entry.reject)
+    result.warnings += [f"{count} photos are rejected: {reason}" for reason, count in sorted(reasons.items())]
 
 
-def _read_names(reader: Reader, found: Mapping[str, Found]) -> _Names:
+def _read_names(reader: Reader, files: Mapping[str, Entry]) -> _Names:
     def cells(path: str, key: str) -> dict[int, str]:
-        if path not in found:
+        """Texts of a MATLAB cell array by number, from 1 on; empty cells are left out."""
+        if path not in files:
             return {}
-        return _cells(reader.read(found[path].place), key, name=path)
+        try:
+            values = load_mat(reader.read(files[path].place))[key].ravel()
+            texts = (" ".join(str(cell.ravel()[0]).split()) if cell.size else "" for cell in values)
+            return {number: text for number, text in enumerate(texts, start=1) if text}
+        except Vq3dError:
+            raise
+        except Exception as error:  # scipy's reader raises almost any type on damaged bytes
+            raise DataError(f"damaged file ({path}): {error!r}", remedy=_ANOTHER_COPY) from error
 
-    names = "misc/make_model_name.mat"
     types: dict[int, int] = {}
-    if "misc/attributes.txt" in found:
-        for line in reader.read(found["misc/attributes.txt"].place).decode("utf-8", "replace").splitlines():
+    if "misc/attributes.txt" in files:
+        for line in reader.read(files["misc/attributes.txt"].place).decode("utf-8", "replace").splitlines():
             values = line.split()
             if len(values) >= 6 and values[0].isdecimal() and values[5].isdecimal():
                 types[int(values[0])] = int(values[5])
+    names = "misc/make_model_name.mat"
     return _Names(
-        makes=cells(names, "make_names"),
-        models=cells(names, "model_names"),
-        types=cells("misc/car_type.mat", "types"),
+        model=cells(names, "model_names"),
+        make=cells(names, "make_names"),
+        type=cells("misc/car_type.mat", "types"),
+        viewpoint=VIEWPOINTS,
         type_of_model=types,
     )
-
-
-def _cells(data: bytes, key: str, *, name: str) -> dict[int, str]:
-    """Texts of a MATLAB cell array by number, from 1 on; empty cells are left out."""
-    try:
-        cells = load_mat(data)[key].ravel()
-        texts = (" ".join(str(cell.ravel()[0]).split()) if cell.size else "" for cell in cells)
-        return {number: text for number, text in enumerate(texts, start=1) if text}
-    except UnavailableError:
-        raise
-    except Exception as error:  # scipy's reader raises almost any type on damaged bytes
-        raise DataError(f"damaged file ({name}): {error!r}", remedy=_ANOTHER_COPY) from error

@@ -31,20 +31,6 @@ class Row(NamedTuple):
 Place = FilePlace | Span | Row
 
 
-class Found(NamedTuple):
-    """A file that was found, in a folder or an archive.
-
-    Attributes:
-        path: Relative to the source, with `/`, printable as JSON; an archive counts as a folder.
-        problem: Why it cannot be read, or nothing.
-    """
-
-    path: str
-    place: Place
-    size: int
-    problem: str = ""
-
-
 class Box(NamedTuple):
     """A rectangle of pixels; `right` and `bottom` are the first ones outside."""
 
@@ -54,25 +40,15 @@ class Box(NamedTuple):
     bottom: int
 
 
-# Folders that network storage, Windows and archivers put beside the user's.
-_SYSTEM_FOLDERS = {"@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__macosx"}
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a part of a path is hidden, or of a folder that no user made."""
-    return (name.startswith(".") and name not in (".", "..")) or name.lower() in _SYSTEM_FOLDERS
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One image of a source, at one position.
+class Entry(NamedTuple):
+    """A file of a source, in a folder or an archive; in `Source.entries` an image at its position.
 
     Attributes:
-        path: As `Found.path`.
+        path: Relative to the source, with `/`, printable as JSON; an archive counts as a folder.
         place: Where its bytes lie.
         size: Of its bytes; 0 where that is not known before they are read.
         class_index: None for an image without a class.
-        reject: Why it gives no sample, if that is known already.
+        reject: Why it gives no sample, if that is known already; else nothing.
         kind: As in `RejectEntry`.
         box: What the square is cut around, in stored pixels.
         info: Goes into the sample's JSON.
@@ -81,14 +57,14 @@ class Entry:
     path: str
     place: Place
     size: int
-    class_index: int | None
+    class_index: int | None = None
     reject: str = ""
     kind: Literal["bad", "duplicate"] = "bad"
     box: Box | None = None
     info: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Source:
     """All images of a source, in an order that depends on nothing but their names.
 
@@ -102,10 +78,15 @@ class Source:
         warnings: What is not as it should be, a line each.
     """
 
-    entries: list[Entry]
-    class_names: list[str]
+    entries: list[Entry] = field(default_factory=list)
+    class_names: list[str] = field(default_factory=list)
     class_titles: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+
+def counted(kinds: dict[str, int]) -> str:
+    """Numbers of things by what they are called, for a message: `1 .csv, 2 .txt`."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))

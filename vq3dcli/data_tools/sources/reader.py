@@ -21,7 +21,8 @@ class Reader:
 
     def __init__(self) -> None:
         self._files: OrderedDict[str, int] = OrderedDict()
-        self._rows: tuple[str, str, int, Iterator[bytes | None]] | None = None
+        self._next: Row | None = None
+        self._rows: Iterator[bytes | None] = iter(())
 
     def __enter__(self) -> Reader:
         return self
@@ -31,7 +32,7 @@ class Reader:
     ) -> None:
         while self._files:
             os.close(self._files.popitem()[1])
-        self._rows = None
+        self._next = None
 
     def read(self, place: Place) -> bytes:
         """The bytes at a place.
@@ -43,11 +44,14 @@ class Reader:
         """
         if isinstance(place, FilePlace):
             return read_file(Path(place.file))
-        if isinstance(place, Span):
-            return self._read_span(place)
-        return self._read_row(place)
+        data = self._read_span(place) if isinstance(place, Span) else self._read_row(place)
+        if data is None:
+            raise StorageError(
+                f"archive is shorter than it was ({place.file})", remedy="the same command again, once it is whole"
+            )
+        return data
 
-    def _read_span(self, span: Span) -> bytes:
+    def _read_span(self, span: Span) -> bytes | None:
         if span.size > MAX_FILE_BYTES:
             raise DataError(f"more than {MAX_FILE_BYTES >> 20} MiB ({span.file})", remedy="a single image")
         try:
@@ -61,25 +65,17 @@ class Reader:
             raise InputMissingError(f"no such file ({span.file})", remedy="check the path") from error
         except OSError as error:
             raise read_error(Path(span.file), error) from error
-        if len(data) != span.size:
-            raise _shorter(span.file)
-        return data
+        return data if len(data) == span.size else None
 
-    def _read_row(self, place: Row) -> bytes:
-        from vq3dcli.data_tools.sources.parquet import rows_from
+    def _read_row(self, row: Row) -> bytes | None:
+        from vq3dcli.data_tools.sources import parquet
 
-        at = self._rows
-        if at is None or at[:3] != (place.file, place.column, place.row):
-            at = (place.file, place.column, place.row, rows_from(Path(place.file), place.column, place.row))
-        try:
-            data = next(at[3])
-        except StopIteration as error:
-            raise _shorter(place.file) from error
-        self._rows = (place.file, place.column, place.row + 1, at[3])
-        if data is None:
-            raise InputMissingError("the row holds no image", remedy="another copy of the file")
-        return data
-
-
-def _shorter(file: str) -> StorageError:
-    return StorageError(f"archive is shorter than it was ({file})", remedy="the same command again, once it is whole")
+        if row != self._next:
+            self._rows = parquet.rows_from(Path(row.file), row.column, row.row)
+        self._next = None  # the iterator is of no use after an error
+        for data in self._rows:
+            self._next = row._replace(row=row.row + 1)
+            if data is None:
+                raise InputMissingError("the row holds no image", remedy="another copy of the file")
+            return data
+        return None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from vq3dcli.data.images import read_file
 from vq3dcli.data.shard_format import MANIFEST_NAME
-from vq3dcli.data_tools.sources.entry import Found
+from vq3dcli.data_tools.sources.entry import Entry
 from vq3dcli.data_tools.sources.reader import Reader
 from vq3dcli.data_tools.sources.wnids import WNID
 from vq3dcli.errors import DataError, InputMissingError, UsageError
@@ -30,22 +30,24 @@ class Label(NamedTuple):
     folder: Path
 
 
-def labels_beside(found: Iterable[Found]) -> dict[str, Label]:
+def labels_beside(files: Iterable[Entry]) -> dict[str, Label]:
     """Labels of images by their path, from the `.cls` members with the same key."""
     labels: dict[str, Label] = {}
     images: defaultdict[str, list[str]] = defaultdict(list)
     with Reader() as reader:
-        for file in found:
-            key, extension = split_key(file.path)
-            if extension == _LABEL:
+        for file in files:
+            # The folder belongs to the key, and the extension may have dots.
+            folder, _, name = file.path.rpartition("/")
+            stem, _, extension = name.partition(".")
+            if extension.lower() == _LABEL:
                 text = reader.read(file.place)[:_MOST_LABEL_BYTES].decode("utf-8", "backslashreplace").strip()
-                labels[key] = Label(text, Path(file.place.file).parent)
+                labels[f"{folder}/{stem}"] = Label(text, Path(file.place.file).parent)
             else:
-                images[key].append(file.path)
+                images[f"{folder}/{stem}"].append(file.path)
     return {path: label for key, label in labels.items() for path in images[key]}
 
 
-def class_labels(found: Iterable[Found], standard: Sequence[str]) -> dict[str, str | None]:
+def class_labels(files: Iterable[Entry], standard: Sequence[str]) -> dict[str, str | None]:
     """WordNet ids of images by their path, from the `.cls` members beside them; None for a number out of range.
 
     The numbers count the `class_names` of a `manifest.json` beside the tars, as `vq3d prepare-data` writes them, else
@@ -55,33 +57,27 @@ def class_labels(found: Iterable[Found], standard: Sequence[str]) -> dict[str, s
         DataError: Such a member is no number, or the manifest is damaged.
         UsageError: The manifest names other classes than those of ImageNet.
     """
-    numbers: dict[str, tuple[int, Path]] = {}
-    for path, label in labels_beside(found).items():
+    labels = labels_beside(files)
+    for path, label in labels.items():
         if not _NUMBER.fullmatch(label.text):
             raise DataError(
                 f"a class that is no number ({path}): {label.text[:20]!r}", remedy="another copy of the tar"
             )
-        numbers[path] = int(label.text), label.folder
-    names = {folder: _wnids(folder) for folder in {folder for _, folder in numbers.values()}}
-    used = {number for number, folder in numbers.values() if not names[folder]}
+    names = {folder: manifest_classes(folder)[0] for folder in {label.folder for label in labels.values()}}
+    for folder, known in names.items():
+        if not all(map(WNID.fullmatch, known)):
+            raise UsageError(
+                f"shards whose classes are no WordNet ids ({folder / MANIFEST_NAME})", remedy="--preset folder"
+            )
+    used = {int(label.text) for label in labels.values() if not names[label.folder]}
     if used and len(used) < len(standard) and used == set(range(len(used))):
         _log.warning(
             "classes are numbered 0 to %d and taken for the first of %d: wrong if the tars count classes of their own",
             len(used) - 1,
             len(standard),
         )
-    labels: dict[str, str | None] = {}
-    for path, (number, folder) in numbers.items():
-        known = names[folder] or standard
-        labels[path] = known[number] if 0 <= number < len(known) else None
-    return labels
-
-
-def split_key(path: str) -> tuple[str, str]:
-    """Key and extension of a member: its folder belongs to the key, and the extension may have dots."""
-    folder, slash, name = path.rpartition("/")
-    stem, _, extension = name.partition(".")
-    return f"{folder}{slash}{stem}", extension.lower()
+    lists = {path: (int(label.text), names[label.folder] or standard) for path, label in labels.items()}
+    return {path: known[n] if 0 <= n < len(known) else None for path, (n, known) in lists.items()}
 
 
 def manifest_classes(folder: Path) -> tuple[list[str], list[str]]:
@@ -97,14 +93,6 @@ def manifest_classes(folder: Path) -> tuple[list[str], list[str]]:
         return [], []
     except ValueError as error:
         raise DataError(f"damaged file ({path}): not a JSON object", remedy="vq3d inspect --verify") from error
-    found = [manifest.get(key) if isinstance(manifest, dict) else None for key in ("class_names", "class_titles")]
-    names, titles = ([str(name) for name in value] if isinstance(value, list) else [] for value in found)
+    values = [manifest.get(key) if isinstance(manifest, dict) else None for key in ("class_names", "class_titles")]
+    names, titles = ([str(name) for name in value] if isinstance(value, list) else [] for value in values)
     return names, titles if len(titles) == len(names) else []
-
-
-def _wnids(folder: Path) -> list[str]:
-    names, _ = manifest_classes(folder)
-    if all(WNID.fullmatch(name) for name in names):
-        return names
-    path = folder / MANIFEST_NAME
-    raise UsageError(f"shards whose classes are no WordNet ids ({path})", remedy="--preset folder")

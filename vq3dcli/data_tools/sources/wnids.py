@@ -1,4 +1,4 @@
-"""Which class of ImageNet a file is of, by its path, a label beside it, or the ground truth of the validation set."""
+"""Which class of ImageNet a file is of, by its path, or by the ground truth of the validation set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vq3dcli.data.imagenet import imagenet_names
-from vq3dcli.data_tools.sources.entry import FilePlace, Found
+from vq3dcli.data_tools.sources.entry import Entry, FilePlace
 from vq3dcli.data_tools.sources.matlab import load_mat
 from vq3dcli.data_tools.sources.reader import Reader
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UsageError
@@ -30,6 +30,7 @@ _KAGGLE_NAME = "LOC_val_solution.csv"
 _DEVKIT_NAME = "ILSVRC2012_devkit_t12.tar.gz"
 _DEVKIT_MD5 = "fa75699e90414af021442c21a62c3abf"
 _DEVKIT = re.compile(r"ILSVRC2012_devkit.*?(\.tar|\.tar\.gz|\.tgz)?")
+_ANOTHER_COPY = "another copy of it"
 _log = logging.getLogger(__name__)
 
 
@@ -66,75 +67,59 @@ def title_of(wnid: str) -> str:
     return ", ".join(imagenet_names().get(wnid, (wnid,)))
 
 
-class ValidationLabels:
+def validation_labels(devkit: Path | None, source: Path, files: Sequence[Entry]) -> Mapping[int, str]:
     """WordNet ids of the validation images by their number, from the devkit or from Kaggle's list.
 
     Args:
         devkit: The devkit as a folder, a tar or a tar.gz; None: it is looked for.
         source: What is prepared: a folder that may hold the devkit, or something beside it.
-        found: The files of the source.
+        files: Of the source.
+
+    Raises:
+        UsageError: There is no list.
+        DataError: It is damaged.
     """
-
-    def __init__(self, devkit: Path | None, source: Path, found: Sequence[Found]) -> None:
-        self._devkit, self._source, self._found = devkit, source, found
-        self._labels: Mapping[int, str] | None = None
-
-    def __getitem__(self, number: int) -> str | None:
-        """The WordNet id of image `number`, None if the list does not have it.
-
-        Raises:
-            UsageError: There is no list.
-            DataError: It is damaged.
-        """
-        if self._labels is None:
-            self._labels = self._read()
-        return self._labels.get(number)
-
-    def _read(self) -> Mapping[int, str]:
-        if self._devkit is not None:
-            if not self._devkit.exists():
-                raise InputMissingError(f"no such devkit ({self._devkit})", remedy="check the path")
-            return _read_devkit(self._devkit)
-        with Reader() as reader:
-            listed = {file.path.rpartition("/")[2]: file for file in self._found}
-            if _TRUTH_NAME in listed and _META_NAME in listed:
-                files = {name: reader.read(listed[name].place) for name in (_TRUTH_NAME, _META_NAME)}
-                return devkit_labels(files[_META_NAME], files[_TRUTH_NAME], name=listed[_META_NAME].path)
-            if _KAGGLE_NAME in listed:
-                return kaggle_labels(reader.read(listed[_KAGGLE_NAME].place), name=listed[_KAGGLE_NAME].path)
-        for file in self._found:
-            if isinstance(file.place, FilePlace) and _DEVKIT.fullmatch(file.path.rpartition("/")[2]):
-                return _read_devkit(Path(file.place.file))
-        beside = [] if not self._source.parent.is_dir() else sorted(self._source.parent.iterdir())
-        for path in beside:
-            if _DEVKIT.fullmatch(path.name):
-                return _read_devkit(path)
-            if path.name == _KAGGLE_NAME:
-                return kaggle_labels(path.read_bytes(), name=str(path))
-        raise UsageError(
-            f"the labels of the validation images are not here ({self._source})",
-            remedy="--devkit ILSVRC2012_devkit_t12.tar.gz",
-        )
+    if devkit is not None:
+        if not devkit.exists():
+            raise InputMissingError(f"no such devkit ({devkit})", remedy="check the path")
+        return _read_devkit(devkit)
+    by_name = {file.path.rpartition("/")[2]: file for file in files}
+    with Reader() as reader:
+        if _TRUTH_NAME in by_name and _META_NAME in by_name:
+            texts = {name: reader.read(by_name[name].place) for name in (_TRUTH_NAME, _META_NAME)}
+            return _devkit_labels(texts, by_name[_META_NAME].path)
+        if _KAGGLE_NAME in by_name:
+            return kaggle_labels(reader.read(by_name[_KAGGLE_NAME].place), name=by_name[_KAGGLE_NAME].path)
+    inside = [Path(file.place.file) for file in files if isinstance(file.place, FilePlace)]
+    beside = sorted(source.parent.iterdir()) if source.parent.is_dir() else []
+    for path in [*(path for path in inside if _DEVKIT.fullmatch(path.name)), *beside]:
+        if _DEVKIT.fullmatch(path.name):
+            return _read_devkit(path)
+        if path.name == _KAGGLE_NAME:
+            return kaggle_labels(path.read_bytes(), name=str(path))
+    raise UsageError(
+        f"the labels of the validation images are not here ({source})", remedy="--devkit ILSVRC2012_devkit_t12.tar.gz"
+    )
 
 
 def _read_devkit(path: Path) -> Mapping[int, str]:
-    files: dict[str, bytes] = {}
+    texts: dict[str, bytes] = {}
     try:
         if path.is_dir():
-            files = {p.name: p.read_bytes() for p in path.rglob("*") if p.name in (_TRUTH_NAME, _META_NAME)}
+            texts = {p.name: p.read_bytes() for p in path.rglob("*") if p.name in (_TRUTH_NAME, _META_NAME)}
         else:
             with tarfile.open(fileobj=io.BytesIO(_uncompressed(path))) as tar:
                 for member in tar:
                     name = member.name.rpartition("/")[2]
                     content = tar.extractfile(member) if member.isreg() else None
                     if content is not None and name in (_TRUTH_NAME, _META_NAME):
-                        files[name] = content.read()
+                        texts[name] = content.read()
     except (OSError, EOFError, ValueError, OverflowError, zlib.error, tarfile.TarError) as error:
-        raise DataError(f"cannot read devkit ({path}): {error}", remedy="another copy of it") from error
-    missing = {_TRUTH_NAME, _META_NAME} - files.keys()
+        raise DataError(f"cannot read devkit ({path}): {error}", remedy=_ANOTHER_COPY) from error
+    missing = {_TRUTH_NAME, _META_NAME} - texts.keys()
     if missing:
-        raise DataError(f"not the devkit of tasks 1 and 2 ({path}): no {min(missing)}", remedy="another copy of it")
-    return devkit_labels(files[_META_NAME], files[_TRUTH_NAME], name=str(path))
+        raise DataError(f"not the devkit of tasks 1 and 2 ({path}): no {min(missing)}", remedy=_ANOTHER_COPY)
+    return _devkit_labels(texts, str(path))
 
 
 def _uncompressed(path: Path) -> bytes:
@@ -147,26 +132,23 @@ def _uncompressed(path: Path) -> bytes:
     return gzip.decompress(data)
 
 
-def devkit_labels(meta: bytes, truth: bytes, *, name: str) -> dict[int, str]:
+def _devkit_labels(texts: Mapping[str, bytes], name: str) -> dict[int, str]:
     """Labels by image number: line i of the ground truth is the ILSVRC2012_ID of image i, `meta.mat` names its class.
 
-    Only leaves (`num_children` 0) are classes; their ids are 1 to 1000. Raises `DataError`.
+    Only leaves (`num_children` 0) are classes; their ids are 1 to 1000.
     """
     try:
-        synsets = load_mat(meta)["synsets"].ravel()
-        wnids = {
-            int(_scalar(s["ILSVRC2012_ID"])): str(_scalar(s["WNID"]))
-            for s in synsets
-            if int(_scalar(s["num_children"])) == 0
-        }
-        ids = [int(line) for line in truth.decode("ascii").split()]
+        synsets = load_mat(texts[_META_NAME])["synsets"].ravel()
+        leaves = [s for s in synsets if int(_scalar(s["num_children"])) == 0]
+        wnids = {int(_scalar(s["ILSVRC2012_ID"])): str(_scalar(s["WNID"])) for s in leaves}
+        ids = [int(line) for line in texts[_TRUTH_NAME].decode("ascii").split()]
         if not all(WNID.fullmatch(wnid) for wnid in wnids.values()):
             raise ValueError("a WNID that is none")
         return {number: wnids[class_id] for number, class_id in enumerate(ids, start=1)}
     except UnavailableError:
         raise
     except Exception as error:  # scipy's reader raises almost any type on damaged bytes
-        raise DataError(f"damaged devkit ({name}): {error!r}", remedy="another copy of it") from error
+        raise DataError(f"damaged devkit ({name}): {error!r}", remedy=_ANOTHER_COPY) from error
 
 
 def kaggle_labels(table: bytes, *, name: str) -> dict[int, str]:
@@ -179,7 +161,7 @@ def kaggle_labels(table: bytes, *, name: str) -> dict[int, str]:
             continue
         wnid = rest.partition(" ")[0]
         if not WNID.fullmatch(wnid):
-            raise DataError(f"damaged list ({name}): {line[:60]!r}", remedy="another copy of it")
+            raise DataError(f"damaged list ({name}): {line[:60]!r}", remedy=_ANOTHER_COPY)
         labels[number] = wnid
     return labels
 
