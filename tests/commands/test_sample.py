@@ -20,6 +20,7 @@ from vq3dcli.data.token_store import TokenStore
 from vq3dcli.errors import StorageError
 from vq3dcli.export.ffmpeg import find_ffmpeg
 from vq3dcli.model.build import build_prior
+from vq3dcli.pipelines.sampling.record import SampleWish
 from vq3dcli.pipelines.sampling.sample import SampleFolder, draw_samples, sharpening_of
 from vq3dcli.weights_file import TokenFacts, load_prior, load_weights, save_weights
 
@@ -143,17 +144,12 @@ def test_groups_are_drawn_and_written_one_after_the_other(
 def draw(prior: str, tiny_weights: Path) -> Callable[..., None]:
     """Draws six samples of seed 2, and the first four of them into a folder."""
     stage1, loaded = load_weights(tiny_weights), load_prior(Path(prior))
-    sharpening = sharpening_of(loaded)
+    wish = SampleWish([0, 1, 2], 2, 2, sharpening_of(loaded), npz=True)
 
     def call(folder: Path, on_frames: Callable[[int], None], last: int = 4) -> None:
-        with SampleFolder(
-            folder, stage1, loaded, classes=[0, 1, 2], count=2, npz=True, seed=2, sharpening=sharpening
-        ) as opened:
+        with SampleFolder(folder, stage1, loaded, wish) as opened:
             for first in range(0, last, 4):
-                drawn = draw_samples(
-                    loaded, [0, 1, 2], 2, seed=2, sharpening=sharpening, first=first, last=min(first + 4, last)
-                )
-                opened.add(drawn, on_frames=on_frames)
+                opened.add(draw_samples(loaded, wish, first, min(first + 4, last)), on_frames=on_frames)
 
     return call
 

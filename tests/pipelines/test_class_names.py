@@ -8,7 +8,8 @@ import pytest
 
 from vq3dcli.data.imagenet import imagenet_names
 from vq3dcli.errors import UsageError
-from vq3dcli.pipelines.sampling.record import NO_CLASS, classes_argument, pick_classes, shown_name, some_classes
+from vq3dcli.model.draw_codes import NO_CLASS
+from vq3dcli.pipelines.sampling.record import classes_argument, pick_classes, shown_name, some_classes
 
 NAMES = ["Torus", "snow_man", "box", "salt, and pepper", "7", "car", "Car", "car"]
 WNIDS = ["n01443537", "n02099601", "n03126707", "n02012849"]

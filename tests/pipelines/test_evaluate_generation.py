@@ -23,6 +23,7 @@ from vq3dcli.pipelines.evaluation.image_sets import ImageSet, toy_set
 from vq3dcli.pipelines.evaluation.measured_set import Judge, measure_set
 from vq3dcli.pipelines.evaluation.prior_bits import prior_bits
 from vq3dcli.pipelines.evaluation.rendered_sets import Samples, reconstructed_set, sampled_set
+from vq3dcli.pipelines.sampling.record import SampleWish
 from vq3dcli.pipelines.sampling.sample import draw_samples
 from vq3dcli.toyscenes import CLASS_NAMES
 from vq3dcli.weights_file import TokenFacts, load_prior, load_weights, save_weights
@@ -181,8 +182,8 @@ def test_samples_are_those_of_vq3d_sample(models):
     weights, prior = models
     samples = Samples(prior, {2: 3, 0: 17}, seed=5, sharpening=SHARPENING)
     codes = torch.cat(list(samples.codes()))
-    expected = [*draw_samples(prior, [2], 3, seed=5, sharpening=SHARPENING)]
-    expected += draw_samples(prior, [0], 17, seed=5, sharpening=SHARPENING)
+    expected = [*draw_samples(prior, SampleWish([2], 3, 5, SHARPENING))]
+    expected += draw_samples(prior, SampleWish([0], 17, 5, SHARPENING))
     assert torch.equal(codes, torch.stack([drawn.codes for drawn in expected]))
     assert samples.class_index.tolist() == [drawn.class_index for drawn in expected]
     seconds = samples.seconds

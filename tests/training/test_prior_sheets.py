@@ -10,6 +10,7 @@ from torch import nn
 
 from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.model.build import build_prior
+from vq3dcli.pipelines.sampling.record import SampleWish
 from vq3dcli.pipelines.sampling.sample import draw_samples, sharpening_of
 from vq3dcli.training.prior_sheets import sheet_codes
 from vq3dcli.weights_file import TokenFacts, load_prior, save_weights
@@ -29,7 +30,7 @@ def test_a_tile_of_a_sheet_can_be_drawn_again(tiny_prior_recipe: Callable[..., S
     assert len({tuple(row.tolist()) for row in codes}) == 12
     loaded = load_prior(tmp_path / "prior.safetensors")
     for class_index in range(3):
-        drawn = draw_samples(loaded, [class_index], 4, seed=5, sharpening=sharpening_of(loaded))
+        drawn = draw_samples(loaded, SampleWish([class_index], 4, 5, sharpening_of(loaded)))
         for sample, row in zip(drawn, codes[chosen == class_index], strict=True):
             assert torch.equal(sample.codes, row)
 

@@ -10,19 +10,21 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from vq3dcli import __version__, log
-from vq3dcli.commands import progress
+from vq3dcli.commands.progress import Progress
 from vq3dcli.data_tools.part import number_in
 from vq3dcli.errors import UnavailableError, UsageError, Vq3dError
 
 if TYPE_CHECKING:
     import torch
+
+    from vq3dcli.weights_file import LoadedWeights
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 
@@ -31,23 +33,8 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and n
 DeviceOption = Annotated[DeviceName, typer.Option("--device", help="Where to compute; auto takes CUDA where it works.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything that is random.")]
 
-_WIDEST_FIGURES = (
-    24  # characters of a column of figures; a wider one holds sentences or hashes, which begin at its left
-)
-
-
-class WeightsFile(Protocol):
-    """Weights as the result names them; `checkpoint.LoadedWeights` is one."""
-
-    @property
-    def path(self) -> str:
-        """Where the weights lie."""
-        ...
-
-    @property
-    def sha256(self) -> str:
-        """Hexadecimal SHA-256 of the file."""
-        ...
+# Characters of a column of figures; a wider one holds sentences or hashes, which begin at its left.
+_WIDEST_FIGURES = 24
 
 
 class Output:
@@ -66,7 +53,7 @@ class Output:
         self.quiet = quiet
         self.stdout_is_data = stdout_is_data
         self.warnings: list[str] = []
-        self._progress: progress.Progress | None = None
+        self._progress: Progress | None = None
         log.attach(log.LineHandler(quiet=quiet, write=self._line, on_warning=self.warnings.append))
 
     def note(self, message: str) -> None:
@@ -87,32 +74,29 @@ class Output:
 
     @contextmanager
     def progress(
-        self, description: str, total: int | None = None, *, unit: str = "items", done: int = 0
-    ) -> Iterator[progress.Progress]:
-        """Progress on stderr; see `progress.shown` for the arguments."""
-        with progress.shown(description, total, unit=unit, done=done, quiet=self.quiet) as shown:
-            self._progress = shown
-            try:
-                yield shown
-            finally:
-                self._progress = None
+        self, description: str, total: int | None = None, unit: str = "items", done: int = 0
+    ) -> Iterator[Progress]:
+        """Progress on stderr: of `total` items, None if that is not known, of which `done` were finished before."""
+        with self._shown(description, unit) as progress:
+            progress.begin(done, total)
+            yield progress
 
     @contextmanager
     def counting(self, description: str, *, unit: str = "items") -> Iterator[Callable[[int, int], None]]:
         """Progress for work that finds its total itself: it calls what this yields with (done, total)."""
-        with ExitStack() as stack:
-            shown: progress.Progress | None = None
-            last = 0
+        with self._shown(description, unit) as progress:
+            yield progress.at
 
-            def report(done: int, total: int) -> None:
-                nonlocal shown, last
-                if shown is None:
-                    shown = stack.enter_context(self.progress(description, total, unit=unit, done=done))
-                else:
-                    shown.advance(done - last)
-                last = done
-
-            yield report
+    @contextmanager
+    def _shown(self, description: str, unit: str) -> Iterator[Progress]:
+        self._progress = progress = Progress(description, unit, quiet=self.quiet)
+        whole = False
+        try:
+            yield progress
+            whole = True
+        finally:
+            self._progress = None
+            progress.end(whole=whole)
 
     def fail(self, error: Vq3dError) -> NoReturn:
         """End with an error after the result: what was made stays, and the exit code says that something is wrong."""
@@ -125,7 +109,7 @@ class Output:
         protocol: str | None = None,
         count: int | None = None,
         seed: int | None = None,
-        weights: WeightsFile | None = None,
+        weights: LoadedWeights | None = None,
         metrics: Mapping[str, Any] | None = None,
         outputs: Sequence[str | Path] = (),
         table: Sequence[Sequence[object]] | None = None,
@@ -135,18 +119,27 @@ class Output:
         Args:
             protocol: Name of the definition that the metrics were measured by.
             count: How many items were processed.
-            seed: Seed of the run, if anything in it was random.
-            weights: Weights that were used.
+            seed: Of the run, if anything in it was random.
+            weights: That were used.
             metrics: Figures by name; nested mappings are allowed, NaN and infinity become null in JSON.
             outputs: Files and folders that were made.
             table: Rows for the human reader, the first one the heading; without it the metrics are listed.
         """
         if self.json:
-            self._print(result_json(self, protocol, count, seed, weights, metrics or {}, outputs))
+            value = {
+                "version": __version__,
+                "command": self.command,
+                "protocol": protocol,
+                "count": count,
+                "seed": seed,
+                "weights": None if weights is None else {"path": str(weights.path), "sha256": weights.sha256},
+                "metrics": metrics or {},
+                "outputs": outputs,
+                "warnings": self.warnings,
+            }
+            self._print(jsonlib.dumps(plain(value), allow_nan=False))
             return
-        if table is None:
-            table = [(name, value) for name, value in flat(metrics or {})]
-        for line in table_lines(table):
+        for line in table_lines(list(flat(metrics or {})) if table is None else table):
             self._print(line)
         for output in outputs:
             self._print(log.one_line(str(output)))
@@ -162,30 +155,6 @@ class Output:
             log.write_line(text)
         else:
             print(text, flush=True)
-
-
-def result_json(
-    output: Output,
-    protocol: str | None,
-    count: int | None,
-    seed: int | None,
-    weights: WeightsFile | None,
-    metrics: Mapping[str, Any],
-    outputs: Sequence[str | Path],
-) -> str:
-    """The JSON object of a finished command, on one line."""
-    value = {
-        "version": __version__,
-        "command": output.command,
-        "protocol": protocol,
-        "count": count,
-        "seed": seed,
-        "weights": None if weights is None else {"path": str(weights.path), "sha256": weights.sha256},
-        "metrics": metrics,
-        "outputs": outputs,
-        "warnings": output.warnings,
-    }
-    return jsonlib.dumps(plain(value), allow_nan=False)
 
 
 def error_json(command: str, message: str, remedy: str | None, exit_code: int) -> str:
@@ -245,12 +214,7 @@ def _cell(value: object) -> str:
 
 
 def refuse_given(options: Mapping[str, bool], reason: str) -> None:
-    """Raise `UsageError` for the first option that was given and would change nothing.
-
-    Args:
-        options: By name, whether it was given another value than its default.
-        reason: Follows the option's name.
-    """
+    """Raise `UsageError` for the first option that was given, and would change nothing; `reason` follows its name."""
     for name, given in options.items():
         if given:
             raise UsageError(f"{name} {reason}", remedy=f"no {name}")

@@ -59,19 +59,13 @@ def command(
     """
     from vq3dcli.export.video import check_output
     from vq3dcli.pipelines.film import Shot, check_shot
-    from vq3dcli.pipelines.sampling.record import pick_classes, some_classes
-    from vq3dcli.pipelines.sampling.sample import (
-        RECORD_NAME,
-        SAMPLES_AT_ONCE,
-        SampleFolder,
-        draw_samples,
-        sharpening_of,
-    )
+    from vq3dcli.pipelines.sampling.record import SampleWish, pick_classes, some_classes
+    from vq3dcli.pipelines.sampling.sample import RECORD_NAME, make_samples, sharpening_of
     from vq3dcli.weights_file import load_prior, load_weights
 
     said = Output("sample", json, quiet)
-    filmed = Shot("orbit", frames, size_px=size)
-    check_shot(filmed, "mp4")
+    shot = Shot("orbit", frames, size_px=size)
+    check_shot(shot, "mp4")
     target = pick_device(device)
     loaded_prior = load_prior(prior, target)
     loaded = load_weights(weights, target)
@@ -82,46 +76,15 @@ def command(
     chosen = pick_classes(classes, names)
     if classes is None:
         chosen = some_classes(chosen, SHOWN_CLASSES)
-    total = len(chosen) * count
     check_output(out / ("sheet.mp4" if orbit else "sheet.png"), "mp4" if orbit else "png")  # before hours of work
     said.replacing(path for path in (out / RECORD_NAME,) if path.exists())
     said.note(f"{count} samples of {len(chosen)} classes, prior {loaded_prior.path}, weights {loaded.path}")
     if classes is None and len(chosen) < len(names):
         said.note(f"{len(chosen)} of {len(names)} classes; --class all takes all")
-    with SampleFolder(
-        out,
-        loaded,
-        loaded_prior,
-        classes=chosen,
-        count=count,
-        seed=seed,
-        sharpening=sharpening,
-        shot=filmed if orbit else None,
-        disparity=disparity,
-        npz=npz,
-    ) as folder:
-        for first in range(0, total, SAMPLES_AT_ONCE):
-            last = min(first + SAMPLES_AT_ONCE, total)
-            part = f" {first + 1} to {last} of {total}" if total > SAMPLES_AT_ONCE else ""
-            with said.progress(
-                f"sampling{part}", (last - first) * loaded_prior.tokens.length, unit="codes"
-            ) as progress:
-                drawn = draw_samples(
-                    loaded_prior,
-                    chosen,
-                    count,
-                    seed=seed,
-                    sharpening=sharpening,
-                    first=first,
-                    last=last,
-                    on_token=progress.advance,
-                )
-            pictures = (last - first) * (1 + (frames if orbit else 0))
-            with said.progress(f"rendering{part}", pictures, unit="frames") as progress:
-                folder.add(drawn, on_frames=progress.advance)
-        outputs = folder.finish()
+    wish = SampleWish(chosen, count, seed, sharpening, shot if orbit else None, None, disparity, npz)
+    outputs = make_samples(out, loaded, loaded_prior, wish, said.progress)
     said.finish(
-        count=total,
+        count=wish.total,
         seed=seed,
         weights=loaded,
         metrics={"prior": {"path": loaded_prior.path, "sha256": loaded_prior.sha256}, "classes": len(chosen)},

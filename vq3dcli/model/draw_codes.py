@@ -104,7 +104,7 @@ def sample_tokens(
     index: Tensor | None = None,
     sharpening: Sharpening | None = None,
     rows: int | None = None,
-    on_token: Callable[[int], None] = lambda count: None,
+    on_token: Callable[[int], object] = lambda count: None,
 ) -> Tensor:
     """Draw one sample for each class index.
 

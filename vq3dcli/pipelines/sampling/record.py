@@ -1,4 +1,7 @@
-"""What `samples.json` says: everything that makes the same samples again, and the codes themselves."""
+"""Which classes are meant, and what `samples.json` says: all that makes the same samples again, and the codes.
+
+Classes are named in any case, by WordNet ids or by numbers, with a suggestion for what is not there.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
@@ -17,21 +20,28 @@ from torch import Tensor
 from vq3dcli import __version__
 from vq3dcli.data.imagenet import imagenet_names
 from vq3dcli.errors import DataError, UsageError
-from vq3dcli.model.draw_codes import Sharpening, sample_index
+from vq3dcli.model.draw_codes import NO_CLASS, Sharpening, sample_index
 from vq3dcli.sealed import first_problem, read_sealed_json
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights, embedded_path
 
-NO_CLASS = -1
+if TYPE_CHECKING:
+    from vq3dcli.pipelines.film import Shot  # which imports us by `inputs`
+
 _SHOWN = 8
 _MAX_DIGITS = 18
 _MAX_QUOTED = 60
+
+FORMAT_VERSION = 1
+# As figures are measured (`docs/evaluation.md`): the pictures are what a metric sees.
+SAMPLES_A_RAY = 96
+_NOTE = "written before the pictures: the same command makes those that are missing"
 
 Named = Mapping[str, tuple[int, ...]]
 """The indices of the classes that have a name."""
 
 
 def pick_classes(text: str | None, names: Sequence[str]) -> list[int]:
-    """Indices of the classes that a text names, each once, in its order.
+    """Indices of the classes that a text names, each once, in its order; `[NO_CLASS]` where there are none.
 
     A part between commas is the first of these that there is: a class's own name as it is spelled; a number, which
     indexes `names`; an own name but for upper and lower case, spaces, hyphens and underscores; and, where names are
@@ -41,17 +51,15 @@ def pick_classes(text: str | None, names: Sequence[str]) -> list[int]:
         text: For example `torus,3`; None, or `all` where no class is called so, for all classes.
         names: By class index; empty for weights without classes.
 
-    Returns:
-        Class indices; `[NO_CLASS]` for weights without classes.
-
     Raises:
         UsageError: There is no such class, and the nearest name is suggested; or a name is that of several, as
             `crane` is of a bird and of a machine in ImageNet: their numbers are listed.
     """
     if text is None:
         return list(range(len(names))) or [NO_CLASS]
-    exact, plain = own_names(names)
-    loose = {**english_names(names), **plain}
+    exact, plain = _own_names(names)
+    english = imagenet_names() if any(map(_is_wordnet_id, names)) else {}
+    loose = {**_gathered((_plain(o), i) for i, name in enumerate(names) for o in english.get(name, ())), **plain}
     if _plain(text) == "all" and "all" not in loose:
         return pick_classes(None, names)
     if "," in text and _plain(text) in plain:  # a name that has a comma itself
@@ -68,33 +76,24 @@ def some_classes(classes: Sequence[int], most: int) -> list[int]:
     return [classes[i * len(classes) // count] for i in range(count)]
 
 
-def own_names(names: Sequence[str]) -> tuple[Named, Named]:
-    """Classes by their own names: as these are spelled, and in plain spelling."""
-    exact = _gathered((name.strip(), index) for index, name in enumerate(names))
-    return exact, _gathered((_plain(name), index) for index, name in enumerate(names))
-
-
-def english_names(names: Sequence[str]) -> Named:
-    """Classes by the English names of ImageNet, in plain spelling; empty if no name is a WordNet id."""
-    english = imagenet_names() if any(map(_is_wordnet_id, names)) else {}
-    return _gathered((_plain(other), index) for index, name in enumerate(names) for other in english.get(name, ()))
-
-
 def shown_name(name: str) -> str:
     """What to call a class: the first English name of a WordNet id of ImageNet, else the name itself."""
     return next(iter(imagenet_names().get(name, (name,)))) if _is_wordnet_id(name) else name
 
 
 def classes_argument(classes: Iterable[int], names: Sequence[str]) -> str:
-    """The text of which `pick_classes` makes these class indices: their numbers.
-
-    A number that is also a class's own name gets zeros in front.
-    """
-    exact, plain = own_names(names)
+    """The text of which `pick_classes` makes these class indices: numbers, with zeros before one that is a name."""
+    exact, plain = _own_names(names)
     text = ",".join(_number(index, exact) for index in classes)
     while _plain(text) in plain and "," in text:
         text += ","
     return text
+
+
+def _own_names(names: Sequence[str]) -> tuple[Named, Named]:
+    """Classes by their own names: as these are spelled, and in plain spelling."""
+    exact = _gathered((name.strip(), index) for index, name in enumerate(names))
+    return exact, _gathered((_plain(name), index) for index, name in enumerate(names))
 
 
 def _pick(part: str, names: Sequence[str], exact: Named, loose: Named) -> int:
@@ -114,21 +113,20 @@ def _pick(part: str, names: Sequence[str], exact: Named, loose: Named) -> int:
     raise UsageError(f"no class is called {_cut(part)!r}", remedy=" or ".join(near) if near else _some(names))
 
 
-def _only(part: str, found: tuple[int, ...], names: Sequence[str]) -> int:
+def _only(part: str, indices: tuple[int, ...], names: Sequence[str]) -> int:
     """The class that a name means. Raises `UsageError` if it means several."""
-    if len(found) == 1:
-        return found[0]
-    exact, _ = own_names(names)
-    numbers = [_number(index, exact) for index in found]
-    classes = [f"{number} ({names[index]})" for number, index in zip(numbers, found, strict=True)]
+    if len(indices) == 1:
+        return indices[0]
+    exact, _ = _own_names(names)
+    numbers = [_number(index, exact) for index in indices]
+    classes = [f"{number} ({names[index]})" for number, index in zip(numbers, indices, strict=True)]
     raise UsageError(
-        f"{len(found)} classes are called {_cut(part)!r}: {_listed(classes, 'and')}",
+        f"{len(indices)} classes are called {_cut(part)!r}: {_listed(classes, 'and')}",
         remedy=f"--class {_listed(numbers, 'or')}",
     )
 
 
 def _number(index: int, exact: Named) -> str:
-    """A class's number as `pick_classes` reads it: one that is no class's name."""
     text = str(index)
     while text in exact:
         text = f"0{text}"
@@ -136,10 +134,10 @@ def _number(index: int, exact: Named) -> str:
 
 
 def _gathered(pairs: Iterable[tuple[str, int]]) -> Named:
-    found: dict[str, dict[int, None]] = {}
+    gathered: dict[str, dict[int, None]] = {}
     for name, index in pairs:
-        found.setdefault(name, {})[index] = None
-    return {name: tuple(indices) for name, indices in found.items()}
+        gathered.setdefault(name, {})[index] = None
+    return {name: tuple(indices) for name, indices in gathered.items()}
 
 
 def _listed(parts: Sequence[str], last: str) -> str:
@@ -162,15 +160,8 @@ def _cut(text: str) -> str:
 def _some(names: Sequence[str]) -> str:
     if not names:
         return "no --class: these weights know no classes"
-    return ", ".join(map(shown_name, names[:_SHOWN])) + (
-        f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    )
-
-
-FORMAT_VERSION = 1
-# As figures are measured (`docs/evaluation.md`): the pictures are what a metric sees.
-SAMPLES_A_RAY = 96
-_NOTE = "written before the pictures: the same command makes those that are missing"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(shown_name, names[:_SHOWN])) + more
 
 
 class SampleEntry(BaseModel):
@@ -189,6 +180,36 @@ class SampleRecord(BaseModel):
 
 
 @dataclass(frozen=True)
+class SampleWish:
+    """Which samples, and what is written of them.
+
+    Attributes:
+        classes: Indices, each once; -1 for no class.
+        count: Samples of each class.
+        seed: Of all samples.
+        sharpening: Temperature, top-k, top-p and guidance.
+        shot: How to film a scene; None for pictures alone.
+        filmed: Names of the samples that are filmed; all by default.
+        disparity: Write a picture (and a video) of each sample's disparity, too.
+        npz: Write all pictures as `samples_NxSxSx3.npz`, as ADM's evaluation reads them (Dhariwal and Nichol, 2021).
+    """
+
+    classes: Sequence[int]
+    count: int
+    seed: int
+    sharpening: Sharpening
+    shot: Shot | None = None
+    filmed: Sequence[str] | None = None
+    disparity: bool = False
+    npz: bool = False
+
+    @property
+    def total(self) -> int:
+        """Number of samples N."""
+        return len(self.classes) * self.count
+
+
+@dataclass(frozen=True)
 class Drawn:
     """One sample.
 
@@ -204,29 +225,31 @@ class Drawn:
     class_name: str
     class_index: int
     number: int
-    codes: Tensor
+    codes: Tensor = field(repr=False)
+
+    def entry(self) -> dict[str, Any]:
+        """What the record says of it."""
+        return {
+            "file": f"{self.name}.png",
+            "class": self.class_name or None,
+            "class_index": self.class_index,
+            "number": self.number,
+            "index": sample_index(self.class_index, self.number),
+            "codes": " ".join(map(str, self.codes.tolist())),  # a list would take a line a code
+        }
 
 
-def record_header(
-    stage1: LoadedWeights,
-    prior: LoadedPrior,
-    classes: Sequence[int],
-    count: int,
-    seed: int,
-    sharpening: Sharpening,
-) -> dict[str, Any]:
+def record_header(stage1: LoadedWeights, prior: LoadedPrior, wish: SampleWish) -> dict[str, Any]:
     """The record without its samples: the command, weights by path and hash, options, versions."""
     device = next(prior.model.parameters()).device.type
-    options: dict[str, object] = (
-        {} if -1 in classes else {"--class": classes_argument(classes, prior.tokens.class_names)}
-    )
-    options |= {"-n": count, "--seed": seed, "--temperature": sharpening.temperature, "--top-k": sharpening.top_k}
-    options |= {"--top-p": sharpening.top_p, "--guidance": sharpening.guidance, "--device": device}
-    for option, path, embedded in (
-        ("--weights", stage1.path, embedded_path("stage1")),
-        ("--prior", prior.path, embedded_path("stage2")),
-    ):
-        if Path(path) != embedded:
+    sharpening = wish.sharpening
+    names = prior.tokens.class_names
+    options: dict[str, object] = {} if -1 in wish.classes else {"--class": classes_argument(wish.classes, names)}
+    options |= {"-n": wish.count, "--seed": wish.seed, "--temperature": sharpening.temperature}
+    options |= {"--top-k": sharpening.top_k, "--top-p": sharpening.top_p, "--guidance": sharpening.guidance}
+    options["--device"] = device
+    for option, path, kind in (("--weights", stage1.path, "stage1"), ("--prior", prior.path, "stage2")):
+        if Path(path) != embedded_path(kind):
             options[option] = path
     return {
         "format_version": FORMAT_VERSION,
@@ -237,22 +260,10 @@ def record_header(
         "device": device,
         "stage1_sha256": stage1.sha256,
         "prior_sha256": prior.sha256,
-        "seed": seed,
+        "seed": wish.seed,
         "sharpening": asdict(sharpening),
         "samples_a_ray": SAMPLES_A_RAY,
-        "samples_asked_for": len(classes) * count,
-    }
-
-
-def record_entry(sample: Drawn) -> dict[str, Any]:
-    """What the record says of a sample."""
-    return {
-        "file": f"{sample.name}.png",
-        "class": sample.class_name or None,
-        "class_index": sample.class_index,
-        "number": sample.number,
-        "index": sample_index(sample.class_index, sample.number),
-        "codes": " ".join(map(str, sample.codes.tolist())),  # a list would take a line a code
+        "samples_asked_for": wish.total,
     }
 
 
@@ -269,8 +280,7 @@ def read_record(path: Path) -> SampleRecord:
 def file_names(shown: Mapping[int, str]) -> dict[int, str]:
     """A file name for each class, no two alike: its own in plain letters, and its index where others have that, too.
 
-    Args:
-        shown: Names by class index; below 0 for no class.
+    `shown` has names by class index, below 0 for no class.
     """
     plain = {c: re.sub(r"[^\w]+", "-", name.casefold(), flags=re.ASCII).strip("-")[:48] for c, name in shown.items()}
     plain = {c: name or "sample" for c, name in plain.items()}

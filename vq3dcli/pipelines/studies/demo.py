@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from vq3dcli.config.defaults import VIDEO_SIZE_PX
 from vq3dcli.files import make_folder
+from vq3dcli.model.draw_codes import NO_CLASS
 from vq3dcli.pipelines.film import Shot
 from vq3dcli.pipelines.inputs import parse_sources
 from vq3dcli.pipelines.render import Look, read_all, render_all
-from vq3dcli.pipelines.sampling.record import NO_CLASS, some_classes
+from vq3dcli.pipelines.sampling.record import SampleWish, some_classes
 from vq3dcli.pipelines.sampling.sample import SHEET_NAME, draw_samples, sharpening_of, write_samples
 from vq3dcli.pipelines.studies.example_photo import example_photo
 from vq3dcli.pipelines.targets import check_targets, plan_targets
@@ -83,18 +85,8 @@ def _samples(
     weights: LoadedWeights, prior: LoadedPrior, out: Path, *, on_frames: Callable[[int], object]
 ) -> list[Path]:
     """A sheet of samples of some classes, and videos of some."""
-    drawn = draw_samples(prior, _classes(prior), _SAMPLES_A_CLASS, seed=0, sharpening=sharpening_of(prior))
+    wish = SampleWish(_classes(prior), _SAMPLES_A_CLASS, 0, sharpening_of(prior), _VIDEO, disparity=True)
+    drawn = draw_samples(prior, wish)
     filmed = [sample.name for sample in drawn[:: max(len(drawn) // _FILMED_SAMPLES, 1)]][:_FILMED_SAMPLES]
-    files = write_samples(
-        out,
-        weights,
-        prior,
-        drawn,
-        seed=0,
-        sharpening=sharpening_of(prior),
-        shot=_VIDEO,
-        filmed=filmed,
-        disparity=True,
-        on_frames=on_frames,
-    )
+    files = write_samples(out, weights, prior, replace(wish, filmed=filmed), drawn, on_frames=on_frames)
     return [path for path in files if path.name == SHEET_NAME or path.suffix == ".mp4"]

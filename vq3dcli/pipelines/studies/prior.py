@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.data.token_store import TokenStore
 from vq3dcli.pipelines.film import Shot
+from vq3dcli.pipelines.sampling.record import SampleWish
 from vq3dcli.pipelines.sampling.sample import SHEET_NAME, draw_samples, sharpening_of, write_samples
 from vq3dcli.pipelines.studies.budget import Budget, measure_budget, recorded_budget, with_budget
 from vq3dcli.pipelines.tokenize import tokenize
@@ -155,16 +156,9 @@ def new_scenes(
 
         return add
 
-    sharpening = sharpening_of(prior)
+    wish = SampleWish(classes, samples_a_class, seed, sharpening_of(prior), shot, disparity=True)
     with counting("sampling", "codes") as count:
-        drawn = draw_samples(
-            prior,
-            classes,
-            samples_a_class,
-            seed=seed,
-            sharpening=sharpening,
-            on_token=adding(count, total * prior.tokens.length),
-        )
+        drawn = draw_samples(prior, wish, on_token=adding(count, total * prior.tokens.length))
     step = max(len(classes) // max(filmed, 1), 1)
     names = [sample.name for sample in drawn[:: step * samples_a_class]][:filmed]
     rows = [
@@ -179,12 +173,8 @@ def new_scenes(
                 folder,
                 weights,
                 prior,
+                replace(wish, filmed=names),
                 drawn,
-                seed=seed,
-                sharpening=sharpening,
-                shot=shot,
-                filmed=names,
-                disparity=True,
                 on_frames=adding(count, total + len(names) * shot.frames),
             )
     return NewScenes(prior, budget, sheet, [(a, b, c) for a, b, c in rows])
