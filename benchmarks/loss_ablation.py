@@ -22,7 +22,7 @@ from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.metrics.distribution import Moments, frechet_distance, moments
-from vq3dcli.metrics.features import FeatureNetwork, feature_batches, load_feature_network
+from vq3dcli.metrics.features import FeatureNetwork, load_feature_network
 from vq3dcli.pipelines.evaluation.exact_scenes import ExactScenes, exact_batches, toy_template
 from vq3dcli.pipelines.evaluation.geometry import evaluate_geometry, model_predictor
 from vq3dcli.training.arithmetic import flush_denormals
@@ -81,7 +81,7 @@ class Distances:
         }
 
     def _moments(self, images: list[Tensor]) -> Moments:
-        return moments(feature_batches(self.network, images))
+        return moments(map(self.network, images))
 
 
 def _one_view(batch: ExactScenes, views: Tensor) -> Tensor:

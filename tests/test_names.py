@@ -14,7 +14,6 @@ from vq3dcli.cli import run
 from vq3dcli.data_tools.shard_writer import compact_json, json_bytes
 from vq3dcli.export.page import Section, Text, write_page
 from vq3dcli.files import write_json
-from vq3dcli.losses.given_weights import read_given_weights
 from vq3dcli.sealed import read_sealed_json, write_sealed_json
 from vq3dcli.tensor_file import read_tensors, save_tensors, write_tensors
 
@@ -52,8 +51,6 @@ def test_tensors_in_such_a_folder(folder: Path) -> None:
     assert found.header == {"input": NAME}
     save_tensors(folder / "plain.safetensors", tensors)
     assert torch.equal(Parts({"weights": folder / "plain.safetensors"})["weights"]["a"], tensors["a"])
-    given = read_given_weights(folder / "plain.safetensors", official_name="x", official_sha256="0" * 64)
-    assert torch.equal(given["a"], tensors["a"])
 
 
 def test_compositions_hold_names_that_are_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 from vq3dcli.cli import run
 from vq3dcli.data.images import encode_png, read_image
 from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.metrics.features import INCEPTION_SHA256, InceptionFeatures
+from vq3dcli.metrics.features import INCEPTION_SHA256, inception_features
 from vq3dcli.model.build import build_prior
 from vq3dcli.toyscenes import CLASS_NAMES
 from vq3dcli.weights_file import TokenFacts, load_weights, save_weights
@@ -146,11 +146,10 @@ class TinyInception(torch.nn.Module):
 @pytest.fixture
 def inception(monkeypatch):
     """The tiny network, named as the published weights are."""
-    network = InceptionFeatures(INCEPTION_SHA256, TinyInception())
+    network = inception_features(TinyInception())
     network.dimensions = 8
-    plan = "vq3dcli.pipelines.evaluation.generation_plan.load_feature_network"
+    plan = "vq3dcli.pipelines.evaluation.measure_generation.load_feature_network"
     monkeypatch.setattr(plan, lambda name, **_: {"inception": network}[name])
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "of the test")
     return network
 
 

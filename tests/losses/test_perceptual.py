@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import logging
-import pickle
 import re
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,9 +18,9 @@ from torch import Tensor
 
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
-from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError
-from vq3dcli.losses.given_weights import read_given_weights
-from vq3dcli.losses.perceptual import PerceptualDistance, build_perceptual
+from vq3dcli.errors import InputMissingError, UnavailableError, UnsafeFileError
+from vq3dcli.losses.perceptual import PerceptualDistance, build_perceptual, lpips_from
+from vq3dcli.metrics.image import perceptual
 
 
 def _broken(*modules: str) -> str | None:
@@ -47,9 +45,9 @@ NETWORKS = [
 
 
 @pytest.fixture(scope="module")
-def trunks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path | None]:
-    """Random trunks in torchvision's names, only the layers that are needed; None for the real Lite0."""
-    files: dict[str, Path | None] = {"efficientnet-lite0": None}
+def trunks() -> dict[str, dict[str, Tensor]]:
+    """Random trunks in torchvision's names, only the layers that are needed."""
+    found: dict[str, dict[str, Tensor]] = {}
     if _broken("lpips") is None:
         from torchvision import models
 
@@ -58,26 +56,22 @@ def trunks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path | None]:
             with torch.device("meta"):
                 layers = build(weights=None).features.state_dict()
             fan = {key: value[0].numel() for key, value in layers.items()}
-            state = {
+            found[f"lpips-{name}"] = {
                 f"features.{key}": torch.randn(value.shape) * (2 / fan[key]) ** 0.5 * (value.ndim > 1)
                 for key, value in layers.items()
             }
-            path = tmp_path_factory.mktemp("trunks") / f"{name}.pth"
-            torch.save(state, path)
-            files[f"lpips-{name}"] = path
-    return files
+    return found
+
+
+Build = Callable[[str], PerceptualDistance]
 
 
 @pytest.fixture(scope="module")
-def built(trunks: dict[str, Path | None]) -> Callable[[str], PerceptualDistance]:
-    cache: dict[str, PerceptualDistance] = {}
-
-    def build(network: str) -> PerceptualDistance:
-        if network not in cache:
-            cache[network] = build_perceptual(network, trunks[network])
-        return cache[network]
-
-    return build
+def built(trunks: dict[str, dict[str, Tensor]]) -> Build:
+    """LPIPS on the random trunks, and the published Lite0."""
+    return cache(
+        lambda network: lpips_from(network, trunks[network]) if network in trunks else build_perceptual(network)
+    )
 
 
 @pytest.fixture
@@ -89,9 +83,7 @@ def photo() -> Tensor:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_equal_images_have_no_distance_and_noise_adds_to_it(
-    built: Callable[[str], PerceptualDistance], photo: Tensor, network: str
-) -> None:
+def test_equal_images_have_no_distance_and_noise_adds_to_it(built: Build, photo: Tensor, network: str) -> None:
     distance = built(network)
     noise = torch.randn(photo.shape, generator=torch.Generator().manual_seed(1))
     found = torch.stack([distance(photo + scale * noise, photo) for scale in (0.0, 0.02, 0.1, 0.3, 1.0)])
@@ -105,9 +97,7 @@ def test_equal_images_have_no_distance_and_noise_adds_to_it(
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("size", [(32, 32), (40, 64), (16, 16)])
-def test_gradients_are_finite_and_only_the_images(
-    built: Callable[[str], PerceptualDistance], network: str, size: tuple[int, int]
-) -> None:
+def test_gradients_are_finite_and_only_the_images(built: Build, network: str, size: tuple[int, int]) -> None:
     distance = built(network)
     torch.manual_seed(0)
     images = (torch.rand(2, 3, *size) * 2 - 1).requires_grad_()
@@ -122,21 +112,16 @@ def test_gradients_are_finite_and_only_the_images(
 
 
 @needs_lpips
-def test_dead_positions_have_finite_gradients(tmp_path: Path, trunks: dict[str, Path | None]) -> None:
-    assert trunks["lpips-alex"] is not None
-    state = torch.load(trunks["lpips-alex"], weights_only=True)
-    state["features.8.bias"] -= 1e4  # nothing passes the ReLU of this stage
-    path = tmp_path / "dead.pth"
-    torch.save(state, path)
+def test_dead_positions_have_finite_gradients(trunks: dict[str, dict[str, Tensor]]) -> None:
+    state = dict(trunks["lpips-alex"])
+    state["features.8.bias"] = state["features.8.bias"] - 1e4  # nothing passes the ReLU of this stage
     images = torch.rand(1, 3, 32, 32, requires_grad=True)
-    build_perceptual("lpips-alex", path)(images, torch.zeros(1, 3, 32, 32)).sum().backward()
+    lpips_from("lpips-alex", state)(images, torch.zeros(1, 3, 32, 32)).sum().backward()
     assert images.grad is not None and images.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_it_stays_frozen_in_float32_under_a_training_parent(
-    built: Callable[[str], PerceptualDistance], photo: Tensor, network: str
-) -> None:
+def test_it_stays_frozen_in_float32_under_a_training_parent(built: Build, photo: Tensor, network: str) -> None:
     distance = built(network)
     before = {name: value.clone() for name, value in distance.state_dict().items()}
     noisy = photo.flip(0)
@@ -151,34 +136,40 @@ def test_it_stays_frozen_in_float32_under_a_training_parent(
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_building_says_nothing_and_leaves_the_generator_alone(
-    capfd: pytest.CaptureFixture[str], trunks: dict[str, Path | None], network: str
+    capfd: pytest.CaptureFixture[str], trunks: dict[str, dict[str, Tensor]], network: str
 ) -> None:
     state = torch.random.get_rng_state()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        build_perceptual(network, trunks[network])
+        lpips_from(network, trunks[network]) if network in trunks else build_perceptual(network)
     assert capfd.readouterr() == ("", "")
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 @needs_lpips
 @pytest.mark.parametrize("name", ["alex", "vgg"])
-def test_lpips_is_that_of_its_authors(trunks: dict[str, Path | None], photo: Tensor, name: str) -> None:
+def test_lpips_is_that_of_its_authors(trunks: dict[str, dict[str, Tensor]], photo: Tensor, name: str) -> None:
     import lpips
 
-    path = trunks[f"lpips-{name}"]
-    assert path is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reference = lpips.LPIPS(net=name, pnet_rand=True, verbose=False)
-    trunk = torch.load(path, weights_only=True)
+    trunk = trunks[f"lpips-{name}"]
     reference.net.load_state_dict({n: trunk["features." + n.split(".", 1)[1]] for n in reference.net.state_dict()})
     noisy = photo.flip(0) * 0.5
+    ours = lpips_from(f"lpips-{name}", trunk)
     with torch.no_grad():
         expected = reference(noisy, photo).flatten()
-        torch.testing.assert_close(
-            build_perceptual(f"lpips-{name}", path)(noisy, photo), expected, rtol=1e-4, atol=1e-6
-        )
+        torch.testing.assert_close(ours(noisy, photo), expected, rtol=1e-4, atol=1e-6)
+    # As a metric, of images as they are stored.
+    bytes_, other = ((image * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8) for image in (noisy, photo))
+    with torch.no_grad():
+        expected = reference(bytes_ / 127.5 - 1, other / 127.5 - 1).flatten().double()
+    found = perceptual(ours, bytes_, other)
+    assert found.dtype == torch.float64 and bool((found > 0).all())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(perceptual(ours, bytes_.double() / 255, other), found, rtol=1e-4, atol=1e-6)
+    assert float(perceptual(ours, bytes_, bytes_.double() / 255).abs().max()) < 1e-6
 
 
 @needs_lite0
@@ -222,65 +213,16 @@ def test_optimising_by_lite0_sharpens_a_blurred_image(photo: Tensor) -> None:
 
 
 @needs_lpips
-def test_weights_may_be_safetensors(tmp_path: Path, trunks: dict[str, Path | None], photo: Tensor) -> None:
-    assert trunks["lpips-alex"] is not None
-    path = tmp_path / "alex.safetensors"
-    save_file(torch.load(trunks["lpips-alex"], weights_only=True), path)
-    expected = build_perceptual("lpips-alex", trunks["lpips-alex"])(photo, photo.flip(0))
-    assert torch.equal(build_perceptual("lpips-alex", path)(photo, photo.flip(0)), expected)
-
-
-def test_only_other_weights_than_the_official_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    given, table = tmp_path / "mine.pth", tmp_path / "mine.safetensors"
-    torch.save({"a": torch.ones(2)}, given)
-    save_file({"a": torch.ones(2)}, table)
-    digest = hashlib.sha256(given.read_bytes()).hexdigest()
-    with caplog.at_level(logging.WARNING):
-        found = read_given_weights(given, official_name="trunk.pth", official_sha256=digest)
-        assert torch.equal(found["a"], torch.ones(2)) and caplog.messages == []
-        for path in (given, table):
-            read_given_weights(path, official_name="trunk.pth", official_sha256="0" * 64)
-    assert len(caplog.messages) == 2
-    assert all("trunk.pth" in message and "SHA-256" in message for message in caplog.messages)
-
-
-class _Harmful:
-    """Unpickling it creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
-        return Path.touch, (self.path,)
-
-
-@needs_lpips
-def test_files_that_are_not_the_trunk_are_refused(tmp_path: Path) -> None:
+def test_only_the_published_file_is_read(tmp_path: Path, trunks: dict[str, dict[str, Tensor]]) -> None:
     with pytest.raises(InputMissingError, match="no such weights file"):
         build_perceptual("lpips-alex", tmp_path / "none.pth")
-    harmful = tmp_path / "harmful.pth"
-    harmful.write_bytes(pickle.dumps(_Harmful(tmp_path / "harm"), protocol=2))
+    for name in ("alexnet-owt-7be5be79.pth", "mine.pth"):
+        torch.save(trunks["lpips-alex"], tmp_path / name)
+        with pytest.raises(UnsafeFileError, match=f"{name}.*SHA-256"):
+            build_perceptual("lpips-alex", tmp_path / name)
+    save_file(trunks["lpips-alex"], tmp_path / "mine.safetensors")
     with pytest.raises(UnsafeFileError):
-        build_perceptual("lpips-alex", harmful)
-    archive = tmp_path / "archive.pth"
-    torch.save({"features.0.weight": _Harmful(tmp_path / "harm")}, archive)
-    with pytest.raises(UnsafeFileError):
-        build_perceptual("lpips-alex", archive)
-    assert not (tmp_path / "harm").exists()
-    archive.write_bytes(archive.read_bytes()[:100])
-    with pytest.raises((DataError, UnsafeFileError)):
-        build_perceptual("lpips-alex", archive)
-    other = tmp_path / "other.pth"
-    torch.save({"features.0.weight": torch.zeros(64, 3, 11, 11)}, other)
-    with pytest.raises(DataError, match=r"another network than lpips-alex .*features\.0\.bias"):
-        build_perceptual("lpips-alex", other)
-    torch.save([torch.zeros(2)], other)
-    with pytest.raises(DataError, match="no table of named tensors"):
-        build_perceptual("lpips-alex", other)
-    official = tmp_path / "alexnet-owt-7be5be79.pth"
-    torch.save({"features.0.weight": torch.zeros(2)}, official)
-    with pytest.raises(UnsafeFileError, match="SHA-256"):
-        build_perceptual("lpips-alex", official)
+        build_perceptual("lpips-alex", tmp_path / "mine.safetensors")
 
 
 @pytest.fixture
@@ -308,6 +250,8 @@ def test_without_a_network_one_line_says_what_to_do(no_network: Path, network: s
     assert "--perceptual-weights" in line and "--set loss.perceptual=0" in line
     assert "efficientnet-lite0" in line
     assert not list(no_network.rglob("*.pth"))
+    with pytest.raises(UnavailableError, match="--lpips-weights, or --lpips none"):
+        build_perceptual(network, option="--lpips-weights", without="--lpips none")
 
 
 @pytest.mark.parametrize(

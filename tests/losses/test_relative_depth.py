@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vq3dcli.losses.relative_depth import normalised, relative_depth_loss
+from vq3dcli.losses.depth import normalised, relative_depth_loss
 
 
 def test_normalised_in_closed_form() -> None:

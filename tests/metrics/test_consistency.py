@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vq3dcli.metrics.consistency import reprojection
+from vq3dcli.metrics.warp import reprojection
 from vq3dcli.rendering.cameras import Camera, canonical_camera, pivot_camera, s_from_z_depth
 from vq3dcli.toyscenes import render_scenes, sample_scenes
 

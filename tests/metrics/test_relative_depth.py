@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vq3dcli.metrics.relative_depth import relative_figures
+from vq3dcli.metrics.geometry import relative_figures
 
 
 def test_the_truth_is_perfect_up_to_an_affine_map() -> None:

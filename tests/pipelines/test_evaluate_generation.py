@@ -7,7 +7,7 @@ import torch
 
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.metrics.distribution import frechet_distance, kernel_distance, moments
-from vq3dcli.metrics.features import InceptionFeatures
+from vq3dcli.metrics.features import FeatureNetwork, inception_features
 from vq3dcli.model.build import build_prior
 from vq3dcli.model.draw_codes import Sharpening
 from vq3dcli.pipelines.evaluation.generation import (
@@ -20,9 +20,8 @@ from vq3dcli.pipelines.evaluation.generation import (
     table,
 )
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, toy_set
-from vq3dcli.pipelines.evaluation.measured_set import Judge, measure_set
-from vq3dcli.pipelines.evaluation.prior_bits import prior_bits
-from vq3dcli.pipelines.evaluation.rendered_sets import Samples, reconstructed_set, sampled_set
+from vq3dcli.pipelines.evaluation.measured_set import Classifier, measure_set
+from vq3dcli.pipelines.evaluation.rendered_sets import Samples, prior_bits, reconstructed_set, sampled_set
 from vq3dcli.pipelines.sampling.record import SampleWish
 from vq3dcli.pipelines.sampling.sample import draw_samples
 from vq3dcli.toyscenes import CLASS_NAMES
@@ -31,23 +30,22 @@ from vq3dcli.weights_file import TokenFacts, load_prior, load_weights, save_weig
 SHARPENING = Sharpening(temperature=0.9)
 
 
-class TinyFeatures:
-    """Mean and mean square of the channels."""
+def tiny_features():
+    """Mean and mean square of the channels; `seen` counts the images."""
+    network: FeatureNetwork
 
-    name = "tiny-test"
-    weights_sha256 = "none"
-    dimensions = 6
-    resize = "none"
-    seen = 0
-
-    def __call__(self, images):
-        self.seen += len(images)
+    def extract(images):
+        network.seen += len(images)
         values = images.float() / 255.0
         return torch.cat([values.mean((-2, -1)), values.square().mean((-2, -1))], -1)
 
+    network = FeatureNetwork("tiny-test", "none", 6, "none", extract)
+    network.seen = 0
+    return network
+
 
 @contextmanager
-def silent(what, total):
+def silent(what, total, unit):
     yield lambda count: None
 
 
@@ -62,17 +60,17 @@ def bright_is_bee(images):
     return (images.float().mean((1, 2, 3)) > 100).long()
 
 
-JUDGE = Judge(bright_is_bee, ("ant", "bee"), {"sha256": "judge"})
+CLASSIFIER = Classifier(bright_is_bee, ("ant", "bee"), {"sha256": "classifier"})
 
 
 def evaluate(sets, real, **options):
-    return evaluate_generation(PROTOCOLS["offline-1"], TinyFeatures(), real, sets, progress=silent, **options)
+    return evaluate_generation(PROTOCOLS["offline-1"], tiny_features(), real, sets, progress=silent, **options)
 
 
 def test_the_figures_are_those_of_the_metrics():
     real, samples = random_set("real", 40), random_set("samples", 30, seed=1, darker=2)
     result = evaluate([Compared("samples", samples)], real)
-    network = TinyFeatures()
+    network = tiny_features()
     a, b = (network(torch.cat(list(s.batches()))) for s in (real, samples))
     found = result.figures["samples"]
     assert found["frechet_tiny_test"] == pytest.approx(frechet_distance(moments([a]), moments([b])))
@@ -99,40 +97,40 @@ def test_a_set_may_have_real_images_of_its_own():
 
 def test_classes_are_counted_side_by_side():
     real, samples = random_set("real", 10), random_set("samples", 8, seed=1, darker=4)
-    result = evaluate([Compared("samples", samples)], real, judge=JUDGE)
+    result = evaluate([Compared("samples", samples)], real, classifier=CLASSIFIER)
     # All bright images are seen as bees and all dark ones as ants; each is half of its set.
     assert result.figures["real"]["recognised"] == {"all": 0.5, "ant": 0.0, "bee": 1.0}
     assert result.figures["samples"]["recognised"] == {"all": 0.5, "ant": 1.0, "bee": 0.0}
-    rows = table(result, TinyFeatures())
+    rows = table(result, tiny_features())
     assert rows[0][2] == "frechet_tiny_test"
     assert ["ant", 0.0, 1.0] in rows
     _, height_px, width_px = sample_sheet(result.sets["samples"]).shape
     assert width_px == 2 + 8 * 10
     assert (height_px - 2 - 8 - 2) % 14 == 0  # labels take several lines
     unknown = random_set("samples", 8, class_names=("cat", "bee"))
-    told = evaluate([Compared("samples", unknown)], real, judge=JUDGE).figures["samples"]["recognised"]
+    told = evaluate([Compared("samples", unknown)], real, classifier=CLASSIFIER).figures["samples"]["recognised"]
     assert told == {"all": 1.0, "bee": 1.0}
 
 
 def test_statistics_are_kept_and_damaged_ones_made_again(tmp_path, caplog):
-    real, network = random_set("real", 20), TinyFeatures()
-    first = measure_set(real, network, JUDGE, statistics=tmp_path)
-    again = measure_set(real, network, JUDGE, statistics=tmp_path)
+    real, network = random_set("real", 20), tiny_features()
+    first = measure_set(real, network, CLASSIFIER, statistics=tmp_path)
+    again = measure_set(real, network, CLASSIFIER, statistics=tmp_path)
     assert (network.seen, first.kept, again.kept) == (20, False, True)
     for name in ("features", "seen_class", "pictures", "picture_class"):
         assert torch.equal(getattr(first, name), getattr(again, name))
     assert torch.equal(first.moments.covariance, again.moments.covariance)
-    # Other images, another judge and another network have statistics of their own.
-    measure_set(random_set("real", 20, seed=1), network, JUDGE, statistics=tmp_path)
+    # Other images, another classifier and another network have statistics of their own.
+    measure_set(random_set("real", 20, seed=1), network, CLASSIFIER, statistics=tmp_path)
     measure_set(real, network, None, statistics=tmp_path)
     assert network.seen == 60
     files = sorted(tmp_path.iterdir())
     assert [path.suffix for path in files] == [".safetensors"] * 3
     for path in files:
         path.write_bytes(path.read_bytes()[:-5])
-    assert torch.equal(measure_set(real, network, JUDGE, statistics=tmp_path).features, first.features)
+    assert torch.equal(measure_set(real, network, CLASSIFIER, statistics=tmp_path).features, first.features)
     assert "damaged statistics" in caplog.text
-    assert measure_set(real, network, JUDGE, statistics=tmp_path).kept
+    assert measure_set(real, network, CLASSIFIER, statistics=tmp_path).kept
 
 
 def test_too_few_images_are_one_line():
@@ -152,12 +150,12 @@ def test_protocols():
 def test_published_moments(tmp_path):
     import numpy as np
 
-    network = InceptionFeatures("0" * 64, torch.nn.Identity())
+    network = inception_features(torch.nn.Identity())
     np.savez(tmp_path / "a.npz", mu=np.ones(2048), sigma=np.eye(2048, dtype=np.float32))
     found = published_moments(tmp_path / "a.npz", network)
     assert found is not None
     assert torch.equal(found.covariance, torch.eye(2048).double())
-    assert published_moments(tmp_path / "a.npz", TinyFeatures()) is None
+    assert published_moments(tmp_path / "a.npz", tiny_features()) is None
     np.savez(tmp_path / "b.npz", mu=np.ones(3), sigma=np.eye(3))
     with pytest.raises(DataError, match="not Inception's statistics"):
         published_moments(tmp_path / "b.npz", network)

@@ -12,7 +12,6 @@ from vq3dcli.model.scene import SceneView
 from vq3dcli.pipelines.evaluation.exact_scenes import Template, exact_batches, toy_template
 from vq3dcli.pipelines.evaluation.geometry import (
     EVALUATION_SAMPLES,
-    evaluate_baselines,
     evaluate_geometry,
     kept_metrics,
 )
@@ -128,7 +127,7 @@ def test_the_template_is_exposed_by_its_own_figures(template):
 
 
 def test_baselines_need_no_model(template, perfect):
-    metrics = evaluate_baselines(count=COUNT, seed=SEED, size_px=SIZE, template=template)
+    metrics = evaluate_geometry(None, count=COUNT, seed=SEED, size_px=SIZE, template=template).metrics
     for name, value in metrics.items():
         if not name.startswith("input_"):
             assert value == perfect.metrics[name]
@@ -143,17 +142,21 @@ def test_a_scene_is_the_same_in_any_count():
     assert torch.equal(few, many[:3])
 
 
-def test_examples_are_the_first_scenes(wall):
-    examples = wall.examples
-    assert examples.novel_rgb.shape == examples.exact.novel_rgb.shape == (16, 6, 3, SIZE, SIZE)
-    assert torch.equal(examples.exact.rgb, next(exact_batches(16, seed=SEED, size_px=SIZE)).rgb)
+def test_the_sheet_shows_the_first_scenes_above_their_reconstructions(wall):
+    exact = next(exact_batches(6, seed=SEED, size_px=SIZE)).rgb
+    assert wall.sheet.shape == (3, 2 + 12 * (SIZE + 2), 2 + 8 * (SIZE + 2))
+    for number, image in enumerate(exact):
+        for row in (2 * number, 2 * number + 1):  # a painted wall's main view is its input, up to rounding
+            top = 2 + row * (SIZE + 2)
+            shown = wall.sheet[:, top : top + SIZE, 2 : 2 + SIZE]
+            assert (shown.int() - image.int()).abs().max() <= 2 * (row % 2)
 
 
 def test_nothing_to_measure_is_a_usage_error(template):
     with pytest.raises(UsageError):
         evaluate_geometry(PaintedWall, count=0, seed=SEED, size_px=SIZE, template=template)
     with pytest.raises(UsageError):
-        evaluate_baselines(count=0, seed=SEED, size_px=SIZE, template=template)
+        evaluate_geometry(None, count=0, seed=SEED, size_px=SIZE, template=template)
 
 
 def test_figures_are_kept_for_what_they_are_of_and_measured_again_where_damaged(

@@ -47,7 +47,7 @@ def in_order(maps: Tensor):
 
 
 def test_the_label_itself_scores_perfectly(labelled, tiny_recipe):
-    metrics = measure_labels(in_order(labelled.s), tiny_recipe(), labelled).metrics
+    metrics = measure_labels(in_order(labelled.s), tiny_recipe(), labelled)[0]
     assert metrics["psnr"] == 100.0
     assert metrics["spearman"] == pytest.approx(1.0)
     assert metrics["ssi_error"] == pytest.approx(0.0, abs=1e-6)
@@ -58,7 +58,7 @@ def test_the_label_itself_scores_perfectly(labelled, tiny_recipe):
 
 
 def test_a_wall_is_exposed_though_its_photo_is_perfect(labelled, tiny_recipe):
-    metrics = measure_labels(in_order(torch.full_like(labelled.s, 0.4)), tiny_recipe(), labelled).metrics
+    metrics = measure_labels(in_order(torch.full_like(labelled.s, 0.4)), tiny_recipe(), labelled)[0]
     assert metrics["psnr"] == 100.0
     assert metrics["spearman"] == metrics["relief"] == metrics["edge_f1"] == 0.0
     assert metrics["ssi_error"] > metrics["template_ssi_error"]
@@ -68,7 +68,7 @@ def test_a_wall_is_exposed_though_its_photo_is_perfect(labelled, tiny_recipe):
 def test_the_template_is_the_mean_of_the_others(labelled, tiny_recipe):
     n = len(labelled.s)
     others = torch.stack([labelled.s[torch.arange(n) != i].double().mean(0) for i in range(n)]).float()
-    metrics = measure_labels(in_order(others), tiny_recipe(), labelled).metrics
+    metrics = measure_labels(in_order(others), tiny_recipe(), labelled)[0]
     for name in ("spearman", "ssi_error", "relief", "edge_f1", "nfs"):
         assert metrics[name] == pytest.approx(metrics[f"template_{name}"], rel=1e-4)
 
@@ -76,7 +76,7 @@ def test_the_template_is_the_mean_of_the_others(labelled, tiny_recipe):
 def test_relative_labels_are_measured_up_to_scale_and_shift(labelled, tiny_recipe):
     kind = torch.full((len(labelled.s),), LABEL_RELATIVE, dtype=torch.int8)
     other = LabelledImages(labelled.images, labelled.s * 7 + 3, kind, {})
-    metrics = measure_labels(in_order(labelled.s), tiny_recipe(), other).metrics
+    metrics = measure_labels(in_order(labelled.s), tiny_recipe(), other)[0]
     assert metrics["spearman"] > 0.98  # the label is cut at its 2 % quantiles
     assert metrics["ssi_error"] < 0.1
     found = aligned_labels(other, mean=0.3, std=0.1)
@@ -127,7 +127,7 @@ def test_a_perfect_disparity_and_a_wall_on_the_stereo_pair(tiny_recipe):
 
     s = (true.nan_to_num(nan=20.0) / 200)[None]
     truth = Truth(torch.zeros(1, 3, size, size, dtype=torch.uint8), s)
-    metrics = evaluate_stereo(lambda images: truth, recipe, pair, size_px=size).metrics
+    metrics = evaluate_stereo(lambda images: truth, recipe, pair, size_px=size)[0]
     assert metrics["spearman"] == pytest.approx(1.0)
     assert metrics["ssi_error"] == pytest.approx(0.0, abs=1e-5)
     # The right camera sees a point as far to the left as was measured, wherever it is.
@@ -140,7 +140,7 @@ def test_a_perfect_disparity_and_a_wall_on_the_stereo_pair(tiny_recipe):
     expected = s_from_z_depth(z, recipe.camera.near, recipe.camera.far) * 200 * size / 500
     assert moved.tolist() == pytest.approx(expected.tolist(), abs=1e-3)
     wall = Fixed(torch.zeros(1, 3, size, size, dtype=torch.uint8), torch.full((1, size, size), 0.4))
-    flat = evaluate_stereo(lambda images: wall, recipe, pair, size_px=size).metrics
+    flat = evaluate_stereo(lambda images: wall, recipe, pair, size_px=size)[0]
     assert flat["spearman"] == 0.0
     assert flat["ssi_error"] > 0.5
     assert flat["input_copy_psnr"] < flat["warp_psnr"]

@@ -8,8 +8,8 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from vq3dcli.errors import DataError, InputMissingError, UsageError
-from vq3dcli.pipelines.evaluation.data import open_images
-from vq3dcli.pipelines.evaluation.image_sets import ImageSet, toy_set
+from vq3dcli.metrics.features import FeatureNetwork
+from vq3dcli.pipelines.evaluation.image_sets import ImageSet, open_images, toy_set
 from vq3dcli.pipelines.evaluation.reconstruction import (
     Reconstruction,
     code_usage,
@@ -24,16 +24,7 @@ SIDE = 16
 CODES = 8
 
 
-class TinyFeatures:
-    """Means of the channels."""
-
-    name = "tiny-test"
-    weights_sha256 = "none"
-    dimensions = 3
-    resize = "none"
-
-    def __call__(self, images):
-        return images.float().mean((-2, -1)) / 255.0
+TINY = FeatureNetwork("tiny-test", "none", 3, "none", lambda images: images.float().mean((-2, -1)) / 255.0)
 
 
 def image_set(count, seed=0):
@@ -56,7 +47,7 @@ def darker(images):
 
 def test_a_perfect_model_scores_perfectly():
     images, _ = image_set(20)
-    figures = evaluate_reconstruction(perfect, images, codebook_size=CODES, network=TinyFeatures()).figures
+    figures = evaluate_reconstruction(perfect, images, codebook_size=CODES, network=TINY).figures
     assert (figures["psnr"], figures["ssim"], figures["images"]) == (100.0, 1.0, 20)
     assert figures["frechet_tiny_test"] == pytest.approx(0.0, abs=1e-9)
     # The estimator has no bias: of equal sets it is the diagonal that it leaves out, which is at most 0.
@@ -104,7 +95,7 @@ def test_code_usage_of_uneven_use():
 
 def test_too_few_images_are_one_line():
     with pytest.raises(UsageError, match="too few images"):
-        evaluate_reconstruction(perfect, image_set(1)[0], network=TinyFeatures())
+        evaluate_reconstruction(perfect, image_set(1)[0], network=TINY)
     assert evaluate_reconstruction(perfect, image_set(1)[0]).figures["images"] == 1
 
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vq3dcli.config.load import load_recipe, recipe_names
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.views import Views, novel_poses
-from vq3dcli.losses.perceptual_trunks import Lite0Trunk, LpipsTrunk
+from vq3dcli.losses.perceptual import Lite0Trunk, LpipsTrunk
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.training.adversarial import Adversary
 from vq3dcli.training.costs import (

@@ -14,7 +14,7 @@ from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import AugmentationSection, DepthRecipe
 from vq3dcli.data.loader import LABEL_KIND, Batch
 from vq3dcli.errors import DataError, RecipeError, StoppedError
-from vq3dcli.losses.relative_depth import relative_depth_loss
+from vq3dcli.losses.depth import relative_depth_loss
 from vq3dcli.model.build import build_depth_network
 from vq3dcli.training import depth
 from vq3dcli.training.depth_augmentation import augmented

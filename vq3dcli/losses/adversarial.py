@@ -23,14 +23,9 @@ def discriminator_loss(real_score: Tensor, fake_score: Tensor) -> Tensor:
 
 
 def r1_penalty(real_score: Tensor, real: Tensor) -> Tensor:
-    """Squared norm of the score's gradient, mean over real images (Mescheder et al., eq. 9, without gamma / 2).
+    """Squared norm of the gradient of scores `[B]` of real images `[B, C, H, W]`, their mean, differentiable again.
 
-    Args:
-        real_score: Scores `[B]` of `real`, with a graph.
-        real: Images `[B, C, H, W]` that the scores were computed from, requiring a gradient.
-
-    Returns:
-        Scalar that can be differentiated again.
+    Mescheder et al., eq. 9, without gamma / 2.
     """
     # Scores of one minibatch group depend on each other's images; the sum is what StyleGAN2 differentiates too.
     (gradient,) = torch.autograd.grad(real_score.sum(), real, create_graph=True)
@@ -41,11 +36,6 @@ def r1_loss(penalty: Tensor, *, weight: float, every_steps: int) -> Tensor:
     """The penalty times gamma / 2, and times the interval, since it is added in one of `every_steps` steps only.
 
     The interval keeps the average strength (lazy regularisation: Karras et al., CVPR 2020, sec. 3.1).
-
-    Args:
-        penalty: From `r1_penalty`.
-        weight: gamma.
-        every_steps: Steps from one use to the next.
     """
     return penalty * (0.5 * weight * every_steps)
 

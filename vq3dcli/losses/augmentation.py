@@ -29,12 +29,7 @@ _RANDOM_NUMBERS = 12
 
 
 class AdaptiveState(NamedTuple):
-    """Where the controller is.
-
-    Attributes:
-        probability: p, from 0 to `LARGEST_ADAPTIVE_PROBABILITY`.
-        sign: Running mean of r_t, the mean sign of the scores of real images.
-    """
+    """The probability p, up to `LARGEST_ADAPTIVE_PROBABILITY`, and the running mean of r_t, the sign of real scores."""
 
     probability: float = 0.0
     sign: float = 0.0
@@ -49,8 +44,8 @@ def update_probability(
         state: Before the step.
         sign: r_t of this step, over all ranks.
         target: Where r_t shall be; 0.6 in the paper.
-        images: Images of this step, over all ranks.
-        images_to_full: Images in which p can go from 0 to 1; 500,000 in the paper.
+        images: Of this step, over all ranks.
+        images_to_full: In which p can go from 0 to 1; 500,000 in the paper.
     """
     running = state.sign + _SIGN_MOMENTUM * (sign - state.sign)
     step = images / images_to_full * ((running > target) - (running < target))

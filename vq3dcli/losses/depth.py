@@ -14,6 +14,9 @@ To all three the shape of a far surface matters little: the slope of a wall is a
 `order_loss` looks at nothing but which of two rays is nearer, as rankings do (Xian et al., CVPR 2020), and by how much
 while they are close.
 
+A depth network, whose maps are known up to scale and shift, learns by `relative_depth_loss` (MiDaS, Ranftl et al.,
+TPAMI 2022, sec. 5).
+
 Legend: B images, N rays, S samples, P partners of a ray, H height_px, W width_px.
 """
 
@@ -39,19 +42,17 @@ _LEAST_SHARE = 0.05
 # Where two rays are told apart by half: from one side of a toy scene's wall to the other s changes by some 0.03.
 _ORDER_S = 0.02
 MAX_PARTNERS = 64
+# A normalised error of a depth network beyond this is a border that is off by some pixels, or a wrong label: it pulls
+# no harder.
+_GREATEST_ERROR = 5.0
+# Guards a division for maps without relief, whose errors then count for nothing.
+_LEAST_SPREAD = 1e-4
 
 
 def depth_loss(weights: Tensor, samples_s: Tensor, label_s: Tensor, kind: DepthKind) -> Tensor:
-    """The loss of each image.
+    """The loss `[B]` of rendering weights `[B, N, S]`, summing to 1 over S, of samples at s `[B, N, S]`.
 
-    Args:
-        weights: Rendering weights `[B, N, S]`, summing to 1 over S.
-        samples_s: The samples' s, `[B, N, S]`.
-        label_s: Aligned labels `[B, N]`.
-        kind: Which loss.
-
-    Returns:
-        `[B]`.
+    Labels `[B, N]` are aligned.
     """
     if kind == "pointwise":
         return (weights * (samples_s - label_s[..., None]).square()).sum(-1).mean(-1)
@@ -69,12 +70,8 @@ def order_loss(rendered_s: Tensor, label_s: Tensor) -> Tensor:
     within a surface counts as much as that of surfaces, whatever their distance. It does not know where s is 0: the
     depth losses do.
 
-    Args:
-        rendered_s: Expected s of each ray `[B, N]`.
-        label_s: Aligned labels `[B, N]`.
-
-    Returns:
-        `[B]`, each in [0, 2]; 0 where there is one ray alone. A ray meets at most 128 others, evenly spread over N.
+    Of expected s and aligned labels, both `[B, N]`, it gives `[B]`, each in [0, 2]; 0 where there is one ray alone. A
+    ray meets at most 128 others, evenly spread over N.
     """
     rays = rendered_s.shape[1]
     partners = min(rays // 2, MAX_PARTNERS)
@@ -96,12 +93,8 @@ def align_canonical(label: Tensor, *, mean: float, std: float) -> Tensor:
 
     Each image is winsorised at its 2 % and 98 % quantiles, shifted and scaled to `mean` and `std` of s, and clamped
     to [0, 1]. It does not look at the rendering, so it cannot follow it into a flat wall. A nearly flat label
-    stays so: its deviation counts as a twentieth of its mean magnitude at least.
-
-    Args:
-        label: Relative disparity `[B, H, W]`, larger is nearer.
-        mean: Target mean of s.
-        std: Target standard deviation of s.
+    stays so: its deviation counts as a twentieth of its mean magnitude at least. Labels are relative disparity
+    `[B, H, W]`, larger is nearer.
     """
     flat = label.flatten(1).float()
     low, high = torch.quantile(flat, torch.tensor(_WINSORISE, device=flat.device), dim=1)
@@ -118,15 +111,7 @@ def _spread(label: Tensor, centred: Tensor) -> Tensor:
 
 
 def align_least_squares(label: Tensor, rendered_s: Tensor) -> Tensor:
-    """Fit a label + b to the rendering in closed form, a bounded from below, both without gradient.
-
-    Args:
-        label: Relative disparity at rays `[B, N]`.
-        rendered_s: Rendered s at the same rays `[B, N]`; detached here.
-
-    Returns:
-        Aligned labels `[B, N]`.
-    """
+    """Fit a label + b at rays `[B, N]` to the rendered s, a bounded from below; no gradient to the rendering."""
     target = rendered_s.detach().float()
     label_mean, target_mean = label.mean(1, keepdim=True), target.mean(1, keepdim=True)
     centred = label - label_mean
@@ -145,14 +130,32 @@ def align_labels(
     alignment: Literal["canonical", "least_squares"],
     canonical: Tensor,
 ) -> Tensor:
-    """Choose each image's label at its rays: metric ones untouched, relative ones aligned.
+    """Each image's labels at its rays `[B, N]`: metric ones untouched, relative ones aligned.
 
-    Args:
-        label: Labels as stored, at rays, `[B, N]`.
-        label_kind: `[B]`.
-        rendered_s: Rendered s `[B, N]`.
-        alignment: How relative labels are aligned.
-        canonical: The labels at rays after `align_canonical`, `[B, N]`.
+    `canonical` are the labels at the rays after `align_canonical`; `label_kind` is `[B]`.
     """
     relative = canonical if alignment == "canonical" else align_least_squares(label, rendered_s)
     return torch.where((label_kind == LABEL_RELATIVE)[:, None], relative, label)
+
+
+def normalised(disparity: Tensor) -> Tensor:
+    """Each map `[B, h, w]` less its median, over its mean absolute deviation from it (MiDaS, eq. 4 and 5)."""
+    flat = disparity.flatten(1)
+    centred = flat - flat.median(1, keepdim=True).values
+    return (centred / centred.abs().mean(1, keepdim=True).clamp(min=_LEAST_SPREAD)).reshape(disparity.shape)
+
+
+def relative_depth_loss(predicted: Tensor, label: Tensor, *, gradient: float, scales: int) -> Tensor:
+    """Mean absolute error of normalised maps, and of their slopes at several scales (MiDaS, eq. 6 and 11).
+
+    Of maps `[B, h, w]` it gives `[B]`, unchanged by any increasing affine map of either side. `gradient` weighs the
+    slopes, at so many `scales`, each half of the one before.
+    """
+    error = normalised(predicted.float()) - normalised(label.float())
+    total = error.abs().clamp(max=_GREATEST_ERROR).mean((1, 2))
+    for scale in range(scales):
+        step = 1 << scale
+        coarse = error[:, ::step, ::step]
+        slopes = coarse.diff(dim=1).abs().mean((1, 2)) + coarse.diff(dim=2).abs().mean((1, 2))
+        total = total + gradient * slopes
+    return total

@@ -19,14 +19,9 @@ def l1(rgb: Tensor, target: Tensor) -> Tensor:
 
 
 def chroma_ratio(rgb: Tensor, target: Tensor) -> Tensor:
-    """How much of the target's colourfulness a reconstruction has: 0 grey, 1 as colourful.
+    """How much of the target's colourfulness a reconstruction `[B, N, 3]` has: 0 grey, 1 as colourful.
 
-    Args:
-        rgb: `[B, N, 3]`.
-        target: `[B, N, 3]`.
-
-    Returns:
-        Scalar: ratio of the root mean squares of the colours minus their grey.
+    A scalar: the ratio of the root mean squares of the colours minus their grey.
     """
     chroma = (rgb - rgb.mean(-1, keepdim=True)).square().mean()
     # The floor (a hundredth of a grey level) only matters for batches of grey photos, which then count as done.

@@ -1,10 +1,11 @@
 """How right a rendered geometry is, against the exact one.
 
-All functions take normalised disparity s (1 near, 0 far), give one number an image and know no model. A painted wall,
-which can have a perfect main view, is exposed by `spearman`, `ssi_error` and `relief` together; an image-blind template
-by comparing with the template's own figures.
+All functions take normalised disparity `[B, H, W]` (1 near, 0 far), give one number an image and know no model, but
+`relative_figures`, for maps that are known up to an increasing affine map and where the truth has holes. A painted
+wall, which can have a perfect main view, is exposed by `spearman`, `ssi_error` and `relief` together; an image-blind
+template by comparing with the template's own figures.
 
-Legend: B images, H height_px, W width_px, N pixels of an image.
+Legend: B images, H height_px, W width_px, N pixels of an image, n known ones.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vq3dcli.seeding import generator
+
 # A step of s between neighbouring pixels that is the border of something: several times that of a slanted ground at 64
 # pixels (0.015), several times less than that between a toy scene's object and what is behind it.
 EDGE_JUMP_S = 0.05
@@ -23,16 +26,17 @@ EDGE_JUMP_S = 0.05
 # deviation below this is a constant image and not a measurement.
 _SMALLEST_STD = 1e-6
 
+RELATIVE_FIGURES = ("spearman", "ordinal", "ssi_error", "delta1")
+_PAIRS = 3000
+# Pairs of pixels whose ranks differ by less than this share of the image are not asked for their order.
+_LEAST_APART = 0.1
+_DELTA1 = 1.25
+
 
 def spearman(s: Tensor, s_true: Tensor) -> Tensor:
     """Rank correlation between rendered and true disparity; tied values share their average rank.
 
-    Args:
-        s: Rendered, `[B, H, W]`.
-        s_true: Exact, `[B, H, W]`.
-
-    Returns:
-        float64 `[B]` in [-1, 1]; 0 where either image is constant.
+    float64 `[B]` in [-1, 1]; 0 where either image is constant.
     """
     ranks, ranks_true = _centred(average_ranks(_pixels(s))), _centred(average_ranks(_pixels(s_true)))
     # Centred ranks that are not all equal have a sum of squares of at least 1/2: the bound only replaces zero.
@@ -54,12 +58,7 @@ def ssi_error(s: Tensor, s_true: Tensor) -> Tensor:
     A constant s is fitted by the mean of s_true, which gives about 0.8 for most images. An s that runs the wrong way is
     not punished here (a may be negative) but by `spearman`.
 
-    Args:
-        s: Rendered, `[B, H, W]`.
-        s_true: Exact, `[B, H, W]`.
-
-    Returns:
-        float64 `[B]`, 0 for any affine image of s_true.
+    float64 `[B]`, 0 for any affine image of s_true.
     """
     rendered, exact = _centred(_pixels(s)), _centred(_pixels(s_true))
     variance = rendered.square().mean(-1)
@@ -69,14 +68,9 @@ def ssi_error(s: Tensor, s_true: Tensor) -> Tensor:
 
 
 def relief(s: Tensor, s_true: Tensor) -> Tensor:
-    """std(s) / std(s_true) of each image, without any alignment; reports give the median over images.
+    """std(s) / std(s_true) of each image, without any alignment: 1 is right, 0 a flat wall; float64 `[B]`.
 
-    Args:
-        s: Rendered, `[B, H, W]`.
-        s_true: Exact, `[B, H, W]`.
-
-    Returns:
-        float64 `[B]`: 1 is right, 0 a flat wall.
+    Reports give the median over images.
     """
     return _std(_centred(_pixels(s))) / _std(_centred(_pixels(s_true))).clamp(min=_SMALLEST_STD)
 
@@ -90,12 +84,9 @@ def mean_weight_variance(weight_variance: Tensor) -> Tensor:
 
 
 class EdgeScores(NamedTuple):
-    """How well the borders in a disparity map lie where the true ones are; float64 `[B]` each, in [0, 1].
+    """Parts of the rendered borders near a true one (0 without any), of the true near a rendered one; harmonic mean.
 
-    Attributes:
-        precision: Part of the rendered borders within the tolerance of a true one; 0 where none is rendered.
-        recall: Part of the true borders within the tolerance of a rendered one.
-        f1: Their harmonic mean, 0 where either is 0.
+    float64 `[B]` each, in [0, 1].
     """
 
     precision: Tensor
@@ -108,25 +99,17 @@ def edge_scores(s: Tensor, s_true: Tensor, *, jump: float = EDGE_JUMP_S, toleran
 
     Disparity is compared as it stands, without alignment. A border that is smeared over many pixels has no jump and
     counts as missing, as does all of a flat wall. The idea, precision and recall of occluding borders, is that of Depth
-    Pro (Bochkovskii et al., 2024), the definition in s with a tolerance is ours.
-
-    Args:
-        s: Rendered, `[B, H, W]`.
-        s_true: Exact, `[B, H, W]`.
-        jump: In s.
-        tolerance_px: How far apart borders may lie, along either axis.
-
-    Returns:
-        NaN for images without a true border.
+    Pro (Bochkovskii et al., 2024), the definition in s with a tolerance along either axis is ours. NaN for images
+    without a true border.
     """
-    found, exact = _edges(s, jump), _edges(s_true, jump)
+    rendered, exact = _edges(s, jump), _edges(s_true, jump)
 
     def share(these: Tensor, others: Tensor) -> Tensor:
         size = 2 * tolerance_px + 1
         near = functional.max_pool2d(others.double()[:, None], size, stride=1, padding=tolerance_px)[:, 0] > 0
         return (these & near).flatten(1).sum(-1).double() / these.flatten(1).sum(-1).clamp(min=1)
 
-    precision, recall = share(found, exact), share(exact, found)
+    precision, recall = share(rendered, exact), share(exact, rendered)
     f1 = 2.0 * precision * recall / (precision + recall).clamp(min=1e-12)
     none = ~exact.flatten(1).any(-1)
     return EdgeScores(*(value.masked_fill(none, float("nan")) for value in (precision, recall, f1)))
@@ -154,14 +137,8 @@ def non_flatness_score(values: Tensor, *, low: float = 0.0, high: float = 1.0, b
     their median set to zero before rendering, and `z_depth` between the near and far plane of the system's own camera
     (`low`, `high`). The score of disparity, the default here, is another number with the same meaning.
 
-    Args:
-        values: Disparity s, or `z_depth` with its range in `low` and `high`, `[B, H, W]`; clamped to the range.
-        low: Lower end of the histogram, in the unit of `values`.
-        high: Upper end of the histogram.
-        bins: Number of equal bins.
-
-    Returns:
-        float64 `[B]` in [1, `bins`]: 1 for a flat wall, `bins` for a ramp over the whole range.
+    Of values `[B, H, W]`, clamped to the range, it gives float64 `[B]` in [1, `bins`]: 1 for a flat wall, `bins` for a
+    ramp over the whole range.
     """
     assert low < high and bins >= 1, (low, high, bins)
     position = (_pixels(values) - low) / (high - low) * bins
@@ -184,3 +161,29 @@ def _centred(values: Tensor) -> Tensor:
 def _std(centred: Tensor) -> Tensor:
     """Population standard deviation of values whose mean is zero."""
     return centred.square().mean(-1).sqrt()
+
+
+def relative_figures(predicted: Tensor, truth: Tensor) -> dict[str, float]:
+    """`RELATIVE_FIGURES` of one image's known pixels `[n]`: disparity up to an increasing affine map, and the true one.
+
+    `spearman`: rank correlation. `ordinal`: share of 3,000 fixed random pairs of pixels, whose true ranks are at least
+    a tenth of the image apart, that are in the right order. `ssi_error`: mean |a p + b - t| / std(t), a and b by least
+    squares, a at least 0. `delta1`: share of pixels whose depth, after that fit, is within a factor of 1.25 of the
+    truth (Eigen et al., NeurIPS 2014), which must be above 0 for it.
+    """
+    p, t = predicted.double().flatten(), truth.double().flatten()
+    ranks = average_ranks(t[None])[0]
+    first, second = torch.randint(len(t), (2, _PAIRS), generator=generator(0, "ordinal pairs"))
+    apart = (ranks[first] - ranks[second]).abs() > _LEAST_APART * len(t)
+    right = (p[first] - p[second]).sign() == (t[first] - t[second]).sign()
+    ordinal = right[apart].double().mean() if bool(apart.any()) else torch.tensor(0.5)
+
+    centred = _centred(p)
+    slope = ((centred * _centred(t)).mean() / centred.square().mean().clamp(min=_SMALLEST_STD**2)).clamp(min=0.0)
+    fitted = slope * centred + t.mean()
+    error = (fitted - t).abs().mean() / t.std(correction=0).clamp(min=_SMALLEST_STD)
+    # Half of the least true disparity: twice the greatest depth, beyond which the fit is wrong anyway.
+    ratio = fitted.clamp(min=0.5 * float(t.min())) / t
+    delta1 = (torch.maximum(ratio, 1.0 / ratio) < _DELTA1).double().mean()
+    values = (spearman(p[None], t[None])[0], ordinal, error, delta1)
+    return {name: float(value) for name, value in zip(RELATIVE_FIGURES, values, strict=True)}

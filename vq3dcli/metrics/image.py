@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vq3dcli.losses.perceptual import PerceptualDistance
+
 # Equal images would score infinity, which JSON cannot hold: the error is floored so that they score 100 dB, far above
 # the 59 dB of 8-bit images that differ by one grey level in 1 of 12 values.
 _SMALLEST_MSE = 1e-10
@@ -60,6 +62,20 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     luminance = (2.0 * mean_x * mean_y + _SSIM_C1) / (mean_x.square() + mean_y.square() + _SSIM_C1)
     structure = (2.0 * covariance + _SSIM_C2) / (variance_x + variance_y + _SSIM_C2)
     return (luminance * structure).flatten(1).mean(-1)
+
+
+@torch.inference_mode()
+def perceptual(distance: PerceptualDistance, image: Tensor, target: Tensor) -> Tensor:
+    """Perceptual distance of each pair, float64 `[B]` on the CPU, of images as `psnr` takes them; LPIPS rarely above 1.
+
+    The network must be another one than that of the measured model's loss, which would flatter the model.
+    """
+    device = next(distance.parameters()).device
+    first, second = (
+        (v.to(device).float() / 255.0 if v.dtype == torch.uint8 else v.to(device).float()) * 2.0 - 1.0
+        for v in (image, target)
+    )
+    return distance(first, second).to("cpu", torch.float64)
 
 
 def _window_mean(image: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Novel views without a model: baselines and ceilings that a rendered view is compared with.
+"""Novel views by looking pixels up: baselines and ceilings of a rendered view, and whether two views agree.
 
 Each warp looks up a source image at the places that the pixels of a novel view see, given some geometry: one flat plane
 (`flat_warp`, what a painted wall can do) or the exact disparity of both views (`exact_warp`, a ceiling for what only
-moves the pixels of its input).
+moves the pixels of its input). `reprojection` asks, without any ground truth, whether two rendered views show the same
+surfaces: consistent is not right, a painted wall is perfectly consistent.
 
 Legend: B images, H height_px, W width_px, N pixels of an image.
 """
@@ -10,6 +11,7 @@ Legend: B images, H height_px, W width_px, N pixels of an image.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ from vq3dcli.rendering.cameras import (
     pivot_camera,
     pixel_centres,
     project,
+    rays_at_pixels,
     s_from_z_depth,
     z_depth_from_s,
 )
@@ -41,6 +44,8 @@ _SMALLEST_Z = 1e-3
 _HIDDEN_S = 0.02
 # A difference of 1 in s counts as many image widths when a hidden pixel looks for its nearest neighbour.
 _WIDTHS_PER_S = 5.0
+# A pixel that comes home within this share of the width is consistent: 1.3 pixels of 64.
+CONSISTENT_SHARE_OF_WIDTH = 0.02
 
 
 def evaluation_cameras(
@@ -63,14 +68,8 @@ def evaluation_cameras(
 def flat_warp(image: Tensor, source: Camera, target: Camera, z_depth: Tensor) -> Tensor:
     """`image` seen from `target` as if it were painted on the plane `z_depth` = constant of the source camera.
 
-    Args:
-        image: What the source camera sees, `[B, 3, H, W]`, uint8 or float in [0, 1].
-        source: Camera of `image`, B of them.
-        target: Camera of the result, B of them.
-        z_depth: Distance of the plane along the source camera's axis in metres, `[B]`.
-
-    Returns:
-        float32 `[B, 3, H, W]` in [0, 1] at the target's size; the edges of `image` are replicated.
+    `image` is `[B, 3, H, W]`, uint8 or float in [0, 1]; `z_depth` `[B]` the distance of the plane along the source
+    camera's axis in metres. float32 `[B, 3, H, W]` in [0, 1] at the target's size; the edges of `image` are replicated.
     """
     rays = image_rays(target)
     axis = source.cam_to_world[:, None, :3, 2]
@@ -87,15 +86,9 @@ def exact_warp(image: Tensor, source: Camera, target: Camera, s_source: Tensor, 
     disparity. Without that each object would be painted a second time onto what it hides, and the warp would score
     below a painted wall.
 
-    Args:
-        image: What the source camera sees, `[B, 3, H, W]`, uint8 or float in [0, 1].
-        source: Camera of `image`, B of them.
-        target: Camera of the result, B of them.
-        s_source: Normalised disparity in the source camera, `[B, H, W]`.
-        s_target: Normalised disparity in the target camera, `[B, H, W]` at its size.
-
-    Returns:
-        float32 `[B, 3, H, W]` in [0, 1]; what lies outside the frame of `image` shows its nearest edge.
+    `image` is `[B, 3, H, W]`, uint8 or float in [0, 1]; `s_source` and `s_target` are the exact disparities `[B, H, W]`
+    in the two cameras. float32 `[B, 3, H, W]` in [0, 1] at the target's size; outside the frame of `image` its nearest
+    edge.
     """
     rays = image_rays(target)
     points = rays.origin + z_depth_from_s(s_target.flatten(1))[..., None] * rays.direction
@@ -127,11 +120,56 @@ def plane_z_depth(s_true: Tensor) -> Tensor:
 
 
 def _look_up(image: Tensor, source: Camera, target: Camera, points: Tensor, mode: str = "bilinear") -> Tensor:
-    """Samples of `image` `[B, C, H, W]` where the source camera sees the world points `[B, N, 3]`."""
+    """Samples of `image` `[B, C, H, W]` where the source camera sees the world points `[B, N, 3]` of the target."""
     pixels, z_depth = project(source, points)
     # A point behind the source camera has mirrored pixel coordinates; it shows the image's first pixel instead.
     pixels = torch.where((z_depth > _SMALLEST_Z)[..., None], pixels, torch.zeros_like(pixels))
-    size = torch.tensor([source.width_px, source.height_px], dtype=pixels.dtype, device=pixels.device)
-    grid = (2.0 * pixels / size - 1.0).reshape(-1, target.height_px, target.width_px, 2)
     values = image.float() / 255.0 if image.dtype == torch.uint8 else image.float()
-    return functional.grid_sample(values, grid, mode=mode, padding_mode="border", align_corners=False)
+    return _sample(values, source, pixels, mode).unflatten(-1, (target.height_px, target.width_px))
+
+
+def _sample(image: Tensor, camera: Camera, pixels: Tensor, mode: str = "bilinear") -> Tensor:
+    """`image` `[B, C, H, W]` of `camera` at pixel coordinates `[B, N, 2]`, `[B, C, N]`; edges replicated."""
+    size = torch.tensor([camera.width_px, camera.height_px], dtype=pixels.dtype, device=pixels.device)
+    grid = (2.0 * pixels / size - 1.0)[:, :, None]
+    return functional.grid_sample(image, grid, mode=mode, padding_mode="border", align_corners=False)[..., 0]
+
+
+class Reprojection(NamedTuple):
+    """How pixels come home; float64 `[B]` each, NaN where the second view sees none of them.
+
+    Attributes:
+        error: Median distance from where they started, in percent of the width. A median, since what one view sees and
+            something hides from the other never comes home.
+        share: Part of the pixels within `CONSISTENT_SHARE_OF_WIDTH`. Exact scenes do not reach 1 either: compare with
+            theirs.
+    """
+
+    error: Tensor
+    share: Tensor
+
+
+def reprojection(
+    source: Camera, s_source: Tensor, target: Camera, s_target: Tensor, *, near: float = NEAR, far: float = FAR
+) -> Reprojection:
+    """Carry pixels to the target by the source's disparity `[B, H, W]`, and back by what the target shows there.
+
+    In a scene of surfaces they come home; where a view's disparity is a mean over floaters they do not. `near` and
+    `far` are the z_depth of s = 1 and of s = 0.
+    """
+    rays = image_rays(source)
+    pixels, z_depth = project(
+        target, rays.origin + z_depth_from_s(s_source.flatten(1), near, far)[..., None] * rays.direction
+    )
+    size = torch.tensor([target.width_px, target.height_px], dtype=pixels.dtype, device=pixels.device)
+    seen = (z_depth > _SMALLEST_Z) & ((pixels > 0) & (pixels < size)).all(-1)
+    inside = torch.where(seen[..., None], pixels, torch.zeros_like(pixels))
+    # Bilinear, which is exact on planes.
+    back, s_there = rays_at_pixels(target, inside), _sample(s_target[:, None], target, inside)[:, 0]
+    home, home_z = project(source, back.origin + z_depth_from_s(s_there, near, far)[..., None] * back.direction)
+    start = pixel_centres(source.height_px, source.width_px, s_source.device)
+    distance = (home - start).square().sum(-1).sqrt().double() / source.width_px
+    # A point behind the first camera has mirrored pixels: it is lost, however near they lie.
+    distance = distance.masked_fill(home_z <= _SMALLEST_Z, torch.inf).masked_fill(~seen, torch.nan)
+    near_home = (distance <= CONSISTENT_SHARE_OF_WIDTH).double().masked_fill(~seen, torch.nan)
+    return Reprojection(100.0 * distance.nanmedian(-1).values, near_home.nanmean(-1))

@@ -26,8 +26,7 @@ from vq3dcli.errors import DivergedError, RecipeError, StoppedError
 from vq3dcli.export.colour import colour_map, display_range
 from vq3dcli.export.sheet import grid
 from vq3dcli.files import write_bytes
-from vq3dcli.losses.depth import LABEL_NONE
-from vq3dcli.losses.relative_depth import relative_depth_loss
+from vq3dcli.losses.depth import LABEL_NONE, relative_depth_loss
 from vq3dcli.model.build import build_depth_network
 from vq3dcli.model.depth_network import DepthNetwork
 from vq3dcli.training.arithmetic import denormals_flushed, resolve_precision

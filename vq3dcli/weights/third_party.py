@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import io
 import pickle
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from http.client import HTTPException
@@ -39,20 +38,20 @@ _TORCHVISION_URL = "https://download.pytorch.org/models"
 # LPIPS 0.1: the ImageNet networks below it as torchvision publishes them, and the SHA-256 of the learnt comparison that
 # the package `lpips` 0.1.4 ships as `weights/v0.1/{alex,vgg}.pth`.
 LPIPS_TRUNKS = {
-    "alex": PublishedFile(
+    "lpips-alex": PublishedFile(
         "alexnet-owt-7be5be79.pth",
         f"{_TORCHVISION_URL}/alexnet-owt-7be5be79.pth",
         "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
     ),
-    "vgg": PublishedFile(
+    "lpips-vgg": PublishedFile(
         "vgg16-397923af.pth",
         f"{_TORCHVISION_URL}/vgg16-397923af.pth",
         "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
     ),
 }
 LPIPS_HEADS_SHA256 = {
-    "alex": "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
-    "vgg": "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+    "lpips-alex": "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+    "lpips-vgg": "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
 }
 
 
@@ -87,16 +86,10 @@ def read_state_dict(path: Path, sha256: str) -> dict[str, Tensor]:
 
 
 def package_file(package: str, inside: str, *, purpose: str, remedy: str) -> Path:
-    """Path of a file that an installed package ships, without importing the package.
-
-    Args:
-        package: Import name.
-        inside: Path inside the package's folder.
-        purpose: What it is needed for, for the error.
-        remedy: How to install it.
+    """Path of a file inside an installed package's folder, without importing the package.
 
     Raises:
-        UnavailableError: The package or its file is missing.
+        UnavailableError: The package or its file is missing; says its `purpose` and the `remedy`.
     """
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations if spec is not None else None) or ():
@@ -105,38 +98,35 @@ def package_file(package: str, inside: str, *, purpose: str, remedy: str) -> Pat
     raise UnavailableError(f"{purpose} needs a package that is not installed ({package})", remedy=remedy)
 
 
-def cached_file(file: PublishedFile, *, purpose: str, remedy: str) -> Path:
-    """`file` in the checkpoint folder of PyTorch's hub, where torchvision looks too; fetched if it is not there.
+def cached_path(file: PublishedFile) -> Path:
+    """Where `file` lies once it is fetched: the checkpoint folder of PyTorch's hub, where torchvision looks too."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / file.name
 
-    Args:
-        file: What to fetch.
-        purpose: What it is needed for, for the error.
-        remedy: What to do without a network, beside the address; one clause.
+
+def cached_file(file: PublishedFile, *, purpose: str, remedy: str) -> Path:
+    """`file` at its `cached_path`, fetched if it is not there.
 
     Raises:
-        UnavailableError: It is not there and cannot be fetched.
+        UnavailableError: It cannot be fetched; says its `purpose`, the address, and what else to do, one clause.
         OutputError, StorageError: It cannot be written.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / file.name
+    path = cached_path(file)
     if path.is_file():
         return path
+    reason: object = "its SHA-256 is not the published one"
     try:
         # An opener of its own reads the proxy settings of this moment; `urlopen` keeps those of its first call. The
         # timeout bounds the connection and each read, not the whole transfer of hundreds of megabytes.
         with urllib.request.build_opener().open(file.url, timeout=_CONNECT_TIMEOUT_S) as response:
             data = response.read()
+        if hashlib.sha256(data).hexdigest() == file.sha256:
+            make_folder(path.parent)
+            write_bytes(path, data)
+            return path
     except (OSError, HTTPException) as error:
-        raise _cannot_fetch(file, error, purpose, remedy) from error
-    if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise _cannot_fetch(file, "its SHA-256 is not the published one", purpose, remedy)
-    make_folder(path.parent)
-    write_bytes(path, data)
-    return path
-
-
-def _cannot_fetch(file: PublishedFile, reason: object, purpose: str, remedy: str) -> UnavailableError:
-    return UnavailableError(
-        f"cannot fetch the weights of {purpose} ({file.name}): {getattr(reason, 'reason', reason)}",
+        reason = getattr(error, "reason", error)
+    raise UnavailableError(
+        f"cannot fetch the weights of {purpose} ({file.name}): {reason}",
         remedy=f"fetch {file.url} where there is a network and {remedy}",
     )
 
@@ -166,11 +156,7 @@ EFFICIENTNET_LITE: dict[str, tuple[str, str, str, int]] = {
 
 
 def encoder_weights(name: str, published_names: Mapping[str, str]) -> dict[str, Tensor]:
-    """The ImageNet weights of an EfficientNet-Lite, from its package.
-
-    Args:
-        name: One of `EFFICIENTNET_LITE`.
-        published_names: Names of the tensors that are wanted to those in the file.
+    """The ImageNet weights of one of `EFFICIENTNET_LITE`, from its package, by our names of the tensors to the file's.
 
     Raises:
         UnavailableError: The package is missing.

@@ -22,14 +22,18 @@ from torch.nn import functional
 
 from vq3dcli.data.images import decode_image, resize
 from vq3dcli.data.shard_reader import resize_label
-from vq3dcli.errors import DataError, InputMissingError
+from vq3dcli.data_tools.depth.models import find_model, open_model
+from vq3dcli.data_tools.depth.network import DepthModel, to_disparity
+from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.export.page import Section
 from vq3dcli.files import read_error
-from vq3dcli.metrics.relative_depth import FIGURES, relative_figures
+from vq3dcli.metrics.geometry import RELATIVE_FIGURES, relative_figures
 from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES
+from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder, text_tables
 from vq3dcli.seeding import generator
-from vq3dcli.weights_file import LoadedWeights
+from vq3dcli.weights_file import LoadedWeights, load_weights
 
 PROTOCOL = "depth-pairs-1"
 MAP_PX = 64
@@ -38,20 +42,15 @@ _FEWEST_KNOWN = 200
 _POOR = 0.3  # rank correlation of a map that is of no use
 _RESAMPLES = 2000
 
-# uint8 `[N, 3, H, W]` to disparity up to an increasing affine map `[N, h, w]`.
 Predict = Callable[[Tensor], Tensor]
+"""uint8 `[N, 3, H, W]` to disparity up to an increasing affine map `[N, h, w]`."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A photo with its disparity.
+    """A photo uint8 `[3, H, W]`, a centre square, with its disparity float32 `[S, S]`, 0 where it is unknown.
 
-    Attributes:
-        name: Its files' stem.
-        group: Its set.
-        amounts: Whether more than the order is to be trusted.
-        image: uint8 `[3, H, W]`, a centre square.
-        disparity: float32 `[S, S]`, 0 where it is unknown.
+    `amounts` says whether more than the order is to be trusted.
     """
 
     name: str
@@ -61,20 +60,79 @@ class Pair:
     disparity: Tensor = field(repr=False)
 
 
-def open_pairs(folder: Path) -> list[Pair]:
-    """All pairs of a folder, sorted by name.
+def measure_depth(
+    data: Path,
+    *,
+    models: Sequence[str],
+    weights: Sequence[str],
+    flip: bool,
+    device: torch.device,
+    or_cpu: bool,
+    out: Path | None,
+    progress: Progress,
+) -> Evaluation:
+    """What `vq3d evaluate depth` does.
+
+    Args:
+        data: Folder of pairs.
+        models: Depth networks, as `vq3d depth-labels` takes them; the embedded one where neither is given.
+        weights: Of Stage 1, whose NeRF is rendered, or `embedded`.
+        flip: Average each network's map with the mirrored image's.
+        device: Where they run.
+        or_cpu: Whether a network may fall back to the CPU.
+        out: Folder that will be written to.
+        progress: Shows the progress.
 
     Raises:
-        InputMissingError: There are none.
-        DataError: A file is damaged.
+        UsageError: Two networks of the same name.
+        InputMissingError, DataError, UnavailableError, OutputError: A file is missing or damaged, or a package missing.
     """
-    found = sorted(folder.glob(f"*{_SUFFIX}")) if folder.is_dir() else []
-    if not found:
+    pairs = open_pairs(data)
+    predictors: dict[str, Predict] = {}
+    hashes: dict[str, object] = {}
+
+    def add(name: str, predict: Predict, sha256: object) -> None:
+        if name in predictors:
+            raise UsageError(f"two networks of the same name ({name})", remedy="each once, in folders of other names")
+        predictors[name], hashes[name] = predict, sha256
+
+    for each in models or ([] if weights else ["embedded"]):
+        files = find_model(each)
+        network = open_model(files, device, or_cpu=or_cpu, flip=flip)
+        add(files.name, _predictor(network), network.facts["sha256"])
+    for each in weights:
+        loaded = load_weights(None if each == "embedded" else Path(each), device)
+        add(f"Stage 1 {Path(each).name}", rendered(loaded), loaded.sha256)
+    evaluation_folder(out, "depth")
+    with progress("measuring", len(pairs) * len(predictors), "maps") as advance:
+        figures = measure_pairs(pairs, predictors, progress=advance)
+    conditions = {"protocol": PROTOCOL, "data": str(data), "pairs": len(pairs), "flip": flip, "sha256": hashes}
+    rows = table(figures)
+    return Evaluation(
+        PROTOCOL,
+        len(pairs),
+        {**figures, "conditions": conditions},
+        rows,
+        title="Depth of photos",
+        subtitle=f"{PROTOCOL}, {len(pairs)} pairs",
+        sections=lambda sheet: [Section("Figures", [*text_tables(rows)])],
+        head={"protocol": PROTOCOL, "count": len(pairs)},
+    )
+
+
+def _predictor(network: DepthModel) -> Predict:
+    return lambda images: to_disparity(network.predict(images), network.meaning)
+
+
+def open_pairs(folder: Path) -> list[Pair]:
+    """All pairs of a folder, sorted by name. Raises `InputMissingError` without any, `DataError` for a damaged file."""
+    paths = sorted(folder.glob(f"*{_SUFFIX}")) if folder.is_dir() else []
+    if not paths:
         raise InputMissingError(
             f"no pairs of photos and disparity ({folder})", remedy=f"a folder of NAME.jpg beside NAME{_SUFFIX}"
         )
     facts = _read_facts(folder / "index.jsonl")
-    return [_open(path, facts.get(path.name.removesuffix(_SUFFIX), {})) for path in found]
+    return [_open(path, facts.get(path.name.removesuffix(_SUFFIX), {})) for path in paths]
 
 
 def _open(path: Path, facts: Mapping[str, Any]) -> Pair:
@@ -94,13 +152,8 @@ def _open(path: Path, facts: Mapping[str, Any]) -> Pair:
             f"disparity of another size than the photo ({path}): {tuple(levels.shape)}", remedy="maps of 16-bit grey"
         )
     disparity = torch.where(levels > 0, lo + (hi - lo) * (levels - 1) / 65534.0, 0.0).float()
-    return Pair(
-        name,
-        str(facts.get("set", "all")),
-        facts.get("kind") == "sensor",
-        _centre_square(image),
-        resize_label(_centre_square(disparity), MAP_PX),
-    )
+    square = resize_label(_centre_square(disparity), MAP_PX)
+    return Pair(name, str(facts.get("set", "all")), facts.get("kind") == "sensor", _centre_square(image), square)
 
 
 def _read_facts(path: Path) -> dict[str, dict[str, Any]]:
@@ -124,22 +177,17 @@ def measure_pairs(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Figures of each predictor on each set, beside the vertical gradient and the mean of the set's other maps.
 
-    Args:
-        pairs: What is measured.
-        predictors: By name.
-        progress: Called with the number of further maps.
-
-    Returns:
-        Set, predictor and figure to its value: means over images of `metrics.relative_depth`, `delta1` only where
-        amounts are to be trusted; `spearman_low` and `spearman_high`, the bounds of a 95 % bootstrap interval; `poor`,
-        the share of images whose rank correlation is below 0.3; `images`.
+    Set, predictor and figure to its value: means over images of `metrics.geometry.relative_figures`, `delta1` only
+    where amounts are to be trusted; `spearman_low` and `spearman_high`, the bounds of a 95 % bootstrap interval;
+    `poor`, the share of images whose rank correlation is below 0.3; `images`.
     """
     result: dict[str, dict[str, dict[str, float]]] = {}
     for group in dict.fromkeys(pair.group for pair in pairs):
         members = [p for p in pairs if p.group == group and int((p.disparity > 0).sum()) >= _FEWEST_KNOWN]
         if not members:
             continue
-        maps = {"vertical gradient": _vertical(len(members)), "mean of the others": _mean_of_others(members)}
+        down = torch.arange(MAP_PX, dtype=torch.float32)[None, :, None].expand(len(members), MAP_PX, MAP_PX)
+        maps = {"vertical gradient": down, "mean of the others": _mean_of_others(members)}
         for name, predict in predictors.items():
             maps[name] = _predicted(members, predict, progress)
         result[group] = {name: _summary(members, values) for name, values in maps.items()}
@@ -149,15 +197,10 @@ def measure_pairs(
 def _predicted(members: Sequence[Pair], predict: Predict, progress: Callable[[int], object]) -> Tensor:
     maps = []
     for pair in members:  # photos may differ in size
-        found = predict(pair.image[None]).float().cpu()
-        maps.append(functional.interpolate(found[None], (MAP_PX, MAP_PX), mode="bilinear", antialias=True)[0, 0])
+        values = predict(pair.image[None]).float().cpu()
+        maps.append(functional.interpolate(values[None], (MAP_PX, MAP_PX), mode="bilinear", antialias=True)[0, 0])
         progress(1)
     return torch.stack(maps)
-
-
-def _vertical(count: int) -> Tensor:
-    """Low is near."""
-    return torch.arange(MAP_PX, dtype=torch.float32)[None, :, None].expand(count, MAP_PX, MAP_PX)
 
 
 def _mean_of_others(members: Sequence[Pair]) -> Tensor:
@@ -171,11 +214,9 @@ def _mean_of_others(members: Sequence[Pair]) -> Tensor:
 
 
 def _summary(members: Sequence[Pair], maps: Tensor) -> dict[str, float]:
-    rows = []
-    for pair, predicted in zip(members, maps, strict=True):
-        known = pair.disparity > 0
-        rows.append(relative_figures(predicted[known], pair.disparity[known]))
-    figures = {name: float(np.mean([row[name] for row in rows])) for name in FIGURES}
+    known = [pair.disparity > 0 for pair in members]
+    rows = [relative_figures(m[k], p.disparity[k]) for m, k, p in zip(maps, known, members, strict=True)]
+    figures = {name: float(np.mean([row[name] for row in rows])) for name in RELATIVE_FIGURES}
     if not all(pair.amounts for pair in members):
         del figures["delta1"]
     spearman = torch.tensor([row["spearman"] for row in rows], dtype=torch.float64)
@@ -198,10 +239,10 @@ def rendered(loaded: LoadedWeights) -> Predict:
     return predict
 
 
-def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[object]]:
+def table(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[object]]:
     """Rows for people, a set after the other."""
     rows: list[list[object]] = [["set", "map", "spearman", "95 % interval", "ordinal", "ssi error", "delta1", "poor"]]
-    for group, maps in found.items():
+    for group, maps in figures.items():
         for name, row in maps.items():
             interval = f"{row['spearman_low']:.3f} to {row['spearman_high']:.3f}"
             cells = [f"{row[key]:.3f}" if key in row else "-" for key in ("ordinal", "ssi_error", "delta1", "poor")]

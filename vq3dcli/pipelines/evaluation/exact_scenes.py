@@ -22,15 +22,10 @@ _TEMPLATE_BATCH = 125
 
 @dataclass(frozen=True)
 class ExactScenes:
-    """A batch of evaluation scenes, seen from the canonical camera and from the evaluation views.
+    """A batch of evaluation scenes, seen from the canonical camera and from the V cameras of `EVALUATION_VIEWS_DEG`.
 
-    Attributes:
-        rgb: Canonical images, uint8 `[B, 3, H, W]`: the input of a model.
-        s: Their normalised disparity, float32 `[B, H, W]`.
-        camera: The canonical camera, B of it.
-        novel_rgb: uint8 `[B, V, 3, H, W]`.
-        novel_s: float32 `[B, V, H, W]`.
-        novel_cameras: V cameras, B of each, in the order of `EVALUATION_VIEWS_DEG`.
+    Images `rgb` uint8 `[B, 3, H, W]`, the input of a model, and `novel_rgb` `[B, V, 3, H, W]`; normalised disparities
+    `s` float32 `[B, H, W]` and `novel_s` `[B, V, H, W]`; B of each camera.
     """
 
     rgb: Tensor
@@ -73,9 +68,7 @@ class Template:
     Toy scenes resemble each other (ground below, background above), so that their mean disparity already ranks pixels
     well. A figure says something only as far as it is better than the template's.
 
-    Attributes:
-        rgb: Mean image `[3, H, W]`, float32 in [0, 1].
-        s: Mean normalised disparity `[H, W]`, float32.
+    `rgb` is the mean image `[3, H, W]` in [0, 1], `s` the mean normalised disparity `[H, W]`, both float32.
     """
 
     rgb: Tensor

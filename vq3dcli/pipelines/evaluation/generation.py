@@ -13,10 +13,8 @@ Legend: N images, D features.
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,20 +23,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vq3dcli import __version__
 from vq3dcli.data.arrays import read_npz
 from vq3dcli.errors import DataError, UsageError
+from vq3dcli.export.charts import bar_chart
+from vq3dcli.export.page import Media, Row, Section, Svg, Text
 from vq3dcli.export.sheet import grid
-from vq3dcli.metrics.distribution import Moments, frechet_distance, kernel_distance
-from vq3dcli.metrics.features import FeatureNetwork, FeatureNetworkName, InceptionFeatures, distance_name
-from vq3dcli.metrics.inception_score import inception_score
-from vq3dcli.metrics.manifold import precision_recall
+from vq3dcli.metrics.distribution import (
+    Moments,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+from vq3dcli.metrics.features import FeatureNetwork, FeatureNetworkName, distance_name
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet
-from vq3dcli.pipelines.evaluation.measured_set import Judge, MeasuredSet, measure_set
+from vq3dcli.pipelines.evaluation.measured_set import Classifier, MeasuredSet, measure_set
+from vq3dcli.pipelines.evaluation.page import Progress, text_tables, versions
 from vq3dcli.pipelines.sampling.record import shown_name
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
-"""Shows the progress of a part: called with its name and its number of images, yields what counts them."""
+_FIGURES_TEXT = (
+    "Each set against the real images. Reconstructions are the floor that no prior over their codes gets below; images "
+    "of the training show what a set of equal size scores by chance."
+)
 
 
 @dataclass(frozen=True)
@@ -91,18 +97,11 @@ PROTOCOLS = {
         ),
     )
 }
-DEFAULT_PROTOCOL = "offline-1"
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A set to measure, and against what.
-
-    Attributes:
-        key: Of its figures in the report.
-        images: The set.
-        real: The real images to compare it with; None for those that all sets are compared with.
-    """
+    """A set to measure, the key of its figures, and the real images to compare it with where it has its own."""
 
     key: str
     images: ImageSet
@@ -130,7 +129,7 @@ def evaluate_generation(
     real: ImageSet,
     sets: Sequence[Compared],
     *,
-    judge: Judge | None = None,
+    classifier: Classifier | None = None,
     real_moments: Moments | None = None,
     statistics: Path | None = None,
     seed: int = 0,
@@ -143,7 +142,7 @@ def evaluate_generation(
         network: Its features.
         real: Real images, the same for all sets that name no others.
         sets: What to measure; "samples" gets an Inception score where the network is Inception.
-        judge: Says which class an image shows; None for none.
+        classifier: Says which class an image shows; None for none.
         real_moments: Published moments to use instead of those of `real`.
         statistics: Folder where what is measured is kept; None keeps nothing.
         seed: Of subsets.
@@ -157,83 +156,77 @@ def evaluate_generation(
 
     def measure(key: str, images: ImageSet) -> MeasuredSet:
         if key not in measured:
-            with progress(f"measuring {images.name}", len(images)) as advance:
-                measured[key] = measure_set(images, network, judge, statistics=statistics, on_images=advance)
+            with progress(f"measuring {images.name}", len(images), "images") as advance:
+                measured[key] = measure_set(images, network, classifier, statistics=statistics, on_images=advance)
         return measured[key]
 
     base = measure("real", real)
-    moments = real_moments or base.moments
     figures: dict[str, dict[str, Any]] = {}
     seconds_of_distances = 0.0
-    if judge is not None:
-        figures["real"] = {"images": len(real), "recognised": recognised(base, judge)}
+    if classifier is not None:
+        figures["real"] = {"images": len(real), "recognised": recognised(base, classifier)}
     for compared in sets:
         own = measure(compared.key, compared.images)
         against = base if compared.real is None else measure(f"real, {compared.key}", compared.real)
+        moments = real_moments if compared.real is None and real_moments is not None else against.moments
         began = time.perf_counter()
-        figures[compared.key] = {
-            "images": len(compared.images),
-            **compare(network, against, own, moments if compared.real is None else against.moments, seed=seed),
-        }
-        if compared.key == "samples" and isinstance(network, InceptionFeatures):
-            score = inception_score(network.class_logits(own.features), seed=seed)
-            figures[compared.key] |= {"inception_score": score.mean, "inception_score_std": score.std}
-        if judge is not None:
-            figures[compared.key]["recognised"] = recognised(own, judge)
+        row = {"images": len(compared.images), **_distances(network, against, own, moments, seed)}
+        if compared.key == "samples" and network.logits is not None:
+            score = inception_score(network.logits(own.features), seed=seed)
+            row |= {"inception_score": score.mean, "inception_score_std": score.std}
+        if classifier is not None:
+            row["recognised"] = recognised(own, classifier)
+        figures[compared.key] = row
         seconds_of_distances += time.perf_counter() - began
     conditions = {
         "protocol": {"name": protocol.name, "definition": protocol.definition, "labels": protocol.labels},
-        "features": {
-            "network": network.name,
-            "sha256": network.weights_sha256,
-            "dimensions": network.dimensions,
-            "resize": network.resize,
-        },
-        "classifier": None if judge is None else dict(judge.description),
+        "features": {**network.facts(), "dimensions": network.dimensions},
+        "classifier": None if classifier is None else dict(classifier.description),
         "real_moments": "published" if real_moments is not None else "measured",
         "seed": seed,
-        "sets": {key: _told(found) for key, found in measured.items()},
+        "sets": {
+            key: {
+                "name": one.images.name,
+                "count": len(one.images),
+                "features_kept": len(one.features),
+                "images": dict(one.images.description),
+                "seconds": dict(one.seconds),
+                "from_statistics": one.kept,
+            }
+            for key, one in measured.items()
+        },
         "seconds_of_distances": seconds_of_distances,
         "threads": torch.get_num_threads(),
-        "versions": versions(network),
+        "versions": versions(**network.versions),
     }
     return GenerationResult(figures, conditions, measured)
 
 
-def compare(
-    network: FeatureNetwork, real: MeasuredSet, own: MeasuredSet, real_moments: Moments, *, seed: int
+def _distances(
+    network: FeatureNetwork, real: MeasuredSet, own: MeasuredSet, real_moments: Moments, seed: int
 ) -> dict[str, Any]:
-    """Figures of one set against the real images, by name; precision and recall where there are enough images."""
-    kernel = kernel_distance(real.features, own.features, seed=seed)
-    key = distance_name(network, "kernel")
-    reach = precision_recall(real.features, own.features)
+    kernel, key = kernel_distance(real.features, own.features, seed=seed), distance_name(network, "kernel")
     return {
         distance_name(network, "frechet"): frechet_distance(real_moments, own.moments),
         key: kernel.mean,
         f"{key}_std": kernel.std,
         f"{key}_subsets": [kernel.subsets, kernel.subset_size],
-        "precision": reach.precision,
-        "recall": reach.recall,
-        "neighbours": reach.neighbours,
+        **precision_recall(real.features, own.features)._asdict(),
     }
 
 
-def recognised(found: MeasuredSet, judge: Judge) -> dict[str, float | None]:
-    """Part of the images that the judge sees in their class: "all" of those with a class it knows, then by class."""
-    names = found.images.class_names
-    number = torch.tensor([judge.class_names.index(n) if n in judge.class_names else -1 for n in names] or [-1])
-    class_index = found.images.class_index
+def recognised(measured: MeasuredSet, classifier: Classifier) -> dict[str, float | None]:
+    """Part of the images that are seen in their class: "all" of those with a class that is known, then by class."""
+    names, known = measured.images.class_names, classifier.class_names
+    number = torch.tensor([known.index(name) if name in known else -1 for name in names] or [-1])
+    class_index = measured.images.class_index
     wanted = torch.where(class_index < 0, -1, number[class_index.clamp(min=0)])
-    right = (found.seen_class == wanted).double()
-    told: dict[str, float | None] = {"all": _mean(right[wanted >= 0])}
-    for index, name in enumerate(judge.class_names):
+    right = (measured.seen_class == wanted).double()
+    shares: dict[str, float | None] = {"all": right[wanted >= 0].mean().item() if (wanted >= 0).any() else None}
+    for index, name in enumerate(known):
         if (wanted == index).any():
-            told[name] = _mean(right[wanted == index])
-    return told
-
-
-def _mean(values: Tensor) -> float | None:
-    return values.mean().item() if len(values) else None
+            shares[name] = right[wanted == index].mean().item()
+    return shares
 
 
 def published_moments(path: Path, network: FeatureNetwork) -> Moments | None:
@@ -243,7 +236,7 @@ def published_moments(path: Path, network: FeatureNetwork) -> Moments | None:
         InputMissingError, DataError: There is no such file, or its arrays do not fit.
     """
     arrays = read_npz(path, ["mu", "sigma"])
-    if len(arrays) < 2 or not isinstance(network, InceptionFeatures):
+    if len(arrays) < 2 or network.logits is None:
         return None
     mean, covariance = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
     size = network.dimensions
@@ -270,60 +263,42 @@ def protocol_of(name: str, samples: int | None) -> Protocol:
 
 
 def table(result: GenerationResult, network: FeatureNetwork) -> list[list[object]]:
-    """Rows for a reader: a set each, the heading first; then the classes, where a judge looked at them."""
-    frechet, kernel = distance_name(network, "frechet"), distance_name(network, "kernel")
-    rows: list[list[object]] = [["", "images", frechet, kernel, "precision", "recall", "recognised"]]
-    for key, found in result.figures.items():
-        seen = found.get("recognised", {}).get("all")
-        name = result.sets[key].images.name
-        rows.append([name, found["images"], *(found.get(k) for k in (frechet, kernel, "precision", "recall")), seen])
-    judged = {key: found["recognised"] for key, found in result.figures.items() if "recognised" in found}
-    classes = list(dict.fromkeys(name for found in judged.values() for name in found if name != "all"))
+    """Rows for a reader: a set each, the heading first; then the classes, where a classifier looked at them."""
+    columns = [distance_name(network, "frechet"), distance_name(network, "kernel"), "precision", "recall"]
+    names = {key: measured.images.name for key, measured in result.sets.items()}
+    rows: list[list[object]] = [["", "images", *columns, "recognised"]]
+    for key, row in result.figures.items():
+        seen = row.get("recognised", {}).get("all")
+        rows.append([names[key], row["images"], *(row.get(column) for column in columns), seen])
+    by_set = {key: row["recognised"] for key, row in result.figures.items() if "recognised" in row}
+    classes = list(dict.fromkeys(name for shares in by_set.values() for name in shares if name != "all"))
     if classes:
-        rows += [[], ["recognised", *(result.sets[key].images.name for key in judged)]]
-        rows += [[shown_name(name), *(found.get(name) for found in judged.values())] for name in classes]
+        rows += [[], ["recognised", *(names[key] for key in by_set)]]
+        rows += [[shown_name(name), *(shares.get(name) for shares in by_set.values())] for name in classes]
     return rows
 
 
-def sample_sheet(found: MeasuredSet) -> Tensor:
+def sample_sheet(measured: MeasuredSet) -> Tensor:
     """A contact sheet uint8 `[3, H, W]` of the first pictures of each class, named above the first of them."""
-    names = {-1: "", **dict(enumerate(map(shown_name, found.images.class_names)))}
-    order = found.picture_class.argsort(stable=True)
-    classes = found.picture_class[order].tolist()
+    names = {-1: "", **dict(enumerate(map(shown_name, measured.images.class_names)))}
+    order = measured.picture_class.argsort(stable=True)
+    classes = measured.picture_class[order].tolist()
     labels = [names[c] if i == 0 or classes[i - 1] != c else "" for i, c in enumerate(classes)]
-    return grid(found.pictures[order], columns=8, labels=labels if any(labels) else None)
+    return grid(measured.pictures[order], columns=8, labels=labels if any(labels) else None)
 
 
-def versions(network: FeatureNetwork | None) -> dict[str, str]:
-    """Versions of what the figures depend on."""
-    found = {
-        "vq3d": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-    if isinstance(network, InceptionFeatures):
-        from importlib.metadata import version
-
-        found["torch-fidelity"] = version("torch-fidelity")
-    return found
-
-
-def _told(found: MeasuredSet) -> dict[str, Any]:
-    return {
-        "name": found.images.name,
-        "count": len(found.images),
-        "features_kept": len(found.features),
-        "images": dict(found.images.description),
-        "seconds": dict(found.seconds),
-        "from_statistics": found.kept,
-    }
-
-
-def check_count(images: ImageSet, wanted: int) -> None:
-    """Raise `UsageError` where a set has fewer images than are wanted."""
-    if len(images) < wanted:
-        raise UsageError(
-            f"too few images ({images.name}): {len(images)}, and {wanted} are wanted",
-            remedy=f"-n {max(len(images), 2)}",
-        )
+def generation_sections(
+    result: GenerationResult, network: FeatureNetwork, rows: Sequence[Sequence[object]], sheet: Path
+) -> Sequence[Section]:
+    """Figures, plots and pictures as sections of a page, by the command's table and the path of the sheet."""
+    charts: list[Svg] = []
+    for figure in (distance_name(network, "frechet"), distance_name(network, "kernel"), "precision", "recall"):
+        rows_with = {key: row for key, row in result.figures.items() if figure in row}
+        bars = [(result.sets[key].images.name, float(row[figure])) for key, row in rows_with.items()]
+        charts.append(Svg(bar_chart(figure, bars)))
+    sections = [Section("Figures", [Text(_FIGURES_TEXT), *text_tables(rows), Row(charts)])]
+    shares = result.figures["samples"].get("recognised")
+    if shares is not None:
+        by_class = [(shown_name(name), part) for name, part in shares.items() if name != "all"]
+        sections.append(Section("By class", [Svg(bar_chart("part of the samples that is recognised", by_class))]))
+    return [*sections, Section("Samples", [Media(sheet, "the first samples of each class", width_px=1040)])]

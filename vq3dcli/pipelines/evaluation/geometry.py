@@ -22,7 +22,6 @@ from torch import Tensor
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
-from vq3dcli.metrics.consistency import reprojection
 from vq3dcli.metrics.geometry import (
     edge_scores,
     mean_weight_variance,
@@ -32,7 +31,7 @@ from vq3dcli.metrics.geometry import (
     ssi_error,
 )
 from vq3dcli.metrics.image import psnr
-from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, exact_warp, flat_warp, plane_z_depth
+from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, exact_warp, flat_warp, plane_z_depth, reprojection
 from vq3dcli.model.scene import Renderable, Scene, SceneView, reconstruct_scene
 from vq3dcli.pipelines.evaluation.exact_scenes import ExactScenes, Template, exact_batches
 from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, FOV_RAD, NEAR, Camera
@@ -42,6 +41,7 @@ from vq3dcli.weights_file import LoadedWeights
 # 96 samples at the middles of equal bins of s: part of the definition of every figure.
 EVALUATION_SAMPLES = 96
 RENDERING = f"{EVALUATION_SAMPLES} samples a ray at the middles of equal bins of s, colours to 8 bits"
+_SHOWN = 6
 _log = logging.getLogger(__name__)
 
 PROTOCOL = "geometry-toyscenes-2"
@@ -54,15 +54,10 @@ Predictor = Callable[[Tensor], Renderable]
 
 
 def model_predictor(weights: LoadedWeights) -> Predictor:
-    """The predictor of trained weights; its views come back on the CPU.
-
-    Raises:
-        UsageError: The weights were trained for another camera than that of the toy scenes.
-    """
+    """The predictor of weights for toy scenes. Raises `UsageError` where they were trained for another camera."""
     camera = weights.recipe.camera
-    found = (math.radians(camera.fov_deg), camera.radius, camera.near, camera.far)
-    expected = (FOV_RAD, CAMERA_RADIUS, NEAR, FAR)
-    if any(not math.isclose(a, b, rel_tol=1e-6) for a, b in zip(found, expected, strict=True)):
+    own = (math.radians(camera.fov_deg), camera.radius, camera.near, camera.far)
+    if any(not math.isclose(a, b, rel_tol=1e-6) for a, b in zip(own, (FOV_RAD, CAMERA_RADIUS, NEAR, FAR), strict=True)):
         raise UsageError(
             f"these weights have another camera than the toy scenes ({weights.path})",
             remedy=f"weights with fov_deg {math.degrees(FOV_RAD):g}, radius {CAMERA_RADIUS}, near {NEAR}, far {FAR}",
@@ -88,40 +83,25 @@ class _OnCpu:
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Some measured scenes, for pictures.
-
-    Attributes:
-        exact: The scenes as they are.
-        rgb: Reconstructions, uint8 `[B, 3, H, W]`.
-        s: Rendered normalised disparity `[B, H, W]`.
-        novel_rgb: Rendered evaluation views, uint8 `[B, V, 3, H, W]`.
-    """
-
-    exact: ExactScenes
-    rgb: Tensor
-    s: Tensor
-    novel_rgb: Tensor
-
-
-@dataclass(frozen=True)
 class GeometryResult:
     """What was measured.
 
     Attributes:
         metrics: Figures by name; those that end in `psnr` are in dB.
         views: `VIEW_FIGURES` of each view, by "yaw,pitch" in degrees.
-        examples: The first batch of scenes.
+        sheet: Contact sheet uint8 `[3, H, W]` of the first scenes, two rows a scene, the exact one above: input,
+        disparity,
+            evaluation views; None without a predictor.
     """
 
     metrics: dict[str, float]
     views: dict[str, dict[str, float]]
-    examples: Examples
+    sheet: Tensor | None
 
     @property
     def view_psnr(self) -> dict[str, float]:
         """The part of each view in `novel_psnr`."""
-        return {view: found["novel_psnr"] for view, found in self.views.items()}
+        return {view: row["novel_psnr"] for view, row in self.views.items()}
 
 
 def kept_metrics(path: Path, identity: Mapping[str, object]) -> dict[str, float] | None:
@@ -141,15 +121,19 @@ def kept_metrics(path: Path, identity: Mapping[str, object]) -> dict[str, float]
 
 @torch.inference_mode()
 def evaluate_geometry(
-    predictor: Predictor,
+    predictor: Predictor | None,
     *,
     count: int,
     seed: int,
     size_px: int,
     template: Template,
-    on_progress: Callable[[int], None] = lambda scenes: None,
+    on_progress: Callable[[int], object] = lambda scenes: None,
 ) -> GeometryResult:
     """Measure `predictor` on evaluation scenes 0 to `count` - 1 of `seed`.
+
+    Without one the figures are those that need no model: the template's, and warps of the input itself.
+    `input_copy_psnr`, `input_flat_psnr` and `input_pivot_psnr` are those of a perfect reconstruction: beside
+    `warp_psnr` they tell how much of a novel view is explained by nothing, by one plane and by exact geometry.
 
     Args:
         predictor: Reconstructs images of `size_px` x `size_px`.
@@ -162,64 +146,31 @@ def evaluate_geometry(
     Raises:
         UsageError: `count` is not positive.
     """
-    _check_count(count)
+    if count < 1:
+        raise UsageError(f"--count {count}: nothing to measure", remedy="--count 64")
     figures = Figures()
-    examples: Examples | None = None
+    sheet: Tensor | None = None
     for exact in exact_batches(count, seed=seed, size_px=size_px):
-        scene = predictor(exact.rgb)
-        main = scene.render(exact.camera, samples=EVALUATION_SAMPLES)
-        rendered = [scene.render(camera, samples=EVALUATION_SAMPLES) for camera in exact.novel_cameras]
-        novel_rgb = torch.stack([view.rgb for view in rendered], 1)
-        figures.add("psnr", psnr(main.rgb, exact.rgb))
-        figures.add_views("novel_psnr", _view_psnr(novel_rgb, exact))
-        figures.add_views("copy_psnr", _copy_psnr(main.rgb, exact))
-        figures.add_views("flat_psnr", _flat_psnr(main.rgb, exact, plane_z_depth(exact.s)))
-        figures.add_views("pivot_psnr", _flat_psnr(main.rgb, exact, _pivot_z_depth(exact)))
-        add_disparity(figures, "", main.s, exact.s)
-        figures.add("weight_variance", mean_weight_variance(main.weight_variance))
-        add_consistency(figures, "", exact.camera, main.s, exact.novel_cameras, [view.s for view in rendered])
-        add_consistency(figures, "exact_", exact.camera, exact.s, exact.novel_cameras, list(exact.novel_s.unbind(1)))
-        figures.add("exact_nfs", non_flatness_score(exact.s))
-        _add_baselines(figures, exact, template)
-        examples = examples or Examples(exact, main.rgb, main.s, novel_rgb)
-        on_progress(exact.rgb.shape[0])
-    assert examples is not None
-    return GeometryResult(figures.summary(), figures.view_summary(), examples)
-
-
-@torch.inference_mode()
-def evaluate_baselines(
-    *,
-    count: int,
-    seed: int,
-    size_px: int,
-    template: Template,
-    on_progress: Callable[[int], None] = lambda scenes: None,
-) -> dict[str, float]:
-    """The figures that need no model: the template's, and warps of the input itself.
-
-    `input_copy_psnr`, `input_flat_psnr` and `input_pivot_psnr` are those of a perfect reconstruction: beside
-    `warp_psnr` they tell how much of a novel view is explained by nothing, by one plane and by exact geometry.
-
-    Args:
-        count: Scenes.
-        seed: Of the scenes.
-        size_px: Side of images and views.
-        template: From `toy_template` at the same size.
-        on_progress: Called with the number of scenes finished since the last call.
-
-    Raises:
-        UsageError: `count` is not positive.
-    """
-    _check_count(count)
-    figures = Figures()
-    for exact in exact_batches(count, seed=seed, size_px=size_px):
-        figures.add_views("input_copy_psnr", _copy_psnr(exact.rgb, exact))
-        figures.add_views("input_flat_psnr", _flat_psnr(exact.rgb, exact, plane_z_depth(exact.s)))
-        figures.add_views("input_pivot_psnr", _flat_psnr(exact.rgb, exact, _pivot_z_depth(exact)))
+        if predictor is None:
+            _add_copies(figures, "input_", exact.rgb, exact)
+        else:
+            scene = predictor(exact.rgb)
+            main = scene.render(exact.camera, samples=EVALUATION_SAMPLES)
+            novel = [scene.render(camera, samples=EVALUATION_SAMPLES) for camera in exact.novel_cameras]
+            novel_rgb = torch.stack([view.rgb for view in novel], 1)
+            figures.add("psnr", psnr(main.rgb, exact.rgb))
+            figures.add_views("novel_psnr", _view_psnr(novel_rgb, exact))
+            _add_copies(figures, "", main.rgb, exact)
+            add_disparity(figures, "", main.s, exact.s)
+            figures.add("weight_variance", mean_weight_variance(main.weight_variance))
+            add_consistency(figures, "", exact.camera, main.s, exact.novel_cameras, [view.s for view in novel])
+            exact_views = list(exact.novel_s.unbind(1))
+            add_consistency(figures, "exact_", exact.camera, exact.s, exact.novel_cameras, exact_views)
+            figures.add("exact_nfs", non_flatness_score(exact.s))
+            sheet = _sheet(exact, main, novel_rgb) if sheet is None else sheet
         _add_baselines(figures, exact, template)
         on_progress(exact.rgb.shape[0])
-    return figures.summary()
+    return GeometryResult(figures.summary(), figures.view_summary(), sheet)
 
 
 class Figures:
@@ -277,12 +228,19 @@ def add_consistency(
     far: float = FAR,
 ) -> None:
     """Reprojection between a main view `[B, H, W]` and novel ones, mean over views."""
-    found = [
-        reprojection(camera, s, other, other_s, near=near, far=far)
-        for other, other_s in zip(novel_cameras, novel_s, strict=True)
-    ]
-    figures.add(f"{prefix}reprojection_error", torch.stack([one.error for one in found]).nanmean(0))
-    figures.add(f"{prefix}reprojection_share", torch.stack([one.share for one in found]).nanmean(0))
+    pairs = zip(novel_cameras, novel_s, strict=True)
+    ways = [reprojection(camera, s, other, other_s, near=near, far=far) for other, other_s in pairs]
+    figures.add(f"{prefix}reprojection_error", torch.stack([way.error for way in ways]).nanmean(0))
+    figures.add(f"{prefix}reprojection_share", torch.stack([way.share for way in ways]).nanmean(0))
+
+
+def _add_copies(figures: Figures, prefix: str, image: Tensor, exact: ExactScenes) -> None:
+    """`image` shown unmoved, and painted on the planes at the mean disparity and through the pivot."""
+    figures.add_views(f"{prefix}copy_psnr", _copy_psnr(image, exact))
+    figures.add_views(f"{prefix}flat_psnr", _flat_psnr(image, exact, plane_z_depth(exact.s)))
+    # A painted wall does best on the plane through the pivot: all cameras look at it.
+    pivot = torch.full(exact.s.shape[:1], CAMERA_RADIUS)
+    figures.add_views(f"{prefix}pivot_psnr", _flat_psnr(image, exact, pivot))
 
 
 def _add_baselines(figures: Figures, exact: ExactScenes, template: Template) -> None:
@@ -315,26 +273,9 @@ def _flat_psnr(image: Tensor, exact: ExactScenes, z_depth: Tensor) -> Tensor:
     return _view_psnr(torch.stack(warped, 1), exact)
 
 
-def _pivot_z_depth(exact: ExactScenes) -> Tensor:
-    """The plane through the pivot, where a painted wall does best: all cameras look at it."""
-    return torch.full(exact.s.shape[:1], CAMERA_RADIUS)
-
-
-def _check_count(count: int) -> None:
-    if count < 1:
-        raise UsageError(f"--count {count}: nothing to measure", remedy="--count 64")
-
-
-def example_sheet(examples: Examples, scenes: int = 6) -> Tensor:
-    """A contact sheet uint8 `[3, H, W]`, two rows a scene, the exact one above: input, disparity, evaluation views.
-
-    Args:
-        examples: Of a result.
-        scenes: How many to show at most.
-    """
-    exact = examples.exact
+def _sheet(exact: ExactScenes, main: SceneView, novel_rgb: Tensor) -> Tensor:
     tiles: list[Tensor] = []
-    for number in range(min(scenes, len(exact.rgb))):
+    for number in range(min(_SHOWN, len(exact.rgb))):
         tiles += [exact.rgb[number], colour_map(exact.s[number]), *exact.novel_rgb[number]]
-        tiles += [examples.rgb[number], colour_map(examples.s[number]), *examples.novel_rgb[number]]
+        tiles += [main.rgb[number], colour_map(main.s[number]), *novel_rgb[number]]
     return grid(tiles, columns=2 + exact.novel_rgb.shape[1])

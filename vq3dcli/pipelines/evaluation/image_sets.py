@@ -33,7 +33,9 @@ from vq3dcli.rendering.cameras import pivot_camera
 from vq3dcli.seeding import generator
 from vq3dcli.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 
+TOYSCENES = "toyscenes"
 NO_CLASS = -1
+_TOY_SCENES, _IMAGES = 256, 2048
 _BATCH = 64
 _MOST_PIXELS = 1 << 22  # of an image in a file of many: a batch of them takes 0.8 GB
 _SCENES_LOOKED_AT = 4096
@@ -66,6 +68,46 @@ class ImageSet:
         return replace(self, name=name)
 
 
+def open_images(data: str, *, count: int | None, seed: int, size_px: int) -> ImageSet:
+    """The images that `data` names, at a side of `size_px`, in an order that depends on the seed alone.
+
+    Args:
+        data: `toyscenes` (evaluation scenes, which no training sees), a folder of shards, a folder of images, whose
+            folders in it are the classes, or an `.npz` file in ADM's format at that size.
+        count: How many at most; None for 256 toy scenes and 2048 images.
+        seed: Of toy scenes and of the choice.
+        size_px: S.
+
+    Raises:
+        InputMissingError: There is nothing of that name.
+        DataError, UsageError: It holds no images, damaged ones, or others than are needed.
+    """
+    path = Path(data)
+    if data == TOYSCENES:
+        return toy_set("toy scenes", count or _TOY_SCENES, seed=seed, purpose="eval", size_px=size_px)
+    count = count or _IMAGES
+    if (path / MANIFEST_NAME).is_file():
+        folder = ShardFolder(path)
+        rows = pick_rows(folder, count, seed=seed, classes=None)
+        if not len(rows):
+            raise DataError(f"no samples in these shards ({path})", remedy="other shards")
+        return shard_set("images of shards", folder, rows.sort().values, size_px=size_px)
+    if path.is_dir():
+        return folder_set("images of a folder", path, size_px=size_px, class_names=None, count=count, seed=seed)
+    if path.suffix.lower() == ".npz":
+        images = npz_set("images of a file", path, count=count, seed=seed)
+        if images.description["size_px"] != size_px:
+            raise DataError(
+                f"images of {images.description['size_px']} pixels, and the weights take {size_px} ({path})",
+                remedy="a folder of images, which are resized, or other weights",
+            )
+        return images
+    kinds = f"{TOYSCENES}, shards, a folder of images, or an .npz"
+    if path.exists():
+        raise DataError(f"not a data set ({data})", remedy=kinds)
+    raise InputMissingError(f"no such data ({data})", remedy=kinds)
+
+
 def toy_set(
     name: str,
     count: int,
@@ -86,8 +128,8 @@ def toy_set(
         purpose: "eval" for scenes that no training has seen, "train" for those of training.
         size_px: S.
         first: How many scenes to pass over.
-        classes: Indices of the only classes that are wanted; all by default.
-        yaw_deg: Of the camera, at the pivot's height; 0 is the canonical view.
+        classes: Indices of the only classes that are wanted.
+        yaw_deg: Of the camera around the pivot; 0 is the canonical view.
     """
     numbers, class_index = _toy_numbers(first + count, seed=seed, purpose=purpose, classes=classes)
     numbers, class_index = numbers[first:], class_index[first:]
@@ -119,28 +161,20 @@ def toy_set(
 
 def _toy_numbers(count: int, *, seed: int, purpose: str, classes: Sequence[int] | None) -> tuple[Tensor, Tensor]:
     """Numbers and classes of the first `count` scenes of some classes."""
-    numbers: list[Tensor] = []
-    found: list[Tensor] = []
-    start = have = 0
+    parts: list[Tensor] = []
     wanted = torch.tensor(range(len(CLASS_NAMES)) if classes is None else classes)
-    while have < count:
+    start = 0
+    while sum(part.shape[1] for part in parts) < count:
         index = torch.arange(start, start + _SCENES_LOOKED_AT)
         class_index = sample_scenes(index, seed=seed, purpose=purpose).class_index
-        chosen = torch.isin(class_index, wanted)
-        numbers.append(index[chosen])
-        found.append(class_index[chosen])
-        start, have = start + _SCENES_LOOKED_AT, have + int(chosen.sum())
-    return torch.cat(numbers)[:count], torch.cat(found)[:count]
+        parts.append(torch.stack([index, class_index])[:, torch.isin(class_index, wanted)])
+        start += _SCENES_LOOKED_AT
+    numbers, class_index = torch.cat(parts, 1)[:, :count]
+    return numbers, class_index
 
 
 def shard_set(name: str, folder: ShardFolder, rows: Tensor, *, size_px: int) -> ImageSet:
-    """Images of a shard folder, whole, resized to `size_px` where they are stored larger.
-
-    Args:
-        name: What a table calls them.
-        folder: Where they are.
-        rows: Numbers of the samples, int64 `[N]`.
-        size_px: S.
+    """Images of the samples `rows` int64 `[N]` of a shard folder, whole, resized to `size_px` where they are larger.
 
     Raises:
         UsageError: The images are smaller, or the folder holds labels.
@@ -178,14 +212,7 @@ def shard_set(name: str, folder: ShardFolder, rows: Tensor, *, size_px: int) -> 
 
 
 def pick_rows(folder: ShardFolder, count: int | None, *, seed: int, classes: Sequence[str] | None) -> Tensor:
-    """Numbers of samples of a shard folder in random order, those of some classes alone where some are named.
-
-    Args:
-        folder: Where they are.
-        count: How many at most; None for all.
-        seed: Of the order.
-        classes: Names of classes; None for all.
-    """
+    """Numbers of at most `count` samples of a shard folder in random order, those of the named `classes` alone."""
     rows = torch.arange(folder.num_samples)
     if classes is not None:
         wanted = [number for number, name in enumerate(folder.class_names) if name in set(classes)]
@@ -213,7 +240,7 @@ def folder_set(
         folder: The folder.
         size_px: S; the first image's own size by default.
         class_names: Names of classes to know; others are none. None for all that there are.
-        count: How many images at most, chosen at random; None for all.
+        count: How many images at most, chosen at random by the seed.
         seed: Of the choice.
 
     Raises:
@@ -254,8 +281,8 @@ def _files_of(folder: Path) -> list[tuple[str, str]]:
     record = folder / RECORD_NAME
     if record.is_file():
         return [(sample.file, sample.class_name or "") for sample in read_record(record).samples]
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return [(str(p.relative_to(folder)), p.parent.name if p.parent != folder else "") for p in found]
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return [(str(p.relative_to(folder)), p.parent.name if p.parent != folder else "") for p in paths]
 
 
 def npz_set(
@@ -263,12 +290,7 @@ def npz_set(
 ) -> ImageSet:
     """Images of a file in ADM's format (Dhariwal and Nichol, 2021): `arr_0` uint8 `[N, H, W, 3]`, labels in `arr_1`.
 
-    Args:
-        name: What a table calls them.
-        path: The file.
-        class_names: By label.
-        count: How many images at most, chosen at random; None for all.
-        seed: Of the choice.
+    At most `count` images are chosen at random; `class_names` are by label.
 
     Raises:
         InputMissingError, DataError: There is no such file, or it is another one.
@@ -296,8 +318,8 @@ def npz_set(
         chosen = {"rows_sha256": sha256_bytes(rows.numpy().tobytes())}
 
     def batches() -> Iterator[Tensor]:
-        found = npz_rows(path, "arr_0", rows.tolist())
-        while batch := list(itertools.islice(found, _BATCH)):
+        pictures = npz_rows(path, "arr_0", rows.tolist())
+        while batch := list(itertools.islice(pictures, _BATCH)):
             yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).contiguous()
 
     description = {

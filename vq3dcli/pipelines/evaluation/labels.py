@@ -47,14 +47,7 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with their labels.
-
-    Attributes:
-        images: The images.
-        s: Labels as stored, float32 `[N, S, S]`.
-        kind: `LABEL_KIND` of each, int8 `[N]`.
-        description: What the labels are, as JSON values.
-    """
+    """Images with labels as stored, float32 `[N, S, S]`, their `LABEL_KIND` int8 `[N]`, and what they are, for JSON."""
 
     images: ImageSet
     s: Tensor = field(repr=False)
@@ -62,31 +55,11 @@ class LabelledImages:
     description: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class LabelResult:
-    """What was measured.
-
-    Attributes:
-        metrics: Figures by name; `template_` are those of the mean label of all other images.
-        sheet: Contact sheet uint8 `[3, H, W]`: image, reconstruction, rendered disparity, label, view from the side.
-    """
-
-    metrics: dict[str, float]
-    sheet: Tensor = field(repr=False)
-
-
 def open_labelled(path: Path, name: str | None, *, count: int | None, seed: int, size_px: int) -> LabelledImages:
-    """Images of a shard folder that have a label of use, at a side of `size_px`.
-
-    Args:
-        path: The shards.
-        name: Of the labels; None for the only ones that there are.
-        count: How many at most; None for all.
-        seed: Of the choice.
-        size_px: S.
+    """At most `count` random images of a shard folder that have a label of use, at a side of `size_px`.
 
     Raises:
-        InputMissingError: There are no shards, or no such labels.
+        InputMissingError: There are no shards, or no such labels; without a name there are none or several.
         DataError, UsageError: They are damaged, none is of use, or the images are too small.
     """
     if not (path / MANIFEST_NAME).is_file():
@@ -119,14 +92,14 @@ def open_labelled(path: Path, name: str | None, *, count: int | None, seed: int,
 
 
 def _only_labels(path: Path) -> str:
-    found = [name for name, finished in labels_there(path).items() if finished]
-    if not found:
+    names = [name for name, finished in labels_there(path).items() if finished]
+    if not names:
         raise InputMissingError(
             f"no finished disparity labels ({path})", remedy=f"vq3d depth-labels {path} --model ..."
         )
-    if len(found) > 1:
-        raise InputMissingError(f"several disparity labels ({path}): {', '.join(found)}", remedy=f"--labels {found[0]}")
-    return found[0]
+    if len(names) > 1:
+        raise InputMissingError(f"several disparity labels ({path}): {', '.join(names)}", remedy=f"--labels {names[0]}")
+    return names[0]
 
 
 @torch.inference_mode()
@@ -136,14 +109,11 @@ def measure_labels(
     labelled: LabelledImages,
     *,
     on_progress: Callable[[int], object] = lambda count: None,
-) -> LabelResult:
-    """Measure the disparity that a predictor renders of each image against its label.
+) -> tuple[dict[str, float], Tensor]:
+    """Measure the disparity that a predictor renders of each image against its label, in the camera of `recipe`.
 
-    Args:
-        predictor: The model.
-        recipe: Its camera, and the statistics that relative labels are brought to.
-        labelled: Images and labels.
-        on_progress: Called with the number of images finished since the last call.
+    Figures by name, `template_` those of the mean label of all other images, and a contact sheet uint8 `[3, H, W]`:
+    image, reconstruction, rendered disparity, label, view from the side.
     """
     camera, size = recipe.camera, labelled.s.shape[-1]
     near, far = camera.near, camera.far
@@ -151,28 +121,27 @@ def measure_labels(
     figures = Figures()
     tiles: list[Tensor] = []
     done = 0
-    for batch in labelled.images.batches():
-        for images in batch.split(_AT_ONCE):
-            target = targets[done : done + len(images)]
-            scene = predictor(images)
-            views = evaluation_cameras(
-                len(images), height_px=size, width_px=size, radius=camera.radius, fov_rad=math.radians(camera.fov_deg)
-            )
-            front = build_canonical_camera(recipe, size, len(images))
-            main = scene.render(front, samples=EVALUATION_SAMPLES)
-            novel = [scene.render(view, samples=EVALUATION_SAMPLES) for view in views]
-            figures.add("psnr", psnr(main.rgb, images))
-            add_disparity(figures, "", main.s, target)
-            figures.add("weight_variance", mean_weight_variance(main.weight_variance))
-            add_consistency(figures, "", front, main.s, views, [view.s for view in novel], near=near, far=far)
-            if len(targets) > 1:
-                others = (targets.double().sum(0) - target.double()) / (len(targets) - 1)
-                add_disparity(figures, "template_", others.float(), target)
-            for i in range(min(len(images), max(0, _SHOWN - done))):
-                tiles += [images[i], main.rgb[i], colour_map(main.s[i]), colour_map(target[i]), novel[0].rgb[i]]
-            done += len(images)
-            on_progress(len(images))
-    return LabelResult(figures.summary(), grid(tiles, columns=5))
+    for images in (part for batch in labelled.images.batches() for part in batch.split(_AT_ONCE)):
+        target = targets[done : done + len(images)]
+        scene = predictor(images)
+        views = evaluation_cameras(
+            len(images), height_px=size, width_px=size, radius=camera.radius, fov_rad=math.radians(camera.fov_deg)
+        )
+        front = build_canonical_camera(recipe, size, len(images))
+        main = scene.render(front, samples=EVALUATION_SAMPLES)
+        novel = [scene.render(view, samples=EVALUATION_SAMPLES) for view in views]
+        figures.add("psnr", psnr(main.rgb, images))
+        add_disparity(figures, "", main.s, target)
+        figures.add("weight_variance", mean_weight_variance(main.weight_variance))
+        add_consistency(figures, "", front, main.s, views, [view.s for view in novel], near=near, far=far)
+        if len(targets) > 1:
+            others = (targets.double().sum(0) - target.double()) / (len(targets) - 1)
+            add_disparity(figures, "template_", others.float(), target)
+        for i in range(min(len(images), max(0, _SHOWN - done))):
+            tiles += [images[i], main.rgb[i], colour_map(main.s[i]), colour_map(target[i]), novel[0].rgb[i]]
+        done += len(images)
+        on_progress(len(images))
+    return figures.summary(), grid(tiles, columns=5)
 
 
 def aligned_labels(labelled: LabelledImages, *, mean: float, std: float) -> Tensor:

@@ -5,7 +5,7 @@
 
 A file of statistics is one safetensors file whose name and metadata hold the hash of everything its numbers depend on:
 the description of the images, the network and its weights, the classifier. A run that was interrupted goes on with the
-sets that it had finished.
+sets that it had finished. The classifier of toy scenes, trained on scenes drawn for it alone, lies beside them.
 
 Legend: N images, K images whose features are kept, D features.
 """
@@ -27,25 +27,25 @@ from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import make_folder, sha256_bytes
 from vq3dcli.metrics.distribution import Moments, moments
 from vq3dcli.metrics.features import FeatureNetwork
-from vq3dcli.pipelines.evaluation.image_sets import ImageSet
+from vq3dcli.metrics.toy_classifier import EPOCHS, ToyClassifier, settings, train_classifier, weights_sha256
+from vq3dcli.pipelines.evaluation.image_sets import ImageSet, toy_set
+from vq3dcli.pipelines.evaluation.page import Progress
 from vq3dcli.seeding import generator
-from vq3dcli.tensor_file import read_tensors, write_tensors
+from vq3dcli.tensor_file import check_tensors, read_tensors, write_tensors
+from vq3dcli.toyscenes import CLASS_NAMES
 
 # Features of more images than this are not held: 50,000 of Inception take 400 MB.
 KEPT_FEATURES = 50_000
 FORMAT_VERSION = 1
-_FEATURE_BATCH = 32
 _MOMENT_ROWS = 1024
 _PICTURES = 64
 
 _log = logging.getLogger(__name__)
 
-Classify = Callable[[Tensor], Tensor]
-
 
 @dataclass(frozen=True)
-class Judge:
-    """A classifier of toy scenes, and what it is.
+class Classifier:
+    """What says which class an image shows.
 
     Attributes:
         classify: uint8 `[B, 3, H, W]` to class indices `[B]`.
@@ -53,7 +53,7 @@ class Judge:
         description: Its settings and the hash of its weights, as JSON values.
     """
 
-    classify: Classify
+    classify: Callable[[Tensor], Tensor]
     class_names: tuple[str, ...]
     description: Mapping[str, Any]
 
@@ -66,7 +66,7 @@ class MeasuredSet:
         images: The set.
         moments: Of the features of all images.
         features: Of the first images, or of random ones where there are more than `KEPT_FEATURES`: float32 `[K, D]`.
-        seen_class: Class of each image as the judge sees it, int64 `[N]`; empty without a judge.
+        seen_class: Class of each image as the classifier sees it, int64 `[N]`; empty without one.
         pictures: The first images of each class in turn, uint8 `[P, 3, S, S]`, P at most 64, for a sheet.
         picture_class: Their classes, int64 `[P]`.
         seconds: Of its parts.
@@ -86,19 +86,12 @@ class MeasuredSet:
 def measure_set(
     images: ImageSet,
     network: FeatureNetwork,
-    judge: Judge | None = None,
+    classifier: Classifier | None = None,
     *,
     statistics: Path | None = None,
     on_images: Callable[[int], object] = lambda count: None,
 ) -> MeasuredSet:
-    """Look at each image once, or take what a file of statistics has of the same set.
-
-    Args:
-        images: The set.
-        network: Its features.
-        judge: Classifies the images; None for none.
-        statistics: Folder of the files; None keeps nothing.
-        on_images: Called with the number of images just measured.
+    """Look at each image once, or take what a file in the folder `statistics` has of the same set.
 
     Raises:
         UsageError: Fewer than two images.
@@ -111,82 +104,91 @@ def measure_set(
         "format_version": FORMAT_VERSION,
         "images": dict(images.description),
         "network": {"name": network.name, "sha256": network.weights_sha256, "resize": network.resize},
-        "judge": None if judge is None else dict(judge.description),
+        "judge": None if classifier is None else dict(classifier.description),
         "kept_features": KEPT_FEATURES,
     }
     text = json.dumps(facts, sort_keys=True)
     path = None
     if statistics is not None:
-        path = (
-            statistics
-            / f"{images.description['kind'].replace(' ', '-')}-{sha256_bytes(text.encode())[:16]}.safetensors"
-        )
-        found = _read(path, text, images)
-        if found is not None:
+        name = f"{images.description['kind'].replace(' ', '-')}-{sha256_bytes(text.encode())[:16]}.safetensors"
+        path = statistics / name
+        known = _read(path, text, images)
+        if known is not None:
             on_images(len(images))
-            return found
-    measured = _measure(images, network, judge, on_images)
+            return known
+    measured = _measure(images, network, classifier, on_images)
     if path is not None:
-        _write(path, text, measured)
+        make_folder(path.parent)
+        tensors = {
+            "mean": measured.moments.mean,
+            "covariance": measured.moments.covariance,
+            "features": measured.features,
+            "seen_class": measured.seen_class,
+            "pictures": measured.pictures.contiguous(),
+            "picture_class": measured.picture_class,
+        }
+        write_tensors(path, tensors, {"facts": text, "seconds": dict(measured.seconds)})
     return measured
 
 
+def _read(path: Path, facts: str, images: ImageSet) -> MeasuredSet | None:
+    """What a file of statistics has of a set; None where there is none, or a damaged one."""
+    if not path.is_file():
+        return None
+    try:
+        header, tensors, _ = read_tensors(path, what="statistics")
+        if header["facts"] != facts:
+            raise ValueError("it is of other images")
+        own = Moments(len(images), tensors.pop("mean"), tensors.pop("covariance"))
+        return MeasuredSet(images, own, **tensors, seconds=header["seconds"], kept=True)
+    except (DataError, InputMissingError, ValueError, KeyError, TypeError) as error:
+        _log.warning("damaged statistics are measured again (%s): %s", path, error)
+        return None
+
+
 def _measure(
-    images: ImageSet, network: FeatureNetwork, judge: Judge | None, on_images: Callable[[int], object]
+    images: ImageSet, network: FeatureNetwork, classifier: Classifier | None, on_images: Callable[[int], object]
 ) -> MeasuredSet:
     seconds = {"images": 0.0, "features": 0.0, "classes": 0.0}
-    wanted = _kept_rows(len(images))
-    shown = _shown_rows(images.class_index)
+    wanted, shown = _kept_rows(len(images)), _shown_rows(images.class_index)
     features: list[Tensor] = []
     seen: list[Tensor] = []
     pictures: list[Tensor] = []
 
     def batches() -> Iterator[Tensor]:
-        start, waiting, rows = 0, [], 0
-        passing = images.batches()
-        while True:
-            began = time.perf_counter()
-            batch = next(passing, None)
+        start, joined = 0, torch.zeros(0)
+        began = time.perf_counter()
+        for batch in images.batches():
             seconds["images"] += time.perf_counter() - began
-            if batch is None:
-                break
             began = time.perf_counter()
-            found = torch.cat([network(part).float().cpu() for part in batch.split(_FEATURE_BATCH)])
+            values = network(batch)
             seconds["features"] += time.perf_counter() - began
-            if judge is not None:
+            if classifier is not None:
                 began = time.perf_counter()
-                seen.append(judge.classify(batch))
+                seen.append(classifier.classify(batch))
                 seconds["classes"] += time.perf_counter() - began
             stop = start + len(batch)
-            features.append(found[wanted[start:stop]])
+            features.append(values[wanted[start:stop]])
             pictures.append(batch[shown[start:stop]])
-            waiting.append(found)
-            rows += len(found)
-            if rows >= _MOMENT_ROWS:
-                yield torch.cat(waiting)
-                waiting, rows = [], 0
-            start = stop
+            joined, start = torch.cat([joined.reshape(-1, values.shape[1]), values]), stop
+            if len(joined) >= _MOMENT_ROWS:
+                yield joined
+                joined = torch.zeros(0)
             on_images(len(batch))
-        if waiting:
-            yield torch.cat(waiting)
+            began = time.perf_counter()
+        if len(joined):
+            yield joined
 
-    found = moments(batches())
+    own = moments(batches())
+    classes = torch.cat(seen) if seen else torch.zeros(0, dtype=torch.int64)
+    shown_classes = images.class_index[shown]
     return MeasuredSet(
-        images,
-        found,
-        torch.cat(features),
-        torch.cat(seen) if seen else torch.zeros(0, dtype=torch.int64),
-        torch.cat(pictures),
-        images.class_index[shown],
-        seconds,
-        kept=False,
+        images, own, torch.cat(features), classes, torch.cat(pictures), shown_classes, seconds, kept=False
     )
 
 
 def _kept_rows(count: int) -> Tensor:
     """Which images' features are kept, bool `[N]`."""
-    if count <= KEPT_FEATURES:
-        return torch.ones(count, dtype=torch.bool)
     kept = torch.zeros(count, dtype=torch.bool)
     kept[torch.randperm(count, generator=generator(0, "kept-features"))[:KEPT_FEATURES]] = True
     return kept
@@ -202,37 +204,47 @@ def _shown_rows(class_index: Tensor) -> Tensor:
     return shown
 
 
-def _write(path: Path, facts: str, measured: MeasuredSet) -> None:
-    make_folder(path.parent)
-    tensors = {
-        "mean": measured.moments.mean,
-        "covariance": measured.moments.covariance,
-        "features": measured.features,
-        "seen_class": measured.seen_class,
-        "pictures": measured.pictures.contiguous(),
-        "picture_class": measured.picture_class,
+def toy_classifier(size_px: int, *, scenes: int, statistics: Path | None, progress: Progress) -> Classifier:
+    """Train a classifier of so many toy scenes, which neither Stage 1 nor a figure sees, or take the one that was kept.
+
+    Raises:
+        UsageError: Fewer than two scenes.
+        OutputError, StorageError: It cannot be written.
+    """
+    drawn = toy_set("classifier's scenes", scenes, seed=0, purpose="classifier", size_px=size_px)
+    facts = {
+        **settings(scenes, EPOCHS, 0),
+        "images": dict(drawn.description),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
     }
-    write_tensors(path, tensors, {"facts": facts, "seconds": dict(measured.seconds)})
+    digest = sha256_bytes(json.dumps(facts, sort_keys=True).encode())
+    path = None if statistics is None else statistics / f"classifier-{digest[:16]}.safetensors"
+    model = None if path is None else _read_classifier(path)
+    if model is None:
+        images = []
+        with progress("drawing scenes for the classifier", scenes, "images") as advance:
+            for batch in drawn.batches():
+                images.append(batch)
+                advance(len(batch))
+        with progress("training the classifier", scenes * EPOCHS, "images") as advance:
+            model = train_classifier(torch.cat(images), drawn.class_index, len(CLASS_NAMES), on_images=advance)
+        if path is not None:
+            make_folder(path.parent)
+            write_tensors(path, model.state_dict(), {"format": "toy classifier"})
+    return Classifier(model.classify, CLASS_NAMES, {**facts, "sha256": weights_sha256(model)})
 
 
-def _read(path: Path, facts: str, images: ImageSet) -> MeasuredSet | None:
-    """What a file of statistics has of a set; None where there is none, or a damaged one."""
+def _read_classifier(path: Path) -> ToyClassifier | None:
+    """The classifier of a file; None where there is none, or a damaged one."""
     if not path.is_file():
         return None
+    model = ToyClassifier(len(CLASS_NAMES)).to(memory_format=torch.channels_last)
     try:
-        header, tensors, _ = read_tensors(path, what="statistics")
-        if header["facts"] != facts:
-            raise ValueError("it is of other images")
-        return MeasuredSet(
-            images,
-            Moments(len(images), tensors["mean"], tensors["covariance"]),
-            tensors["features"],
-            tensors["seen_class"],
-            tensors["pictures"],
-            tensors["picture_class"],
-            header["seconds"],
-            kept=True,
-        )
-    except (DataError, InputMissingError, ValueError, KeyError) as error:
-        _log.warning("damaged statistics are measured again (%s): %s", path, error)
+        tensors = read_tensors(path, what="classifier").tensors
+        check_tensors(f"damaged classifier ({path})", model.state_dict(), tensors)
+    except (DataError, InputMissingError) as error:
+        _log.warning("%s; it is trained again", error.message)
         return None
+    model.load_state_dict(tensors)
+    return model.eval().requires_grad_(False)

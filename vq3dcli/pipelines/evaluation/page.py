@@ -1,22 +1,66 @@
-"""What the pages of all evaluations have in common: the conditions of the figures, tables, and the page itself."""
+"""What all evaluations share: the shape of a result, the folder it is written to, and the page."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from vq3dcli import __version__
+from vq3dcli.data.images import encode_png
 from vq3dcli.errors import OutputError
 from vq3dcli.export.chart import number_text
 from vq3dcli.export.page import Block, Code, Section, Table, Text, write_page
-from vq3dcli.files import make_folder, write_json
+from vq3dcli.files import make_folder, write_bytes, write_json
+from vq3dcli.weights_file import LoadedWeights
+
+Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], object]]]
+"""Shows the progress of a part: called with its name, its total and its unit, yields what counts on."""
 
 _CONDITIONS_TEXT = (
     "Figures compare only where all of this is equal: protocol, counts, hashes of weights and features, resize and "
     "quantisation, seeds and versions. It lies beside this page as JSON."
 )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, and how it is shown.
+
+    Attributes:
+        protocol: Name of the definition of the figures.
+        count: Items that were measured.
+        metrics: Figures by name; `conditions` has what they depend on.
+        table: Rows for a reader.
+        title: Of the page.
+        subtitle: Of the page.
+        sections: Of the page, by the path of the sheet.
+        sheet: Contact sheet uint8 `[3, H, W]`.
+        seed: Of the run.
+        weights: That were measured.
+        head: What the JSON file says before the metrics.
+    """
+
+    protocol: str
+    count: int
+    metrics: Mapping[str, Any]
+    table: Sequence[Sequence[object]]
+    title: str
+    subtitle: str
+    sections: Callable[[Path], Sequence[Section]]
+    sheet: Tensor | None = field(default=None, repr=False)
+    seed: int | None = None
+    weights: LoadedWeights | None = None
+    head: Mapping[str, Any] = field(default_factory=dict)
 
 
 def text_tables(rows: Sequence[Sequence[object]]) -> list[Table]:
@@ -34,18 +78,24 @@ def cell_text(value: object) -> str:
     """A cell: numbers short, nothing as a dash."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "-"
-    if isinstance(value, float):
-        return number_text(value)
-    return str(value)
+    return number_text(value) if isinstance(value, float) else str(value)
 
 
-def evaluation_folder(folder: Path, name: str, *pictures: str) -> None:
-    """Make the folder of `write_evaluation`, before the work.
+def versions(**more: str) -> dict[str, str]:
+    """Versions of what figures depend on."""
+    base = {"vq3d": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    return {**base, "numpy": np.__version__, **more}
+
+
+def evaluation_folder(folder: Path | None, name: str, *pictures: str) -> None:
+    """Make the folder of `write_evaluation`, before the work; None for no folder.
 
     Raises:
         OutputError: It cannot be made, or holds what the page or the pictures would replace, and no `NAME.json`.
         StorageError: The disk failed.
     """
+    if folder is None:
+        return
     make_folder(folder)
     for path in (folder / picture for picture in (f"{name}.html", *pictures)):
         if path.exists() and not (folder / f"{name}.json").exists():
@@ -53,31 +103,27 @@ def evaluation_folder(folder: Path, name: str, *pictures: str) -> None:
 
 
 def write_evaluation(
-    folder: Path,
-    name: str,
-    *,
-    title: str,
-    subtitle: str,
-    record: Mapping[str, Any],
-    conditions: Mapping[str, Any],
-    sections: Sequence[Section],
+    folder: Path, name: str, result: Evaluation, metrics: Mapping[str, Any], *, picture: str | None = None
 ) -> list[Path]:
-    """Write `NAME.json` and the page `NAME.html`, and return their paths.
+    """Write `NAME.json`, the page `NAME.html` and the sheet, and return their paths.
 
     Args:
         folder: Where.
-        name: Of both files.
-        title: Of the page.
-        subtitle: Of the page.
-        record: What the JSON file holds; conditions included, plain values.
-        conditions: What the figures depend on, shown last.
-        sections: What the page shows before that.
+        name: Of the files.
+        result: What is written.
+        metrics: Its metrics in plain values.
+        picture: File name of the sheet; `NAME.png` by default.
 
     Raises:
         OutputError, StorageError: They cannot be written.
     """
     written = [folder / f"{name}.json", folder / f"{name}.html"]
-    write_json(written[0], dict(record))
-    blocks: list[Block] = [Text(_CONDITIONS_TEXT), Code(json.dumps(conditions, indent=2, default=str))]
-    write_page(written[1], title, subtitle, [*sections, Section("Conditions", blocks)])
+    sheet = folder / (picture or f"{name}.png")
+    if result.sheet is not None:
+        write_bytes(sheet, encode_png(result.sheet))
+        written.append(sheet)
+    write_json(written[0], {**result.head, **metrics})
+    blocks: list[Block] = [Text(_CONDITIONS_TEXT), Code(json.dumps(metrics["conditions"], indent=2, default=str))]
+    sections = [*result.sections(sheet), Section("Conditions", blocks)]
+    write_page(written[1], result.title, result.subtitle, sections)
     return written

@@ -12,28 +12,32 @@ Legend: N images, B images of a batch, S side in pixels, L codes of an image, K 
 from __future__ import annotations
 
 import heapq
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vq3dcli.errors import UsageError
+from vq3dcli.errors import UnavailableError, UsageError
+from vq3dcli.export.charts import Series, bar_chart, histogram, series_chart
+from vq3dcli.export.page import Media, Row, Section, Svg, Text
 from vq3dcli.export.sheet import grid
+from vq3dcli.losses.perceptual import PerceptualDistance, build_perceptual
 from vq3dcli.metrics.distribution import frechet_distance, kernel_distance, moments
-from vq3dcli.metrics.features import FeatureNetwork, distance_name
-from vq3dcli.metrics.image import psnr, ssim
-from vq3dcli.metrics.perceptual import Lpips
+from vq3dcli.metrics.features import FeatureNetwork, FeatureNetworkName, distance_name, load_feature_network
+from vq3dcli.metrics.image import perceptual, psnr, ssim
 from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.quantizer import perplexity
 from vq3dcli.model.scene import reconstruct_scene
-from vq3dcli.pipelines.evaluation.data import classes_of
-from vq3dcli.pipelines.evaluation.generation import versions
 from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES
-from vq3dcli.pipelines.evaluation.image_sets import ImageSet
+from vq3dcli.pipelines.evaluation.image_sets import ImageSet, open_images
+from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder, text_tables, versions
 from vq3dcli.pipelines.sampling.record import shown_name
+from vq3dcli.weights.third_party import LPIPS_TRUNKS, cached_path
 from vq3dcli.weights_file import LoadedWeights
 
 PROTOCOL = "reconstruction-1"
@@ -41,15 +45,19 @@ _AT_ONCE = 16
 _SHOWN = 8
 _SMALLEST_SSIM_PX = 11
 _SMALLEST_LPIPS_PX = 32
+_ENOUGH_IMAGES = 2048
+_SHEET_TEXT = (
+    "The worst pairs by PSNR, then the best: above the image, below its reconstruction. Numbers are places in the set."
+)
+_CODES_TEXT = (
+    "Codes in the order of their use. A flat curve uses the whole codebook; a cliff is a codebook that collapsed."
+)
+
+_log = logging.getLogger(__name__)
 
 
 class Reconstruction(NamedTuple):
-    """What a model makes of a batch.
-
-    Attributes:
-        rgb: uint8 `[B, 3, S, S]` on the CPU.
-        codes: int64 `[B, L]` on the CPU; L is 0 for a model without codes.
-    """
+    """What a model makes of a batch: uint8 `[B, 3, S, S]` and codes int64 `[B, L]`, both on the CPU; L may be 0."""
 
     rgb: Tensor
     codes: Tensor
@@ -89,6 +97,94 @@ class ReconstructionResult:
     best: list[Pair] = field(repr=False)
 
 
+def measure_reconstruction(
+    data: str,
+    weights: LoadedWeights,
+    *,
+    count: int | None,
+    seed: int,
+    features: FeatureNetworkName | Literal["none"] | None,
+    inception: Path | None,
+    lpips: Literal["alex", "vgg", "none"] | None,
+    lpips_weights: Path | None,
+    out: Path | None,
+    progress: Progress,
+) -> Evaluation:
+    """What `vq3d evaluate reconstruction` does; its options say what the arguments are.
+
+    Raises:
+        UsageError, DataError, InputMissingError, UnavailableError, UnsafeFileError, OutputError: One line each.
+    """
+    device = next(weights.model.parameters()).device
+    network = None
+    name = features or ("efficientnet-lite1" if inception is None else "inception")
+    if name != "none":
+        try:
+            network = load_feature_network(name, weights=inception, device=device)
+        except UnavailableError as error:
+            if features is not None or inception is not None:
+                raise
+            _log.warning("the distance between the sets is left out: %s", error)
+    distance = _lpips(weights, lpips, lpips_weights)
+    size = weights.recipe.model.image_size
+    images = open_images(data, count=count, seed=seed, size_px=size)
+    evaluation_folder(out, "reconstruction", "reconstruction.png")
+    with progress("measuring", len(images), "images") as advance:
+        result = evaluate_reconstruction(
+            model_reconstructor(weights),
+            images,
+            codebook_size=weights.recipe.model.codebook_size,
+            network=network,
+            lpips=distance,
+            seed=seed,
+            on_images=advance,
+        )
+    if network is not None and len(images) < _ENOUGH_IMAGES:
+        _log.warning("a Frechet distance of %d images is biased: compare only equal counts, better 2048", len(images))
+    return Evaluation(
+        f"{PROTOCOL}, {size} px",
+        len(images),
+        {**result.figures, "conditions": {**result.conditions, "device": device.type}},
+        table(result),
+        title="Reconstruction",
+        subtitle=f"{len(images)} {images.name} at {size} px, seed {seed}",
+        sections=lambda sheet: reconstruction_sections(result, sheet),
+        sheet=pair_sheet(result),
+        seed=seed,
+        weights=weights,
+        head={"weights": weights.sha256, "seed": seed},
+    )
+
+
+def _lpips(weights: LoadedWeights, name: str | None, file: Path | None) -> PerceptualDistance | None:
+    """LPIPS as asked for; unasked, where its weights are here and it is not the network of the model's own loss."""
+    if name == "none":
+        return None
+    loss = weights.recipe.loss
+    trained_with = loss.perceptual_network if loss.any_perceptual else "none"
+    asked = name is not None or file is not None
+    network = f"lpips-{name or ('vgg' if trained_with == 'lpips-alex' and not asked else 'alex')}"
+    other = "vgg" if network == "lpips-alex" else "alex"
+    if network == trained_with:
+        raise UsageError(
+            f"{network} is this model's perceptual loss: as a metric it would flatter the model",
+            remedy=f"the network {other}",
+        )
+    if not asked and not cached_path(LPIPS_TRUNKS[network]).is_file():
+        _log.warning(
+            "LPIPS is left out: its weights are not here; --lpips %s fetches them, --lpips none is silent", network[6:]
+        )
+        return None
+    device = next(weights.model.parameters()).device
+    try:
+        return build_perceptual(network, file, option="--lpips-weights", without="--lpips none", device=device)
+    except UnavailableError as error:
+        if asked:
+            raise
+        _log.warning("LPIPS is left out: %s", error)
+        return None
+
+
 def model_reconstructor(weights: LoadedWeights) -> Reconstructor:
     """The reconstructor of trained weights, for images of their size."""
     device = next(weights.model.parameters()).device
@@ -108,7 +204,7 @@ def evaluate_reconstruction(
     *,
     codebook_size: int = 0,
     network: FeatureNetwork | None = None,
-    lpips: Lpips | None = None,
+    lpips: PerceptualDistance | None = None,
     seed: int = 0,
     on_images: Callable[[int], object] = lambda count: None,
 ) -> ReconstructionResult:
@@ -138,56 +234,62 @@ def evaluate_reconstruction(
     best: list[Pair] = []
     seconds = {"reconstructions": 0.0, "figures": 0.0}
     done = 0
-    for batch in images.batches():
-        for part in batch.split(_AT_ONCE):
-            began = time.perf_counter()
-            rgb, codes = reconstruct(part)
-            seconds["reconstructions"] += time.perf_counter() - began
-            began = time.perf_counter()
-            found = {"psnr": psnr(rgb, part)}
-            if min(part.shape[-2:]) >= _SMALLEST_SSIM_PX:
-                found["ssim"] = ssim(rgb, part)
-            if lpips is not None and min(part.shape[-2:]) >= _SMALLEST_LPIPS_PX:
-                found[f"lpips_{lpips.network}"] = lpips(rgb, part)
-            for name, value in found.items():
-                values.setdefault(name, []).append(value.double().cpu())
-            if network is not None:
-                for kept, pictures in zip(features, (part, rgb), strict=True):
-                    kept.append(network(pictures).float().cpu())
-            if codebook_size:
-                counts += torch.bincount(codes.flatten(), minlength=codebook_size)
-            pairs = [
-                Pair(value, done + i, part[i].clone(), rgb[i].clone()) for i, value in enumerate(found["psnr"].tolist())
-            ]
-            worst = heapq.nsmallest(_SHOWN, [*worst, *pairs], key=lambda pair: (pair.psnr, pair.number))
-            best = heapq.nsmallest(_SHOWN, [*best, *pairs], key=lambda pair: (-pair.psnr, pair.number))
-            seconds["figures"] += time.perf_counter() - began
-            done += len(part)
-            on_images(len(part))
-    joined = {name: torch.cat(parts) for name, parts in values.items()}
+    for part in (part for batch in images.batches() for part in batch.split(_AT_ONCE)):
+        began = time.perf_counter()
+        rgb, codes = reconstruct(part)
+        seconds["reconstructions"] += time.perf_counter() - began
+        began = time.perf_counter()
+        figures_of_part = {"psnr": psnr(rgb, part)}
+        if min(part.shape[-2:]) >= _SMALLEST_SSIM_PX:
+            figures_of_part["ssim"] = ssim(rgb, part)
+        if lpips is not None and min(part.shape[-2:]) >= _SMALLEST_LPIPS_PX:
+            figures_of_part[lpips.network.replace("-", "_")] = perceptual(lpips, rgb, part)
+        for name, value in figures_of_part.items():
+            values.setdefault(name, []).append(value)
+        if network is not None:
+            features[0].append(network(part))
+            features[1].append(network(rgb))
+        if codebook_size:
+            counts += torch.bincount(codes.flatten(), minlength=codebook_size)
+        decibels = figures_of_part["psnr"].tolist()
+        pairs = [Pair(value, done + i, part[i].clone(), rgb[i].clone()) for i, value in enumerate(decibels)]
+        worst = heapq.nsmallest(_SHOWN, [*worst, *pairs], key=lambda pair: (pair.psnr, pair.number))
+        best = heapq.nsmallest(_SHOWN, [*best, *pairs], key=lambda pair: (-pair.psnr, pair.number))
+        seconds["figures"] += time.perf_counter() - began
+        done += len(part)
+        on_images(len(part))
     began = time.perf_counter()
-    figures: dict[str, Any] = {"images": done, **_spread(joined)}
+    joined = {name: torch.cat(parts) for name, parts in values.items()}
+    figures: dict[str, Any] = {"images": done}
+    for name, value in joined.items():
+        figures |= {
+            name: value.mean().item(),
+            f"{name}_std": value.std(correction=0).item(),
+            f"{name}_median": value.quantile(0.5).item(),
+        }
     if network is not None:
         figures |= _distances(network, torch.cat(features[0]), torch.cat(features[1]), seed)
     if codebook_size:
         figures["codes"] = code_usage(counts, done)
     figures["classes"] = {
         shown_name(name): {"images": len(rows), **{key: value[rows].mean().item() for key, value in joined.items()}}
-        for name, rows in classes_of(images).items()
+        for index, name in enumerate(images.class_names)
+        if len(rows := (images.class_index == index).nonzero()[:, 0])
     }
     seconds["distances"] = time.perf_counter() - began
+    distance = None
+    if lpips is not None:
+        distance = {"network": lpips.network.removeprefix("lpips-"), "sha256": LPIPS_TRUNKS[lpips.network].sha256}
     conditions = {
         "protocol": PROTOCOL,
         "images": dict(images.description),
         "rendering": f"{EVALUATION_SAMPLES} samples a ray, canonical camera, colours to 8 bits",
-        "features": None
-        if network is None
-        else {"network": network.name, "sha256": network.weights_sha256, "resize": network.resize},
-        "lpips": None if lpips is None else {"network": lpips.network, "sha256": lpips.weights_sha256},
+        "features": None if network is None else network.facts(),
+        "lpips": distance,
         "seed": seed,
         "seconds": seconds,
         "threads": torch.get_num_threads(),
-        "versions": versions(network),
+        "versions": versions(**({} if network is None else network.versions)),
     }
     return ReconstructionResult(figures, conditions, joined["psnr"], counts, worst, best)
 
@@ -198,28 +300,15 @@ def code_usage(counts: Tensor, images: int) -> dict[str, float | int]:
     `perplexity` is the effective number of codes, at most K and at most the number of codes that were seen, so that
     few images keep it low; `bits_per_image` is what an entropy coder that knows only these counts would take.
     """
-    total = int(counts.sum())
-    effective = float(perplexity(counts))
+    total, used, effective = int(counts.sum()), int((counts > 0).sum()), float(perplexity(counts))
     return {
         "codebook": len(counts),
-        "used": int((counts > 0).sum()),
-        "used_share": int((counts > 0).sum()) / len(counts),
+        "used": used,
+        "used_share": used / len(counts),
         "perplexity": effective,
         "codes_seen": total,
         "bits_per_image": total / max(images, 1) * float(torch.tensor(effective).log2()),
     }
-
-
-def _spread(values: dict[str, Tensor]) -> dict[str, float]:
-    """Mean of each figure, then its standard deviation over images and its median."""
-    found: dict[str, float] = {}
-    for name, value in values.items():
-        found |= {
-            name: value.mean().item(),
-            f"{name}_std": value.std(correction=0).item(),
-            f"{name}_median": value.quantile(0.5).item(),
-        }
-    return found
 
 
 def _distances(network: FeatureNetwork, real: Tensor, own: Tensor, seed: int) -> dict[str, Any]:
@@ -241,10 +330,8 @@ def table(result: ReconstructionResult) -> list[list[object]]:
     figures = result.figures
     pairwise = [name for name in figures if f"{name}_median" in figures]
     rows: list[list[object]] = [["", "images", *pairwise]]
-    rows.append(["all", figures["images"], *(figures[name] for name in pairwise)])
-    rows += [
-        [name, found["images"], *(found.get(key) for key in pairwise)] for name, found in figures["classes"].items()
-    ]
+    for name, row in {"all": figures, **figures["classes"]}.items():
+        rows.append([name, row["images"], *(row.get(key) for key in pairwise)])
     distances = [name for name in figures if name.startswith(("frechet_", "kernel_", "rfid", "rkid"))]
     rows += [[], ["set", ""], *([name, figures[name]] for name in distances if not name.endswith("_subsets"))]
     rows += [[f"codes, {name.replace('_', ' ')}", value] for name, value in figures.get("codes", {}).items()]
@@ -259,3 +346,22 @@ def pair_sheet(result: ReconstructionResult) -> Tensor:
         tiles += [pair.image for pair in pairs] + [pair.rgb for pair in pairs]
         labels += [f"{pair.psnr:.1f} dB" for pair in pairs] + [f"no. {pair.number}" for pair in pairs]
     return grid(tiles, columns=len(result.worst), labels=labels)
+
+
+def reconstruction_sections(result: ReconstructionResult, sheet: Path) -> Sequence[Section]:
+    """Figures, plots and pictures as sections of a page."""
+    plots: list[Svg] = [Svg(histogram("images by PSNR, dB", result.psnr.tolist(), x_label="dB"))]
+    if len(result.code_counts):
+        share = (result.code_counts.double() / result.code_counts.sum().clamp(min=1)).sort(descending=True).values
+        rank = [float(number) for number in range(len(share))]
+        even = [1.0 / len(share)] * len(share)
+        curves = [Series("used", rank, share.tolist()), Series("all alike", rank, even, dashed=True)]
+        plots.append(Svg(series_chart("share of each code", curves, x_label="rank", from_zero=True)))
+    sections = [Section("Figures", [*text_tables(table(result)), Row(plots), Text(_CODES_TEXT)])]
+    by_class = sorted(
+        ((name, float(row["psnr"])) for name, row in result.figures["classes"].items()), key=lambda c: c[1]
+    )
+    if by_class:
+        shown = by_class if len(by_class) <= 60 else [*by_class[:30], *by_class[-30:]]
+        sections.append(Section("By class", [Svg(bar_chart("PSNR, dB", shown))]))
+    return [*sections, Section("Worst and best", [Text(_SHEET_TEXT), Media(sheet, "worst and best", width_px=1040)])]

@@ -1,4 +1,4 @@
-"""Sets of images that a model renders: Stage 1's reconstructions of another set, and samples of the prior.
+"""What models give: Stage 1's reconstructions of a set of images, samples of the prior, and its held-out bits.
 
 Legend: N images, B images of a batch, L codes of an image, S side in pixels.
 """
@@ -9,17 +9,21 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vq3dcli import __version__
-from vq3dcli.errors import UsageError
+from vq3dcli.data.token_store import TokenLoader, TokenStore
+from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.draw_codes import Sharpening, rows_together, sample_index, sample_tokens
 from vq3dcli.model.scene import Scene, reconstruct_scene, scene_from_codes
 from vq3dcli.pipelines.evaluation.image_sets import NO_CLASS, ImageSet
 from vq3dcli.pipelines.sampling.record import SAMPLES_A_RAY
 from vq3dcli.rendering.cameras import pivot_camera
+from vq3dcli.training.distributed import Ranks
+from vq3dcli.training.held_out import by_class, held_out_bits, unigram_bits
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights
 
 _SCENES_AT_ONCE = 16
@@ -75,21 +79,15 @@ def spread(count: int, shares: Sequence[float]) -> list[int]:
     """`count` in whole numbers as near as can be to `shares`, by largest remainders; ties go to the first."""
     total = sum(shares)
     exact = [count * share / total for share in shares]
-    found = [math.floor(part) for part in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: (found[i] - exact[i], i))
-    for i in by_remainder[: count - sum(found)]:
-        found[i] += 1
-    return found
+    whole = [math.floor(part) for part in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: (whole[i] - exact[i], i))
+    for i in by_remainder[: count - sum(whole)]:
+        whole[i] += 1
+    return whole
 
 
 def sampled_set(name: str, weights: LoadedWeights, samples: Samples, *, yaw_deg: float = 0.0) -> ImageSet:
     """Samples from the camera at a yaw around the pivot, 0 for the one that took the training images.
-
-    Args:
-        name: What a table calls them.
-        weights: What decodes the codes.
-        samples: What is drawn.
-        yaw_deg: Of the camera.
 
     Raises:
         DataError: The prior's codes are those of another Stage 1.
@@ -118,13 +116,7 @@ def sampled_set(name: str, weights: LoadedWeights, samples: Samples, *, yaw_deg:
 
 
 def reconstructed_set(name: str, weights: LoadedWeights, source: ImageSet) -> ImageSet:
-    """Stage 1's reconstructions of a set, through the codes and from the camera that took the images.
-
-    Args:
-        name: What a table calls them.
-        weights: Of Stage 1.
-        source: The images, at the size of the weights.
-    """
+    """Stage 1's reconstructions of a set, through the codes and from the camera that took the images."""
     device = next(weights.model.parameters()).device
 
     def batches() -> Iterator[Tensor]:
@@ -146,11 +138,8 @@ def class_counts(
 ) -> dict[int, int]:
     """How many samples of each class to draw.
 
-    Args:
-        chosen: Class indices; `[-1]` for no class.
-        count: Of all classes together.
-        names: By class index.
-        like: Images whose classes, found by name, set the proportions; None for as even as can be.
+    As even as can be over the `chosen` class indices, `[-1]` for no class, or in the proportions of the images `like`,
+    whose classes are found by name.
 
     Raises:
         UsageError: None of the images in `like` has a class that is chosen.
@@ -191,4 +180,44 @@ def _rendering(weights: LoadedWeights) -> dict[str, object]:
         "quantisation": "8 bits a channel, no file between",
         "device": next(weights.model.parameters()).device.type,
         "versions": {"vq3d": __version__, "torch": torch.__version__},
+    }
+
+
+def prior_bits(prior: LoadedPrior, store: TokenStore) -> dict[str, Any]:
+    """Bits per code of the images that the prior's training held out, beside the class-conditional unigram entropy.
+
+    Which images those are depends on their numbers and on the recipe's `training.held_out` alone; `store` is that of
+    the training. JSON values: `bits`, `unigram_bits`, `share` (the first over the second), `images`, and the same by
+    class.
+
+    Raises:
+        DataError: The store's codes or classes are not those of the prior.
+        UsageError: The training held nothing out.
+    """
+    facts, held_out = prior.tokens, prior.recipe.training.held_out
+    store.check_stage1(facts.stage1_sha256)
+    own = (store.codebook_size, store.length, tuple(store.class_names))
+    if own != (facts.codebook_size, facts.length, facts.class_names):
+        raise DataError(
+            f"tokens with other classes or another length than the prior's ({store.path})",
+            remedy="the store that the prior was trained with",
+        )
+    loader = TokenLoader(store, batch_size=16, seed=0, held_out=held_out)
+    if not len(loader.held_out_images):
+        raise UsageError(
+            f"the prior's training held none of these images out ({store.path})", remedy="it without --tokens"
+        )
+    bits = held_out_bits(
+        prior.model,
+        loader,
+        batch_size=16,
+        autocast_dtype=torch.float32,
+        device=prior.model.positions.device,
+        ranks=Ranks(),
+    )
+    unigram = unigram_bits(loader, Ranks(), torch.device("cpu"))
+    return {
+        **by_class(bits, unigram, facts.class_names),
+        "held_out": held_out,
+        "tokens_sha256": store.manifest.tokens_sha256,
     }

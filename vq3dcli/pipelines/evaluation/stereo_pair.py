@@ -11,7 +11,6 @@ Legend: H height_px, W width_px of the photos, S side in pixels of the square th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,33 +39,16 @@ _REMEDY = "pip install 'scikit-image>=0.24', whose wheel has it; it is never dow
 
 @dataclass(frozen=True)
 class StereoPair:
-    """A rectified pair.
+    """A rectified pair, uint8 `[3, H, W]`, and the SHA-256 of its files.
 
-    Attributes:
-        left: uint8 `[3, H, W]`.
-        right: uint8 `[3, H, W]`.
-        disparity_px: How far right of its place in the right photo a pixel of the left one lies, float32 `[H, W]`; NaN
-            where nobody measured it.
-        sha256: Of the three files, by name.
+    `disparity_px` is how far right of its place in the right photo a pixel of the left one lies, float32 `[H, W]`; NaN
+    where nobody measured it.
     """
 
     left: Tensor
     right: Tensor
     disparity_px: Tensor
     sha256: dict[str, str]
-
-
-@dataclass(frozen=True)
-class StereoResult:
-    """What was measured.
-
-    Attributes:
-        metrics: Figures by name.
-        sheet: Contact sheet uint8 `[3, H, W]`.
-    """
-
-    metrics: dict[str, float]
-    sheet: Tensor
 
 
 def load_stereo_pair() -> StereoPair:
@@ -95,21 +77,11 @@ def _read_disparity(path: Path) -> Tensor:
 
 @torch.inference_mode()
 def evaluate_stereo(
-    predictor: Predictor,
-    recipe: Stage1Recipe,
-    pair: StereoPair,
-    *,
-    size_px: int,
-    on_progress: Callable[[int], object] = lambda count: None,
-) -> StereoResult:
-    """Measure what a predictor makes of the middle square of the left photo.
+    predictor: Predictor, recipe: Stage1Recipe, pair: StereoPair, *, size_px: int
+) -> tuple[dict[str, float], Tensor]:
+    """What a predictor with the camera of `recipe` makes of the middle square of the left photo, at `size_px`.
 
-    Args:
-        predictor: The model.
-        recipe: Its camera.
-        pair: The photos.
-        size_px: S.
-        on_progress: Called with 1 at the end.
+    Figures by name, and a contact sheet uint8 `[3, H, W]`.
     """
     height, width = pair.left.shape[1:]
     start = (width - height) // 2
@@ -150,21 +122,12 @@ def evaluate_stereo(
         "fitted_baseline": right_baseline(camera, recipe, slope),
     }
     span = (float(truth.min()), float(truth.max()))
-    fitted = slope * main.s[0].double() + offset
-    tiles = [
-        left,
-        main.rgb[0],
-        colour_map(fitted, *span),
-        colour_map(true_px, *span),
-        right,
-        view,
-        pictures["warp_psnr"],
-    ]
+    disparities = [colour_map(values, *span) for values in (slope * main.s[0].double() + offset, true_px)]
+    tiles = [left, main.rgb[0], *disparities, right, view, pictures["warp_psnr"]]
     labels = ["left", "reconstruction", "disparity", "measured", "right", "rendered", "left, warped"]
-    on_progress(1)
     times = max(1, _SHOWN_PX // size_px)
     shown = [tile.repeat_interleave(times, -1).repeat_interleave(times, -2) for tile in tiles]
-    return StereoResult(metrics, grid(shown, columns=len(shown), labels=labels))
+    return metrics, grid(shown, columns=len(shown), labels=labels)
 
 
 def _fit(s: Tensor, disparity_px: Tensor) -> tuple[float, float]:

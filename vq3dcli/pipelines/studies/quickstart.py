@@ -33,7 +33,6 @@ from vq3dcli.pipelines.evaluation.exact_scenes import toy_template
 from vq3dcli.pipelines.evaluation.geometry import (
     PROTOCOL,
     evaluate_geometry,
-    example_sheet,
     kept_metrics,
     model_predictor,
 )
@@ -328,7 +327,8 @@ def _figures(out: Path, weights: LoadedWeights, size: Size, seed: int, counting:
             template=toy_template(side_px),
             on_progress=on_progress,
         )
-    write_bytes(out / "geometry.png", encode_png(example_sheet(result.examples)))
+    assert result.sheet is not None
+    write_bytes(out / "geometry.png", encode_png(result.sheet))
     write_sealed_json(path, {**identity, "metrics": result.metrics, "view_psnr": result.view_psnr})
     return result.metrics
 

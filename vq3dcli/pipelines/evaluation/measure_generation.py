@@ -1,7 +1,8 @@
-"""What `vq3d evaluate generation` measures: from its options to sets of images, before anything expensive begins."""
+"""`vq3d evaluate generation`: from its options to sets of images, before anything expensive begins, to its figures."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -20,26 +21,33 @@ from vq3dcli.metrics.features import FeatureNetwork, load_feature_network
 from vq3dcli.model.draw_codes import Sharpening
 from vq3dcli.pipelines.evaluation.generation import (
     Compared,
-    GenerationResult,
-    Progress,
     Protocol,
-    check_count,
     evaluate_generation,
+    generation_sections,
     protocol_of,
     published_moments,
+    sample_sheet,
+    table,
 )
-from vq3dcli.pipelines.evaluation.image_sets import ImageSet, folder_set, npz_set, pick_rows, shard_set, toy_set
-from vq3dcli.pipelines.evaluation.measured_set import Judge
-from vq3dcli.pipelines.evaluation.prior_bits import prior_bits
-from vq3dcli.pipelines.evaluation.rendered_sets import Samples, class_counts, reconstructed_set, sampled_set
-from vq3dcli.pipelines.evaluation.toy_judge import toy_judge
+from vq3dcli.pipelines.evaluation.image_sets import (
+    TOYSCENES,
+    ImageSet,
+    folder_set,
+    npz_set,
+    pick_rows,
+    shard_set,
+    toy_set,
+)
+from vq3dcli.pipelines.evaluation.measured_set import toy_classifier
+from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder
+from vq3dcli.pipelines.evaluation.rendered_sets import Samples, class_counts, prior_bits, reconstructed_set, sampled_set
 from vq3dcli.pipelines.sampling.record import pick_classes
 from vq3dcli.toyscenes import CLASS_NAMES
-from vq3dcli.weights_file import LoadedPrior, LoadedWeights, load_prior, load_weights
+from vq3dcli.weights_file import LoadedWeights, load_prior, load_weights
 
-TOYSCENES = "toyscenes"
 _MAX_YAW_DEG = 60.0
 _SIZE_PX = 64
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,95 +81,95 @@ class Real:
         to_reconstruct: Other images where there are enough, else the same; None if none fit Stage 1.
         training: Images of the training; None if none are known.
         moments: Published ones to use instead of the images' own.
-        is_toy: Whether they are toy scenes that are drawn, from any camera.
     """
 
     images: ImageSet
     to_reconstruct: ImageSet | None
     training: ImageSet | None
-    moments: Moments | None
-    is_toy: bool
+    moments: Moments | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured.
-
-    Attributes:
-        protocol: How.
-        network: In whose features.
-        weights: Of Stage 1; None where no scene is rendered.
-        sets: Against `real`.
-        real: The real images.
-        tokens: Held-out bits per code, measured already; None without a token store.
-        samples: What draws the samples; None where they are given.
-        warnings: What a reader of the figures should know.
-    """
+    """What is to be measured, against `real`; `drawn` draws the samples, where they are not given."""
 
     protocol: Protocol
     network: FeatureNetwork
     weights: LoadedWeights | None
     sets: Sequence[Compared]
     real: Real
-    tokens: dict[str, Any] | None
-    samples: Samples | None
-    warnings: Sequence[str]
-    asked: Asked
-
-    def measure(self, progress: Progress) -> GenerationResult:
-        """Measure all of it; see `evaluate_generation`."""
-        began = time.perf_counter()
-        judge = self._judge(progress)
-        trained = time.perf_counter() - began
-        result = evaluate_generation(
-            self.protocol,
-            self.network,
-            self.real.images,
-            self.sets,
-            judge=judge,
-            real_moments=self.real.moments,
-            statistics=self.asked.statistics,
-            seed=self.asked.seed,
-            progress=progress,
-        )
-        result.conditions["seconds"] = {
-            "classifier": trained,
-            "sampling": 0.0 if self.samples is None else self.samples.seconds,
-            "distances": result.conditions.pop("seconds_of_distances"),
-            "all": time.perf_counter() - began,
-        }
-        result.conditions["device"] = self.asked.device.type
-        return result
-
-    def _judge(self, progress: Progress) -> Judge | None:
-        """A classifier, where the images are of toy scenes and the samples have classes."""
-        samples = self.sets[0].images
-        shown = {samples.class_names[i] for i in samples.class_index.unique().tolist() if i >= 0}
-        if not self.asked.classifier_scenes or not shown or not shown <= set(CLASS_NAMES):
-            return None
-        return toy_judge(
-            int(self.real.images.description["size_px"]),
-            scenes=self.asked.classifier_scenes,
-            statistics=self.asked.statistics,
-            progress=progress,
-        )
+    tokens: dict[str, Any] | None = None
+    drawn: Samples | None = None
 
 
-def plan_generation(asked: Asked) -> Plan:
-    """Open everything that is asked for and find out what does not fit together.
+def measure_generation(asked: Asked, *, out: Path | None, progress: Progress) -> Evaluation:
+    """What `vq3d evaluate generation` does.
 
     Raises:
         UsageError: Options that contradict each other, or too few images.
         UnavailableError: Weights or a package are missing.
         InputMissingError, DataError, UnsafeFileError: A file is missing, damaged, or another one.
+        OutputError: The folder `out` cannot be written to.
     """
+    evaluation_folder(out, "generation", "samples.png")
+    plan = _plan(asked)
+    _warn(plan)
+    began = time.perf_counter()
+    samples = plan.sets[0].images
+    shown = {samples.class_names[i] for i in samples.class_index.unique().tolist() if i >= 0}
+    classifier = None
+    if asked.classifier_scenes and shown and shown <= set(CLASS_NAMES):
+        size = int(plan.real.images.description["size_px"])
+        classifier = toy_classifier(
+            size, scenes=asked.classifier_scenes, statistics=asked.statistics, progress=progress
+        )
+    trained = time.perf_counter() - began
+    result = evaluate_generation(
+        plan.protocol,
+        plan.network,
+        plan.real.images,
+        plan.sets,
+        classifier=classifier,
+        real_moments=plan.real.moments,
+        statistics=asked.statistics,
+        seed=asked.seed,
+        progress=progress,
+    )
+    result.conditions["seconds"] = {
+        "classifier": trained,
+        "sampling": 0.0 if plan.drawn is None else plan.drawn.seconds,
+        "distances": result.conditions.pop("seconds_of_distances"),
+        "all": time.perf_counter() - began,
+    }
+    result.conditions["device"] = asked.device.type
+    rows = table(result, plan.network)
+    if plan.tokens is not None:
+        rows += [[], ["bits per code, held out", plan.tokens["bits"]]]
+        rows += [["class-conditional unigram", plan.tokens["unigram_bits"]], ["share", plan.tokens["share"]]]
+    count = result.figures["samples"]["images"]
+    return Evaluation(
+        plan.protocol.name,
+        count,
+        {**result.figures, "tokens": plan.tokens, "conditions": result.conditions},
+        rows,
+        title="Generation",
+        subtitle=f"{plan.protocol.name}: {count} samples, seed {asked.seed}",
+        sections=lambda sheet: generation_sections(result, plan.network, rows, sheet),
+        sheet=sample_sheet(result.sets["samples"]),
+        seed=asked.seed,
+        weights=plan.weights,
+    )
+
+
+def _plan(asked: Asked) -> Plan:
+    """Open everything that is asked for and find out what does not fit together."""
     protocol = protocol_of(asked.protocol, asked.count)
     if asked.samples is not None:
         _check_given(asked)
     yaws = _yaws(asked.yaws)
     network = load_feature_network(protocol.network, weights=asked.inception, device=asked.device)
     if asked.samples is not None:
-        return _plan_given(asked, asked.samples, protocol, network)
+        return _plan_given(asked, asked.samples, network)
     prior = load_prior(asked.prior, asked.device)
     weights = load_weights(asked.weights, asked.device)
     prior.check_stage1(weights)
@@ -169,21 +177,24 @@ def plan_generation(asked: Asked) -> Plan:
     chosen, only = _classes(asked, names)
     sharpening = Sharpening(**{**prior.recipe.sampling.model_dump(), **asked.sharpening})
     size = weights.recipe.model.image_size
-    real = _real(asked, protocol, network, class_names=names, only=only, size_px=size, count=protocol.samples)
+    real = _real(asked, protocol, network, names if only is None else only, only, size, protocol.samples)
     counts = class_counts(chosen, protocol.samples, names, real.images if protocol.labels == "data" else None)
     samples = Samples(prior, counts, seed=asked.seed, sharpening=sharpening)
     sets = [Compared("samples", sampled_set("samples", weights, samples)), *_bounds(weights, real)]
+    is_toy = asked.data in (None, TOYSCENES)  # scenes that are drawn, from any camera
     for yaw in yaws:
         turned = None
-        if real.is_toy:
+        if is_toy:
             turned = _toys(f"held-out images, yaw {yaw:g}", asked, protocol.samples, size, only, yaw_deg=yaw)
         images = sampled_set(f"samples, yaw {yaw:g}", weights, samples, yaw_deg=yaw)
         sets.append(Compared(f"yaw {yaw:g}", images, turned))
-    tokens = _tokens(asked, prior)
-    warnings = _warnings(protocol, sets, real)
+    tokens = None
+    if asked.tokens is not None:
+        began = time.perf_counter()
+        tokens = {**prior_bits(prior, TokenStore(asked.tokens)), "seconds": time.perf_counter() - began}
     if asked.classes is None and only is not None:
-        warnings.append(f"only the {len(only)} classes of toy scenes, of {len(names)}: --data with shards for others")
-    return Plan(protocol, network, weights, sets, real, tokens, samples, warnings, asked)
+        _log.warning("only the %d classes of toy scenes, of %d: --data with shards for others", len(only), len(names))
+    return Plan(protocol, network, weights, sets, real, tokens, samples)
 
 
 def _classes(asked: Asked, names: Sequence[str]) -> tuple[list[int], list[str] | None]:
@@ -197,7 +208,7 @@ def _classes(asked: Asked, names: Sequence[str]) -> tuple[list[int], list[str] |
 
 def _check_given(asked: Asked) -> None:
     """Raise `UsageError` for options that say how to sample, where the samples are there already."""
-    said = {
+    given = {
         "--count": asked.count,
         "--class": asked.classes,
         "--prior": asked.prior,
@@ -205,12 +216,12 @@ def _check_given(asked: Asked) -> None:
         "--tokens": asked.tokens,
         "--temperature, --top-k, --top-p or --guidance": asked.sharpening or None,
     }
-    for name, value in said.items():
+    for name, value in given.items():
         if value is not None:
             raise UsageError(f"{name} says how to sample, and --samples has the samples", remedy="one of the two")
 
 
-def _plan_given(asked: Asked, path: Path, protocol: Protocol, network: FeatureNetwork) -> Plan:
+def _plan_given(asked: Asked, path: Path, network: FeatureNetwork) -> Plan:
     """A plan for samples in a folder or a file."""
     weights = None if asked.weights is None else load_weights(asked.weights, asked.device)
     size = None if weights is None else weights.recipe.model.image_size
@@ -223,35 +234,36 @@ def _plan_given(asked: Asked, path: Path, protocol: Protocol, network: FeatureNe
         given = npz_set("samples", path, class_names=names)
     else:
         given = folder_set("samples", path, size_px=size, class_names=names)
-    check_count(given, 4)
+    _check_count(given, 4)
     protocol = protocol_of(asked.protocol, len(given))
     side = given.description["size_px"]
     size = size or (side if isinstance(side, int) else _SIZE_PX)
-    real = _real(asked, protocol, network, class_names=(), only=None, size_px=size, count=len(given))
-    sets = [Compared("samples", given), *_bounds(weights, real)]
-    return Plan(protocol, network, weights, sets, real, None, None, _warnings(protocol, sets, real), asked)
+    real = _real(asked, protocol, network, (), None, size, len(given))
+    return Plan(protocol, network, weights, [Compared("samples", given), *_bounds(weights, real)], real)
 
 
 def _real(
     asked: Asked,
     protocol: Protocol,
     network: FeatureNetwork,
-    *,
-    class_names: Sequence[str],
+    shown: Sequence[str],
     only: Sequence[str] | None,
     size_px: int,
     count: int,
 ) -> Real:
-    """The real images that `--data` names, at a side of `size_px`, those of the classes `only` where some are named."""
+    """The real images that `--data` names, those of the classes `only` where some are named; `shown` are sampled."""
     data = asked.data
     if data is None:
-        shown = class_names if only is None else only
         if not shown or not set(shown) <= set(CLASS_NAMES):
             raise UsageError(
                 "it is not known what real images to compare with", remedy="--data with shards, or toyscenes"
             )
         data = TOYSCENES
-    training = None if asked.training is None else _training(asked.training, count, size_px, only, asked.seed)
+    training = None
+    if asked.training is not None:
+        folder = ShardFolder(asked.training)
+        rows = pick_rows(folder, count, seed=asked.seed, classes=only)
+        training = _check_count(shard_set("training images", folder, rows, size_px=size_px), count)
     path = Path(data)
     moments = published_moments(path, network) if path.suffix.lower() == ".npz" and path.is_file() else None
     if protocol.name.startswith("adm") and moments is None:
@@ -263,20 +275,17 @@ def _real(
         images = _toys("held-out images", asked, count, size_px, only)
         others = _toys("reconstructed images", asked, count, size_px, only, first=count)
         if training is None:
-            training = toy_set(
-                "training images", count, seed=0, purpose="train", size_px=size_px, classes=_toy_classes(only)
-            )
-        return Real(images, others, training, None, True)
+            classes = _toy_classes(only)
+            training = toy_set("training images", count, seed=0, purpose="train", size_px=size_px, classes=classes)
+        return Real(images, others, training)
     if (path / MANIFEST_NAME).is_file():
         folder = ShardFolder(path)
         rows = pick_rows(folder, None, seed=asked.seed, classes=only)
         wanted = len(rows) if protocol.all_real else count
-        images = shard_set("held-out images", folder, rows[:wanted], size_px=size_px)
-        check_count(images, wanted)
+        images = _check_count(shard_set("held-out images", folder, rows[:wanted], size_px=size_px), wanted)
         # Other images where there are enough: reconstructions of the same ones would be nearer by that alone.
         second = rows[wanted : wanted + count] if len(rows) >= wanted + count else rows[:count]
-        others = shard_set("reconstructed images", folder, second, size_px=size_px)
-        return Real(images, others, training, None, False)
+        return Real(images, shard_set("reconstructed images", folder, second, size_px=size_px), training)
     if only is not None:
         raise UsageError(
             f"--class needs real images of these classes alone, and which they are is not known ({data})",
@@ -284,34 +293,19 @@ def _real(
         )
     if path.suffix.lower() == ".npz":
         images = npz_set("held-out images", path)
-        fits = images.description["size_px"] == size_px
-        return Real(images, images if fits else None, training, moments, False)
+        return Real(images, images if images.description["size_px"] == size_px else None, training, moments)
     if not path.is_dir():
         raise InputMissingError(f"no such data ({data})", remedy=f"{TOYSCENES}, shards, a folder of images, or an .npz")
     images = folder_set("held-out images", path, size_px=size_px)
-    return Real(images, images, training, None, False)
+    return Real(images, images, training)
 
 
 def _toys(
-    name: str,
-    asked: Asked,
-    count: int,
-    size_px: int,
-    only: Sequence[str] | None,
-    *,
-    first: int = 0,
-    yaw_deg: float = 0.0,
+    name: str, asked: Asked, count: int, size_px: int, only: Sequence[str] | None, *, first: int = 0, yaw_deg: float = 0
 ) -> ImageSet:
-    return toy_set(
-        name,
-        count,
-        seed=asked.seed,
-        purpose="eval",
-        size_px=size_px,
-        first=first,
-        classes=_toy_classes(only),
-        yaw_deg=yaw_deg,
-    )
+    classes = _toy_classes(only)
+    facts: dict[str, Any] = {"seed": asked.seed, "purpose": "eval", "size_px": size_px}
+    return toy_set(name, count, **facts, first=first, classes=classes, yaw_deg=float(yaw_deg))
 
 
 def _toy_classes(only: Sequence[str] | None) -> list[int] | None:
@@ -323,53 +317,45 @@ def _toy_classes(only: Sequence[str] | None) -> list[int] | None:
     return [CLASS_NAMES.index(name) for name in only]
 
 
-def _training(path: Path, count: int, size_px: int, only: Sequence[str] | None, seed: int) -> ImageSet:
-    folder = ShardFolder(path)
-    images = shard_set("training images", folder, pick_rows(folder, count, seed=seed, classes=only), size_px=size_px)
-    check_count(images, count)
+def _check_count(images: ImageSet, wanted: int) -> ImageSet:
+    if len(images) < wanted:
+        raise UsageError(
+            f"too few images ({images.name}): {len(images)}, and {wanted} are wanted",
+            remedy=f"-n {max(len(images), 2)}",
+        )
     return images
 
 
 def _bounds(weights: LoadedWeights | None, real: Real) -> list[Compared]:
     """What samples are read beside: the reconstructions' floor, and images of the training."""
-    found = []
+    bounds = []
     if weights is not None and real.to_reconstruct is not None:
-        found.append(Compared("reconstructions", reconstructed_set("reconstructions", weights, real.to_reconstruct)))
+        bounds.append(Compared("reconstructions", reconstructed_set("reconstructions", weights, real.to_reconstruct)))
     if real.training is not None:
-        found.append(Compared("training", real.training))
-    return found
-
-
-def _tokens(asked: Asked, prior: LoadedPrior) -> dict[str, Any] | None:
-    if asked.tokens is None:
-        return None
-    began = time.perf_counter()
-    return {**prior_bits(prior, TokenStore(asked.tokens)), "seconds": time.perf_counter() - began}
+        bounds.append(Compared("training", real.training))
+    return bounds
 
 
 def _yaws(text: str | None) -> list[float]:
     """Angles in degrees from text. Raises `UsageError`."""
     try:
-        found = [] if text is None else [float(part) for part in text.split(",")]
+        yaws = [] if text is None else [float(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f"--yaws {text}: not numbers with commas between", remedy="--yaws -20,20") from error
-    for yaw in found:
+    for yaw in yaws:
         if not (math.isfinite(yaw) and abs(yaw) <= _MAX_YAW_DEG):
             raise UsageError(f"--yaws {yaw:g}: out of range", remedy=f"at most {_MAX_YAW_DEG:g} degrees")
-    return found
+    return yaws
 
 
-def _warnings(protocol: Protocol, sets: Sequence[Compared], real: Real) -> list[str]:
-    """What keeps figures from comparing with others."""
-    found = []
-    if "," in protocol.name and protocol.network == "inception":
-        found.append(f"not the protocol that others publish: {protocol.name} instead of its own number")
-    count = len(sets[0].images)
-    if not protocol.all_real and len(real.images) != count:
-        found.append(f"{count} samples against {len(real.images)} real images: a Frechet distance depends on both")
-    if any(c.key == "reconstructions" for c in sets) and real.to_reconstruct is not None:
-        same = real.to_reconstruct.description == real.images.description
-        rows = real.to_reconstruct.description.get("rows_sha256")
-        if same or (rows is not None and rows == real.images.description.get("rows_sha256")):
-            found.append("the floor is of reconstructions of the very images that they are compared with")
-    return found
+def _warn(plan: Plan) -> None:
+    """Say what keeps figures from comparing with others."""
+    name, real, count = plan.protocol.name, plan.real, len(plan.sets[0].images)
+    if "," in name and plan.protocol.network == "inception":
+        _log.warning("not the protocol that others publish: %s instead of its own number", name)
+    if not plan.protocol.all_real and len(real.images) != count:
+        _log.warning("%d samples against %d real images: a Frechet distance depends on both", count, len(real.images))
+    if any(c.key == "reconstructions" for c in plan.sets) and real.to_reconstruct is not None:
+        own, others = real.images.description, real.to_reconstruct.description
+        if own == others or ("rows_sha256" in own and own["rows_sha256"] == others.get("rows_sha256")):
+            _log.warning("the floor is of reconstructions of the very images that they are compared with")
