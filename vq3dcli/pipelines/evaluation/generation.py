@@ -238,7 +238,7 @@ def published_moments(path: Path, network: FeatureNetwork) -> Moments | None:
     arrays = read_npz(path, ["mu", "sigma"])
     if len(arrays) < 2 or network.logits is None:
         return None
-    mean, covariance = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
+    mean, covariance = (torch.from_numpy(np.array(arrays[name], np.float64)) for name in ("mu", "sigma"))
     size = network.dimensions
     if mean.shape != (size,) or covariance.shape != (size, size):
         raise DataError(
