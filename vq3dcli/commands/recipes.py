@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -37,11 +36,11 @@ def ls(json: JsonOption = False, quiet: QuietOption = False) -> None:
     """
     from vq3dcli.config.load import list_recipes
 
-    found = list_recipes()
-    rows = [(r.name, r.stage, r.image_size, r.tokens, r.images, r.about) for r in found]
+    recipes = list_recipes()
+    rows = [(r.name, r.stage, r.image_size, r.tokens, r.images, r.about) for r in recipes]
     Output("recipes ls", json, quiet).finish(
-        count=len(found),
-        metrics={r.name: {key: value for key, value in asdict(r).items() if key != "name"} for r in found},
+        count=len(recipes),
+        metrics={r.name: r.figures() for r in recipes},
         table=[("recipe", "stage", "pixels", "tokens", "images", "what it is"), *rows],
     )
 
@@ -54,11 +53,11 @@ def show(recipe: RecipeArgument, json: JsonOption = False, quiet: QuietOption = 
       vq3d recipes show imagenet256
       vq3d recipes show run/ --json
     """
-    from vq3dcli.config.load import locate_recipe, read_toml, recipe_text
+    from vq3dcli.config.load import find_recipe, read_toml, recipe_text
 
     output = Output("recipes show", json, quiet)
     if json:
-        output.finish(count=1, metrics=read_toml(locate_recipe(recipe)))
+        output.finish(count=1, metrics=read_toml(find_recipe(recipe, run=True)))
     else:
         typer.echo(recipe_text(recipe), nl=False)
 

@@ -1,11 +1,11 @@
-"""Recipes: TOML text and overrides to a validated, frozen model, and back. Knows no schema."""
+"""Recipes: TOML text and overrides to a validated, frozen model, and back; and as files: listed, copied, compared."""
 
 from __future__ import annotations
 
 import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -20,8 +20,9 @@ from vq3dcli.sealed import parse_toml
 
 T = TypeVar("T", bound=BaseModel)
 
-# Of recipes; any other value is a mistake like others.
-_KINDS = ("stage1", "stage2", "depth")
+_SCHEMAS: dict[object, type[Recipe]] = {"stage1": Stage1Recipe, "stage2": Stage2Recipe, "depth": DepthRecipe}
+# Under this name a run's folder keeps what it was trained with, overrides included.
+_RUN_RECIPE = "recipe.toml"
 
 
 def load_recipe(path_or_name: str, schema: type[T], overrides: Sequence[str] = ()) -> T:
@@ -42,18 +43,28 @@ def load_recipe(path_or_name: str, schema: type[T], overrides: Sequence[str] = (
     overridden: set[tuple[str, ...]] = set()
     for override in overrides:
         try:
-            overridden.add(apply_override(values, override))
+            overridden.add(_apply_override(values, override))
         except ValueError as error:
             problems.append(str(error))
     expected, kind = kind_of(schema), values.get("kind")
-    if expected is not None and kind != expected and kind in _KINDS:
+    if expected is not None and kind != expected and kind in tuple(_SCHEMAS):  # any other is a mistake like others
         raise RecipeError(f"a recipe of {kind}, not of {expected} ({path})", remedy=f"vq3d recipes ls, or train-{kind}")
-    recipe, found = _validate(values, schema, overridden)
-    problems += found
+    recipe, more = _validate(values, schema, overridden)
+    problems += more
     if recipe is None or problems:
         count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
         raise RecipeError(f"recipe has {count} ({path}): {'; '.join(problems)}", remedy="mend them and run again")
     return recipe
+
+
+def load_either(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe of any kind, validated by the schema that its `kind` names; without one it is of Stage 1.
+
+    Raises `InputMissingError`, `RecipeError` as `load_recipe`.
+    """
+    kind = read_toml(find_recipe(path_or_name)).get("kind")
+    schema = _SCHEMAS[kind] if isinstance(kind, str) and kind in _SCHEMAS else Stage1Recipe
+    return load_recipe(path_or_name, schema, overrides)
 
 
 def kind_of(schema: type[BaseModel]) -> str | None:
@@ -79,16 +90,23 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in recipes_folder().glob("*.toml"))
 
 
-def find_recipe(path_or_name: str) -> Path:
-    """The file of a recipe. Raises `InputMissingError` with the nearest name."""
+def find_recipe(path_or_name: str, *, run: bool = False) -> Path:
+    """The file of a recipe: a TOML file, one of the package by its name, or the saved one of a `run`'s folder.
+
+    Raises `InputMissingError`, with the nearest name.
+    """
     path = Path(path_or_name)
+    names = recipe_names()
+    if run and path_or_name not in names and path.is_dir():
+        if not (path / _RUN_RECIPE).is_file():
+            raise InputMissingError(f"no run in this folder ({path}): no {_RUN_RECIPE}", remedy="the folder of a run")
+        return path / _RUN_RECIPE
     if path.suffix == ".toml" or len(path.parts) != 1:
         if path.is_file():
             return path
         if path.exists() and not path.is_dir():
             raise InputMissingError(f"a recipe is read more than once, and this is no file ({path})", remedy="a file")
         raise InputMissingError(f"no such recipe file ({path})", remedy="check the path")
-    names = recipe_names()
     if path_or_name in names:
         return recipes_folder() / f"{path_or_name}.toml"
     if path.is_file():
@@ -110,7 +128,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"recipe is not TOML ({path}): {error}", remedy="mend that line") from error
 
 
-def apply_override(values: dict[str, Any], override: str) -> tuple[str, ...]:
+def _apply_override(values: dict[str, Any], override: str) -> tuple[str, ...]:
     """Set one `a.b=value` in nested tables and return its keys. Raises `ValueError`."""
     name, equals, text = override.partition("=")
     keys = tuple(key.strip() for key in name.split("."))
@@ -136,17 +154,16 @@ def parse_value(text: str) -> Any:
 
 def _validate(values: dict[str, Any], schema: type[T], overridden: set[tuple[str, ...]]) -> tuple[T | None, list[str]]:
     """Validate twice: pydantic runs no checks across keys while there are unknown ones, so those go first."""
-    problems: list[str] = []
     try:
-        return schema.model_validate(values), problems
+        return schema.model_validate(values), []
     except ValidationError as error:
         unknown = [detail["loc"] for detail in error.errors() if detail["type"] == "extra_forbidden"]
-        problems += _problems(error, schema, overridden)
+        problems = list(_problems(error, schema, overridden))
     for keys in unknown:
-        table = values
+        table: Any = values
         for key in keys[:-1]:
-            table = table[key]  # type: ignore[index] # pydantic found the key here
-        del table[keys[-1]]  # type: ignore[arg-type]
+            table = table[key]
+        del table[keys[-1]]
     try:
         schema.model_validate(values)
     except ValidationError as error:
@@ -161,28 +178,20 @@ def _problems(error: ValidationError, schema: type[BaseModel], overridden: set[t
         if keys in overridden:
             name += " (override)"
         if detail["type"] == "extra_forbidden":
-            near = nearest_key(keys, schema)
+            near = _nearest_key(keys, schema)
             yield f"{name}: unknown key" + (f", did you mean {near}?" if near else "")
-        elif detail["type"] == "missing":
+            continue
+        if detail["type"] == "missing":
             yield f"{name}: missing"
-        elif isinstance(detail["input"], Mapping):
-            yield f"{name}: {_reason(detail['msg'])}"
-        else:
-            yield f"{name}: {_reason(detail['msg'])}, not {_shown(detail['input'])}"
+            continue
+        reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        shown = repr(detail["input"])
+        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+        of_section = isinstance(detail["input"], Mapping)
+        yield f"{name}: {reason[:1].lower()}{reason[1:]}" + ("" if of_section else f", not {shown}")
 
 
-def _reason(message: str) -> str:
-    """Pydantic's message in the voice of our own."""
-    message = message.removeprefix("Value error, ").removeprefix("Input ")
-    return message[:1].lower() + message[1:]
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def nearest_key(keys: tuple[str, ...], schema: type[BaseModel]) -> str | None:
+def _nearest_key(keys: tuple[str, ...], schema: type[BaseModel]) -> str | None:
     """The known key that `keys` was probably meant to be: in its own section first, then anywhere."""
     known = list(_known_keys(schema))
     siblings = [key for key in known if key[:-1] == keys[:-1]]
@@ -205,10 +214,6 @@ def _known_keys(schema: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterat
             yield from _known_keys(field.annotation, (*prefix, name))
 
 
-# Under this name a run's folder keeps what it was trained with, overrides included.
-_RUN_RECIPE = "recipe.toml"
-
-
 @dataclass(frozen=True)
 class RecipeSummary:
     """A recipe that comes with the package.
@@ -229,65 +234,28 @@ class RecipeSummary:
     tokens: int | None
     images: int
 
-
-@dataclass(frozen=True)
-class Change:
-    """A key with another value; None where one side does not have it (TOML knows no null)."""
-
-    key: str
-    before: Any
-    after: Any
+    def figures(self) -> dict[str, Any]:
+        """All but the name."""
+        return {key: value for key, value in asdict(self).items() if key != "name"}
 
 
 def list_recipes() -> list[RecipeSummary]:
     """The recipes that come with the package, sorted by name."""
     summaries = []
     for name in recipe_names():
-        path = recipes_folder() / f"{name}.toml"
-        recipe, about = load_either(str(path)), _first_sentence(path)
-        if isinstance(recipe, Stage2Recipe):
-            summaries.append(RecipeSummary(name, about, 2, None, None, recipe.training.images))
-            continue
-        if isinstance(recipe, DepthRecipe):
-            summaries.append(RecipeSummary(name, about, "depth", recipe.model.input_px, None, recipe.training.images))
-            continue
-        model = recipe.model
-        tokens = (model.image_size // model.patch) ** 2
-        summaries.append(RecipeSummary(name, about, 1, model.image_size, tokens, recipe.training.images))
+        recipe = load_either(name)
+        shape: tuple[int | str, int | None, int | None] = (2, None, None)
+        if isinstance(recipe, Stage1Recipe):
+            shape = (1, recipe.model.image_size, (recipe.model.image_size // recipe.model.patch) ** 2)
+        elif isinstance(recipe, DepthRecipe):
+            shape = ("depth", recipe.model.input_px, None)
+        summaries.append(RecipeSummary(name, _first_sentence(find_recipe(name)), *shape, recipe.training.images))
     return summaries
-
-
-def load_either(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe of any kind, validated by the schema that its `kind` names; without one it is of Stage 1.
-
-    Raises:
-        InputMissingError, RecipeError: As `load_recipe`.
-    """
-    kind = read_toml(find_recipe(path_or_name)).get("kind")
-    if kind == "stage2":
-        return load_recipe(path_or_name, Stage2Recipe, overrides)
-    if kind == "depth":
-        return load_recipe(path_or_name, DepthRecipe, overrides)
-    return load_recipe(path_or_name, Stage1Recipe, overrides)
-
-
-def locate_recipe(path_or_name: str) -> Path:
-    """The file of a recipe: of the package by its name, a TOML file, or the saved one of a run's folder.
-
-    Raises:
-        InputMissingError: There is none.
-    """
-    path = Path(path_or_name)
-    if path_or_name in recipe_names() or not path.is_dir():
-        return find_recipe(path_or_name)
-    if not (path / _RUN_RECIPE).is_file():
-        raise InputMissingError(f"no run in this folder ({path}): no {_RUN_RECIPE}", remedy="the folder of a run")
-    return path / _RUN_RECIPE
 
 
 def recipe_text(path_or_name: str) -> str:
     """A recipe as it stands, comments included. Raises `InputMissingError` or `RecipeError`."""
-    path = locate_recipe(path_or_name)
+    path = find_recipe(path_or_name, run=True)
     read_toml(path)
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -296,23 +264,15 @@ def recipe_text(path_or_name: str) -> str:
 
 
 def copy_recipe(path_or_name: str, destination: Path, *, force: bool = False) -> Path:
-    """Write a recipe to a file of one's own, comments included.
-
-    Args:
-        path_or_name: Which.
-        destination: The new file, or a folder for a file of the same name.
-        force: Replace a file that is there.
-
-    Returns:
-        The new file.
+    """Write a recipe, comments included, to a new file, or one of the same name in a folder; returns the file.
 
     Raises:
         InputMissingError, RecipeError: There is no such recipe, or it is no TOML.
-        OutputError: There is a file of that name already, or none can be written.
+        OutputError: There is a file of that name already, unless `force` replaces it, or none can be written.
     """
-    source, text = locate_recipe(path_or_name), recipe_text(path_or_name)
+    text = recipe_text(path_or_name)
     if destination.is_dir():
-        destination = destination / source.name
+        destination = destination / find_recipe(path_or_name, run=True).name
     if destination.exists() and not force:
         raise OutputError(f"there is a file of that name ({destination})", remedy="another name, or --force")
     make_folder(destination.parent)
@@ -321,16 +281,13 @@ def copy_recipe(path_or_name: str, destination: Path, *, force: bool = False) ->
 
 
 def validate_recipes(names: Sequence[str] = ()) -> list[Path]:
-    """Check recipes, all those of the package by default.
-
-    Returns:
-        Their files.
+    """Check recipes, all those of the package by default; returns their files.
 
     Raises:
         InputMissingError: There is no such recipe.
         RecipeError: Names every problem of every one.
     """
-    paths = [locate_recipe(name) for name in names or recipe_names()]
+    paths = [find_recipe(name, run=True) for name in names or recipe_names()]
     problems = []
     for path in paths:
         try:
@@ -342,24 +299,28 @@ def validate_recipes(names: Sequence[str] = ()) -> list[Path]:
     return paths
 
 
+@dataclass(frozen=True)
+class Change:
+    """A key with another value; None where one side does not have it (TOML knows no null)."""
+
+    key: str
+    before: Any
+    after: Any
+
+
 def diff_recipes(before: str, after: str) -> list[Change]:
     """Keys that differ between two recipes, in the order of the files; their values need not be valid.
 
-    Raises:
-        InputMissingError, RecipeError: One is not there, or is no TOML.
+    Raises `InputMissingError`, `RecipeError` if one is not there, or is no TOML.
     """
-    old, new = (_flat(read_toml(locate_recipe(name))) for name in (before, after))
-    keys = [*old, *(key for key in new if key not in old)]
-    return [Change(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+    old, new = (_flat(read_toml(find_recipe(name, run=True))) for name in (before, after))
+    return [Change(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
 
 
 def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in tables.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
 
 

@@ -21,6 +21,7 @@ _Width = Annotated[int, Field(ge=16, le=16384)]
 _Heads = Annotated[int, Field(ge=1, le=256)]
 _Layers = Annotated[int, Field(ge=1, le=256)]
 _Channels = Annotated[int, Field(ge=4, le=4096)]
+_Decoder = Annotated[int, Field(ge=4, le=1024)]
 
 
 def _path(name: str) -> str:
@@ -323,13 +324,7 @@ class DepthModelSection(_Section):
 
     encoder: Literal["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
     input_px: int = Field(ge=64, le=1024, multiple_of=32)
-    widths: tuple[
-        Annotated[int, Field(ge=4, le=1024)],
-        Annotated[int, Field(ge=4, le=1024)],
-        Annotated[int, Field(ge=4, le=1024)],
-        Annotated[int, Field(ge=4, le=1024)],
-        Annotated[int, Field(ge=4, le=1024)],
-    ]
+    widths: tuple[_Decoder, _Decoder, _Decoder, _Decoder, _Decoder]
     frozen_blocks: int = Field(ge=0, le=64)
 
 
