@@ -65,31 +65,24 @@ __all__ = [
     "trajectory",
 ]
 
-# Public name to its module and its name there.
+# Module to its public names; NAME:ALIAS where it is called otherwise here.
+_NAMES = {
+    "data.images": "read_image to_square",
+    "errors": "Vq3dError",
+    "model.draw_codes": "Sharpening sample_tokens",
+    "model.scene": "Scene SceneView reconstruct_scene scene_from_codes",
+    "pipelines.compose": "build_stage",
+    "pipelines.composition": "read_composition",
+    "pipelines.inputs": "open_scene parse_sources",
+    "rendering.cameras": "Camera canonical_camera pivot_camera",
+    "rendering.trajectories": "trajectory",
+    "scene_file": "load_scene save_scene",
+    "weights_file": "LoadedPrior LoadedWeights load_prior load_weights:load",
+}
 _SOURCES = {
-    "Camera": ("rendering.cameras", "Camera"),
-    "LoadedPrior": ("weights_file", "LoadedPrior"),
-    "LoadedWeights": ("weights_file", "LoadedWeights"),
-    "Scene": ("model.scene", "Scene"),
-    "SceneView": ("model.scene", "SceneView"),
-    "Sharpening": ("model.draw_codes", "Sharpening"),
-    "Vq3dError": ("errors", "Vq3dError"),
-    "build_stage": ("pipelines.compose", "build_stage"),
-    "canonical_camera": ("rendering.cameras", "canonical_camera"),
-    "load": ("weights_file", "load_weights"),
-    "load_prior": ("weights_file", "load_prior"),
-    "load_scene": ("scene_file", "load_scene"),
-    "open_scene": ("pipelines.inputs", "open_scene"),
-    "parse_sources": ("pipelines.inputs", "parse_sources"),
-    "pivot_camera": ("rendering.cameras", "pivot_camera"),
-    "read_composition": ("pipelines.composition", "read_composition"),
-    "read_image": ("data.images", "read_image"),
-    "reconstruct_scene": ("model.scene", "reconstruct_scene"),
-    "sample_tokens": ("model.draw_codes", "sample_tokens"),
-    "save_scene": ("scene_file", "save_scene"),
-    "scene_from_codes": ("model.scene", "scene_from_codes"),
-    "to_square": ("data.images", "to_square"),
-    "trajectory": ("rendering.trajectories", "trajectory"),
+    name.rpartition(":")[2]: (module, name.partition(":")[0])
+    for module, names in _NAMES.items()
+    for name in names.split()
 }
 
 

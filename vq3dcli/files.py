@@ -23,9 +23,8 @@ from vq3dcli.errors import InputMissingError, OutputError, StorageError, UsageEr
 TOO_MANY_OPEN = {errno.EMFILE, errno.ENFILE}
 MORE_OPEN_FILES = "ulimit -n 4096, then run the same command again"
 
-_CANNOT_CREATE = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST, errno.ELOOP)
-}
+_CANNOT_CREATE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EEXIST, errno.ELOOP}
+_CANNOT_CREATE |= {errno.ENOTDIR, errno.EISDIR}
 # Bytes of a stem that is made here: every ending and the marks of a temporary name fit beside it into 255.
 MOST_STEM_BYTES = 180
 
@@ -33,12 +32,10 @@ MOST_STEM_BYTES = 180
 def write_error(path: Path, error: OSError) -> Vq3dError:
     """The named error for an `OSError` met while writing `path`: 73 cannot create, 74 disk or I/O."""
     reason = error.strerror or str(error)
-    if error.errno == errno.ENAMETOOLONG:
-        return OutputError(f"cannot create output ({path}): {reason}", remedy="a shorter name")
-    if error.errno in _CANNOT_CREATE:
-        return OutputError(
-            f"cannot create output ({path}): {reason}", remedy="another output folder, or other permissions"
-        )
+    if error.errno in {errno.ENAMETOOLONG, *_CANNOT_CREATE}:
+        shorter = error.errno == errno.ENAMETOOLONG
+        remedy = "a shorter name" if shorter else "another output folder, or other permissions"
+        return OutputError(f"cannot create output ({path}): {reason}", remedy=remedy)
     remedy = MORE_OPEN_FILES if error.errno in TOO_MANY_OPEN else "free disk space, then run the same command again"
     return StorageError(f"cannot write ({path}): {reason}", remedy=remedy)
 
@@ -104,7 +101,10 @@ def temporary_for(path: Path) -> Path:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what killed processes left: temporaries of this machine's that are gone, and others' after a day."""
-    for path in _listed(folder):
+    listed: list[Path] = []
+    with contextlib.suppress(OSError):
+        listed = list(folder.iterdir())
+    for path in listed:
         match = _TEMPORARY.fullmatch(path.name)
         if match is None:
             continue
@@ -115,13 +115,6 @@ def remove_leftovers(folder: Path) -> None:
                 abandoned = time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
             if abandoned:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []
 
 
 def _is_running(process: int) -> bool:
@@ -222,9 +215,13 @@ def text_path(path: Path) -> Iterator[str]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with sorted keys, atomically; NaN and infinity are refused."""
-    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    write_bytes(path, as_bytes(text) + b"\n")
+    """Write `value` as `json_text`, atomically."""
+    write_bytes(path, as_bytes(json_text(value)))
+
+
+def json_text(value: Any) -> str:
+    """`value` as indented JSON with sorted keys, and a newline; NaN and infinity are refused."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -29,10 +29,7 @@ _warned: list[Path] = []
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, name: str = LOCK_NAME) -> Iterator[None]:
-    """Hold `folder` for this process; the lock ends with the process, however it ends.
-
-    Args:
-        name: Of the lock's file: a part of a job that several processes share has its own.
+    """Hold `folder` for this process, or the part of a job whose lock's file has another `name`.
 
     Raises `StoppedError` if another process holds it, and goes on holding it for some seconds.
     """

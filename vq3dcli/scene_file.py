@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from vq3dcli.data.images import decode_image, encode_png
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.field import FieldMLP, FieldModel
 from vq3dcli.model.scene import Scene, scene_from_codes
-from vq3dcli.rendering.space import ContractedSpace, FrustumSpace
+from vq3dcli.rendering.space import ContractedSpace, FrustumSpace, Space
 from vq3dcli.tensor_file import check_tensors, read_tensors, shapes_alone, write_tensors
 from vq3dcli.weights_file import LoadedWeights, checked_header
 
@@ -32,6 +32,9 @@ FORMAT_VERSION = 1
 SUFFIX = ".vq3d.safetensors"
 _FIELD = "field_mlp."
 _MAX_CODES = 65536
+
+
+_Distance = Annotated[float, Field(ge=1e-3, le=1e4)]
 
 
 class SceneCamera(BaseModel):
@@ -49,10 +52,10 @@ class SceneCamera(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    radius: float = Field(ge=1e-3, le=1e4)
+    radius: _Distance
     fov_deg: float = Field(ge=1, le=150)
-    near: float = Field(ge=1e-3, le=1e4)
-    far: float = Field(ge=1e-3, le=1e4)
+    near: _Distance
+    far: _Distance
     aspect: float = Field(default=1.0, ge=1e-5, le=1e5)
     mean_s: float = Field(default=0.28, gt=0, lt=1)
     std_s: float = Field(default=0.145, gt=0, lt=1)
@@ -67,15 +70,7 @@ class SceneCamera(BaseModel):
 def camera_of(weights: LoadedWeights, aspect: float = 1.0) -> SceneCamera:
     """The canonical camera of the scenes of a model."""
     camera, loss = weights.recipe.camera, weights.recipe.loss
-    return SceneCamera(
-        radius=camera.radius,
-        fov_deg=camera.fov_deg,
-        near=camera.near,
-        far=camera.far,
-        aspect=aspect,
-        mean_s=loss.alignment_mean,
-        std_s=loss.alignment_std,
-    )
+    return SceneCamera(**camera.model_dump(), aspect=aspect, mean_s=loss.alignment_mean, std_s=loss.alignment_std)
 
 
 class _FieldShape(BaseModel):
@@ -131,7 +126,7 @@ def save_scene(
     aspect: float = 1.0,
     codes_alone: bool = False,
 ) -> str:
-    """Write a scene, atomically; its planes are rounded to fp16.
+    """Write a scene, atomically, its planes rounded to fp16; returns the file's SHA-256.
 
     Args:
         path: Ends in `SUFFIX`.
@@ -141,9 +136,6 @@ def save_scene(
         photo: What the canonical camera saw, uint8 `[3, H, W]` of any size, or None.
         aspect: Width / height of what the camera saw, where there is no photo to tell.
         codes_alone: Leave planes and field out: such a file needs the weights to be read.
-
-    Returns:
-        The file's SHA-256.
 
     Raises:
         UsageError: Another suffix; codes alone of planes that have none.
@@ -179,12 +171,7 @@ def save_scene(
 def load_scene(
     path: Path | str, device: str | torch.device = "cpu", *, weights: LoadedWeights | None = None
 ) -> LoadedScene:
-    """Read a saved scene.
-
-    Args:
-        path: What `save_scene` wrote.
-        device: Where planes and field go.
-        weights: For a file with codes alone.
+    """Read a saved scene; one with codes alone needs its `weights`.
 
     Raises:
         InputMissingError: There is no such file.
@@ -197,7 +184,10 @@ def load_scene(
     codes = _taken(path, tensors, "codes", 1, torch.int32)[None].long()
     if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < _MAX_CODES:
         raise DataError(f"damaged scene ({path}): codes {_range(codes)}", remedy="another copy")
-    photo = _read_photo(path, tensors)
+    photo = None
+    if "photo_png" in tensors:
+        data = _taken(path, tensors, "photo_png", 1, torch.uint8).numpy().tobytes()
+        photo = decode_image(data, name=f"the photo in {path}")
     if "planes" in tensors:
         scene = _scene_of_planes(path, header, tensors, codes, device)
     else:
@@ -213,30 +203,20 @@ def _taken(path: Path, tensors: dict[str, Tensor], name: str, axes: int, dtype: 
     return value
 
 
-def _read_photo(path: Path, tensors: dict[str, Tensor]) -> Tensor | None:
-    if "photo_png" not in tensors:
-        return None
-    data = _taken(path, tensors, "photo_png", 1, torch.uint8)
-    return decode_image(data.numpy().tobytes(), name=f"the photo in {path}")
-
-
 def _scene_of_planes(
     path: Path, header: _Header, tensors: dict[str, Tensor], codes: Tensor, device: str | torch.device
 ) -> Scene:
     camera, shape = header.camera, header.field
-    space = (
-        FrustumSpace(camera.radius, math.radians(camera.fov_deg), camera.near, camera.far)
-        if header.space == "frustum"
-        else ContractedSpace()
-    )
+    space: Space = ContractedSpace()
+    if header.space == "frustum":
+        space = FrustumSpace(camera.radius, math.radians(camera.fov_deg), camera.near, camera.far)
     planes = _taken(path, tensors, "planes", 4, torch.float16)
     side = planes.shape[1]
     if not side or planes.shape != (3, side, side, shape.channels):
         raise DataError(f"damaged scene ({path}): planes of shape {list(planes.shape)}", remedy="another copy")
     with shapes_alone():
         mlp = FieldMLP(shape.channels, shape.hidden, shape.layers)
-    state = {_FIELD + name: value for name, value in mlp.state_dict().items()}
-    check_tensors(f"damaged scene ({path})", state, tensors)
+    check_tensors(f"damaged scene ({path})", {_FIELD + name: v for name, v in mlp.state_dict().items()}, tensors)
     mlp.load_state_dict({name.removeprefix(_FIELD): value.float() for name, value in tensors.items()}, assign=True)
     model = FieldModel(mlp, space, radius=camera.radius, near=camera.near, far=camera.far)
     model.requires_grad_(False).eval().to(device)

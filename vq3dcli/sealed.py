@@ -1,4 +1,4 @@
-"""Files that carry a hash of themselves, and JSON that is checked before anything believes it.
+"""Files that carry a hash of themselves, and JSON and TOML that are checked before anything believes them.
 
 A sealed file begins with a mark and 64 hexadecimal digits: the SHA-256 of all its other bytes. A flipped bit in the
 mark, in the digits or anywhere else is found on reading; a file without the mark is refused.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from vq3dcli.errors import DataError, InputMissingError
-from vq3dcli.files import as_bytes, read_error, write_bytes
+from vq3dcli.files import as_bytes, json_text, read_error, write_bytes
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -60,16 +60,13 @@ def seal(handle: IO[bytes], kind: Seal) -> None:
 
 
 def check_seal(handle: IO[bytes], kind: Seal, *, name: str, remedy: str) -> str:
-    """Compare a file with the hash that it carries; reads all of it from its start.
+    """Compare a file with the hash that it carries; reads all of it from its start. Returns its SHA-256 as a whole.
 
     Args:
         handle: The file.
         kind: Where its hash is.
         name: What an error calls it, for example `scene (a.vq3d.safetensors)`.
         remedy: What to do about a damaged one.
-
-    Returns:
-        SHA-256 of the whole file.
 
     Raises:
         DataError: It is damaged, or carries no hash.
@@ -104,8 +101,7 @@ def sealed_bytes(kind: Seal, rest: bytes) -> bytes:
 
 def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
     """Write `value`, which has a key, as `files.write_json` does, with its hash."""
-    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    write_bytes(path, sealed_bytes(JSON, as_bytes(f'",{text[1:]}\n')))
+    write_bytes(path, sealed_bytes(JSON, as_bytes(f'",{json_text(value)[1:]}')))
 
 
 def read_sealed_json(path: Path, *, what: str, remedy: str) -> dict[str, Any]:
@@ -127,11 +123,7 @@ def read_sealed_json(path: Path, *, what: str, remedy: str) -> dict[str, Any]:
         raise InputMissingError(f"no such file ({path})", remedy=remedy) from error
     except OSError as error:
         raise read_error(path, error) from error
-    return parse_sealed_json(data, name=f"{what} ({path})", remedy=remedy)
-
-
-def parse_sealed_json(data: bytes, *, name: str, remedy: str) -> dict[str, Any]:
-    """The object in the bytes of a sealed JSON file; see `read_sealed_json`."""
+    name = f"{what} ({path})"
     check_seal(io.BytesIO(data), JSON, name=name, remedy=remedy)
     value = parse_json(data, name=name, remedy=remedy)
     return {key: item for key, item in value.items() if key != "file_sha256"}
@@ -140,13 +132,7 @@ def parse_sealed_json(data: bytes, *, name: str, remedy: str) -> dict[str, Any]:
 def parse_json(data: bytes | str, *, name: str, remedy: str) -> dict[str, Any]:
     """The object in JSON text that may be damaged or hostile: of bounded depth, its numbers finite.
 
-    Args:
-        data: The text.
-        name: What an error calls it, for example `record (a.json)`.
-        remedy: What to do about a damaged one.
-
-    Raises:
-        DataError: It is no such object.
+    Raises `DataError` if it is no such object, which `name`, for example `record (a.json)`, and `remedy` are for.
     """
     try:
         value = json_value(data, finite=True)
@@ -168,12 +154,6 @@ def json_value(data: bytes | str, *, finite: bool = False) -> Any:
         raise ValueError("nested too deep") from error
     _check_plain(value, finite=finite)
     return value
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first thing that a schema refuses, `key.0.name: why`, in one line of bounded length."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    return " ".join(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".split())[:200]
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -200,3 +180,9 @@ def _check_plain(value: object, *, finite: bool = False) -> None:
         if not level:
             return
     raise ValueError(f"nested more than {_MAX_DEPTH} levels deep")
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that a schema refuses, `key.0.name: why`, in one line of bounded length."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return " ".join(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".split())[:200]

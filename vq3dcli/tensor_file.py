@@ -42,13 +42,9 @@ class TensorFile(NamedTuple):
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
-    """Write tensors and a header, which has a key, atomically.
+    """Write tensors and a header, which has a key, atomically; the same content has the same SHA-256, which it returns.
 
-    Returns:
-        The file's SHA-256; the same content has the same.
-
-    Raises:
-        OutputError, StorageError: It cannot be written.
+    Raises `OutputError` or `StorageError`.
     """
     text = f'{{"file_sha256": "{BLANK}", {json.dumps(dict(header), sort_keys=True, allow_nan=False)[1:]}'
     # One entry: safetensors writes several in random order, and the same tensors would have another hash each time.
@@ -70,12 +66,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
 
 
 def read_tensors(path: Path, *, what: str, remedy: str = "another copy of the file") -> TensorFile:
-    """Read what `write_tensors` wrote.
-
-    Args:
-        path: The file.
-        what: What an error calls it: `weights`, `scene`.
-        remedy: What to do about a damaged one.
+    """Read what `write_tensors` wrote; `what` is its name in errors, `remedy` is for a damaged one.
 
     Raises:
         InputMissingError: There is no such file, or it cannot be read.
@@ -128,18 +119,18 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def check_tensors(message: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def check_tensors(message: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Raise `DataError` with `message` unless names, shapes and kinds of number are those expected."""
-    wrong = [n for n, v in expected.items() if n not in found or not _alike(found[n], v)]
-    wrong += [name for name in found if name not in expected]
+
+    def kind(value: Tensor) -> object:
+        return value.shape, value.is_floating_point()
+
+    wrong = [n for n, v in expected.items() if n not in tensors or kind(tensors[n]) != kind(v)]
+    wrong += [name for name in tensors if name not in expected]
     if wrong:
         raise DataError(
             f"{message}: {len(wrong)} tensors, first {wrong[0]}", remedy="the version of vq3d that wrote them"
         )
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.is_floating_point() == other.is_floating_point()
 
 
 @contextlib.contextmanager
@@ -155,10 +146,8 @@ class _NoFirstValues(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init" or func in (
-            torch.Tensor.normal_,
-            torch.Tensor.uniform_,
-        ):
-            return args[0] if args else given["tensor"]
-        return func(*args, **given)
+        kwargs = kwargs or {}
+        draws = func in (torch.Tensor.normal_, torch.Tensor.uniform_)
+        if draws or getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
