@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from vq3dcli.allocator import keep_freed_memory
+from vq3dcli.config.load import load_recipe
+from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.metrics.geometry import spearman, ssi_error
 from vq3dcli.model.scene import to_model_range
@@ -28,7 +30,7 @@ from vq3dcli.model.vit import unpatchify
 from vq3dcli.pipelines.evaluation.exact_scenes import exact_batches
 from vq3dcli.toyscenes import sample_scenes
 from vq3dcli.training.arithmetic import flush_denormals, resolve_precision
-from vq3dcli.training.optim import build_optimizer, learning_rate_at, passed, set_learning_rate
+from vq3dcli.training.optim import build_optimizer, is_due, learning_rate_at, set_learning_rate
 from vq3dcli.weights_file import load_weights
 
 BATCH = 8
@@ -78,19 +80,20 @@ def main() -> None:
     flush_denormals()
     torch.set_num_threads(options.threads)
     dtype = resolve_precision("auto", torch.device("cpu"))
+    peak = options.learning_rate
+    shape = {"learning_rate": peak, "warmup_images": 50 * BATCH, "images": options.images}
+    schedule = load_recipe("demo64", Stage1Recipe).training.model_copy(
+        update={**shape, "final_learning_rate_factor": 0.02}
+    )
     for kind in options.optimizers:
         torch.manual_seed(0)
         model = FromCodes(options.weights)
-        peak = options.learning_rate
         optimizer = build_optimizer(model, kind=kind, learning_rate=peak, weight_decay=1e-4)
         loader = TrainingLoader(options.data, batch_size=BATCH, size=64, seed=0, flip=True, crop=False)
         batches, seconds = loader.batches(0), 0.0
         for seen in range(0, options.images, BATCH):
             started = time.process_time()
-            rate = learning_rate_at(
-                seen, peak=peak, warmup_images=50 * BATCH, total_images=options.images, final_factor=0.02
-            )
-            set_learning_rate(optimizer, rate)
+            set_learning_rate(optimizer, learning_rate_at(schedule, seen))
             batch = next(batches)
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 s = model(batch.image)
@@ -99,7 +102,7 @@ def main() -> None:
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             seconds += time.process_time() - started
-            if passed(seen + BATCH, options.every, BATCH):
+            if is_due(options.every, seen + BATCH, BATCH):
                 print(json.dumps({"optimizer": kind, "images": seen + BATCH, "cpu_s": seconds, **figures(model)}))
 
 

@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vq3dcli.checkpoint import read_checkpoint
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.pipelines.evaluation.exact_scenes import toy_template
 from vq3dcli.pipelines.evaluation.geometry import PROTOCOL, evaluate_geometry, model_predictor
 from vq3dcli.pipelines.evaluation.image_sets import open_images
 from vq3dcli.pipelines.evaluation.reconstruction import evaluate_reconstruction, model_reconstructor
-from vq3dcli.training.averaging import average_checkpoints
 from vq3dcli.weights_file import LoadedWeights, embedded_path, load_weights, save_weights
 
 EVALUATED, SEED = 64, 0
@@ -71,7 +71,8 @@ def geometry(weights: LoadedWeights) -> dict[str, float]:
 def unrounded(weights: LoadedWeights, run: Path) -> LoadedWeights:
     """The same weights before they were rounded to fp16, from the run's newest checkpoint."""
     model = build_autoencoder(weights.recipe)
-    average_checkpoints(run / "checkpoints", model, weights.recipe.training.average_last)
+    newest = max((run / "checkpoints").glob("images-*"))
+    model.load_state_dict(read_checkpoint(newest, check=("average",))[0]["average"])
     return replace(weights, model=model.requires_grad_(False).eval())
 
 

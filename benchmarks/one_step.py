@@ -15,9 +15,7 @@ import json
 import math
 import resource
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import torch
 
@@ -34,9 +32,7 @@ from vq3dcli.training.devices import PUBLISHED, key_of
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.objective import Stage1Objective
 from vq3dcli.training.plan import find_processor, plan_run
-from vq3dcli.training.run_folder import RunFolder
-from vq3dcli.training.stage1 import take_step
-from vq3dcli.training.state import start_or_resume
+from vq3dcli.training.stage1 import build_state, take_step
 
 CLASSES = 16
 
@@ -76,8 +72,7 @@ def main() -> None:
     perceptual = None
     if recipe.loss.any_perceptual:
         perceptual = build_perceptual(recipe.loss.perceptual_network).to(device)
-    with tempfile.TemporaryDirectory() as scratch, RunFolder(Path(scratch)).opened(recipe, {}):
-        state = start_or_resume(RunFolder(Path(scratch)), recipe, classes=CLASSES, device=device, ranks=Ranks())
+    state = build_state(recipe, classes=CLASSES, device=device, ranks=Ranks())
     if recipe.training.checkpoint_activations:
         state.model.checkpoint_activations()
     if recipe.training.compile:
@@ -87,7 +82,7 @@ def main() -> None:
 
     def step() -> float:
         taken = take_step(recipe, state, objective, batch, device=device, ranks=Ranks())
-        return float(taken.step.loss)  # waits for the device
+        return float(taken.loss)  # waits for the device
 
     step()
     started = time.perf_counter()

@@ -66,7 +66,6 @@ _TINY = (
     "training.checkpoint_every_images=32",
     "training.keep_checkpoints=2",
     "training.accumulate=1",
-    "training.average_last=1",
     "training.compile=false",
 )
 

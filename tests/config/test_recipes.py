@@ -46,7 +46,6 @@ OBVIOUS = {
     "compile",
     "checkpoint_activations",
     "init",
-    "average_last",
     "tracker",
 }
 

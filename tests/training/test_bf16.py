@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +15,8 @@ from vq3dcli.rendering.cameras import canonical_camera, image_rays
 from vq3dcli.rendering.render import render_with_importance
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.objective import Stage1Objective
-from vq3dcli.training.prior_objective import PriorObjective
-from vq3dcli.training.run_folder import RunFolder
-from vq3dcli.training.stage1 import take_step
-from vq3dcli.training.state import start_or_resume
+from vq3dcli.training.stage1 import build_state, take_step
+from vq3dcli.training.stage2 import PriorObjective
 
 CPU = torch.device("cpu")
 
@@ -53,7 +50,7 @@ def test_the_pass_that_places_samples_keeps_no_cast_of_a_weight() -> None:
 
 @pytest.mark.parametrize("adversarial", [0.0, 0.1])
 def test_every_parameter_of_stage_1_has_a_gradient(
-    tiny_recipe: Callable[..., Stage1Recipe], tmp_path: Path, adversarial: float
+    tiny_recipe: Callable[..., Stage1Recipe], adversarial: float
 ) -> None:
     recipe = tiny_recipe(
         "training.precision=bfloat16",
@@ -65,8 +62,8 @@ def test_every_parameter_of_stage_1_has_a_gradient(
         "adversarial.start_images=0",
         "adversarial.ramp_images=0",
     )
-    (tmp_path / "checkpoints").mkdir()
-    state = start_or_resume(RunFolder(tmp_path), recipe, classes=0, device=CPU, ranks=Ranks())
+    state = build_state(recipe, classes=0, device=CPU, ranks=Ranks())
+    assert state.adversary is not None
     objective = Stage1Objective(state.model, recipe, state.adversary)
     drawn = torch.Generator().manual_seed(0)
     batch = Batch(
@@ -83,8 +80,8 @@ def test_every_parameter_of_stage_1_has_a_gradient(
         take_step(recipe, state, objective, batch, device=CPU, ranks=Ranks())
         moved |= {name for name, p in state.model.named_parameters() if p.grad is not None and bool(p.grad.any())}
     assert moved == {name for name, _ in state.model.named_parameters()}
-    for player in state.adversary.discriminators:
-        still = [name for name, p in player.discriminator.named_parameters() if p.grad is None or not p.grad.any()]
+    for each in state.adversary.discriminators:
+        still = [name for name, p in each.discriminator.named_parameters() if p.grad is None or not p.grad.any()]
         assert still == []
 
 

@@ -9,12 +9,10 @@ import torch
 
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.model.build import build_autoencoder
-from vq3dcli.training.adversarial import Adversary
 from vq3dcli.training.codes import update_codes
 from vq3dcli.training.distributed import Ranks
-from vq3dcli.training.ema import average_of
 from vq3dcli.training.optim import build_optimizer
-from vq3dcli.training.state import RunState
+from vq3dcli.training.run import RunState, average_of
 
 Make = Callable[..., Stage1Recipe]
 CODES = 32
@@ -25,7 +23,7 @@ def state(tiny_recipe: Make) -> RunState:
     """After a step of random gradients: every moment and the average differ from nothing."""
     model = build_autoencoder(tiny_recipe())
     optimizer = build_optimizer(model, learning_rate=1e-3, weight_decay=0.0)
-    state = RunState(model, average_of(model), optimizer, Adversary(tiny_recipe()))
+    state = RunState(model, average_of(model), optimizer)
     torch.manual_seed(0)
     for parameter in state.model.parameters():
         parameter.grad = torch.randn_like(parameter)

@@ -17,7 +17,7 @@ from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.views import Views, novel_poses
 from vq3dcli.losses.perceptual import Lite0Trunk, LpipsTrunk
 from vq3dcli.model.build import build_autoencoder
-from vq3dcli.training.adversarial import Adversary
+from vq3dcli.training.adversary import Adversary
 from vq3dcli.training.costs import (
     Cost,
     build_discriminators,
@@ -48,7 +48,7 @@ def _kept_bytes(recipe: Stage1Recipe, dtype: torch.dtype, count: int) -> int:
     model = build_autoencoder(recipe)
     adversary = Adversary(recipe)
     objective = Stage1Objective(model, recipe, adversary)
-    modules = [model, *(player.discriminator for player in adversary.discriminators)]
+    modules = [model, *(each.discriminator for each in adversary.discriminators)]
     weights = {p.untyped_storage().data_ptr() for module in modules for p in module.parameters()}
     kept: dict[int, Tensor] = {}
 
@@ -119,9 +119,9 @@ def test_operations_with_discriminators(tiny_recipe: Make, overrides: tuple[str,
     assert 4 * (rendered + scores) == pytest.approx(added, rel=0.1)
     assert views is not None
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        for player, pair in zip(adversary.discriminators, (views.main, views.novel), strict=True):
+        for each, pair in zip(adversary.discriminators, (views.main, views.novel), strict=True):
             assert pair is not None
-            player.discriminator(pair.fake.rgb, views.index)
+            each.discriminator(pair.fake.rgb, views.index)
     assert 4 * scores == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 

@@ -18,7 +18,7 @@ from vq3dcli.losses.depth import relative_depth_loss
 from vq3dcli.model.build import build_depth_network
 from vq3dcli.training import depth
 from vq3dcli.training.depth_augmentation import augmented
-from vq3dcli.training.ema import average_of
+from vq3dcli.training.run import RunState, average_of
 from vq3dcli.weights_file import load_depth, load_weights, save_weights
 
 _PLAIN = AugmentationSection(least_crop=1.0, aspect=0, colour=0, grey=0, blur=0, blur_sigma_px=0, noise=0)
@@ -102,7 +102,7 @@ def test_one_step_by_hand(start: Path) -> None:
     recipe = tiny(start, "training.weight_decay=0.1", "training.ema_half_life_images=1000")
     recipe = recipe.model_copy(update={"augmentation": _PLAIN})
     model = build_depth_network(recipe)
-    state = depth.DepthState(model, average_of(model), depth._optimizer(model, recipe), images_seen=16)
+    state = RunState(model, average_of(model), depth._optimizer(model, recipe), images_seen=16)
     batch = next(Scenes().batches(16))
     mixed = replace(batch, label_kind=torch.tensor([1, 0, 2, 1], dtype=torch.int8))
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
-from vq3dcli.training.guards import stage1_guards
-from vq3dcli.training.health import Finding, Guard, observe, replay
+from vq3dcli.training.health import Finding, Guard, guards_of, observe, replay
 
 COLUMNS = ("images_seen", "l2", "depth", "commitment", "chroma_ratio", "weight_variance", "relief", "perplexity")
 # Every few records of a run of toy-cpu that went well, as logged.
@@ -67,7 +66,7 @@ def tail(count: int = 8, **changes: Any) -> list[dict[str, Any]]:
 
 
 def test_a_healthy_run_is_silent() -> None:
-    health, findings = replay(records() + tail()[-8:], stage1_guards(recipe(*ADVERSARIAL)))
+    health, findings = replay(records() + tail()[-8:], guards_of(recipe(*ADVERSARIAL)))
     assert not findings
     assert not health.alarms
 
@@ -98,7 +97,7 @@ def test_a_healthy_run_is_silent() -> None:
     ],
 )
 def test_each_trouble_is_named_once_and_alone(name: str, changes: dict[str, Any]) -> None:
-    health, findings = replay(tail(**changes), stage1_guards(recipe(*ADVERSARIAL)))
+    health, findings = replay(tail(**changes), guards_of(recipe(*ADVERSARIAL)))
     assert names(findings) == [name]
     assert health.alarms == (name,)
     line = findings[0].line()
@@ -111,26 +110,26 @@ def test_flat_geometry_is_seen_in_a_run_that_had_it() -> None:
         {"images_seen": 320 * (i + 1), "relief": relief, "chroma_ratio": 0.55, "quantizing": False}
         for i, relief in enumerate(FLAT_RELIEF)
     ]
-    _, findings = replay(run, stage1_guards(recipe("training.quantize_from_images=4000")))
+    _, findings = replay(run, guards_of(recipe("training.quantize_from_images=4000")))
     assert names(findings) == ["flat geometry"]
     assert findings[0].images_seen == 2240  # the fourth record from 1000 images on
 
 
 def test_guards_of_losses_that_are_off_are_left_out() -> None:
-    guarded = {guard.name for guard in stage1_guards(recipe())}
+    guarded = {guard.name for guard in guards_of(recipe())}
     assert "flat geometry" in guarded
     assert not any("discriminator" in name for name in guarded)
     for off in ("loss.depth_kind=none", "loss.depth=0"):
-        assert not {"flat geometry", "relief out of range"} & {guard.name for guard in stage1_guards(recipe(off))}
-    ordered = stage1_guards(recipe("loss.depth=0", "loss.depth_order=1"))
+        assert not {"flat geometry", "relief out of range"} & {guard.name for guard in guards_of(recipe(off))}
+    ordered = guards_of(recipe("loss.depth=0", "loss.depth_order=1"))
     assert "flat geometry" in {guard.name for guard in ordered}
-    novel = stage1_guards(recipe("loss.novel_depth=1"))
+    novel = guards_of(recipe("loss.novel_depth=1"))
     assert "no novel views" in {guard.name for guard in novel} - guarded
     none = [{"images_seen": 100 * (i + 1), "novel_views": 0.0 if i % 21 else 0.5} for i in range(90)]
     assert names(replay(none, novel)[1]) == ["no novel views"]
     few = [{**record, "novel_views": 0.0 if i % 20 else 0.125} for i, record in enumerate(none)]
     assert not replay(few, novel)[1]
-    assert {guard.name for guard in stage1_guards(recipe(*ADVERSARIAL))} > guarded
+    assert {guard.name for guard in guards_of(recipe(*ADVERSARIAL))} > guarded
 
 
 def test_a_lasting_jump_stays_out_of_range() -> None:
@@ -181,7 +180,7 @@ def test_a_relative_guard_compares_with_its_own_past() -> None:
 
 def test_going_on_equals_replaying() -> None:
     """A resumed run replays its metrics and says nothing twice."""
-    guards, run = stage1_guards(recipe()), tail(perplexity=3.0)
+    guards, run = guards_of(recipe()), tail(perplexity=3.0)
     health, before = replay(run[:18], guards)
     after = []
     for record in run[18:]:
@@ -196,5 +195,5 @@ VALUES = st.none() | st.booleans() | st.text(max_size=3) | st.floats() | st.inte
 
 @given(st.lists(st.dictionaries(st.sampled_from([*records()[0], "other"]), VALUES, max_size=8), max_size=12))
 def test_no_record_breaks_it(series: list[dict[str, Any]]) -> None:
-    _, findings = replay(series, stage1_guards(recipe(*ADVERSARIAL)))
+    _, findings = replay(series, guards_of(recipe(*ADVERSARIAL)))
     assert all(finding.line() for finding in findings)

@@ -18,13 +18,11 @@ from vq3dcli.data.token_store import TokenStore
 from vq3dcli.errors import DivergedError, RecipeError, StoppedError
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.model.prior import Prior
+from vq3dcli.training import stage1, stage2
 from vq3dcli.training.distributed import Ranks
-from vq3dcli.training.prior_state import save_prior_state, start_or_resume_prior
-from vq3dcli.training.run_folder import RunFolder
-from vq3dcli.training.skipping import MOST_IN_A_ROW
-from vq3dcli.training.stage1 import Progress, train
+from vq3dcli.training.run import MOST_IN_A_ROW, Progress, Run
+from vq3dcli.training.stage1 import train
 from vq3dcli.training.stage2 import token_facts, train_prior
-from vq3dcli.training.state import save_state, start_or_resume
 from vq3dcli.weights_file import load_prior, load_weights, save_weights, weights_header
 
 Make = Callable[..., Stage1Recipe]
@@ -160,27 +158,31 @@ def test_what_is_not_finite_is_not_saved(
     tiny_recipe: Make, tiny_prior_recipe: MakePrior, write_store: Callable[..., TokenStore], tmp_path: Path, part: str
 ) -> None:
     recipe, prior_recipe, store = tiny_recipe(), tiny_prior_recipe(), write_store(tmp_path / "store")
-    run, prior_run = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "prior")
     with pytest.raises(StoppedError):
-        train(recipe, _Noise(), run.path, stop_after_images=8)
+        train(recipe, _Noise(), tmp_path / "run", stop_after_images=8)
     with pytest.raises(StoppedError):
-        train_prior(prior_recipe, store, prior_run.path, stop_after_images=8)
+        train_prior(prior_recipe, store, tmp_path / "prior", stop_after_images=8)
     device, ranks, tokens = torch.device("cpu"), Ranks(), token_facts(store)
-    state = start_or_resume(run, recipe, classes=0, device=device, ranks=ranks)
-    prior = start_or_resume_prior(prior_run, prior_recipe, tokens, device=device, ranks=ranks)
-    for of, folder, save in (
-        (state, run, lambda: save_state(run, recipe, state)),
-        (prior, prior_run, lambda: save_prior_state(prior_run, prior_recipe, tokens, prior)),
+    for run, state in (
+        (
+            Run(recipe, tmp_path / "run", device=device, ranks=ranks),
+            stage1.build_state(recipe, classes=0, device=device, ranks=ranks),
+        ),
+        (
+            Run(prior_recipe, tmp_path / "prior", device=device, ranks=ranks, tokens=tokens),
+            stage2.build_state(prior_recipe, tokens, device=device),
+        ),
     ):
-        parameter = next(of.model.parameters())
-        wrong = {"model": parameter, "average": next(of.average.parameters())}
-        value = wrong[part] if part in wrong else of.optimizer.state[parameter]["exp_avg"]
+        run.start(state, run.folder.newest(ranks), None)
+        parameter = next(state.model.parameters())
+        wrong = {"model": parameter, "average": next(state.average.parameters())}
+        value = wrong[part] if part in wrong else state.optimizer.state[parameter]["exp_avg"]
         value.detach().flatten()[0] = math.inf
-        of.images_seen = 16
+        state.images_seen = 16
         with pytest.raises(DivergedError, match=r"is not finite at 16 images: no checkpoint was written") as caught:
-            save()
+            run.save()
         assert "training.learning_rate" in str(caught.value)
-        assert [p.name for p in folder.checkpoints.iterdir()] == ["images-000000000008"]
+        assert [p.name for p in run.folder.checkpoints.iterdir()] == ["images-000000000008"]
 
 
 def test_a_checkpoint_that_is_not_finite_gives_way_to_the_one_before(

@@ -25,9 +25,8 @@ from vq3dcli.pipelines.train import open_loader
 from vq3dcli.rendering.cameras import Camera, canonical_camera, image_rays, s_from_z_depth
 from vq3dcli.toyscenes import render_scenes, sample_scenes
 from vq3dcli.training.distributed import Ranks
-from vq3dcli.training.gradients import Step, compute_gradients
 from vq3dcli.training.objective import NovelViews, Stage1Objective
-from vq3dcli.training.stage1 import train
+from vq3dcli.training.stage1 import Step, compute_gradients, train
 
 Make = Callable[..., Stage1Recipe]
 
@@ -204,7 +203,9 @@ def test_what_is_drawn_out_behind_objects_fades(tiny_recipe: Make) -> None:
     assert with_main > main - 2
 
 
-def _gradients(recipe: Stage1Recipe, batch: Batch, dtype: torch.dtype = torch.float32) -> tuple[Step, list[Tensor]]:
+def _gradients(recipe: Stage1Recipe, batch: Batch, precision: str = "float32") -> tuple[Step, list[Tensor]]:
+    unclipped = recipe.training.model_copy(update={"gradient_clip": 1e9, "precision": precision})
+    recipe = recipe.model_copy(update={"training": unclipped})
     model = build_autoencoder(recipe)
     if recipe.training.checkpoint_activations:
         model.checkpoint_activations()
@@ -212,15 +213,7 @@ def _gradients(recipe: Stage1Recipe, batch: Batch, dtype: torch.dtype = torch.fl
         model.compile_parts(backend="eager")
     parameters = list(model.parameters())
     step = compute_gradients(
-        Stage1Objective(model, recipe),
-        batch,
-        parameters=parameters,
-        images_seen=0,
-        accumulate=recipe.training.accumulate,
-        gradient_clip=1e9,
-        autocast_dtype=dtype,
-        device=torch.device("cpu"),
-        ranks=Ranks(),
+        recipe, Stage1Objective(model, recipe), batch, parameters, 0, device=torch.device("cpu"), ranks=Ranks()
     )
     return step, [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
 
@@ -252,7 +245,7 @@ def test_made_again_compiled_and_in_bfloat16_it_is_the_same_gradient(
     torch.testing.assert_close(compiled.loss, plain.loss)
     for a, b in zip(of_compiled, of_plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    half, _ = _gradients(tiny_recipe(*changes), batch, torch.bfloat16)
+    half, _ = _gradients(tiny_recipe(*changes), batch, "bfloat16")
     assert float(half.terms["novel_l2"]) == pytest.approx(float(plain.terms["novel_l2"]), rel=0.05)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.optim import Optimizer
 
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.model.autoencoder import Autoencoder
@@ -13,7 +14,6 @@ from vq3dcli.model.build import build_autoencoder, build_prior
 from vq3dcli.training import arithmetic
 from vq3dcli.training.arithmetic import resolve_precision
 from vq3dcli.training.optim import (
-    OptimizerLike,
     build_optimizer,
     is_for_muon,
     moments_bytes,
@@ -27,7 +27,7 @@ from vq3dcli.training.optim import (
 Make = Callable[..., Stage1Recipe]
 
 
-def _stepped(recipe: Stage1Recipe, seed: int) -> tuple[Autoencoder, OptimizerLike]:
+def _stepped(recipe: Stage1Recipe, seed: int) -> tuple[Autoencoder, Optimizer]:
     model = build_autoencoder(recipe)
     optimizer = build_optimizer(model, kind="muon", learning_rate=1e-2, weight_decay=0.0)
     torch.manual_seed(seed)

@@ -20,8 +20,8 @@ from vq3dcli.data.token_store import TokenStore
 from vq3dcli.errors import UsageError
 from vq3dcli.model.build import build_prior
 from vq3dcli.training.devices import Processor, named_processor
-from vq3dcli.training.prior_objective import PriorObjective
 from vq3dcli.training.prior_plan import Codes, codes_of, plan_prior, prior_cost, prior_table
+from vq3dcli.training.stage2 import PriorObjective
 
 Make = Callable[..., Stage2Recipe]
 CODES = Codes(64, 96, "a test", classes=3, images=10)

@@ -12,7 +12,7 @@ from vq3dcli.config.schema import Stage2Recipe
 from vq3dcli.model.build import build_prior
 from vq3dcli.pipelines.sampling.record import SampleWish
 from vq3dcli.pipelines.sampling.sample import draw_samples, sharpening_of
-from vq3dcli.training.prior_sheets import sheet_codes
+from vq3dcli.training.sheets import sheet_codes
 from vq3dcli.weights_file import TokenFacts, load_prior, save_weights
 
 

@@ -166,9 +166,12 @@ def test_a_damaged_newest_checkpoint_falls_back(
     assert all(torch.equal(expected[name], again[name]) for name in expected)
 
 
-def test_the_schedule_warms_up_and_decays() -> None:
+def test_the_schedule_warms_up_and_decays(tiny_recipe: Make) -> None:
+    shape = ("training.learning_rate=1", "training.warmup_images=100", "training.images=1100")
+    schedule = tiny_recipe(*shape, "training.final_learning_rate_factor=0.1").training
+
     def rate(seen: int) -> float:
-        return learning_rate_at(seen, peak=1.0, warmup_images=100, total_images=1100, final_factor=0.1)
+        return learning_rate_at(schedule, seen)
 
     assert rate(0) < 0.02
     assert rate(100) == 1.0

@@ -21,11 +21,11 @@ from vq3dcli.model.build import build_autoencoder
 from vq3dcli.model.discriminator import Discriminator
 from vq3dcli.rendering.cameras import Camera, pivot_pose
 from vq3dcli.seeding import uniform
-from vq3dcli.training.adversarial import Adversary
+from vq3dcli.training.adversary import Adversary
 from vq3dcli.training.objective import NovelViews, Stage1Objective
 from vq3dcli.training.optim import orthogonalised
 from vq3dcli.training.stage1 import train
-from vq3dcli.training.views import Compared, canonical, patch_corners, plan_views, render_view, render_views
+from vq3dcli.training.views import Compared, canonical, patch_corners, render_view, render_views
 from vq3dcli.weights_file import load_weights, save_weights
 
 Make = Callable[..., Stage1Recipe]
@@ -113,8 +113,8 @@ class _ByHand:
         self.trained = dict(self.model.named_parameters())
         self.average = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
         self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.trained.items()}
-        self.players = {player.name: player.discriminator for player in Adversary(recipe).discriminators}
-        self.squares = {key: [torch.zeros_like(p) for p in d.parameters()] for key, d in self.players.items()}
+        self.discriminators = {each.name: each.discriminator for each in Adversary(recipe).discriminators}
+        self.squares = {key: [torch.zeros_like(p) for p in d.parameters()] for key, d in self.discriminators.items()}
 
     def learning_rate(self) -> float:
         schedule = self.recipe.training
@@ -166,7 +166,7 @@ class _ByHand:
 
     def _teach(self, key: str, pair: Compared, rate: float) -> None:
         """A step of a discriminator: Adam without momentum, R1 in each third step."""
-        settings, discriminator = self.recipe.adversarial, self.players[key]
+        settings, discriminator = self.recipe.adversarial, self.discriminators[key]
         real, fake = (self._seen_by(key, pair, which).detach() for which in ("real", "fake"))
         real.requires_grad_()
         score = self._score(discriminator, real)
@@ -232,11 +232,11 @@ class _ByHand:
         shown: dict[str, Compared] = {}
         game = self.recipe.adversarial
         if game.on and self.seen >= game.start_images:
-            views = render_views(field, photo, labels, has, batch.index, batch.class_index, plan_views(self.recipe))
+            views = render_views(field, photo, labels, has, batch.index, batch.class_index, self.recipe)
             shown = {key: pair for key in ("main", "novel") if (pair := getattr(views, key)) is not None}
             ramp = min((self.seen - game.start_images) / game.ramp_images, 1.0)
             for key, pair in shown.items():
-                score = self._score(self.players[key], self._seen_by(key, pair, "fake"))
+                score = self._score(self.discriminators[key], self._seen_by(key, pair, "fake"))
                 loss = loss + ramp * getattr(game, key) * softplus(-score).mean()
         return loss, raw.detach(), shown
 
@@ -329,7 +329,7 @@ def test_a_run_is_the_steps_that_are_written_out(
     recipe = tiny_recipe(*OVERRIDES, f"training.init={start}", *overrides)
     by_hand = _ByHand(recipe, start)
     before = {name: value.clone() for name, value in by_hand.model.state_dict().items()}
-    players = {key: {n: p.clone() for n, p in d.named_parameters()} for key, d in by_hand.players.items()}
+    theirs = {key: {n: p.clone() for n, p in d.named_parameters()} for key, d in by_hand.discriminators.items()}
     train(recipe, _Noise(), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     norms = [line["gradient_norm"] for line in lines]
@@ -357,9 +357,9 @@ def test_a_run_is_the_steps_that_are_written_out(
     for part in ("weights", "average"):
         for name in ("quantizer.mean", "quantizer.variance"):
             torch.testing.assert_close(parts[part][name], by_hand.model.state_dict()[name], rtol=1e-4, atol=1e-5)
-    for key, discriminator in by_hand.players.items():
+    for key, discriminator in by_hand.discriminators.items():
         found = {name.removeprefix(f"{key}/weights/"): value for name, value in parts["adversarial"].items()}
-        _are_alike(_apart(found, players[key]), _apart(dict(discriminator.named_parameters()), players[key]))
+        _are_alike(_apart(found, theirs[key]), _apart(dict(discriminator.named_parameters()), theirs[key]))
 
 
 @pytest.mark.parametrize("novel", [False, True])
@@ -387,14 +387,14 @@ def test_the_perceptual_loss_compares_one_square_of_both(tiny_recipe: Make, nove
     )
     view, photo = shown
     torch.testing.assert_close(gain, 0.7 * (view - photo).abs().mean(), rtol=1e-4, atol=1e-5)
-    plan, target = plan_views(recipe), image / 127.5 - 1
-    planes, camera = model(target).planes, canonical(index, 40, plan)
+    target = image / 127.5 - 1
+    planes, camera = model(target).planes, canonical(index, 40, recipe)
     if novel:
         index, planes, target = index[1:], planes[1:], views.image / 127.5 - 1
         camera = Camera(views.cam_to_world, camera.intrinsics[1:], 40, 40)
     corner = patch_corners(index, seed=0, image_px=40, patch_px=32, purpose=purpose).tolist()
     assert len(set(map(tuple, corner))) > 2
-    whole = render_view(model.field(planes), camera, index, plan, purpose).rgb
+    whole = render_view(model.field(planes), camera, index, recipe, purpose).rgb
     for i, (x, y) in enumerate(corner):
         torch.testing.assert_close(photo[i], target[i, :, y : y + 32, x : x + 32])
         torch.testing.assert_close(view[i], whole[i, :, y : y + 32, x : x + 32], rtol=0, atol=1e-5)

@@ -20,11 +20,10 @@ from vq3dcli.errors import DataError, RecipeError, StoppedError
 from vq3dcli.losses.tokens import BITS_PER_NAT, token_nats
 from vq3dcli.model.build import build_prior
 from vq3dcli.training.distributed import Ranks
+from vq3dcli.training.finetune import initialise_prior
 from vq3dcli.training.held_out import HeldOut, held_out_bits, unigram_bits
-from vq3dcli.training.prior_objective import PriorObjective, drop_classes
-from vq3dcli.training.prior_state import initialise_prior
-from vq3dcli.training.stage1 import Progress
-from vq3dcli.training.stage2 import train_prior
+from vq3dcli.training.run import Progress
+from vq3dcli.training.stage2 import PriorObjective, drop_classes, train_prior
 from vq3dcli.weights_file import load_prior, load_weights
 
 Make = Callable[..., Stage2Recipe]

@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.losses.depth import LABEL_METRIC, LABEL_RELATIVE
-from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, FOV_RAD, NEAR
+from vq3dcli.rendering.cameras import CAMERA_RADIUS
 from vq3dcli.training.views import (
-    ViewPlan,
     canonical,
     crop,
     novel_cameras,
     patch_corners,
-    plan_views,
     real_disparity,
     render_view,
     render_views,
     sample_at_size,
 )
 
-PLAN = ViewPlan(
-    image_px=24,
-    size_px=16,
-    main=True,
-    novel=True,
-    main_patch=False,
-    yaw_rad=math.radians(20),
-    pitch_rad=math.radians(10),
-    radius=CAMERA_RADIUS,
-    fov_rad=FOV_RAD,
-    near=NEAR,
-    far=FAR,
-    samples=10,
-    importance_samples=0,
-    seed=0,
-)
+
+@pytest.fixture(scope="module")
+def recipe() -> Stage1Recipe:
+    return _recipe()
+
+
+def _recipe(*overrides: str) -> Stage1Recipe:
+    common = "model.image_size=24 adversarial.size_px=16 adversarial.main=1 adversarial.novel=1 adversarial.yaw_deg=20"
+    more = "adversarial.pitch_deg=10 rendering.samples=10 rendering.importance_samples=0 adversarial.main_patch=false"
+    return load_recipe("toy-cpu", Stage1Recipe, [*common.split(), *more.split(), *overrides])
 
 
 def _field(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,13 +41,13 @@ def _field(points: Tensor) -> tuple[Tensor, Tensor]:
     return density, torch.sigmoid(points * 2.0)
 
 
-def test_novel_cameras_lie_in_range_and_fill_it() -> None:
-    camera = novel_cameras(torch.arange(4000), PLAN)
+def test_novel_cameras_lie_in_range_and_fill_it(recipe: Stage1Recipe) -> None:
+    camera = novel_cameras(torch.arange(4000), recipe)
     position = camera.cam_to_world[:, :3, 3]
     torch.testing.assert_close(position.norm(dim=1), torch.full((4000,), CAMERA_RADIUS))
     pitch = torch.asin(-position[:, 1] / CAMERA_RADIUS)
     yaw = torch.atan2(position[:, 0], -position[:, 2])
-    for angle, limit in ((yaw, PLAN.yaw_rad), (pitch, PLAN.pitch_rad)):
+    for angle, limit in ((yaw, math.radians(20)), (pitch, math.radians(10))):
         assert angle.abs().max() <= limit + 1e-6
         # Uniform: mean 0, variance limit^2 / 3.
         assert abs(angle.mean().item()) < 0.05 * limit
@@ -64,20 +55,20 @@ def test_novel_cameras_lie_in_range_and_fill_it() -> None:
     assert abs(torch.corrcoef(torch.stack([yaw, pitch]))[0, 1].item()) < 0.05
 
 
-def test_a_camera_belongs_to_its_sample_alone() -> None:
-    whole = novel_cameras(torch.arange(100, 110), PLAN).cam_to_world
-    assert torch.equal(novel_cameras(torch.tensor([107, 102]), PLAN).cam_to_world, whole[[7, 2]])
-    assert not torch.equal(novel_cameras(torch.arange(100, 110), replace(PLAN, seed=1)).cam_to_world, whole)
+def test_a_camera_belongs_to_its_sample_alone(recipe: Stage1Recipe) -> None:
+    whole = novel_cameras(torch.arange(100, 110), recipe).cam_to_world
+    assert torch.equal(novel_cameras(torch.tensor([107, 102]), recipe).cam_to_world, whole[[7, 2]])
+    assert not torch.equal(novel_cameras(torch.arange(100, 110), _recipe("training.seed=1")).cam_to_world, whole)
 
 
 @pytest.mark.parametrize("importance_samples", [0, 6])
 def test_a_patch_is_the_crop_of_the_whole_view(importance_samples: int) -> None:
-    plan = replace(PLAN, importance_samples=importance_samples)
+    recipe = _recipe(f"rendering.importance_samples={importance_samples}")
     index = torch.arange(3)
-    camera = canonical(index, plan.image_px, plan)
+    camera = canonical(index, 24, recipe)
     corner = patch_corners(index, seed=0, image_px=24, patch_px=16)
-    whole = render_view(_field, camera, index, plan, "main")
-    patch = render_view(_field, camera, index, plan, "main", corner)
+    whole = render_view(_field, camera, index, recipe, "main")
+    patch = render_view(_field, camera, index, recipe, "main", corner, 16)
     assert whole.rgb.shape == (3, 3, 24, 24)
     torch.testing.assert_close(patch.rgb, crop(whole.rgb, corner, 16), rtol=0, atol=1e-5)
     torch.testing.assert_close(patch.s, crop(whole.s, corner, 16), rtol=0, atol=1e-5)
@@ -100,25 +91,29 @@ def test_crops_are_slices() -> None:
 
 @pytest.mark.parametrize("main_patch", [False, True])
 def test_a_true_reconstruction_looks_like_its_photo(main_patch: bool) -> None:
-    plan = replace(PLAN, main_patch=main_patch, samples=64)
+    more = (f"adversarial.main_patch={str(main_patch).lower()}", "rendering.samples=64")
+    recipe = _recipe(*more)
     index = torch.arange(4)
-    photo = render_view(_field, canonical(index, 24, plan), index, plan, "photo")
+    photo = render_view(_field, canonical(index, 24, recipe), index, recipe, "photo")
     labelled, classes = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.int64)
-    views = render_views(_field, photo.rgb, photo.s, labelled, index, classes, plan)
+    views = render_views(_field, photo.rgb, photo.s, labelled, index, classes, recipe)
     assert views.main is not None
     assert views.novel is not None
     assert views.main.fake.rgb.shape == views.main.real.rgb.shape == views.novel.fake.rgb.shape == (4, 3, 16, 16)
     assert (views.main.fake.rgb - views.main.real.rgb).abs().mean() < 0.02
     assert (views.main.fake.s - views.main.real.s).abs().mean() < 0.02
     assert (views.novel.fake.rgb - views.novel.real.rgb).abs().mean() > 0.02
-    assert render_views(_field, photo.rgb, photo.s, labelled, index, classes, replace(plan, novel=False)).novel is None
+    assert (
+        render_views(_field, photo.rgb, photo.s, labelled, index, classes, _recipe("adversarial.novel=0", *more)).novel
+        is None
+    )
     rows = slice(2, 3)
-    alone = render_views(_field, photo.rgb[rows], photo.s[rows], labelled[rows], index[rows], classes[rows], plan)
+    alone = render_views(_field, photo.rgb[rows], photo.s[rows], labelled[rows], index[rows], classes[rows], recipe)
     assert alone.novel is not None
     torch.testing.assert_close(alone.novel.fake.rgb, views.novel.fake.rgb[rows], rtol=0, atol=1e-5)
 
 
-def test_gradients_reach_the_field_and_detached_views_have_none() -> None:
+def test_gradients_reach_the_field_and_detached_views_have_none(recipe: Stage1Recipe) -> None:
     shade = torch.tensor(0.0, requires_grad=True)
 
     def field(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +127,7 @@ def test_gradients_reach_the_field_and_detached_views_have_none() -> None:
         torch.ones(2, dtype=torch.bool),
         torch.arange(2),
         torch.zeros(2, dtype=torch.int64),
-        PLAN,
+        recipe,
     )
     assert views.main is not None
     assert views.novel is not None
@@ -159,10 +154,3 @@ def test_real_disparity_aligns_relative_labels_only() -> None:
     assert torch.equal(aligned[0], label[0] * 7)
     assert aligned[1].mean().item() == pytest.approx(0.4, abs=0.02)
     assert aligned[1].std().item() == pytest.approx(0.1, abs=0.02)
-
-
-def test_a_recipe_says_which_views(tiny_recipe: Callable[..., Stage1Recipe]) -> None:
-    plan = plan_views(tiny_recipe("adversarial.novel=0.1", "adversarial.yaw_deg=30", "rendering.importance_samples=4"))
-    assert (plan.main, plan.novel, plan.size_px, plan.image_px) == (False, True, 16, 16)
-    assert (plan.samples, plan.importance_samples) == (12, 4)
-    assert plan.yaw_rad == pytest.approx(math.pi / 6)

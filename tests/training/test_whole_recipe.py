@@ -17,11 +17,10 @@ from vq3dcli.losses.perceptual import PerceptualDistance
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.toyscenes import render_scenes, sample_scenes
-from vq3dcli.training.adversarial import Adversary
+from vq3dcli.training.adversary import Adversary
 from vq3dcli.training.distributed import Ranks
-from vq3dcli.training.gradients import Step, compute_gradients
 from vq3dcli.training.objective import Stage1Objective
-from vq3dcli.training.stage1 import train
+from vq3dcli.training.stage1 import Step, compute_gradients, train
 from vq3dcli.weights_file import load_weights
 
 Make = Callable[..., Stage1Recipe]
@@ -70,18 +69,18 @@ def _records(run: Path) -> list[dict[str, float]]:
 
 
 def _gradients(recipe: Stage1Recipe, data: _ToyBatches, images_seen: int = 0) -> tuple[Step, list[torch.Tensor]]:
+    unclipped = recipe.training.model_copy(update={"gradient_clip": 1e9, "precision": "float32"})
+    recipe = recipe.model_copy(update={"training": unclipped})
     model = build_autoencoder(recipe)
     if recipe.training.checkpoint_activations:
         model.checkpoint_activations()
     parameters = list(model.parameters())
     step = compute_gradients(
+        recipe,
         Stage1Objective(model, recipe, Adversary(recipe, classes=2)),
         next(data.batches(images_seen)),
-        parameters=parameters,
-        images_seen=images_seen,
-        accumulate=recipe.training.accumulate,
-        gradient_clip=1e9,
-        autocast_dtype=torch.float32,
+        parameters,
+        images_seen,
         device=torch.device("cpu"),
         ranks=Ranks(),
     )
@@ -246,7 +245,7 @@ def test_keys_that_change_no_result_may_change(
 ) -> None:
     with pytest.raises(StoppedError):
         train(tiny_recipe(), data, tmp_path, stop_after_images=32)
-    freed = ("training.checkpoint_activations=true", "training.accumulate=2", "training.average_last=2")
+    freed = ("training.checkpoint_activations=true", "training.accumulate=2")
     assert train(tiny_recipe(*freed), data, tmp_path).images_seen == 64
     assert "training.accumulate: 1 -> 2: the run continues, but not to the same bits" in caplog.text
 
@@ -259,17 +258,6 @@ def test_weights_that_do_not_fit_leave_the_folder_free(
         train(tiny_recipe(init, "model.field_hidden=24"), data, tmp_path / "run")
     with pytest.raises(StoppedError):
         train(tiny_recipe(init), data, tmp_path / "run", stop_after_images=8)
-
-
-def test_the_last_checkpoints_are_averaged(tiny_recipe: Make, data: _ToyBatches, tmp_path: Path) -> None:
-    recipe = tiny_recipe(
-        "training.average_last=2", "training.checkpoint_every_images=8", "training.quantize_from_images=8"
-    )
-    result = train(recipe, data, tmp_path)
-    assert load_weights(result.weights).card["averaged"] == [64, 56]
-    folders = sorted((tmp_path / "checkpoints").iterdir())
-    mean = sum(load_file(folder / "average.safetensors")["to_code.weight"] for folder in folders) / 2
-    torch.testing.assert_close(load_file(result.weights)["to_code.weight"].float(), mean, rtol=1e-3, atol=1e-4)
 
 
 def test_sheets_are_announced_and_figures_that_leave_their_range_are_told(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from vq3dcli.config.schema import Recipe
     from vq3dcli.data.token_store import TokenStore
-    from vq3dcli.training.stage1 import Progress, Result
+    from vq3dcli.training.run import Progress, Result
     from vq3dcli.weights_file import LoadedWeights
 
 T = TypeVar("T", bound="Recipe")

@@ -7,7 +7,7 @@ value, some ten times beyond what anybody trains: what lies outside is a slip of
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -210,16 +210,19 @@ class ScheduleSection(RunSection):
     accumulate: int = Field(ge=1, le=2**20)
     compile: bool
     checkpoint_activations: bool
-    average_last: int = Field(ge=1, le=10**6)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_is_gone(cls, values: Any) -> Any:
+        """Recipes in weights files from before say `average_last = 1`, which means nothing."""
+        if isinstance(values, dict) and values.get("average_last") == 1:
+            return {name: value for name, value in values.items() if name != "average_last"}
+        return values
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate ({self.accumulate}) must divide batch_size ({self.batch_size})")
-        if self.average_last > self.keep_checkpoints:
-            raise ValueError(
-                f"average_last ({self.average_last}) must be at most keep_checkpoints ({self.keep_checkpoints})"
-            )
         return self
 
 

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from vq3dcli import seeding
 from vq3dcli.config.schema import TrainingSection
+from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.optim import reset_rows
-from vq3dcli.training.state import RunState
+from vq3dcli.training.run import RunState
 
 # The share of the target's colourfulness that a reconstruction has before quantisation starts ...
 _CHROMA_ENOUGH = 0.5
@@ -19,8 +20,15 @@ _QUANTIZE_PATIENCE = 4
 _FREEZE_STATISTICS_AFTER = 0.5
 
 
+@torch.no_grad()
 def update_codes(
-    state: RunState, schedule: TrainingSection, *, codes: Tensor, projected: Tensor, raw: Tensor, ranks: Ranks
+    state: RunState[Autoencoder],
+    schedule: TrainingSection,
+    *,
+    codes: Tensor,
+    projected: Tensor,
+    raw: Tensor,
+    ranks: Ranks,
 ) -> Tensor:
     """Follow the encoder's statistics, start quantisation when it is time, revive dead codes.
 
@@ -36,29 +44,26 @@ def update_codes(
         How often each code was used in this step by all ranks, `[K]`.
     """
     quantizer = state.model.quantizer
+    size = quantizer.codebook.shape[0]
+    counts = ranks.sum(torch.bincount(codes.flatten(), minlength=size).float())
     if schedule.freeze_codes:
-        return ranks.sum(torch.bincount(codes.flatten(), minlength=quantizer.codebook.shape[0]).float())
+        return counts
     if state.images_seen <= _FREEZE_STATISTICS_AFTER * schedule.images:
         flat = raw.flatten(0, 1)
         quantizer.update_statistics(ranks.mean(flat.mean(0)), ranks.mean(flat.square().mean(0)))
-    size = quantizer.codebook.shape[0]
-    counts = ranks.sum(torch.bincount(codes.flatten(), minlength=size).float())
     step_index = torch.tensor(state.images_seen, device=counts.device)
+    fresh: Tensor | None = None
     if not bool(quantizer.active):
-        enough = state.chroma >= _CHROMA_ENOUGH
-        if state.images_seen >= schedule.quantize_from_images * (1 if enough else _QUANTIZE_PATIENCE):
+        patience = 1 if state.chroma >= _CHROMA_ENOUGH else _QUANTIZE_PATIENCE
+        if state.images_seen >= schedule.quantize_from_images * patience:
             # Fresh statistics: `projected` was computed before they moved, a step's difference.
-            everything = ranks.gather(projected.flatten(0, 1))
-            quantizer.start(everything, seeding.uniform(schedule.seed, "codes", step_index, size))
-            _replace_rows(state, torch.ones(size, dtype=torch.bool, device=counts.device))
+            outputs = ranks.gather(projected.flatten(0, 1))
+            quantizer.start(outputs, seeding.uniform(schedule.seed, "codes", step_index, size))
+            fresh = torch.ones(size, dtype=torch.bool, device=counts.device)
     elif quantizer.count(counts):
-        everything = ranks.gather(projected.flatten(0, 1))
-        _replace_rows(state, quantizer.revive(everything, seeding.uniform(schedule.seed, "codes", step_index, size)))
+        outputs = ranks.gather(projected.flatten(0, 1))
+        fresh = quantizer.revive(outputs, seeding.uniform(schedule.seed, "codes", step_index, size))
+    if fresh is not None:  # they have no past in the optimizer or the average
+        reset_rows(state.optimizer, quantizer.codebook, fresh)
+        state.average.quantizer.codebook[fresh] = quantizer.codebook[fresh]
     return counts
-
-
-@torch.no_grad()
-def _replace_rows(state: RunState, rows: Tensor) -> None:
-    """Codes that start anew have no past in the optimizer or the average."""
-    reset_rows(state.optimizer, state.model.quantizer.codebook, rows)
-    state.average.quantizer.codebook[rows] = state.model.quantizer.codebook[rows]

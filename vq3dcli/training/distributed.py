@@ -96,9 +96,9 @@ def shared(module: nn.Module, ranks: Ranks) -> nn.Module:
     return DistributedDataParallel(module, **option)
 
 
-def waiting(module: nn.Module, waits: bool) -> AbstractContextManager[object]:
-    """Where `waits`, ranks keep their gradients of `module` to themselves: they exchange them once a step."""
-    return module.no_sync() if waits and isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
+def without_exchange(module: nn.Module, apart: bool) -> AbstractContextManager[object]:
+    """Where `apart`, ranks keep their gradients of `module` to themselves: they exchange them once a step."""
+    return module.no_sync() if apart and isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
 
 
 def join_ranks(device: torch.device) -> Ranks:

@@ -109,25 +109,25 @@ def unigram_bits(loader: TokenLoader, ranks: Ranks, device: torch.device) -> Hel
     return HeldOut(images, bits)
 
 
-def by_class(found: HeldOut, unigram: HeldOut, class_names: Sequence[str]) -> dict[str, Any]:
+def by_class(measured: HeldOut, unigram: HeldOut, class_names: Sequence[str]) -> dict[str, Any]:
     """Both as JSON values: in all, then of each class that has held-out images."""
     names = [*class_names, "no class"]
     rows = {
         names[i]: {
-            "images": int(found.images[i]),
-            "bits": float(found.bits[i]),
+            "images": int(measured.images[i]),
+            "bits": float(measured.bits[i]),
             "unigram_bits": float(unigram.bits[i]) if unigram.images[i] > 0 else None,
         }
         for i in range(len(names))
-        if found.images[i] > 0
+        if measured.images[i] > 0
     }
     # Both over the same images: a small data set may not hold out its classes in the proportion in which they train.
-    comparable = torch.where(unigram.bits.isnan(), 0.0, found.images)
+    comparable = torch.where(unigram.bits.isnan(), 0.0, measured.images)
     counted = unigram.mean_over(comparable)
     return {
-        "images": int(found.images.sum()),
-        "bits": found.mean,
+        "images": int(measured.images.sum()),
+        "bits": measured.mean,
         "unigram_bits": counted if math.isfinite(counted) else None,
-        "share": found.mean_over(comparable) / counted if counted > 0 else None,
+        "share": measured.mean_over(comparable) / counted if counted > 0 else None,
         "classes": rows,
     }

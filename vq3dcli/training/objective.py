@@ -29,30 +29,24 @@ from vq3dcli.losses.depth import LABEL_METRIC, LABEL_NONE, align_labels, depth_l
 from vq3dcli.losses.perceptual import PerceptualDistance
 from vq3dcli.losses.reconstruction import chroma_ratio, l1, l2
 from vq3dcli.model.autoencoder import Autoencoder
-from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.scene import to_model_range
-from vq3dcli.rendering.cameras import Camera, camera_to, rays_at_pixels
-from vq3dcli.rendering.ray_samples import stratified_s
-from vq3dcli.rendering.render import Field, Rendering, render_rays, render_with_importance
-from vq3dcli.training.adversarial import Adversary
+from vq3dcli.rendering.cameras import Camera, rays_at_pixels
+from vq3dcli.rendering.render import Field, Rendering
+from vq3dcli.training.adversary import Adversary
 from vq3dcli.training.views import (
     AdversarialViews,
+    canonical,
     crop,
     patch_corners,
-    plan_views,
     real_disparity,
+    render_sampled,
     render_view,
     render_views,
 )
 
 
 class NovelViews(NamedTuple):
-    """Exact pictures from other cameras of some images.
-
-    Attributes:
-        views: Of this micro-batch.
-        share: Views of the global batch divided by its images, a scalar.
-    """
+    """Exact pictures from other cameras of some images, and their number over that of the global batch, a scalar."""
 
     views: Views
     share: Tensor
@@ -109,7 +103,6 @@ class Stage1Objective(nn.Module):
         self.adversary = adversary
         # In a tuple, which is no submodule: what DistributedDataParallel wraps should be what is trained.
         self._perceptual = (perceptual,)
-        self._views = plan_views(recipe)
 
     def forward(
         self,
@@ -141,7 +134,7 @@ class Stage1Objective(nn.Module):
         field = self.autoencoder.field(encoded.planes)
 
         # --- scattered rays of the photo's camera
-        camera = camera_to(build_canonical_camera(self.recipe, size, len(index)), index.device)
+        camera = canonical(index, size, self.recipe)
         rendering, pixel = self._render(field, camera, index)
         target = _at_pixels(target_image, pixel)
         rgb = rendering.rgb * 2.0 - 1.0
@@ -172,13 +165,13 @@ class Stage1Objective(nn.Module):
             total = total + loss.perceptual * terms["perceptual"]
         if loss.novel:
             assert novel is not None, "losses at novel views need views"
-            found = self._novel_terms(encoded.planes, camera, novel, index)
-            total = total + sum(getattr(loss, name) * value for name, value in found.items())
-            terms |= found | {"novel_views": novel.share}
+            of_views = self._novel_terms(encoded.planes, camera, novel, index)
+            total = total + sum(getattr(loss, name) * value for name, value in of_views.items())
+            terms |= of_views | {"novel_views": novel.share}
         views = None
         if self.adversary is not None and self.adversary.started(images_seen):
             classes = torch.full_like(index, -1) if class_index is None else class_index
-            views = render_views(field, target_image, canonical_label, labelled, index, classes, self._views)
+            views = render_views(field, target_image, canonical_label, labelled, index, classes, self.recipe)
             adversarial, scores = self.adversary.generator_loss(views, images_seen)
             total = total + adversarial
             terms |= scores
@@ -194,9 +187,9 @@ class Stage1Objective(nn.Module):
         with torch.no_grad():
             terms["chroma_ratio"] = chroma_ratio(rgb, target)
             terms["weight_variance"] = rendering.weight_variance.mean()
-            judged = (labelled if loss.alignment == "canonical" else label_kind == LABEL_METRIC).float()
+            counts = (labelled if loss.alignment == "canonical" else label_kind == LABEL_METRIC).float()
             relief = rendering.s.std(1) / label_at_rays.std(1).clamp(min=1e-6)
-            relief_and_count = torch.stack([(relief * judged).sum(), judged.sum()])
+            relief_and_count = torch.stack([(relief * counts).sum(), counts.sum()])
         return Objective(
             loss=total,
             terms={name: value.detach().float() for name, value in terms.items()},
@@ -207,7 +200,7 @@ class Stage1Objective(nn.Module):
             views=None if views is None else views.detached(),
         )
 
-    def _novel_terms(self, planes: Tensor, canonical: Camera, novel: NovelViews, index: Tensor) -> dict[str, Tensor]:
+    def _novel_terms(self, planes: Tensor, front: Camera, novel: NovelViews, index: Tensor) -> dict[str, Tensor]:
         """The losses at novel views, by their keys, each a mean over the views of the global batch."""
         loss, views = self.recipe.loss, novel.views
         count = len(views.row)
@@ -215,7 +208,7 @@ class Stage1Objective(nn.Module):
         if count == 0:
             return {name: planes.new_zeros(()) for name in names}
         field = self.autoencoder.field(planes.index_select(0, views.row))
-        camera = replace(canonical, cam_to_world=views.cam_to_world, intrinsics=canonical.intrinsics[views.row])
+        camera = replace(front, cam_to_world=views.cam_to_world, intrinsics=front.intrinsics[views.row])
         image, index = to_model_range(views.image), index[views.row]
         rendering, pixel = self._render(field, camera, index, "view ")
         rgb, target = rendering.rgb * 2.0 - 1.0, _at_pixels(image, pixel)
@@ -237,32 +230,25 @@ class Stage1Objective(nn.Module):
         """The mean distance of a rendered square of each image from its target."""
         (network,) = self._perceptual
         assert network is not None
-        plan = replace(self._views, size_px=self.recipe.loss.perceptual_patch_px)
-        corner = patch_corners(index, seed=plan.seed, image_px=plan.image_px, patch_px=plan.size_px, purpose=purpose)
-        view = render_view(field, camera, index, plan, purpose, corner)
-        return network(view.rgb, crop(target_image, corner, plan.size_px)).mean()
+        size, seed = self.recipe.loss.perceptual_patch_px, self.recipe.training.seed
+        side = self.recipe.model.image_size
+        corner = patch_corners(index, seed=seed, image_px=side, patch_px=size, purpose=purpose)
+        view = render_view(field, camera, index, self.recipe, purpose, corner, size)
+        return network(view.rgb, crop(target_image, corner, size)).mean()
 
     def _render(self, field: Field, camera: Camera, index: Tensor, purpose: str = "") -> tuple[Rendering, Tensor]:
         """Render a stratified subset of each camera's pixels; also their indices `[B, N]`."""
-        rendering, size = self.recipe.rendering, self.recipe.model.image_size
-        seed = self.recipe.training.seed
-        batch, pixels = index.shape[0], size * size
-        count = min(rendering.rays_per_image, pixels)
+        size, seed = self.recipe.model.image_size, self.recipe.training.seed
+        count = min(self.recipe.rendering.rays_per_image, size * size)
         jitter = seeding.uniform(seed, f"{purpose}pixels", index, count)
         stratum = torch.arange(count, device=index.device)
-        pixel = ((stratum + jitter) * (pixels / count)).long().clamp(max=pixels - 1)
+        pixel = ((stratum + jitter) * (size * size / count)).long().clamp(max=size * size - 1)
+        rays = rays_at_pixels(camera, torch.stack([pixel % size, pixel // size], -1) + 0.5)
 
-        chosen = rays_at_pixels(camera, torch.stack([pixel % size, pixel // size], -1) + 0.5)
+        def uniform(name: str, n: int) -> Tensor:
+            return seeding.uniform(seed, f"{purpose}{name}", index, count * n).reshape(len(index), count, n)
 
-        samples = rendering.samples
-        coarse_jitter = seeding.uniform(seed, f"{purpose}samples", index, count * samples)
-        samples_s = stratified_s(coarse_jitter.reshape(batch, count, samples))
-        near, far = self.recipe.camera.near, self.recipe.camera.far
-        if rendering.importance_samples == 0:
-            return render_rays(field, chosen, samples_s, near=near, far=far), pixel
-        fine = rendering.importance_samples
-        fine_jitter = seeding.uniform(seed, f"{purpose}importance", index, count * fine).reshape(batch, count, fine)
-        return render_with_importance(field, chosen, samples_s, fine_jitter, near=near, far=far), pixel
+        return render_sampled(field, rays, self.recipe, uniform), pixel
 
 
 def _at_pixels(image: Tensor, pixel: Tensor) -> Tensor:

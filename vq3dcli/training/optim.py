@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from vq3dcli.config.schema import RunSection
 from vq3dcli.training.arithmetic import resolve_precision
 
 # Parameters that are not multiplied with activations as matrices: decay would only shrink them.
@@ -17,28 +18,6 @@ _NO_DECAY_NAMES = ("codebook", "positions", "base")
 _ITERATION = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
 _MOMENTUM = 0.95
-
-
-class OptimizerLike(Protocol):
-    """What a step and a checkpoint need of an optimizer."""
-
-    @property
-    def state(self) -> defaultdict[Tensor, Any]:
-        """Moments by parameter."""
-        ...
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Parameters with their settings."""
-        ...
-
-    def step(self) -> object:
-        """Change the parameters by their gradients."""
-        ...
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
-        ...
 
 
 class MuonAndAdamW(torch.optim.AdamW):
@@ -109,7 +88,7 @@ def build_optimizer(
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.99),
     precision: str = "auto",
-) -> OptimizerLike:
+) -> Optimizer:
     """AdamW, by default with the betas of ViT-VQGAN, or Muon for the matrices of transformers and AdamW for the rest.
 
     Weight decay on matrices only. `precision` is that of Muon's own products, as `resolve_precision` takes it.
@@ -146,29 +125,28 @@ def optimizer_flops(model: nn.Module, kind: Literal["adamw", "muon"]) -> float:
     return float(sum(_ROUNDS * (4 * m * m * n + 2 * m**3) for m, n in shapes))
 
 
-def learning_rate_at(
-    images_seen: int, *, peak: float, warmup_images: int, total_images: int, final_factor: float
-) -> float:
-    """Linear warm-up to `peak`, then a cosine to `final_factor * peak` at `total_images`."""
-    if images_seen < warmup_images:
-        return peak * (images_seen + 1) / (warmup_images + 1)
-    progress = (images_seen - warmup_images) / max(total_images - warmup_images, 1)
+def learning_rate_at(schedule: RunSection, images_seen: int) -> float:
+    """Linear warm-up to the schedule's learning rate, then a cosine to its final factor at the last image."""
+    peak, warmup, final = schedule.learning_rate, schedule.warmup_images, schedule.final_learning_rate_factor
+    if images_seen < warmup:
+        return peak * (images_seen + 1) / (warmup + 1)
+    progress = (images_seen - warmup) / max(schedule.images - warmup, 1)
     cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
-    return peak * (final_factor + (1.0 - final_factor) * cosine)
+    return peak * (final + (1.0 - final) * cosine)
 
 
-def passed(images_seen: int, every: int, batch_size: int) -> bool:
+def is_due(every: int, images_seen: int, batch_size: int) -> bool:
     """Whether a multiple of `every` lies in the step that ended at `images_seen`."""
     return images_seen // every > (images_seen - batch_size) // every
 
 
-def set_learning_rate(optimizer: OptimizerLike, value: float) -> None:
-    """Give all parameter groups the learning rate `value`."""
+def set_learning_rate(optimizer: Optimizer, value: float) -> None:
+    """Give all parameter groups the learning rate `value`, times the `factor` of those that have one."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group.get("factor", 1.0)
 
 
-def reset_rows(optimizer: OptimizerLike, parameter: nn.Parameter, rows: Tensor) -> None:
+def reset_rows(optimizer: Optimizer, parameter: nn.Parameter, rows: Tensor) -> None:
     """Forget the moments of some rows of a parameter, for codes that start anew.
 
     Args:
@@ -180,7 +158,7 @@ def reset_rows(optimizer: OptimizerLike, parameter: nn.Parameter, rows: Tensor) 
             state[name][rows] = 0.0
 
 
-def optimizer_tensors(optimizer: OptimizerLike, model: nn.Module) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The optimizer's state as flat named tensors, `{parameter}/{moment}`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
@@ -190,7 +168,7 @@ def optimizer_tensors(optimizer: OptimizerLike, model: nn.Module) -> dict[str, T
     }
 
 
-def restore_optimizer(optimizer: OptimizerLike, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(optimizer: Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Inverse of `optimizer_tensors`. Raises `KeyError` or `ValueError` for tensors of another model."""
     parameters = dict(model.named_parameters())
     for key, value in tensors.items():

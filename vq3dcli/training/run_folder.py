@@ -13,9 +13,9 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -28,7 +28,6 @@ from vq3dcli.locks import LOCK_NAME, lock_folder
 from vq3dcli.sealed import json_value
 from vq3dcli.tensor_file import first_not_finite, read_tensors
 from vq3dcli.training.distributed import Ranks
-from vq3dcli.training.gradients import CALMER
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +40,6 @@ _FREE_KEYS = frozenset(
         "sheet_every_images",
         "checkpoint_every_images",
         "keep_checkpoints",
-        "average_last",
         "tracker",
         "checkpoint_activations",  # the same gradients to the bit
     )
@@ -60,6 +58,16 @@ _RECORDED_KEYS = frozenset(
 )
 _CHANGES = "changes"
 _OWN_FILES = ("recipe.toml", "run.json", "metrics.jsonl")
+CALMER = "the same command with --set of a lower training.learning_rate or training.gradient_clip"
+"""What to do about a run that diverges: it goes on from its last checkpoint."""
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that is whole: where it is, its tensors by part, read when asked for, and its JSON values."""
+
+    folder: Path
+    parts: Parts
+    manifest: Mapping[str, Any]
 
 
 class RunFolder:
@@ -141,14 +149,13 @@ class RunFolder:
         write_bytes(recipe_path, dump_recipe(recipe).encode())
 
     def _kept(self) -> bool:
-        return self.weights.exists() or (self.checkpoints.is_dir() and bool(self._saved()))
+        return self.weights.exists() or bool(self._saved())
 
-    def exported(self, images_seen: int, average_last: int | None = None) -> str:
-        """The hash of the weights that a call before exported; empty unless they are whole, and of these figures."""
+    def exported(self, images_seen: int) -> str:
+        """The hash of the weights that a call before exported; empty unless they are whole, and of so many images."""
         try:
             header, _, sha256 = read_tensors(self.weights, what="weights")
-            card, schedule = header["card"], header["recipe"]["training"]
-            if (card["images_seen"], schedule.get("average_last")) != (images_seen, average_last):
+            if header["card"]["images_seen"] != images_seen:
                 return ""
         except (Vq3dError, KeyError, TypeError):
             return ""
@@ -159,15 +166,8 @@ class RunFolder:
         """Which keys of the recipe changed on the way: `images_seen`, `key`, `before` and `after` of each."""
         return list(_read_facts(self.path / "run.json").get(_CHANGES, []))
 
-    def card(self, images_seen: int, init_sha256: str) -> dict[str, Any]:
-        """What weights say of how they came to be, at this moment."""
-        said = {"images_seen": images_seen, "training": self.last_figures()}
-        more = {_CHANGES: self.changes(), "init_sha256": init_sha256}
-        return said | {name: value for name, value in more.items() if value}
-
     def save(
         self,
-        images_seen: int,
         parts: Mapping[str, Mapping[str, Tensor]],
         manifest: Mapping[str, Any],
         header: Mapping[str, Any],
@@ -180,6 +180,7 @@ class RunFolder:
             DivergedError: A number is not finite: nothing was written, and the checkpoint before is the newest.
             OutputError, StorageError: It cannot be written.
         """
+        images_seen = manifest["images_seen"]
         for stem, tensors in parts.items():
             if name := first_not_finite(tensors):
                 raise DivergedError(
@@ -190,20 +191,21 @@ class RunFolder:
         for old in self._saved()[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def newest(self, ranks: Ranks) -> tuple[Parts, dict[str, Any]] | None:
+    def newest(self, ranks: Ranks) -> Checkpoint | None:
         """The newest checkpoint that is whole; damaged ones are passed over with a warning. None in a new run.
 
-        The first rank reads every byte to choose it; the parts are read when they are asked for, one after the other.
+        The first rank reads every byte to choose it.
 
         Raises:
             DataError: There are checkpoints, but all are damaged.
         """
-        saved = self._saved()
-        chosen = ranks.gather_texts(self._newest_whole(saved) if ranks.is_main else "")[0]
-        return read_checkpoint(self.checkpoints / chosen, check=()) if chosen else None
+        chosen = ranks.gather_texts(self._newest_whole() if ranks.is_main else "")[0]
+        folder = self.checkpoints / chosen
+        return Checkpoint(folder, *read_checkpoint(folder, check=())) if chosen else None
 
-    def _newest_whole(self, saved: Sequence[Path]) -> str:
+    def _newest_whole(self) -> str:
         """The name of the newest checkpoint that is whole and finite; empty if there are no checkpoints."""
+        saved = self._saved()
         for folder in reversed(saved):
             try:
                 parts, _ = read_checkpoint(folder)
@@ -216,12 +218,14 @@ class RunFolder:
             raise DataError(f"every checkpoint is damaged ({self.checkpoints})", remedy="another --out")
         return ""
 
-    def _saved(self) -> Sequence[Path]:
+    def _saved(self) -> list[Path]:
+        if not self.checkpoints.is_dir():
+            return []
         return sorted(p for p in self.checkpoints.iterdir() if re.fullmatch(r"images-\d{12}", p.name))
 
     def saved_images(self) -> int:
         """Images seen at the newest checkpoint, 0 in a new run or without a folder."""
-        saved = self._saved() if self.checkpoints.is_dir() else []
+        saved = self._saved()
         return int(saved[-1].name.removeprefix("images-")) if saved else 0
 
     def forget_metrics_after(self, images_seen: int) -> None:
@@ -246,10 +250,6 @@ class RunFolder:
         """The newest line of the metrics; empty in a new run."""
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
         return dict(json_value(lines[-1])) if lines else {}
-
-    def last_figures(self) -> dict[str, Any]:
-        """The same without the speed: the same run gives the same file on any machine of its kind."""
-        return {name: value for name, value in self.last_metrics().items() if name != "images_per_second"}
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to the metrics; JSON has no word for figures that are not finite, which are left out."""

@@ -1,114 +1,52 @@
-"""Training of Stage 1, read from top to bottom: build or resume, then step until done.
+"""Training of Stage 1, read from top to bottom: build or resume, then step, report and save until done.
 
 Every random number is a function of (seed, purpose, sample index), and everything else that a step depends on lies in
 the checkpoint. So running the same command again continues, and on a CPU with as many threads N + N steps give the
 same bits as 2 N.
+
+Legend: B images of this rank, L tokens, D code_dim, K codes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vq3dcli.config.schema import Stage1Recipe
-from vq3dcli.data.loader import Batch
-from vq3dcli.errors import DivergedError, RecipeError, StoppedError
+from vq3dcli.data.loader import Batch, TrainingLoader
+from vq3dcli.errors import RecipeError
+from vq3dcli.losses.depth import LABEL_NONE
 from vq3dcli.losses.perceptual import build_perceptual
+from vq3dcli.model.autoencoder import Autoencoder
+from vq3dcli.model.build import build_autoencoder
 from vq3dcli.model.quantizer import perplexity
 from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, FOV_RAD, NEAR
-from vq3dcli.training.arithmetic import denormals_flushed, resolve_precision
-from vq3dcli.training.averaging import average_checkpoints
+from vq3dcli.training.adversary import Adversary
+from vq3dcli.training.arithmetic import resolve_precision
 from vq3dcli.training.codes import update_codes
-from vq3dcli.training.distributed import Ranks, join_ranks, shared
-from vq3dcli.training.ema import update_average
-from vq3dcli.training.gradients import Step, compute_gradients
-from vq3dcli.training.guards import stage1_guards
-from vq3dcli.training.objective import Stage1Objective
-from vq3dcli.training.optim import learning_rate_at, passed, set_learning_rate
-from vq3dcli.training.run_folder import RunFolder
-from vq3dcli.training.sheets import write_sheet
-from vq3dcli.training.state import RunState, card_of, save_state, start_or_resume
-from vq3dcli.training.watch import Watch
-from vq3dcli.weights_file import save_weights
+from vq3dcli.training.distributed import Ranks, join_ranks, shared, without_exchange
+from vq3dcli.training.finetune import freeze_codes, initialise
+from vq3dcli.training.objective import NovelViews, Objective, Stage1Objective
+from vq3dcli.training.optim import build_optimizer, learning_rate_at, set_learning_rate
+from vq3dcli.training.run import Progress, Result, Run, RunState, average_of, require_finite, require_whole_batches
+from vq3dcli.training.sheets import write_stage1_sheet
+from vq3dcli.training.views import AdversarialViews
 
 _log = logging.getLogger(__name__)
 
 _CHROMA_MOMENTUM = 0.05
-_SHEET_IMAGES = 6
-
-
-class Data(Protocol):
-    """Where batches come from: `data.loader.TrainingLoader`."""
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """Names of the classes; empty for data without any."""
-        ...
-
-    @property
-    def metric_labels(self) -> bool:
-        """Whether any labels are metric."""
-        ...
-
-    def batches(self, images_seen: int) -> Iterator[Batch]:
-        """This rank's rows of the global batches, endless, from a position of the stream."""
-        ...
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a caller may show after a step.
-
-    Attributes:
-        images_seen: Images seen so far.
-        total_images: Images of the whole run.
-        images_per_second: Over the last interval.
-        loss: The total loss of the last step.
-    """
-
-    images_seen: int
-    total_images: int
-    images_per_second: float
-    loss: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended.
-
-    Attributes:
-        weights: The exported weights file.
-        sha256: Its hash; empty on ranks other than the first, which do not write it.
-        images_seen: Images seen.
-        metrics: The last line of the metrics.
-    """
-
-    weights: Path
-    sha256: str
-    images_seen: int
-    metrics: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class _Callbacks:
-    """What a caller does while a run goes on; see `train`."""
-
-    report: Callable[[Progress], None]
-    should_stop: Callable[[], bool]
 
 
 def train(
     recipe: Stage1Recipe,
-    data: Data,
+    data: TrainingLoader,
     out: Path,
     *,
     device: torch.device | None = None,
@@ -142,130 +80,140 @@ def train(
         DataError: `out` holds a run that is damaged, or of another version's model.
         UnavailableError: The perceptual network or the tracker is not there.
     """
-    device = device or torch.device("cpu")
+    schedule, device = recipe.training, device or torch.device("cpu")
     ranks = join_ranks(device)
     # Before the folder is touched: a run that cannot start leaves nothing behind.
-    micro_batches = recipe.training.accumulate * ranks.world_size
-    if recipe.training.batch_size % micro_batches:
-        raise RecipeError(
-            f"training.batch_size ({recipe.training.batch_size}) does not divide into {ranks.world_size} ranks x "
-            f"{recipe.training.accumulate} micro-batches",
-            remedy=f"--set training.batch_size={max(recipe.training.batch_size // micro_batches, 1) * micro_batches}",
-        )
-    _check_camera(recipe, data)
+    require_whole_batches(schedule, ranks)
+    _check_camera(recipe, metric_labels=data.metric_labels)
     perceptual = None
     if recipe.loss.any_perceptual:
         with ranks.one_a_machine_first():
             perceptual = build_perceptual(recipe.loss.perceptual_network, perceptual_weights).to(device)
-    folder = RunFolder(out)
-    lock = folder.opened(recipe, facts or {}) if ranks.is_main else contextlib.nullcontext()
-    with lock, denormals_flushed():
-        ranks.barrier()
-        state = start_or_resume(folder, recipe, classes=len(data.class_names), device=device, ranks=ranks)
-        if recipe.training.checkpoint_activations:
+    run = Run(
+        recipe,
+        out,
+        device=device,
+        ranks=ranks,
+        report=report,
+        refresh_page=refresh_page,
+        should_stop=should_stop,
+        stop_after_images=stop_after_images,
+    )
+    with run.opened(facts or {}):
+        # --- build, and resume where there is a checkpoint
+        checkpoint = run.folder.newest(ranks)
+        state = build_state(recipe, classes=len(data.class_names), device=device, ranks=ranks, fresh=checkpoint is None)
+        first = next(data.batches(0)) if ranks.is_main else None  # of every sheet
+
+        def draw(path: Path) -> None:
+            assert first is not None
+            write_stage1_sheet(path, state.average, recipe, first, device)
+
+        run.start(state, checkpoint, draw)
+        if checkpoint is not None and schedule.freeze_codes:
+            freeze_codes(state.model)
+        if schedule.checkpoint_activations:
             state.model.checkpoint_activations()
-        if recipe.training.compile:
+        if schedule.compile:
             state.model.compile_parts()
-        objective = Stage1Objective(state.model, recipe, state.adversary, perceptual)
-        callbacks = _Callbacks(report, should_stop)
-        watch = None
-        if ranks.is_main:
-            folder.forget_metrics_after(state.images_seen)
-            first = next(data.batches(0))
-            draw = _drawing(recipe, state, first, device)
-            watch = Watch(folder, recipe, stage1_guards(recipe), draw, state.images_seen, refresh_page)
-            watch.missing_sheet(state.images_seen)
-        if ranks.is_main and 0 < state.images_seen < recipe.training.images:
-            _log.info("continuing at %d images", state.images_seen)
-        try:
-            _step_until_done(recipe, data, folder, state, objective, ranks, device, watch, callbacks, stop_after_images)
-            result = _finish(recipe, folder, state, ranks)
-        except BaseException:
-            if watch is not None:
-                watch.close(failed=True)
-            raise
-        if watch is not None:
-            watch.close()
-        return result
+        forward = shared(Stage1Objective(state.model, recipe, state.adversary, perceptual), ranks)
+        batches = data.batches(state.images_seen)
+        while state.images_seen < schedule.images:
+            # --- step
+            step = None
+            with run.skipping():
+                step = take_step(recipe, state, forward, next(batches), device=device, ranks=ranks)
+            # --- report and save
+            due = run.after_step(math.nan if step is None else float(step.loss))
+            if due.log:
+                figures = {} if step is None else _figures(step, ranks)
+                run.log({**figures, "quantizing": bool(state.model.quantizer.active)})
+            if due.save:
+                run.save()
+            if due.sheet:
+                run.sheet()
+            if due.stop:
+                run.stop()
+        if ranks.is_main and not bool(state.model.quantizer.active):
+            _log.warning("the run ended before quantisation began: its codes are untrained; train for more images")
+        return run.finish()
 
 
-def _step_until_done(
-    recipe: Stage1Recipe,
-    data: Data,
-    folder: RunFolder,
-    state: RunState,
-    objective: Stage1Objective,
-    ranks: Ranks,
-    device: torch.device,
-    watch: Watch | None,
-    callbacks: _Callbacks,
-    stop_after_images: int | None,
-) -> None:
+def build_state(
+    recipe: Stage1Recipe, *, classes: int, device: torch.device, ranks: Ranks, fresh: bool = True
+) -> RunState[Autoencoder]:
+    """The state of a new run, from `training.init` if the recipe names it and the run is `fresh`.
+
+    Args:
+        recipe: The resolved recipe.
+        classes: Classes of the data, for class-conditional discriminators.
+        device: Where to train.
+        ranks: This process among those of the run.
+        fresh: No checkpoint will replace the weights.
+
+    Raises:
+        RecipeError: The weights to start from do not fit the recipe, or the discriminators not the data.
+        InputMissingError, UnsafeFileError, DataError: As `weights_file.load_weights`.
+    """
     schedule = recipe.training
-    forward = shared(objective, ranks)
-    interval_start, interval_images = time.perf_counter(), state.images_seen
-    batches = data.batches(state.images_seen)
-    while state.images_seen < schedule.images:
-        taken = None
-        try:
-            taken = take_step(recipe, state, forward, next(batches), device=device, ranks=ranks)
-            state.skipped.in_a_row = 0
-        except DivergedError as error:
-            state.skipped.add(error, told=ranks.is_main)
-            state.images_seen += schedule.batch_size
-
-        # --- report and save
-        seen, size = state.images_seen, schedule.batch_size
-        rate = (seen - interval_images) / max(time.perf_counter() - interval_start, 1e-9)
-        callbacks.report(Progress(seen, schedule.images, rate, math.nan if taken is None else float(taken.step.loss)))
-        done = seen >= schedule.images
-        asked = callbacks.should_stop() or (stop_after_images is not None and seen >= stop_after_images and not done)
-        # A signal may reach the ranks at different steps: all of them stop as soon as one is asked to.
-        stopping = ranks.any(asked, device)
-        if passed(seen, schedule.log_every_images, size) or done:
-            record = {
-                "images_seen": seen,
-                **({} if taken is None else _figures(taken, ranks)),
-                **state.skipped.figures(),
-                "quantizing": bool(state.model.quantizer.active),
-                "images_per_second": round(rate, 2),
-            }
-            if watch is not None:
-                watch.log(record)
-            interval_start, interval_images = time.perf_counter(), seen
-        if watch is not None:
-            if done or stopping or passed(seen, schedule.checkpoint_every_images, size):
-                save_state(folder, recipe, state)
-            if done or passed(seen, schedule.sheet_every_images, size):
-                watch.sheet(seen)
-        if stopping:
-            ranks.barrier()
-            raise StoppedError(
-                f"stopped at {seen} of {schedule.images} images, saved ({folder.path})",
-                remedy="the same command again continues",
-            )
+    model = build_autoencoder(recipe).to(device)
+    start = initialise(model, recipe, Path(schedule.init)) if fresh and schedule.init else None
+    optimizer = build_optimizer(
+        model,
+        kind=schedule.optimizer,
+        learning_rate=schedule.learning_rate,
+        weight_decay=schedule.weight_decay,
+        precision=schedule.precision,
+    )
+    adversary = Adversary(recipe, classes=classes, device=device, ranks=ranks)
+    state = RunState(model, average_of(model), optimizer, adversary)
+    if start is not None:
+        state.init_sha256, state.init_ancestors, state.init_codes_of = start.sha256, start.ancestors, start.codes_of
+    if fresh and schedule.freeze_codes:
+        freeze_codes(model, start)
+    return state
 
 
-@dataclass(frozen=True)
-class Taken:
-    """A step that was taken.
+@dataclass
+class Step:
+    """What micro-batches gave together; means over this rank's images unless said otherwise.
 
     Attributes:
-        step: Losses and codes.
+        loss: The total.
+        terms: Unweighted terms and other figures by name.
+        relief: See `Objective.relief`; a sum.
+        gradient_norm: Before clipping, of all ranks' mean gradient.
+        codes: `[B, L]`.
+        projected: `[B, L, D]`.
+        raw: `[B, L, D]`.
+        views: What the discriminators are shown next, a micro-batch each; empty before their start.
+        learning_rate: Of the autoencoder.
         scores: Of the discriminators, over all ranks; empty before their start.
         code_counts: How often each code was used by all ranks, `[K]`.
-        learning_rate: Of the autoencoder.
     """
 
-    step: Step
-    scores: dict[str, float]
-    code_counts: Tensor
-    learning_rate: float
+    loss: Tensor
+    terms: dict[str, Tensor]
+    relief: Tensor
+    gradient_norm: Tensor
+    codes: Tensor
+    projected: Tensor
+    raw: Tensor
+    views: Sequence[AdversarialViews]
+    learning_rate: float = math.nan
+    scores: Mapping[str, float] | None = None
+    code_counts: Tensor | None = None
 
 
 def take_step(
-    recipe: Stage1Recipe, state: RunState, forward: nn.Module, batch: Batch, *, device: torch.device, ranks: Ranks
-) -> Taken:
+    recipe: Stage1Recipe,
+    state: RunState[Autoencoder],
+    forward: nn.Module,
+    batch: Batch,
+    *,
+    device: torch.device,
+    ranks: Ranks,
+) -> Step:
     """Change `state` by one step: autoencoder, discriminators, codes, moving average.
 
     Args:
@@ -279,55 +227,79 @@ def take_step(
     Raises:
         DivergedError: A loss or gradient is not finite; nothing was changed.
     """
-    schedule = recipe.training
-    learning_rate = learning_rate_at(
-        state.images_seen,
-        peak=schedule.learning_rate,
-        warmup_images=schedule.warmup_images,
-        total_images=schedule.images,
-        final_factor=schedule.final_learning_rate_factor,
-    )
+    schedule, adversary = recipe.training, state.adversary
+    learning_rate = learning_rate_at(schedule, state.images_seen)
     set_learning_rate(state.optimizer, learning_rate)
     state.optimizer.zero_grad(set_to_none=True)
-    step = compute_gradients(
-        forward,
-        batch,
-        parameters=[parameter for parameter in state.model.parameters() if parameter.requires_grad],
-        images_seen=state.images_seen,
-        accumulate=schedule.accumulate,
-        gradient_clip=schedule.gradient_clip,
-        autocast_dtype=resolve_precision(schedule.precision, device),
-        device=device,
-        ranks=ranks,
-    )
-    scores = {}
-    if step.views:  # the discriminators first, since they may find that they diverge
+    trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
+    step = compute_gradients(recipe, forward, batch, trained, state.images_seen, device=device, ranks=ranks)
+    step.learning_rate = learning_rate
+    if adversary is not None and step.views:  # the discriminators first, since they may find that they diverge
         factor = learning_rate / schedule.learning_rate
-        scores = state.adversary.update(step.views, state.images_seen, learning_rate_factor=factor)
+        step.scores = adversary.update(step.views, state.images_seen, learning_rate_factor=factor)
     state.optimizer.step()
     state.images_seen += schedule.batch_size
     state.chroma += _CHROMA_MOMENTUM * (float(ranks.mean(step.terms["chroma_ratio"])) - state.chroma)
-    counts = update_codes(state, schedule, codes=step.codes, projected=step.projected, raw=step.raw, ranks=ranks)
-    update_average(
-        state.average,
-        state.model,
-        images_seen=state.images_seen,
-        batch_size=schedule.batch_size,
-        half_life_images=schedule.ema_half_life_images,
+    step.code_counts = update_codes(
+        state, schedule, codes=step.codes, projected=step.projected, raw=step.raw, ranks=ranks
     )
-    return Taken(step, scores, counts, learning_rate)
+    state.update_average(schedule)
+    return step
 
 
-def _drawing(recipe: Stage1Recipe, state: RunState, first: Batch, device: torch.device) -> Callable[[Path], None]:
-    """Draws what the average makes of a batch's first images."""
-    image, label, label_kind = (tensor[:_SHEET_IMAGES] for tensor in (first.image, first.s, first.label_kind))
-    views = None if first.views is None else first.views.of_rows(0, _SHEET_IMAGES).to(device)
-    return lambda path: write_sheet(path, state.average, recipe, image.to(device), label, label_kind, views)
+def compute_gradients(
+    recipe: Stage1Recipe,
+    forward: nn.Module,
+    batch: Batch,
+    parameters: Sequence[nn.Parameter],
+    images_seen: int,
+    *,
+    device: torch.device,
+    ranks: Ranks,
+) -> Step:
+    """Add the clipped gradient of the batch's mean loss to `parameters`, a micro-batch at a time.
+
+    Raises:
+        DivergedError: The loss or the gradient is not finite; all ranks raise together.
+    """
+    schedule = recipe.training
+    accumulate, count = schedule.accumulate, batch.image.shape[0]
+    assert count % accumulate == 0, (count, accumulate)
+    autocast = resolve_precision(schedule.precision, device) == torch.bfloat16
+    labelled_share = ranks.mean((batch.label_kind != LABEL_NONE).float().mean().to(device))
+    views = None
+    if batch.views is not None:
+        share = torch.tensor(float(len(batch.views.row)), device=device) / count
+        views = NovelViews(batch.views.to(device), ranks.mean(share))
+    columns = [
+        each.to(device).chunk(accumulate)
+        for each in (batch.image, batch.s, batch.label_kind, batch.index, batch.class_index)
+    ]
+    parts: list[Objective] = []
+    for position, (image, label, kind, index, classes) in enumerate(zip(*columns, strict=True)):
+        novel = None if views is None else views.of_rows(position * len(image), (position + 1) * len(image))
+        with without_exchange(forward, position < accumulate - 1):
+            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                part: Objective = forward(image, label, kind, index, labelled_share, classes, images_seen, novel)
+            (part.loss / accumulate).backward()
+        parts.append(part._replace(loss=part.loss.detach()))
+    gradient_norm = nn.utils.clip_grad_norm_(parameters, schedule.gradient_clip)
+    loss = torch.stack([part.loss for part in parts]).mean()
+    require_finite(loss, gradient_norm, batch.keys, images_seen, ranks)
+    return Step(
+        loss=loss,
+        terms={name: torch.stack([part.terms[name] for part in parts]).mean() for name in parts[0].terms},
+        relief=torch.stack([part.relief for part in parts]).sum(0),
+        gradient_norm=gradient_norm,
+        codes=torch.cat([part.codes for part in parts]),
+        projected=torch.cat([part.projected for part in parts]),
+        raw=torch.cat([part.raw for part in parts]),
+        views=[part.views for part in parts if part.views is not None],
+    )
 
 
-def _figures(taken: Taken, ranks: Ranks) -> dict[str, float]:
+def _figures(step: Step, ranks: Ranks) -> dict[str, float]:
     """What a record says of a step, over all ranks; relief only where there are labels, novel losses with views."""
-    step = taken.step
     figures = {"loss": float(ranks.mean(step.loss))}
     figures |= {name: float(ranks.mean(value)) for name, value in step.terms.items()}
     if figures.get("novel_views") == 0:  # no loss is known where there was nothing to compare with
@@ -335,23 +307,20 @@ def _figures(taken: Taken, ranks: Ranks) -> dict[str, float]:
     relief, count = ranks.sum(step.relief).tolist()
     if count:
         figures["relief"] = relief / count
+    assert step.code_counts is not None
     return {
         **figures,
         "gradient_norm": float(step.gradient_norm),
-        **taken.scores,
-        "perplexity": float(perplexity(taken.code_counts)),
-        "learning_rate": taken.learning_rate,
+        **(step.scores or {}),
+        "perplexity": float(perplexity(step.code_counts)),
+        "learning_rate": step.learning_rate,
     }
 
 
-def _check_camera(recipe: Stage1Recipe, data: Data) -> None:
-    """Metric labels are s between fixed planes, novel views are of fixed cameras: others would train on wrong depth.
-
-    Raises:
-        RecipeError: It is such a recipe.
-    """
+def _check_camera(recipe: Stage1Recipe, *, metric_labels: bool) -> None:
+    """Metric labels are s between fixed planes, novel views are of fixed cameras: others would train on wrong depth."""
     camera = recipe.camera
-    if data.metric_labels and (camera.near, camera.far) != (NEAR, FAR):
+    if metric_labels and (camera.near, camera.far) != (NEAR, FAR):
         raise RecipeError(
             f"the data have metric labels between near {NEAR} and far {FAR}, and the recipe has {camera.near} and "
             f"{camera.far}",
@@ -365,17 +334,3 @@ def _check_camera(recipe: Stage1Recipe, data: Data) -> None:
             + ", ".join(f"camera.{name} {value:g}, not {getattr(camera, name):g}" for name, value in wrong.items()),
             remedy=" ".join(f"--set camera.{name}={value:g}" for name, value in wrong.items()),
         )
-
-
-def _finish(recipe: Stage1Recipe, folder: RunFolder, state: RunState, ranks: Ranks) -> Result:
-    """Export the averaged weights, unless a call before did."""
-    if ranks.is_main and not bool(state.model.quantizer.active):
-        _log.warning("the run ended before quantisation began: its codes are untrained; train for more images")
-    digest = folder.exported(state.images_seen, recipe.training.average_last) if ranks.is_main else ""
-    if ranks.is_main and not digest:
-        card = card_of(folder, recipe, state)
-        if recipe.training.average_last > 1:
-            card["averaged"] = average_checkpoints(folder.checkpoints, state.average, recipe.training.average_last)
-        digest = save_weights(folder.weights, state.average, recipe, card)
-    ranks.barrier()
-    return Result(folder.weights, digest, state.images_seen, folder.last_metrics())

@@ -12,17 +12,15 @@ import math
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from vq3dcli.errors import UnavailableError
 from vq3dcli.files import make_folder, read_error, write_bytes, write_error
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 _log = logging.getLogger(__name__)
 
@@ -33,20 +31,42 @@ _WANDB_PROJECT = "vq3d"
 _WANDB_LOGIN_S = 60
 
 
-class Tracker(Protocol):
-    """What a trainer tells."""
+@dataclass
+class Tracker:
+    """Who is told of a run; the first failure is a warning, and the last word.
+
+    Attributes:
+        kind: Its name, for the warning.
+        write_figures: Takes images seen and figures by name.
+        write_sheet: Takes images seen and the path of a picture that has been written.
+        end: Writes out what is pending; takes whether the run failed.
+    """
+
+    kind: str
+    write_figures: Callable[[int, dict[str, float]], object] = lambda images_seen, figures: None
+    write_sheet: Callable[[int, Path], object] = lambda images_seen, path: None
+    end: Callable[[bool], object] = lambda failed: None
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Figures by name, one of them `images_seen`; what is neither number nor truth value is passed over."""
-        ...
+        self._try(lambda: self.write_figures(int(record["images_seen"]), scalars(record)))
 
-    def image(self, name: str, path: Path, *, images_seen: int) -> None:
-        """A picture that has been written, under a name that stays the same over the run."""
-        ...
+    def image(self, path: Path, images_seen: int) -> None:
+        """A contact sheet."""
+        self._try(lambda: self.write_sheet(images_seen, path))
 
     def close(self, *, failed: bool = False) -> None:
-        """Write out what is pending, of a run that ended well or failed; nothing may follow."""
-        ...
+        """The run has ended, well or not; nothing may follow."""
+        self._try(lambda: self.end(failed))
+
+    def _try(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception as error:  # whatever a third party raises
+            reason = " ".join(str(error).split()) or type(error).__name__
+            _log.warning("%s stopped: %s; the run goes on, and metrics.jsonl has everything", self.kind, reason)
+            silent = Tracker(self.kind)
+            self.write_figures, self.write_sheet, self.end = silent.write_figures, silent.write_sheet, silent.end
 
 
 def open_tracker(
@@ -69,10 +89,8 @@ def open_tracker(
         OutputError, StorageError: The folder cannot be created or written.
     """
     if kind == "tensorboard":
-        return _Forgiving(kind, _TensorBoard(run, images_seen, config or {}))
-    if kind == "wandb":
-        return _Forgiving(kind, _Wandb(run, config or {}))
-    return _Silent()
+        return _tensorboard(run, images_seen, config or {})
+    return _wandb(run, config or {}) if kind == "wandb" else Tracker(kind)
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
@@ -84,113 +102,67 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-class _Silent:
-    def log(self, record: Mapping[str, Any]) -> None:
-        pass
+def _tensorboard(run: Path, images_seen: int, config: Mapping[str, Any]) -> Tracker:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise _not_installed("tensorboard", "TensorBoard") from error
+    folder = run / "tensorboard"
+    make_folder(folder)
+    try:
+        writer: Any = SummaryWriter(str(folder), purge_step=images_seen + 1 if images_seen else None, flush_secs=30)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    if config and not images_seen:
+        lines = json.dumps(dict(config), indent=2).splitlines()
+        writer.add_text("recipe", "\n".join(f"    {line}" for line in lines))  # four spaces: code, not prose
 
-    def image(self, name: str, path: Path, *, images_seen: int) -> None:
-        pass
+    def write_figures(images_seen: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            writer.add_scalar(name, value, images_seen)
 
-    def close(self, *, failed: bool = False) -> None:
-        pass
-
-
-class _Forgiving:
-    """Passes on until the first error, which becomes a warning: a run of days does not end for a curve of it."""
-
-    def __init__(self, kind: str, tracker: Tracker) -> None:
-        self._kind, self._tracker, self._broken = kind, tracker, False
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        self._try(lambda: self._tracker.log(record))
-
-    def image(self, name: str, path: Path, *, images_seen: int) -> None:
-        self._try(lambda: self._tracker.image(name, path, images_seen=images_seen))
-
-    def close(self, *, failed: bool = False) -> None:
-        self._try(lambda: self._tracker.close(failed=failed))
-
-    def _try(self, call: Callable[[], None]) -> None:
-        if self._broken:
-            return
-        try:
-            call()
-        except Exception as error:  # whatever a third party raises
-            self._broken = True
-            reason = " ".join(str(error).split()) or type(error).__name__
-            _log.warning("%s stopped: %s; the run goes on, and metrics.jsonl has everything", self._kind, reason)
-
-
-class _TensorBoard:
-    def __init__(self, run: Path, images_seen: int, config: Mapping[str, Any]) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise _not_installed("tensorboard", "TensorBoard") from error
-        folder = run / "tensorboard"
-        make_folder(folder)
-        purge_step = images_seen + 1 if images_seen else None
-        try:
-            self._writer: SummaryWriter = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=30)
-        except OSError as error:
-            raise write_error(folder, error) from error
-        if config and not images_seen:
-            lines = json.dumps(dict(config), indent=2).splitlines()
-            self._writer.add_text("recipe", "\n".join(f"    {line}" for line in lines))  # four spaces: code, not prose
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        for name, value in scalars(record).items():
-            self._writer.add_scalar(name, value, int(record["images_seen"]))
-
-    def image(self, name: str, path: Path, *, images_seen: int) -> None:
+    def write_sheet(images_seen: int, path: Path) -> None:
         with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
-        self._writer.add_image(name, pixels, images_seen, dataformats="HWC")
-        self._writer.flush()
+            writer.add_image("sheet", np.asarray(picture.convert("RGB")), images_seen, dataformats="HWC")
+        writer.flush()
 
-    def close(self, *, failed: bool = False) -> None:
-        self._writer.close()
+    return Tracker("tensorboard", write_figures, write_sheet, lambda failed: writer.close())
 
 
-class _Wandb:
-    def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise _not_installed("wandb", "Weights & Biases") from error
-        make_folder(run)
-        # The library never prints: no banner, and stdout is not taken over.
-        settings = wandb.Settings(silent=True, console="off", save_code=False, login_timeout=_WANDB_LOGIN_S)
-        offline = os.environ.get("WANDB_MODE", "").lower() in ("offline", "disabled", "dryrun")
-        try:
-            self._run: Any = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", _WANDB_PROJECT),
-                name=run.resolve().name,
-                id=_wandb_id(run / "wandb-id"),
-                dir=str(run),
-                config=dict(config),
-                resume=None if offline else "allow",
-                settings=settings,
-            )
-        except (wandb.Error, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise UnavailableError(
-                f"Weights & Biases did not start: {reason}",
-                remedy="wandb login, or WANDB_MODE=offline and wandb sync later, or training.tracker=none",
-            ) from error
-        self._image = wandb.Image
-        # Not wandb's own step, which may only rise: a run that continues repeats what came after its checkpoint.
-        self._run.define_metric("images_seen")
-        self._run.define_metric("*", step_metric="images_seen")
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        self._run.log({"images_seen": int(record["images_seen"]), **scalars(record)})
-
-    def image(self, name: str, path: Path, *, images_seen: int) -> None:
-        self._run.log({"images_seen": images_seen, name: self._image(str(path))})
-
-    def close(self, *, failed: bool = False) -> None:
-        self._run.finish(exit_code=int(failed))
+def _wandb(run: Path, config: Mapping[str, Any]) -> Tracker:
+    try:
+        import wandb
+    except ImportError as error:
+        raise _not_installed("wandb", "Weights & Biases") from error
+    make_folder(run)
+    # The library never prints: no banner, and stdout is not taken over.
+    settings = wandb.Settings(silent=True, console="off", save_code=False, login_timeout=_WANDB_LOGIN_S)
+    offline = os.environ.get("WANDB_MODE", "").lower() in ("offline", "disabled", "dryrun")
+    try:
+        opened: Any = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", _WANDB_PROJECT),
+            name=run.resolve().name,
+            id=_wandb_id(run / "wandb-id"),
+            dir=str(run),
+            config=dict(config),
+            resume=None if offline else "allow",
+            settings=settings,
+        )
+    except (wandb.Error, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UnavailableError(
+            f"Weights & Biases did not start: {reason}",
+            remedy="wandb login, or WANDB_MODE=offline and wandb sync later, or training.tracker=none",
+        ) from error
+    # Not wandb's own step, which may only rise: a run that continues repeats what came after its checkpoint.
+    opened.define_metric("images_seen")
+    opened.define_metric("*", step_metric="images_seen")
+    return Tracker(
+        "wandb",
+        lambda images_seen, figures: opened.log({"images_seen": images_seen, **figures}),
+        lambda images_seen, path: opened.log({"images_seen": images_seen, "sheet": wandb.Image(str(path))}),
+        lambda failed: opened.finish(exit_code=int(failed)),
+    )
 
 
 def _wandb_id(path: Path) -> str:

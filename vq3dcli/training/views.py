@@ -8,13 +8,14 @@ random camera    -> whole view at size_px ------------------------------------> 
 Every random number is a function of (seed, purpose, sample index, pixel), so a patch holds the very values that the
 whole view has there.
 
-Legend: B images, H = W side of the photos, h = w side of a view, N = h w rays, S samples.
+Legend: B images, H = W side of the photos, h = w side of a view, N rays, S samples.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -24,30 +25,21 @@ from torch.nn import functional
 from vq3dcli import seeding
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.losses.depth import LABEL_RELATIVE, align_canonical
-from vq3dcli.rendering.cameras import Camera, pivot_camera, pixel_centres, rays_at_pixels
+from vq3dcli.model.build import build_canonical_camera
+from vq3dcli.rendering.cameras import Camera, Rays, camera_to, pivot_camera, pixel_centres, rays_at_pixels
 from vq3dcli.rendering.ray_samples import stratified_s
-from vq3dcli.rendering.render import Field, render_rays, render_with_importance
+from vq3dcli.rendering.render import Field, Rendering, render_rays, render_with_importance
 
 
 class View(NamedTuple):
-    """A view of each image.
-
-    Attributes:
-        rgb: `[B, 3, h, w]` in [-1, 1].
-        s: Normalised disparity `[B, h, w]` in [0, 1]: 1 near, 0 far.
-    """
+    """A view of each image: `rgb` `[B, 3, h, w]` in [-1, 1], `s` normalised disparity `[B, h, w]`, 1 near, 0 far."""
 
     rgb: Tensor
     s: Tensor
 
 
 class Compared(NamedTuple):
-    """What one discriminator is shown.
-
-    Attributes:
-        real: Of the photos and their aligned labels.
-        fake: Rendered.
-    """
+    """What one discriminator is shown: of the photos and their aligned labels, and rendered."""
 
     real: View
     fake: View
@@ -77,71 +69,19 @@ class AdversarialViews:
         def cut(pair: Compared | None) -> Compared | None:
             return None if pair is None else Compared(*(View(view.rgb.detach(), view.s.detach()) for view in pair))
 
-        return AdversarialViews(cut(self.main), cut(self.novel), self.index, self.class_index, self.labelled)
-
-
-@dataclass(frozen=True)
-class ViewPlan:
-    """Which views are rendered, and how.
-
-    Attributes:
-        image_px: Side H of the photos and of the canonical camera's full image.
-        size_px: Side h of the views, at most `image_px`.
-        main: Render the canonical camera's view.
-        novel: Render a view beside it.
-        main_patch: The main view is a patch of full-resolution rays instead of the whole view at `size_px`.
-        yaw_rad: Novel cameras lie within +- this, around the pivot.
-        pitch_rad: As `yaw_rad`, up and down.
-        radius: Distance of all cameras from the pivot.
-        fov_rad: Field of view.
-        near: z_depth of s = 1.
-        far: z_depth of s = 0.
-        samples: Stratified samples a ray.
-        importance_samples: Further samples of a second pass; 0 for none.
-        seed: Of cameras, patches and samples.
-    """
-
-    image_px: int
-    size_px: int
-    main: bool
-    novel: bool
-    main_patch: bool
-    yaw_rad: float
-    pitch_rad: float
-    radius: float
-    fov_rad: float
-    near: float
-    far: float
-    samples: int
-    importance_samples: int
-    seed: int
-
-
-def plan_views(recipe: Stage1Recipe) -> ViewPlan:
-    """The views that a recipe's discriminators compare."""
-    camera, rendering, adversarial = recipe.camera, recipe.rendering, recipe.adversarial
-    return ViewPlan(
-        image_px=recipe.model.image_size,
-        size_px=adversarial.size_px,
-        main=adversarial.main > 0,
-        novel=adversarial.novel > 0,
-        main_patch=adversarial.main_patch,
-        yaw_rad=math.radians(adversarial.yaw_deg),
-        pitch_rad=math.radians(adversarial.pitch_deg),
-        radius=camera.radius,
-        fov_rad=math.radians(camera.fov_deg),
-        near=camera.near,
-        far=camera.far,
-        samples=rendering.samples,
-        importance_samples=rendering.importance_samples,
-        seed=recipe.training.seed,
-    )
+        return replace(self, main=cut(self.main), novel=cut(self.novel))
 
 
 def render_views(
-    field: Field, photo: Tensor, real_s: Tensor, labelled: Tensor, index: Tensor, class_index: Tensor, plan: ViewPlan
+    field: Field,
+    photo: Tensor,
+    real_s: Tensor,
+    labelled: Tensor,
+    index: Tensor,
+    class_index: Tensor,
+    recipe: Stage1Recipe,
 ) -> AdversarialViews:
-    """Render what the discriminators are shown, beside the photos as they would be seen by the same rays.
+    """Render what the discriminators of a recipe are shown, beside the photos as they would be seen by the same rays.
 
     Args:
         field: The differentiable scenes `[B]`.
@@ -150,38 +90,36 @@ def render_views(
         labelled: Whether an image has one, `[B]`.
         index: Global sample indices `[B]`.
         class_index: `[B]`, -1 for no class.
-        plan: Which views.
+        recipe: Which views.
     """
-    whole = View(sample_at_size(photo, plan.size_px), sample_at_size(real_s[:, None], plan.size_px)[:, 0])
+    adversarial, side = recipe.adversarial, recipe.model.image_size
+    size = adversarial.size_px
+    whole = View(sample_at_size(photo, size), sample_at_size(real_s[:, None], size)[:, 0])
     main = novel = None
-    if plan.main and plan.main_patch:
-        corner = patch_corners(index, seed=plan.seed, image_px=plan.image_px, patch_px=plan.size_px)
-        real = View(*(crop(images, corner, plan.size_px) for images in (photo, real_s)))
-        main = Compared(real, render_view(field, canonical(index, plan.image_px, plan), index, plan, "main", corner))
-    elif plan.main:
-        main = Compared(whole, render_view(field, canonical(index, plan.size_px, plan), index, plan, "main"))
-    if plan.novel:
-        novel = Compared(whole, render_view(field, novel_cameras(index, plan), index, plan, "novel"))
+    if adversarial.main > 0 and adversarial.main_patch:
+        corner = patch_corners(index, seed=recipe.training.seed, image_px=side, patch_px=size)
+        real = View(crop(photo, corner, size), crop(real_s, corner, size))
+        main = Compared(real, render_view(field, canonical(index, side, recipe), index, recipe, "main", corner, size))
+    elif adversarial.main > 0:
+        main = Compared(whole, render_view(field, canonical(index, size, recipe), index, recipe, "main"))
+    if adversarial.novel > 0:
+        novel = Compared(whole, render_view(field, novel_cameras(index, recipe), index, recipe, "novel"))
     return AdversarialViews(main, novel, index, class_index, labelled)
 
 
-def canonical(index: Tensor, size_px: int, plan: ViewPlan) -> Camera:
+def canonical(index: Tensor, size_px: int, recipe: Stage1Recipe) -> Camera:
     """The camera that took the photos, once for each of `index` `[B]`."""
-    zero = torch.zeros(index.shape[0], device=index.device)
-    return pivot_camera(zero, zero, height_px=size_px, width_px=size_px, radius=plan.radius, fov_rad=plan.fov_rad)
+    return camera_to(build_canonical_camera(recipe, size_px, len(index)), index.device)
 
 
-def novel_cameras(index: Tensor, plan: ViewPlan) -> Camera:
-    """A camera for each sample, yaw and pitch uniform within the plan's ranges, at `size_px`.
-
-    Args:
-        index: Global sample indices `[B]`.
-        plan: Ranges and seed.
-    """
-    number = 2.0 * seeding.uniform(plan.seed, "novel", index, 2) - 1.0
-    size = plan.size_px
-    yaw_rad, pitch_rad = number[:, 0] * plan.yaw_rad, number[:, 1] * plan.pitch_rad
-    return pivot_camera(yaw_rad, pitch_rad, height_px=size, width_px=size, radius=plan.radius, fov_rad=plan.fov_rad)
+def novel_cameras(index: Tensor, recipe: Stage1Recipe) -> Camera:
+    """A camera for each of `index` `[B]`, yaw and pitch uniform within the recipe's ranges, around the pivot."""
+    adversarial, size = recipe.adversarial, recipe.adversarial.size_px
+    number = 2.0 * seeding.uniform(recipe.training.seed, "novel", index, 2) - 1.0
+    yaw_rad = number[:, 0] * math.radians(adversarial.yaw_deg)
+    pitch_rad = number[:, 1] * math.radians(adversarial.pitch_deg)
+    radius, fov_rad = recipe.camera.radius, math.radians(recipe.camera.fov_deg)
+    return pivot_camera(yaw_rad, pitch_rad, height_px=size, width_px=size, radius=radius, fov_rad=fov_rad)
 
 
 def patch_corners(index: Tensor, *, seed: int, image_px: int, patch_px: int, purpose: str = "adversarial") -> Tensor:
@@ -191,7 +129,13 @@ def patch_corners(index: Tensor, *, seed: int, image_px: int, patch_px: int, pur
 
 
 def render_view(
-    field: Field, camera: Camera, index: Tensor, plan: ViewPlan, purpose: str, corner: Tensor | None = None
+    field: Field,
+    camera: Camera,
+    index: Tensor,
+    recipe: Stage1Recipe,
+    purpose: str,
+    corner: Tensor | None = None,
+    patch_px: int = 0,
 ) -> View:
     """Render the whole of each camera's image, or a patch of it, with gradients.
 
@@ -199,27 +143,42 @@ def render_view(
         field: The scenes `[B]`.
         camera: One camera a scene `[B]`.
         index: Global sample indices `[B]`.
-        plan: Samples, depth range and seed, and the patch's side `size_px`.
+        recipe: Samples, depth range and seed.
         purpose: Names the samples' random numbers.
         corner: Upper left pixel (x, y) of each patch, int64 `[B, 2]`; None for the whole image.
+        patch_px: Side of the patches.
     """
-    batch, device = index.shape[0], index.device
-    height, width = (camera.height_px, camera.width_px) if corner is None else (plan.size_px, plan.size_px)
-    pixels = pixel_centres(height, width, device).expand(batch, -1, 2)
+    batch = index.shape[0]
+    height, width = (camera.height_px, camera.width_px) if corner is None else (patch_px, patch_px)
+    pixels = pixel_centres(height, width, index.device).expand(batch, -1, 2)
     if corner is not None:
         pixels = pixels + corner[:, None]
-    rays = rays_at_pixels(camera, pixels)
     column, row = pixels.long().unbind(-1)
     # One counter a pixel of an image: indices of the stream times pixels stay far below 2^63.
     counter = (index[:, None] * camera.height_px + row) * camera.width_px + column
-    samples_s = stratified_s(seeding.uniform(plan.seed, f"{purpose} samples", counter, plan.samples))
-    if plan.importance_samples:
-        jitter = seeding.uniform(plan.seed, f"{purpose} importance", counter, plan.importance_samples)
-        rendering = render_with_importance(field, rays, samples_s, jitter, near=plan.near, far=plan.far)
-    else:
-        rendering = render_rays(field, rays, samples_s, near=plan.near, far=plan.far)
+    rays = rays_at_pixels(camera, pixels)
+    rendering = render_sampled(
+        field, rays, recipe, lambda name, n: seeding.uniform(recipe.training.seed, f"{purpose} {name}", counter, n)
+    )
     rgb = rendering.rgb.transpose(1, 2).reshape(batch, 3, height, width) * 2.0 - 1.0
     return View(rgb, rendering.s.reshape(batch, height, width))
+
+
+def render_sampled(field: Field, rays: Rays, recipe: Stage1Recipe, uniform: Callable[[str, int], Tensor]) -> Rendering:
+    """Render rays `[B, N]` at the recipe's stratified and importance samples.
+
+    Args:
+        field: The scenes `[B]`.
+        rays: Of each scene.
+        recipe: Samples and depth range.
+        uniform: Random numbers `[B, N, n]` in [0, 1) for a name and n.
+    """
+    rendering, near, far = recipe.rendering, recipe.camera.near, recipe.camera.far
+    samples_s = stratified_s(uniform("samples", rendering.samples))
+    if rendering.importance_samples == 0:
+        return render_rays(field, rays, samples_s, near=near, far=far)
+    jitter = uniform("importance", rendering.importance_samples)
+    return render_with_importance(field, rays, samples_s, jitter, near=near, far=far)
 
 
 def crop(images: Tensor, corner: Tensor, patch_px: int) -> Tensor:

@@ -11,10 +11,7 @@ from vq3dcli.config.schema import DepthRecipe, Recipe, Stage2Recipe
 from vq3dcli.export.page import Section, Table, Text
 from vq3dcli.pipelines.studies.report import STAGE1_SHEET, STAGE2_SHEET
 from vq3dcli.sealed import json_value
-from vq3dcli.training.depth_guards import depth_guards
-from vq3dcli.training.guards import stage1_guards
-from vq3dcli.training.health import Guard, number
-from vq3dcli.training.prior_guards import stage2_guards
+from vq3dcli.training.health import number
 
 # Figures that a page derives.
 PSNR, USAGE, NOVEL_PSNR = "psnr", "code_usage", "novel_psnr"
@@ -108,13 +105,6 @@ def model_rows(recipe: Recipe) -> list[list[str]]:
         ["depth loss", f"{loss.depth_kind}, weight {loss.depth:g}{order}"],
         *([["novel views", ", ".join(novel)]] if novel else []),
     ]
-
-
-def guards_of(recipe: Recipe) -> tuple[Guard, ...]:
-    """What the run is watched for."""
-    if isinstance(recipe, DepthRecipe):
-        return depth_guards(recipe)
-    return stage2_guards(recipe) if isinstance(recipe, Stage2Recipe) else stage1_guards(recipe)
 
 
 def sheet_text(recipe: Recipe | None) -> str:

@@ -27,14 +27,13 @@ from vq3dcli.pipelines.run_report.kinds import (
     TITLES,
     USAGE,
     curve_sections,
-    guards_of,
     held_out_section,
     model_rows,
     sheet_text,
 )
 from vq3dcli.pipelines.studies.report import Record, curve, curve_names, read_metrics
 from vq3dcli.sealed import json_value
-from vq3dcli.training.health import Finding, number, replay
+from vq3dcli.training.health import Finding, guards_of, number, replay
 
 _SHEETS = 3
 _SHEET_WIDTH_PX = 1040

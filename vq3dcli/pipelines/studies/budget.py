@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.errors import DataError, StoppedError, UsageError
 from vq3dcli.sealed import read_sealed_json, write_sealed_json
-from vq3dcli.training.stage1 import Progress
+from vq3dcli.training.run import Progress
 
 DEFAULT_MINUTES = 6.0
 CALIBRATION_SECONDS = 12.0

@@ -22,7 +22,7 @@ from vq3dcli.pipelines.sampling.record import SampleWish
 from vq3dcli.pipelines.sampling.sample import SHEET_NAME, draw_samples, sharpening_of, write_samples
 from vq3dcli.pipelines.studies.budget import Budget, measure_budget, recorded_budget, with_budget
 from vq3dcli.pipelines.tokenize import tokenize
-from vq3dcli.training.stage1 import Progress
+from vq3dcli.training.run import Progress
 from vq3dcli.training.stage2 import train_prior
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights, load_prior
 

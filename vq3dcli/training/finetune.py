@@ -1,7 +1,7 @@
-"""Fine-tuning: a fresh model takes the weights of a Stage 1 file; the optimizer and the schedule start anew.
+"""Fine-tuning: a fresh model takes the weights of another; the optimizer and the schedule start anew.
 
-Every tensor must have the shape that the recipe gives it, but for those that a change of resolution or codebook leaves
-a clear meaning:
+Of Stage 1 every tensor must have the shape that the recipe gives it, but for those that a change of resolution or
+codebook leaves a clear meaning:
 
     positions, the planes' base   resampled to the new grid (Dosovitskiy et al., ICLR 2021, sec. 3.2, for positions)
     codebook                      the codes that both have; further ones keep their random start, and those that stay
@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.config.schema import DepthRecipe, Stage1Recipe
 from vq3dcli.errors import RecipeError
 from vq3dcli.model.autoencoder import Autoencoder
-from vq3dcli.weights_file import TRAINING_ONLY, load_weights
+from vq3dcli.model.depth_network import DepthNetwork
+from vq3dcli.model.prior import Prior
+from vq3dcli.weights_file import TRAINING_ONLY, TokenFacts, load_depth, load_prior, load_weights
 
 _log = logging.getLogger(__name__)
 
@@ -126,6 +128,100 @@ def freeze_codes(model: Autoencoder, start: Initialised | None = None) -> None:
         )
     for part in (model.embed_patches, model.encoder, model.to_code, model.quantizer):
         part.requires_grad_(False)
+
+
+@torch.no_grad()
+def initialise_prior(model: Prior, tokens: TokenFacts, path: Path) -> str:
+    """A fresh prior takes another's weights, in place.
+
+    All shapes must agree, but for two things. Classes of a name that both know come along, others start at random. And
+    the fresh prior may be deeper: its further blocks, spread evenly among the others, end in zeros as all new ones do,
+    so that it computes what the other one does (as identity layers of Net2Net, Chen et al., ICLR 2016).
+
+    Args:
+        model: Built for `tokens`, on the CPU.
+        tokens: What it will be trained on.
+        path: A prior's weights file, the folder of a run, or a checkpoint.
+
+    Returns:
+        The file's hash.
+
+    Raises:
+        RecipeError: The weights do not fit the recipe, or belong to tokens of a Stage 1 that is neither that of the
+            tokens nor one that its training began from, or have other codes.
+        InputMissingError, UnsafeFileError, DataError: As `weights_file.load_prior`.
+    """
+    loaded = load_prior(path)
+    # Fine-tuning moves codes little and keeps their numbers: a prior of the ancestor's codes is a good start.
+    if loaded.tokens.stage1_sha256 not in (tokens.stage1_sha256, *tokens.stage1_ancestors):
+        raise RecipeError(
+            f"the weights to start from are of another Stage 1 ({loaded.path}): of "
+            f"{loaded.tokens.stage1_sha256[:12]}, the tokens are of {tokens.stage1_sha256[:12]}",
+            remedy="vq3d tokenize with that Stage 1, or no training.init",
+        )
+    before, after = ((facts.length, facts.codebook_size) for facts in (loaded.tokens, tokens))
+    if before != after:  # fine-tuning may change the image's size and the codebook's
+        raise RecipeError(
+            f"the weights to start from are of other codes ({loaded.path}): {before[0]} of {before[1]} an image, the "
+            f"tokens are {after[0]} of {after[1]}",
+            remedy="no training.init",
+        )
+    target = model.state_dict()
+    source = _deepened(loaded.model, target, len(model.blocks))
+    classes = "class_embedding.weight"
+    old, new = source.pop(classes), target.pop(classes)
+    wrong = [name for name in {**target, **source} if name not in source or name not in target]
+    wrong += [name for name in target if name in source and source[name].shape != target[name].shape]
+    if old.shape[1] != new.shape[1]:
+        wrong.append(classes)
+    if loaded.model.heads != model.heads:
+        wrong.append("heads")  # the same shapes, another meaning
+    if wrong:
+        shape = loaded.recipe.model
+        raise RecipeError(
+            f"the weights do not fit the recipe ({loaded.path}): {len(wrong)} tensors, first {wrong[0]}",
+            remedy=f"--set model.width={shape.width} --set model.layers={shape.layers} "
+            f"--set model.heads={shape.heads} --set model.tied_head={str(shape.tied_head).lower()}",
+        )
+    rows = {name: row for row, name in enumerate(loaded.tokens.class_names)}
+    for row, name in enumerate(tokens.class_names):
+        if name in rows:
+            new[row] = old[rows[name]]
+    new[-1] = old[-1]  # no class
+    model.load_state_dict({**source, classes: new})
+    return loaded.sha256
+
+
+def _deepened(model: Prior, target: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """A prior's weights with its blocks at their places among `layers`, between them those of `target`."""
+    source, fewer = model.state_dict(), len(model.blocks)
+    if layers <= fewer:
+        return source
+    place = {layer: (layer + 1) * layers // fewer - 1 for layer in range(fewer)}  # the last one stays the last
+    inside = {name: value for name, value in source.items() if not name.startswith("blocks.")}
+    for name in source.keys() - inside.keys():
+        _, layer, rest = name.split(".", 2)
+        inside[f"blocks.{place[int(layer)]}.{rest}"] = source[name]
+    further = tuple(f"blocks.{layer}." for layer in range(layers) if layer not in place.values())
+    return inside | {name: value for name, value in target.items() if name.startswith(further)}
+
+
+def initialise_depth(model: DepthNetwork, recipe: DepthRecipe, path: Path) -> str:
+    """A depth network takes another's weights, in place; returns the file's hash.
+
+    Raises:
+        RecipeError: Its shape is another.
+        InputMissingError, UnsafeFileError, DataError: As `weights_file.load_depth`.
+    """
+    loaded = load_depth(path)
+    shape = loaded.recipe.model
+    if (shape.encoder, shape.widths) != (recipe.model.encoder, recipe.model.widths):
+        raise RecipeError(
+            f"the weights to start from have another shape ({path})",
+            remedy=f"--set model.encoder={shape.encoder} --set 'model.widths={list(shape.widths)}'",
+        )
+    model.load_state_dict(loaded.model.state_dict())
+    return loaded.sha256
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -1,4 +1,4 @@
-"""The adversarial game: it separates, it resumes to the bit, it leaves alone what is not its own."""
+"""Discriminators in training: they separate, resume to the bit, and leave alone what is not their own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import DivergedError, RecipeError
-from vq3dcli.training.adversarial import Adversary
+from vq3dcli.training.adversary import Adversary
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.views import AdversarialViews, Compared, View
 
@@ -118,8 +118,8 @@ def test_the_generators_loss_reaches_the_views_and_nothing_else() -> None:
         assert pair.fake.rgb.grad is not None
         assert pair.fake.rgb.grad.abs().max() > 0
         assert pair.real.rgb.grad is None
-    for player in adversary.discriminators:
-        assert all(p.grad is None and p.requires_grad for p in player.discriminator.parameters())
+    for each in adversary.discriminators:
+        assert all(p.grad is None and p.requires_grad for p in each.discriminator.parameters())
     assert all(torch.equal(value, before[name]) for name, value in adversary.tensors().items())
 
 
@@ -188,7 +188,7 @@ def test_groups_that_ranks_would_cut_are_refused() -> None:
     _adversary("adversarial.main=0", "adversarial.novel=0", ranks=Ranks(0, 4))
 
 
-def test_a_class_conditional_game_needs_classes() -> None:
+def test_class_conditional_discriminators_need_classes() -> None:
     with pytest.raises(RecipeError, match="data have none"):
         _adversary("adversarial.class_conditional=true")
 
