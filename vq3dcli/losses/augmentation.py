@@ -53,17 +53,11 @@ def update_probability(
 
 
 def augment(images: Tensor, index: Tensor, probability: float, *, seed: int, purpose: str) -> Tensor:
-    """Change images at random; gradients flow through.
+    """Change images `[B, C, H, W]` in [-1, 1] at random, C at least 3: later ones are moved and cut, not coloured.
 
-    Args:
-        images: `[B, C, H, W]` in [-1, 1], C at least 3; channels after rgb are moved and cut, never coloured.
-        index: Global sample indices `[B]`: the numbers of an image depend on nothing else.
-        probability: p of each of the five changes; 0 returns `images` themselves.
-        seed: The run's.
-        purpose: Different for reals and fakes, which are changed independently.
-
-    Returns:
-        `[B, C, H, W]`; what is moved in or cut out is 0.
+    Gradients flow through; what is moved in or cut out is 0. Each of the five changes has the probability p; with 0 the
+    images themselves come back. The numbers of an image depend on its global sample index `[B]`, the run's seed and
+    the purpose alone, which is another one for reals than for fakes.
     """
     if probability <= 0.0:
         return images

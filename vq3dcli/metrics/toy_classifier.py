@@ -33,11 +33,7 @@ _PREDICT_BATCH = 256
 
 
 class ToyClassifier(nn.Module):
-    """Convolutions to a half, a quarter and an eighth of the resolution, a residual block at the last two, then means.
-
-    Args:
-        classes: C.
-    """
+    """Convolutions to a half, a quarter and an eighth of the resolution, residual blocks at the last two, means."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -58,9 +54,9 @@ class ToyClassifier(nn.Module):
         """Logits `[B, C]` of images float `[B, 3, H, W]` in [0, 1]; any size of at least 8 pixels."""
         # These convolutions are a quarter faster on a CPU with channels last.
         planes = ((images - 0.5) * 4.0).contiguous(memory_format=torch.channels_last)
-        found: Tensor = self.stages(planes)
+        features: Tensor = self.stages(planes)
         # The object covers a part of the picture: its strongest response counts beside the mean.
-        logits: Tensor = self.head(found.mean((-2, -1)) + found.amax((-2, -1)))
+        logits: Tensor = self.head(features.mean((-2, -1)) + features.amax((-2, -1)))
         return logits
 
     @torch.inference_mode()
@@ -83,8 +79,7 @@ class _Residual(nn.Module):
         self.second = _convolution(width, width, 3)
 
     def forward(self, planes: Tensor) -> Tensor:
-        found: Tensor = self.second(functional.relu(self.first(planes)))
-        return functional.relu(planes + found)
+        return functional.relu(planes + self.second(functional.relu(self.first(planes))))
 
 
 def _convolution(before: int, after: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -114,18 +109,10 @@ def train_classifier(
     seed: int = 0,
     on_images: Callable[[int], object] = lambda count: None,
 ) -> ToyClassifier:
-    """Train a classifier; equal arguments give equal weights on the same machine with the same number of threads.
+    """Train a classifier of C classes on uint8 `[N, 3, H, W]`, int64 `[N]`; it comes back in evaluation mode.
 
-    Args:
-        images: uint8 `[N, 3, H, W]`.
-        class_index: int64 `[N]`, below C.
-        classes: C.
-        epochs: How often it sees each image.
-        seed: Of weights, order and augmentation.
-        on_images: Called with the number of images just learnt from.
-
-    Returns:
-        The classifier in evaluation mode.
+    Equal arguments give equal weights on the same machine with the same number of threads. `on_images` is called with
+    the number of images just learnt from.
 
     Raises:
         UsageError: Fewer than two images, which a normalisation by batches cannot learn from.
@@ -141,11 +128,10 @@ def train_classifier(
     model.train()
     for epoch in range(epochs):
         order = torch.randperm(len(images), generator=generator(seed, "toy-classifier", epoch))
-        # Not one image alone at the end: its own mean and variance would normalise it away.
-        batches = [rows for rows in order.split(_BATCH) if len(rows) > 1]
-        for rows in batches:
-            numbers = rows + epoch * len(images)
-            values = augmented(images[rows].float() / 255.0, numbers, seed=seed)
+        for rows in order.split(_BATCH):
+            if len(rows) == 1:  # its own mean and variance would normalise it away
+                continue
+            values = augmented(images[rows].float() / 255.0, rows + epoch * len(images), seed=seed)
             loss = functional.cross_entropy(model(values), class_index[rows], label_smoothing=0.05)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -156,15 +142,7 @@ def train_classifier(
 
 
 def augmented(images: Tensor, index: Tensor, *, seed: int) -> Tensor:
-    """Pictures of the same objects, otherwise changed.
-
-    Args:
-        images: Float `[B, 3, H, W]` in [0, 1].
-        index: A number for each that no other presentation has, int64 `[B]`; what happens depends on it and on `seed`.
-
-    Returns:
-        Float `[B, 3, H, W]` in [0, 1].
-    """
+    """Pictures `[B, 3, H, W]` in [0, 1] of the same objects, changed by `seed` and a number of each, `[B]`."""
     mirrored, order, blurred, right, down, *gains = uniform(seed, "toy-classifier/augment", index, 8).unbind(1)
     batch, _, height, width = images.shape
     permutations = torch.tensor([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])

@@ -68,34 +68,13 @@ class Protocol:
     definition: str
 
 
+_OFFLINE = "as many samples as real images, in the features of EfficientNet-Lite1, which a loss never sees"
+_ADM = "50,000 samples against the mean, covariance and images of ADM's file (Dhariwal and Nichol, 2021)"
+_FULL = "50,000 samples with the data's classes against all real images (EG3D, Chan et al., 2022; 3DGP, 2023)"
 PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            "offline-1",
-            "efficientnet-lite1",
-            2048,
-            "even",
-            False,
-            "as many samples as real images, in the features of EfficientNet-Lite1, which a loss never sees",
-        ),
-        Protocol(
-            "adm",
-            "inception",
-            50_000,
-            "even",
-            True,
-            "50,000 samples against the mean, covariance and images of ADM's file (Dhariwal and Nichol, 2021)",
-        ),
-        Protocol(
-            "fid50k_full",
-            "inception",
-            50_000,
-            "data",
-            True,
-            "50,000 samples with the data's classes against all real images (EG3D, Chan et al., 2022; 3DGP, 2023)",
-        ),
-    )
+    "offline-1": Protocol("offline-1", "efficientnet-lite1", 2048, "even", False, _OFFLINE),
+    "adm": Protocol("adm", "inception", 50_000, "even", True, _ADM),
+    "fid50k_full": Protocol("fid50k_full", "inception", 50_000, "data", True, _FULL),
 }
 
 

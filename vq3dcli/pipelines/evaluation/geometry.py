@@ -89,9 +89,8 @@ class GeometryResult:
     Attributes:
         metrics: Figures by name; those that end in `psnr` are in dB.
         views: `VIEW_FIGURES` of each view, by "yaw,pitch" in degrees.
-        sheet: Contact sheet uint8 `[3, H, W]` of the first scenes, two rows a scene, the exact one above: input,
-        disparity,
-            evaluation views; None without a predictor.
+        sheet: Contact sheet uint8 `[3, H, W]` of the first scenes, two rows each, the exact one above: input,
+            disparity, evaluation views; None without a predictor.
     """
 
     metrics: dict[str, float]
@@ -154,18 +153,13 @@ def evaluate_geometry(
         if predictor is None:
             _add_copies(figures, "input_", exact.rgb, exact)
         else:
-            scene = predictor(exact.rgb)
-            main = scene.render(exact.camera, samples=EVALUATION_SAMPLES)
-            novel = [scene.render(camera, samples=EVALUATION_SAMPLES) for camera in exact.novel_cameras]
+            main, novel = add_rendered(
+                figures, predictor(exact.rgb), exact.rgb, exact.s, exact.camera, exact.novel_cameras
+            )
             novel_rgb = torch.stack([view.rgb for view in novel], 1)
-            figures.add("psnr", psnr(main.rgb, exact.rgb))
             figures.add_views("novel_psnr", _view_psnr(novel_rgb, exact))
             _add_copies(figures, "", main.rgb, exact)
-            add_disparity(figures, "", main.s, exact.s)
-            figures.add("weight_variance", mean_weight_variance(main.weight_variance))
-            add_consistency(figures, "", exact.camera, main.s, exact.novel_cameras, [view.s for view in novel])
-            exact_views = list(exact.novel_s.unbind(1))
-            add_consistency(figures, "exact_", exact.camera, exact.s, exact.novel_cameras, exact_views)
+            _add_consistency(figures, "exact_", exact.camera, exact.s, exact.novel_cameras, exact.novel_s.unbind(1))
             figures.add("exact_nfs", non_flatness_score(exact.s))
             sheet = _sheet(exact, main, novel_rgb) if sheet is None else sheet
         _add_baselines(figures, exact, template)
@@ -204,26 +198,51 @@ class Figures:
         return {view: {name: float(values[v]) for name, values in joined.items()} for v, view in enumerate(VIEW_NAMES)}
 
 
+def add_rendered(
+    figures: Figures,
+    scene: Renderable,
+    rgb: Tensor,
+    s_true: Tensor,
+    camera: Camera,
+    novel_cameras: Sequence[Camera],
+    near: float = NEAR,
+    far: float = FAR,
+) -> tuple[SceneView, list[SceneView]]:
+    """Figures of what `scene` shows to the camera of `rgb` `[B, 3, H, W]` with disparity `s_true`, and its views.
+
+    `near` and `far` are the z_depth of s = 1 and of s = 0.
+    """
+    main = scene.render(camera, samples=EVALUATION_SAMPLES)
+    novel = [scene.render(other, samples=EVALUATION_SAMPLES) for other in novel_cameras]
+    figures.add("psnr", psnr(main.rgb, rgb))
+    add_disparity(figures, "", main.s, s_true)
+    figures.add("weight_variance", mean_weight_variance(main.weight_variance))
+    _add_consistency(figures, "", camera, main.s, novel_cameras, [view.s for view in novel], near, far)
+    return main, novel
+
+
 def add_disparity(figures: Figures, prefix: str, s: Tensor, s_true: Tensor) -> None:
     """Figures of disparity maps `[B, H, W]` against others that they should equal."""
-    figures.add(f"{prefix}spearman", spearman(s, s_true))
-    figures.add(f"{prefix}ssi_error", ssi_error(s, s_true))
-    figures.add(f"{prefix}relief", relief(s, s_true))
     edges = edge_scores(s, s_true)
-    figures.add(f"{prefix}edge_f1", edges.f1)
-    figures.add(f"{prefix}edge_precision", edges.precision)
-    figures.add(f"{prefix}edge_recall", edges.recall)
-    figures.add(f"{prefix}nfs", non_flatness_score(s))
+    for name, values in {
+        "spearman": spearman(s, s_true),
+        "ssi_error": ssi_error(s, s_true),
+        "relief": relief(s, s_true),
+        "edge_f1": edges.f1,
+        "edge_precision": edges.precision,
+        "edge_recall": edges.recall,
+        "nfs": non_flatness_score(s),
+    }.items():
+        figures.add(f"{prefix}{name}", values)
 
 
-def add_consistency(
+def _add_consistency(
     figures: Figures,
     prefix: str,
     camera: Camera,
     s: Tensor,
     novel_cameras: Sequence[Camera],
     novel_s: Sequence[Tensor],
-    *,
     near: float = NEAR,
     far: float = FAR,
 ) -> None:

@@ -9,6 +9,7 @@ Legend: N images, B images of a batch, S side in pixels.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,17 +28,9 @@ from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
 from vq3dcli.files import sha256_file
 from vq3dcli.losses.depth import LABEL_METRIC, align_canonical
-from vq3dcli.metrics.geometry import mean_weight_variance
-from vq3dcli.metrics.image import psnr
 from vq3dcli.metrics.warp import evaluation_cameras
 from vq3dcli.model.build import build_canonical_camera
-from vq3dcli.pipelines.evaluation.geometry import (
-    EVALUATION_SAMPLES,
-    Figures,
-    Predictor,
-    add_consistency,
-    add_disparity,
-)
+from vq3dcli.pipelines.evaluation.geometry import Figures, Predictor, add_disparity, add_rendered
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, pick_rows, shard_set
 
 PROTOCOL = "geometry-labels-1"
@@ -67,20 +60,14 @@ def open_labelled(path: Path, name: str | None, *, count: int | None, seed: int,
     folder = ShardFolder(path)
     name = name or _only_labels(path)
     labels = LabelFolder(folder, name)
-    rows: list[int] = []
-    maps: list[Tensor] = []
-    kinds: list[int] = []
-    for row in pick_rows(folder, None, seed=seed, classes=None).tolist():
-        if count is not None and len(rows) == count:
-            break
-        label = labels.read(row)
-        if label is not None and LABEL_KIND[label.info.kind] != LABEL_KIND["none"]:
-            rows.append(row)
-            maps.append(resize_label(label.values, size_px))
-            kinds.append(LABEL_KIND[label.info.kind])
-    if not rows:
+    read = ((row, labels.read(row)) for row in pick_rows(folder, None, seed=seed, classes=None).tolist())
+    useful = ((row, label) for row, label in read if label is not None)
+    chosen = list(itertools.islice(useful, count))
+    if not chosen:
         raise DataError(f"no image has a label of use ({path}, labels {name})", remedy="other labels")
-    images = shard_set("labelled images", folder, torch.tensor(rows), size_px=size_px)
+    maps = torch.stack([resize_label(label.values, size_px) for _, label in chosen])
+    kinds = [LABEL_KIND[label.info.kind] for _, label in chosen]
+    images = shard_set("labelled images", folder, torch.tensor([row for row, _ in chosen]), size_px=size_px)
     description = {
         "labels": name,
         "manifest_sha256": sha256_file(label_folder(path, name) / MANIFEST_NAME),
@@ -88,7 +75,7 @@ def open_labelled(path: Path, name: str | None, *, count: int | None, seed: int,
         "relative": len(kinds) - kinds.count(LABEL_METRIC),
         "resize": "nearest",
     }
-    return LabelledImages(images, torch.stack(maps), torch.tensor(kinds, dtype=torch.int8), description)
+    return LabelledImages(images, maps, torch.tensor(kinds, dtype=torch.int8), description)
 
 
 def _only_labels(path: Path) -> str:
@@ -116,24 +103,17 @@ def measure_labels(
     image, reconstruction, rendered disparity, label, view from the side.
     """
     camera, size = recipe.camera, labelled.s.shape[-1]
-    near, far = camera.near, camera.far
     targets = aligned_labels(labelled, mean=recipe.loss.alignment_mean, std=recipe.loss.alignment_std)
     figures = Figures()
     tiles: list[Tensor] = []
     done = 0
     for images in (part for batch in labelled.images.batches() for part in batch.split(_AT_ONCE)):
         target = targets[done : done + len(images)]
-        scene = predictor(images)
         views = evaluation_cameras(
             len(images), height_px=size, width_px=size, radius=camera.radius, fov_rad=math.radians(camera.fov_deg)
         )
         front = build_canonical_camera(recipe, size, len(images))
-        main = scene.render(front, samples=EVALUATION_SAMPLES)
-        novel = [scene.render(view, samples=EVALUATION_SAMPLES) for view in views]
-        figures.add("psnr", psnr(main.rgb, images))
-        add_disparity(figures, "", main.s, target)
-        figures.add("weight_variance", mean_weight_variance(main.weight_variance))
-        add_consistency(figures, "", front, main.s, views, [view.s for view in novel], near=near, far=far)
+        main, novel = add_rendered(figures, predictor(images), images, target, front, views, camera.near, camera.far)
         if len(targets) > 1:
             others = (targets.double().sum(0) - target.double()) / (len(targets) - 1)
             add_disparity(figures, "template_", others.float(), target)

@@ -176,16 +176,16 @@ def _plan(asked: Asked) -> Plan:
     names = prior.tokens.class_names
     chosen, only = _classes(asked, names)
     sharpening = Sharpening(**{**prior.recipe.sampling.model_dump(), **asked.sharpening})
-    size = weights.recipe.model.image_size
-    real = _real(asked, protocol, network, names if only is None else only, only, size, protocol.samples)
-    counts = class_counts(chosen, protocol.samples, names, real.images if protocol.labels == "data" else None)
+    size, count = weights.recipe.model.image_size, protocol.samples
+    real = _real(asked, protocol, network, names if only is None else only, only, size, count)
+    counts = class_counts(chosen, count, names, real.images if protocol.labels == "data" else None)
     samples = Samples(prior, counts, seed=asked.seed, sharpening=sharpening)
     sets = [Compared("samples", sampled_set("samples", weights, samples)), *_bounds(weights, real)]
     is_toy = asked.data in (None, TOYSCENES)  # scenes that are drawn, from any camera
     for yaw in yaws:
         turned = None
         if is_toy:
-            turned = _toys(f"held-out images, yaw {yaw:g}", asked, protocol.samples, size, only, yaw_deg=yaw)
+            turned = toy_set(f"held-out images, yaw {yaw:g}", count, **_toys(asked, only, size), yaw_deg=yaw)
         images = sampled_set(f"samples, yaw {yaw:g}", weights, samples, yaw_deg=yaw)
         sets.append(Compared(f"yaw {yaw:g}", images, turned))
     tokens = None
@@ -272,11 +272,10 @@ def _real(
             remedy="--data VIRTUAL_imagenet256_labeled.npz",
         )
     if data == TOYSCENES:
-        images = _toys("held-out images", asked, count, size_px, only)
-        others = _toys("reconstructed images", asked, count, size_px, only, first=count)
-        if training is None:
-            classes = _toy_classes(only)
-            training = toy_set("training images", count, seed=0, purpose="train", size_px=size_px, classes=classes)
+        toys = _toys(asked, only, size_px)
+        images = toy_set("held-out images", count, **toys)
+        others = toy_set("reconstructed images", count, **toys, first=count)
+        training = training or toy_set("training images", count, **{**toys, "seed": 0, "purpose": "train"})
         return Real(images, others, training)
     if (path / MANIFEST_NAME).is_file():
         folder = ShardFolder(path)
@@ -300,21 +299,15 @@ def _real(
     return Real(images, images, training)
 
 
-def _toys(
-    name: str, asked: Asked, count: int, size_px: int, only: Sequence[str] | None, *, first: int = 0, yaw_deg: float = 0
-) -> ImageSet:
-    classes = _toy_classes(only)
-    facts: dict[str, Any] = {"seed": asked.seed, "purpose": "eval", "size_px": size_px}
-    return toy_set(name, count, **facts, first=first, classes=classes, yaw_deg=float(yaw_deg))
-
-
-def _toy_classes(only: Sequence[str] | None) -> list[int] | None:
-    if only is None or set(only) == set(CLASS_NAMES):
-        return None
-    unknown = [name for name in only if name not in CLASS_NAMES]
-    if unknown:
-        raise UsageError(f"no toy scene is of the class {unknown[0]!r}", remedy="--data with shards of that class")
-    return [CLASS_NAMES.index(name) for name in only]
+def _toys(asked: Asked, only: Sequence[str] | None, size_px: int) -> dict[str, Any]:
+    """Arguments of `toy_set` for scenes that no training has seen, of the classes `only`."""
+    classes = None
+    if only is not None and set(only) != set(CLASS_NAMES):
+        unknown = [name for name in only if name not in CLASS_NAMES]
+        if unknown:
+            raise UsageError(f"no toy scene is of the class {unknown[0]!r}", remedy="--data with shards of that class")
+        classes = [CLASS_NAMES.index(name) for name in only]
+    return {"seed": asked.seed, "purpose": "eval", "size_px": size_px, "classes": classes}
 
 
 def _check_count(images: ImageSet, wanted: int) -> ImageSet:

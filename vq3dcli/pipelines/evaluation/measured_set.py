@@ -39,6 +39,7 @@ KEPT_FEATURES = 50_000
 FORMAT_VERSION = 1
 _MOMENT_ROWS = 1024
 _PICTURES = 64
+_TENSORS = ("features", "seen_class", "pictures", "picture_class")  # of a `MeasuredSet`, as they are kept
 
 _log = logging.getLogger(__name__)
 
@@ -119,14 +120,8 @@ def measure_set(
     measured = _measure(images, network, classifier, on_images)
     if path is not None:
         make_folder(path.parent)
-        tensors = {
-            "mean": measured.moments.mean,
-            "covariance": measured.moments.covariance,
-            "features": measured.features,
-            "seen_class": measured.seen_class,
-            "pictures": measured.pictures.contiguous(),
-            "picture_class": measured.picture_class,
-        }
+        tensors = {name: getattr(measured, name).contiguous() for name in _TENSORS}
+        tensors |= {"mean": measured.moments.mean, "covariance": measured.moments.covariance}
         write_tensors(path, tensors, {"facts": text, "seconds": dict(measured.seconds)})
     return measured
 
@@ -139,9 +134,10 @@ def _read(path: Path, facts: str, images: ImageSet) -> MeasuredSet | None:
         header, tensors, _ = read_tensors(path, what="statistics")
         if header["facts"] != facts:
             raise ValueError("it is of other images")
-        own = Moments(len(images), tensors.pop("mean"), tensors.pop("covariance"))
-        return MeasuredSet(images, own, **tensors, seconds=header["seconds"], kept=True)
-    except (DataError, InputMissingError, ValueError, KeyError, TypeError) as error:
+        own = Moments(len(images), tensors["mean"], tensors["covariance"])
+        rest = {name: tensors[name] for name in _TENSORS}
+        return MeasuredSet(images, own, **rest, seconds=header["seconds"], kept=True)
+    except (DataError, InputMissingError, ValueError, KeyError) as error:
         _log.warning("damaged statistics are measured again (%s): %s", path, error)
         return None
 

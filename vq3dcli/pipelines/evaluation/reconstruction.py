@@ -210,14 +210,8 @@ def evaluate_reconstruction(
 ) -> ReconstructionResult:
     """Reconstruct each image once and compare.
 
-    Args:
-        reconstruct: The model.
-        images: What it is given.
-        codebook_size: K; 0 for a model without codes.
-        network: Features for the distance between the sets; None leaves it out.
-        lpips: None leaves it out.
-        seed: Of the subsets of the kernel distance.
-        on_images: Called with the number of images just measured.
+    `codebook_size` is 0 for a model without codes; without `network` there is no distance between the sets. `seed` is
+    that of its subsets; `on_images` is called with the number of images just measured.
 
     Raises:
         UsageError: No images, or fewer than two where there are features.
@@ -262,11 +256,8 @@ def evaluate_reconstruction(
     joined = {name: torch.cat(parts) for name, parts in values.items()}
     figures: dict[str, Any] = {"images": done}
     for name, value in joined.items():
-        figures |= {
-            name: value.mean().item(),
-            f"{name}_std": value.std(correction=0).item(),
-            f"{name}_median": value.quantile(0.5).item(),
-        }
+        figures |= {name: value.mean().item(), f"{name}_std": value.std(correction=0).item()}
+        figures[f"{name}_median"] = value.quantile(0.5).item()
     if network is not None:
         figures |= _distances(network, torch.cat(features[0]), torch.cat(features[1]), seed)
     if codebook_size:

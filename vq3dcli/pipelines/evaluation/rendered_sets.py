@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from vq3dcli import __version__
 from vq3dcli.data.token_store import TokenLoader, TokenStore
 from vq3dcli.errors import DataError, UsageError
+from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.draw_codes import Sharpening, rows_together, sample_index, sample_tokens
 from vq3dcli.model.scene import Scene, reconstruct_scene, scene_from_codes
 from vq3dcli.pipelines.evaluation.image_sets import NO_CLASS, ImageSet
@@ -32,30 +33,17 @@ _SCENES_AT_ONCE = 16
 class Samples:
     """Samples of the prior, drawn a group at a time when somebody asks, and then remembered as codes.
 
-    They are those that `vq3d sample` draws with the same seed and options: the first ones of each class.
-
-    Args:
-        prior: What to draw from.
-        counts: Samples by class index; -1 for no class.
-        seed: Of all samples.
-        sharpening: Temperature, top-k, top-p and guidance.
-
-    Attributes:
-        class_index: Of each sample, int64 `[N]`, class by class.
-        seconds: How long drawing took so far.
+    They are those that `vq3d sample` draws with the same seed and options: the first ones of each class, as many as
+    `counts` says by class index, -1 for no class. `class_index` int64 `[N]` is that of each, class by class, `seconds`
+    how long drawing took so far.
     """
 
     def __init__(self, prior: LoadedPrior, counts: dict[int, int], *, seed: int, sharpening: Sharpening) -> None:
-        self.prior = prior
-        self.counts = dict(counts)
-        self.seed = seed
-        self.sharpening = sharpening
-        self.class_index = torch.tensor([c for c, count in counts.items() for _ in range(count)], dtype=torch.int64)
+        self.prior, self.counts, self.seed, self.sharpening = prior, dict(counts), seed, sharpening
+        numbered = [(c, sample_index(c, number)) for c, count in counts.items() for number in range(count)]
+        self.class_index, self._index = torch.tensor(numbered, dtype=torch.int64).unbind(1)
         self.seconds = 0.0
-        self._index = torch.tensor(
-            [sample_index(c, number) for c, count in counts.items() for number in range(count)], dtype=torch.int64
-        )
-        self._rows = rows_together(prior.model, len(self.class_index), guidance=sharpening.guidance)
+        self._rows = rows_together(prior.model, len(numbered), guidance=sharpening.guidance)
         self._drawn: list[Tensor] = []
 
     def codes(self) -> Iterator[Tensor]:
@@ -63,14 +51,10 @@ class Samples:
         for number, rows in enumerate(torch.arange(len(self.class_index)).split(self._rows)):
             if number == len(self._drawn):
                 began = time.perf_counter()
-                drawn = sample_tokens(
-                    self.prior.model,
-                    self.class_index[rows],
-                    seed=self.seed,
-                    index=self._index[rows],
-                    sharpening=self.sharpening,
+                classes, index = self.class_index[rows], self._index[rows]
+                self._drawn.append(
+                    sample_tokens(self.prior.model, classes, seed=self.seed, index=index, sharpening=self.sharpening)
                 )
-                self._drawn.append(drawn)
                 self.seconds += time.perf_counter() - began
             yield self._drawn[number]
 
@@ -93,16 +77,8 @@ def sampled_set(name: str, weights: LoadedWeights, samples: Samples, *, yaw_deg:
         DataError: The prior's codes are those of another Stage 1.
     """
     samples.prior.check_stage1(weights)
-    device = next(weights.model.parameters()).device
-
-    def batches() -> Iterator[Tensor]:
-        for group in samples.codes():
-            for codes in group.split(_SCENES_AT_ONCE):
-                yield _rendered(weights, scene_from_codes(weights.model, codes.to(device)), yaw_deg)
-
-    description = {
+    own = {
         "kind": "samples",
-        "stage1_sha256": weights.sha256,
         "prior_sha256": samples.prior.sha256,
         "seed": samples.seed,
         "sharpening": asdict(samples.sharpening),
@@ -110,27 +86,58 @@ def sampled_set(name: str, weights: LoadedWeights, samples: Samples, *, yaw_deg:
         "count_by_class": {str(class_index): count for class_index, count in samples.counts.items()},
         "yaw_deg": yaw_deg,
         "threads": torch.get_num_threads(),
-        **_rendering(weights),
     }
-    return ImageSet(name, samples.class_index, samples.prior.tokens.class_names, description, batches)
+    names = samples.prior.tokens.class_names
+    return _rendered_set(name, weights, samples.codes, scene_from_codes, samples.class_index, names, own, yaw_deg)
 
 
 def reconstructed_set(name: str, weights: LoadedWeights, source: ImageSet) -> ImageSet:
     """Stage 1's reconstructions of a set, through the codes and from the camera that took the images."""
+    own = {"kind": "reconstructions", "of": dict(source.description)}
+    return _rendered_set(
+        name, weights, source.batches, reconstruct_scene, source.class_index, source.class_names, own, 0.0
+    )
+
+
+def _rendered_set(
+    name: str,
+    weights: LoadedWeights,
+    inputs: Callable[[], Iterator[Tensor]],
+    scene_of: Callable[[Autoencoder, Tensor], Scene],
+    class_index: Tensor,
+    class_names: tuple[str, ...],
+    own: dict[str, Any],
+    yaw_deg: float,
+) -> ImageSet:
+    """Pictures of the scenes that the model makes of batches of `inputs`; `own` is the description's own part."""
+    camera, size = weights.recipe.camera, weights.recipe.model.image_size
     device = next(weights.model.parameters()).device
 
     def batches() -> Iterator[Tensor]:
-        for batch in source.batches():
-            for images in batch.split(_SCENES_AT_ONCE):
-                yield _rendered(weights, reconstruct_scene(weights.model, images.to(device)), 0.0)
+        for part in (part for batch in inputs() for part in batch.split(_SCENES_AT_ONCE)):
+            scene = scene_of(weights.model, part.to(device))
+            yaw_rad = torch.full((len(scene),), math.radians(yaw_deg))
+            view = pivot_camera(
+                yaw_rad,
+                torch.zeros_like(yaw_rad),
+                height_px=size,
+                width_px=size,
+                radius=camera.radius,
+                fov_rad=math.radians(camera.fov_deg),
+            )
+            yield scene.render(view, samples=SAMPLES_A_RAY).rgb.cpu()
 
     description = {
-        "kind": "reconstructions",
         "stage1_sha256": weights.sha256,
-        "of": dict(source.description),
-        **_rendering(weights),
+        **own,
+        "size_px": size,
+        "samples_a_ray": SAMPLES_A_RAY,
+        "resize": "none",
+        "quantisation": "8 bits a channel, no file between",
+        "device": device.type,
+        "versions": {"vq3d": __version__, "torch": torch.__version__},
     }
-    return ImageSet(name, source.class_index, source.class_names, description, batches)
+    return ImageSet(name, class_index, class_names, description, batches)
 
 
 def class_counts(
@@ -155,32 +162,6 @@ def class_counts(
                 remedy="shards with these classes, or another --protocol",
             )
     return {i: n for i, n in zip(chosen, spread(count, shares), strict=True) if n}
-
-
-def _rendered(weights: LoadedWeights, scene: Scene, yaw_deg: float) -> Tensor:
-    """Pictures uint8 `[B, 3, S, S]` of the scenes, on the CPU."""
-    camera, size = weights.recipe.camera, weights.recipe.model.image_size
-    yaw_rad = torch.full((len(scene),), math.radians(yaw_deg))
-    views = pivot_camera(
-        yaw_rad,
-        torch.zeros_like(yaw_rad),
-        height_px=size,
-        width_px=size,
-        radius=camera.radius,
-        fov_rad=math.radians(camera.fov_deg),
-    )
-    return scene.render(views, samples=SAMPLES_A_RAY).rgb.cpu()
-
-
-def _rendering(weights: LoadedWeights) -> dict[str, object]:
-    return {
-        "size_px": weights.recipe.model.image_size,
-        "samples_a_ray": SAMPLES_A_RAY,
-        "resize": "none",
-        "quantisation": "8 bits a channel, no file between",
-        "device": next(weights.model.parameters()).device.type,
-        "versions": {"vq3d": __version__, "torch": torch.__version__},
-    }
 
 
 def prior_bits(prior: LoadedPrior, store: TokenStore) -> dict[str, Any]:
