@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
@@ -9,8 +10,7 @@ import re
 import textwrap
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -83,8 +83,7 @@ def run(arguments: Sequence[str]) -> int:
         log.detach()
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(NamedTuple):
     """What is said about an error."""
 
     exit_code: int
@@ -126,8 +125,7 @@ def _describe_os_error(error: OSError) -> Failure:
     return Failure(74, f"cannot read or write{name}: {reason}", remedy)
 
 
-@dataclass(frozen=True)
-class _Call:
+class _Call(NamedTuple):
     """What can be told of a call without parsing it: parsing itself may be what fails."""
 
     arguments: list[str]
@@ -143,10 +141,10 @@ def _read_call(arguments: Sequence[str]) -> _Call:
     options = [a for a in arguments[:end] if a != "--debug"]
     words = [a for a in options if not a.startswith("-")]
     command = words[0] if words and words[0] in {name for name, _, _ in COMMANDS} else ""
-    below = next((word for word in words[1:] if word in SUBCOMMANDS.get(command, ())), "")
+    subcommand = next((word for word in words[1:] if word in SUBCOMMANDS.get(command, ())), "")
     return _Call(
         arguments=[*options, *arguments[end:]],
-        command=f"{command} {below}".strip(),
+        command=f"{command} {subcommand}".strip(),
         debug="--debug" in arguments[:end],
         json="--json" in options,
     )
@@ -154,8 +152,8 @@ def _read_call(arguments: Sequence[str]) -> _Call:
 
 def _from_home(argument: str) -> str:
     """An argument whose path starts at the home folder, also where a shell leaves `~` alone: `--out=~/x`, `'~/x'`."""
-    found = _TILDE.match(argument)
-    return argument if found is None else argument[: found.end()] + os.path.expanduser(argument[found.end() :])
+    before = _TILDE.match(argument)
+    return argument if before is None else argument[: before.end()] + os.path.expanduser(argument[before.end() :])
 
 
 def _invoke(arguments: list[str]) -> int:
@@ -181,10 +179,8 @@ def _report(failure: Failure, call: _Call) -> int:
     if call.json:
         from vq3dcli.commands.output import error_json
 
-        try:
+        with contextlib.suppress(OSError, ValueError):
             print(error_json(call.command, failure.message, failure.remedy, failure.exit_code), flush=True)
-        except (OSError, ValueError):
-            return failure.exit_code
     return failure.exit_code
 
 

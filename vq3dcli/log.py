@@ -16,8 +16,7 @@ _ROOT = logging.getLogger("vq3dcli")
 def one_line(text: str) -> str:
     """`text` on one line and safe to print: control characters and undecodable bytes of file names are escaped."""
     flat = " ".join(text.split())
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in flat)
-    return safe
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in flat)
 
 
 def write_line(text: str) -> None:

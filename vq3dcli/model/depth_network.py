@@ -82,14 +82,7 @@ class _Block(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """The trunk of EfficientNet-Lite, without its classifier.
-
-    Args:
-        name: Which.
-
-    Attributes:
-        channels: Of what `forward` returns.
-    """
+    """The trunk of EfficientNet-Lite, without its classifier; `channels` are those of what `forward` returns."""
 
     def __init__(self, name: EncoderName) -> None:
         super().__init__()
@@ -124,14 +117,11 @@ class EfficientNetLite(nn.Module):
         """Names of this module's tensors to those in the file that the network was published in."""
         names = {}
         for name in self.state_dict():
-            block, _, rest = (
-                name.rpartition("blocks.")[2].partition(".") if name.startswith("blocks.") else ("", "", name)
-            )
-            layer, place, leaf = rest.split(".")
+            *block, layer, place, leaf = name.removeprefix("blocks.").split(".")
             # A layer is its convolution, behind padding or not, and its normalisation.
             norm_place = len(cast(nn.Sequential, self.get_submodule(name.rsplit(".", 2)[0]))) - 1
             published = _PUBLISHED[layer][int(place) == norm_place]
-            names[name] = f"{f'_blocks.{block}.' if block else ''}{published}.{leaf}"
+            names[name] = ".".join([*(["_blocks", *block] if block else []), published, leaf])
         return names
 
 
@@ -155,7 +145,6 @@ class DepthNetwork(nn.Module):
     Batch normalisation in the decoder is what lets it learn: without it the output stayed blind to the image.
 
     Args:
-        encoder: Name of the trunk.
         widths: Channels of the decoder at strides 2, 4, 8, 16, 32.
         frozen_blocks: So many blocks of the encoder, and its stem, keep their weights; statistics of its
             normalisations never change.
@@ -202,16 +191,12 @@ class DepthNetwork(nn.Module):
 
     @torch.inference_mode()
     def predict(self, images: Tensor, input_px: int, *, flip: bool = False) -> Tensor:
-        """Relative disparity of images of any size.
+        """Relative disparity of uint8 images `[B, 3, H, W]` of any size: float32 `[B, h, w]`, on the network's device.
 
         Args:
-            images: uint8 `[B, 3, H, W]`, of any size and shape.
-            input_px: Side of a square of as many pixels as the network is shown; the image's shape is kept up to
-                multiples of 32.
+            input_px: Side of a square of as many pixels as the network is shown, which is about twice h and w; the
+                image's shape is kept up to multiples of 32.
             flip: Average with the mirrored map of the mirrored image, at twice the cost.
-
-        Returns:
-            float32 `[B, h, w]`, about half of `input_px` a side, on the network's device.
         """
         height_px, width_px = images.shape[-2:]
         shape = math.sqrt(width_px / height_px)

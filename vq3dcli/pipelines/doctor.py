@@ -53,7 +53,7 @@ OPTIONAL_PACKAGES = (
 class Check:
     """One finding.
 
-    Args:
+    Attributes:
         name: What was looked at.
         status: Whether it works.
         detail: What was found, in one line for people.
@@ -80,14 +80,12 @@ def check_all() -> list[Check]:
         ("ffmpeg", check_ffmpeg),
         ("weights", check_weights),
     ]
-    found = [_guarded(name, check) for name, check in checks]
     for module, name, purpose in REQUIRED_PACKAGES:
-        remedy = f"pip install --force-reinstall {name}"
-        found.append(_guarded(name, partial(check_package, module, name, purpose, remedy, required=True)))
+        checks.append((name, partial(check_package, module, name, purpose, f"pip install --force-reinstall {name}")))
     for module, name, purpose, extra in OPTIONAL_PACKAGES:
         remedy = f"pip install 'vq3d[{extra}]'"
-        found.append(_guarded(name, partial(check_package, module, name, purpose, remedy, required=False)))
-    return found
+        checks.append((name, partial(check_package, module, name, purpose, remedy, required=False)))
+    return [_guarded(name, check) for name, check in checks]
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
@@ -122,16 +120,15 @@ def check_torch() -> Check:
     name = torch.cuda.get_device_name()
     free, total = torch.cuda.mem_get_info()
     bf16 = resolve_precision("auto", torch.device("cuda")) == torch.bfloat16
-    facts["cuda"] = {"device": name, "count": torch.cuda.device_count(), "total_bytes": total, "free_bytes": free}
-    facts["cuda"]["bf16"] = bf16
+    count = torch.cuda.device_count()
+    facts["cuda"] = {"device": name, "count": count, "total_bytes": total, "free_bytes": free, "bf16": bf16}
     try:
         torch.ones(8, 8, device="cuda").matmul(torch.ones(8, 8, device="cuda")).sum().item()
     except RuntimeError as error:
-        return Check(
-            "torch", "broken", f"{detail}, CUDA fails: {error}", "--device cpu, or another driver", facts=facts
-        )
+        detail = f"{detail}, CUDA fails: {error}"
+        return Check("torch", "broken", detail, "--device cpu, or another driver", facts=facts)
     precision = "bfloat16" if bf16 else "no bfloat16"
-    detail = f"{detail}, CUDA: {facts['cuda']['count']} x {name}, {_gib(free)} of {_gib(total)} free, {precision}"
+    detail = f"{detail}, CUDA: {count} x {name}, {_gib(free)} of {_gib(total)} free, {precision}"
     return Check("torch", "ok", detail, facts=facts)
 
 
@@ -201,7 +198,7 @@ def check_weights() -> Check:
     return Check("weights", "ok", f"{size / 1e6:.1f} MB, sha256 {digest[:12]}", facts=facts)
 
 
-def check_package(module: str, distribution: str, purpose: str, remedy: str, *, required: bool) -> Check:
+def check_package(module: str, distribution: str, purpose: str, remedy: str, *, required: bool = True) -> Check:
     """Whether a package can be imported, and what it is for; what is not installed is not tried."""
     try:
         installed = version(distribution)

@@ -22,15 +22,12 @@ def open_loader(
     ranks: Ranks,
     shares: Sequence[float] | None = None,
 ) -> TrainingLoader:
-    """This rank's loader over folders of shards.
+    """This rank's loader over folders of shards, which together are one data set.
 
     A depth network makes its own crops: it gets images as they are stored, up to twice its input.
 
     Args:
-        recipe: Batch size, image size, seed and augmentation.
-        data: The folders, which together are one data set.
         labels: Name of the disparity labels beside the shards, of all folders or one for each; None for none.
-        ranks: This process among those of the run.
         shares: Of the stream, one a folder; None mixes them by their samples.
 
     Raises:
@@ -72,14 +69,7 @@ def run_facts(
     perceptual_weights: Path | None = None,
     shares: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """Facts of a run beside its recipe, JSON values; a run that continues with others is refused.
-
-    Args:
-        recipe: The resolved recipe.
-        loader: Its data.
-        perceptual_weights: The file of the perceptual network, if it was given.
-        shares: Of the folders, as for `open_loader`.
-    """
+    """Facts of a run beside its recipe, JSON values; a run that continues with others is refused."""
     names = hashlib.sha256("\n".join(loader.class_names).encode()).hexdigest()[:12]
     facts: dict[str, Any] = {
         "data": loader.sha256[:12],
