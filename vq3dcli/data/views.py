@@ -13,14 +13,14 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vq3dcli.data.images import decode_image, encode_png, resize
+from vq3dcli.data.images import decode_image, resize
 from vq3dcli.data.shard_format import DISPARITY_LEVELS, INFO_EXTENSION, ViewInfo, parse_record, view_extensions
-from vq3dcli.data.shard_reader import PREPARE_AGAIN, ShardFolder, decode_levels, encode_levels, resize_label
+from vq3dcli.data.shard_reader import PREPARE_AGAIN, ShardFolder, decode_levels, resize_label
 from vq3dcli.errors import DataError
 from vq3dcli.rendering.cameras import pivot_pose
 from vq3dcli.seeding import uniform
@@ -72,7 +72,6 @@ def novel_poses(seed: int, name: str, index: Tensor, count: int) -> Tensor:
     """`cam_to_world` of the views of scenes: a pure function of (seed, name, index).
 
     Args:
-        seed: Of the scenes.
         name: Of the scenes' kind and purpose.
         index: Numbers of the scenes, int64 `[n]`.
         count: V.
@@ -84,19 +83,6 @@ def novel_poses(seed: int, name: str, index: Tensor, count: int) -> Tensor:
     yaw, pitch = ((2.0 * draws[:, i] - 1.0) * math.radians(most) for i, most in ((0, YAW_DEG), (1, PITCH_DEG)))
     # In double precision, so that the last bits of a vectorised cosine are rounded away.
     return pivot_pose(yaw, pitch).float().reshape(len(index), count, 4, 4)
-
-
-def view_members(number: int, image: Tensor, s: Tensor) -> dict[str, bytes]:
-    """Members of view `number` by extension, from its picture uint8 `[3, S, S]` and s `[S, S]`."""
-    picture, disparity = view_extensions(number)
-    levels = (s.to(torch.float64) * DISPARITY_LEVELS).round().to(torch.int32)
-    return {picture: encode_png(image), disparity: encode_levels(levels)}
-
-
-def view_facts(poses: Tensor) -> dict[str, Any]:
-    """What a sample's JSON says of its views: of `cam_to_world` `[V, 4, 4]`, or nothing for none."""
-    infos = [ViewInfo(cam_to_world=pose.tolist()).model_dump() for pose in poses]
-    return {"views": infos} if infos else {}
 
 
 def read_views(folder: ShardFolder, i: int, numbers: Sequence[int], side: int) -> list[View]:
@@ -133,10 +119,9 @@ def mirrored(view: View) -> View:
 
 def gather_views(rows: Iterable[Sequence[View]], side: int) -> Views:
     """The views of a batch from those of each of its samples; `side` is S."""
-    found = [(row, view) for row, views in enumerate(rows) for view in views]
-    return Views(
-        image=torch.stack([view.image for _, view in found]) if found else torch.empty(0, 3, side, side).byte(),
-        s=torch.stack([view.s for _, view in found]) if found else torch.empty(0, side, side),
-        cam_to_world=torch.stack([view.cam_to_world for _, view in found]) if found else torch.empty(0, 4, 4),
-        row=torch.tensor([row for row, _ in found], dtype=torch.int64),
-    )
+    own = [(row, view) for row, views in enumerate(rows) for view in views]
+    if not own:
+        empty = torch.empty(0, dtype=torch.int64)
+        return Views(torch.empty(0, 3, side, side).byte(), torch.empty(0, side, side), torch.empty(0, 4, 4), empty)
+    image, s, cam_to_world = map(torch.stack, zip(*(view for _, view in own), strict=True))
+    return Views(image, s, cam_to_world, torch.tensor([row for row, _ in own]))

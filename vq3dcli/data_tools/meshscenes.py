@@ -5,30 +5,25 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from vq3dcli.config.defaults import MAX_BAD, SHARD_SIZE
-from vq3dcli.data.images import encode_png
-from vq3dcli.data.shard_format import DISPARITY_EXTENSION, DISPARITY_LEVELS, Manifest, sample_key
-from vq3dcli.data.shard_reader import encode_levels
-from vq3dcli.data.views import novel_poses, view_facts, view_members
-from vq3dcli.data_tools.job import Job, shard_ranges
+from vq3dcli.data.shard_format import Manifest
+from vq3dcli.data.views import novel_poses
+from vq3dcli.data_tools.job import Job
 from vq3dcli.data_tools.meshassets import Survey
 from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.data_tools.prepare import prepare_part
-from vq3dcli.data_tools.shard_writer import Reject, Sample, compact_json
+from vq3dcli.data_tools.shard_writer import Reject, Sample
 from vq3dcli.data_tools.toyphotos import read_photo_bank
+from vq3dcli.data_tools.toyscenes import PURPOSE, drawn_job, scene_sample
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.meshscenes.library import Assets, Library
-from vq3dcli.meshscenes.render import MeshView, pose_at, render_scene, sample_scene
+from vq3dcli.meshscenes.render import pose_at, render_scene, sample_scene
 from vq3dcli.toyscenes.photos import PhotoBank
-
-PURPOSE = "train"
 
 
 @dataclass(frozen=True)
@@ -67,37 +62,6 @@ class SceneOptions:
             )
 
 
-@dataclass(frozen=True)
-class SceneMaker:
-    """Makes the samples of some positions; it is sent to worker processes.
-
-    Attributes:
-        assets: The models.
-        options: Of the scenes.
-        leave_out: The output, which may lie in the folder of the photos.
-        photos_sha256: Of the photos and of the coats, as they were when the job was planned; None without.
-        rejects: Of the whole folder of models; they stand in the first shard.
-    """
-
-    assets: Assets
-    options: SceneOptions
-    leave_out: Path
-    photos_sha256: tuple[str | None, str | None]
-    rejects: tuple[Reject, ...]
-
-    def part(self, positions: range) -> SceneMaker:
-        """The same for the positions of one shard."""
-        return self if positions.start == 0 else replace(self, rejects=())
-
-    def __call__(self, positions: range) -> Iterator[Sample | Reject]:
-        """Samples of the positions in a range, in order; position 0 has the rejects of the folder."""
-        library = _library(self.assets, (self.options.photos, self.options.coats), self.leave_out, self.photos_sha256)
-        for index in positions:
-            if index == 0:
-                yield from self.rejects
-            yield scene_sample(library, index, self.options)
-
-
 def prepare_meshscenes(
     survey: Survey,
     out: Path,
@@ -111,22 +75,11 @@ def prepare_meshscenes(
 ) -> Manifest | None:
     """Write scenes 0 .. count - 1 of a seed; equal models, photos and options give equal bytes.
 
-    Args:
-        survey: Of the models.
-        out: The shard folder.
-        options: Of the scenes.
-        max_bad: Fraction of the models and pictures that may be of no use.
-        part: The share of the shards that this process makes.
-        workers: Processes; None for one a core, fewer for little work.
-        force: Replace a shard folder that was made with other options.
-        progress: Called with (scenes done, scenes of this part).
+    Args and errors are those of `prepare.prepare`; `max_bad` is the fraction of the models and pictures that may be of
+    no use.
 
     Returns:
         None while other parts have work left.
-
-    Raises:
-        DataError: More than `max_bad` of the models are of no use, or photos that are none.
-        StorageError: The shards will not fit on the disk.
     """
     job = scene_job(survey, out, options, max_bad=max_bad)
     return prepare_part(out, job, part, workers=workers, force=force, progress=progress)
@@ -135,72 +88,63 @@ def prepare_meshscenes(
 def scene_job(survey: Survey, out: Path, options: SceneOptions, *, max_bad: float) -> Job:
     """The shard folder that `prepare_meshscenes` makes."""
     banks = {name: _bank(path, out) for name, path in (("photos", options.photos), ("coats", options.coats)) if path}
-    sha256 = {name: bank.sha256 for name, bank in banks.items()}
-    maker = SceneMaker(survey.assets, options, out, (sha256.get("photos"), sha256.get("coats")), tuple(survey.rejects))
-    plan: dict[str, Any] = {
-        "preset": "meshscenes",
-        "count": options.count,
-        "size": options.size,
-        "seed": options.seed,
-        "purpose": PURPOSE,
-        "shard_size": options.shard_size,
+    photos, coats = (banks[name].sha256 if name in banks else None for name in ("photos", "coats"))
+    samples = functools.partial(_samples, survey.assets, options, out, (photos, coats))
+    plan = {
         "assets": {asset.path: asset.sha256 for asset in survey.assets.models},
         "grounds": dict(survey.assets.grounds),
-        **({"varied": True} if options.varied else {}),
-        **({"views": options.views} if options.views else {}),
-        **{name: len(bank) for name, bank in banks.items()},
-        **{f"{name}_sha256": each for name, each in sha256.items()},
     }
-    return Job(
-        kind="images",
-        preset="meshscenes",
-        image_size=options.size,
-        margin=1.0,
-        own_disparity=True,
+    return drawn_job(
+        "meshscenes",
+        survey.assets.class_names,
+        functools.partial(samples, tuple(survey.rejects)),
+        count=options.count,
+        size=options.size,
+        seed=options.seed,
+        shard_size=options.shard_size,
+        varied=options.varied,
         views=options.views,
-        class_names=list(survey.assets.class_names),
-        shards=shard_ranges(options.count, options.shard_size),
+        banks=banks,
         plan=plan,
-        make=maker,
-        portable=maker.part,
+        # The rejects of the whole folder stand in the first shard.
+        portable=lambda positions: functools.partial(samples, () if positions.start else tuple(survey.rejects)),
         max_bad=max_bad,
         num_sources=survey.num_files,
         known_rejects=survey.rejects,
     )
 
 
-def scene_sample(library: Library, index: int, options: SceneOptions) -> Sample:
+def _samples(
+    assets: Assets,
+    options: SceneOptions,
+    leave_out: Path,
+    photos_sha256: tuple[str | None, str | None],
+    rejects: tuple[Reject, ...],
+    positions: range,
+) -> Iterator[Sample | Reject]:
+    """Samples of the positions, in order; `photos_sha256` is of photos and coats when the job was planned."""
+    library = _library(assets, (options.photos, options.coats), leave_out, photos_sha256)
+    for index in positions:
+        if index == 0:
+            yield from rejects
+        yield mesh_sample(library, index, options)
+
+
+def mesh_sample(library: Library, index: int, options: SceneOptions) -> Sample:
     """Scene number `index` as it is stored."""
     scene = sample_scene(library, index, seed=options.seed, purpose=PURPOSE, varied=options.varied)
-    view = render_scene(scene, pose_at(0.0, 0.0), options.size)
     poses = novel_poses(options.seed, f"meshscenes/{PURPOSE}", torch.tensor([index]), options.views)[0]
-    levels = (torch.from_numpy(view.s) * DISPARITY_LEVELS).round().to(torch.int32)
-    info = {
-        "seed": options.seed,
-        "purpose": PURPOSE,
-        "index": index,
-        "class": library.assets.class_names[scene.class_index],
-        "scene": scene.kind,
-        "fov_deg": round(math.degrees(scene.fov_rad), 6),
-        "kind": "metric",
-        "lo": 0.0,
-        "hi": 1.0,
-        **view_facts(poses),
-    }
-    members = {
-        "png": encode_png(_image(view)),
-        "cls": str(scene.class_index).encode(),
-        "json": compact_json(info),
-        DISPARITY_EXTENSION: encode_levels(levels),
-    }
-    for number, pose in enumerate(poses):
-        other = render_scene(scene, pose.double().numpy(), options.size)
-        members |= view_members(number, _image(other), torch.from_numpy(other.s))
-    return Sample(sample_key(index), scene.class_index, members)
-
-
-def _image(view: MeshView) -> Tensor:
-    return torch.from_numpy(view.rgb).permute(2, 0, 1)
+    cameras = [pose_at(0.0, 0.0), *(pose.double().numpy() for pose in poses)]
+    views = [render_scene(scene, pose, options.size) for pose in cameras]
+    return scene_sample(
+        index,
+        options.seed,
+        (scene.class_index, library.assets.class_names[scene.class_index]),
+        [(torch.from_numpy(view.rgb).permute(2, 0, 1), torch.from_numpy(view.s)) for view in views],
+        poses,
+        scene=scene.kind,
+        fov_deg=round(math.degrees(scene.fov_rad), 6),
+    )
 
 
 @functools.lru_cache(maxsize=2)

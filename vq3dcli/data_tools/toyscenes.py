@@ -6,21 +6,30 @@ Plain scenes, or varied ones, whose surfaces may show photos.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from vq3dcli.config.defaults import SHARD_SIZE
 from vq3dcli.data.images import encode_png
-from vq3dcli.data.shard_format import DISPARITY_EXTENSION, DISPARITY_LEVELS, Manifest, sample_key
+from vq3dcli.data.shard_format import (
+    DISPARITY_EXTENSION,
+    DISPARITY_LEVELS,
+    Manifest,
+    ViewInfo,
+    sample_key,
+    view_extensions,
+)
 from vq3dcli.data.shard_reader import encode_levels
-from vq3dcli.data.views import novel_poses, view_facts, view_members
+from vq3dcli.data.views import novel_poses
 from vq3dcli.data_tools.job import Job, shard_ranges, write_folder
-from vq3dcli.data_tools.shard_writer import Sample, compact_json
+from vq3dcli.data_tools.shard_writer import Make, Sample, compact_json
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.toyscenes import CLASS_NAMES, ToyScenes, render_scenes, sample_scenes, sample_varied_scenes
 from vq3dcli.toyscenes.photos import PhotoBank
@@ -53,31 +62,55 @@ def prepare_toyscenes(
         force: Replace a shard folder that was made with other options.
         progress: Called with (scenes done, count).
     """
-    plan = {
-        "preset": "toyscenes",
-        "count": count,
-        "size": size,
-        "seed": seed,
-        "purpose": PURPOSE,
-        "shard_size": shard_size,
-        **({"varied": True} if varied else {}),
-        **({"views": views} if views else {}),
-        **({"photos": len(photos), "photos_sha256": photos.sha256} if photos is not None else {}),
-    }
     draw = partial(sample_varied_scenes, photos=photos) if varied else sample_scenes
-    job = Job(
+    job = drawn_job(
+        "toyscenes",
+        CLASS_NAMES,
+        lambda positions: toy_samples(positions, size=size, seed=seed, draw=draw, views=views),
+        count=count,
+        size=size,
+        seed=seed,
+        shard_size=shard_size,
+        varied=varied,
+        views=views,
+        banks={} if photos is None else {"photos": photos},
+    )
+    return write_folder(out, job, force=force, progress=progress)
+
+
+def drawn_job(
+    preset: str,
+    class_names: Sequence[str],
+    make: Make,
+    *,
+    count: int,
+    size: int,
+    seed: int,
+    shard_size: int,
+    varied: bool,
+    views: int,
+    banks: Mapping[str, PhotoBank],
+    plan: Mapping[str, Any] | None = None,
+    **job: Any,
+) -> Job:
+    """The shard folder of scenes 0 .. count - 1; `plan` and `job` are what toy scenes do not have."""
+    facts = {"preset": preset, "count": count, "size": size, "seed": seed, "purpose": PURPOSE, "shard_size": shard_size}
+    facts |= {**(plan or {}), **({"varied": True} if varied else {}), **({"views": views} if views else {})}
+    for name, bank in banks.items():
+        facts |= {name: len(bank), f"{name}_sha256": bank.sha256}
+    return Job(
         kind="images",
-        preset="toyscenes",
+        preset=preset,
         image_size=size,
         margin=1.0,
         own_disparity=True,
         views=views,
-        class_names=list(CLASS_NAMES),
+        class_names=list(class_names),
         shards=shard_ranges(count, shard_size),
-        plan=plan,
-        make=lambda positions: toy_samples(positions, size=size, seed=seed, draw=draw, views=views),
+        plan=facts,
+        make=make,
+        **job,
     )
-    return write_folder(out, job, force=force, progress=progress)
 
 
 def toy_samples(
@@ -86,21 +119,17 @@ def toy_samples(
     """The samples of scenes number `positions`, in order, as many chunks at a time as PyTorch has threads.
 
     Args:
-        positions: Numbers of the scenes.
         size: Side of the images in pixels.
-        seed: Of the scenes.
         draw: From numbers, seed and purpose to scenes.
-        views: A scene.
+        views: Exact pictures from other cameras a scene.
     """
-    chunks = [
-        range(start, min(start + _SCENES_AT_ONCE, positions.stop))
-        for start in range(positions.start, positions.stop, _SCENES_AT_ONCE)
-    ]
+    starts = range(positions.start, positions.stop, _SCENES_AT_ONCE)
     # Most operations on a chunk are too small for PyTorch to split, and compressing PNGs is not torch's at all.
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[list[Sample]]] = deque()
-        for chunk in chunks:
+        for start in starts:
+            chunk = range(start, min(start + _SCENES_AT_ONCE, positions.stop))
             pending.append(pool.submit(_render_chunk, chunk, size, seed, draw, views))
             if len(pending) > threads:
                 yield from pending.popleft().result()
@@ -112,30 +141,43 @@ def toy_samples(
 def _render_chunk(chunk: range, size: int, seed: int, draw: Draw, num_views: int) -> list[Sample]:
     scenes = draw(torch.tensor(chunk), seed=seed, purpose=PURPOSE)
     camera = canonical_camera(len(chunk), height_px=size, width_px=size)
-    main = render_scenes(scenes, camera)
     poses = novel_poses(seed, f"toyscenes/{PURPOSE}", torch.tensor(chunk), num_views)
-    others = [render_scenes(scenes, replace(camera, cam_to_world=poses[:, v])) for v in range(num_views)]
-    levels = (main.s.to(torch.float64) * DISPARITY_LEVELS).round().to(torch.int32)
-    samples = []
-    for row, index in enumerate(chunk):
-        class_index = int(scenes.class_index[row])
-        info = {
-            "seed": seed,
-            "purpose": PURPOSE,
-            "index": index,
-            "class": CLASS_NAMES[class_index],
-            "kind": "metric",
-            "lo": 0.0,
-            "hi": 1.0,
-            **view_facts(poses[row]),
-        }
-        members = {
-            "png": encode_png(main.rgb[row]),
-            "cls": str(class_index).encode(),
-            "json": compact_json(info),
-            DISPARITY_EXTENSION: encode_levels(levels[row]),
-        }
-        for number, view in enumerate(others):
-            members |= view_members(number, view.rgb[row], view.s[row])
-        samples.append(Sample(sample_key(index), class_index, members))
-    return samples
+    cameras = [camera, *(replace(camera, cam_to_world=poses[:, v]) for v in range(num_views))]
+    views = [render_scenes(scenes, each) for each in cameras]
+    return [
+        scene_sample(
+            index,
+            seed,
+            (int(scenes.class_index[row]), CLASS_NAMES[int(scenes.class_index[row])]),
+            [(view.rgb[row], view.s[row]) for view in views],
+            poses[row],
+        )
+        for row, index in enumerate(chunk)
+    ]
+
+
+def scene_sample(
+    index: int,
+    seed: int,
+    named_class: tuple[int, str],
+    pictures: Sequence[tuple[Tensor, Tensor]],
+    poses: Tensor,
+    **facts: Any,
+) -> Sample:
+    """Scene number `index` of a seed as it is stored.
+
+    Args:
+        named_class: Number and name of its class.
+        pictures: uint8 `[3, S, S]` and s `[S, S]` of the canonical camera, then of the views.
+        poses: `cam_to_world` of the views `[V, 4, 4]`.
+        facts: What else its JSON says.
+    """
+    views = [ViewInfo(cam_to_world=pose.tolist()).model_dump() for pose in poses]
+    info = {"seed": seed, "purpose": PURPOSE, "index": index, "class": named_class[1], **facts}
+    info |= {"kind": "metric", "lo": 0.0, "hi": 1.0, **({"views": views} if views else {})}
+    members = {"png": b"", "cls": str(named_class[0]).encode(), "json": compact_json(info)}
+    names = [("png", DISPARITY_EXTENSION), *map(view_extensions, range(len(poses)))]
+    for (picture, disparity), (image, s) in zip(names, pictures, strict=True):
+        levels = (s.to(torch.float64) * DISPARITY_LEVELS).round().to(torch.int32)
+        members |= {picture: encode_png(image), disparity: encode_levels(levels)}
+    return Sample(sample_key(index), named_class[0], members)

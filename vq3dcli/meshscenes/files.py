@@ -1,17 +1,26 @@
-"""Files of meshes before trimesh reads them: what they claim, the files that they name, and text that is not UTF-8."""
+"""Files of meshes, which trimesh reads: what they claim, the files that they name, and how their parts look."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+import numpy as np
+from numpy.typing import NDArray
+
+from vq3dcli.errors import UnavailableError
+
+Floats = NDArray[np.float64]
+
+_GREY = 0.7
 _COMPONENT_BYTES = {5120: 1, 5121: 1, 5122: 2, 5123: 2, 5125: 4, 5126: 4}
 _COMPONENTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 # Of values that no bytes stand for: all zero, or a few of them given.
@@ -75,8 +84,29 @@ def as_utf8(data: bytes) -> bytes:
     return data
 
 
+def import_trimesh() -> Any:
+    """The package. Raises `UnavailableError`."""
+    try:
+        import trimesh
+    except ImportError as error:
+        raise UnavailableError("meshes need trimesh", remedy="pip install 'vq3d[mesh]'") from error
+    return trimesh
+
+
+def load_parts(data: bytes, suffix: str, resolver: Any) -> list[Any]:
+    """The parts of a mesh that have triangles, as trimesh reads them; it raises almost any type on damaged bytes.
+
+    Args:
+        suffix: Of the file's name, lower case.
+        resolver: Its `get` and `__getitem__` give the bytes of files that the mesh names.
+    """
+    with _silent_trimesh():
+        scene = import_trimesh().load_scene(io.BytesIO(data), file_type=suffix[1:], resolver=resolver)
+        return [part for part in scene.dump() if len(getattr(part, "faces", ()))]
+
+
 @contextlib.contextmanager
-def silent_trimesh() -> Iterator[None]:
+def _silent_trimesh() -> Iterator[None]:
     """Keep what trimesh logs, tracebacks included, away from the user: we say what matters."""
     logger, nobody = logging.getLogger("trimesh"), logging.NullHandler()
     before = logger.propagate
@@ -87,6 +117,64 @@ def silent_trimesh() -> Iterator[None]:
     finally:
         logger.propagate = before
         logger.removeHandler(nobody)
+
+
+class Look(NamedTuple):
+    """How the T triangles of a part look.
+
+    Attributes:
+        colours: Of their corners in [0, 1], `[T, 3, 3]`.
+        linear: These are linear light, to be shown as sRGB.
+        image: The texture, or None.
+        uv: Of the corners on it, v upwards, `[T, 3, 2]`, or None.
+        factor: What the texture is multiplied by in linear light `[3]`, or None.
+        material: trimesh's, where there is one.
+    """
+
+    colours: Floats
+    linear: bool = False
+    image: Any = None
+    uv: Floats | None = None
+    factor: Floats | None = None
+    material: Any = None
+
+    def shown(self, colours: Floats) -> Floats:
+        """Colours of triangles as sRGB."""
+        return encode_srgb(colours) if self.linear else colours
+
+
+def look_of(part: Any, suffix: str) -> Look:
+    """The look of a part of a file: of a texture, of corners, of faces, or grey."""
+    # In glTF, colours are linear light but for those of textures.
+    faces, visual, linear = np.asarray(part.faces), part.visual, suffix in (".glb", ".gltf")
+    shape = (len(faces), 3, 3)
+    if visual.kind == "vertex":
+        return Look(np.asarray(visual.vertex_colors, np.float64)[faces][..., :3] / 255.0, linear)
+    if visual.kind == "face":
+        of_face = np.asarray(visual.face_colors, np.float64)[:, None, :3] / 255.0
+        return Look(np.broadcast_to(of_face, shape), linear)
+    if visual.kind != "texture":
+        return Look(np.full(shape, _GREY))
+    material = visual.material
+    pbr = hasattr(material, "baseColorTexture")
+    image = material.baseColorTexture if pbr else material.image
+    factor = np.asarray(material.main_color, np.float64)[:3] / 255.0
+    if image is None or visual.uv is None:
+        return Look(np.broadcast_to(factor, shape), linear)
+    # Other formats' diffuse colour beside a texture is a placeholder more often than a tint.
+    tinted = pbr and material.baseColorFactor is not None
+    uv = np.asarray(visual.uv, np.float64)[faces]
+    return Look(np.ones(shape), False, image, uv, factor if tinted else None, material)
+
+
+def encode_srgb(rgb: Floats) -> Floats:
+    """Linear light in [0, 1] as sRGB (IEC 61966-2-1)."""
+    return np.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb.clip(min=0.0031308) ** (1.0 / 2.4) - 0.055)
+
+
+def decode_srgb(rgb: Floats) -> Floats:
+    """The sRGB values in [0, 1] as linear light."""
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
 
 
 def check_gltf(data: bytes) -> list[str]:

@@ -8,10 +8,8 @@ middle of its lower face to the origin. Foundations and roots go below it.
 from __future__ import annotations
 
 import hashlib
-import io
-import logging
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +19,9 @@ from PIL import Image
 
 from vq3dcli.compiled import compiled
 from vq3dcli.data.images import MAX_PIXELS
-from vq3dcli.errors import DataError, UnavailableError
+from vq3dcli.errors import DataError
+from vq3dcli.meshscenes.files import Look, decode_srgb, encode_srgb, import_trimesh, load_parts, look_of
 from vq3dcli.meshscenes.raster import MAX_LEVELS, NOTHING, Bytes, Floats, Ints, Singles
-from vq3dcli.meshscenes.ray_mesh import decode_srgb, encode_srgb
 
 MODEL_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".dae")
 MAX_TRIANGLES = 1_000_000
@@ -33,10 +31,7 @@ _CUTOFF = 128
 _CREASE = 0.6  # cosine: faces that meet at less than 53 degrees are smooth across their edge
 _MAX_NEIGHBOURS = 48
 _BURIED = (0.01, 0.45)  # shares of the height
-_GREY = 0.7
 _MAX_REPEATS = 1000.0
-# In glTF, colours are linear light but for those of textures.
-_LINEAR = (".glb", ".gltf")
 _TO_OURS = np.array([1.0, -1.0, -1.0])  # in all these formats y is up, and the front looks along +z
 
 
@@ -124,26 +119,18 @@ def read_model(path: Path, root: Path) -> ReadModel:
         DataError: It is no model of use; the message is the reason.
         UnavailableError: trimesh is not installed.
     """
+    import_trimesh()
+    files, suffix = _Files(path, root), path.suffix.lower()
     try:
-        import trimesh
-    except ImportError as error:
-        raise UnavailableError("meshes need trimesh", remedy="pip install 'vq3d[mesh]'") from error
-    logging.getLogger("trimesh").setLevel(logging.CRITICAL)  # it logs what `_Files` raises
-    files = _Files(path, root)
-    try:
-        data = files.open(path, path.name)
-        scene = trimesh.load_scene(
-            io.BytesIO(data), file_type=path.suffix.lower()[1:], resolver=files.resolver(trimesh.resolvers.Resolver)
-        )
-        parts: list[Any] = [part for part in scene.dump() if len(getattr(part, "faces", ()))]
+        parts = load_parts(files.open(path, path.name), suffix, files)
         problem = files.problem or _problem(parts)
-        model = None if problem else _joined(parts, linear=path.suffix.lower() in _LINEAR)
+        model = None if problem else _joined(parts, suffix)
     except MemoryError:
         raise
     except Exception as error:
         # Its readers raise almost any type on damaged bytes.
         reason = files.problem or " ".join(str(error).split())[:200] or type(error).__name__
-        if path.suffix.lower() == ".dae" and isinstance(error, (ImportError, ValueError)) and "collada" in reason:
+        if suffix == ".dae" and isinstance(error, (ImportError, ValueError)) and "collada" in reason:
             reason = "DAE files need pycollada (pip install pycollada)"
         raise DataError(f"cannot be read: {reason}" if not files.problem else reason, remedy="another file") from error
     if model is None:
@@ -152,7 +139,7 @@ def read_model(path: Path, root: Path) -> ReadModel:
 
 
 class _Files:
-    """The files that one model reads, with their hash and what is wrong with them."""
+    """The files that one model reads, with their hash and what is wrong with them; trimesh asks it for them by name."""
 
     def __init__(self, path: Path, root: Path) -> None:
         self._path, self._root = path, root.resolve()
@@ -168,44 +155,29 @@ class _Files:
         """The bytes of a file that errors call `name`."""
         real = path.resolve()
         if not real.is_relative_to(self._root):
-            self.problem = self.problem or f"outside of the folder: {name[:80]}"
-            raise ValueError(self.problem)
+            raise self._error(f"outside of the folder: {name[:80]}")
         try:
             data = real.read_bytes()
         except OSError as error:
-            self.problem = self.problem or f"missing file: {name[:80]}"
-            raise ValueError(self.problem) from error
+            raise self._error(f"missing file: {name[:80]}") from error
         self._digest.update(len(data).to_bytes(8, "little") + data)
         return data
 
-    def resolver(self, base: Any) -> Any:
-        """Trimesh's way of asking for other files by names relative to the model."""
-        files = self
+    def get(self, name: str) -> bytes:
+        """The bytes of a file by its name relative to the model."""
+        if name.startswith(("/", "\\")) or ":" in name[:8]:
+            raise self._error(f"outside of the folder: {name[:80]}")
+        plain = self._path.parent / name.strip()
+        path = plain if plain.exists() else self._path.parent / urllib.parse.unquote(name.strip())
+        data = self.open(path, name.strip())
+        self.read.add(path.resolve().relative_to(self._root).as_posix())
+        return data
 
-        class Confined(base):  # type: ignore[misc]
-            def __init__(self) -> None:
-                pass
+    __getitem__ = get
 
-            def get(self, name: str) -> bytes:
-                if name.startswith(("/", "\\")) or ":" in name[:8]:
-                    files.problem = files.problem or f"outside of the folder: {name[:80]}"
-                    raise ValueError(files.problem)
-                plain = files._path.parent / name.strip()
-                path = plain if plain.exists() else files._path.parent / urllib.parse.unquote(name.strip())
-                data = files.open(path, name.strip())
-                files.read.add(path.resolve().relative_to(files._root).as_posix())
-                return data
-
-            def write(self, name: str, data: Any) -> None:
-                raise NotImplementedError
-
-            def namespaced(self, namespace: str) -> Any:
-                return self
-
-            def keys(self) -> list[str]:
-                return []
-
-        return Confined()
+    def _error(self, problem: str) -> ValueError:
+        self.problem = self.problem or problem
+        return ValueError(self.problem)
 
 
 def _problem(parts: Sequence[Any]) -> str | None:
@@ -235,24 +207,21 @@ def _has_colour(visual: Any) -> bool:
     return getattr(material, "baseColorFactor", None) is not None or getattr(material, "diffuse", None) is not None
 
 
-def _joined(parts: Sequence[Any], *, linear: bool) -> Model | None:
+def _joined(parts: Sequence[Any], suffix: str) -> Model:
     corners, uv, colour, texture = [], [], [], []
-    textures: list[Texture] = []
-    numbers: dict[Any, int] = {}
+    textures: dict[Any, Texture] = {}
     for part in parts:
-        faces = np.asarray(part.faces)
-        points = np.asarray(part.vertices, np.float64)[faces] * _TO_OURS
-        surface = _surface(part, faces, linear=linear)
+        look, faces = look_of(part, suffix), np.asarray(part.faces)
         number = NOTHING
-        if surface.texture is not None:
-            key = surface.key
-            if key not in numbers:
-                numbers[key] = len(textures)
-                textures.append(surface.texture())
-            number = numbers[key]
-        corners.append(points)
-        uv.append(surface.uv)
-        colour.append(surface.colour)
+        if look.uv is not None:
+            cutoff = _cutoff(look.material)
+            key = (id(look.image), cutoff, None if look.factor is None else tuple(look.factor))
+            if key not in textures:
+                textures[key] = _texture(look, cutoff)
+            number = list(textures).index(key)
+        corners.append(np.asarray(part.vertices, np.float64)[faces] * _TO_OURS)
+        uv.append(_repeated(look.uv) if look.uv is not None else np.zeros((len(faces), 3, 2)))
+        colour.append(_bytes(look.shown(look.colours)))
         texture.append(np.full(len(faces), number, np.int32))
     points = np.concatenate(corners)
     flat = points.reshape(-1, 3)
@@ -269,58 +238,34 @@ def _joined(parts: Sequence[Any], *, linear: bool) -> Model | None:
         uv=np.concatenate(uv).astype(np.float32),
         colour=np.concatenate(colour),
         texture=np.concatenate(texture),
-        textures=textures,
+        textures=list(textures.values()),
     )
 
 
-class _Surface(NamedTuple):
-    """How one part looks: `uv` `[T, 3, 2]`, v downwards, `colour` `[T, 3, 3]`, and how to make its texture."""
-
-    uv: Floats
-    colour: Bytes
-    key: Any = None
-    texture: Callable[[], Texture] | None = None
-
-
-def _surface(part: Any, faces: NDArray[np.int64], *, linear: bool) -> _Surface:
-    shown = encode_srgb if linear else np.asarray
-    visual = part.visual
-    no_uv = np.zeros((len(faces), 3, 2))
-    plain = np.full((len(faces), 3, 3), round(255 * _GREY), np.uint8)
-    if visual.kind == "vertex":
-        of_vertex = shown(np.asarray(visual.vertex_colors, np.float64)[:, :3] / 255.0)
-        return _Surface(no_uv, _bytes(of_vertex[faces]))
-    if visual.kind == "face":
-        of_face = shown(np.asarray(visual.face_colors, np.float64)[:, :3] / 255.0)
-        return _Surface(no_uv, np.repeat(_bytes(of_face)[:, None], 3, 1))
-    if visual.kind != "texture":
-        return _Surface(no_uv, plain)
-    material = visual.material
-    pbr = hasattr(material, "baseColorTexture")
-    image = material.baseColorTexture if pbr else material.image
-    factor = np.asarray(material.main_color, np.float64)[:3] / 255.0
-    if image is None or visual.uv is None:
-        return _Surface(no_uv, np.broadcast_to(_bytes(shown(factor)), plain.shape).copy())
-    tinted = pbr and material.baseColorFactor is not None
-    mode = (material.alphaMode or "OPAQUE") if pbr else "MASK"
-    cutoff = round(255 * (material.alphaCutoff if pbr and material.alphaCutoff is not None else _CUTOFF / 255))
-    cutoff = 0 if mode == "OPAQUE" else _CUTOFF if mode == "BLEND" else max(1, cutoff)
-
-    def texture() -> Texture:
-        rgba = _pixels(image)
-        if tinted:
-            rgba[..., :3] = _bytes(encode_srgb(decode_srgb(rgba[..., :3] / 255.0) * factor))
-        holes = cutoff if (rgba[..., 3] < cutoff).any() else 0
-        if not holes:
-            rgba[..., 3] = 255
-        return make_texture(rgba, cutoff=holes)
-
-    uv = np.asarray(visual.uv, np.float64)[faces]
+def _repeated(uv: Floats) -> Floats:
+    """The same places of a texture, v downwards."""
     # Pictures repeat, so that small numbers, which single precision holds well, say the same.
     uv = (uv - np.floor(uv.min(1, keepdims=True))).clip(0.0, _MAX_REPEATS)
     uv[..., 1] = 1.0 - uv[..., 1]  # trimesh counts v upwards, as OBJ does
-    key = (id(image), cutoff, tuple(factor) if tinted else None)
-    return _Surface(uv, np.full_like(plain, 255), key, texture)
+    return uv
+
+
+def _cutoff(material: Any) -> int:
+    """Alpha from which on a texel is there."""
+    pbr = hasattr(material, "baseColorTexture")
+    mode = (material.alphaMode or "OPAQUE") if pbr else "MASK"
+    cutoff = round(255 * (material.alphaCutoff if pbr and material.alphaCutoff is not None else _CUTOFF / 255))
+    return 0 if mode == "OPAQUE" else _CUTOFF if mode == "BLEND" else max(1, cutoff)
+
+
+def _texture(look: Look, cutoff: int) -> Texture:
+    rgba = _pixels(look.image)
+    if look.factor is not None:
+        rgba[..., :3] = _bytes(encode_srgb(decode_srgb(rgba[..., :3] / 255.0) * look.factor))
+    holes = cutoff if (rgba[..., 3] < cutoff).any() else 0
+    if not holes:
+        rgba[..., 3] = 255
+    return make_texture(rgba, cutoff=holes)
 
 
 def _pixels(image: Image.Image) -> Bytes:
