@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vq3dcli.meshscenes.library import gather_textures
+from vq3dcli.meshscenes.builder import Builder
 from vq3dcli.meshscenes.models import Texture, make_texture
 from vq3dcli.meshscenes.raster import NOTHING, Textures, Triangles, Visible, visible
 from vq3dcli.meshscenes.render import pose_at
@@ -13,6 +13,13 @@ from vq3dcli.meshscenes.shading import Light, ShadowMap, Sky, mean_of_blocks, sh
 
 FOCAL = 40.0
 HERE = pose_at(0.0, 0.0)  # at (0, 0, -3), looking along +z
+
+
+def table(*textures: Texture) -> Textures:
+    builder = Builder()
+    for texture in textures:
+        builder.texture(texture, mirrored=False)
+    return builder.textures()
 
 
 def triangles(corners: np.ndarray, uv: np.ndarray | None = None, texture: int = NOTHING) -> Triangles:
@@ -49,13 +56,13 @@ def plain_light(seen: Triangles, textures: Textures, view: Visible, size: int) -
 
 def test_a_lamp_is_half_as_bright_at_its_distance():
     wall = triangles(quad(5.0, 4.0))
-    view = visible(wall, gather_textures([], []), HERE, FOCAL, 40, 40)
+    view = visible(wall, table(), HERE, FOCAL, 40, 40)
     none, white, up = np.zeros(3), np.ones(3), np.array([0.0, -1.0, 0.0])
     shadows = ShadowMap(np.zeros((4, 4)), np.eye(4), 1.0, 0.0)
     sky = Sky(none, none, up, NOTHING, 1.0, np.zeros(2), 1.0)
     even = Light(up, none, white, 1.0, 1.0, np.inf)
     lamp = even._replace(lamp=np.array([0.0, 0.0, 1.5]), lamp_m=0.5)
-    rgb = [shade(wall, gather_textures([], []), view, HERE, FOCAL, each, shadows, sky) for each in (even, lamp)]
+    rgb = [shade(wall, table(), view, HERE, FOCAL, each, shadows, sky) for each in (even, lamp)]
     place = ((np.arange(40) + 0.5) - 20.0) / FOCAL * 5.0
     away = place[:, None] ** 2 + place**2 + 0.5**2  # the wall is at z = 2 in the world
     np.testing.assert_allclose(rgb[1], rgb[0] / (1.0 + away / 0.25)[..., None], rtol=1e-5)
@@ -63,11 +70,11 @@ def test_a_lamp_is_half_as_bright_at_its_distance():
 
 
 def picture(texture: Texture) -> Textures:
-    return gather_textures([texture], [False])
+    return table(texture)
 
 
 def test_a_square_in_front_is_as_large_and_as_far_as_it_is():
-    found = visible(triangles(quad(5.0, 0.5)), gather_textures([], []), HERE, FOCAL, 20, 20)
+    found = visible(triangles(quad(5.0, 0.5)), table(), HERE, FOCAL, 20, 20)
     # Half a metre at 5 m is 4 pixels at a focal length of 40.
     expected = np.zeros((20, 20))
     expected[6:14, 6:14] = 1.0 / 5.0
@@ -80,7 +87,7 @@ def test_random_triangles_agree_with_rays_that_are_cut_with_each():
     corners = random.normal(size=(40, 3, 3)) * 2.0
     corners[:4] *= 20.0  # these reach behind the camera
     pose = pose_at(17.0, -8.0)
-    found = visible(triangles(corners), gather_textures([], []), pose, FOCAL, 33, 21)
+    found = visible(triangles(corners), table(), pose, FOCAL, 33, 21)
     corners = corners.astype(np.float32).astype(np.float64)
     y, x = np.mgrid[0:33, 0:21] + 0.5
     rays = np.stack([(x - 10.5) / FOCAL, (y - 16.5) / FOCAL, np.ones_like(x)], -1) @ pose[:3, :3].T
@@ -104,7 +111,7 @@ def test_triangles_that_share_an_edge_leave_no_gap():
     inner = np.array([0.013, 0.027, 0.0]) + 0.0 * random.normal(size=3)
     ring = [np.array([np.cos(t), np.sin(t), 0.3 * np.sin(5 * t)]) * 3.0 for t in np.linspace(0, 2 * np.pi, 23)]
     fan = np.array([[inner, ring[i], ring[i + 1]] for i in range(22)])
-    assert (visible(triangles(fan), gather_textures([], []), HERE, 60.0, 64, 64).triangle >= 0).all()
+    assert (visible(triangles(fan), table(), HERE, 60.0, 64, 64).triangle >= 0).all()
 
 
 def test_a_texture_is_seen_upright_and_in_perspective():
@@ -173,6 +180,6 @@ def test_triangles_beside_and_behind_the_camera_are_no_harm(axis: int):
     corners = np.zeros((2, 3, 3))
     corners[0, :, axis] = [-4.0, -5.0, -6.0]  # without area
     corners[1] = [[-3.0, 0.5, -3.0], [3.0, 0.5, -3.0], [0.0, 0.5, 9.0]]  # two corners in the camera's plane
-    found = visible(triangles(corners), gather_textures([], []), HERE, FOCAL, 16, 16)
+    found = visible(triangles(corners), table(), HERE, FOCAL, 16, 16)
     assert np.isfinite(found.inverse_z).all()
     np.testing.assert_allclose(found.inverse_z[15, 8], 7.5 / FOCAL / 0.5, rtol=1e-6)

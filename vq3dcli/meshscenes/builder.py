@@ -3,63 +3,37 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
-from vq3dcli.meshscenes.library import gather_textures
 from vq3dcli.meshscenes.models import Model, Texture
 from vq3dcli.meshscenes.raster import NOTHING, Bytes, Floats, Ints, Singles, Textures, Triangles
 from vq3dcli.meshscenes.surfaces import Skin
-
-
-class Pose(NamedTuple):
-    """How a model stands: its base at (x, y, z), turned by `yaw_rad`, its axes times `scale` `[3]`."""
-
-    x: float
-    y: float
-    z: float
-    yaw_rad: float
-    scale: tuple[float, float, float]
 
 
 class Builder:
     """Collects the triangles of a scene; what is added by `model` and `box` casts shadows, `quad` does not."""
 
     def __init__(self) -> None:
-        self._corners: list[Floats] = []
-        self._normals: list[Floats] = []
-        self._uv: list[Singles] = []
-        self._colour: list[Bytes] = []
-        self._texture: list[Ints] = []
-        self._part: list[Ints] = []
-        self._textures: list[Texture] = []
-        self._mirrored: list[bool] = []
-        self._known: dict[int, int] = {}
+        self._parts: list[Triangles] = []
+        self._textures: dict[int, tuple[int, Texture, bool]] = {}  # by id: number, texture, whether it is mirrored
 
     @property
     def count(self) -> int:
         """Number of triangles so far."""
-        return sum(map(len, self._part))
+        return sum(len(each.part) for each in self._parts)
 
     def texture(self, texture: Texture, *, mirrored: bool) -> int:
         """Number of a texture in the scene."""
-        if id(texture) not in self._known:
-            self._known[id(texture)] = len(self._textures)
-            self._textures.append(texture)
-            self._mirrored.append(mirrored)
-        return self._known[id(texture)]
+        return self._textures.setdefault(id(texture), (len(self._textures), texture, mirrored))[0]
 
-    def model(self, model: Model, pose: Pose, part: int) -> None:
-        """Add a model as part number `part`."""
-        scale = np.array(pose.scale)
+    def model(self, model: Model, place: Floats, yaw_rad: float, scale: Floats, part: int) -> None:
+        """Add a model as part number `part`: its base at a place `[3]`, turned, its axes times `scale` `[3]`."""
         numbers = np.array([self.texture(t, mirrored=False) for t in model.textures] + [NOTHING], np.int32)
-        self._corners.append(turned(model.corners * scale, pose.yaw_rad) + np.array([pose.x, pose.y, pose.z]))
-        self._normals.append(turned(model.normals / scale, pose.yaw_rad))
-        self._uv.append(model.uv)
-        self._colour.append(model.colour)
-        self._texture.append(numbers[model.texture])  # NOTHING is -1, which is the last one
-        self._part.append(np.full(len(model.corners), part, np.int32))
+        corners = turned(model.corners * scale, yaw_rad) + place
+        normals = turned(model.normals / scale, yaw_rad)
+        texture = numbers[model.texture]  # NOTHING is -1, which is the last one
+        self._add(corners, normals, model.uv, model.colour, texture, part)
 
     def quad(
         self,
@@ -77,51 +51,56 @@ class Builder:
         # The middle has small coordinates, which single precision holds well.
         uv = (units - 0.5) * reach / skin.period_m + np.array(offset)
         normal = np.cross(along, across)
-        normal /= math.sqrt(float((normal * normal).sum()))
-        corners = [[0, 1, 2], [0, 2, 3]]
-        self._add(four[corners], normal, uv[corners], skin, part)
-
-    def _add(self, corners: Floats, normal: Floats, uv: Floats, skin: Skin, part: int) -> None:
-        """Add two triangles of a plane."""
-        number = self.texture(skin.texture, mirrored=True)
-        self._corners.append(corners)
-        self._normals.append(np.broadcast_to(normal, (2, 3, 3)))
-        self._uv.append(uv.astype(np.float32))
-        self._colour.append(np.broadcast_to(skin.tint, (2, 3, 3)))
-        self._texture.append(np.full(2, number, np.int32))
-        self._part.append(np.full(2, part, np.int32))
+        self._add_plane(four, normal / math.sqrt(float((normal * normal).sum())), uv, skin, part)
 
     def strip(self, foot: Floats, width_m: float, tops: tuple[float, float], skin: Skin) -> None:
         """Add an upright strip that faces the camera: from `foot` to the right, its tops at two heights (negative)."""
         x, y = np.array([width_m, 0.0, 0.0]), np.array([0.0, 1.0, 0.0])
         four = np.stack([foot, foot + x, foot + x + tops[1] * y, foot + tops[0] * y])
-        corners = [[0, 1, 2], [0, 2, 3]]
-        self._add(four[corners], np.array([0.0, 0.0, -1.0]), four[corners][..., :2] / skin.period_m, skin, NOTHING)
+        self._add_plane(four, np.array([0.0, 0.0, -1.0]), four[:, :2] / skin.period_m, skin, NOTHING)
+
+    def _add_plane(self, corners: Floats, normal: Floats, uv: Floats, skin: Skin, part: int) -> None:
+        """Add the two triangles of four corners `[4, 3]`, with uv `[4, 2]`."""
+        two, shape = [[0, 1, 2], [0, 2, 3]], (2, 3, 3)
+        texture = np.full(2, self.texture(skin.texture, mirrored=True), np.int32)
+        colour = np.broadcast_to(skin.tint, shape)
+        self._add(corners[two], np.broadcast_to(normal, shape), uv[two].astype(np.float32), colour, texture, part)
+
+    def _add(self, corners: Floats, normals: Floats, uv: Singles, colour: Bytes, texture: Ints, part: int) -> None:
+        numbers = np.full(len(corners), part, np.int32)
+        self._parts.append(
+            Triangles(corners.astype(np.float32), normals.astype(np.float32), uv, colour, texture, numbers)
+        )
 
     def box(self, lower: Floats, upper: Floats, yaw_rad: float, skin: Skin, part: int) -> None:
         """Add a box between two corners, turned around the vertical axis through the origin."""
-        size = upper - lower
-        x, y, z = np.diag(size)
+        x, y, z = np.diag(upper - lower)
+        offset = (0.37 * float(x[0]), 0.0)
         for corner, along, across in (
             (lower, x, z), (lower + y, x, z), (lower, x, y), (lower + z, x, y), (lower, z, y), (lower + x, z, y),
         ):  # fmt: skip
             place, first, second = (turned(v, yaw_rad) for v in (corner, along, across))
-            self.quad(place, first, second, skin, (0.37 * float(size[0]), 0.0), part)
+            self.quad(place, first, second, skin, offset, part)
 
     def triangles(self) -> Triangles:
         """All triangles, in the order in which they were added."""
-        return Triangles(
-            np.concatenate(self._corners).astype(np.float32),
-            np.concatenate(self._normals).astype(np.float32),
-            np.concatenate(self._uv),
-            np.concatenate(self._colour),
-            np.concatenate(self._texture),
-            np.concatenate(self._part),
-        )
+        return Triangles(*map(np.concatenate, zip(*self._parts, strict=True)))
 
     def textures(self) -> Textures:
-        """All textures, by their numbers."""
-        return gather_textures(self._textures, self._mirrored)
+        """All textures in one table, by their numbers."""
+        numbered = [(texture, mirrored) for _, texture, mirrored in self._textures.values()]
+        most = max([len(texture.sizes) for texture, _ in numbered], default=1)
+        shape = (max(1, len(numbered)), most)
+        first, width, height = (np.full(shape, 1 if i else 0, np.int32) for i in range(3))
+        levels, cutoff = np.ones(shape[0], np.int32), np.zeros(shape[0], np.int32)
+        flags, start = np.zeros(shape[0], np.uint8), 0
+        for number, (texture, mirrored) in enumerate(numbered):
+            levels[number], cutoff[number], flags[number] = len(texture.sizes), texture.cutoff, mirrored
+            for level, (wide, high) in enumerate(texture.sizes):
+                first[number, level], width[number, level], height[number, level] = start, wide, high
+                start += wide * high
+        texels = [texture.texels for texture, _ in numbered] or [np.zeros((1, 4), np.uint8)]
+        return Textures(np.concatenate(texels), first, width, height, levels, cutoff, flags)
 
 
 def turned(vectors: Floats | Singles, yaw_rad: float) -> Floats:

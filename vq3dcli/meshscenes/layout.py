@@ -15,10 +15,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vq3dcli.meshscenes.builder import Builder, Pose, tilted, turned
+from vq3dcli.meshscenes.builder import Builder, tilted, turned
 from vq3dcli.meshscenes.library import Dice, Library
 from vq3dcli.meshscenes.models import Model
-from vq3dcli.meshscenes.raster import NOTHING, Floats, Textures, Triangles
+from vq3dcli.meshscenes.raster import NOTHING, Floats, Singles, Textures, Triangles
 from vq3dcli.meshscenes.shading import Light, Sky
 from vq3dcli.meshscenes.surfaces import Skin
 from vq3dcli.rendering.cameras import CAMERA_RADIUS
@@ -129,7 +129,7 @@ class Draft:
         floor_y = self.ground_y + (dice(0.4, 1.2) * self.frame if self.kind == "table" else 0.0)
         grounded = self.kind not in ("close", "table") or dice.chance(0.6)
         if grounded:
-            self._lay_ground(floor_y)
+            self.lay_floor(self.surface(), floor_y, 2.0 * _WIDE_M)
         walled = self.kind in ("wall", "room") or dice.chance({"table": 0.6, "close": 0.35}.get(self.kind, 0.0))
         if walled:
             self._build_walls(floor_y)
@@ -141,25 +141,28 @@ class Draft:
         dice = self.dice
         light = self._light(walled)
         sky = self._sky()
-        triangles = self.builder.triangles()
-        triangles = triangles._replace(
-            corners=tilted(triangles.corners, self.elevation_rad, self.roll_rad).astype(np.float32),
-            normals=tilted(triangles.normals, self.elevation_rad, self.roll_rad).astype(np.float32),
-        )
+        level = self.builder.triangles()
         blurred = dice.chance(0.6 if self.kind == "close" else 0.25)
         return Layout(
             kind=self.kind,
             class_index=class_index,
-            triangles=triangles,
+            triangles=level._replace(
+                corners=self.tilted(level.corners).astype(np.float32),
+                normals=self.tilted(level.normals).astype(np.float32),
+            ),
             num_casters=num_casters,
             textures=self.builder.textures(),
             sky=sky,
             light=light,
             reach_m=reach_m,
-            centre=tilted(centre, self.elevation_rad, self.roll_rad),
+            centre=self.tilted(centre),
             fov_rad=self.fov_rad,
             blur_px=dice(0.4, 2.4) if blurred else 0.0,
         )
+
+    def tilted(self, vectors: Floats | Singles) -> Floats:
+        """Level vectors `[..., 3]` in the world."""
+        return tilted(vectors, self.elevation_rad, self.roll_rad)
 
     def _place_main(self, number: int) -> None:
         dice, model = self.dice, self.library.model(number)
@@ -167,20 +170,16 @@ class Draft:
             "open": (0.2, 1.1), "wall": (0.4, 1.2), "room": (0.3, 1.0), "table": (0.25, 0.75), "close": (0.8, 2.0),
         }[self.kind]  # fmt: skip
         yaw_rad = dice(0.0, 2.0 * math.pi)
-        stretch = [dice(0.85, 1.2) for _ in range(3)] if dice.chance(0.25) else [1.0, 1.0, 1.0]
-        stretch[0] *= -1.0 if dice.chance(0.5) else 1.0
-        seen = tilted(turned(model.corners * np.array(stretch), yaw_rad), self.elevation_rad, 0.0).reshape(-1, 3)
+        stretch = np.array([dice(0.85, 1.2) for _ in range(3)] if dice.chance(0.25) else [1.0, 1.0, 1.0])
+        stretch[0] *= dice.sign()
+        seen = tilted(turned(model.corners * stretch, yaw_rad), self.elevation_rad, 0.0).reshape(-1, 3)
         lower, upper = seen.min(0), seen.max(0)
         scale = dice(low, high) * self.frame / float(max(upper[0] - lower[0], upper[1] - lower[1]))
         self.main_scale = scale
         x, y = dice.bell() * 0.1 * self.frame, dice.bell() * 0.07 * self.frame
-        height = -float(model.corners[..., 1].min()) * stretch[1] * scale
+        height = -float(model.corners[..., 1].min()) * float(stretch[1]) * scale
         self.ground_y = y + 0.5 * height
-        self.builder.model(
-            self.dressed(model),
-            Pose(x, self.ground_y, 0.0, yaw_rad, (stretch[0] * scale, stretch[1] * scale, stretch[2] * scale)),
-            0,
-        )
+        self.stand(model, np.array([x, self.ground_y, 0.0]), yaw_rad, stretch * scale, 0)
         self.used.append((x, 0.0, 0.5 * scale * float(max(model.size[0], model.size[2]))))
 
     def _place_other(self, class_index: int, part: int) -> None:
@@ -190,7 +189,7 @@ class Draft:
         model = self.library.model(number)
         scale = self.main_scale * math.exp(0.45 * dice.bell()) * (0.7 if self.kind == "close" else 1.0)
         radius = 0.5 * scale * float(max(model.size[0], model.size[2]))
-        yaw_rad, side, across = dice(0.0, 2.0 * math.pi), -1.0 if dice.chance(0.5) else 1.0, dice(-1.1, 1.1)
+        yaw_rad, side, across = dice(0.0, 2.0 * math.pi), dice.sign(), dice(-1.1, 1.1)
         away = dice() * dice() if self.kind == "open" and dice.chance(0.6) else None
         eye_z = -CAMERA_RADIUS * math.cos(self.elevation_rad)
         depth = dice(0.55, 1.5) * CAMERA_RADIUS if away is None else CAMERA_RADIUS * (0.8 + 12.0 * away)
@@ -198,13 +197,19 @@ class Draft:
             depth = CAMERA_RADIUS + dice(-0.45, 0.6) * self.frame
         z = depth + eye_z
         x = across * depth * math.tan(0.5 * self.fov_rad)
-        if depth - radius < _CLEAR_M or any(
-            (x - a) ** 2 + (z - b) ** 2 < 0.8 * (radius + c) ** 2 for a, b, c in self.used
-        ):
-            return
+        if depth - radius >= _CLEAR_M and self.free(x, z, radius):
+            self.stand(model, np.array([x, self.ground_y, z]), yaw_rad, np.array([side * scale, scale, scale]), part)
+
+    def free(self, x: float, z: float, radius: float) -> bool:
+        """Whether there is room for something on the ground; then it is taken."""
+        if any((x - a) ** 2 + (z - b) ** 2 < 0.8 * (radius + c) ** 2 for a, b, c in self.used):
+            return False
         self.used.append((x, z, radius))
-        pose = Pose(x, self.ground_y, z, yaw_rad, (side * scale, scale, scale))
-        self.builder.model(self.dressed(model), pose, part)
+        return True
+
+    def stand(self, model: Model, place: Floats, yaw_rad: float, scale: Floats, part: int) -> None:
+        """Put a model there, with what its surface shows."""
+        self.builder.model(self.dressed(model), place, yaw_rad, scale, part)
 
     def dressed(self, model: Model) -> Model:
         """A model with what its surface shows."""
@@ -224,10 +229,10 @@ class Draft:
         upper = np.array([half_x, self.ground_y + dice(0.03, 0.15) * self.frame, half_z])
         self.builder.box(lower, upper, dice(-0.5, 0.5), skin, len(self.used))
 
-    def _lay_ground(self, floor_y: float) -> None:
-        skin = self.surface()
+    def lay_floor(self, skin: Skin, floor_y: float, wide_m: float) -> None:
+        """A square around the pivot."""
         turn = self.dice(0.0, math.pi)
-        along, across = (turned(np.array(v), turn) * 2.0 * _WIDE_M for v in ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0)))
+        along, across = (turned(np.array(v), turn) * wide_m for v in ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0)))
         corner = np.array([0.0, floor_y, 0.0]) - 0.5 * (along + across)
         self.builder.quad(corner, along, across, skin, (self.dice(), self.dice()))
 
@@ -247,7 +252,7 @@ class Draft:
             return
         if dice.chance(0.5):
             skin = self.surface()
-        side = dice(0.8, 2.2) * self.frame * (-1.0 if dice.chance(0.5) else 1.0)
+        side = dice(0.8, 2.2) * self.frame * dice.sign()
         self.builder.quad(middle + side * right - 30.0 * ahead, 30.0 * ahead, up, skin, offset)
         if dice.chance(0.4):
             eye_y = -CAMERA_RADIUS * math.sin(self.elevation_rad)
@@ -284,7 +289,7 @@ class Draft:
         warm = np.array([1.0 + warmth, 1.0 + tint, 1.0 - warmth])
         haze = dice()
         return Light(
-            direction=tilted(direction, self.elevation_rad, self.roll_rad),
+            direction=self.tilted(direction),
             sun=strength * warm,
             ambient=ambient * (1.0 + 0.3 * (1.0 - warm)),
             darkness=dice(0.5, 0.95),
@@ -305,5 +310,5 @@ class Draft:
         if self.library.photos is not None and dice.chance(shares[self.kind]):
             photo = self.builder.texture(self.library.photos.texture(dice), mirrored=True)
             zoom = dice(0.5, 1.0) / (2.0 * math.tan(0.5 * self.fov_rad))
-        up = tilted(np.array([0.0, -1.0, 0.0]), self.elevation_rad, self.roll_rad)
+        up = self.tilted(np.array([0.0, -1.0, 0.0]))
         return Sky(zenith, horizon, up, photo, zoom, np.array([0.5, 0.5]), dice(0.75, 1.2))

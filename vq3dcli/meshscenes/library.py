@@ -15,9 +15,9 @@ from vq3dcli.data.images import decode_square, read_file
 from vq3dcli.errors import DataError
 from vq3dcli.files import sha256_bytes
 from vq3dcli.meshscenes.models import Model, Texture, make_texture, read_model
-from vq3dcli.meshscenes.raster import Bytes, Singles, Textures
+from vq3dcli.meshscenes.raster import Bytes, Singles
 from vq3dcli.seeding import uniform
-from vq3dcli.toyscenes.photos import SIDE_PX, PhotoBank
+from vq3dcli.toyscenes.photos import SIDES_PX, PhotoBank
 from vq3dcli.toyscenes.textures import NUM_TEXTURE_DRAWS, between, paint
 from vq3dcli.toyscenes.textures import make_texture as make_waves
 
@@ -54,6 +54,10 @@ class Dice:
     def number(self, count: int) -> int:
         """A number from 0 to `count` - 1."""
         return min(int(self() * count), count - 1)
+
+    def sign(self) -> float:
+        """-1 or 1."""
+        return -1.0 if self.chance(0.5) else 1.0
 
     def bell(self) -> float:
         """A number around 0 with deviation 1, at most 3."""
@@ -97,11 +101,8 @@ class Photos:
         """Any of them."""
         number = dice.number(len(self.bank))
         if number not in self._textures:
-            texels = len(self.bank.texels) // len(self.bank)
-            rows = self.bank.texels[number * texels : (number + 1) * texels].numpy()
-            sizes = [(side, side) for side in (128, 64, 32, 16, 8)]
-            assert sizes[0][0] == SIDE_PX and sum(w * h for w, h in sizes) == texels
-            self._textures[number] = Texture(_opaque(rows), sizes, 0)
+            rows = self.bank.texels.reshape(len(self.bank), -1, 3)[number].numpy()
+            self._textures[number] = Texture(_opaque(rows), [(side, side) for side in SIDES_PX], 0)
         return self._textures[number]
 
 
@@ -209,20 +210,3 @@ def _waves(draws: Sequence[float]) -> Texture:
     rgb = torch.stack(paint(shown[:, None], u, v), -1)[0]
     texels = (rgb * 255.0 + 0.5).clamp(0.0, 255.0).to(torch.uint8).numpy()
     return make_texture(_opaque(texels).reshape(_WAVES_PX, _WAVES_PX, 4))
-
-
-def gather_textures(textures: Sequence[Texture], mirrored: Sequence[bool]) -> Textures:
-    """The textures of a scene in one table, in the same order."""
-    most = max([len(texture.sizes) for texture in textures], default=1)
-    shape = (max(1, len(textures)), most)
-    first, width, height = (np.full(shape, 1 if i else 0, np.int32) for i in range(3))
-    levels, cutoff = np.ones(shape[0], np.int32), np.zeros(shape[0], np.int32)
-    start = 0
-    for number, texture in enumerate(textures):
-        levels[number], cutoff[number] = len(texture.sizes), texture.cutoff
-        for level, (wide, high) in enumerate(texture.sizes):
-            first[number, level], width[number, level], height[number, level] = start, wide, high
-            start += wide * high
-    texels = [texture.texels for texture in textures] or [np.zeros((1, 4), np.uint8)]
-    flags = np.array([*mirrored, *([False] * (shape[0] - len(mirrored)))], np.uint8)
-    return Textures(np.concatenate(texels), first, width, height, levels, cutoff, flags)

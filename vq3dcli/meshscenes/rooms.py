@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
 
 import numpy as np
 
-from vq3dcli.meshscenes.builder import Pose, turned
+from vq3dcli.meshscenes.builder import turned
 from vq3dcli.meshscenes.layout import Layout
 from vq3dcli.meshscenes.raster import Floats
 from vq3dcli.meshscenes.surfaces import NUM_TILES, Skin, tiles
@@ -29,21 +28,14 @@ _SMALL_M = (0.2, 1.1)
 _FLAT = ("table", "desk", "cabinet", "dresser")  # small things stand on them
 _CLEAR_M = 0.55  # nothing is so near the camera
 _ATTEMPTS = 5
-_SIDES = ("back", "left", "right")
-
-
-class _Area(NamedTuple):
-    """A rectangle on the floor."""
-
-    left: float
-    right: float
-    front: float
-    back: float
-
-    def meets(self, other: _Area) -> bool:
-        return (
-            self.left < other.right and other.left < self.right and self.front < other.back and other.front < self.back
-        )
+_INWARD = {"back": (0.0, 0.0, -1.0), "left": (1.0, 0.0, 0.0), "right": (-1.0, 0.0, 0.0), "front": (0.0, 0.0, 1.0)}
+_Area = tuple[float, float, float, float]  # on the floor: least u, most u, least v, most v
+# Counters, shelves and beds: ranges of length, depth and height.
+_BUILT_M = (
+    ((0.8, 3.2), (0.5, 0.7), (0.7, 1.0)),
+    ((0.6, 1.6), (0.25, 0.4), (0.8, 2.2)),
+    ((1.9, 2.2), (0.9, 1.8), (0.3, 0.55)),
+)
 
 
 class RoomDraft(VariedDraft):
@@ -105,7 +97,7 @@ class RoomDraft(VariedDraft):
         self.upper = self.eye + unit * np.array([right, above, dice(2.2, 5.5)])
         clear = _CLEAR_M * unit
         u, _, v = self.eye.tolist()
-        self.areas = [_Area(u - clear, u + clear, v - clear, v + clear)]  # the camera's own
+        self.areas: list[_Area] = [(u - clear, u + clear, v - clear, v + clear)]  # the camera's own
 
     def _pick(self) -> tuple[int, int]:
         """A model, most often furniture."""
@@ -136,13 +128,12 @@ class RoomDraft(VariedDraft):
 
     def _free(self, u: float, v: float, half_u: float, half_v: float) -> bool:
         """Whether a place in sight, between the walls, is free; then it is taken."""
-        area = _Area(u - half_u, u + half_u, v - half_v, v + half_v)
+        left, right, front, back = area = (u - half_u, u + half_u, v - half_v, v + half_v)
         x, _, z = turned(np.array([u - self.eye[0], 0.0, v - self.eye[2]]), self.yaw_rad)
         if abs(x) > 1.35 * z * math.tan(0.5 * self.fov_rad):
             return False
-        fits = area.left >= self.lower[0] and area.right <= self.upper[0]
-        fits = fits and area.front >= self.lower[2] and area.back <= self.upper[2]
-        if not fits or any(area.meets(other) for other in self.areas):
+        fits = left >= self.lower[0] and right <= self.upper[0] and front >= self.lower[2] and back <= self.upper[2]
+        if not fits or any(left < b and a < right and front < d and c < back for a, b, c, d in self.areas):
             return False
         self.areas.append(area)
         return True
@@ -155,7 +146,7 @@ class RoomDraft(VariedDraft):
     def _place_near(self, part: int) -> None:
         """Something near the camera that the picture's border cuts."""
         dice = self.dice
-        across = dice(0.6, 1.3) * (-1.0 if dice.chance(0.5) else 1.0)
+        across = dice(0.6, 1.3) * dice.sign()
         u, v = self._ray(across, dice(0.9, 1.6))
         if dice.chance(0.6):
             number = self._pick()[1]
@@ -178,16 +169,13 @@ class RoomDraft(VariedDraft):
         return self._stand(number, scale, *self._at_wall(side, along, float(half_u), float(half_v)), turn, part)
 
     def _wall(self) -> str:
-        return _SIDES[0] if self.dice.chance(0.45) else _SIDES[1 + self.dice.number(2)]
+        return "back" if self.dice.chance(0.45) else ("left", "right")[self.dice.number(2)]
 
     def _at_wall(self, side: str, along: float, half_u: float, half_v: float) -> tuple[float, float]:
         """The place at a wall; on the walls at the sides, what is before the camera."""
         u = float(self.lower[0] + along * (self.upper[0] - self.lower[0]))
         v = float(self.eye[2] + along * (self.upper[2] - self.eye[2]))
-        if side == "back":
-            v = math.inf
-        else:
-            u = -math.inf if side == "left" else math.inf
+        u, v = {"back": (u, math.inf), "left": (-math.inf, v), "right": (math.inf, v)}[side]
         return self._inside(u, v, half_u + 0.01, half_v + 0.01)
 
     def _stand(self, number: int, scale: float, u: float, v: float, turn: float, part: int) -> bool:
@@ -197,13 +185,12 @@ class RoomDraft(VariedDraft):
         cos, sin = abs(math.cos(turn)), abs(math.sin(turn))
         half_u, half_v = 0.5 * float(cos * size[0] + sin * size[2]), 0.5 * float(sin * size[0] + cos * size[2])
         u, v = self._inside(u, v, half_u, half_v)
-        mirrored = -1.0 if dice.chance(0.5) else 1.0
+        mirrored = dice.sign()
         if not self._free(u, v, half_u, half_v):
             return False
         floor = float(self.upper[1])
-        x, _, z = turned(np.array([u, 0.0, v]), self.yaw_rad)
-        pose = Pose(float(x), floor, float(z), self.yaw_rad + turn, (mirrored * scale, scale, scale))
-        self.builder.model(self.dressed(model), pose, part)
+        place = turned(np.array([u, floor, v]), self.yaw_rad)
+        self.stand(model, place, self.yaw_rad + turn, np.array([mirrored * scale, scale, scale]), part)
         name = self.library.assets.class_names[self.library.assets.models[number].class_index]
         if any(word in name for word in _FLAT):
             self._clutter(u, v, 0.7 * half_u, 0.7 * half_v, floor - float(size[1]), part)
@@ -219,10 +206,8 @@ class RoomDraft(VariedDraft):
             size = self.library.size(number)
             radius = 0.5 * scale * math.hypot(float(size[0]), float(size[2]))
             at_u, at_v = self._inside(u + dice(-half_u, half_u), v + dice(-half_v, half_v), radius, radius)
-            place = np.array([at_u, top, at_v])
-            x, y, z = turned(place, self.yaw_rad)
-            pose = Pose(float(x), float(y), float(z), dice(0.0, 6.28), (scale,) * 3)
-            self.builder.model(self.dressed(model), pose, part)
+            place = turned(np.array([at_u, top, at_v]), self.yaw_rad)
+            self.stand(model, place, dice(0.0, 6.28), np.full(3, scale), part)
 
     def _painted(self) -> Skin:
         """Wood, paint or whatever."""
@@ -243,11 +228,8 @@ class RoomDraft(VariedDraft):
         """A counter with cupboards above, shelves with books, or a bed, at a wall."""
         dice, unit = self.dice, self.unit
         side, along, kind = self._wall(), dice(), dice.number(3)
-        long = dice(0.8, 3.2) if kind == 0 else dice(0.6, 1.6) if kind == 1 else dice(1.9, 2.2)
-        deep = dice(0.5, 0.7) if kind == 0 else dice(0.25, 0.4) if kind == 1 else dice(0.9, 1.8)
-        high = dice(0.7, 1.0) if kind == 0 else dice(0.8, 2.2) if kind == 1 else dice(0.3, 0.55)
-        flat = (long, deep) if side == "back" else (deep, long)
-        size = unit * np.array([flat[0], high, flat[1]])
+        long, deep, high = (dice(*limits) for limits in _BUILT_M[kind])
+        size = unit * np.array([long, high, deep] if side == "back" else [deep, high, long])
         u, v = self._at_wall(side, along, 0.5 * float(size[0]), 0.5 * float(size[2]))
         skin = self._painted()
         if not self._box(u, v, size, skin, part):
@@ -269,11 +251,7 @@ class RoomDraft(VariedDraft):
         """Rows of books that stand out of shelves a little; between them it is dark."""
         dice, unit = self.dice, self.unit
         rows = max(2, int(float(size[1]) / (0.38 * unit)))
-        inward = {
-            "back": np.array([0.0, 0.0, -1.0]),
-            "left": np.array([1.0, 0.0, 0.0]),
-            "right": np.array([-1.0, 0.0, 0.0]),
-        }[side]
+        inward = np.array(_INWARD[side])
         along = np.array([1.0, 0.0, 0.0]) if side == "back" else np.array([0.0, 0.0, 1.0])
         deep, long = (size[2], size[0]) if side == "back" else (size[0], size[2])
         middle = np.array([u, float(self.upper[1]), v]) + 0.5 * deep * inward
@@ -299,20 +277,18 @@ class RoomDraft(VariedDraft):
         if not closed:
             y = 4.0 * y
         paint = self._wall_skin()
+        floor = np.array([lower[0], upper[1], lower[2]])
         for side, corner, along in (
-            ("back", np.array([lower[0], upper[1], upper[2]]), x),
-            ("left", np.array([lower[0], upper[1], lower[2]]), z),
-            ("right", np.array([upper[0], upper[1], lower[2]]), z),
-            ("front", np.array([lower[0], upper[1], lower[2]]), x),
+            ("back", floor + z, x),
+            ("left", floor, z),
+            ("right", floor + x, z),
+            ("front", floor, x),
         ):
             skin = paint if dice.chance(0.75) else self._wall_skin()
             self._flat(corner, along, -y, skin)
-            inward = {"back": -z, "left": x, "right": -x, "front": z}[side]
             for _ in range(dice.number(4) if side != "front" else 0):
-                self._hang(corner, along, inward)
-        self._flat(
-            np.array([lower[0], upper[1], lower[2]]), x, z, self.wooden() if dice.chance(0.35) else self.surface()
-        )
+                self._hang(corner, along, np.array(_INWARD[side]))
+        self._flat(floor, x, z, self.wooden() if dice.chance(0.35) else self.surface())
         if dice.chance(0.45):
             wide, long = unit * dice(0.8, 2.4), unit * dice(0.8, 2.4)
             u, v = self._inside(*self._ray(dice(-0.6, 0.6), dice(1.2, 3.0)), 0.5 * wide, 0.5 * long)
@@ -357,7 +333,7 @@ class RoomDraft(VariedDraft):
         if wide > 0.9 * length:
             return
         at = dice(0.05, 0.95) * (length - wide)
-        off = 0.01 * unit * inward / math.sqrt(float((inward * inward).sum()))
+        off = 0.01 * unit * inward
         frame = unit * dice(0.02, 0.08)
         place = corner + at * ahead - np.array([0.0, base, 0.0]) + off
         self._flat(place, wide * ahead, np.array([0.0, -tall, 0.0]), self.plain())

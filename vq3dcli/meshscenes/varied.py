@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from vq3dcli.meshscenes.builder import Pose, tilted, turned
+from vq3dcli.meshscenes.builder import turned
 from vq3dcli.meshscenes.layout import Draft, Layout
 from vq3dcli.meshscenes.models import Model
 from vq3dcli.meshscenes.raster import NOTHING, Bytes, Floats
@@ -74,7 +74,7 @@ class VariedDraft(Draft):
             light = layout.light._replace(
                 sun=1.6 * layout.light.sun,
                 ambient=1.6 * layout.light.ambient,
-                lamp=tilted(lamp, self.elevation_rad, self.roll_rad),
+                lamp=self.tilted(lamp),
                 lamp_m=lamp_m,
             )
             layout = layout._replace(light=light)
@@ -109,15 +109,11 @@ class TableDraft(VariedDraft):
         if dice.chance(0.25):
             self._lay_sheet()
         num_casters = self.builder.count
-        turn, wide = dice(0.0, math.pi), 60.0
-        along, across = (turned(np.array(v), turn) * wide for v in ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0)))
-        corner = np.array([0.0, self.ground_y, 0.0]) - 0.5 * (along + across)
-        self.builder.quad(corner, along, across, skin, (dice(), dice()))
-        layout = self.finished(
-            class_index, num_casters, np.array([0.0, self.ground_y, 0.0]), 0.9 * self.frame, walled=True
-        )
+        self.lay_floor(skin, self.ground_y, 60.0)
+        middle = np.array([0.0, self.ground_y, 0.0])
+        layout = self.finished(class_index, num_casters, middle, 0.9 * self.frame, walled=True)
         x, z, high = (0.35 * dice.bell(), 0.35 * dice.bell(), dice(0.3, 1.5))
-        lamp = self.frame * np.array([x, -high, z]) + np.array([0.0, self.ground_y, 0.0])
+        lamp = self.frame * np.array([x, -high, z]) + middle
         layout = self.lit(layout, lamp, self.frame * dice(0.8, 2.5), 0.6)
         blurred = dice.chance(0.15)
         return layout._replace(blur_px=dice(0.3, 1.2) if blurred else 0.0, least_share=0.0, least_contrast=0.012)
@@ -152,12 +148,10 @@ class TableDraft(VariedDraft):
         scale = share * self.frame * z_depth / CAMERA_RADIUS / float(size.max())
         radius = 0.5 * scale * float(max(size[0], size[2]))
         x, z = float(place[0]), float(place[2])
-        if any((x - a) ** 2 + (z - b) ** 2 < 0.8 * (radius + c) ** 2 for a, b, c in self.used):
+        if not self.free(x, z, radius):
             return
-        self.used.append((x, z, radius))
-        side = -1.0 if dice.chance(0.5) else 1.0
-        pose = Pose(x, self.ground_y, z, dice(0.0, 2.0 * math.pi), (side * scale, flat * scale, scale))
-        self.builder.model(self.dressed(model), pose, part)
+        stretch = np.array([dice.sign() * scale, flat * scale, scale])
+        self.stand(model, np.array([x, self.ground_y, z]), dice(0.0, 2.0 * math.pi), stretch, part)
 
     def _lay_sheet(self) -> None:
         """Paper, a book or a tray."""
