@@ -70,10 +70,10 @@ def read_state_dict(path: Path, sha256: str) -> dict[str, Tensor]:
         raise InputMissingError(f"no such weights file ({path})", remedy="check the path") from error
     except OSError as error:
         raise read_error(path, error) from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sha256:
         raise UnsafeFileError(
-            f"not the weights file that was expected ({path}): SHA-256 {found[:12]}..., not {sha256[:12]}...",
+            f"not the weights file that was expected ({path}): SHA-256 {digest[:12]}..., not {sha256[:12]}...",
             remedy="fetch it again; other pickles are not loaded",
         )
     try:

@@ -71,21 +71,9 @@ def measure_depth(
     out: Path | None,
     progress: Progress,
 ) -> Evaluation:
-    """What `vq3d evaluate depth` does.
+    """What `vq3d evaluate depth` does; its options say what the arguments are, and raise its errors.
 
-    Args:
-        data: Folder of pairs.
-        models: Depth networks, as `vq3d depth-labels` takes them; the embedded one where neither is given.
-        weights: Of Stage 1, whose NeRF is rendered, or `embedded`.
-        flip: Average each network's map with the mirrored image's.
-        device: Where they run.
-        or_cpu: Whether a network may fall back to the CPU.
-        out: Folder that will be written to.
-        progress: Shows the progress.
-
-    Raises:
-        UsageError: Two networks of the same name.
-        InputMissingError, DataError, UnavailableError, OutputError: A file is missing or damaged, or a package missing.
+    `or_cpu` says whether a network may fall back to the CPU.
     """
     pairs = open_pairs(data)
     predictors: dict[str, Predict] = {}

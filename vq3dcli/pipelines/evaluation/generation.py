@@ -121,9 +121,9 @@ def evaluate_generation(
         network: Its features.
         real: Real images, the same for all sets that name no others.
         sets: What to measure; "samples" gets an Inception score where the network is Inception.
-        classifier: Says which class an image shows; None for none.
+        classifier: Says which class an image shows.
         real_moments: Published moments to use instead of those of `real`.
-        statistics: Folder where what is measured is kept; None keeps nothing.
+        statistics: Folder where what is measured is kept.
         seed: Of subsets.
         progress: Shows the progress of each part.
 
@@ -149,7 +149,9 @@ def evaluate_generation(
         against = base if compared.real is None else measure(f"real, {compared.key}", compared.real)
         moments = real_moments if compared.real is None and real_moments is not None else against.moments
         began = time.perf_counter()
-        row = {"images": len(compared.images), **_distances(network, against, own, moments, seed)}
+        row: dict[str, Any] = {"images": len(compared.images)}
+        row |= set_distances(network, against.features, own.features, (moments, own.moments), seed)
+        row |= precision_recall(against.features, own.features)._asdict()
         if compared.key == "samples" and network.logits is not None:
             score = inception_score(network.logits(own.features), seed=seed)
             row |= {"inception_score": score.mean, "inception_score_std": score.std}
@@ -181,16 +183,18 @@ def evaluate_generation(
     return GenerationResult(figures, conditions, measured)
 
 
-def _distances(
-    network: FeatureNetwork, real: MeasuredSet, own: MeasuredSet, real_moments: Moments, seed: int
+def set_distances(
+    network: FeatureNetwork, real: Tensor, own: Tensor, moments: tuple[Moments, Moments], seed: int, prefix: str = ""
 ) -> dict[str, Any]:
-    kernel, key = kernel_distance(real.features, own.features, seed=seed), distance_name(network, "kernel")
+    """Frechet and kernel distance of features `[N, D]` and of their moments, by name; FID and KID get a prefix."""
+    names = (distance_name(network, "frechet"), distance_name(network, "kernel"))
+    frechet, key = (f"{prefix}{name}" if name in ("fid", "kid") else name for name in names)
+    kernel = kernel_distance(real, own, seed=seed)
     return {
-        distance_name(network, "frechet"): frechet_distance(real_moments, own.moments),
+        frechet: frechet_distance(*moments),
         key: kernel.mean,
         f"{key}_std": kernel.std,
         f"{key}_subsets": [kernel.subsets, kernel.subset_size],
-        **precision_recall(real.features, own.features)._asdict(),
     }
 
 

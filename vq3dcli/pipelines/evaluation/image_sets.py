@@ -297,8 +297,8 @@ def npz_set(
     """
     images = npz_header(path, "arr_0")
     if images is None or not _are_adm_images(images):
-        told = "no arr_0" if images is None else f"arr_0 is {images.dtype} {list(images.shape)}"
-        raise DataError(f"not images in ADM's format ({path}): {told}", remedy="arr_0 as uint8 [N, height, width, 3]")
+        what = "no arr_0" if images is None else f"arr_0 is {images.dtype} {list(images.shape)}"
+        raise DataError(f"not images in ADM's format ({path}): {what}", remedy="arr_0 as uint8 [N, height, width, 3]")
     total, height, width, _ = images.shape
     labels = read_npz(path, ["arr_1"]).get("arr_1")
     if labels is not None and (labels.shape != (total,) or labels.dtype.kind not in "iu"):

@@ -65,34 +65,23 @@ def measure_geometry(
     out: Path | None,
     progress: Progress,
 ) -> Evaluation:
-    """What `vq3d evaluate geometry` does.
+    """What `vq3d evaluate geometry` does; its options say what the arguments are, and raise its errors.
 
-    Args:
-        data: `toyscenes`, `stereo`, or a folder of labelled shards.
-        weights: What is measured; None for figures that need no model.
-        labels: Name of the labels beside the shards; None for the only ones.
-        count: Scenes or images at most.
-        seed: Of the scenes, or of the choice of images.
-        size_px: Side of the images without weights.
-        out: Folder that will be written to.
-        progress: Shows the progress.
-
-    Raises:
-        UsageError, DataError, InputMissingError, UnavailableError, OutputError: One line each.
+    Without weights the figures are those that need no model, at a side of `size_px`.
     """
     size = size_px if weights is None else weights.recipe.model.image_size
     evaluation_folder(out, "geometry", "geometry.png")
     if weights is None or data == TOYSCENES:
-        found = _toyscenes(weights, count or _TOY_SCENES, seed, size, progress)
+        measured = _toyscenes(weights, count or _TOY_SCENES, seed, size, progress)
     elif data == STEREO:
-        found = _stereo(weights, size, progress)
+        measured = _stereo(weights, size, progress)
     else:
-        found = _labels(weights, Path(data), labels, count or _LABELLED_IMAGES, seed, size, progress)
-    protocol = f"{found.protocol}, {size} px"
+        measured = _labels(weights, Path(data), labels, count or _LABELLED_IMAGES, seed, size, progress)
+    protocol = f"{measured.protocol}, {size} px"
     conditions = {
         "protocol": protocol,
         "data": data if data in (TOYSCENES, STEREO) else "shards",
-        **found.facts,
+        **measured.facts,
         "rendering": geometry.RENDERING,
         "weights_sha256": None if weights is None else weights.sha256,
         "seed": seed,
@@ -102,16 +91,16 @@ def measure_geometry(
     }
     return Evaluation(
         protocol,
-        found.count,
-        {**found.metrics, "conditions": conditions},
-        table(found.metrics),
+        measured.count,
+        {**measured.metrics, "conditions": conditions},
+        table(measured.metrics),
         title="Geometry",
-        subtitle=f"{protocol}, {found.count} of {data}, seed {seed}",
-        sections=lambda sheet: geometry_sections(found.metrics, sheet, found.sheet_text),
-        sheet=found.sheet,
+        subtitle=f"{protocol}, {measured.count} of {data}, seed {seed}",
+        sections=lambda sheet: geometry_sections(measured.metrics, sheet, measured.sheet_text),
+        sheet=measured.sheet,
         seed=seed,
         weights=weights,
-        head={"protocol": protocol, "count": found.count, "seed": seed},
+        head={"protocol": protocol, "count": measured.count, "seed": seed},
     )
 
 

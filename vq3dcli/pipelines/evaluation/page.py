@@ -107,12 +107,7 @@ def write_evaluation(
 ) -> list[Path]:
     """Write `NAME.json`, the page `NAME.html` and the sheet, and return their paths.
 
-    Args:
-        folder: Where.
-        name: Of the files.
-        result: What is written.
-        metrics: Its metrics in plain values.
-        picture: File name of the sheet; `NAME.png` by default.
+    `metrics` are the result's in plain values, `picture` is the file name of the sheet, `NAME.png` by default.
 
     Raises:
         OutputError, StorageError: They cannot be written.

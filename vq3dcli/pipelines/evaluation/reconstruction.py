@@ -27,12 +27,13 @@ from vq3dcli.export.charts import Series, bar_chart, histogram, series_chart
 from vq3dcli.export.page import Media, Row, Section, Svg, Text
 from vq3dcli.export.sheet import grid
 from vq3dcli.losses.perceptual import PerceptualDistance, build_perceptual
-from vq3dcli.metrics.distribution import frechet_distance, kernel_distance, moments
-from vq3dcli.metrics.features import FeatureNetwork, FeatureNetworkName, distance_name, load_feature_network
+from vq3dcli.metrics.distribution import moments
+from vq3dcli.metrics.features import FeatureNetwork, FeatureNetworkName, load_feature_network
 from vq3dcli.metrics.image import perceptual, psnr, ssim
 from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.quantizer import perplexity
 from vq3dcli.model.scene import reconstruct_scene
+from vq3dcli.pipelines.evaluation.generation import set_distances
 from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, open_images
 from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder, text_tables, versions
@@ -110,11 +111,7 @@ def measure_reconstruction(
     out: Path | None,
     progress: Progress,
 ) -> Evaluation:
-    """What `vq3d evaluate reconstruction` does; its options say what the arguments are.
-
-    Raises:
-        UsageError, DataError, InputMissingError, UnavailableError, UnsafeFileError, OutputError: One line each.
-    """
+    """What `vq3d evaluate reconstruction` does; its options say what the arguments are, and raise its errors."""
     device = next(weights.model.parameters()).device
     network = None
     name = features or ("efficientnet-lite1" if inception is None else "inception")
@@ -259,7 +256,8 @@ def evaluate_reconstruction(
         figures |= {name: value.mean().item(), f"{name}_std": value.std(correction=0).item()}
         figures[f"{name}_median"] = value.quantile(0.5).item()
     if network is not None:
-        figures |= _distances(network, torch.cat(features[0]), torch.cat(features[1]), seed)
+        real, own = torch.cat(features[0]), torch.cat(features[1])
+        figures |= set_distances(network, real, own, (moments([real]), moments([own])), seed, prefix="r")
     if codebook_size:
         figures["codes"] = code_usage(counts, done)
     figures["classes"] = {
@@ -299,20 +297,6 @@ def code_usage(counts: Tensor, images: int) -> dict[str, float | int]:
         "perplexity": effective,
         "codes_seen": total,
         "bits_per_image": total / max(images, 1) * float(torch.tensor(effective).log2()),
-    }
-
-
-def _distances(network: FeatureNetwork, real: Tensor, own: Tensor, seed: int) -> dict[str, Any]:
-    """Frechet and kernel distance of the reconstructions from their originals; with Inception's features `rfid`."""
-    frechet, kernel = distance_name(network, "frechet"), distance_name(network, "kernel")
-    if frechet == "fid":
-        frechet, kernel = "rfid", "rkid"
-    estimate = kernel_distance(real, own, seed=seed)
-    return {
-        frechet: frechet_distance(moments([real]), moments([own])),
-        kernel: estimate.mean,
-        f"{kernel}_std": estimate.std,
-        f"{kernel}_subsets": [estimate.subsets, estimate.subset_size],
     }
 
 
