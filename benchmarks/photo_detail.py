@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.data.images import encode_png, resize, to_square
-from vq3dcli.data_tools.depth.own import OwnModel
+from vq3dcli.data_tools.depth.models import find_model, open_model
 from vq3dcli.editing.march import camera_lines, intersect, look_up
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
@@ -233,7 +233,7 @@ def main() -> None:
     arguments = parser.parse_args()
     weights = load_weights(arguments.weights)
     if arguments.network is not None:
-        own = OwnModel(arguments.network, torch.device("cpu"), flip=True)
+        own = open_model(find_model(str(arguments.network)), torch.device("cpu"), flip=True)
         teacher: Teacher | None = Teacher(own, arguments.geometry or "both")
     else:
         teacher = open_teacher(arguments.geometry, torch.device("cpu"))

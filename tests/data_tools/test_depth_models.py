@@ -19,8 +19,7 @@ from vq3dcli.data.images import decode_image, to_square
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.data.shard_reader import ShardFolder, decode_disparity
 from vq3dcli.data_tools.depth.labels import label_by_model
-from vq3dcli.data_tools.depth.models import find_model, open_model
-from vq3dcli.data_tools.depth.network import to_disparity
+from vq3dcli.data_tools.depth.models import DepthModel, find_model, open_model, to_disparity
 from vq3dcli.data_tools.depth.transformers import known_meaning
 from vq3dcli.data_tools.part import Part
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
@@ -38,6 +37,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 CPU = torch.device("cpu")
+FLAT = DepthModel(lambda images: torch.ones(len(images), *images.shape[2:]), "disparity", {"backend": "none"})
 
 
 @pytest.fixture(autouse=True)
@@ -261,14 +261,7 @@ def test_flagged_labels_are_counted_and_passed_over_in_training(fresh: Path, tmp
     before = flagged.copy()
     assert before.total() < 6
 
-    class Constant:
-        facts = {"backend": "none"}  # noqa: RUF012
-        meaning = "disparity"
-
-        def predict(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.ones(len(images), 32, 32)
-
-    label_by_model(fresh, Constant(), "flat", flagged=flagged)  # type: ignore[arg-type]
+    label_by_model(fresh, FLAT, "flat", flagged=flagged)
     assert flagged - before == {"constant": 11}
     for name, unlabelled in (("net", before.total()), ("flat", 11)):
         loader = TrainingLoader([fresh], labels=name, batch_size=11, size=32, seed=0, flip=False, crop=False)
@@ -277,28 +270,16 @@ def test_flagged_labels_are_counted_and_passed_over_in_training(fresh: Path, tmp
 
 def test_a_network_that_sees_nothing_ends_the_run(tmp_path: Path):
     prepare_toyscenes(tmp_path / "toy", count=40, size=16, seed=0)
-
-    class Constant:
-        facts = {"backend": "none"}  # noqa: RUF012
-        meaning = "disparity"
-
-        def predict(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.ones(len(images), 16, 16)
-
     with pytest.raises(DataError, match="40 of 40 labels of a shard are of no use"):
-        label_by_model(tmp_path / "toy", Constant(), "flat")  # type: ignore[arg-type]
+        label_by_model(tmp_path / "toy", FLAT, "flat")
 
 
 def test_a_network_that_fails_leaves_no_folder(fresh: Path):
-    class Failing:
-        facts = {"backend": "none"}  # noqa: RUF012
-        meaning = "disparity"
-
-        def predict(self, images: torch.Tensor) -> torch.Tensor:
-            raise DataError("depth model fails")
+    def fail(images: torch.Tensor) -> torch.Tensor:
+        raise DataError("depth model fails")
 
     with pytest.raises(DataError):
-        label_by_model(fresh, Failing(), "failing")  # type: ignore[arg-type]
+        label_by_model(fresh, DepthModel(fail, "disparity", {}), "failing")
     assert not (fresh / "disparity" / "failing").exists()
 
 
@@ -351,8 +332,9 @@ def test_nothing_is_reported_to_the_makers_of_onnxruntime(tmp_path: Path, how: s
     script = (
         "from vq3dcli.__main__ import main; sys.argv = ['vq3d', 'doctor', '-q']; code = main(); assert code == 0, code"
         if how == "doctor"
-        else f"import torch; from pathlib import Path; from vq3dcli.data_tools.depth.onnx import OnnxModel\n"
-        f"OnnxModel(Path({str(model)!r}), torch.device('cpu')).predict(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))"
+        else f"import torch; from vq3dcli.data_tools.depth.models import find_model, open_model\n"
+        f"files, images = find_model({str(model)!r}), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)\n"
+        "open_model(files, torch.device('cpu')).predict(images)"
     )
     home = tmp_path / "home"
     home.mkdir()

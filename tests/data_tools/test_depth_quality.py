@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from vq3dcli.data_tools.depth.network import to_disparity
+from vq3dcli.data_tools.depth.models import to_disparity
 from vq3dcli.data_tools.depth.quality import CLIPPED, CONSTANT, NOISY, NOT_FINITE, make_label
 
 

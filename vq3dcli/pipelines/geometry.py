@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vq3dcli.data.images import resize
-from vq3dcli.data_tools.depth.models import EMBEDDED, find_model, open_model
-from vq3dcli.data_tools.depth.network import DepthModel
+from vq3dcli.data_tools.depth.models import EMBEDDED, DepthModel, find_model, open_model
 from vq3dcli.editing.corrected import corrected_field
 from vq3dcli.editing.cutout import FirstView
 from vq3dcli.editing.filters import box_mean, guided_filter, median_filter, steepened

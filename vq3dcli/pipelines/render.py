@@ -11,7 +11,7 @@ from typing import IO, Literal
 import torch
 
 from vq3dcli.data.images import centre_square
-from vq3dcli.data_tools.depth.network import DepthModel
+from vq3dcli.data_tools.depth.models import DepthModel
 from vq3dcli.errors import UsageError, Vq3dError
 from vq3dcli.model.scene import CorrectedScene, Renderable
 from vq3dcli.pipelines.camera_file import write_cameras

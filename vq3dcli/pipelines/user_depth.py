@@ -17,8 +17,7 @@ from torch.nn import functional
 from vq3dcli.data.arrays import read_array
 from vq3dcli.data.images import MAX_PIXELS, decode_image, read_file
 from vq3dcli.data.pillow import load_picture, orientation_of, oriented
-from vq3dcli.data_tools.depth.models import find_model, open_model
-from vq3dcli.data_tools.depth.network import DepthModel, to_disparity
+from vq3dcli.data_tools.depth.models import DepthModel, find_model, open_model
 from vq3dcli.errors import DataError, UnavailableError, UsageError
 from vq3dcli.losses.depth import align_canonical
 from vq3dcli.scene_file import SceneCamera
@@ -107,7 +106,7 @@ def predict_disparity(network: DepthModel, photo: Tensor, *, name: str) -> Tenso
     Raises:
         DataError: The network fails on this photo.
     """
-    disparity = to_disparity(network.predict(photo[None].cpu()), network.meaning)[0].float().cpu()
+    disparity = network.disparity(photo[None].cpu())[0].float().cpu()
     if not torch.isfinite(disparity).all():
         raise DataError(f"the depth network gives values that are not finite ({name})", remedy="--depth FILE")
     return disparity

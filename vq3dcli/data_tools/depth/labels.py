@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from vq3dcli.data.shard_format import (
     DISPARITY_INFO_EXTENSION,
     MANIFEST_NAME,
     DisparityInfo,
+    LabelKind,
     Manifest,
 )
 from vq3dcli.data.shard_reader import PREPARE_AGAIN, ShardFolder, decode_levels, encode_levels, label_folder
-from vq3dcli.data_tools.depth.network import DepthModel, to_disparity
+from vq3dcli.data_tools.depth.models import DepthModel
 from vq3dcli.data_tools.depth.quality import make_label
-from vq3dcli.data_tools.job import Job, write_part
+from vq3dcli.data_tools.job import Job, Progress, write_part
 from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.data_tools.shard_writer import Sample, compact_json
 from vq3dcli.errors import DataError, UsageError
@@ -39,12 +41,7 @@ _MAX_DECODERS = 8
 _FEWEST_JUDGED, _MOST_FLAGGED = 32, 0.95
 
 
-def label_exact(
-    shards: Path,
-    *,
-    force: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Manifest:
+def label_exact(shards: Path, *, force: bool = False, progress: Progress = lambda done, total: None) -> Manifest:
     """Write the disparity that a data set carries itself as the labels `exact`.
 
     Args:
@@ -61,9 +58,7 @@ def label_exact(
             f"these images have no disparity of their own ({shards})",
             remedy="training without a depth loss, or on toy scenes",
         )
-    manifest = write_labels(
-        images, EXACT, lambda positions: _exact_samples(images, positions), force=force, progress=progress
-    )
+    manifest = write_labels(images, EXACT, lambda at: _exact_samples(images, at), force=force, progress=progress)
     assert manifest is not None
     return manifest
 
@@ -77,7 +72,7 @@ def label_by_model(
     batch_size: int = BATCH_SIZE,
     part: Part = WHOLE,
     force: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
     flagged: Counter[str] | None = None,
 ) -> Manifest | None:
     """Write what a depth network sees in the images as the labels `name`, of kind `relative`.
@@ -87,7 +82,6 @@ def label_by_model(
 
     Args:
         shards: A finished shard folder of images.
-        model: An opened network.
         name: Folder of the labels, `disparity/NAME`.
         size: Side of the labels in pixels; less where the images or the network's maps are smaller.
         batch_size: Images that the network gets at once.
@@ -104,13 +98,14 @@ def label_by_model(
         DataError: The images are damaged, the network fails, or nearly all labels of a shard are of no use.
     """
     images = ShardFolder(shards)
+    counts: Counter[str] = Counter() if flagged is None else flagged
     first = [_image(images, i) for i in range(min(batch_size, images.num_samples))]
     if first:  # a network that fails, or for which the batch is too large, leaves no folder with a plan behind
         model.predict(torch.stack(first))
     side = min(size, images.manifest.stored_size)
 
     def make(positions: range) -> Iterator[Sample]:
-        return _predicted_samples(images, positions, model, side, batch_size, Counter() if flagged is None else flagged)
+        return _predicted_samples(images, positions, model, side, batch_size, counts)
 
     options = {**model.facts, "size": side, "batch_size": batch_size}
     return write_labels(images, name, make, force=force, progress=progress, part=part, options=options)
@@ -122,7 +117,7 @@ def write_labels(
     make: Callable[[range], Iterator[Sample]],
     *,
     force: bool,
-    progress: Callable[[int, int], None],
+    progress: Progress,
     part: Part = WHOLE,
     options: dict[str, Any] | None = None,
 ) -> Manifest | None:
@@ -135,6 +130,7 @@ def write_labels(
     manifest = images.manifest
     if manifest.kind != "images":
         raise UsageError(f"holds labels, not images ({images.path})", remedy="the shard folder above it")
+    ends = accumulate(shard.samples for shard in manifest.shards)
     job = Job(
         kind="disparity",
         preset=name,
@@ -142,7 +138,7 @@ def write_labels(
         margin=manifest.margin,
         own_disparity=False,
         class_names=manifest.class_names,
-        shards=_shard_ranges(images),
+        shards=[range(end - shard.samples, end) for shard, end in zip(manifest.shards, ends, strict=True)],
         plan={
             **(options or {}),
             "model": name,
@@ -159,14 +155,6 @@ def label_sample(key: str, class_index: int | None, levels: bytes, info: Dispari
     return Sample(key, class_index, members)
 
 
-def _shard_ranges(images: ShardFolder) -> list[range]:
-    ranges: list[range] = []
-    for shard in images.manifest.shards:
-        start = ranges[-1].stop if ranges else 0
-        ranges.append(range(start, start + shard.samples))
-    return ranges
-
-
 def _exact_samples(images: ShardFolder, positions: range) -> Iterator[Sample]:
     for i in positions:
         entry = images.entry(i)
@@ -174,13 +162,7 @@ def _exact_samples(images: ShardFolder, positions: range) -> Iterator[Sample]:
         name = f"{images.path}, key {entry.key}"
         try:
             levels, own = members[DISPARITY_EXTENSION], json_value(members["json"])
-            info = DisparityInfo(
-                kind=own["kind"],
-                lo=own["lo"],
-                hi=own["hi"],
-                flags=[],
-                sha256=entry.members[images.image_extension(i)].sha256,
-            )
+            info = _info(images, i, own["kind"], own["lo"], own["hi"], [])
         except (KeyError, ValueError, TypeError) as error:
             raise DataError(f"sample without its own disparity ({name}): {error}", remedy=PREPARE_AGAIN) from error
         decode_levels(levels, name=name)
@@ -202,12 +184,13 @@ def _predicted_samples(
             ahead = begin(batches[0]) if batches else []
             for number, batch in enumerate(batches):
                 now, ahead = ahead, begin(batches[number + 1]) if number + 1 < len(batches) else []
-                maps = to_disparity(model.predict(torch.stack([future.result() for future in now])), model.meaning)
+                maps = model.disparity(torch.stack([future.result() for future in now]))
                 for i, disparity in zip(batch, maps, strict=True):
-                    sample, flags = _predicted_sample(images, i, disparity, side)
-                    flagged.update(flags)
-                    unusable += bool(flags)
-                    yield sample
+                    label, entry = make_label(disparity, side), images.entry(i)
+                    flagged.update(label.flags)
+                    unusable += bool(label.flags)
+                    info = _info(images, i, "relative", label.lo, label.hi, label.flags)
+                    yield label_sample(entry.key, entry.class_index, encode_levels(label.levels), info)
             if len(positions) >= _FEWEST_JUDGED and unusable > _MOST_FLAGGED * len(positions):
                 raise DataError(
                     f"{unusable} of {len(positions)} labels of a shard are of no use: {dict(flagged)}",
@@ -217,17 +200,9 @@ def _predicted_samples(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _predicted_sample(images: ShardFolder, i: int, disparity: Tensor, side: int) -> tuple[Sample, list[str]]:
-    entry = images.entry(i)
-    label = make_label(disparity, side)
-    info = DisparityInfo(
-        kind="relative",
-        lo=label.lo,
-        hi=label.hi,
-        flags=label.flags,
-        sha256=entry.members[images.image_extension(i)].sha256,
-    )
-    return label_sample(entry.key, entry.class_index, encode_levels(label.levels), info), label.flags
+def _info(images: ShardFolder, i: int, kind: LabelKind, lo: float, hi: float, flags: list[str]) -> DisparityInfo:
+    sha256 = images.entry(i).members[images.image_extension(i)].sha256
+    return DisparityInfo(kind=kind, lo=lo, hi=hi, flags=flags, sha256=sha256)
 
 
 def _image(images: ShardFolder, i: int) -> Tensor:

@@ -1,18 +1,54 @@
-"""Monocular depth networks as teachers: where they lie, and how they are opened."""
+"""Monocular depth networks as teachers: images in, numbers out that mean disparity or depth; found, and opened."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from vq3dcli.data_tools.depth.network import DepthModel, Meaning
 from vq3dcli.errors import InputMissingError, UnavailableError, UsageError
+from vq3dcli.weights_file import load_depth
+
+Meaning = Literal["disparity", "depth"]
 
 EMBEDDED = "embedded"
+# A depth below this share of the map's median is taken for it: 1 / z of a pixel at zero would use up all levels of the
+# label. A share, since the unit is not known: some networks predict depth from 0 to 1.
+NEAREST = 0.02
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class DepthModel:
+    """An opened network.
+
+    Attributes:
+        predict: Its own numbers, float32 `[B, h, w]` on the CPU, for uint8 images `[B, 3, H, W]`.
+        meaning: What they are: `disparity`, larger is nearer, known up to scale and shift; or `depth`, z in any unit.
+        facts: JSON values that its numbers depend on, the hash of its files among them.
+    """
+
+    predict: Callable[[Tensor], Tensor]
+    meaning: Meaning
+    facts: dict[str, Any]
+
+    def disparity(self, images: Tensor) -> Tensor:
+        """Disparity up to scale and shift, larger is nearer, as `predict`."""
+        return to_disparity(self.predict(images), self.meaning)
+
+
+def to_disparity(prediction: Tensor, meaning: Meaning) -> Tensor:
+    """Disparity up to scale and shift, larger is nearer, from a network's numbers, float32 `[B, h, w]`."""
+    if meaning == "disparity":
+        return prediction
+    nearest = NEAREST * prediction.flatten(1).nanmedian(dim=1).values[:, None, None]
+    # A map that is nowhere above zero becomes constant, and its label is flagged.
+    return 1.0 / prediction.maximum(nearest.clamp(min=torch.finfo(torch.float32).tiny))
 
 
 @dataclass(frozen=True)
@@ -29,11 +65,6 @@ class ModelFiles:
     path: Path | None
     name: str
     is_own: bool = False
-
-    @property
-    def is_onnx(self) -> bool:
-        """Whether this is an ONNX file."""
-        return self.path is not None and self.path.suffix == ".onnx"
 
 
 def find_model(model: str, *, download: bool = False) -> ModelFiles:
@@ -55,7 +86,11 @@ def find_model(model: str, *, download: bool = False) -> ModelFiles:
         run = path.parent if path.name == "weights.safetensors" else path
         return ModelFiles(path, _label_name(run.resolve().stem), is_own=True)
     if path.is_dir() or (path.is_file() and path.suffix == ".onnx"):
-        return ModelFiles(path, _short_name(path.resolve()))
+        full = path.resolve()
+        name = full.stem if full.suffix == ".onnx" else full.name
+        if full.parent.name == "snapshots":  # the Hub's cache: models--OWNER--NAME/snapshots/HASH
+            name = full.parent.parent.name.rpartition("--")[2]
+        return ModelFiles(path, _label_name(name))
     if path.is_file():
         raise UsageError(f"not a depth model ({model})", remedy="an .onnx file, or a folder with config.json")
     if model.endswith(".onnx") or model.startswith((".", "/", "~")) or not _HUB_NAME.fullmatch(model):
@@ -81,34 +116,45 @@ def open_model(
         input_px: Side of the images that an ONNX file of free size is given.
         or_cpu: An ONNX file may be computed on the CPU if onnxruntime cannot use the device.
         flip: Average with the mirrored map of the mirrored image; for networks of `vq3d train-depth`.
+
+    Raises:
+        InputMissingError: A file is missing.
+        UnavailableError: A package is not installed, the embedded network is missing, or the device cannot be used.
+        UnsafeFileError: The weights are a pickle, or a folder wants to run its own code.
+        DataError: It is damaged, or no network from an image to a map.
+        UsageError: Nobody knows what the numbers mean, or an option is not for this kind of network.
     """
     if files.is_own:
-        from vq3dcli.data_tools.depth.own import OwnModel
-
         if meaning is not None or input_px is not None:
             raise UsageError(
                 "this network says itself what it takes and means", remedy="no --predicts, no --input-size"
             )
-        return OwnModel(files.path, device, flip=flip)
+        return _open_own(files.path, device, flip)
     assert files.path is not None, "only the embedded network has no path"
     if flip:
         raise UsageError("--flip is for networks of vq3d train-depth", remedy="no --flip")
-    if files.is_onnx:
-        from vq3dcli.data_tools.depth.onnx import OnnxModel
+    if files.path.suffix == ".onnx":
+        from vq3dcli.data_tools.depth.onnx import open_onnx
 
-        return OnnxModel(files.path, device, meaning=meaning, input_px=input_px, or_cpu=or_cpu)
-    from vq3dcli.data_tools.depth.transformers import TransformersModel
+        return open_onnx(files.path, device, meaning=meaning, input_px=input_px, or_cpu=or_cpu)
+    from vq3dcli.data_tools.depth.transformers import open_transformers
 
     if input_px is not None:
         raise UsageError("the input size is for ONNX files only", remedy="no --input-size: the folder says it itself")
-    return TransformersModel(files.path, device, meaning=meaning)
+    return open_transformers(files.path, device, meaning=meaning)
 
 
-def _short_name(path: Path) -> str:
-    # In the cache of the Hub a folder is called by a hash, and two levels up lies models--OWNER--NAME/snapshots/HASH.
-    if path.parent.name == "snapshots":
-        return _label_name(path.parent.parent.name.rpartition("--")[2])
-    return _label_name(path.stem if path.suffix == ".onnx" else path.name)
+def _open_own(path: Path | None, device: torch.device, flip: bool) -> DepthModel:
+    loaded = load_depth(path, device)
+    input_px = loaded.recipe.model.input_px
+    facts = {
+        "backend": "vq3d",
+        "meaning": "disparity",
+        "input_px": input_px,
+        "flip": flip,
+        "sha256": loaded.sha256,
+    }
+    return DepthModel(lambda images: loaded.model.predict(images, input_px, flip=flip).cpu(), "disparity", facts)
 
 
 def _label_name(name: str) -> str:
@@ -136,8 +182,8 @@ def _from_hub(name: str, download: bool) -> Path:
 
 
 def _absent(name: str, reason: str, download: bool) -> UnavailableError:
-    fetch = f"hf download {name} --local-dir models/{_label_name(name.rpartition('/')[2])}"
-    where = f"--model models/{_label_name(name.rpartition('/')[2])}"
+    place = f"models/{_label_name(name.rpartition('/')[2])}"
+    fetch, where = f"hf download {name} --local-dir {place}", f"--model {place}"
     if download:
         return UnavailableError(
             f"cannot fetch depth model ({name}){reason}", remedy=f"on a machine with a network: {fetch}; here: {where}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.data_tools.depth.network import Meaning
+from vq3dcli.data_tools.depth.models import DepthModel, Meaning
 from vq3dcli.errors import DataError, UnavailableError, UsageError
 from vq3dcli.files import sha256_file
 from vq3dcli.sealed import json_value
@@ -24,75 +24,43 @@ DEFAULT_INPUT_PX = 518
 _PREPROCESSOR = "preprocessor_config.json"
 
 
-class OnnxModel:
-    """See `network.DepthModel`.
+def open_onnx(
+    path: Path, device: torch.device, *, meaning: Meaning | None, input_px: int | None, or_cpu: bool
+) -> DepthModel:
+    """Open a file; see `open_model`. CUDA is used if onnxruntime was built for it.
 
     Images are resized to a square by antialiased bicubic interpolation and normalised by the mean and the standard
     deviation that a `preprocessor_config.json` beside the file or one folder above it names, else by ImageNet's.
-
-    Args:
-        path: The file.
-        device: CUDA is used if onnxruntime was built for it.
-        meaning: What the numbers mean; `disparity` if it is not said.
-        input_px: Side of the network's input, where the file leaves it free.
-        or_cpu: Compute on the CPU if onnxruntime cannot use the device.
-
-    Raises:
-        UnavailableError: onnxruntime is not installed, or cannot compute on this device.
-        DataError: The file is damaged, or is no network from an image to a map.
-        UsageError: `input_px` is not the size that the file wants.
     """
+    session, provider = _session(path, device, or_cpu)
+    image, channels_last = _image_input(session, path)
+    output = session.get_outputs()[0]
+    if output.type not in ("tensor(float)", "tensor(float16)", "tensor(double)"):  # classes of a segmentation
+        raise DataError(
+            f"not a depth model ({path}): its first output {output.name} is {output.type}",
+            remedy="a file whose first output is a map of floating-point numbers",
+        )
+    fixed_batch = image.shape[0] if isinstance(image.shape[0], int) else None
+    side = _side(list(image.shape[1:3] if channels_last else image.shape[2:4]), input_px, path)
+    mean, std = _normalisation(path)
 
-    def __init__(
-        self,
-        path: Path,
-        device: torch.device,
-        *,
-        meaning: Meaning | None = None,
-        input_px: int | None = None,
-        or_cpu: bool = False,
-    ) -> None:
-        self._session, provider = _open(path, device, or_cpu)
-        self._path = path
-        self.meaning: Meaning = meaning or "disparity"
-        image, channels_last = _image_input(self._session, path)
-        _check_output(self._session, path)
-        self._name, self._type, self._channels_last = image.name, image.type, channels_last
-        batch, *sides = image.shape if not channels_last else [image.shape[0], image.shape[3], *image.shape[1:3]]
-        self._batch = batch if isinstance(batch, int) else None
-        self._input_px = _side(sides[1:], input_px, path)
-        mean, std = _normalisation(path)
-        self._mean, self._std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
-        self.facts: dict[str, Any] = {
-            "backend": "onnx",
-            "provider": provider,
-            "meaning": self.meaning,
-            "input_px": self._input_px,
-            "mean": mean,
-            "std": std,
-            "sha256": _sha256(path),
-        }
-
-    def predict(self, images: Tensor) -> Tensor:
-        """See `network.DepthModel`."""
-        side = self._input_px
+    def predict(images: Tensor) -> Tensor:
         small = functional.interpolate(images, size=(side, side), mode="bicubic", align_corners=False, antialias=True)
-        inputs = (small.float() / 255.0 - self._mean) / self._std
-        parts = inputs.split(self._batch or len(inputs))
-        return torch.cat([self._run(part) for part in parts])
+        inputs = (small.float() / 255.0 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+        return torch.cat([run(part) for part in inputs.split(fixed_batch or len(inputs))])
 
-    def _run(self, inputs: Tensor) -> Tensor:
+    def run(inputs: Tensor) -> Tensor:
         count = len(inputs)
-        if self._batch is not None and count < self._batch:  # a file of a fixed batch gets its last row again
-            inputs = torch.cat([inputs, inputs[-1:].expand(self._batch - count, -1, -1, -1)])
-        array = (inputs.permute(0, 2, 3, 1) if self._channels_last else inputs).contiguous().numpy()
-        if self._type == "tensor(float16)":
+        if fixed_batch is not None and count < fixed_batch:  # it gets its last row again
+            inputs = torch.cat([inputs, inputs[-1:].expand(fixed_batch - count, -1, -1, -1)])
+        array = (inputs.permute(0, 2, 3, 1) if channels_last else inputs).contiguous().numpy()
+        if image.type == "tensor(float16)":
             array = array.astype(np.float16)
         try:
-            outputs = self._session.run(None, {self._name: array})
+            outputs = session.run(None, {image.name: array})
         except Exception as error:  # the runtime has its own exceptions for every provider
             raise DataError(
-                f"depth model fails ({self._path}): {' '.join(str(error).split())[:200]}",
+                f"depth model fails ({path}): {' '.join(str(error).split())[:200]}",
                 remedy="--input-size with a size that the network takes, or another file",
             ) from error
         maps = torch.from_numpy(np.asarray(outputs[0], dtype=np.float32))
@@ -100,13 +68,24 @@ class OnnxModel:
             maps = maps.squeeze(1 if maps.shape[1] == 1 else 3)
         if maps.ndim != 3 or len(maps) != len(array):
             raise DataError(
-                f"depth model gives no map an image ({self._path}): shape {list(outputs[0].shape)}",
+                f"depth model gives no map an image ({path}): shape {list(outputs[0].shape)}",
                 remedy="a file whose first output is [batch, height, width]",
             )
         return maps[:count]
 
+    facts = {
+        "backend": "onnx",
+        "provider": provider,
+        "meaning": meaning or "disparity",
+        "input_px": side,
+        "mean": mean,
+        "std": std,
+        "sha256": _sha256(path),
+    }
+    return DepthModel(predict, meaning or "disparity", facts)
 
-def _open(path: Path, device: torch.device, or_cpu: bool) -> tuple[Any, str]:
+
+def _session(path: Path, device: torch.device, or_cpu: bool) -> tuple[Any, str]:
     """The session and the name of the provider that it computes with."""
     # Without it, importing onnxruntime gives the machine a lasting number and reports to Microsoft.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -144,23 +123,12 @@ def _image_input(session: Any, path: Path) -> tuple[Any, bool]:
     """The one image input, and whether channels are its last axis."""
     inputs = session.get_inputs()
     if len(inputs) == 1 and len(inputs[0].shape) == 4 and inputs[0].type in ("tensor(float)", "tensor(float16)"):
-        channels_last = inputs[0].shape[3] == 3 and inputs[0].shape[1] != 3
-        return inputs[0], channels_last
+        return inputs[0], inputs[0].shape[3] == 3 and inputs[0].shape[1] != 3
     described = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
     raise DataError(
         f"not a network of one image ({path}): it takes {described}",
         remedy="a file with one input float [batch, 3, height, width]",
     )
-
-
-def _check_output(session: Any, path: Path) -> None:
-    """Whole numbers are classes, for example of a segmentation, and no disparity."""
-    output = session.get_outputs()[0]
-    if output.type not in ("tensor(float)", "tensor(float16)", "tensor(double)"):
-        raise DataError(
-            f"not a depth model ({path}): its first output {output.name} is {output.type}",
-            remedy="a file whose first output is a map of floating-point numbers",
-        )
 
 
 def _side(sides: list[Any], wanted: int | None, path: Path) -> int:
@@ -178,18 +146,18 @@ def _side(sides: list[Any], wanted: int | None, path: Path) -> int:
 
 
 def _normalisation(path: Path) -> tuple[list[float], list[float]]:
-    for folder in (path.parent, path.parent.parent):
-        if (folder / _PREPROCESSOR).is_file():
-            try:
-                found = json_value((folder / _PREPROCESSOR).read_bytes())
-                mean = [float(value) for value in found.get("image_mean", IMAGENET_MEAN)]
-                std = [float(value) for value in found.get("image_std", IMAGENET_STD)]
-            except (ValueError, TypeError, AttributeError) as error:
-                raise DataError(f"damaged file ({folder / _PREPROCESSOR}): {error}", remedy="fetch it again") from error
-            if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-                raise DataError(f"damaged file ({folder / _PREPROCESSOR}): mean or deviation", remedy="fetch it again")
-            return mean, std
-    return list(IMAGENET_MEAN), list(IMAGENET_STD)
+    file = next((f / _PREPROCESSOR for f in (path.parent, path.parent.parent) if (f / _PREPROCESSOR).is_file()), None)
+    if file is None:
+        return list(IMAGENET_MEAN), list(IMAGENET_STD)
+    try:
+        config = json_value(file.read_bytes())
+        mean = [float(value) for value in config.get("image_mean", IMAGENET_MEAN)]
+        std = [float(value) for value in config.get("image_std", IMAGENET_STD)]
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError("mean or deviation")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"damaged file ({file}): {error}", remedy="fetch it again") from error
+    return mean, std
 
 
 def _sha256(path: Path) -> str:

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from vq3dcli.data.shard_format import DISPARITY_LEVELS
+from vq3dcli.data.shard_reader import resize_label
 
 CONSTANT = "constant"
 CLIPPED = "clipped"
 NOISY = "noisy"
 NOT_FINITE = "not finite"
-FLAGS = (CONSTANT, CLIPPED, NOISY, NOT_FINITE)
 
 # Standard deviation below this share of the mean magnitude: a constant in a network's own bfloat16, no relief. Of 141
 # photos with measured or estimated disparity the flattest has 0.08.
@@ -37,40 +37,31 @@ class Label(NamedTuple):
 
 
 def make_label(disparity: Tensor, side: int) -> Label:
-    """Reduce a disparity map to `side` pixels and 16 bits, and judge it.
+    """Reduce a disparity map to `side` pixels and 16 bits, and say what is wrong with it.
 
     Args:
         disparity: float `[h, w]`, larger is nearer.
         side: Of the label; a smaller map is not enlarged.
     """
-    values = reduced(disparity.float(), side)
+    values = resize_label(disparity.float(), min(side, *disparity.shape))
     finite = values.isfinite()
     if not finite.all():
         least = float(values[finite].min()) if finite.any() else 0.0
         values = values.where(finite, torch.tensor(least))
-    lo, hi = _range(values)
-    flags = judge(values)
-    if not finite.all():
-        flags.append(NOT_FINITE)
-    extent = hi - lo
-    if extent <= 0.0:
+    flags = _flags(values) + ([] if finite.all() else [NOT_FINITE])
+    lo, hi = float(values.min()), float(values.max())
+    # 16 bits are spent on all values but far outliers, which are clamped: those further from the 1st or 99th percentile
+    # than these are apart.
+    low, high = (float(v) for v in torch.quantile(values.flatten().double(), torch.tensor([0.01, 0.99]).double()))
+    if high > low:
+        lo, hi = max(lo, low - (high - low)), min(hi, high + (high - low))
+    if hi <= lo:
         return Label(torch.zeros_like(values, dtype=torch.int32), lo, lo, flags)
-    levels = ((values.double().clamp(lo, hi) - lo) / extent * DISPARITY_LEVELS).round().to(torch.int32)
+    levels = ((values.double().clamp(lo, hi) - lo) / (hi - lo) * DISPARITY_LEVELS).round().to(torch.int32)
     return Label(levels, lo, hi, flags)
 
 
-def reduced(values: Tensor, side: int) -> Tensor:
-    """A map `[h, w]` as a square of `side` pixels, or of its own shorter side if that is less.
-
-    Nearest neighbour: a mixture of near and far across an edge would be a surface that is nowhere.
-    """
-    side = min(side, *values.shape)
-    if values.shape == (side, side):
-        return values
-    return functional.interpolate(values[None, None], size=(side, side), mode="nearest-exact")[0, 0]
-
-
-def judge(values: Tensor) -> list[str]:
+def _flags(values: Tensor) -> list[str]:
     """What is wrong with a finite disparity map `[h, w]`."""
     exact = values.double()
     deviation = float(exact.std(correction=0))
@@ -87,16 +78,3 @@ def judge(values: Tensor) -> list[str]:
     if float((exact - smooth).std(correction=0)) > _MOST_ROUGHNESS * deviation:
         flags.append(NOISY)
     return flags
-
-
-def _range(values: Tensor) -> tuple[float, float]:
-    """The interval that 16 bits are spent on: all values but far outliers, which are clamped to it.
-
-    A value is an outlier further from the 1st or 99th percentile than these are apart.
-    """
-    low, high = (float(v) for v in torch.quantile(values.flatten().double(), torch.tensor([0.01, 0.99]).double()))
-    extent = high - low
-    least, most = float(values.min()), float(values.max())
-    if extent <= 0.0:
-        return least, most
-    return max(least, low - extent), min(most, high + extent)

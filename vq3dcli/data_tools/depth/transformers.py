@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vq3dcli.data_tools.depth.network import Meaning
+from vq3dcli.data_tools.depth.models import DepthModel, Meaning
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError, UsageError
 from vq3dcli.files import sha256_file
 from vq3dcli.sealed import json_value
@@ -28,55 +28,49 @@ MEANING: dict[str, Meaning] = {"dpt": "disparity", "depth_pro": "disparity", "zo
 _CONFIGURED: dict[str, Meaning] = {"relative": "disparity", "metric": "depth"}
 
 
-class TransformersModel:
-    """See `network.DepthModel`; float32 on a CPU, float16 autocast on CUDA.
+def open_transformers(folder: Path, device: torch.device, *, meaning: Meaning | None) -> DepthModel:
+    """Open a folder; see `open_model`. Computes in float32 on a CPU, in float16 autocast on CUDA.
 
     Args:
         folder: With `config.json`, `preprocessor_config.json` and safetensors.
-        device: Where it computes.
-        meaning: What the numbers mean, for families that are not in `MEANING`.
-
-    Raises:
-        UnavailableError: transformers is not installed.
-        InputMissingError: A file is missing.
-        UnsafeFileError: The weights are a pickle, or the folder wants to run its own code.
-        DataError: The folder does not hold a depth network, or is damaged.
-        UsageError: Nobody knows what the numbers mean.
     """
-
-    def __init__(self, folder: Path, device: torch.device, *, meaning: Meaning | None = None) -> None:
-        config = _read_config(folder)
-        self.family = str(config.get("model_type"))
-        known = known_meaning(config)
-        if meaning is None and known is None:
-            raise UsageError(
-                f"what this network predicts is not known (model type {self.family}, {folder})",
-                remedy="--predicts disparity, or --predicts depth, as DPT on DINOv2 does; its page says which",
-            )
-        self.meaning: Meaning = meaning or known or "disparity"
-        self._device = device
-        self._processor, self._model = _load(folder, device)
-        self.facts: dict[str, Any] = {
-            "backend": "transformers",
-            "family": self.family,
-            "meaning": self.meaning,
-            "precision": "float16 autocast" if device.type == "cuda" else "float32",
-            "sha256": _folder_sha256(folder),
-        }
+    config = _read_config(folder)
+    family = str(config.get("model_type"))
+    meaning = meaning or known_meaning(config)
+    if meaning is None:
+        raise UsageError(
+            f"what this network predicts is not known (model type {family}, {folder})",
+            remedy="--predicts disparity, or --predicts depth, as DPT on DINOv2 does; its page says which",
+        )
+    processor, model = _load(folder, device)
+    is_cuda = device.type == "cuda"
 
     @torch.inference_mode()
-    def predict(self, images: Tensor) -> Tensor:
-        """See `network.DepthModel`."""
-        sizes = [(images.shape[2], images.shape[3])] * len(images)
-        inputs = self._processor(images=list(images), return_tensors="pt").to(self._device)
-        with torch.autocast("cuda", torch.float16, enabled=self._device.type == "cuda"):
-            outputs = self._model(**inputs)
-        if self.family == "zoedepth":  # its processor pads, and only its own way back knows by how much
-            outputs.predicted_depth = outputs.predicted_depth.float()
-            maps = self._processor.post_process_depth_estimation(outputs, source_sizes=sizes)
-            return torch.stack([item["predicted_depth"] for item in maps]).float().cpu()
+    def predict(images: Tensor) -> Tensor:
+        inputs = processor(images=list(images), return_tensors="pt").to(device)
+        with torch.autocast("cuda", torch.float16, enabled=is_cuda):
+            outputs = model(**inputs)
         prediction: Tensor = outputs.predicted_depth
+        if family == "zoedepth":  # its processor pads, and only its own way back knows by how much
+            outputs.predicted_depth = prediction.float()
+            sizes = [(images.shape[2], images.shape[3])] * len(images)
+            maps = processor.post_process_depth_estimation(outputs, source_sizes=sizes)
+            prediction = torch.stack([item["predicted_depth"] for item in maps])
         return prediction.float().cpu()
+
+    # Of the names and hashes of all files that the network is read from, in the order of names.
+    digest = hashlib.sha256()
+    files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".json")]
+    for path in sorted(files, key=lambda path: path.name):
+        digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+    facts = {
+        "backend": "transformers",
+        "family": family,
+        "meaning": meaning,
+        "precision": "float16 autocast" if is_cuda else "float32",
+        "sha256": digest.hexdigest(),
+    }
+    return DepthModel(predict, meaning, facts)
 
 
 def known_meaning(config: dict[str, Any]) -> Meaning | None:
@@ -136,26 +130,17 @@ def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
             raise UnsafeFileError(
                 f"refused a depth model that brings its own code ({folder})", remedy="a model of transformers itself"
             ) from error
-        raise DataError(
-            f"cannot load depth model ({folder}): {type(error).__name__}: {text[:200]}",
-            remedy="fetch it again, or pip install --upgrade 'vq3d[depth]'",
-        ) from error
+        raise _unloadable(folder, f"{type(error).__name__}: {text[:200]}") from error
     missing = sorted(info["missing_keys"])
     if missing:
-        raise DataError(
-            f"cannot load depth model ({folder}): {len(missing)} tensors are missing, first {missing[0]}",
-            remedy="fetch it again, or pip install --upgrade 'vq3d[depth]'",
-        )
+        raise _unloadable(folder, f"{len(missing)} tensors are missing, first {missing[0]}")
     return processor, model.eval().requires_grad_(False).to(device)
 
 
-def _folder_sha256(folder: Path) -> str:
-    """Of the names and hashes of all files that the network is read from, in the order of names."""
-    digest = hashlib.sha256()
-    files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".json")]
-    for path in sorted(files, key=lambda path: path.name):
-        digest.update(f"{path.name} {sha256_file(path)}\n".encode())
-    return digest.hexdigest()
+def _unloadable(folder: Path, reason: str) -> DataError:
+    return DataError(
+        f"cannot load depth model ({folder}): {reason}", remedy="fetch it again, or pip install --upgrade 'vq3d[depth]'"
+    )
 
 
 @contextlib.contextmanager

@@ -23,7 +23,6 @@ from torch.nn import functional
 from vq3dcli.data.images import decode_image, resize
 from vq3dcli.data.shard_reader import resize_label
 from vq3dcli.data_tools.depth.models import find_model, open_model
-from vq3dcli.data_tools.depth.network import DepthModel, to_disparity
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.export.page import Section
 from vq3dcli.files import read_error
@@ -87,7 +86,7 @@ def measure_depth(
     for each in models or ([] if weights else ["embedded"]):
         files = find_model(each)
         network = open_model(files, device, or_cpu=or_cpu, flip=flip)
-        add(files.name, _predictor(network), network.facts["sha256"])
+        add(files.name, network.disparity, network.facts["sha256"])
     for each in weights:
         loaded = load_weights(None if each == "embedded" else Path(each), device)
         add(f"Stage 1 {Path(each).name}", rendered(loaded), loaded.sha256)
@@ -106,10 +105,6 @@ def measure_depth(
         sections=lambda sheet: [Section("Figures", [*text_tables(rows)])],
         head={"protocol": PROTOCOL, "count": len(pairs)},
     )
-
-
-def _predictor(network: DepthModel) -> Predict:
-    return lambda images: to_disparity(network.predict(images), network.meaning)
 
 
 def open_pairs(folder: Path) -> list[Pair]:
