@@ -126,7 +126,7 @@ def _finish(
     output: Output, shards: Path, name: str, manifest: Manifest, flagged: dict[str, int], preview: Path | None
 ) -> None:
     from vq3dcli.data.shard_reader import label_folder
-    from vq3dcli.data_tools.depth.preview import write_preview
+    from vq3dcli.pipelines.inspect_shards import write_preview
 
     outputs = [label_folder(shards, name)]
     if sum(flagged.values()) > _MANY_FLAGGED * manifest.num_samples:

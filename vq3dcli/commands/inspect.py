@@ -34,8 +34,8 @@ def command(
       vq3d inspect shards/disparity/exact
       vq3d inspect embedded
     """
-    from vq3dcli.pipelines.inspection.inspect import inspect
-    from vq3dcli.pipelines.inspection.shards import write_sheet
+    from vq3dcli.pipelines.inspect import inspect
+    from vq3dcli.pipelines.inspect_shards import write_sheet
 
     output = Output("inspect", json, quiet)
     with output.counting("reading", unit="bytes") as progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -25,18 +26,15 @@ Status = Literal["ok", "low", "missing", "broken"]
 LOW_MEMORY_BYTES = 2 * 2**30  # rendering and the toy recipe stay below this
 LOW_DISK_BYTES = 2**30
 
-# Import name, distribution, and what stops working without it.
-REQUIRED_PACKAGES = (
-    ("numpy", "numpy", "everything"),
-    ("pydantic", "pydantic", "recipes"),
-    ("PIL.Image", "pillow", "reading photos"),
-    ("simplejpeg", "simplejpeg", "reading JPEGs"),
-    ("safetensors.torch", "safetensors", "weights and checkpoints"),
-    ("rich.progress", "rich", "progress bars"),
-    ("tomli_w", "tomli-w", "saving recipes"),
-)
-# ... and the extra that brings it.
-OPTIONAL_PACKAGES = (
+# Import name, distribution, what stops working without it, and the extra that brings it; None: vq3d needs it.
+PACKAGES: tuple[tuple[str, str, str, str | None], ...] = (
+    ("numpy", "numpy", "everything", None),
+    ("pydantic", "pydantic", "recipes", None),
+    ("PIL.Image", "pillow", "reading photos", None),
+    ("simplejpeg", "simplejpeg", "reading JPEGs", None),
+    ("safetensors.torch", "safetensors", "weights and checkpoints", None),
+    ("rich.progress", "rich", "progress bars", None),
+    ("tomli_w", "tomli-w", "saving recipes", None),
     ("skimage.data", "scikit-image", "the photos of vq3d demo", "demo"),
     ("transformers", "transformers", "depth labels by networks of the Hub", "depth"),
     ("onnxruntime", "onnxruntime", "depth labels by ONNX files", "onnx"),
@@ -72,29 +70,25 @@ class Check:
 
 def check_all() -> list[Check]:
     """Run every check; one that fails in an unforeseen way is reported as broken."""
-    checks: list[tuple[str, Callable[[], Check]]] = [
-        ("python", check_python),
-        ("torch", check_torch),
-        ("memory", check_memory),
-        ("disk", check_disk),
-        ("ffmpeg", check_ffmpeg),
-        ("weights", check_weights),
-    ]
-    for module, name, purpose in REQUIRED_PACKAGES:
-        checks.append((name, partial(check_package, module, name, purpose, f"pip install --force-reinstall {name}")))
-    for module, name, purpose, extra in OPTIONAL_PACKAGES:
-        remedy = f"pip install 'vq3d[{extra}]'"
-        checks.append((name, partial(check_package, module, name, purpose, remedy, required=False)))
-    return [_guarded(name, check) for name, check in checks]
-
-
-def _guarded(name: str, check: Callable[[], Check]) -> Check:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return check()
-    except Exception as error:  # a broken installation may raise anything
-        return Check(name, "broken", f"{type(error).__name__}: {error}", "reinstall it, or report this")
+    checks: dict[str, Callable[[], Check]] = {
+        "python": check_python,
+        "torch": check_torch,
+        "memory": check_memory,
+        "disk": check_disk,
+        "ffmpeg": check_ffmpeg,
+        "weights": check_weights,
+        **{package[1]: partial(check_package, *package) for package in PACKAGES},
+    }
+    results = []
+    for name, check in checks.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                results.append(check())
+        except Exception as error:  # a broken installation may raise anything
+            remedy = "reinstall it, or report this"
+            results.append(Check(name, "broken", f"{type(error).__name__}: {error}", remedy))
+    return results
 
 
 def check_python() -> Check:
@@ -135,8 +129,9 @@ def check_torch() -> Check:
 def check_memory() -> Check:
     """Main memory, within the limit of a container."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    available = _meminfo_available()
-    limit, used = _number_in("/sys/fs/cgroup/memory.max"), _number_in("/sys/fs/cgroup/memory.current")
+    kib = _number_in("/proc/meminfo", r"MemAvailable: *(\d+)")
+    available = None if kib is None else kib * 1024
+    limit, used = (_number_in(f"/sys/fs/cgroup/memory.{name}", r"(\d+)") for name in ("max", "current"))
     if limit is not None and limit < total:
         total = limit
         available = min(available or limit, limit - (used or 0))
@@ -198,36 +193,29 @@ def check_weights() -> Check:
     return Check("weights", "ok", f"{size / 1e6:.1f} MB, sha256 {digest[:12]}", facts=facts)
 
 
-def check_package(module: str, distribution: str, purpose: str, remedy: str, *, required: bool = True) -> Check:
-    """Whether a package can be imported, and what it is for; what is not installed is not tried."""
+def check_package(module: str, name: str, purpose: str, extra: str | None) -> Check:
+    """Whether a package can be imported, and what it is for; what is not installed is not tried. See `PACKAGES`."""
+    remedy = f"pip install 'vq3d[{extra}]'" if extra else f"pip install --force-reinstall {name}"
     try:
-        installed = version(distribution)
+        installed = version(name)
     except PackageNotFoundError:
-        return Check(distribution, "missing", f"needed for {purpose}", remedy, required=required)
+        return Check(name, "missing", f"needed for {purpose}", remedy, required=extra is None)
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as in `data_tools.depth.onnx`
     try:
         importlib.import_module(module)
     except Exception as error:
-        return Check(distribution, "broken", f"needed for {purpose}: {error}", remedy, required=required)
-    return Check(distribution, "ok", f"{installed}, for {purpose}", required=required, facts={"version": installed})
+        return Check(name, "broken", f"needed for {purpose}: {error}", remedy, required=extra is None)
+    facts = {"version": installed}
+    return Check(name, "ok", f"{installed}, for {purpose}", required=extra is None, facts=facts)
 
 
-def _meminfo_available() -> int | None:
-    """Bytes that programs can still take, where the system says so."""
+def _number_in(path: str, pattern: str) -> int | None:
+    """The first number of a pattern in a file of the system; None where there is none (`max` stands for no limit)."""
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+        match = re.search(pattern, Path(path).read_text())
     except OSError:
         return None
-    return None
-
-
-def _number_in(path: str) -> int | None:
-    try:
-        return int(Path(path).read_text())
-    except (OSError, ValueError):  # `max` stands for no limit
-        return None
+    return int(match[1]) if match else None
 
 
 def _gib(size: int) -> str:

@@ -1,4 +1,4 @@
-"""What is in a shard folder: images or disparity labels, their figures, damage, and a contact sheet."""
+"""What is in a shard folder: images or disparity labels, their figures, damage, and a contact sheets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vq3dcli.data.images import decode_image, encode_png, resize
 from vq3dcli.data.shard_format import (
@@ -18,38 +19,40 @@ from vq3dcli.data.shard_format import (
     REJECTS_NAME,
     Manifest,
 )
-from vq3dcli.data.shard_reader import ShardFolder, decode_disparity
+from vq3dcli.data.shard_reader import Disparity, ShardFolder, decode_disparity, label_folder
+from vq3dcli.data_tools.job import Progress
 from vq3dcli.data_tools.verify import verify_folder
 from vq3dcli.errors import DataError, InputMissingError, UsageError, Vq3dError
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
 from vq3dcli.files import make_folder, write_bytes
-from vq3dcli.pipelines.inspection.result import SHOWN, Inspection, Progress
 from vq3dcli.sealed import json_value
 
+SHOWN = 8  # names of a long list
 _SAMPLES = 512  # that are looked into; the rest is counted by the index
 _SHEET_IMAGES = 48
+_PREVIEW_PAIRS, _PREVIEW_COLUMNS = 32, 4
 _CELL_PX = 128
 
 
-def inspect_shards(path: Path, verify: bool, progress: Progress) -> Inspection:
-    """Counts, classes, sizes and labels; with `verify` every file that is damaged, cut or missing."""
+def inspect_shards(path: Path, verify: bool, progress: Progress) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Facts: counts, classes, sizes and labels; with `verify` every file that is damaged, cut or missing; and notes."""
+    facts: dict[str, Any] = {}
     problems: list[str] = []
     notes: list[str] = []
     if verify:
-        found = verify_folder(path, progress=progress)
-        problems = [str(problem) for problem in found.problems]
-        notes = [f"labels are not finished, and not verified ({folder})" for folder in found.unfinished]
+        checked = verify_folder(path, progress=progress)
+        problems = [str(problem) for problem in checked.problems]
+        notes = [f"labels are not finished, and not verified ({folder})" for folder in checked.unfinished]
     try:
         folder = ShardFolder(path)
         facts = _label_facts(folder) if folder.manifest.kind == "disparity" else _image_facts(folder)
     except Vq3dError:
         if not problems:  # else they say it better
             raise
-        facts = {}
     if verify:
-        facts = {**facts, "files": found.files, "bytes_read": found.size, "problems": len(problems)}
-    return Inspection("shards", facts, problems, notes)
+        facts |= {"files": checked.files, "bytes_read": checked.size, "problems": len(problems)}
+    return facts, problems, notes
 
 
 def _common_facts(manifest: Manifest) -> dict[str, Any]:
@@ -109,26 +112,15 @@ def _label_state(path: Path) -> str:
 
 
 def _label_facts(folder: ShardFolder) -> dict[str, Any]:
-    flags: Counter[str] = Counter()
-    kinds: Counter[str] = Counter()
-    sides: Counter[str] = Counter()
-    looked = 0
-    for i in _spread(folder.num_samples, _SAMPLES):
-        members = folder.read(i, [DISPARITY_EXTENSION, DISPARITY_INFO_EXTENSION])
-        name = f"{folder.path}, key {folder.entry(i).key}"
-        label = decode_disparity(members[DISPARITY_EXTENSION], members[DISPARITY_INFO_EXTENSION], name=name)
-        flags.update(label.info.flags)
-        kinds[label.info.kind] += 1
-        sides["x".join(map(str, label.values.shape))] += 1
-        looked += 1
+    labels = [_label(folder, i) for i in _spread(folder.num_samples, _SAMPLES)]
     folder.close()
     options = {key: value for key, value in folder.manifest.options.items() if key != "images_manifest_sha256"}
     return _common_facts(folder.manifest) | {
         "made_with": options,
-        "looked_into": looked,
-        "kinds": dict(kinds),
-        "sizes": dict(sides),
-        "flagged": dict(flags),
+        "looked_into": len(labels),
+        "kinds": dict(Counter(label.info.kind for label in labels)),
+        "sizes": dict(Counter("x".join(map(str, label.values.shape)) for label in labels)),
+        "flagged": dict(Counter(flag for label in labels for flag in label.info.flags)),
     }
 
 
@@ -156,6 +148,26 @@ def _original_sizes(folder: ShardFolder) -> list[int]:
     return sorted(sizes)
 
 
+def _label(folder: ShardFolder, i: int) -> Disparity:
+    members = folder.read(i, [DISPARITY_EXTENSION, DISPARITY_INFO_EXTENSION])
+    name = f"{folder.path}, key {folder.entry(i).key}"
+    return decode_disparity(members[DISPARITY_EXTENSION], members[DISPARITY_INFO_EXTENSION], name=name)
+
+
+def _image_cell(folder: ShardFolder, i: int) -> Tensor:
+    extension, name = folder.image_extension(i), f"{folder.path}, key {folder.entry(i).key}"
+    image = decode_image(folder.read(i, [extension])[extension], name=name, apply_orientation=False)
+    return resize(image, _CELL_PX, _CELL_PX)
+
+
+def _label_cell(folder: ShardFolder, i: int) -> tuple[Tensor, str]:
+    """A label over its own range, near pale and far dark, and its key with what is wrong with it."""
+    values, info = _label(folder, i)
+    extent = info.hi - info.lo
+    shown = colour_map((values - info.lo) / extent if extent > 0 else values * 0.0)
+    return resize(shown, _CELL_PX, _CELL_PX), " ".join([folder.entry(i).key, *info.flags])
+
+
 def write_sheet(path: Path, out: Path, *, count: int = _SHEET_IMAGES) -> int:
     """Write a PNG with samples of a shard folder, evenly spread: images with their class, or labels.
 
@@ -169,28 +181,36 @@ def write_sheet(path: Path, out: Path, *, count: int = _SHEET_IMAGES) -> int:
     if out.is_file() and out.resolve().suffix.lower() != ".png":
         raise UsageError(f"the sheet would replace a file that is no PNG ({out})", remedy="another name with --sheet")
     folder = ShardFolder(path)
-    manifest = folder.manifest
-    names = manifest.class_titles or manifest.class_names
+    names = folder.manifest.class_titles or folder.manifest.class_names
     cells, texts = [], []
     for i in _spread(folder.num_samples, count):
-        entry = folder.entry(i)
-        name = f"{path}, key {entry.key}"
-        if manifest.kind == "images":
-            extension = folder.image_extension(i)
-            image = decode_image(folder.read(i, [extension])[extension], name=name, apply_orientation=False)
-            texts.append("-" if entry.class_index is None else names[entry.class_index])
+        if folder.manifest.kind == "images":
+            number = folder.entry(i).class_index
+            cell, text = _image_cell(folder, i), "-" if number is None else names[number]
         else:
-            members = folder.read(i)
-            label = decode_disparity(members[DISPARITY_EXTENSION], members[DISPARITY_INFO_EXTENSION], name=name)
-            extent = label.info.hi - label.info.lo
-            image = colour_map((label.values - label.info.lo) / extent if extent > 0 else label.values * 0.0)
-            texts.append(" ".join([entry.key, *label.info.flags]))
-        cells.append(resize(image, _CELL_PX, _CELL_PX))
+            cell, text = _label_cell(folder, i)
+        cells.append(cell)
+        texts.append(text)
     if not cells:
         raise DataError(f"no samples to show ({path})", remedy="shards with samples")
     make_folder(out.parent)
     write_bytes(out, encode_png(grid(cells, math.ceil(math.sqrt(1.6 * len(cells))), labels=texts)))
     return len(cells)
+
+
+def write_preview(shards: Path, name: str, out: Path) -> None:
+    """Write a PNG of images, evenly spread over a finished shard folder, each beside its label `name`."""
+    images, labels = ShardFolder(shards), ShardFolder(label_folder(shards, name))
+    position = {key: i for i, key in enumerate(labels.keys)}
+    cells, texts = [], []
+    for i in _spread(images.num_samples, _PREVIEW_PAIRS):
+        if images.entry(i).key in position:
+            cell, text = _label_cell(labels, position[images.entry(i).key])
+            cells.append(torch.cat([_image_cell(images, i), cell], dim=-1))
+            texts.append(text)
+    if cells:
+        make_folder(out.parent)
+        write_bytes(out, encode_png(grid(cells, _PREVIEW_COLUMNS, labels=texts)))
 
 
 def _spread(total: int, count: int) -> list[int]:

@@ -1,0 +1,190 @@
+"""What a file or folder of ours is, and what is in it: shards, tokens, weights, a run, a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vq3dcli.checkpoint import AVERAGE, read_checkpoint
+from vq3dcli.checkpoint import MANIFEST as CHECKPOINT_MANIFEST
+from vq3dcli.data.shard_format import MANIFEST_NAME, PLAN_NAME, REJECTS_NAME, SUMS_NAME
+from vq3dcli.data.token_store import TOKENS_NAME, TokenStore, code_use
+from vq3dcli.data_tools.job import Progress
+from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UsageError
+from vq3dcli.pipelines.inspect_shards import SHOWN, inspect_shards
+from vq3dcli.tensor_file import read_tensors
+from vq3dcli.weights_file import embedded_path, load_depth, load_prior, load_weights
+
+Kind = Literal["shards", "tokens", "weights", "run", "checkpoint"]
+
+EMBEDDED = "embedded"
+_WEIGHTS = "weights.safetensors"
+_LOADERS: dict[str, Callable[[Path], object]] = {"stage1": load_weights, "stage2": load_prior, "depth": load_depth}
+
+
+@dataclass
+class Inspection:
+    """What was found.
+
+    Attributes:
+        kind: What it is.
+        facts: Figures and names, as JSON values.
+        problems: What is damaged, one line each; looked for only if asked to.
+        notes: What is good to know, one line each.
+    """
+
+    kind: Kind
+    facts: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def inspect(path: str, *, verify: bool = False, progress: Progress = lambda done, total: None) -> Inspection:
+    """Say what `path` is and what is in it.
+
+    Args:
+        path: A folder or file; `embedded` for the weights of this installation, a file of that name is `./embedded`.
+        verify: Read every byte and name what is damaged.
+        progress: Called with (bytes read, all bytes) where reading takes long.
+
+    Raises:
+        InputMissingError: There is nothing, or nothing finished.
+        UsageError: It is nothing of ours.
+        UnsafeFileError: It is a pickle.
+        DataError: It is too damaged to be described, and `verify` was not asked for.
+    """
+    where = Path(path)
+    if path != EMBEDDED and not where.exists():
+        raise InputMissingError(f"no such file or folder ({path})", remedy="check the path")
+    kind: Kind = "weights" if path == EMBEDDED else _kind_of(where)
+    result = Inspection(kind)
+    if path == EMBEDDED:
+        for stage in _LOADERS:
+            if embedded_path(stage).is_file():
+                result.facts[stage] = _weights_facts(embedded_path(stage), verify, result.problems)
+        if not result.facts:
+            raise UnavailableError(
+                "this installation has no embedded weights", remedy="vq3d inspect with a weights file, or train-stage1"
+            )
+    elif kind == "shards":
+        result.facts, result.problems, result.notes = inspect_shards(where, verify, progress)
+    elif kind == "tokens":
+        result.facts = _token_facts(where, verify, result.problems)
+    elif kind == "run":
+        if (where / _WEIGHTS).is_file():
+            result.facts = _weights_facts(where / _WEIGHTS, verify, result.problems)
+        checkpoints = sorted(p for p in (where / "checkpoints").glob("*") if (p / CHECKPOINT_MANIFEST).is_file())
+        states = {p.name: _checkpoint_state(p, result.problems) if verify else "not verified" for p in checkpoints}
+        result.facts |= {"finished": (where / _WEIGHTS).is_file(), "checkpoints": states}
+    elif kind == "checkpoint":
+        parts, manifest = read_checkpoint(where)  # which checks the hashes
+        result.facts = {
+            "parts": {name: sum(value.numel() for value in tensors.values()) for name, tensors in parts.items()},
+            **{key: value for key, value in manifest.items() if isinstance(value, str | int | float)},
+        }
+    else:
+        result.facts = _weights_facts(where, verify, result.problems)
+    return result
+
+
+def _kind_of(path: Path) -> Kind:
+    """What a file or folder is, by the names in it. Raises `UsageError` or `InputMissingError`."""
+    if path.is_file():
+        in_checkpoint = path.name != AVERAGE and (path.parent / AVERAGE).is_file()
+        of_folder = path.suffix in (".tar", ".json", ".jsonl", ".u16", ".i32") or path.name == "SHA256SUMS"
+        if of_folder or in_checkpoint:
+            raise UsageError(f"a file of a folder ({path})", remedy=f"vq3d inspect {path.parent}")
+        return "weights"
+    names = {entry.name for entry in path.iterdir()}
+    if TOKENS_NAME in names:
+        return "tokens"
+    if any(name.startswith("shard-") for name in names) or {MANIFEST_NAME, REJECTS_NAME} <= names:
+        if not {MANIFEST_NAME, SUMS_NAME} & names:  # where only one is missing, it was there once
+            done = sum(name.endswith(".index.json") for name in names)
+            raise InputMissingError(
+                f"unfinished shards ({path}): {done} are there", remedy="the command that makes them, until it ends"
+            )
+        return "shards"
+    if "checkpoints" in names or _WEIGHTS in names:
+        return "run"
+    if CHECKPOINT_MANIFEST in names and any(name.endswith(".safetensors") for name in names):
+        return "checkpoint"
+    if PLAN_NAME in names:
+        raise InputMissingError(f"nothing finished here ({path})", remedy="the command that made it, until it ends")
+    raise UsageError(
+        f"nothing of vq3d in this folder ({path})", remedy="shards, tokens, a run's folder or a weights file"
+    )
+
+
+def _checkpoint_state(path: Path, problems: list[str]) -> str:
+    try:
+        read_checkpoint(path)
+    except DataError as error:
+        problems.append(error.message)
+        return "damaged"
+    return "sound"
+
+
+def _weights_facts(path: Path, verify: bool, problems: list[str]) -> dict[str, Any]:
+    """The card of a weights file, whose hash is compared, and what it is; with `verify` it must load, too."""
+    header, tensors, sha256 = read_tensors(path, what="weights")
+    stage = header.get("format")
+    if stage not in _LOADERS:
+        raise UsageError(f"safetensors, but no weights of vq3d ({path})", remedy="a file that train-stage1 wrote")
+    recipe, tokens = header.get("recipe") or {}, header.get("tokens") or {}
+    facts: dict[str, Any] = {
+        "stage": stage,
+        "format_version": header.get("format_version"),
+        "recipe": recipe.get("name"),
+        "parameters": sum(value.numel() for value in tensors.values() if value.is_floating_point()),
+        "bytes": path.stat().st_size,
+        "sha256": sha256,
+        "model": recipe.get("model"),
+    }
+    if tokens:
+        facts |= {
+            "stage1_sha256": tokens.get("stage1_sha256"),
+            "classes": len(tokens.get("class_names", ())),
+            "length": tokens.get("length"),
+            "codebook_size": tokens.get("codebook_size"),
+        }
+    if verify:
+        try:
+            _LOADERS[stage](path)
+        except DataError as error:
+            problems.append(error.message)
+    return facts | {"card": header.get("card") or {}}
+
+
+def _token_facts(path: Path, verify: bool, problems: list[str]) -> dict[str, Any]:
+    """Counts and the use of codes; with `verify` every hash is checked."""
+    try:
+        store = TokenStore(path, check_hashes=verify)
+    except DataError as error:
+        if not verify:
+            raise
+        problems.append(error.message)
+        return {"problems": 1}
+    manifest = store.manifest
+    facts = {
+        "images": manifest.images,
+        "views": manifest.views,
+        "view_names": manifest.view_names[:SHOWN],
+        "length": manifest.length,
+        "codebook_size": manifest.codebook_size,
+        "image_px": manifest.image_size,
+        "classes": len(manifest.class_names),
+        "bytes": store.tokens.nbytes,
+        "stage1_sha256": manifest.stage1_sha256,
+        "sources": {source.name: source.images for source in manifest.sources},
+    }
+    top = max((int(store.tokens[i : i + 4096].max()) for i in range(0, store.num_images, 4096)), default=0)
+    if top >= manifest.codebook_size:
+        problems.append(f"codes up to {top}, but a codebook of {manifest.codebook_size} ({path})")
+    else:
+        facts |= code_use(store)
+    if not -1 <= int(store.class_index.min()) <= int(store.class_index.max()) < len(manifest.class_names):
+        problems.append(f"classes that have no name ({path})")
+    return facts

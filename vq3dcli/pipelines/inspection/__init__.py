@@ -1,1 +1,0 @@
-"""What is in shards, token stores, weights and runs."""
