@@ -123,8 +123,9 @@ def _toyscenes(weights: LoadedWeights | None, count: int, seed: int, size: int, 
 def _labels(
     weights: LoadedWeights, path: Path, name: str | None, count: int, seed: int, size: int, progress: Progress
 ) -> _Measured:
-    with progress("reading labels", 1, "folders"):
+    with progress("reading labels", 1, "folders") as advance:
         labelled = teacher.open_labelled(path, name, count=count, seed=seed, size_px=size)
+        advance(1)
     with progress("measuring", len(labelled.images), "images") as advance:
         metrics, sheet = teacher.measure_labels(
             geometry.photo_predictor(weights), weights.recipe, labelled, on_progress=advance
