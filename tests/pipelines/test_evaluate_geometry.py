@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from vq3dcli.config.defaults import EVALUATION_SAMPLES
 from vq3dcli.errors import UsageError
 from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, flat_warp
 from vq3dcli.model.scene import SceneView
 from vq3dcli.pipelines.evaluation.exact_scenes import Template, exact_batches, toy_template
 from vq3dcli.pipelines.evaluation.geometry import (
-    EVALUATION_SAMPLES,
     evaluate_geometry,
     kept_metrics,
 )

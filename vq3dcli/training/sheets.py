@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vq3dcli.config.defaults import SHEET_SAMPLES
 from vq3dcli.config.schema import DepthRecipe, SamplingSection, Stage1Recipe
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.loader import Batch
@@ -31,7 +32,6 @@ from vq3dcli.model.scene import reconstruct_scene, scene_from_codes
 from vq3dcli.rendering.cameras import camera_to, pivot_camera
 from vq3dcli.weights_file import LoadedWeights, prior_as_loaded
 
-_SAMPLES_A_RAY = 48
 _STAGE1_IMAGES, _YAWS_DEG = 6, (-20.0, 20.0)
 _CLASSES, _SAMPLES_A_CLASS = 6, 4
 # On a GPU, which training has filled: fewer rows than `vq3d sample` takes, of less of its memory.
@@ -50,19 +50,19 @@ def write_stage1_sheet(
     image, size, count = image.to(device), recipe.model.image_size, len(image)
     scene = reconstruct_scene(model, image)
     front = build_canonical_camera(recipe, size, count)
-    view = scene.render(front, samples=_SAMPLES_A_RAY)
+    view = scene.render(front, samples=SHEET_SAMPLES)
     shown = torch.stack([show_label(s, int(kind)) for s, kind in zip(label, kinds, strict=True)])
     columns = [image, view.rgb, colour_map(view.s.cpu()), shown]
     radius, fov_rad = recipe.camera.radius, math.radians(recipe.camera.fov_deg)
     for yaw_deg in _YAWS_DEG:
         yaw = torch.full((count,), math.radians(yaw_deg))
         beside = pivot_camera(yaw, torch.zeros(count), height_px=size, width_px=size, radius=radius, fov_rad=fov_rad)
-        columns.append(scene.render(beside, samples=_SAMPLES_A_RAY).rgb)
+        columns.append(scene.render(beside, samples=SHEET_SAMPLES).rgb)
     views = None if batch.views is None else batch.views.of_rows(0, _STAGE1_IMAGES).to(device)
     if views is not None and len(views.row):
         front = camera_to(front, device)
         pose = front.cam_to_world.index_copy(0, views.row, views.cam_to_world)
-        seen = scene.render(replace(front, cam_to_world=pose), samples=_SAMPLES_A_RAY).rgb
+        seen = scene.render(replace(front, cam_to_world=pose), samples=SHEET_SAMPLES).rgb
         grey = torch.full_like(image, 128)
         columns += [grey.index_copy(0, views.row, tiles) for tiles in (seen[views.row], views.image)]
     tiles = torch.stack([column.cpu() for column in columns], 1).flatten(0, 1)
@@ -101,7 +101,7 @@ def write_prior_sheet(
     camera = build_canonical_camera(stage1.recipe, stage1.recipe.model.image_size)
     tiles, labels = [], []
     for row, class_index in zip(codes, chosen.tolist(), strict=True):  # one scene in memory at a time
-        view = scene_from_codes(stage1.model, row[None].to(device)).render(camera, samples=_SAMPLES_A_RAY)
+        view = scene_from_codes(stage1.model, row[None].to(device)).render(camera, samples=SHEET_SAMPLES)
         tiles += [view.rgb[0].cpu(), colour_map(view.s[0].cpu())]
         labels += ["" if class_index < 0 else class_names[class_index], ""]
     write_bytes(path, encode_png(grid(tiles, columns=2 * _SAMPLES_A_CLASS, labels=labels)))

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from vq3dcli.config.defaults import EVALUATION_SAMPLES
 from vq3dcli.data.images import decode_image, resize
 from vq3dcli.data.shard_reader import resize_label
 from vq3dcli.data_tools.depth.models import find_model, open_model
@@ -29,7 +30,6 @@ from vq3dcli.files import read_error
 from vq3dcli.metrics.geometry import RELATIVE_FIGURES, relative_figures
 from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.scene import reconstruct_scene
-from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES
 from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder, text_tables
 from vq3dcli.seeding import generator
 from vq3dcli.weights_file import LoadedWeights, load_weights

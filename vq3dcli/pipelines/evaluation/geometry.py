@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vq3dcli.config.defaults import EVALUATION_SAMPLES
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
@@ -39,7 +40,6 @@ from vq3dcli.sealed import read_sealed_json
 from vq3dcli.weights_file import LoadedWeights
 
 # 96 samples at the middles of equal bins of s: part of the definition of every figure.
-EVALUATION_SAMPLES = 96
 RENDERING = f"{EVALUATION_SAMPLES} samples a ray at the middles of equal bins of s, colours to 8 bits"
 _SHOWN = 6
 _log = logging.getLogger(__name__)

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vq3dcli.config.defaults import EVALUATION_SAMPLES
 from vq3dcli.errors import UnavailableError, UsageError
 from vq3dcli.export.charts import Series, bar_chart, histogram, series_chart
 from vq3dcli.export.page import Media, Row, Section, Svg, Text
@@ -34,7 +35,6 @@ from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.quantizer import perplexity
 from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.evaluation.generation import set_distances
-from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, open_images
 from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder, text_tables, versions
 from vq3dcli.pipelines.sampling.record import shown_name

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from vq3dcli import __version__
+from vq3dcli.config.defaults import EVALUATION_SAMPLES
 from vq3dcli.data.token_store import TokenLoader, TokenStore
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.draw_codes import Sharpening, rows_together, sample_index, sample_tokens
 from vq3dcli.model.scene import Scene, reconstruct_scene, scene_from_codes
 from vq3dcli.pipelines.evaluation.image_sets import NO_CLASS, ImageSet
-from vq3dcli.pipelines.sampling.record import SAMPLES_A_RAY
 from vq3dcli.rendering.cameras import pivot_camera
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.held_out import by_class, held_out_bits, unigram_bits
@@ -125,13 +125,13 @@ def _rendered_set(
                 radius=camera.radius,
                 fov_rad=math.radians(camera.fov_deg),
             )
-            yield scene.render(view, samples=SAMPLES_A_RAY).rgb.cpu()
+            yield scene.render(view, samples=EVALUATION_SAMPLES).rgb.cpu()
 
     description = {
         "stage1_sha256": weights.sha256,
         **own,
         "size_px": size,
-        "samples_a_ray": SAMPLES_A_RAY,
+        "samples_a_ray": EVALUATION_SAMPLES,
         "resize": "none",
         "quantisation": "8 bits a channel, no file between",
         "device": device.type,

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vq3dcli.config.defaults import EVALUATION_SAMPLES
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.images import read_image, resize
 from vq3dcli.errors import DataError, UnavailableError
@@ -27,7 +28,7 @@ from vq3dcli.files import sha256_file
 from vq3dcli.metrics.geometry import mean_weight_variance, non_flatness_score, spearman, ssi_error
 from vq3dcli.metrics.image import psnr
 from vq3dcli.model.build import build_canonical_camera
-from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES, Predictor
+from vq3dcli.pipelines.evaluation.geometry import Predictor
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.weights.third_party import package_file
 

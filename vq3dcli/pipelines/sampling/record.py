@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from vq3dcli import __version__
+from vq3dcli.config.defaults import EVALUATION_SAMPLES
 from vq3dcli.data.imagenet import imagenet_names
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.draw_codes import NO_CLASS, Sharpening, sample_index
@@ -32,8 +33,6 @@ _MAX_DIGITS = 18
 _MAX_QUOTED = 60
 
 FORMAT_VERSION = 1
-# As figures are measured (`docs/evaluation.md`): the pictures are what a metric sees.
-SAMPLES_A_RAY = 96
 _NOTE = "written before the pictures: the same command makes those that are missing"
 
 Named = Mapping[str, tuple[int, ...]]
@@ -262,7 +261,7 @@ def record_header(stage1: LoadedWeights, prior: LoadedPrior, wish: SampleWish) -
         "prior_sha256": prior.sha256,
         "seed": wish.seed,
         "sharpening": asdict(sharpening),
-        "samples_a_ray": SAMPLES_A_RAY,
+        "samples_a_ray": EVALUATION_SAMPLES,
         "samples_asked_for": wish.total,
     }
 

@@ -19,6 +19,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from vq3dcli.config.defaults import EVALUATION_SAMPLES
 from vq3dcli.data.images import encode_png
 from vq3dcli.errors import DataError, InputMissingError, OutputError
 from vq3dcli.export.colour import colour_map, display_range
@@ -38,7 +39,6 @@ from vq3dcli.model.draw_codes import Sharpening, sample_index, sample_tokens
 from vq3dcli.model.scene import scene_from_codes
 from vq3dcli.pipelines.film import film, shot_camera
 from vq3dcli.pipelines.sampling.record import (
-    SAMPLES_A_RAY,
     Drawn,
     SampleWish,
     file_names,
@@ -215,7 +215,7 @@ class SampleFolder:
     def _write(self, sample: Drawn, place: Path, on_frames: Advance) -> None:
         device = next(self._stage1.model.parameters()).device
         scene = scene_from_codes(self._stage1.model, sample.codes[None].to(device))
-        view = scene.render(self._camera, samples=SAMPLES_A_RAY)
+        view = scene.render(self._camera, samples=EVALUATION_SAMPLES)
         rgb, s = view.rgb[0].cpu(), view.s[0].cpu()
         coloured = colour_map(s, *display_range(s))
         write_bytes(place / f"{sample.name}.png", encode_png(rgb))

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vq3dcli.config.defaults import EVALUATION_SAMPLES
 from vq3dcli.export.chart import number_text
 from vq3dcli.export.charts import Series, bar_chart, series_chart, side_by_side
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.page import Media, Row, Section, Svg, Text
 from vq3dcli.export.sheet import grid
 from vq3dcli.model.scene import reconstruct_scene
-from vq3dcli.pipelines.evaluation.geometry import EVALUATION_SAMPLES
 from vq3dcli.pipelines.evaluation.page import text_tables
 from vq3dcli.pipelines.studies.ablation import FIGURES, KINDS, Ablation, verdict
 from vq3dcli.rendering.cameras import Camera, Rays, canonical_camera, pivot_camera, pixel_centres, rays_at_pixels
