@@ -157,6 +157,13 @@ def test_scripts_files_links_and_extras_exist() -> None:
             assert target in targets, f"{page.name}: make {target}"
 
 
+def test_the_map_names_files_and_folders_that_exist() -> None:
+    named = re.findall(r"`([\w/]+(?:/|\.py))`", (ROOT / "CONTRIBUTING.md").read_text().split("## A new command")[0])
+    assert len(named) > 80
+    for path in named:
+        assert any((ROOT / "vq3dcli").rglob(path.removeprefix("vq3dcli/"))) or (ROOT / path).exists(), path
+
+
 def test_nothing_cites_a_place_in_a_paper_that_nobody_read() -> None:
     """The full text of VQ3D was not to be had: no section, equation, figure or table of it can be known."""
     place = r"\b(?:sec|section|eq|equation|fig|figure|table|appendix)s?\b\.? ?\(?[0-9A-Z]\b"
