@@ -20,12 +20,10 @@ import torch
 from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.pipelines.compose import build_stage
 from vq3dcli.pipelines.composition import Composition
-from vq3dcli.pipelines.export import Composed, export_scene
-from vq3dcli.pipelines.export_plan import FORMATS, Wish
+from vq3dcli.pipelines.export import FORMATS, Composed, Wish, export_scene
 from vq3dcli.pipelines.film import Shot
 from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
 from vq3dcli.pipelines.render import Detail, Look, staged
-from vq3dcli.rendering.cameras import one_camera
 from vq3dcli.weights_file import load_weights
 
 KINDS = ("photo", "plain", "composition")
@@ -79,7 +77,7 @@ def _compose_frames(
 ) -> None:
     for detail in DETAILS:
         shown, cameras = staged(scene, Shot("orbit", frames=2, size_px=size_px), Look(detail), detail=detail)
-        camera = one_camera(cameras, 1)
+        camera = cameras[1]
         if detail == "none":
             _report(f"interpolate, a frame {size_px}", partial(shown.render, camera, samples=VIDEO_SAMPLES))
         stage = build_stage(composition, scene, opened, picture=shown if detail == "photo" else None)

@@ -28,18 +28,18 @@ from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.data.images import encode_png, resize, to_square
 from vq3dcli.data_tools.depth.models import find_model, open_model
 from vq3dcli.editing.march import camera_lines, intersect, look_up
-from vq3dcli.export.colour import colour_map
-from vq3dcli.export.sheet import grid
-from vq3dcli.files import write_bytes
-from vq3dcli.metrics.image import psnr
-from vq3dcli.model.scene import Renderable, SceneView, reconstruct_scene
-from vq3dcli.pipelines.detail import (
+from vq3dcli.editing.photo_scene import (
     STRETCH_FADES,
     STRETCH_GONE,
     PhotoScene,
     build_photo_scene,
     photo_camera,
 )
+from vq3dcli.export.colour import colour_map
+from vq3dcli.export.sheet import grid
+from vq3dcli.files import write_bytes
+from vq3dcli.metrics.image import psnr
+from vq3dcli.model.scene import Renderable, reconstruct_scene
 from vq3dcli.pipelines.film import Shot
 from vq3dcli.pipelines.geometry import Teacher, open_teacher, photo_relief
 from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
@@ -53,6 +53,7 @@ from vq3dcli.rendering.cameras import (
     s_from_z_depth,
     z_depth_from_s,
 )
+from vq3dcli.rendering.scene import SceneView
 from vq3dcli.scene_file import SceneCamera, camera_of
 from vq3dcli.toyscenes import render_scenes, sample_scenes
 from vq3dcli.weights_file import LoadedWeights, load_weights

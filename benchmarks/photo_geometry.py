@@ -26,9 +26,10 @@ from vq3dcli.export.colour import colour_map, display_range
 from vq3dcli.export.sheet import grid
 from vq3dcli.files import make_folder, write_bytes
 from vq3dcli.metrics.image import psnr
-from vq3dcli.model.scene import SceneView, reconstruct_scene
+from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.evaluation.image_sets import folder_set
 from vq3dcli.rendering.cameras import canonical_camera, pivot_camera
+from vq3dcli.rendering.scene import SceneView
 from vq3dcli.seeding import generator
 from vq3dcli.weights_file import LoadedWeights, load_weights
 

@@ -22,13 +22,12 @@ import torch
 from playwright.sync_api import Page, sync_playwright
 
 from vq3dcli.data.images import decode_image
-from vq3dcli.export.layers import Frustum
 from vq3dcli.export.viewer import BOUND_RAD
 from vq3dcli.metrics.image import psnr
 from vq3dcli.model.scene import Renderable
-from vq3dcli.pipelines.export import export_scene, sampled_size, turned_cameras, wished_photo_scene
-from vq3dcli.pipelines.export_plan import Wish
+from vq3dcli.pipelines.export import Wish, export_scene, sampled_size, turned_cameras, wished_photo_scene
 from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
+from vq3dcli.rendering.space import Frustum
 from vq3dcli.weights_file import load_weights
 
 TURNS = (0.0, 0.5, -0.5, 1.0, -1.0)

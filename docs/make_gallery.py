@@ -19,17 +19,17 @@ from torch.nn import functional
 
 from vq3dcli.cli import run
 from vq3dcli.data.images import encode_png
+from vq3dcli.editing.photo_scene import build_photo_scene
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
 from vq3dcli.export.video import video_writer
 from vq3dcli.files import write_bytes
 from vq3dcli.pipelines.compose import build_stage
 from vq3dcli.pipelines.composition import Composition
-from vq3dcli.pipelines.detail import build_photo_scene
 from vq3dcli.pipelines.geometry import photo_relief
 from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources, read_picture
-from vq3dcli.pipelines.interpolate import plan_journey
-from vq3dcli.rendering.cameras import one_camera, pivot_camera
+from vq3dcli.pipelines.interpolate import way_between
+from vq3dcli.rendering.cameras import pivot_camera
 from vq3dcli.rendering.trajectories import trajectory
 from vq3dcli.weights_file import LoadedWeights, load_weights
 
@@ -90,7 +90,7 @@ def _orbit(weights: LoadedWeights) -> None:
         for frame in range(ORBIT_FRAMES):
             orbit = torch.stack([view.rgb[frame] for view in views])
             disparity = torch.stack([colour_map(view.s[frame], 0.0, 0.7) for view in views])
-            writer.write(grid(torch.cat([inputs, orbit, disparity]), columns=len(views))[None])
+            writer(grid(torch.cat([inputs, orbit, disparity]), columns=len(views))[None])
 
 
 def _interpolation(weights: LoadedWeights) -> list[Tensor]:
@@ -98,9 +98,9 @@ def _interpolation(weights: LoadedWeights) -> list[Tensor]:
     camera = trajectory("swing", FRAMES, height_px=SIZE_PX, width_px=SIZE_PX, amplitude_rad=math.radians(12.0))
     tiles = []
     for mix in ("codes", "planes"):
-        journey = plan_journey(opened, weights, mix=mix, requantize=False, loop=False)
+        scene_at = way_between(opened, weights, mix=mix, requantize=False, loop=False)
         for frame in range(FRAMES):
-            view = journey.scene_at(frame, FRAMES).render(one_camera(camera, frame), samples=SAMPLES)
+            view = scene_at(frame, FRAMES).render(camera[frame], samples=SAMPLES)
             tiles.append(view.rgb[0])
     return tiles
 
@@ -111,7 +111,7 @@ def _composition(weights: LoadedWeights, scene: str, edits: list[dict[str, Any]]
     opened = _open(weights, scene)
     assert opened.photo is not None
     s = photo_relief(opened, opened.photo)
-    picture = build_photo_scene(opened, opened.photo, s, camera)
+    picture = build_photo_scene(opened.field, opened.frustum, opened.photo, s, camera)
     views = []
     for edit in edits:
         composition = Composition.model_validate({"scene": scene, **edit})

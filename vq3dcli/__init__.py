@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from vq3dcli.data.images import read_image, to_square
     from vq3dcli.errors import Vq3dError
     from vq3dcli.model.draw_codes import Sharpening, sample_tokens
-    from vq3dcli.model.scene import Scene, SceneView, reconstruct_scene, scene_from_codes
+    from vq3dcli.model.scene import Scene, reconstruct_scene, scene_from_codes
     from vq3dcli.pipelines.compose import build_stage
     from vq3dcli.pipelines.composition import read_composition
     from vq3dcli.pipelines.inputs import open_scene, parse_sources
     from vq3dcli.rendering.cameras import Camera, canonical_camera, pivot_camera
+    from vq3dcli.rendering.scene import SceneView
     from vq3dcli.rendering.trajectories import trajectory
     from vq3dcli.scene_file import load_scene, save_scene
     from vq3dcli.weights_file import LoadedPrior, LoadedWeights, load_prior
@@ -70,11 +71,12 @@ _NAMES = {
     "data.images": "read_image to_square",
     "errors": "Vq3dError",
     "model.draw_codes": "Sharpening sample_tokens",
-    "model.scene": "Scene SceneView reconstruct_scene scene_from_codes",
+    "model.scene": "Scene reconstruct_scene scene_from_codes",
     "pipelines.compose": "build_stage",
     "pipelines.composition": "read_composition",
     "pipelines.inputs": "open_scene parse_sources",
     "rendering.cameras": "Camera canonical_camera pivot_camera",
+    "rendering.scene": "SceneView",
     "rendering.trajectories": "trajectory",
     "scene_file": "load_scene save_scene",
     "weights_file": "LoadedPrior LoadedWeights load_prior load_weights:load",

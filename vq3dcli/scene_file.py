@@ -24,7 +24,8 @@ from vq3dcli.data.images import decode_image, encode_png
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.field import FieldMLP, FieldModel
 from vq3dcli.model.scene import Scene, scene_from_codes
-from vq3dcli.rendering.space import ContractedSpace, FrustumSpace, Space
+from vq3dcli.rendering.cameras import DepthRange
+from vq3dcli.rendering.space import ContractedSpace, Frustum
 from vq3dcli.tensor_file import check_tensors, read_tensors, shapes_alone, write_tensors
 from vq3dcli.weights_file import LoadedWeights, checked_header
 
@@ -65,6 +66,11 @@ class SceneCamera(BaseModel):
         if self.near >= self.far:
             raise ValueError("near is not nearer than far")
         return self
+
+    @property
+    def frustum(self) -> Frustum:
+        """What it sees."""
+        return Frustum(self.radius, math.radians(self.fov_deg), DepthRange(self.near, self.far), self.aspect)
 
 
 def camera_of(weights: LoadedWeights, aspect: float = 1.0) -> SceneCamera:
@@ -152,7 +158,7 @@ def save_scene(
     header = _Header(
         format="scene",
         format_version=FORMAT_VERSION,
-        space="frustum" if isinstance(model.space, FrustumSpace) else "contracted",
+        space="frustum" if isinstance(model.space, Frustum) else "contracted",
         field=_FieldShape(channels=scene.planes.shape[-1], hidden=mlp.out.in_features, layers=len(mlp.hidden)),
         camera=camera_of(weights, aspect if photo is None else photo.shape[2] / photo.shape[1]),
         weights_sha256=weights.sha256,
@@ -206,10 +212,8 @@ def _taken(path: Path, tensors: dict[str, Tensor], name: str, axes: int, dtype: 
 def _scene_of_planes(
     path: Path, header: _Header, tensors: dict[str, Tensor], codes: Tensor, device: str | torch.device
 ) -> Scene:
-    camera, shape = header.camera, header.field
-    space: Space = ContractedSpace()
-    if header.space == "frustum":
-        space = FrustumSpace(camera.radius, math.radians(camera.fov_deg), camera.near, camera.far)
+    frustum, shape = header.camera.frustum, header.field
+    space = frustum if header.space == "frustum" else ContractedSpace()
     planes = _taken(path, tensors, "planes", 4, torch.float16)
     side = planes.shape[1]
     if not side or planes.shape != (3, side, side, shape.channels):
@@ -218,7 +222,7 @@ def _scene_of_planes(
         mlp = FieldMLP(shape.channels, shape.hidden, shape.layers)
     check_tensors(f"damaged scene ({path})", {_FIELD + name: v for name, v in mlp.state_dict().items()}, tensors)
     mlp.load_state_dict({name.removeprefix(_FIELD): value.float() for name, value in tensors.items()}, assign=True)
-    model = FieldModel(mlp, space, radius=camera.radius, near=camera.near, far=camera.far)
+    model = FieldModel(mlp, space, frustum)
     model.requires_grad_(False).eval().to(device)
     return Scene(model, planes[None].float().to(device), codes.to(device))
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vq3dcli.cli import run
 from vq3dcli.commands.export import FormatName
-from vq3dcli.pipelines.export_plan import ExportFormat
+from vq3dcli.pipelines.export import ExportFormat
 
 FAST = ["--size", "32", "--samples", "8", "--device", "cpu"]
 

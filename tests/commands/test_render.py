@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from vq3dcli.cli import run
-from vq3dcli.commands.render import FormatName, command
+from vq3dcli.commands.options import FormatName
+from vq3dcli.commands.render import command
 from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.data.images import read_image
 from vq3dcli.export.video import VideoFormat

@@ -26,9 +26,9 @@ from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError, UsageError
 from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.film import Shot
+from vq3dcli.pipelines.geometry import geometry_of_network, user_s
 from vq3dcli.pipelines.inputs import OpenedScene
 from vq3dcli.pipelines.render import Look, staged
-from vq3dcli.pipelines.user_depth import open_depth_model, user_s
 from vq3dcli.scene_file import camera_of
 from vq3dcli.weights_file import load_weights
 
@@ -440,15 +440,15 @@ def test_render_takes_the_same_networks(dpt: Path, tiny_weights: Path) -> None:
     scene = reconstruct_scene(weights.model, to_square(photo, 16, fit="squash")[None])
     facts = camera_of(weights, 1.5)
     opened = OpenedScene(scene, photo, "photo", facts, {})
-    network = open_depth_model(str(dpt), CPU)
-    shown, camera = staged(opened, Shot(view_deg=(0.0, 0.0)), Look(depth_model=network), detail="photo")
-    expected = user_s(network.predict(photo[None])[0], facts, name="photo")
+    geometry = geometry_of_network(str(dpt), CPU)
+    shown, camera = staged(opened, Shot(view_deg=(0.0, 0.0)), Look(geometry=geometry), detail="photo")
+    expected = user_s(geometry.network.predict(photo[None])[0], facts, name="photo")
     resized = torch.nn.functional.interpolate(expected[None, None], size=(32, 48), mode="bilinear", antialias=True)
-    assert (shown.render(camera, samples=4).s[0] - resized[0, 0]).abs().mean() < 0.01
+    assert (shown(camera).s[0] - resized[0, 0]).abs().mean() < 0.01
     assert expected.std() > 0.05
 
 
 def test_remedies_of_render_are_its_own_options():
     with pytest.raises(UnavailableError) as caught:
-        open_depth_model("nobody/nothing", CPU)
+        geometry_of_network("nobody/nothing", CPU)
     assert "--download" not in str(caught.value) and "--depth-model models/nothing" in str(caught.value)

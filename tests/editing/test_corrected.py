@@ -7,13 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from vq3dcli.editing.corrected import corrected_field
+from vq3dcli.editing.relief import moved_to
 from vq3dcli.rendering.cameras import FAR, NEAR, canonical_camera, image_rays, pivot_camera, s_from_z_depth
-from vq3dcli.rendering.render import render_chunked
+from vq3dcli.rendering.render import render
+from vq3dcli.rendering.space import Frustum
 
 WALL_S = 0.3
-FOV_RAD = math.radians(40.0)
-FRONT = {"radius": 3.0, "fov_rad": FOV_RAD, "near": NEAR, "far": FAR}
 
 
 def wall(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,25 +25,28 @@ def wall(points: Tensor) -> tuple[Tensor, Tensor]:
 
 def test_the_first_camera_sees_the_same_colours_at_the_new_disparity() -> None:
     ramp = torch.linspace(0.15, 0.85, 24).expand(24, 24)
-    moved = corrected_field(wall, torch.full((24, 24), WALL_S), ramp, **FRONT)
+    moved = moved_to(wall, torch.full((24, 24), WALL_S), ramp, Frustum())
     rays = image_rays(canonical_camera(1, height_px=24, width_px=24))
-    before, after = render_chunked(wall, rays, 256), render_chunked(moved, rays, 256)
+    before, after = render(wall, rays, 256), render(moved, rays, 256)
     assert (after[0] - before[0]).abs().max() < 0.01
     assert (after[1].reshape(24, 24) - ramp).abs().max() < 0.01
 
 
 def test_the_same_map_changes_nothing() -> None:
     same = torch.full((8, 8), WALL_S)
-    moved = corrected_field(wall, same, same, **FRONT)
+    moved = moved_to(wall, same, same, Frustum())
     rays = image_rays(pivot_camera(torch.tensor([0.3]), torch.tensor([-0.1]), height_px=12, width_px=12))
-    for one, other in zip(render_chunked(wall, rays, 64), render_chunked(moved, rays, 64), strict=True):
+    for one, other in zip(render(wall, rays, 64), render(moved, rays, 64), strict=True):
         assert (one - other).abs().max() < 1e-3
 
 
 def test_a_piece_of_a_ray_keeps_its_optical_thickness() -> None:
     """A fog of constant density between two disparities, which move with everything else."""
-    moved = corrected_field(
-        lambda points: (torch.ones_like(points[..., 0]), points), torch.tensor([[0.5]]), torch.tensor([[0.25]]), **FRONT
+    moved = moved_to(
+        lambda points: (torch.ones_like(points[..., 0]), points),
+        torch.tensor([[0.5]]),
+        torch.tensor([[0.25]]),
+        Frustum(),
     )
 
     def thickness(field_density: Tensor, s: Tensor) -> float:

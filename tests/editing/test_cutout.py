@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from vq3dcli.editing.cutout import Box, Cutout, FirstView, cut_out, point_at, smooth_continuation
+from vq3dcli.editing.cutout import Cutout, FirstView, cut_out, point_at
 from vq3dcli.editing.placement import Placement, carved, kept, merged, placed, render_composed
+from vq3dcli.editing.relief import RELAXATIONS, fill_holes
 from vq3dcli.errors import DataError
 from vq3dcli.rendering.cameras import canonical_camera, image_rays, pivot_camera
 from vq3dcli.rendering.render import Field
-from vq3dcli.rendering.space import FrustumSpace
+from vq3dcli.rendering.space import Frustum
 
 SIDE_PX = 48
 SAMPLES = 128
 CENTRE, RADIUS = (0.15, 0.35, 0.0), 0.45
-WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 
 
 def empty_room(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,13 +37,13 @@ room = merged(empty_room, [ball])
 
 def look(field: Field, yaw_rad: float = 0.0) -> FirstView:
     camera = pivot_camera(torch.tensor([yaw_rad]), torch.tensor([0.0]), height_px=SIDE_PX, width_px=SIDE_PX)
-    rgb, s, _ = render_composed(field, image_rays(camera), SAMPLES, rays_per_chunk=4096)
+    rgb, s, _ = render_composed(field, image_rays(camera), SAMPLES)
     return FirstView(rgb[0].T.reshape(3, SIDE_PX, SIDE_PX), s.reshape(SIDE_PX, SIDE_PX))
 
 
 @pytest.fixture(scope="module")
 def cutout() -> Cutout:
-    return cut_out(look(room), WHOLE, FrustumSpace())
+    return cut_out(look(room), Frustum())
 
 
 def is_ball(view: FirstView) -> Tensor:
@@ -56,9 +56,10 @@ def test_a_plane_is_continued_exactly() -> None:
     known = torch.ones(48, 48, dtype=torch.bool)
     known[12:40, 9:30] = False
     holed = torch.where(known, plane, 7.0)
-    torch.testing.assert_close(smooth_continuation(holed[None], known)[0], plane, atol=2e-3, rtol=0)
-    assert torch.equal(smooth_continuation(plane[None], known | True)[0], plane)
-    assert torch.isfinite(smooth_continuation(plane[None], known & False)).all()
+    torch.testing.assert_close(
+        fill_holes(holed[None], known.float(), relaxations=RELAXATIONS)[0], plane, atol=2e-3, rtol=0
+    )
+    assert torch.equal(fill_holes(plane[None], torch.ones(48, 48), relaxations=RELAXATIONS)[0], plane)
 
 
 def test_the_mask_is_the_ball(cutout: Cutout) -> None:
@@ -73,7 +74,7 @@ def test_the_mask_is_the_ball(cutout: Cutout) -> None:
 
 def test_other_things_in_the_box_than_the_nearest_by_their_distance() -> None:
     """The box holds both; between these distances is only the wall."""
-    cutout = cut_out(look(room), Box(0.2, 0.2, 0.8, 0.6, 5.0, 6.5), FrustumSpace())
+    cutout = cut_out(look(room), Frustum(), (0.2, 0.2, 0.8, 0.6), (5.0, 6.5))
     mask, exact = cutout.mask > 0.5, is_ball(look(room))
     assert mask.sum() > 60
     assert (mask & exact).sum() < 0.02 * mask.sum()
@@ -81,9 +82,9 @@ def test_other_things_in_the_box_than_the_nearest_by_their_distance() -> None:
 
 def test_nothing_in_the_box() -> None:
     with pytest.raises(DataError, match="nothing stands out"):
-        cut_out(look(empty_room), WHOLE, FrustumSpace())
+        cut_out(look(empty_room), Frustum())
     with pytest.raises(DataError, match="nothing stands out"):
-        cut_out(look(room), Box(0.0, 0.0, 0.2, 0.3), FrustumSpace())
+        cut_out(look(room), Frustum(), (0.0, 0.0, 0.2, 0.3))
 
 
 @pytest.mark.parametrize("yaw_rad", [0.0, 0.25])
@@ -114,4 +115,4 @@ def test_a_point_of_the_first_view() -> None:
     camera = canonical_camera(1, height_px=8, width_px=8)
     rays = image_rays(camera)
     expected = rays.origin[0, 10] + 2.5 * rays.direction[0, 10]
-    torch.testing.assert_close(torch.tensor(point_at(2.5 / 8, 1.5 / 8, 2.5, FrustumSpace())), expected)
+    torch.testing.assert_close(torch.tensor(point_at(2.5 / 8, 1.5 / 8, 2.5, Frustum())), expected)

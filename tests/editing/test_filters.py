@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vq3dcli.editing.filters import (
+from vq3dcli.editing.relief import (
     box_mean,
     fill_holes,
     guided_filter,

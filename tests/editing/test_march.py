@@ -7,10 +7,9 @@ import math
 import pytest
 import torch
 
-from vq3dcli.editing.march import camera_lines, intersect, longest_shift, look_up
+from vq3dcli.editing.march import camera_lines, intersect, longest_shift
 from vq3dcli.rendering.cameras import (
-    FAR,
-    NEAR,
+    DEPTH_RANGE,
     Camera,
     canonical_camera,
     image_rays,
@@ -18,6 +17,7 @@ from vq3dcli.rendering.cameras import (
     project,
     s_from_z_depth,
 )
+from vq3dcli.rendering.lookup import look_up_px
 
 HERE = canonical_camera(1, height_px=40, width_px=56)
 
@@ -29,7 +29,7 @@ def turned(yaw_deg: float, pitch_deg: float = 0.0) -> Camera:
 
 def test_the_camera_itself_sees_each_pixel_at_its_place() -> None:
     relief = torch.rand(40, 56, generator=torch.Generator().manual_seed(0))
-    hits = intersect(relief, camera_lines(HERE, HERE, near=NEAR, far=FAR))
+    hits = intersect(relief, camera_lines(HERE, HERE, DEPTH_RANGE))
     expected = torch.stack(torch.meshgrid(torch.arange(56) + 0.5, torch.arange(40) + 0.5, indexing="xy"), -1)
     assert (hits.pixels - expected.reshape(-1, 2)).abs().max() < 1e-3
     assert (hits.stretch - 1.0).abs().max() < 1e-3
@@ -39,7 +39,7 @@ def test_the_camera_itself_sees_each_pixel_at_its_place() -> None:
 def test_a_wall_is_a_homography(yaw_deg: float, pitch_deg: float, z_depth: float) -> None:
     camera = turned(yaw_deg, pitch_deg)
     s = float(s_from_z_depth(torch.tensor(z_depth)))
-    hits = intersect(torch.full((40, 56), s), camera_lines(HERE, camera, near=NEAR, far=FAR))
+    hits = intersect(torch.full((40, 56), s), camera_lines(HERE, camera, DEPTH_RANGE))
     rays = image_rays(camera)
     distance = (z_depth - 3.0 - rays.origin[..., 2]) / rays.direction[..., 2]
     expected, _ = project(HERE, rays.origin + distance[..., None] * rays.direction)
@@ -49,9 +49,9 @@ def test_a_wall_is_a_homography(yaw_deg: float, pitch_deg: float, z_depth: float
 
 def test_a_slope_is_met_where_it_is() -> None:
     relief = torch.linspace(0.2, 0.6, 56).expand(40, 56)
-    lines = camera_lines(HERE, turned(6.0), near=NEAR, far=FAR)
+    lines = camera_lines(HERE, turned(6.0), DEPTH_RANGE)
     hits = intersect(relief, lines)
-    assert (look_up(relief[None], hits.pixels)[0] - hits.s).abs().max() < 2e-3
+    assert (look_up_px(relief[None], hits.pixels)[0] - hits.s).abs().max() < 2e-3
     on_line = lines.base + hits.s[:, None] * lines.step
     assert (on_line - hits.pixels).abs().max() < 1e-4
 
@@ -59,7 +59,7 @@ def test_a_slope_is_met_where_it_is() -> None:
 def test_what_is_near_hides_what_is_far_and_leaves_a_gap() -> None:
     relief = torch.full((40, 56), 0.2)
     relief[:, 20:36] = 0.6
-    hits = intersect(relief, camera_lines(HERE, turned(6.0), near=NEAR, far=FAR))
+    hits = intersect(relief, camera_lines(HERE, turned(6.0), DEPTH_RANGE))
     row = hits.s.reshape(40, 56)[20]
     stretch = hits.stretch.reshape(40, 56)[20]
     assert row[28] == pytest.approx(0.6, abs=1e-3)
@@ -72,7 +72,7 @@ def test_what_is_near_hides_what_is_far_and_leaves_a_gap() -> None:
 def test_rays_do_not_depend_on_each_other() -> None:
     relief = torch.rand(10, 14, generator=torch.Generator().manual_seed(0))
     relief = torch.nn.functional.interpolate(relief[None, None], size=(40, 56), mode="bilinear")[0, 0]
-    lines = camera_lines(HERE, turned(9.0, 3.0), near=NEAR, far=FAR)
+    lines = camera_lines(HERE, turned(9.0, 3.0), DEPTH_RANGE)
     whole = intersect(relief, lines)
     some = torch.arange(0, len(lines.base), 3)
     part = intersect(relief, lines._replace(base=lines.base[some], step=lines.step[some]))
@@ -84,7 +84,7 @@ def test_a_camera_inside_does_not_look_back() -> None:
     relief = torch.full((40, 56), 0.9)
     relief[:, 20:] = 0.1
     camera = canonical_camera(1, height_px=40, width_px=56, radius=1.0)
-    lines = camera_lines(HERE, camera, near=NEAR, far=FAR)
+    lines = camera_lines(HERE, camera, DEPTH_RANGE)
     assert lines.nearest_s < 0.9
     assert torch.isfinite(intersect(relief, lines).pixels).all()
     assert longest_shift(lines, 0.2, 0.1) <= 0.0

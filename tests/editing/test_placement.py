@@ -32,7 +32,7 @@ from vq3dcli.rendering.cameras import (
     pivot_camera,
     s_from_z_depth,
 )
-from vq3dcli.rendering.render import Field, render_chunked
+from vq3dcli.rendering.render import Field, render
 
 RED, GREEN, BLUE = (0.9, 0.1, 0.1), (0.1, 0.8, 0.2), (0.1, 0.2, 0.9)
 SAMPLES = 256
@@ -144,7 +144,7 @@ def test_a_haze_is_as_opaque_at_any_scale(scale: float) -> None:
 @pytest.mark.parametrize("scene", [room, ball(GREEN)])
 def test_an_empty_object_changes_not_a_bit(scene: Field) -> None:
     rays = image_rays(pivot_camera(torch.tensor([0.2]), torch.tensor([0.1]), height_px=12, width_px=12))
-    plain = render_chunked(scene, rays, 40)
+    plain = render(scene, rays, 40)
     nothing = placed(empty_field, Placement(at=(0.0, 0.0, 0.3)), lower=(-1.0, -1.0, -1.0), upper=(1.0, 1.0, 1.0))
     for objects in ([], [nothing], [nothing, nothing]):
         composed = render_composed(merged(scene, objects), rays, 40)
@@ -173,7 +173,7 @@ def test_an_object_hides_the_scene_and_the_scene_hides_it() -> None:
     rays = image_rays(canonical_camera(1, height_px=9, width_px=9))
     middle = 40
     before, behind = in_scene(ball(RED), (0.0, 0.0, 0.0)), in_scene(ball(RED), (0.0, 0.0, 3.0))
-    plain, _, _ = render_chunked(room, rays, SAMPLES)
+    plain, _, _ = render(room, rays, SAMPLES)
     shown, _, _ = render_composed(merged(room, [before]), rays, SAMPLES)
     hidden, _, _ = render_composed(merged(room, [behind]), rays, SAMPLES)
     # 1.15 metres of haze of density 0.05 lie in front of the ball's nearest point, from near at z = -1.65.
@@ -254,7 +254,7 @@ def test_a_surface_ends_what_a_ray_sees_exactly_there() -> None:
     clear = torch.exp(-0.3 * (3.2345 - NEAR) * rays.direction[0].square().sum(-1).sqrt())[:, None]
     expected = (1.0 - clear) * torch.tensor(GREEN) + clear * torch.tensor(BLUE)
     torch.testing.assert_close(rgb[0, met], expected[met], atol=1e-5, rtol=1e-5)
-    plain, _, _ = render_chunked(haze, rays, 16)
+    plain, _, _ = render(haze, rays, 16)
     torch.testing.assert_close(rgb[0, ~met], plain[0, ~met])
 
 
@@ -269,7 +269,7 @@ def test_surfaces_and_fields_occlude_each_other() -> None:
     torch.testing.assert_close(
         s[0, left], torch.full((32,), float(s_from_z_depth(torch.tensor(1.8)))), atol=0.02, rtol=0
     )
-    plain, _, _ = render_chunked(scene, rays, SAMPLES)
+    plain, _, _ = render(scene, rays, SAMPLES)
     hidden, _, _ = render_composed(scene, rays, SAMPLES, behind)
     torch.testing.assert_close(hidden, plain, atol=1e-3, rtol=0)
 
@@ -296,7 +296,7 @@ def test_a_pixel_is_the_mean_of_its_rays_and_chunks_change_nothing() -> None:
     half = Hits(torch.stack([never, always], 1), torch.stack([blue, blue], 1))
     whole = Hits(always[:, None], blue[:, None])
     rgb, _, _ = render_composed(room, rays, 64, half)
-    plain, covered = render_chunked(room, rays, 64)[0], render_composed(room, rays, 64, whole)[0]
+    plain, covered = render(room, rays, 64)[0], render_composed(room, rays, 64, whole)[0]
     torch.testing.assert_close(rgb, 0.5 * (plain + covered), atol=1e-5, rtol=0)
     assert torch.equal(rgb, render_composed(room, rays, 64, half, rays_per_chunk=3)[0])
 
@@ -305,5 +305,5 @@ def test_a_pixel_is_the_mean_of_its_rays_and_chunks_change_nothing() -> None:
 def test_surfaces_outside_near_and_far_are_not_seen(z_depth: float) -> None:
     rays = image_rays(canonical_camera(1, height_px=3, width_px=3))
     hits = Hits(torch.full((9, 1), z_depth), torch.zeros(9, 1, 3))
-    for a, b in zip(render_composed(room, rays, 20, hits), render_chunked(room, rays, 20), strict=True):
+    for a, b in zip(render_composed(room, rays, 20, hits), render(room, rays, 20), strict=True):
         assert torch.equal(a, b)

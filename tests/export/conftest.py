@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vq3dcli.model.scene import SceneView
 from vq3dcli.rendering.cameras import Camera, Rays, image_rays, pivot_pose
-from vq3dcli.rendering.render import render_chunked
+from vq3dcli.rendering.render import render
+from vq3dcli.rendering.scene import SceneView
 
 WALL_Z = 1.5
 BALL_RADIUS = 0.55
@@ -31,14 +31,13 @@ def ball_field(points: Tensor) -> tuple[Tensor, Tensor]:
 class BallScene:
     """The field above as what a camera can look at."""
 
-    def render(self, camera: Camera, *, samples: int, rays_per_chunk: int = 4096) -> SceneView:
+    def render(self, camera: Camera, *, samples: int) -> SceneView:
         rays = image_rays(camera)
         parts = [
-            render_chunked(
+            render(
                 ball_field,
                 Rays(rays.origin[v : v + 1], rays.direction[v : v + 1]),
                 samples,
-                rays_per_chunk=rays_per_chunk,
             )
             for v in range(len(rays.origin))
         ]

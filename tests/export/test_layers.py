@@ -8,12 +8,12 @@ import torch
 from vq3dcli.export.layers import (
     Frustum,
     Layers,
+    add_photo,
     bake_layers,
     choose_edges,
     flat_layers,
     render_layers,
 )
-from vq3dcli.export.photo_layers import add_photo
 
 ANGLES = [(0.0, 0.0), (0.1, 0.0), (-0.1, 0.0), (0.2, 0.0), (-0.2, 0.0), (0.0, 0.2), (0.1, -0.15)]
 
@@ -27,7 +27,7 @@ def inner(picture: torch.Tensor) -> torch.Tensor:
 def layers(field) -> Layers:  # type: ignore[no-untyped-def]
     frustum = Frustum()
     edges = choose_edges(field, frustum, 24)
-    return bake_layers(field, frustum, edges, height_px=64, width_px=64, samples_a_layer=4)
+    return bake_layers(field, frustum, edges, (64, 64), samples_a_layer=4)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,8 @@ def test_a_slanted_plane_with_a_photo_has_no_cracks(look) -> None:  # type: igno
 
 def test_the_shape_of_a_photo_is_kept(field) -> None:  # type: ignore[no-untyped-def]
     frustum = Frustum(aspect=2.0)
-    layers = bake_layers(field, frustum, torch.linspace(1.0, 0.0, 7), height_px=12, width_px=24)
+    layers = bake_layers(field, frustum, torch.linspace(1.0, 0.0, 7), (12, 24))
     assert layers.rgb.shape == (6, 3, 12, 24)
     assert (layers.alpha[-1] == 1.0).all()
-    square = bake_layers(field, frustum, torch.linspace(1.0, 0.0, 7), height_px=24, width_px=24)
+    square = bake_layers(field, frustum, torch.linspace(1.0, 0.0, 7), (24, 24))
     assert torch.allclose(layers.alpha.mean(2), square.alpha.reshape(6, 12, 2, 24).mean((2, 3)), atol=0.05)

@@ -40,7 +40,7 @@ def test_npz_has_what_a_camera_needs(ball, look, tmp_path: Path) -> None:  # typ
     frustum = Frustum()
     camera = look(frustum, 24, 24, [(0.0, 0.0), (0.2, 0.0)])
     view = ball.render(camera, samples=128)
-    write_views(tmp_path / "a.npz", view, camera, frustum)
+    write_views(tmp_path / "a.npz", view, camera, frustum.depth_range)
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
         arrays = dict(file)
     assert np.array_equal(arrays["rgb"], view.rgb.permute(0, 2, 3, 1).numpy())
@@ -84,7 +84,7 @@ def draw_mpi(folder: Path, yaw_rad: float) -> np.ndarray:
 
 def test_an_mpi_drawn_by_others_is_the_rendering(ball, field, look, psnr, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     frustum = Frustum()
-    layers = bake_layers(field, frustum, choose_edges(field, frustum, 32), height_px=64, width_px=64)
+    layers = bake_layers(field, frustum, choose_edges(field, frustum, 32), (64, 64))
     written = write_mpi(tmp_path / "mpi", layers)
     assert sorted(path.name for path in written) == sorted(path.name for path in (tmp_path / "mpi").iterdir())
     angles = [0.0, 0.1, -0.1, 0.2]
@@ -98,7 +98,7 @@ def test_the_pixels_of_an_mpi_are_square(field, tmp_path: Path) -> None:  # type
     """Whatever the photo's shape: focal lengths in pixels are the same across and down."""
     for width, height in ((24, 12), (12, 24)):
         frustum = Frustum(aspect=width / height)
-        layers = bake_layers(field, frustum, choose_edges(field, frustum, 4), height_px=height, width_px=width)
+        layers = bake_layers(field, frustum, choose_edges(field, frustum, 4), (height, width))
         for margins in ((1.0, 1.0), (1.5, 1.25)):
             write_mpi(tmp_path / "mpi", replace(layers, margins=margins))
             index = json.loads((tmp_path / "mpi/mpi.json").read_text())

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from vq3dcli.errors import DataError
-from vq3dcli.export.layers import Frustum
 from vq3dcli.export.mesh import Mesh, relief_mesh, write_glb
 from vq3dcli.rendering.cameras import project, s_from_z_depth
+from vq3dcli.rendering.space import Frustum
 
 pygltflib = pytest.importorskip("pygltflib", reason="pygltflib reads the files back")
 trimesh = pytest.importorskip("trimesh", reason="trimesh writes the files")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,9 @@ import pytest
 import torch
 
 from vq3dcli.errors import DataError
-from vq3dcli.export.layers import Frustum
-from vq3dcli.export.points import surface_points, write_points
-from vq3dcli.export.splat import quaternions, write_splats
+from vq3dcli.export.points import quaternions, surface_points, write_points, write_splats
 from vq3dcli.rendering.cameras import project, s_from_z_depth
+from vq3dcli.rendering.space import Frustum
 
 trimesh = pytest.importorskip("trimesh", reason="trimesh reads the files back")
 
@@ -24,7 +24,7 @@ def frustum() -> Frustum:
 
 
 def test_points_lie_where_the_rendering_sees_them(ball, frustum, look, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    surface = surface_points(ball, frustum, height_px=48, width_px=48, samples=128, beside_rad=0.0)
+    surface = surface_points(partial(ball.render, samples=128), frustum, (48, 48), beside_rad=0.0)
     write_points(tmp_path / "a.ply", surface)
     cloud = trimesh.load(tmp_path / "a.ply")
     points = torch.from_numpy(np.asarray(cloud.vertices)).float()
@@ -41,22 +41,22 @@ def test_points_lie_where_the_rendering_sees_them(ball, frustum, look, tmp_path:
 
 
 def test_cameras_beside_find_what_is_hidden(ball, frustum, look) -> None:  # type: ignore[no-untyped-def]
-    surface = surface_points(ball, frustum, height_px=48, width_px=48, samples=128)
+    surface = surface_points(partial(ball.render, samples=128), frustum, (48, 48))
     hidden = surface.points[surface.view > 0]
     assert len(hidden) > 20
     # What the ball hides is the wall behind it.
     assert ((hidden[:, 2] > 1.2) | (hidden.norm(dim=-1) < 0.75)).float().mean() > 0.9
     assert (hidden[:, :2].norm(dim=-1) < 1.1).float().mean() > 0.9
-    near = surface_points(ball, frustum, height_px=48, width_px=48, samples=128, max_z_depth=3.5)
+    near = surface_points(partial(ball.render, samples=128), frustum, (48, 48), max_z_depth=3.5)
     assert (near.points[:, 2] < 0.51).all()
     with pytest.raises(DataError, match="near enough"):
-        surface_points(ball, frustum, height_px=16, width_px=16, samples=32, max_z_depth=1.0)
+        surface_points(partial(ball.render, samples=32), frustum, (16, 16), max_z_depth=1.0)
 
 
 def test_axes_and_the_photo_s_shape(ball, look) -> None:  # type: ignore[no-untyped-def]
-    options = {"height_px": 16, "width_px": 32, "samples": 64, "beside_rad": 0.0}
-    opencv = surface_points(ball, Frustum(aspect=2.0), **options)
-    opengl = surface_points(ball, Frustum(aspect=2.0), axes="opengl", **options)
+    seen, options = partial(ball.render, samples=64), {"beside_rad": 0.0}
+    opencv = surface_points(seen, Frustum(aspect=2.0), (16, 32), **options)
+    opengl = surface_points(seen, Frustum(aspect=2.0), (16, 32), axes="opengl", **options)
     assert torch.allclose(opengl.points, opencv.points * torch.tensor([1.0, -1.0, -1.0]))
     z_depth = opencv.points[:, 2] + 3.0
     limit = math.tan(math.radians(20.0))
@@ -106,7 +106,7 @@ def draw_splats(path: Path, camera, number: int) -> torch.Tensor:  # type: ignor
 
 
 def test_splats_drawn_by_others_are_the_rendering(ball, frustum, look, psnr, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    surface = surface_points(ball, frustum, height_px=48, width_px=48, samples=128, outside=True)
+    surface = surface_points(partial(ball.render, samples=128), frustum, (48, 48), outside=True)
     write_splats(tmp_path / "a.ply", surface)
     camera = look(frustum, 48, 48, [(0.0, 0.0), (0.1, 0.0), (0.0, -0.15)])
     view = ball.render(camera, samples=128)

@@ -35,7 +35,7 @@ def moving_ramp(frames: int = 8, height_px: int = 48, width_px: int = 48) -> tor
 def write(path: Path, frames: torch.Tensor, video_format: VideoFormat, fps: float = 24.0) -> None:
     with video_writer(path, frames=len(frames), fps=fps, video_format=video_format) as sink:
         for batch in frames.split(3):
-            sink.write(batch)
+            sink(batch)
 
 
 def read(path: Path, height_px: int, width_px: int) -> torch.Tensor:
@@ -155,7 +155,7 @@ def test_no_format_in_the_name(name: str) -> None:
 
 def write_and_interrupt(path: Path, video_format: VideoFormat) -> None:
     with video_writer(path, frames=8, fps=24, video_format=video_format) as sink:
-        sink.write(moving_ramp(3))
+        sink(moving_ramp(3))
         raise KeyboardInterrupt
 
 
@@ -172,7 +172,7 @@ def test_a_video_has_the_frames_that_were_promised(tmp_path: Path, video_format:
         pytest.raises(ValueError, match="promised"),
         video_writer(tmp_path / "out", frames=8, fps=24, video_format=video_format) as sink,
     ):
-        sink.write(moving_ramp(3))
+        sink(moving_ramp(3))
     assert os.listdir(tmp_path) == []
 
 
@@ -190,7 +190,7 @@ LIMITED = """
             path = Path(sys.argv[1], video_format, "out")
             try:
                 with video_writer(path, frames=6, fps=24, video_format=video_format) as sink:
-                    sink.write(noise)
+                    sink(noise)
                 print(video_format, limit, "written")
             except Vq3dError as error:
                 print(video_format, limit, error.exit_code)
@@ -224,7 +224,7 @@ def test_outputs_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="file"):
         check_output(tmp_path / "file", "frames")
     with pytest.raises(OutputError), video_writer(Path("/proc/a.mp4"), frames=2, fps=24, video_format="mp4") as sink:
-        sink.write(moving_ramp(2))
+        sink(moving_ramp(2))
     check_output(tmp_path / "new" / "folder" / "a.gif", "gif")
     assert os.listdir(tmp_path / "new" / "folder") == []
 
@@ -255,11 +255,11 @@ INTERRUPTED = """
 
     with video_writer(Path(sys.argv[1]) / "a.mp4", frames=9999, fps=24, video_format="mp4") as sink:
         frames = torch.zeros(4, 3, 64, 64, dtype=torch.uint8)
-        sink.write(frames)
+        sink(frames)
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
         print(children, flush=True)
         while True:
-            sink.write(frames)
+            sink(frames)
             time.sleep(0.01)
 """
 

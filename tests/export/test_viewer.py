@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from vq3dcli.data.images import encode_png
+from vq3dcli.editing.photo_scene import build_photo_scene
 from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import display_range
 from vq3dcli.export.layers import (
@@ -24,9 +25,7 @@ from vq3dcli.export.layers import (
     bake_layers,
     choose_edges,
 )
-from vq3dcli.export.viewer import BOUND_RAD, viewer_html, write_viewer
-from vq3dcli.pipelines.detail import build_photo_scene
-from vq3dcli.pipelines.export import photo_sheets
+from vq3dcli.export.viewer import BOUND_RAD, write_viewer
 from vq3dcli.pipelines.inputs import open_scene, parse_sources
 from vq3dcli.rendering.cameras import Camera, pivot_camera
 from vq3dcli.weights_file import load_weights
@@ -54,7 +53,7 @@ def viewer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor
     """A page of a toy scene by the embedded weights, and what our renderer sees from `YAW_RAD`."""
     opened = open_scene(parse_sources(["toyscene:snowman"])[0], load_weights(), fit="crop")
     field = opened.scene.model.frozen_field(opened.scene.planes)
-    layers = bake_layers(field, Frustum(), choose_edges(field, Frustum(), 32), height_px=64, width_px=64)
+    layers = bake_layers(field, Frustum(), choose_edges(field, Frustum(), 32), (64, 64))
     camera = pivot_camera(torch.tensor(YAW_RAD), torch.zeros(len(YAW_RAD)), height_px=64, width_px=64)
     view = opened.scene.render(camera, samples=96)
     path = tmp_path_factory.mktemp("viewer") / "page.html"
@@ -110,9 +109,9 @@ def photo_page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Te
     camera = frustum.camera(height_px, width_px)
     pose = pivot_camera(torch.tensor(YAW_RAD), torch.zeros(len(YAW_RAD)), height_px=8, width_px=8).cam_to_world
     cameras = Camera(pose, camera.intrinsics.expand(len(pose), 3, 3), height_px, width_px)
-    scene = build_photo_scene(opened, opened.photo, s, cameras)
+    scene = build_photo_scene(opened.field, opened.frustum, opened.photo, s, cameras)
     still = torch.zeros(3, height_px, width_px, dtype=torch.uint8)
-    write_viewer(path / "page.html", "a", photo_sheets(scene, frustum), still, (0.0, 1.0))
+    write_viewer(path / "page.html", "a", scene.cropped(), still, (0.0, 1.0))
     return path / "page.html", scene.render(cameras).rgb / 255.0
 
 
@@ -220,8 +219,9 @@ def small_layers(count: int = 2, side_px: int = 8) -> Layers:
     return Layers(torch.rand(count, 3, side_px, side_px), alpha, 0.5 * alpha, edges, Frustum())
 
 
-def test_the_page_is_sealed() -> None:
-    text = viewer_html(HOSTILE, small_layers(), torch.zeros(3, 8, 8, dtype=torch.uint8), (0.0, 1.0))
+def test_the_page_is_sealed(tmp_path: Path) -> None:
+    write_viewer(tmp_path / "a.html", HOSTILE, small_layers(), torch.zeros(3, 8, 8, dtype=torch.uint8), (0.0, 1.0))
+    text = (tmp_path / "a.html").read_text()
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
     assert policy.startswith("default-src 'none'; img-src data:; script-src 'sha256-")
     assert "unsafe" not in policy
@@ -239,8 +239,8 @@ def test_a_name_that_is_no_text_is_no_trouble(tmp_path: Path) -> None:
     assert r"<title>caf\udce9.jpg</title>" in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 
-def test_too_much_for_a_browser_is_refused() -> None:
+def test_too_much_for_a_browser_is_refused(tmp_path: Path) -> None:
     still = torch.zeros(3, 8, 8, dtype=torch.uint8)
     for layers in (small_layers(33), small_layers(2, 513)):
         with pytest.raises(UsageError, match="more than a browser"):
-            viewer_html("a", layers, still, (0.0, 1.0))
+            write_viewer(tmp_path / "a.html", "a", layers, still, (0.0, 1.0))

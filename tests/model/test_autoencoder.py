@@ -13,9 +13,9 @@ from vq3dcli.model.field import RAW_GAIN, FieldMLP, FieldModel, thickness
 from vq3dcli.model.scene import Scene, reconstruct_scene
 from vq3dcli.model.vit import Transformer, patchify, unpatchify
 from vq3dcli.rendering.cameras import FAR, NEAR, image_rays
-from vq3dcli.rendering.ray_samples import uniform_s
-from vq3dcli.rendering.render import render_chunked, render_rays
-from vq3dcli.rendering.space import FrustumSpace
+from vq3dcli.rendering.ray_samples import uniform_samples
+from vq3dcli.rendering.render import render, render_rays
+from vq3dcli.rendering.space import Frustum
 
 Make = Callable[..., Stage1Recipe]
 
@@ -70,7 +70,7 @@ def test_an_untrained_transformer_passes_its_tokens_on() -> None:
 def test_density_gives_equal_thickness_to_equal_steps_of_s() -> None:
     """sigma dz / ds is the same at every distance: 24 softplus(gain raw - 2.5)."""
     z = torch.tensor([NEAR, 2.0, 5.0, 20.0, FAR])
-    model = FieldModel(FieldMLP(1, 1, 1), FrustumSpace(), radius=3.0, near=NEAR, far=FAR)
+    model = FieldModel(FieldMLP(1, 1, 1), Frustum(), Frustum())
     sigma = model.density(thickness(torch.full((5,), 2.5 / RAW_GAIN), torch.zeros(5)), z)
     dz_ds = z.square() * (1 / NEAR - 1 / FAR)
     torch.testing.assert_close(sigma * dz_ds, torch.full((5,), 24 * torch.log(torch.tensor(2.0)).item()))
@@ -81,11 +81,11 @@ def test_the_frozen_field_agrees_with_the_training_field_and_chunks_to_the_bit(t
     model = build_autoencoder(recipe).eval()
     scene = reconstruct_scene(model, torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8))
     rays = image_rays(build_canonical_camera(recipe, 16))
-    whole = render_chunked(model.frozen_field(scene.planes), rays, 24, rays_per_chunk=256)
+    whole = render(model.frozen_field(scene.planes), rays, 24, rays_per_chunk=256)
     for rays_per_chunk in (1, 50, 100):
-        parts = render_chunked(model.frozen_field(scene.planes), rays, 24, rays_per_chunk=rays_per_chunk)
+        parts = render(model.frozen_field(scene.planes), rays, 24, rays_per_chunk=rays_per_chunk)
         assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
-    trained = render_rays(model.field(scene.planes), rays, uniform_s(24).expand(1, 256, 24))
+    trained = render_rays(model.field(scene.planes), rays, uniform_samples(24))
     torch.testing.assert_close(whole[0], trained.rgb, atol=1e-4, rtol=0)
 
 

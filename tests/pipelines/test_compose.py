@@ -18,10 +18,10 @@ from torch.nn import functional
 
 from vq3dcli.cli import run
 from vq3dcli.editing.cutout import Cutout, FirstView
+from vq3dcli.editing.photo_scene import PhotoLayer, PhotoScene, build_photo_scene
 from vq3dcli.editing.placement import Placement, empty_field
 from vq3dcli.errors import DataError, UsageError
-from vq3dcli.model.scene import SceneView
-from vq3dcli.pipelines.compose import Unchanging, build_stage
+from vq3dcli.pipelines.compose import build_stage
 from vq3dcli.pipelines.composition import (
     Composition,
     Cut,
@@ -30,11 +30,9 @@ from vq3dcli.pipelines.composition import (
     with_shadows,
     write_composition,
 )
-from vq3dcli.pipelines.detail import build_photo_scene, photo_camera
 from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
-from vq3dcli.pipelines.retouch import photo_window, retouched
 from vq3dcli.rendering.cameras import Camera, canonical_camera, project
-from vq3dcli.rendering.space import FrustumSpace
+from vq3dcli.rendering.space import Frustum
 from vq3dcli.weights_file import LoadedWeights, load_weights
 
 EVERYTHING = {
@@ -204,15 +202,9 @@ def test_cut_outs_keep_facing_the_camera_and_the_order_does_not_matter(
 def test_photo_detail_stays_where_nothing_else_is(open_toy: Callable[[str], OpenedScene], cube: str) -> None:
     """Nothing in the scene: the picture to the bit. A cube: the picture, but for the cube and its shadow."""
 
-    class Picture:
-        def render(self, camera: Camera, *, samples: int = 0, rays_per_chunk: int = 0) -> SceneView:
-            size = (camera.height_px, camera.width_px)
-            row = torch.linspace(0, 255, size[1]).to(torch.uint8)
-            flat = torch.full((1, *size), 0.3)
-            return SceneView(row.expand(1, 3, *size).contiguous(), flat, torch.zeros_like(flat))
-
     camera = canonical_camera(1, height_px=24, width_px=24)
-    picture = Picture()
+    layer = PhotoLayer(torch.linspace(0.0, 1.0, 24).expand(3, 24, 24), torch.full((24, 24), 0.3))
+    picture = PhotoScene(layer, layer, camera, Frustum())
     alone = stage_of(open_toy, picture=picture).at(0.0).render(camera, samples=16)
     for a, b in zip(alone, picture.render(camera), strict=True):
         assert torch.equal(a, b)
@@ -239,17 +231,15 @@ def test_what_is_deleted_goes_from_the_photo_too(
     assert opened.photo is not None
     pose = canonical_camera(2, height_px=40, width_px=60).cam_to_world.clone()
     pose[1, 0, 3] = 0.3
-    camera = Camera(pose, photo_camera(opened.camera, 40, 60).intrinsics.expand(2, 3, 3), 40, 60)
+    camera = Camera(pose, opened.frustum.camera(40, 60).intrinsics.expand(2, 3, 3), 40, 60)
     s = 0.3 + 0.2 * (opened.photo[0] > 128)
-    picture = build_photo_scene(opened, opened.photo, s.float(), camera)
-    assert picture.front.s[photo_window(picture)].shape == (40, 60)
+    picture = build_photo_scene(opened.field, opened.frustum, opened.photo, s.float(), camera)
+    assert picture.front.s[picture.window].shape == (40, 60)
     hole = torch.zeros(24, 24)
     hole[5:19, 7:17] = 1.0
     behind = FirstView(torch.full((3, 24, 24), 0.1), torch.full((24, 24), 0.3))
-    facts = opened.camera
-    space = FrustumSpace(facts.radius, math.radians(facts.fov_deg), facts.near, facts.far)
-    cutout = Cutout(hole, hole, behind, space, (0.0, 0.0, 0.0), 1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    before, after = (scene.render(camera) for scene in (picture, retouched(picture, [cutout])))
+    cutout = Cutout(hole, hole, behind, opened.frustum, (0.0, 0.0, 0.0), 1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    before, after = (scene.render(camera) for scene in (picture, picture.without([cutout])))
     assert (before.rgb > 128).float().mean() > 0.1
     assert after.rgb.max() < 60
     assert (after.s[0] - 0.3).abs().max() < 0.01
@@ -260,12 +250,6 @@ def test_what_lies_outside_of_the_picture_is_known(open_toy: Callable[[str], Ope
     places = ([[0.5, 0.8]], [[1.9, 0.8]], [[1.9, 0.8], [0.5, 0.8]], [[0.5, -0.5]], [[0.5, 1.1]])
     inserts = [{"object": cube, "at": at, "z_depth": 3.0, "scale": 0.5} for at in places]
     assert stage_of(open_toy, insert=inserts).out_of(camera) == [1, 3]
-
-
-def test_what_stands_still_is_rendered_once(open_toy: Callable[[str], OpenedScene]) -> None:
-    camera = canonical_camera(1, height_px=8, width_px=8)
-    once = Unchanging(stage_of(open_toy).at(0.0))
-    assert once.render(camera, samples=8) is once.render(camera, samples=8)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import struct
 import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,27 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vq3dcli.editing.cutout import Box, cut_out
+from vq3dcli.data_tools.depth.models import DepthModel
+from vq3dcli.editing.cutout import cut_out
 from vq3dcli.editing.march import camera_lines, intersect
-from vq3dcli.errors import DataError, UnavailableError, UsageError
-from vq3dcli.export.layers import Frustum
-from vq3dcli.model.scene import reconstruct_scene, render_views
-from vq3dcli.pipelines.camera_file import given_camera, read_cameras, write_cameras
-from vq3dcli.pipelines.detail import PhotoScene, build_photo_scene, photo_camera
-from vq3dcli.pipelines.export import turned_cameras, wished_photo_scene
-from vq3dcli.pipelines.export_plan import Wish
-from vq3dcli.pipelines.film import Shot
-from vq3dcli.pipelines.geometry import (
-    Teacher,
-    field_of,
-    first_view,
-    fitted,
-    photo_relief,
-    refined_disparity,
-    with_relief,
-)
-from vq3dcli.pipelines.inputs import OpenedScene, parse_sources, read_picture
-from vq3dcli.pipelines.parallax import (
+from vq3dcli.editing.parallax import (
     MOST_PARALLAX,
     MOST_STRETCH,
     MOST_ZOOM,
@@ -46,14 +29,35 @@ from vq3dcli.pipelines.parallax import (
     disparity_extent,
     steepest_slope,
 )
-from vq3dcli.pipelines.render import Look, check_look, staged, with_geometry
-from vq3dcli.pipelines.stereo import StereoKind, StereoScene
-from vq3dcli.pipelines.user_depth import check_shape, open_depth_model, read_disparity, user_s
-from vq3dcli.rendering.cameras import Camera, one_camera, pivot_pose, project
+from vq3dcli.editing.photo_scene import PhotoScene, build_photo_scene
+from vq3dcli.editing.relief import fitted, refined_disparity
+from vq3dcli.errors import DataError, UnavailableError, UsageError
+from vq3dcli.model.scene import reconstruct_scene
+from vq3dcli.pipelines.camera_file import given_camera, read_cameras, write_cameras
+from vq3dcli.pipelines.export import Wish, turned_cameras, wished_photo_scene
+from vq3dcli.pipelines.film import Eyes, Shot, StereoKind
+from vq3dcli.pipelines.geometry import (
+    NERF,
+    Geometry,
+    check_shape,
+    field_of,
+    first_view,
+    geometry_of_map,
+    geometry_of_network,
+    photo_relief,
+    read_disparity,
+    user_s,
+    with_relief,
+)
+from vq3dcli.pipelines.inputs import OpenedScene, parse_sources, read_picture
+from vq3dcli.pipelines.render import Look, check_look, staged, staged_photo, with_geometry
+from vq3dcli.rendering.cameras import Camera, pivot_pose, project
+from vq3dcli.rendering.scene import view_fields
 from vq3dcli.rendering.trajectories import PATHS
 from vq3dcli.scene_file import SceneCamera, camera_of
 from vq3dcli.weights_file import embedded_path, load_weights
 
+CPU = torch.device("cpu")
 SIZE = (48, 64)
 
 
@@ -66,8 +70,12 @@ def opened(tiny_weights: Path, photo: Tensor) -> OpenedScene:
 
 def cameras(opened_scene: OpenedScene, *yaw_deg: float) -> Camera:
     yaw = torch.tensor([math.radians(value) for value in yaw_deg])
-    intrinsics = photo_camera(opened_scene.camera, *SIZE).intrinsics.expand(len(yaw), 3, 3)
-    return Camera(pivot_pose(yaw, torch.zeros_like(yaw)), intrinsics, *SIZE)
+    return opened_scene.frustum.camera(*SIZE).at(pivot_pose(yaw, torch.zeros_like(yaw)))
+
+
+def layers(opened_scene: OpenedScene, s: Tensor, seen_by: Camera) -> PhotoScene:
+    assert opened_scene.photo is not None
+    return build_photo_scene(opened_scene.field, opened_scene.frustum, opened_scene.photo, s, seen_by)
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +97,15 @@ def test_the_canonical_view_is_the_photo(tiny_weights: Path) -> None:
     photo = torch.randint(0, 256, (3, *SIZE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     scene = opened(tiny_weights, photo)
     for s in (torch.rand(SIZE), refined_disparity(torch.rand(16, 16), photo)):
-        view = build_photo_scene(scene, photo, s, cameras(scene, 0.0, 10.0)).render(cameras(scene, 0.0))
+        view = layers(scene, s, cameras(scene, 0.0, 10.0)).render(cameras(scene, 0.0))
         assert (view.rgb[0].int() - photo.int()).abs().max() <= 1
         # The disparity that comes out is that which went in.
         assert (view.s[0] - s).abs().max() < 0.01
 
 
 def test_the_card_moves_and_the_wall_is_seen_behind_it(card: OpenedScene) -> None:
-    assert card.photo is not None
     seen_by = cameras(card, 6.0, -6.0)
-    scene = build_photo_scene(card, card.photo, card_s(), seen_by)
+    scene = layers(card, card_s(), seen_by)
     # What stands behind the card's edges has the wall's disparity, and nothing of the card's red.
     margin = (scene.behind.s.shape[1] - SIZE[1]) // 2, (scene.behind.s.shape[0] - SIZE[0]) // 2
     uncovered = scene.behind.s[margin[1] + 12 : margin[1] + 36, margin[0] + 40 : margin[0] + 44]
@@ -116,17 +123,21 @@ def test_the_card_moves_and_the_wall_is_seen_behind_it(card: OpenedScene) -> Non
 
 
 def test_a_path_adapts_to_the_scene(card: OpenedScene) -> None:
-    deep = disparity_extent(torch.linspace(0.0, 0.9, 1000), card.camera)
-    flat = disparity_extent(torch.linspace(0.40, 0.42, 1000), card.camera)
-    fov_rad = math.radians(card.camera.fov_deg)
+    frustum = card.frustum
+    # Of levels that no surface joins: what may tear bounds no slope.
+    deep, flat = (
+        torch.linspace(low, high, 10).repeat_interleave(40).expand(300, 400) for low, high in ((0.0, 0.9), (0.40, 0.42))
+    )
     for name in PATHS:
-        less = adapted_reach(name, deep, card.camera, fov_rad=fov_rad)
-        more = adapted_reach(name, flat, card.camera, fov_rad=fov_rad)
+        less, more = (adapted_reach(name, s, frustum, fov_rad=frustum.fov_rad) for s in (deep, flat))
         assert math.radians(1.0) <= less.amplitude_rad < more.amplitude_rad <= math.radians(20.0)
-    reach = adapted_reach("swing", deep, card.camera, fov_rad=fov_rad)
-    assert reach.pivot_z == pytest.approx(2.0 / (deep.low + deep.high))
+    reach, extent = (
+        adapted_reach("swing", deep, frustum, fov_rad=frustum.fov_rad),
+        disparity_extent(deep, frustum.depth_range),
+    )
+    assert reach.pivot_z == pytest.approx(2.0 / (extent.low + extent.high))
     # A swing's whole parallax, from a pinhole: the baseline times the range of disparities, in widths.
-    parallax = reach.pivot_z * math.sin(reach.amplitude_rad) * deep.width * 0.5 / math.tan(0.5 * fov_rad)
+    parallax = reach.pivot_z * math.sin(reach.amplitude_rad) * extent.width * 0.5 / math.tan(0.5 * frustum.fov_rad)
     assert parallax == pytest.approx(MOST_PARALLAX, rel=0.01)
 
 
@@ -141,7 +152,7 @@ def test_the_amplitude_of_the_user_wins_and_the_canonical_pose_stays(card: Opene
 
 
 def test_eyes_agree_at_the_focus(card: OpenedScene) -> None:
-    stereo = StereoScene(card.scene, "sbs", eye_distance=0.1, focus_z=2.5)
+    stereo = Eyes("sbs", 0.1, focus_z=2.5)
     camera = cameras(card, 0.0)
     point = torch.tensor([[[0.2, 0.1, -0.5], [0.2, 0.1, 1.0]]])  # z_depth 2.5 and 4
     left, right = (project(stereo.eye(camera, side), point)[0][0, :, 0] for side in (-0.5, 0.5))
@@ -152,7 +163,7 @@ def test_eyes_agree_at_the_focus(card: OpenedScene) -> None:
 def test_camera_files(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps([{"yaw_deg": 5, "pitch_deg": -2, "fov_x_deg": 50}, {"distance": 2}]))
-    options = {"height_px": 20, "width_px": 30, "radius": 3.0, "fov_x_rad": 0.7, "fov_y_rad": 0.6}
+    options = {"height_px": 20, "width_px": 30, "radius": 3.0, "fov_rad": 0.7}
     camera = given_camera(read_cameras(path), **options)
     write_cameras(path, camera, fps=24.0)
     again = given_camera(read_cameras(path), **options)
@@ -301,9 +312,9 @@ def test_a_map_of_the_whole_photo_is_cropped_with_it(tmp_path: Path, card: Opene
         camera=SceneCamera(**{**card.camera.model_dump(), "aspect": 1.0}),
         whole_aspect=2.0,
     )
-    look = Look(depth=tmp_path / "a.npy")
+    look = Look(geometry=geometry_of_map(tmp_path / "a.npy"))
     scene, camera = staged(square, Shot(view_deg=(0.0, 0.0)), look, detail="photo")
-    s = scene.render(camera, samples=4).s[0]
+    s = scene(camera).s[0]
     assert s[:, 26:].min() > s[:, :22].max() + 0.2
 
 
@@ -311,8 +322,8 @@ def test_depth_of_the_user_corrects_the_plain_nerf(tmp_path: Path, card: OpenedS
     np.save(tmp_path / "a.npy", np.linspace(0.0, 1.0, 60, dtype=np.float32)[:, None].repeat(80, 1))
     shot = Shot(view_deg=(0.0, 0.0), size_px=24)
     plain, camera = staged(card, shot, Look(), detail="none")
-    moved, _ = staged(card, shot, Look(depth=tmp_path / "a.npy"), detail="none")
-    before, after = plain.render(camera, samples=48), moved.render(camera, samples=48)
+    moved, _ = staged(card, shot, Look(geometry=geometry_of_map(tmp_path / "a.npy")), detail="none")
+    before, after = plain(camera), moved(camera)
     given = user_s(read_disparity(tmp_path / "a.npy"), card.camera, name="a")
     wanted = torch.nn.functional.interpolate(given[None, None], size=after.s.shape[1:], mode="area")[0, 0]
 
@@ -325,9 +336,8 @@ def test_depth_of_the_user_corrects_the_plain_nerf(tmp_path: Path, card: OpenedS
 
 
 def test_outlines_are_antialiased(card: OpenedScene) -> None:
-    assert card.photo is not None
     seen_by = cameras(card, 6.0)
-    view = build_photo_scene(card, card.photo, card_s(), seen_by).render(seen_by).rgb[0].float()
+    view = layers(card, card_s(), seen_by).render(seen_by).rgb[0].float()
     red_share = view[0, 16:32] / 220.0
     between = ((red_share > 0.15) & (red_share < 0.85)).sum(1)
     assert between.max() <= 5 and between.float().mean() >= 1.0
@@ -335,9 +345,8 @@ def test_outlines_are_antialiased(card: OpenedScene) -> None:
 
 def test_cameras_beside_the_scene_end_soon(card: OpenedScene) -> None:
     """The layer behind and the margins stay bounded where a camera looks along the photo."""
-    assert card.photo is not None
     seen_by = cameras(card, 90.0, 170.0)
-    scene = build_photo_scene(card, card.photo, card_s(), seen_by)
+    scene = layers(card, card_s(), seen_by)
     assert max(scene.front.s.shape) < 2 * max(SIZE)
     assert scene.render(seen_by).rgb.shape == (2, 3, *SIZE)
 
@@ -350,22 +359,21 @@ def test_photo_detail_on_a_gpu(tiny_weights: Path) -> None:
     there = OpenedScene(scene, photo, "photo", camera_of(weights, photo.shape[2] / photo.shape[1]), {})
     for stereo in (None, "sbs"):
         shown, camera = staged(there, Shot(frames=2), Look(stereo=stereo), detail="photo")
-        assert shown.render(camera, samples=4).rgb.shape[2:] == (SIZE[0], SIZE[1] * (1 if stereo is None else 2))
+        assert shown(camera).rgb.shape[2:] == (SIZE[0], SIZE[1] * (1 if stereo is None else 2))
 
 
-def test_options_that_contradict_each_other(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.eye(3, 4))
-    depth = tmp_path / "a.npy"
-    for look, texts in (
-        (Look(depth=depth), ["a.jpg", "b.jpg"]),
-        (Look(depth=depth, save_scene=True), ["a.jpg"]),
-        (Look(save_scene=True), ["a.vq3d.safetensors"]),
-        (Look(detail="photo"), ["samples.json#a"]),
+def test_options_that_contradict_each_other() -> None:
+    for look, texts, options in (
+        (Look(), ["a.jpg", "b.jpg"], {"has_map": True, "has_network": False}),
+        (Look(save_scene=True), ["a.jpg"], {"has_map": True, "has_network": False}),
+        (Look(save_scene=True), ["a.vq3d.safetensors"], {"has_map": False, "has_network": False}),
+        (Look(detail="photo"), ["samples.json#a"], {"has_map": False, "has_network": False}),
+        (Look(), ["samples.json#a"], {"has_map": False, "has_network": True}),
     ):
         with pytest.raises(UsageError):
-            check_look(look, parse_sources(texts))
+            check_look(look, parse_sources(texts), **options)
     for text in ("a.jpg", "toyscene:box", "samples.json#a"):
-        check_look(Look(depth=depth), parse_sources([text]))
+        check_look(Look(), parse_sources([text]), has_map=True, has_network=False)
 
 
 def test_a_depth_network_moves_what_it_says_is_near(tmp_path: Path, card: OpenedScene) -> None:
@@ -380,9 +388,9 @@ def test_a_depth_network_moves_what_it_says_is_near(tmp_path: Path, card: Opened
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.save(model, tmp_path / "red.onnx")
-    look = Look(depth_model=open_depth_model(str(tmp_path / "red.onnx"), torch.device("cpu")))
+    look = Look(geometry=geometry_of_network(str(tmp_path / "red.onnx"), CPU))
     scene, camera = staged(card, Shot(view_deg=(0.0, 0.0)), look, detail="photo")
-    s = scene.render(camera, samples=4).s[0]
+    s = scene(camera).s[0]
     assert s[20:30, 26:38].mean() > s[:8].mean() + 0.2
 
 
@@ -437,12 +445,12 @@ def test_the_stretch_of_surfaces_is_bounded(card: OpenedScene) -> None:
     step = torch.where(across < 160, 0.2, 0.6)
     amplitudes = []
     for s in (gentle, step, steep):
-        slope, extent = steepest_slope(s), disparity_extent(s, card.camera)
-        reach = adapted_reach("swing", extent, card.camera, fov_rad=fov_rad, slope=slope)
+        slope, extent = steepest_slope(s), disparity_extent(s, card.frustum.depth_range)
+        reach = adapted_reach("swing", s, card.frustum, fov_rad=fov_rad)
         baseline = reach.pivot_z * math.sin(reach.amplitude_rad)
         parallax = baseline * extent.width * 0.5 / math.tan(0.5 * fov_rad)
         # Of the whole range of disparities, over the width: by so much a pixel moves more than its neighbour.
-        stretch = 1.0 + parallax * slope * (1 / card.camera.near - 1 / card.camera.far) / extent.width
+        stretch = 1.0 + parallax * slope * card.frustum.depth_range.extent / extent.width
         assert stretch <= MOST_STRETCH + 1e-3
         amplitudes.append(parallax)
     assert steepest_slope(gentle) == pytest.approx(0.4, rel=0.05)
@@ -461,7 +469,7 @@ def beyond(scene: PhotoScene, size: tuple[int, int], camera: Camera) -> float:
     high = low + torch.tensor([size[1], size[0]])
     shares = []
     for index in range(camera.cam_to_world.shape[0]):
-        lines = camera_lines(scene.camera, one_camera(camera, index), near=scene.facts.near, far=scene.facts.far)
+        lines = camera_lines(scene.camera, camera[index], scene.frustum.depth_range)
         seen = intersect(scene.front.s, lines).pixels
         shares.append(float(((seen < low) | (seen > high)).any(-1).float().mean()))
     return max(shares)
@@ -472,39 +480,33 @@ def beyond(scene: PhotoScene, size: tuple[int, int], camera: Camera) -> float:
 def test_no_mirrored_margin_shows(tmp_path: Path, card: OpenedScene, path: str, stereo: StereoKind | None) -> None:
     # Near at the left edge, far at the right one: both look beyond the photo.
     np.save(tmp_path / "a.npy", np.linspace(1.0, 0.0, 64, dtype=np.float32)[None].repeat(48, 0))
-    shown, camera = staged(card, Shot(path, frames=24), Look(depth=tmp_path / "a.npy", stereo=stereo), detail="photo")
-    eyes = [camera]
-    if isinstance(shown, StereoScene):
-        eyes, shown = [shown.eye(camera, side) for side in (-0.5, 0.5)], shown.scene
-    assert isinstance(shown, PhotoScene)
-    assert all(beyond(shown, SIZE, eye) == 0.0 for eye in eyes)
-    zoom = float(camera.intrinsics[0, 0, 0] / photo_camera(card.camera, *SIZE).intrinsics[0, 0, 0])
+    look = Look(geometry=geometry_of_map(tmp_path / "a.npy"), stereo=stereo)
+    shown, camera, eyes = staged_photo(card, Shot(path, frames=24), look)
+    assert beyond(shown, SIZE, camera if eyes is None else eyes.both(camera)) == 0.0
+    zoom = float(camera.intrinsics[0, 0, 0] / card.frustum.camera(*SIZE).intrinsics[0, 0, 0])
     assert 1.0 <= zoom <= MOST_ZOOM + 1e-5
 
 
 def test_views_zoom_no_closer_than_they_must(card: OpenedScene) -> None:
     s = torch.linspace(0.6, 0.1, 64).expand(48, 64).contiguous()
     camera = cameras(card, 0.0, 3.0)
-    zoom = covering_zoom(photo_camera(card.camera, *SIZE), s, card.camera, camera)
+    zoom = covering_zoom(s, card.frustum, camera)
     assert zoom is not None and 1.0 < zoom < MOST_ZOOM
-    assert card.photo is not None
     for factor, shows in ((1.0, False), (0.98, True)):
         intrinsics = camera.intrinsics.clone()
         intrinsics[:, :2, :2] *= factor * zoom
         closer = Camera(camera.cam_to_world, intrinsics, *SIZE)
-        assert (beyond(build_photo_scene(card, card.photo, s, closer), SIZE, closer) > 0.0) == shows
-    assert covering_zoom(photo_camera(card.camera, *SIZE), s, card.camera, cameras(card, 0.0)) == 1.0
-    assert covering_zoom(photo_camera(card.camera, *SIZE), s, card.camera, cameras(card, 40.0)) is None
+        assert (beyond(layers(card, s, closer), SIZE, closer) > 0.0) == shows
+    assert covering_zoom(s, card.frustum, cameras(card, 0.0)) == 1.0
+    assert covering_zoom(s, card.frustum, cameras(card, 40.0)) is None
 
 
 def test_a_page_begins_so_close_that_no_margin_shows(card: OpenedScene) -> None:
-    facts = card.camera
-    frustum = Frustum(facts.radius, math.radians(facts.fov_deg), facts.near, facts.far, facts.aspect)
-    scene, vantage = wished_photo_scene(card, Wish("viewer"), frustum, *SIZE)
+    scene, vantage = wished_photo_scene(card, Wish("viewer"), SIZE)
     assert scene is not None
     assert 1.0 < vantage.zoom <= MOST_ZOOM
     turns = [(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)]
-    camera = turned_cameras(frustum, vantage, turns, *SIZE)
+    camera = turned_cameras(card.frustum, vantage, turns, SIZE)
     assert beyond(scene, SIZE, camera) > 0.0
     intrinsics = camera.intrinsics.clone()
     intrinsics[:, :2, :2] *= vantage.zoom
@@ -512,7 +514,7 @@ def test_a_page_begins_so_close_that_no_margin_shows(card: OpenedScene) -> None:
 
 
 def test_the_field_of_view_of_the_user_stands(tmp_path: Path, card: OpenedScene) -> None:
-    own = photo_camera(card.camera, *SIZE).intrinsics[0, 0, 0]
+    own = card.frustum.camera(*SIZE).intrinsics[0, 0, 0]
     _, camera = staged(card, Shot("swing", 8, fov_deg=card.camera.fov_deg), Look(), detail="photo")
     assert torch.allclose(camera.intrinsics[:, 0, 0], own)
     # So does that of a file of cameras, which was written as it was filmed; and nothing zooms where nothing moves.
@@ -530,53 +532,43 @@ def test_a_teachers_map_is_fitted_to_the_nerf(card: OpenedScene) -> None:
     near = torch.nn.functional.interpolate(near[None, None, ::8, ::8], size=(40, 60), mode="bilinear")[0, 0]
     nerf_s = (0.5 * near + 0.1).clone()
     nerf_s[:10, :20] = 0.9  # a twelfth of it is wrong
-    s = fitted(70.0 * near - 3.0, nerf_s, card.camera)
+    s = fitted(70.0 * near - 3.0, nerf_s, std_s=card.camera.std_s)
     within = (near > near.quantile(0.02)) & (near < near.quantile(0.98))
     assert (s - (0.5 * near + 0.1)).abs()[within].max() < 0.01
     # A NeRF that saw nothing, or the contrary, does not flatten or turn it.
     for blind in (torch.full((40, 60), 0.3), 0.6 - 0.5 * near):
-        s = fitted(70.0 * near - 3.0, blind, card.camera)
+        s = fitted(70.0 * near - 3.0, blind, std_s=card.camera.std_s)
         order = torch.stack([s[within], near[within]])
         assert torch.corrcoef(order)[0, 1] > 0.99
         assert s.std() > 0.4 * card.camera.std_s
 
 
-class _RedIsNear:
-    """A network to stand for the embedded one, which not every installation has."""
-
-    meaning: Literal["disparity"] = "disparity"
-    facts: ClassVar[dict[str, Any]] = {}
-
-    def predict(self, images: Tensor) -> Tensor:
-        return images[:, 0, ::2, ::2].float()
+# A network to stand for the embedded one, which not every installation has.
+RED_IS_NEAR = DepthModel(lambda images: images[:, 0, ::2, ::2].float(), "disparity", {})
 
 
 @pytest.mark.parametrize("geometry", ["teacher", "both"])
 def test_the_teacher_gives_photo_detail_its_geometry(card: OpenedScene, geometry: Literal["teacher", "both"]) -> None:
-    look = Look(teacher=Teacher(_RedIsNear(), geometry))
+    look = Look(geometry=Geometry(geometry, RED_IS_NEAR))
     scene, camera = staged(card, Shot(view_deg=(0.0, 0.0)), look, detail="photo")
-    s = scene.render(camera, samples=4).s[0]
+    s = scene(camera).s[0]
     assert s[14:34, 22:42].min() > s[:8].max() + 0.1
     assert card.photo is not None
-    assert torch.equal(
-        photo_relief(card, card.photo, teacher=look.teacher), photo_relief(card, card.photo, teacher=look.teacher)
-    )
+    assert torch.equal(photo_relief(card, card.photo, look.geometry), photo_relief(card, card.photo, look.geometry))
 
 
 def test_what_stands_in_a_scene_follows_the_teacher(card: OpenedScene) -> None:
-    seen = with_relief(card, Teacher(_RedIsNear(), "teacher"))
-    assert with_relief(card, None) is card and seen.relief is not None
-    view, space = first_view(seen)
-    cutout = cut_out(view, Box(0.1, 0.1, 0.9, 0.9), space)
+    seen = with_relief(card, Geometry("teacher", RED_IS_NEAR))
+    assert with_relief(card, NERF) is card and seen.relief is not None
+    cutout = cut_out(first_view(seen), seen.frustum, (0.1, 0.1, 0.9, 0.9))
     # The card covers columns 20 to 44 of 64 and rows 12 to 36 of 48.
     rows, columns = (cutout.mask > 0.5).nonzero().unbind(1)
     side = cutout.mask.shape[0]
     found = [float(edge) / side for edge in (columns.min(), columns.max() + 1, rows.min(), rows.max() + 1)]
     assert found == pytest.approx([20 / 64, 44 / 64, 12 / 48, 36 / 48], abs=2.5 / side)
     # The field's surfaces move there, too; that of a model which was never trained is a fog, and moves less.
-    bounds = {"near": space.near, "far": space.far}
     fields = [field_of(seen), field_of(card)]
-    both = render_views(fields.__getitem__, cameras(card, 0.0, 0.0), samples=48, rays_per_chunk=4096, **bounds)
+    both = view_fields(fields.__getitem__, cameras(card, 0.0, 0.0), 48, seen.frustum.depth_range)
     moved, fog = both.s
     wanted = torch.nn.functional.interpolate(seen.relief[None, None], size=SIZE, mode="bilinear")[0, 0]
     assert (moved - wanted).abs().mean() < 0.5 * (fog - wanted).abs().mean()
@@ -584,13 +576,14 @@ def test_what_stands_in_a_scene_follows_the_teacher(card: OpenedScene) -> None:
 
 def test_geometry_is_asked_for_where_it_shows(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.eye(3, 4))
-    for look, text in ((Look(depth=tmp_path / "a.npy"), "a.jpg"), (Look(), "toyscene:box"), (Look("none"), "a.jpg")):
+    given = Look(geometry=geometry_of_map(tmp_path / "a.npy"))
+    for look, text in ((given, "a.jpg"), (Look(), "toyscene:box"), (Look("none"), "a.jpg")):
         with pytest.raises(UsageError):
-            with_geometry(look, parse_sources([text]), "nerf", "cpu")
-        assert with_geometry(look, parse_sources([text]), None, "cpu").teacher is None
-    assert with_geometry(Look(), parse_sources(["a.jpg"]), "nerf", "cpu").teacher is None
-    chosen = with_geometry(Look(), parse_sources(["a.jpg"]), None, "cpu").teacher
-    assert (chosen is not None) == embedded_path("depth").exists()
-    if chosen is None:
+            with_geometry(look, parse_sources([text]), "nerf", CPU)
+        assert with_geometry(look, parse_sources([text]), None, CPU) is look
+    assert with_geometry(Look(), parse_sources(["a.jpg"]), "nerf", CPU).geometry is NERF
+    chosen = with_geometry(Look(), parse_sources(["a.jpg"]), None, CPU).geometry
+    assert (chosen.kind == "both") == embedded_path("depth").exists()
+    if chosen is NERF:
         with pytest.raises(UnavailableError, match=r"no embedded depth network.*try: --geometry nerf"):
-            with_geometry(Look(), parse_sources(["a.jpg"]), "both", "cpu")
+            with_geometry(Look(), parse_sources(["a.jpg"]), "both", CPU)

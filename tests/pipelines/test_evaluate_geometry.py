@@ -9,13 +9,13 @@ from torch import Tensor
 from vq3dcli.config.defaults import EVALUATION_SAMPLES
 from vq3dcli.errors import UsageError
 from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, flat_warp
-from vq3dcli.model.scene import SceneView
 from vq3dcli.pipelines.evaluation.exact_scenes import Template, exact_batches, toy_template
 from vq3dcli.pipelines.evaluation.geometry import (
     evaluate_geometry,
     kept_metrics,
 )
 from vq3dcli.rendering.cameras import Camera, canonical_camera
+from vq3dcli.rendering.scene import SceneView
 from vq3dcli.sealed import write_sealed_json
 from vq3dcli.toyscenes import ToyScenes, render_scenes, sample_scenes
 
@@ -31,7 +31,7 @@ class TrueScene:
     def __init__(self, scenes: ToyScenes) -> None:
         self.scenes = scenes
 
-    def render(self, camera: Camera, *, samples: int, rays_per_chunk: int = 512) -> SceneView:
+    def render(self, camera: Camera, *, samples: int) -> SceneView:
         assert samples == EVALUATION_SAMPLES
         views = render_scenes(self.scenes, camera)
         return SceneView(views.rgb, views.s, torch.zeros_like(views.s))
@@ -44,7 +44,7 @@ class PaintedWall:
         self.images = images
         self.camera = canonical_camera(len(images), height_px=SIZE, width_px=SIZE)
 
-    def render(self, camera: Camera, *, samples: int, rays_per_chunk: int = 512) -> SceneView:
+    def render(self, camera: Camera, *, samples: int) -> SceneView:
         warped = flat_warp(self.images, self.camera, camera, torch.full((len(self.images),), WALL_Z))
         s = torch.full((len(self.images), SIZE, SIZE), 0.45)
         return SceneView((warped * 255).round().to(torch.uint8), s, torch.zeros_like(s))
@@ -114,7 +114,7 @@ def test_the_template_is_exposed_by_its_own_figures(template):
         def __init__(self, images: Tensor) -> None:
             self.count = len(images)
 
-        def render(self, camera: Camera, *, samples: int, rays_per_chunk: int = 512) -> SceneView:
+        def render(self, camera: Camera, *, samples: int) -> SceneView:
             rgb = (template.rgb * 255).round().to(torch.uint8).expand(self.count, -1, -1, -1)
             s = template.s.expand(self.count, -1, -1)
             return SceneView(rgb, s, torch.zeros_like(s))

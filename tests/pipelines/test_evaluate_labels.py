@@ -9,10 +9,10 @@ from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import InputMissingError, UnavailableError
 from vq3dcli.losses.depth import LABEL_METRIC, LABEL_RELATIVE
 from vq3dcli.metrics.image import psnr
-from vq3dcli.model.scene import SceneView
 from vq3dcli.pipelines.evaluation.labels import LabelledImages, aligned_labels, measure_labels, open_labelled
 from vq3dcli.pipelines.evaluation.stereo_pair import evaluate_stereo, load_stereo_pair, right_from_left
 from vq3dcli.rendering.cameras import Camera
+from vq3dcli.rendering.scene import SceneView
 
 SIDE = 16
 
@@ -36,7 +36,7 @@ class Fixed:
     def __init__(self, images: Tensor, s: Tensor) -> None:
         self.images, self.s = images, s
 
-    def render(self, camera: Camera, *, samples: int, rays_per_chunk: int = 512) -> SceneView:
+    def render(self, camera: Camera, *, samples: int) -> SceneView:
         return SceneView(self.images, self.s, torch.zeros_like(self.s))
 
 
@@ -121,7 +121,7 @@ def test_a_perfect_disparity_and_a_wall_on_the_stereo_pair(tiny_recipe):
     class Truth(Fixed):
         """Knows the depth in front; from the right it shows the photo that was taken there."""
 
-        def render(self, camera: Camera, *, samples: int, rays_per_chunk: int = 512) -> SceneView:
+        def render(self, camera: Camera, *, samples: int) -> SceneView:
             self.cameras = [*getattr(self, "cameras", []), camera]
             return super().render(camera, samples=samples)
 

@@ -15,11 +15,12 @@ from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.errors import UsageError
 from vq3dcli.export.video import VideoFormat
 from vq3dcli.metrics.image import psnr
-from vq3dcli.model.scene import SceneView
 from vq3dcli.pipelines.film import Shot, check_shot, film, output_size, shot_camera
 from vq3dcli.pipelines.inputs import open_scene, parse_sources
 from vq3dcli.pipelines.targets import Target
 from vq3dcli.rendering.cameras import Camera, image_rays, pivot_camera, s_from_z_depth
+from vq3dcli.rendering.scene import SceneView
+from vq3dcli.rendering.space import Frustum
 from vq3dcli.weights_file import load_weights
 
 
@@ -29,9 +30,7 @@ class Wall:
     def __init__(self) -> None:
         self.largest_batch = 0
 
-    def render(self, camera: Camera, *, samples: int = 0, rays_per_chunk: int = 0) -> SceneView:
-        assert samples > 0
-        assert rays_per_chunk > 0
+    def render(self, camera: Camera) -> SceneView:
         rays = image_rays(camera)
         z_depth = (1.0 - rays.origin[..., 2]) / rays.direction[..., 2]
         point = rays.origin + z_depth[..., None] * rays.direction
@@ -58,7 +57,7 @@ def test_output_size(size_px: int, aspect: float, expected: tuple[int, int]) -> 
 
 
 def test_a_squashed_picture_is_spanned_on_both_axes() -> None:
-    camera = shot_camera(Shot("swing", frames=1, size_px=60), radius=3.0, fov_deg=40.0, aspect=2.0)
+    camera = shot_camera(Shot("swing", frames=1, size_px=60), Frustum(aspect=2.0))
     assert (camera.height_px, camera.width_px) == (30, 60)
     half = math.tan(math.radians(20.0))
     torch.testing.assert_close(camera.intrinsics[0, 0, 0], torch.tensor(30.0 / half))
@@ -66,9 +65,7 @@ def test_a_squashed_picture_is_spanned_on_both_axes() -> None:
 
 
 def test_the_field_of_view_zooms() -> None:
-    near, far = (
-        shot_camera(Shot("swing", frames=1, fov_deg=fov_deg), radius=3.0, fov_deg=40.0) for fov_deg in (20.0, None)
-    )
+    near, far = (shot_camera(Shot("swing", frames=1, fov_deg=fov_deg), Frustum()) for fov_deg in (20.0, None))
     assert float(near.intrinsics[0, 0, 0]) > 2.0 * float(far.intrinsics[0, 0, 0])
 
 
@@ -77,16 +74,14 @@ def test_video_and_disparity(tmp_path: Path, video_format: VideoFormat) -> None:
     target = Target(tmp_path / "a", tmp_path / "b", video_format)
     scene = Wall()
     seen: list[int] = []
-    camera = shot_camera(Shot("dolly", frames=7, size_px=128), radius=3.0, fov_deg=40.0)
-    film(scene, camera, target, fps=24, samples=8, on_frames=seen.append)
+    camera = shot_camera(Shot("dolly", frames=7, size_px=128), Frustum())
+    film(lambda _: scene.render, camera, target, fps=24, on_frames=seen.append)
     assert sum(seen) == 7
     assert scene.largest_batch == 1
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
     if video_format == "frames":
         with Image.open(tmp_path / "a" / "frame_00000.png") as image:
-            assert np.array_equal(
-                np.asarray(image), scene.render(camera, samples=1, rays_per_chunk=1).rgb[0].permute(1, 2, 0)
-            )
+            assert np.array_equal(np.asarray(image), scene.render(camera).rgb[0].permute(1, 2, 0))
         with (
             Image.open(tmp_path / "b" / "frame_00000.png") as first,
             Image.open(tmp_path / "b" / "frame_00003.png") as near,
@@ -97,15 +92,15 @@ def test_video_and_disparity(tmp_path: Path, video_format: VideoFormat) -> None:
 
 def test_a_scene_that_fails_leaves_nothing(tmp_path: Path) -> None:
     class Broken(Wall):
-        def render(self, camera: Camera, *, samples: int = 0, rays_per_chunk: int = 0) -> SceneView:
+        def render(self, camera: Camera) -> SceneView:
             if self.largest_batch:
                 raise RuntimeError("out of memory")
-            return super().render(camera, samples=samples, rays_per_chunk=rays_per_chunk)
+            return super().render(camera)
 
-    camera = shot_camera(Shot(frames=5, size_px=128), radius=3.0, fov_deg=40.0)
+    broken, camera = Broken(), shot_camera(Shot(frames=5, size_px=128), Frustum())
     target = Target(tmp_path / "a.mp4", tmp_path / "b.mp4", "mp4")
     with pytest.raises(RuntimeError, match="memory"):
-        film(Broken(), camera, target, fps=24, samples=8, on_frames=lambda count: None)
+        film(lambda _: broken.render, camera, target, fps=24, on_frames=lambda count: None)
     assert os.listdir(tmp_path) == []
 
 

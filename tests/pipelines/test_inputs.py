@@ -74,16 +74,18 @@ def test_pictures_of_any_mode_and_shape(tmp_path: Path, mode: str) -> None:
     assert (cropped.aspect, squashed.aspect) == (1.0, 4.0)
 
 
-def test_stdin() -> None:
+def test_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     (source,) = parse_sources(["-"])
     buffer = io.BytesIO()
     Image.new("RGB", (9, 9), (200, 0, 0)).save(buffer, "PNG")
-    picture = read_picture(source, 8, fit="crop", stdin=io.BytesIO(buffer.getvalue()))
-    assert picture.image[:, 4, 4].tolist() == [200, 0, 0]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(buffer.getvalue())))
+    assert read_picture(source, 8, fit="crop").image[:, 4, 4].tolist() == [200, 0, 0]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"no image")))
     with pytest.raises(DataError, match="stdin"):
-        read_picture(source, 8, fit="crop", stdin=io.BytesIO(b"no image"))
+        read_picture(source, 8, fit="crop")
+    monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(InputMissingError, match="closed"):
-        read_picture(source, 8, fit="crop", stdin=None)
+        read_picture(source, 8, fit="crop")
 
 
 @pytest.mark.parametrize(

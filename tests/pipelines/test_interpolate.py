@@ -18,7 +18,7 @@ from vq3dcli.errors import UsageError
 from vq3dcli.model.blend import between_on_sphere, mix_codes, mix_planes
 from vq3dcli.model.scene import scene_from_codes
 from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
-from vq3dcli.pipelines.interpolate import leg, plan_journey
+from vq3dcli.pipelines.interpolate import leg, way_between
 from vq3dcli.scene_file import save_scene
 from vq3dcli.weights_file import LoadedWeights, load_weights
 
@@ -67,10 +67,10 @@ def test_where_a_frame_lies(frame: int, frames: int, stops: int, loop: bool, exp
 
 def test_the_stops_are_the_scenes_themselves(weights: LoadedWeights, opened: list[OpenedScene]) -> None:
     for mix in ("codes", "planes"):
-        journey = plan_journey(opened, weights, mix=mix, requantize=False, loop=False)
+        scene_at = way_between(opened, weights, mix=mix, requantize=False, loop=False)
         for frame, item in zip((0, 4, 8), opened, strict=True):
-            assert torch.equal(journey.scene_at(frame, 9).planes, item.scene.planes)
-        between = journey.scene_at(2, 9)
+            assert torch.equal(scene_at(frame, 9).planes, item.scene.planes)
+        between = scene_at(2, 9)
         assert not torch.equal(between.planes, opened[0].scene.planes)
         assert between.codes.shape == (1, 0)
 
@@ -94,17 +94,17 @@ def test_a_requantized_mixture_is_made_of_codes(weights: LoadedWeights, opened: 
 
 def test_what_has_no_way_between(weights: LoadedWeights, opened: list[OpenedScene]) -> None:
     with pytest.raises(UsageError, match="leads nowhere"):
-        plan_journey(opened[:1], weights, mix="codes", requantize=False, loop=False)
+        way_between(opened[:1], weights, mix="codes", requantize=False, loop=False)
     with pytest.raises(UsageError, match="requantize"):
-        plan_journey(opened, weights, mix="planes", requantize=True, loop=False)
+        way_between(opened, weights, mix="planes", requantize=True, loop=False)
     scene = mix_planes(opened[0].scene, opened[1].scene, 0.5)
     without = OpenedScene(scene, None, "mixture", opened[0].camera, opened[0].provenance)
     with pytest.raises(UsageError, match="without codes"):
-        plan_journey([opened[0], without], weights, mix="codes", requantize=False, loop=False)
-    assert plan_journey([opened[0], without], None, mix="planes", requantize=False, loop=True).loop
+        way_between([opened[0], without], weights, mix="codes", requantize=False, loop=False)
+    assert way_between([opened[0], without], None, mix="planes", requantize=False, loop=True)(0, 2) is opened[0].scene
     other = OpenedScene(opened[1].scene, None, "other", opened[0].camera, {"weights_sha256": "0" * 64})
     with pytest.raises(UsageError, match="different weights"):
-        plan_journey([opened[0], other], weights, mix="planes", requantize=False, loop=False)
+        way_between([opened[0], other], weights, mix="planes", requantize=False, loop=False)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

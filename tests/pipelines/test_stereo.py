@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vq3dcli.model.scene import SceneView
-from vq3dcli.pipelines.stereo import StereoScene
+from vq3dcli.pipelines.film import Eyes
 from vq3dcli.rendering.cameras import Camera, canonical_camera, project
+from vq3dcli.rendering.scene import SceneView
 
 FOCUS_Z = 3.0
 
@@ -19,7 +19,7 @@ class _Post:
     def __init__(self, z_depth: float) -> None:
         self.point = torch.tensor([[[0.0, 0.0, z_depth - 3.0]]])
 
-    def render(self, camera: Camera, *, samples: int, rays_per_chunk: int = 512) -> SceneView:
+    def render(self, camera: Camera) -> SceneView:
         pixels, _ = project(camera, self.point)
         s = torch.zeros(1, camera.height_px, camera.width_px)
         s[..., int(pixels[0, 0, 0])] = 1.0
@@ -34,10 +34,7 @@ def _column(image: Tensor) -> int:
 @pytest.mark.parametrize("z_depth", [2.0, 8.0])
 def test_near_things_stand_further_right_for_the_left_eye(z_depth: float) -> None:
     camera = canonical_camera(1, height_px=4, width_px=100)
-    seen = {
-        kind: StereoScene(_Post(z_depth), kind, eye_distance=0.4, focus_z=FOCUS_Z).render(camera, samples=1)
-        for kind in ("sbs", "anaglyph")
-    }
+    seen = {kind: Eyes(kind, 0.4, FOCUS_Z).see(_Post(z_depth).render)(camera) for kind in ("sbs", "anaglyph")}
     pair = seen["sbs"].rgb[0]
     assert pair.shape == (3, 4, 200)
     left, right = _column(pair[0, :, :100]), _column(pair[0, :, 100:])

@@ -11,8 +11,8 @@ from torch import Tensor
 from vq3dcli.model.field import FieldMLP, FieldModel
 from vq3dcli.rendering import fused
 from vq3dcli.rendering.cameras import FAR, FOV_RAD, NEAR, Rays, image_rays
-from vq3dcli.rendering.render import render_chunked
-from vq3dcli.rendering.space import ContractedSpace, FrustumSpace, Space
+from vq3dcli.rendering.render import render
+from vq3dcli.rendering.space import ContractedSpace, Frustum, Space
 from vq3dcli.rendering.trajectories import trajectory
 
 DENSITY = fused.Density(24.0, 6.0, 8.0, 0.45, 2.5)
@@ -28,7 +28,7 @@ def scene(shape: tuple[int, int, int], space: Space, *, sharp: float = 1.0) -> t
     coarse = torch.randn(3, channels, 5, 5, generator=generator)
     planes = torch.nn.functional.interpolate(coarse, (20, 20), mode="bicubic").permute(0, 2, 3, 1)[None].contiguous()
     mlp.out.weight[0] *= sharp
-    model = FieldModel(mlp, space, radius=3.0, near=NEAR, far=FAR)
+    model = FieldModel(mlp, space, Frustum())
     weights = [(each.weight, each.bias) for each in [*mlp.hidden, mlp.out]]
     return model, planes, fused.pack(planes[0], weights, space, DENSITY, radius=3.0, near=NEAR, far=FAR)
 
@@ -39,7 +39,7 @@ def rays(size: int, view: int) -> Rays:
     return Rays(every.origin[view : view + 1], every.direction[view : view + 1])
 
 
-@pytest.mark.parametrize("space", [FrustumSpace(), ContractedSpace()], ids=["frustum", "contracted"])
+@pytest.mark.parametrize("space", [Frustum(), ContractedSpace()], ids=["frustum", "contracted"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_points_are_those_of_the_field(shape: tuple[int, int, int], space: Space):
     model, planes, packed = scene(shape, space)
@@ -52,12 +52,12 @@ def test_points_are_those_of_the_field(shape: tuple[int, int, int], space: Space
     assert torch.equal(alone, density) and none.shape == (0, 3)
 
 
-@pytest.mark.parametrize("space", [FrustumSpace(), ContractedSpace()], ids=["frustum", "contracted"])
+@pytest.mark.parametrize("space", [Frustum(), ContractedSpace()], ids=["frustum", "contracted"])
 @pytest.mark.parametrize("sharp", [1.0, 8.0], ids=["mist", "surfaces"])
 def test_pictures_are_those_of_the_oracle(space: Space, sharp: float):
     model, planes, packed = scene((16, 64, 1), space, sharp=sharp)
     seen = rays(24, 1)
-    expected_rgb, expected_s, expected_variance = render_chunked(model.frozen_field(planes), seen, 48)
+    expected_rgb, expected_s, expected_variance = render(model.frozen_field(planes), seen, 48)
     rgb, s, variance = fused.render(packed, fused.occupied_cells(packed), seen.origin[0], seen.direction[0], 48)
     error = (rgb - expected_rgb[0]).square().mean()
     assert -10.0 * math.log10(float(error)) > 60.0
@@ -66,7 +66,7 @@ def test_pictures_are_those_of_the_oracle(space: Space, sharp: float):
 
 
 def test_a_grid_that_is_full_changes_only_what_is_empty():
-    _, _, packed = scene((16, 64, 1), FrustumSpace(), sharp=8.0)
+    _, _, packed = scene((16, 64, 1), Frustum(), sharp=8.0)
     occupied = fused.occupied_cells(packed)
     assert 0.02 < occupied.mean() < 0.98
     seen = rays(16, 2)
@@ -76,7 +76,7 @@ def test_a_grid_that_is_full_changes_only_what_is_empty():
 
 
 def test_rays_have_the_same_bits_in_any_company_and_on_any_number_of_threads():
-    _, _, packed = scene((32, 96, 3), FrustumSpace(), sharp=4.0)
+    _, _, packed = scene((32, 96, 3), Frustum(), sharp=4.0)
     occupied, seen = fused.occupied_cells(packed), rays(72, 3)
     origin, direction = seen.origin[0], seen.direction[0]
     before = torch.get_num_threads()
@@ -92,7 +92,7 @@ def test_rays_have_the_same_bits_in_any_company_and_on_any_number_of_threads():
 
 
 def test_numbers_that_are_none_do_not_become_a_picture():
-    model, planes, _ = scene((16, 64, 1), FrustumSpace())
+    model, planes, _ = scene((16, 64, 1), Frustum())
     weights = [(each.weight, each.bias) for each in [*model.field_mlp.hidden, model.field_mlp.out]]
     packed = fused.pack(planes[0] * math.nan, weights, model.space, DENSITY, radius=3.0, near=NEAR, far=FAR)
     seen = rays(8, 0)

@@ -9,7 +9,7 @@ import torch
 
 from vq3dcli.rendering.cameras import FAR, NEAR, canonical_camera, image_rays, z_depth_from_s
 from vq3dcli.rendering.lookup import PLANE_AXES, gather_planes, sample_planes
-from vq3dcli.rendering.space import ContractedSpace, FrustumSpace, canonical_z_depth, contract
+from vq3dcli.rendering.space import ContractedSpace, Frustum, contract
 
 
 def test_the_planes_are_xy_xz_yz() -> None:
@@ -61,18 +61,18 @@ def test_the_frustum_puts_pixels_on_texels() -> None:
     rays = image_rays(canonical_camera(1, height_px=8, width_px=8))
     centres = (torch.arange(8) + 0.5) / 4 - 1
     for z in (NEAR, 2.0, 10.0, FAR):
-        mapped = FrustumSpace()(rays.origin + z * rays.direction)[0].reshape(8, 8, 3)
+        mapped = Frustum()(rays.origin + z * rays.direction)[0].reshape(8, 8, 3)
         torch.testing.assert_close(mapped[..., 0], centres.expand(8, 8), atol=1e-4, rtol=0)
         torch.testing.assert_close(mapped[..., 1], centres[:, None].expand(8, 8), atol=1e-4, rtol=0)
-    near = FrustumSpace()(torch.tensor([0.0, 0.0, NEAR - 3.0]))
-    far = FrustumSpace()(torch.tensor([0.0, 0.0, FAR - 3.0]))
+    near = Frustum()(torch.tensor([0.0, 0.0, NEAR - 3.0]))
+    far = Frustum()(torch.tensor([0.0, 0.0, FAR - 3.0]))
     torch.testing.assert_close(torch.stack([near[2], far[2]]), torch.tensor([-1.0, 1.0]), atol=1e-4, rtol=0)
 
 
 def test_points_behind_the_canonical_camera_are_harmless() -> None:
     points = torch.tensor([[0.0, 0.0, -50.0], [5.0, 5.0, -3.0]])
-    assert (canonical_z_depth(points) == NEAR).all()
-    assert torch.isfinite(FrustumSpace()(points)).all()
+    assert (Frustum().z_depth(points) == NEAR).all()
+    assert torch.isfinite(Frustum()(points)).all()
 
 
 def test_the_contracted_box_holds_what_cameras_can_reach() -> None:

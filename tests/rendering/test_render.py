@@ -22,9 +22,8 @@ from vq3dcli.rendering.cameras import (
     s_from_z_depth,
     z_depth_from_s,
 )
-from vq3dcli.rendering.composite import ray_weights
-from vq3dcli.rendering.ray_samples import bin_edges, importance_s, merge_s, stratified_s, uniform_s
-from vq3dcli.rendering.render import render_chunked, render_rays, render_with_importance
+from vq3dcli.rendering.ray_samples import stratified_samples, uniform_samples, with_importance
+from vq3dcli.rendering.render import ray_weights, render, render_rays
 
 
 def _sphere_field(radius: float, sharpness: float) -> object:
@@ -66,7 +65,7 @@ def test_s_runs_from_one_at_near_to_zero_at_far() -> None:
 def test_a_constant_slab_absorbs_by_its_thickness() -> None:
     """Between two edges of the bins the quadrature is exact: 1 - exp(-sigma L), L along the slanted ray."""
     samples, sigma = 32, 0.7
-    edges = z_depth_from_s(bin_edges(uniform_s(samples)))
+    edges = z_depth_from_s(uniform_samples(samples).edges_s)
     front, back = float(edges[10]), float(edges[20])
 
     def field(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,7 +74,7 @@ def test_a_constant_slab_absorbs_by_its_thickness() -> None:
 
     direction = torch.tensor([[[0.0, 0.0, 1.0], [0.5, -0.25, 1.0]]])
     rays = Rays(torch.zeros_like(direction), direction)
-    rendering = render_rays(field, rays, uniform_s(samples).expand(1, 2, samples), opaque_end=False)
+    rendering = render_rays(field, rays, uniform_samples(samples), opaque_end=False)
     length = (back - front) * direction.square().sum(-1).sqrt()
     torch.testing.assert_close(rendering.rgb[..., 0], 1.0 - torch.exp(-sigma * length), rtol=1e-5, atol=1e-6)
 
@@ -83,13 +82,13 @@ def test_a_constant_slab_absorbs_by_its_thickness() -> None:
 def test_sums_over_samples_by_brute_force() -> None:
     """Sample by sample: what is left of the light, times what the sample takes of it."""
     torch.manual_seed(0)
-    samples_s = stratified_s(torch.rand(2, 3, 16))
+    samples = stratified_samples(torch.rand(2, 3, 16))
     direction = torch.cat([torch.randn(2, 3, 2), torch.ones(2, 3, 1)], -1)
     density, colour = 0.2 * torch.rand(2, 48), torch.rand(2, 48, 3)
-    found = render_rays(lambda points: (density, colour), Rays(torch.zeros(2, 3, 3), direction), samples_s)
+    found = render_rays(lambda points: (density, colour), Rays(torch.zeros(2, 3, 3), direction), samples)
     for scene in range(2):
         for ray in range(3):
-            s = samples_s[scene, ray].tolist()
+            s = samples.s[scene, ray].tolist()
             edges = [1.0, *((a + b) / 2 for a, b in itertools.pairwise(s)), 0.0]
             z = [1 / (edge / NEAR + (1 - edge) / FAR) for edge in edges]
             left, weights = 1.0, []
@@ -114,7 +113,7 @@ def test_an_opaque_sphere_renders_to_its_disparity() -> None:
     camera = canonical_camera(1, height_px=24, width_px=24)
     rays = image_rays(camera)
     samples = 1536
-    rendering = render_rays(_sphere_field(0.8, 1e4), rays, uniform_s(samples).expand(1, 576, samples))
+    rendering = render_rays(_sphere_field(0.8, 1e4), rays, uniform_samples(samples))
     a = rays.direction.square().sum(-1)
     b = (rays.origin * rays.direction).sum(-1)
     c = rays.origin.square().sum(-1) - 0.64
@@ -147,43 +146,42 @@ def test_gradients_are_finite_over_huge_ranges(scale: float) -> None:
 def test_chunks_do_not_change_a_bit() -> None:
     rays = image_rays(pivot_camera(torch.tensor([0.2]), torch.tensor([0.1]), height_px=20, width_px=20))
     field = _sphere_field(0.9, 3.0)
-    whole = render_chunked(field, rays, 40, rays_per_chunk=400)
+    whole = render(field, rays, 40, rays_per_chunk=400)
     for rays_per_chunk in (1, 7, 128):
-        parts = render_chunked(field, rays, 40, rays_per_chunk=rays_per_chunk)
+        parts = render(field, rays, 40, rays_per_chunk=rays_per_chunk)
         assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
 def test_stratified_samples_stay_in_their_bins_and_descend() -> None:
-    samples_s = stratified_s(torch.rand(5, 32))
-    middle = uniform_s(32)
+    samples_s, middle = stratified_samples(torch.rand(5, 32)).s, uniform_samples(32).s
     assert (samples_s - middle).abs().max() <= 0.5 / 32 + 1e-6
     assert (samples_s[:, 1:] < samples_s[:, :-1]).all()
     # A larger number is farther away.
     for jitter in (0.0, 0.25, 0.5):
-        torch.testing.assert_close(stratified_s(torch.full((4,), jitter)), 1 - (torch.arange(4) + jitter) / 4)
+        torch.testing.assert_close(stratified_samples(torch.full((4,), jitter)).s, 1 - (torch.arange(4) + jitter) / 4)
 
 
 def test_importance_samples_follow_the_weights_and_carry_no_gradient() -> None:
-    samples_s = uniform_s(16).expand(4, 16)
+    samples = stratified_samples(torch.full((4, 16), 0.5))
     weights = torch.zeros(4, 16)
     weights[:, 5] = 1.0
     weights.requires_grad_()
-    fine = importance_s(samples_s, weights, torch.rand(4, 64))
-    assert not fine.requires_grad
-    near_peak = (fine - samples_s[:, 5:6]).abs() <= 0.5 / 16 + 1e-6
-    assert near_peak.float().mean() > 0.45
-    assert ((fine - samples_s[:, 5:6]).abs() <= 1.5 / 16 + 1e-6).float().mean() > 0.95
-    merged = merge_s(samples_s, fine)
-    assert (merged[:, 1:] <= merged[:, :-1]).all()
+    merged = with_importance(samples, weights, torch.rand(4, 64))
+    assert merged.s.shape == (4, 80) and not merged.s.requires_grad
+    assert (merged.s[:, 1:] <= merged.s[:, :-1]).all() and (merged.edges_s.diff() <= 0).all()
+    # The 16 samples themselves are among them: two of them in the wider interval, one in the narrower.
+    away = (merged.s - samples.s[:, 5:6]).abs()
+    assert (away <= 0.5 / 16 + 1e-6).float().mean() > 0.36
+    assert (away <= 1.5 / 16 + 1e-6).float().mean() > 0.78
 
 
 def test_an_importance_pass_sharpens_a_surface() -> None:
     camera = canonical_camera(1, height_px=8, width_px=8)
     field = _sphere_field(0.8, 1e4)
     jitter = torch.full((1, 64, 64), 0.5)
-    coarse = uniform_s(24).expand(1, 64, 24)
-    fine = render_with_importance(field, image_rays(camera), coarse, jitter)
-    reference = render_rays(field, image_rays(camera), uniform_s(1536).expand(1, 64, 1536))
+    coarse = uniform_samples(24)
+    fine = render_rays(field, image_rays(camera), coarse, importance=jitter)
+    reference = render_rays(field, image_rays(camera), uniform_samples(1536))
     plain = render_rays(field, image_rays(camera), coarse)
     hit = reference.s > 0.5
     assert (fine.s - reference.s)[hit].abs().mean() < 0.2 * (plain.s - reference.s)[hit].abs().mean()

@@ -12,7 +12,8 @@ from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.loader import Batch
 from vq3dcli.model.build import build_prior
 from vq3dcli.rendering.cameras import canonical_camera, image_rays
-from vq3dcli.rendering.render import render_with_importance
+from vq3dcli.rendering.ray_samples import uniform_samples
+from vq3dcli.rendering.render import render_rays
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.objective import Stage1Objective
 from vq3dcli.training.stage1 import build_state, take_step
@@ -39,10 +40,10 @@ class _CachingField(nn.Module):
 def test_the_pass_that_places_samples_keeps_no_cast_of_a_weight() -> None:
     field = _CachingField()
     rays = image_rays(canonical_camera(1, height_px=2, width_px=2))
-    coarse = torch.linspace(0.95, 0.05, 8).expand(1, 4, 8)
+    coarse, jitter = uniform_samples(8), torch.full((1, 4, 4), 0.5)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.is_autocast_cache_enabled()
-        render_with_importance(field, rays, coarse, torch.full((1, 4, 4), 0.5)).s.sum().backward()
+        render_rays(field, rays, coarse, importance=jitter).s.sum().backward()
         assert torch.is_autocast_cache_enabled()
     assert field.weight.grad is not None
     assert (field.weight.grad != 0).all()

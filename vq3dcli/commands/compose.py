@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,9 +12,6 @@ from vq3dcli.commands.options import FOV, DisparityOption, FormatOption, Geometr
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES
 from vq3dcli.errors import UsageError
-
-if TYPE_CHECKING:
-    from vq3dcli.pipelines.inputs import OpenedScene, Source
 
 CameraName = Literal["still", "orbit", "swing", "spiral", "dolly", "dolly-zoom"]
 
@@ -82,103 +78,41 @@ def command(
       vq3d compose room.jpg --move 0.1,0.4,0.4,0.9=0.7,0.8 --delete 0.6,0.1,0.9,0.5
       vq3d compose room_composed.toml --camera swing -o again.mp4
     """
-    from vq3dcli.pipelines.compose import Unchanging, build_stage, composition_files, composition_sources
-    from vq3dcli.pipelines.composition import (
-        SUFFIX,
-        check_place,
-        composition_from_options,
-        read_composition,
-        with_shadows,
-        write_composition,
-    )
-    from vq3dcli.pipelines.film import Shot, check_shot, film_changing
-    from vq3dcli.pipelines.inputs import needs_weights, open_scene
-    from vq3dcli.pipelines.render import Look, as_shown, staged, with_geometry
-    from vq3dcli.pipelines.targets import check_targets, plan_joint_target
-    from vq3dcli.rendering.cameras import one_camera
-    from vq3dcli.weights_file import load_weights
+    from vq3dcli.pipelines.compose import compose
+    from vq3dcli.pipelines.composition import SUFFIX, composition_from_options, read_composition, with_shadows
+    from vq3dcli.pipelines.film import shot_of
+    from vq3dcli.pipelines.render import Look
 
-    if output == "-":
-        raise UsageError("compose writes files, not stdout", remedy="a file name with -o")
     said = Output("compose", json, quiet)
-    still = camera == "still"
-    if still and amplitude is not None:
-        raise UsageError("a camera that stands still has no amplitude", remedy="--camera orbit")
-    shot = Shot("orbit" if still else camera, frames, fps, size, fov, 0.0 if still else amplitude, samples)
-    from_file = scene.endswith(SUFFIX)
-    base = read_composition(Path(scene)) if from_file else None
-    options = _of_each(insert or [], {"box": box, "at": at, "depth": depth, "scale": scale, "rotate": rotate})
+    shot = shot_of(camera, amplitude, frames=frames, fps=fps, size_px=size, fov_deg=fov, samples=samples)
+    file = Path(scene) if scene.endswith(SUFFIX) else None
+    base = None if file is None else read_composition(file)
     added = composition_from_options(
         scene if base is None else base.scene,
-        options,
+        _of_each(insert or [], {"box": box, "at": at, "depth": depth, "scale": scale, "rotate": rotate}),
         [_move(text) for text in move or []],
         [_box("--delete", text) for text in delete or []],
     )
     composition = added if base is None else base.with_more(added)
     if shadow is not None:
         composition = with_shadows(composition, shadow)
-
-    # Stdin may be the scene, or one of the objects, but not both.
-    sources = composition_sources(composition)
-    stem = Path(scene).name.removesuffix(SUFFIX) if from_file else sources[0].stem
-    kept = composition_files(composition, *([Path(scene)] if from_file else []), *([weights] if weights else []))
-    target = plan_joint_target(sources, stem, output, video_format, kind="composed", disparity=disparity, kept=kept)
-    written = target.video.with_name(f"{target.video.name.removesuffix(target.video.suffix)}{SUFFIX}")
-    changed = base is None or composition != base
-    if changed and written.resolve() in {path.resolve() for path in kept}:
-        raise UsageError(f"the composition would overwrite the input ({written})", remedy="another name with -o")
-    check_shot(shot, target.video_format)
-    check_targets([target])
-    if changed:
-        check_place(written)
-    said.replacing([*target.replaced, *([written] if changed and written.exists() else [])])
-
-    place = pick_device(device)
-    loaded = load_weights(weights, place) if weights is not None or needs_weights(sources) else None
-    if loaded is not None and composition.weights_sha256 not in (None, loaded.sha256):
-        said.warn(f"made with the weights {str(composition.weights_sha256)[:12]}, not with {loaded.sha256[:12]}")
-    stdin = None if sys.stdin is None else sys.stdin.buffer
-    look = with_geometry(Look(detail, fit, write_cameras=False), sources[:1], geometry, place)
-
-    def open_source(source: Source) -> OpenedScene:
-        return open_scene(source, loaded, fit=look.fit_of(source), stdin=stdin, device=place)
-
-    first, *others = sources
-    opened = as_shown(open_source(first), first, look)
-    shown, cameras = staged(opened, shot, look, detail=look.detail_of(first))
-    by_text = {source.text: source for source in others}
-    stage = build_stage(
-        composition,
-        opened,
-        lambda text: open_source(by_text[text]),
-        picture=None if shown is opened.scene else shown,
-    )
-    holes = len(composition.delete) + len(composition.move)
-    said.note(f"{len(stage.things)} things in the scene, {holes} holes closed")
-    for index in stage.out_of(one_camera(cameras, 0)):
-        said.warn(f"thing {index + 1} lies outside of the picture")
-    whole = None if stage.moving else Unchanging(stage.at(0.0)) if still else stage.at(0.0)
-    with said.progress("rendering", frames, unit="frames") as progress:
-        film_changing(
-            lambda frame: whole or stage.at(frame / max(1, frames - 1)),
-            cameras,
-            target,
-            fps=fps,
-            samples=samples,
-            on_frames=progress.advance,
+    with said.counting("rendering", unit="frames") as count:
+        made = compose(
+            composition,
+            file,
+            output,
+            shot,
+            Look(detail, fit),
+            geometry=geometry,
+            still=camera == "still",
+            video_format=video_format,
+            disparity=disparity,
+            weights=weights,
+            device=pick_device(device),
+            on_progress=count,
         )
-    outputs = list(target.paths)
-    if changed:
-        sha256 = None if loaded is None else loaded.sha256
-        write_composition(written, composition.model_copy(update={"weights_sha256": sha256}))
-        outputs.append(written)
-    said.finish(
-        count=len(stage.things),
-        weights=loaded,
-        metrics={"things": len(stage.things), "holes": holes, "camera": camera, "frames": frames},
-        table=[],
-        outputs=outputs,
-    )
+    metrics = made.metrics | {"camera": camera}
+    said.finish(count=made.inputs, weights=made.weights, metrics=metrics, table=[], outputs=made.outputs)
 
 
 def _of_each(objects: Sequence[str], options: dict[str, list[str] | None]) -> list[dict[str, Any]]:

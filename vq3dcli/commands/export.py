@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from vq3dcli.commands.options import GeometryOption, WeightsOption
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
-
-if TYPE_CHECKING:
-    from vq3dcli.pipelines.inputs import OpenedScene, Source
 
 FormatName = Literal["viewer", "ply", "glb", "splat", "mpi", "npz", "depth"]
 
@@ -70,46 +64,25 @@ def command(
       vq3d export toyscene:snowman --format mpi --layers 16 -o layers/
       vq3d export room_composed.toml --format glb
     """
-    from vq3dcli.files import cut_name
-    from vq3dcli.pipelines.compose import composition_files, composition_sources
-    from vq3dcli.pipelines.composition import SUFFIX, read_composition
-    from vq3dcli.pipelines.export import Composed, export_scene
-    from vq3dcli.pipelines.export_plan import Wish, check_export, check_wish, plan_export
-    from vq3dcli.pipelines.inputs import needs_weights, open_scene, parse_sources
-    from vq3dcli.pipelines.render import Look, as_shown, with_geometry
-    from vq3dcli.weights_file import load_weights
+    from vq3dcli.pipelines.export import export
+    from vq3dcli.pipelines.render import Look
 
     said = Output("export", json, quiet)
-    composition = read_composition(Path(source_text)) if source_text.endswith(SUFFIX) else None
-    sources = parse_sources([source_text]) if composition is None else composition_sources(composition)
-    source = sources[0] if composition is None else replace(sources[0], stem=cut_name(Path(source_text).stem))
-    kept = composition_files(composition, Path(source_text)) if composition is not None else []
-    kept += [weights] if weights is not None else []
-    kind, paths = plan_export(source, output, export_format, kept=kept)
-    # A toy scene is small and exact to the model already: the photo would add nothing but the noise of its relief.
-    look = Look(detail, fit)
-    wish = Wish(kind, size, layers, samples, views, amplitude, mesh, axes, max_depth, look.detail_of(source) == "photo")
-    check_wish(wish)
-    check_export(kind, paths)
-    said.replacing(path for path in paths if path.exists())
-    place = pick_device(device)
-    look = with_geometry(look, [source], geometry, place)
-    wish = replace(wish, teacher=look.teacher)
-    loaded = load_weights(weights, place) if weights is not None or needs_weights(sources) else None
-    stdin = None if sys.stdin is None else sys.stdin.buffer
-
-    def open_source(source: Source) -> OpenedScene:
-        return open_scene(source, loaded, fit=look.fit_of(source), stdin=stdin, device=place)
-
-    opened = open_source(source)
-    if composition is not None:
-        opened = as_shown(opened, source, look)
-    said.note(f"{kind} of {opened.stem}" + ("" if loaded is None else f", weights {loaded.path}"))
-    composed = None
-    if composition is not None:
-        if loaded is not None and composition.weights_sha256 not in (None, loaded.sha256):
-            said.warn(f"made with the weights {str(composition.weights_sha256)[:12]}, not with {loaded.sha256[:12]}")
-        by_text = {other.text: other for other in sources[1:]}
-        composed = Composed(composition, lambda text: open_source(by_text[text]))
-    outputs, figures = export_scene(opened, wish, paths, composed)
-    said.finish(count=1, weights=loaded, metrics=figures, table=[], outputs=outputs)
+    made = export(
+        source_text,
+        output,
+        export_format,
+        Look(detail, fit),
+        geometry=geometry,
+        weights=weights,
+        device=pick_device(device),
+        size_px=size,
+        layers=layers,
+        samples=samples,
+        views=views,
+        amplitude_deg=amplitude,
+        mesh=mesh,
+        axes=axes,
+        max_z_depth=max_depth,
+    )
+    said.finish(count=1, weights=made.weights, metrics=made.metrics, table=[], outputs=made.outputs)

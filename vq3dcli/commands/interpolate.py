@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Literal
 
 import typer
@@ -10,7 +9,6 @@ import typer
 from vq3dcli.commands.options import DisparityOption, FormatOption, WeightsOption
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES, VIDEO_SIZE_PX
-from vq3dcli.errors import UsageError
 
 CameraName = Literal["still", "orbit", "swing", "spiral", "dolly", "dolly-zoom"]
 
@@ -53,50 +51,25 @@ def command(
       vq3d interpolate a.jpg b.jpg c.jpg --loop --camera orbit --disparity
       vq3d interpolate samples/samples.json#torus-0000 photo.jpg --mix planes
     """
-    from vq3dcli.pipelines.film import Shot, check_shot, film_changing, shot_camera
-    from vq3dcli.pipelines.inputs import needs_weights, open_scene, parse_sources
-    from vq3dcli.pipelines.interpolate import joint_stem, plan_journey
-    from vq3dcli.pipelines.targets import check_targets, plan_joint_target
-    from vq3dcli.weights_file import load_weights
+    from vq3dcli.pipelines.film import shot_of
+    from vq3dcli.pipelines.interpolate import interpolate
 
-    if output == "-":
-        raise UsageError("interpolate writes files, not stdout", remedy="a file name with -o")
     said = Output("interpolate", json, quiet)
-    still = camera == "still"
-    if still and amplitude is not None:
-        raise UsageError("a camera that stands still has no amplitude", remedy="--camera orbit")
-    shot = Shot("orbit" if still else camera, frames, fps, size, fov, 0.0 if still else amplitude, samples)
-    sources = parse_sources(inputs)
-    stem = joint_stem([source.stem for source in sources])
-    kept = [] if weights is None else [weights]
-    target = plan_joint_target(
-        sources, stem, output, video_format, kind="interpolation", disparity=disparity, kept=kept
-    )
-    check_shot(shot, target.video_format)
-    check_targets([target])
-    said.replacing(target.replaced)
-    place = pick_device(device)
-    wanted = mix == "codes" or weights is not None or needs_weights(sources)
-    loaded = load_weights(weights, place) if wanted else None
-    stdin = None if sys.stdin is None else sys.stdin.buffer
-    opened = [open_scene(source, loaded, fit=fit, stdin=stdin, device=place) for source in sources]
-    journey = plan_journey(opened, loaded, mix=mix, requantize=requantize, loop=loop)
-    seen_by = opened[0].camera
-    cameras = shot_camera(shot, radius=seen_by.radius, fov_deg=seen_by.fov_deg, aspect=seen_by.aspect)
-    said.note(f"{frames} frames between {len(opened)} scenes, mixing {mix}")
-    with said.progress("rendering", frames, unit="frames") as progress:
-        film_changing(
-            lambda frame: journey.scene_at(frame, frames),
-            cameras,
-            target,
-            fps=fps,
-            samples=samples,
-            on_frames=progress.advance,
+    shot = shot_of(camera, amplitude, frames=frames, fps=fps, size_px=size, fov_deg=fov, samples=samples)
+    with said.counting("rendering", unit="frames") as count:
+        made = interpolate(
+            inputs,
+            output,
+            shot,
+            mix=mix,
+            requantize=requantize,
+            loop=loop,
+            fit=fit,
+            video_format=video_format,
+            disparity=disparity,
+            weights=weights,
+            device=pick_device(device),
+            on_progress=count,
         )
-    said.finish(
-        count=len(opened),
-        weights=loaded,
-        metrics={"mix": mix, "requantize": requantize, "loop": loop, "camera": camera, "frames": frames, "fps": fps},
-        table=[],
-        outputs=target.paths,
-    )
+    metrics = made.metrics | {"camera": camera}
+    said.finish(count=made.inputs, weights=made.weights, metrics=metrics, table=[], outputs=made.outputs)

@@ -53,12 +53,12 @@ class Progress:
         elif not self._quiet and time.monotonic() - self._written >= LINE_INTERVAL_SECONDS:
             self._write()
 
-    def at(self, done: int, total: int) -> None:
+    def at(self, done: int, total: int, status: str = "") -> None:
         """So many of so many items are finished: for work that finds its total itself, and begins with that."""
         if self._start is None:
             self.begin(done, total)
         else:
-            self.advance(done - self._done)
+            self.advance(done - self._done, status)
 
     def line(self, text: str) -> None:
         """Write a line without disturbing the bar."""

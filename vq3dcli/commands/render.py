@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from vq3dcli.commands.options import FOV, DisparityOption, FormatName, FormatOption, GeometryOption, WeightsOption
+from vq3dcli.commands.options import FOV, DisparityOption, FormatOption, GeometryOption, WeightsOption
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, stdout_bytes
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES
 from vq3dcli.errors import UsageError
@@ -106,75 +104,39 @@ def command(
     said = Output("render", json, quiet, stdout_is_data=to_stdout)
 
     from vq3dcli.pipelines.camera_file import read_cameras
-    from vq3dcli.pipelines.film import Shot, check_shot
-    from vq3dcli.pipelines.inputs import needs_weights, parse_sources, with_photos_of_folders
-    from vq3dcli.pipelines.render import Look, check_look, read_all, render_all, with_geometry
-    from vq3dcli.pipelines.targets import check_targets, plan_targets
-    from vq3dcli.pipelines.user_depth import open_depth_model
-    from vq3dcli.weights_file import load_weights
+    from vq3dcli.pipelines.film import Shot
+    from vq3dcli.pipelines.render import Look, render
 
     view = (yaw or 0.0, pitch or 0.0) if still else None
     given = read_cameras(path_file) if path_file is not None else ()
     shot = Shot(path if path in paths else "orbit", frames, fps, size, fov, amplitude, samples, given, view)
-    with ExitStack() as stack:
-        place = stack.enter_context(_file_for_stdout(video_format)) if to_stdout else output
-        sources = parse_sources(with_photos_of_folders(inputs))
-        default: FormatName = "png" if still else "mp4"
-        kept = [file for file in (path_file, depth, weights) if file is not None]
-        targets = plan_targets(
-            sources,
+    look = Look(detail, fit, stereo=stereo, write_cameras=not to_stdout, save_scene=save_scene)
+    with (
+        _file_for_stdout(video_format) if to_stdout else nullcontext(output) as place,
+        said.counting("rendering", unit="frames") as count,
+    ):
+        made = render(
+            inputs,
             place,
-            video_format,
+            shot,
+            look,
             path=path,
+            samples_given=_given(context, "samples"),
+            video_format=video_format,
             disparity=disparity,
-            default=default,
-            kept=kept,
-            cameras=not to_stdout,
-            save_scene=save_scene,
+            geometry=geometry,
+            depth=depth,
+            depth_model=depth_model,
+            weights=weights,
+            device=pick_device(device),
+            kept=[] if path_file is None else [path_file],
+            on_progress=count,
         )
-        check_shot(shot, targets[0].video_format)
-        target_device = pick_device(device)
-        if depth is not None and depth_model is not None:
-            raise UsageError("geometry comes from --depth or from --depth-model, not from both")
-        network = open_depth_model(depth_model, target_device) if depth_model is not None else None
-        look = Look(detail, fit, depth, network, stereo, not to_stdout, save_scene)
-        look = with_geometry(check_look(look, sources), sources, geometry, target_device)
-        check_targets(targets)
-        said.replacing(path for target in targets for path in target.replaced)
-        loaded = load_weights(weights, target_device) if weights or needs_weights(sources) else None
-        stdin = None if sys.stdin is None else sys.stdin.buffer
-        readable, failures = read_all(sources, targets, loaded, look, stdin=stdin)
-        if failures and not readable and len(sources) == 1:
-            raise failures[0].error
-        for failure in failures:
-            said.warn(f"left out: {failure.error}")
-        if not readable:
-            first = failures[0].error
-            raise type(first)(f"none of {len(failures)} inputs can be used: {first.message}", remedy=first.remedy)
-        fov_deg = fov or (loaded.recipe.camera.fov_deg if loaded else None)
-        said_fov = "that of the scene" if fov_deg is None else f"{fov_deg:g} degrees"
-        said_weights = "" if loaded is None else f", weights {loaded.path}"
-        what = f"{path} of {shot.length} frames" if shot.length > 1 else path
-        said_geometry = f", geometry {look.teacher.geometry}" if look.teacher is not None else ""
-        said.note(f"{what}, field of view {said_fov}{said_geometry}{said_weights}")
-        if _given(context, "samples") and all(look.detail_of(source) == "photo" for source in sources):
-            said.note("--samples changes the plain NeRF (--detail none), and leaves photo detail as it is")
-        outputs: list[Path] = []
-        with said.progress("rendering", shot.length * len(readable), unit="frames") as progress:
-            for item in readable:
-                shown = item.source.stem if len(readable) > 1 else ""
-                advance = partial(progress.advance, status=shown)
-                outputs += render_all(loaded, [item], shot, look, device=target_device, on_frames=advance)
-    said.finish(
-        count=len(readable),
-        weights=loaded,
-        metrics={"path": path, "frames": shot.length, "fps": fps, "fov_deg": fov_deg, "failed": len(failures)},
-        table=[],
-        outputs=["-"] if to_stdout else outputs,
-    )
-    if failures:
-        first = failures[0].error
-        left_out = f"{len(failures)} of {len(sources)} inputs left out, first: {first.message}"
+    outputs = ["-"] if to_stdout else made.outputs
+    said.finish(count=made.inputs, weights=made.weights, metrics=made.metrics, table=[], outputs=outputs)
+    if made.failures:
+        first, inputs_count = made.failures[0], made.inputs + len(made.failures)
+        left_out = f"{len(made.failures)} of {inputs_count} inputs left out, first: {first.message}"
         said.fail(type(first)(left_out, remedy=first.remedy))
 
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from vq3dcli.rendering.cameras import Camera, Rays, image_rays, rays_at_pixels, s_from_z_depth
+from vq3dcli.rendering.cameras import Camera, DepthRange, image_rays, rays_at_pixels, s_from_z_depth
+from vq3dcli.rendering.lookup import look_up_px
 
 # A step of the march; half a pixel would cost twice and shows no difference.
 _STEP_PX = 1.0
@@ -59,29 +59,31 @@ class Hits(NamedTuple):
     stretch: Tensor
 
 
-def camera_lines(photo: Camera, camera: Camera, *, near: float, far: float, pixels: Tensor | None = None) -> Lines:
+def camera_lines(photo: Camera, camera: Camera, depth_range: DepthRange, pixels: Tensor | None = None) -> Lines:
     """Rays of a camera as lines in the image of another.
 
     Args:
         photo: The camera of the relief, one, at any pose.
         camera: The camera that looks, one.
-        near: z_depth of s = 1 in the photo's camera.
-        far: z_depth of s = 0.
+        depth_range: z_depths of s = 1 and s = 0 in the photo's camera.
         pixels: Where in the looking camera's image, `[N, 2]`; default: all pixel centres.
     """
-    seen = image_rays(camera) if pixels is None else rays_at_pixels(camera, pixels)
-    rays = _in_camera(photo, seen)
-    origin, direction = rays.origin[0], rays.direction[0]
+    rays = image_rays(camera) if pixels is None else rays_at_pixels(camera, pixels)
+    rotation = photo.cam_to_world[0, :3, :3]
+    origin = ((rays.origin - photo.cam_to_world[0, :3, 3]) @ rotation)[0]
+    direction = (rays.direction @ rotation)[0]
     direction = torch.cat([direction[:, :2], direction[:, 2:].clamp(min=_LEAST_FORWARD)], -1)
     slope = direction[:, :2] / direction[:, 2:]
     matrix = photo.intrinsics[0]
     focal = torch.stack([matrix[0, 0], matrix[1, 1]])
     # A point at z_depth z of the photo lies at slope + (origin - origin_z slope) / z, and 1/z is linear in s.
     shift = focal * (origin[:, :2] - origin[:, 2:] * slope)
-    base = focal * slope + matrix[:2, 2] + shift / far
-    step = shift * (1.0 / near - 1.0 / far)
+    base = focal * slope + matrix[:2, 2] + shift / depth_range.far
+    step = shift * depth_range.extent
     nearest_z = float(origin[0, 2]) + _NEAREST_Z
-    nearest_s = 1.0 if nearest_z <= near else float(s_from_z_depth(torch.tensor(nearest_z), near, far))
+    nearest_s = 1.0
+    if nearest_z > depth_range.near:
+        nearest_s = float(s_from_z_depth(torch.tensor(nearest_z), depth_range))
     return Lines(base, step, nearest_s)
 
 
@@ -110,7 +112,7 @@ def intersect(relief: Tensor, lines: Lines) -> Hits:
         met = torch.full((len(active),), steps, device=relief.device)
         for index in range(min(start + _STEPS_AT_ONCE, steps) - 1, start - 1, -1):
             level = high + (low - high) * index / steps
-            met[look_up(maps, torch.add(base, step, alpha=level))[0] >= level] = index
+            met[look_up_px(maps, torch.add(base, step, alpha=level))[0] >= level] = index
         first[active] = met
         under_way = met == steps
         active, base, step = active[under_way], base[under_way], step[under_way]
@@ -128,7 +130,7 @@ def _refined(maps: Tensor, lines: Lines, front: Tensor, behind: Tensor, interval
     """The place between `front` and `behind`, `interval_s` apart, where rays enter the relief."""
     for _ in range(max(2, math.ceil(math.log2(max(interval_s, _PRECISE_S) / _PRECISE_S)))):
         middle = 0.5 * (front + behind)
-        inside = look_up(maps, lines.base + middle[:, None] * lines.step)[0] >= middle
+        inside = look_up_px(maps, lines.base + middle[:, None] * lines.step)[0] >= middle
         behind = torch.where(inside, middle, behind)
         front = torch.where(inside, front, middle)
     return 0.5 * (front + behind)
@@ -137,20 +139,5 @@ def _refined(maps: Tensor, lines: Lines, front: Tensor, behind: Tensor, interval
 def _stretch(maps: Tensor, pixels: Tensor, step: Tensor) -> Tensor:
     """1 - gradient . step: what a pixel of the photo grows to, from u = base + s(u) step by implicit derivative."""
     half = 0.5 * torch.eye(2, device=pixels.device)
-    slope = [look_up(maps, pixels + offset)[0] - look_up(maps, pixels - offset)[0] for offset in half]
+    slope = [look_up_px(maps, pixels + offset)[0] - look_up_px(maps, pixels - offset)[0] for offset in half]
     return 1.0 - slope[0] * step[:, 0] - slope[1] * step[:, 1]
-
-
-def look_up(maps: Tensor, pixels: Tensor, *, mode: str = "bilinear") -> Tensor:
-    """Values `[C, N]` of maps `[C, H, W]` at pixels `[N, 2]`, whose centres lie at +0.5; replicated outside."""
-    size = torch.tensor([maps.shape[2], maps.shape[1]], dtype=pixels.dtype, device=pixels.device)
-    grid = (pixels * (2.0 / size) - 1.0)[None, None]
-    found = functional.grid_sample(maps[None], grid, mode=mode, padding_mode="border", align_corners=False)
-    return found[0, :, 0]
-
-
-def _in_camera(camera: Camera, rays: Rays) -> Rays:
-    """World rays in the axes of a camera."""
-    rotation = camera.cam_to_world[0, :3, :3]
-    origin = (rays.origin - camera.cam_to_world[0, :3, 3]) @ rotation
-    return Rays(origin, rays.direction @ rotation)

@@ -19,16 +19,35 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from vq3dcli.rendering.cameras import FAR, NEAR, Rays, s_from_z_depth, z_depth_from_s
-from vq3dcli.rendering.composite import ray_weights
-from vq3dcli.rendering.ray_samples import bin_edges, uniform_s
-from vq3dcli.rendering.render import Field, render_chunked
+from vq3dcli.rendering.cameras import (
+    DEPTH_RANGE,
+    Camera,
+    DepthRange,
+    Rays,
+    image_rays,
+    pixel_centres,
+    rays_at_pixels,
+    s_from_z_depth,
+    z_depth_from_s,
+)
+from vq3dcli.rendering.ray_samples import uniform_samples
+from vq3dcli.rendering.render import Field, along_rays, ray_weights, render
+from vq3dcli.rendering.scene import SceneView, ViewOf, as_view, joined
 
 Membership = Callable[[Tensor], Tensor]
 """World points `[N, 3]` to how much of each belongs to a region, `[N]` in [0, 1]."""
 
+Surface = Callable[[Rays], tuple[Tensor, Tensor]]
+"""Rays `[1, N]` to z_depth `[N]` (infinite: no hit) and rgb `[N, 3]` of the first hit."""
+
 Vector = tuple[float, float, float]
+
+# Four rays a pixel for surfaces, whose edges are sharp; fields are soft.
+FOUR_A_PIXEL = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
+_RAYS_AT_ONCE = 1 << 14
+_RAYS_OF_HITS = 512
 
 
 @dataclass(frozen=True)
@@ -93,26 +112,30 @@ class Placement:
         return own * vectors.new_tensor([1.0, self.object_aspect, 1.0])
 
 
+def _turn(points: Tensor, rotation: Tensor) -> Tensor:
+    """R x, as a sum of products: a point's bits do not depend on how many points there are."""
+    return (rotation * points[..., None, :]).sum(-1)
+
+
+def in_box(points: Tensor, lower: Vector, upper: Vector) -> Tensor:
+    """Which points `[..., 3]` lie between two corners, `[...]`."""
+    return ((points >= points.new_tensor(lower)) & (points <= points.new_tensor(upper))).all(-1)
+
+
 def empty_field(points: Tensor) -> tuple[Tensor, Tensor]:
     """A field with nothing in it."""
     return torch.zeros_like(points[..., 0]), torch.zeros_like(points)
 
 
 def placed(field: Field, placement: Placement, *, lower: Vector, upper: Vector) -> Field:
-    """An object's field in the scene.
+    """An object's field in the scene; it is asked only between the corners `lower` and `upper` of its own coordinates.
 
     Density is per metre of the scene: a larger object is as opaque as before from side to side.
-
-    Args:
-        field: In the object's coordinates, one scene; asked only inside its bounds.
-        placement: Where it goes.
-        lower: Bounds of the object in its own coordinates; outside is nothing.
-        upper: The other corner.
     """
 
     def in_scene(points: Tensor) -> tuple[Tensor, Tensor]:
         own = placement.to_object(points)
-        inside = ((own >= own.new_tensor(lower)) & (own <= own.new_tensor(upper))).all(-1)
+        inside = in_box(own, lower, upper)
         density, rgb = empty_field(points)
         if bool(inside.any()):
             inner_density, inner_rgb = field(own[inside][None])
@@ -162,22 +185,27 @@ def carved(field: Field, membership: Membership) -> Field:
     return kept(field, lambda points: 1.0 - membership(points))
 
 
-def darkened(field: Field, centre: Vector, radius: float, strength: float) -> Field:
-    """A field with a soft round shadow: colours within about `radius` of `centre` darkened by up to `strength`.
+def recoloured(field: Field, colour: Callable[[Tensor, Tensor], Tensor]) -> Field:
+    """A field of the same density whose colours are a function of points and of its own colours."""
 
-    Args:
-        field: Colours change, density does not.
-        centre: Where the shadow is darkest.
-        radius: Standard deviation of its Gaussian, in metres; half as much upwards.
-        strength: In [0, 1].
+    def other(points: Tensor) -> tuple[Tensor, Tensor]:
+        density, rgb = field(points)
+        return density, colour(points, rgb)
+
+    return other
+
+
+def darkened(field: Field, centre: Vector, radius: float, strength: float) -> Field:
+    """A field with a soft round shadow: colours darkened by up to `strength` in [0, 1] at `centre`.
+
+    Its Gaussian has a standard deviation of `radius` metres, half as much upwards.
     """
 
-    def shadowed(points: Tensor) -> tuple[Tensor, Tensor]:
-        density, rgb = field(points)
+    def shadowed(points: Tensor, rgb: Tensor) -> Tensor:
         away = (points - points.new_tensor(centre)) / points.new_tensor([radius, 0.5 * radius, radius])
-        return density, rgb * (1.0 - strength * torch.exp(-0.5 * away.square().sum(-1)))[..., None]
+        return rgb * (1.0 - strength * torch.exp(-0.5 * away.square().sum(-1)))[..., None]
 
-    return shadowed
+    return recoloured(field, shadowed)
 
 
 def share_of(field: Field) -> Field:
@@ -186,22 +214,12 @@ def share_of(field: Field) -> Field:
     Composed with others, whose fourth channel is 0 (`without_share`), the channel says how much of a ray's colour a
     picture of the field alone shall have.
     """
-
-    def share(points: Tensor) -> tuple[Tensor, Tensor]:
-        density, rgb = field(points)
-        return density, torch.cat([torch.zeros_like(rgb), torch.ones_like(rgb[..., :1])], -1)
-
-    return share
+    return recoloured(field, lambda _, rgb: torch.cat([torch.zeros_like(rgb), torch.ones_like(rgb[..., :1])], -1))
 
 
 def without_share(field: Field) -> Field:
     """A field with a fourth channel of 0; see `share_of`."""
-
-    def four(points: Tensor) -> tuple[Tensor, Tensor]:
-        density, rgb = field(points)
-        return density, torch.cat([rgb, torch.zeros_like(rgb[..., :1])], -1)
-
-    return four
+    return recoloured(field, lambda _, rgb: functional.pad(rgb, (0, 1)))
 
 
 class Hits(NamedTuple):
@@ -215,9 +233,13 @@ class Hits(NamedTuple):
     z_depth: Tensor
     rgb: Tensor
 
+    def among(self, index: Tensor) -> Hits:
+        """Those of some pixels."""
+        return Hits(self.z_depth[index], self.rgb[index])
 
-Surface = Callable[[Rays], tuple[Tensor, Tensor]]
-"""Rays `[1, N]` to z_depth `[N]` (infinite: no hit) and rgb `[N, 3]` of the first hit."""
+    def within(self, depth_range: DepthRange) -> Tensor:
+        """Which are seen, `[N, K]`."""
+        return (self.z_depth >= depth_range.near) & (self.z_depth < depth_range.far)
 
 
 def placed_surface(surface: Surface, placement: Placement) -> Surface:
@@ -226,19 +248,14 @@ def placed_surface(surface: Surface, placement: Placement) -> Surface:
 
 
 def nearest_hits(surfaces: Sequence[Surface], rays_of_pixels: Sequence[Rays]) -> Hits:
-    """The nearest hit of each ray on any surface.
-
-    Args:
-        surfaces: At least one.
-        rays_of_pixels: K sets of rays `[1, N]`, each with one ray a pixel.
-    """
+    """The nearest hit on any surface, of K sets of rays `[1, N]`, each with one ray a pixel."""
     columns = []
     for rays in rays_of_pixels:
-        found = [surface(rays) for surface in surfaces]
-        z_depth, first = torch.stack([z for z, _ in found]).min(0)
-        rgb = torch.stack([colour for _, colour in found])
+        z_depths, colours = zip(*(surface(rays) for surface in surfaces), strict=True)
+        z_depth, first = torch.stack(z_depths).min(0)
+        rgb = torch.stack(colours)
         columns.append((z_depth, rgb.gather(0, first[None, :, None].expand(1, -1, rgb.shape[-1]))[0]))
-    return Hits(torch.stack([z for z, _ in columns], 1), torch.stack([rgb for _, rgb in columns], 1))
+    return Hits(*(torch.stack(part, 1) for part in zip(*columns, strict=True)))
 
 
 def render_composed(
@@ -246,80 +263,123 @@ def render_composed(
     rays: Rays,
     samples: int,
     hits: Hits | None = None,
+    depth_range: DepthRange = DEPTH_RANGE,
     *,
-    rays_per_chunk: int = 512,
-    near: float = NEAR,
-    far: float = FAR,
     opaque_end: bool = True,
+    rays_per_chunk: int = _RAYS_OF_HITS,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Render one scene's field with surfaces in it, without gradients, samples at the middles of equal bins.
+    """Render one scene's field with surfaces in it; see `rendering.render.render`.
 
     Args:
         field: From `merged`.
         rays: `[1, N]`.
         samples: Samples a ray.
         hits: What the K rays of each pixel meet; the pixel is their mean.
-        rays_per_chunk: Rays at once; changes memory, not the result.
-        near: z_depth of s = 1.
-        far: z_depth of s = 0.
+        depth_range: z_depths of s = 1 and s = 0.
         opaque_end: Whether the last sample hides what is behind, where no surface does.
-
-    Returns:
-        rgb `[1, N, 3]`, s `[1, N]`, weight_variance `[1, N]`.
+        rays_per_chunk: Rays that meet something at once; changes memory, not the result.
     """
-    seen = torch.zeros_like(rays.origin[0, :, 0], dtype=torch.bool)
-    if hits is not None:
-        seen = ((hits.z_depth >= near) & (hits.z_depth < far)).any(-1)
-    options = {"near": near, "far": far, "opaque_end": opaque_end}
-    if hits is None or not bool(seen.any()):
-        return render_chunked(field, rays, samples, rays_per_chunk=rays_per_chunk, **options)  # type: ignore[arg-type]
-    flat = torch.zeros_like(rays.origin[..., 0])
-    out = (rays.origin.new_zeros(*flat.shape, hits.rgb.shape[-1]), flat, flat.clone())
-    free = Rays(rays.origin[:, ~seen], rays.direction[:, ~seen])
-    if free.origin.shape[1]:
-        rendered = render_chunked(field, free, samples, rays_per_chunk=rays_per_chunk, **options)  # type: ignore[arg-type]
-        for whole, part in zip(out, rendered, strict=True):
-            whole[:, ~seen] = part
-    for index in seen.nonzero()[:, 0].split(rays_per_chunk):
-        chunk = Rays(rays.origin[:, index], rays.direction[:, index])
-        of_chunk = Hits(hits.z_depth[index], hits.rgb[index])
-        rendered = _render_to_hits(field, chunk, samples, of_chunk, near=near, far=far, opaque_end=opaque_end)
-        for whole, part in zip(out, rendered, strict=True):
-            whole[0, index] = part
-    return out
+    if hits is None:
+        return render(field, rays, samples, depth_range, opaque_end=opaque_end)
+    met = hits.within(depth_range).any(-1)
+    free, ended = (~met).nonzero()[:, 0], met.nonzero()[:, 0]
+    parts = [render(field, rays[free], samples, depth_range, opaque_end=opaque_end)] if len(free) else []
+    for index in ended.split(rays_per_chunk) if len(ended) else ():
+        parts.append(_render_to_hits(field, rays[index], samples, hits.among(index), depth_range, opaque_end))
+    order = torch.cat([free, ended]).argsort()
+    rgb, s, variance = (torch.cat(part, 1)[:, order] for part in zip(*parts, strict=True))
+    return rgb, s, variance
 
 
 @torch.no_grad()
 def _render_to_hits(
-    field: Field, rays: Rays, samples: int, hits: Hits, *, near: float, far: float, opaque_end: bool
+    field: Field, rays: Rays, count: int, hits: Hits, depth_range: DepthRange, opaque_end: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Colours `[N, 3]`, s and variance `[N]` of rays whose fields end at a surface, exactly where it is."""
-    samples_s = uniform_s(samples, rays.origin.device)
-    z_depth = z_depth_from_s(samples_s, near, far)
-    points = rays.origin[0, :, None] + z_depth[:, None] * rays.direction[0, :, None]
-    density, rgb = field(points.reshape(1, -1, 3))
-    count = rays.origin.shape[1]
-    density, rgb = density.reshape(count, 1, samples).float(), rgb.reshape(count, 1, samples, rgb.shape[-1]).float()
-    edges = z_depth_from_s(bin_edges(samples_s), near, far)
-    met = (hits.z_depth >= near) & (hits.z_depth < far)
-    end = torch.where(met, hits.z_depth, far)[..., None]
+    """The same for rays whose fields end at a surface, exactly where it is."""
+    samples = uniform_samples(count, rays.origin.device)
+    density, rgb, metres = (part[0] for part in along_rays(field, rays, samples, depth_range))
+    edges = z_depth_from_s(samples.edges_s, depth_range)
+    met = hits.within(depth_range)
+    end = torch.where(met, hits.z_depth, depth_range.far)[..., None]
     # Of the interval that the surface lies in, only the part in front of it.
     length = (torch.minimum(edges[1:], end) - edges[:-1]).clamp(min=0.0)
-    tau = density * length * rays.direction[0].square().sum(-1).sqrt()[:, None, None]
     # One more sample takes what is left: the surface, or without one the colour of the last sample.
-    tau = torch.cat([tau, torch.zeros_like(tau[..., :1])], -1)
+    tau = functional.pad(density[:, None] * length * metres[:, None, None], (0, 1))
     weights = ray_weights(tau, opaque_end=True)
-    last = torch.where(met[..., None], hits.rgb, rgb[:, :, -1])
-    last_s = torch.where(met, s_from_z_depth(hits.z_depth, near, far), samples_s[-1])
+    last = torch.where(met[..., None], hits.rgb, rgb[:, None, -1])
+    last_s = torch.where(met, s_from_z_depth(hits.z_depth, depth_range), samples.s[-1])
     if not opaque_end:
         weights = torch.cat([weights[..., :-1], weights[..., -1:] * met[..., None]], -1)
-    all_s = torch.cat([samples_s.expand(*met.shape, samples), last_s[..., None]], -1)
-    colour = (weights[..., :-1, None] * rgb).sum(-2) + weights[..., -1:] * last
+    all_s = torch.cat([samples.s.expand(*met.shape, count), last_s[..., None]], -1)
     s = (weights * all_s).sum(-1)
     variance = (weights * (all_s - s[..., None]).square()).sum(-1)
-    return colour.mean(1), s.mean(1), variance.mean(1)
+    colour = (weights[..., :-1, None] * rgb[:, None]).sum(-2) + weights[..., -1:] * last
+    return colour.mean(1)[None], s.mean(1)[None], variance.mean(1)[None]
 
 
-def _turn(points: Tensor, rotation: Tensor) -> Tensor:
-    """R x, as a sum of products: a point's bits do not depend on how many points there are."""
-    return (rotation * points[..., None, :]).sum(-1)
+@dataclass(frozen=True)
+class ComposedScene:
+    """One scene with what was inserted into it.
+
+    Attributes:
+        field: All fields in one, see `merged`; with a picture its colours have four channels, see `share_of`.
+        surfaces: Meshes, in the scene's coordinates.
+        depth_range: z_depths of s = 1 and s = 0.
+        device: Where the field computes.
+        picture: A sharper picture of the scene, shown wherever and as far as the scene itself is seen.
+        touched: Whether anything but the scene may be at world points: rays that nothing else touches show the picture
+            and cost nothing.
+    """
+
+    field: Field
+    surfaces: tuple[Surface, ...]
+    depth_range: DepthRange
+    device: torch.device
+    picture: ViewOf | None = None
+    touched: Membership = lambda points: points[:, 0] < -torch.inf
+
+    @torch.no_grad()
+    def render(self, camera: Camera, *, samples: int = 96) -> SceneView:
+        """Look at the scene from any number of cameras."""
+        camera = camera.to(self.device)
+        return joined([self._render_one(camera[index], samples) for index in range(len(camera))])
+
+    def _render_one(self, camera: Camera, samples: int) -> SceneView:
+        rays, hits = image_rays(camera), self.hits(camera)
+        if self.picture is None:
+            return as_view(camera, *render_composed(self.field, rays, samples, hits, self.depth_range))
+        behind = self.picture(camera)
+        rgb = behind.rgb[0].flatten(1).T[None].float() / 255.0
+        s, variance = behind.s.reshape(1, -1).clone(), behind.weight_variance.reshape(1, -1).clone()
+        index = self._touched_rays(rays, hits, samples)
+        if len(index):
+            some = None if hits is None else hits.among(index)
+            front, front_s, front_variance = render_composed(self.field, rays[index], samples, some, self.depth_range)
+            share = front[..., 3:]
+            rgb[:, index] = front[..., :3] + share * rgb[:, index]
+            mostly = share[..., 0] < 0.5
+            s[:, index] = torch.where(mostly, front_s, s[:, index])
+            variance[:, index] = torch.where(mostly, front_variance, variance[:, index])
+        return as_view(camera, rgb, s, variance)
+
+    def _touched_rays(self, rays: Rays, hits: Hits | None, samples: int) -> Tensor:
+        """Which rays `[M]` may see anything but the scene."""
+        z_depth = z_depth_from_s(uniform_samples(samples, self.device).s, self.depth_range)[:, None]
+        touched = []
+        for index in torch.arange(rays.origin.shape[1], device=self.device).split(_RAYS_AT_ONCE):
+            points = rays.origin[0, index, None] + z_depth * rays.direction[0, index, None]
+            touched.append(self.touched(points.reshape(-1, 3)).reshape(len(index), samples).any(-1))
+        seen = torch.cat(touched)
+        if hits is not None:
+            seen |= torch.isfinite(hits.z_depth).any(-1)
+        return seen.nonzero()[:, 0]
+
+    def hits(self, camera: Camera) -> Hits | None:
+        """What the rays of one camera meet of the surfaces, four a pixel; None without surfaces."""
+        if not self.surfaces:
+            return None
+        centres = pixel_centres(camera.height_px, camera.width_px, self.device)
+        rays = [rays_at_pixels(camera, centres + centres.new_tensor(offset)) for offset in FOUR_A_PIXEL]
+        hits = nearest_hits(self.surfaces, rays)
+        # Of the fourth channel, the scene's share, a mesh has nothing.
+        return hits if self.picture is None else Hits(hits.z_depth, functional.pad(hits.rgb, (0, 1)))

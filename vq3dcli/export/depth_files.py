@@ -12,10 +12,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from vq3dcli.export.layers import Frustum
 from vq3dcli.files import atomic_path, write_bytes
-from vq3dcli.model.scene import SceneView
-from vq3dcli.rendering.cameras import Camera, z_depth_from_s
+from vq3dcli.rendering.cameras import Camera, DepthRange, z_depth_from_s
+from vq3dcli.rendering.scene import SceneView
 
 
 def write_disparity_png(path: Path, s: Tensor) -> None:
@@ -33,7 +32,7 @@ def write_pfm(path: Path, values: Tensor) -> None:
     write_bytes(path, f"Pf\n{width_px} {height_px}\n-1.0\n".encode("ascii") + rows.tobytes())
 
 
-def write_views(path: Path, view: SceneView, camera: Camera, frustum: Frustum) -> None:
+def write_views(path: Path, view: SceneView, camera: Camera, depth_range: DepthRange) -> None:
     """Write pictures, disparities and cameras of V views as npz, without pickled objects.
 
     Arrays: `rgb` uint8 `[V, H, W, 3]`; `s` and `z_depth` float32 `[V, H, W]`; `cam_to_world` `[V, 4, 4]`, `intrinsics`
@@ -46,9 +45,9 @@ def write_views(path: Path, view: SceneView, camera: Camera, frustum: Frustum) -
             handle,
             rgb=view.rgb.permute(0, 2, 3, 1).cpu().numpy(),
             s=s.numpy(),
-            z_depth=z_depth_from_s(s, frustum.near, frustum.far).numpy(),
+            z_depth=z_depth_from_s(s, depth_range).numpy(),
             cam_to_world=camera.cam_to_world.cpu().numpy(),
             intrinsics=camera.intrinsics.cpu().numpy(),
-            near=np.float32(frustum.near),
-            far=np.float32(frustum.far),
+            near=np.float32(depth_range.near),
+            far=np.float32(depth_range.far),
         )

@@ -11,9 +11,8 @@ import errno
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 from vq3dcli.errors import UnavailableError, Vq3dError
 from vq3dcli.files import write_error
@@ -50,8 +49,8 @@ def find_ffmpeg() -> str:
 
 
 @contextlib.contextmanager
-def ffmpeg_run(arguments: Sequence[str], *, output: Path) -> Iterator[FfmpegRun]:
-    """Run ffmpeg for the time of the `with` block; feed it by `FfmpegRun.write`.
+def ffmpeg_run(arguments: Sequence[str], *, output: Path) -> Iterator[Callable[[bytes | memoryview], None]]:
+    """Run ffmpeg for the time of the `with` block, which gets a function that feeds it raw bytes.
 
     At the end of the block stdin is closed and ffmpeg has to succeed; an exception in the block, an interrupt
     included, kills it.
@@ -66,79 +65,53 @@ def ffmpeg_run(arguments: Sequence[str], *, output: Path) -> Iterator[FfmpegRun]
         StorageError: The disk is full or failed.
     """
     command = [find_ffmpeg(), "-hide_banner", "-nostats", "-loglevel", "error", "-y", *arguments]
+    pipe = subprocess.PIPE
     try:
         # Its own session: Ctrl-C at the terminal reaches us alone, and we decide what becomes of the encoder.
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+        process = subprocess.Popen(command, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe, start_new_session=True)
     except OSError as error:
         raise UnavailableError(f"cannot start ffmpeg ({command[0]}): {error.strerror}", remedy="vq3d doctor") from error
-    run = FfmpegRun(process, output)
+    stdin, stderr, messages = process.stdin, process.stderr, bytearray()
+    assert stdin is not None and stderr is not None
+
+    def read_stderr() -> None:
+        while chunk := stderr.read(4096):
+            messages.extend(chunk)
+            del messages[:-_STDERR_BYTES]
+
+    # stderr is read all the time: a full pipe would stop ffmpeg, and with it our next write.
+    reader = threading.Thread(target=read_stderr, daemon=True)
+    reader.start()
+
+    def failure() -> Vq3dError:
+        process.wait()
+        reader.join()
+        return _failure(process.returncode, messages.decode(errors="replace"), output)
+
+    def write(data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        try:
+            for start in range(0, len(view), _WRITE_BYTES):
+                stdin.write(view[start : start + _WRITE_BYTES])
+        except BrokenPipeError:
+            raise failure() from None
+
     try:
-        yield run
-        run.finish()
+        yield write
+        with contextlib.suppress(BrokenPipeError):
+            stdin.close()
+        if process.wait() != 0:
+            raise failure()
     except BaseException:
         process.kill()
         raise
     finally:
         # Waits for the process, so that none is left behind, and releases its pipes.
-        run.close()
-
-
-class FfmpegRun:
-    """A running ffmpeg. Made by `ffmpeg_run`."""
-
-    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
-        assert process.stdin is not None
-        assert process.stderr is not None
-        self._process = process
-        self._output = output
-        self._stdin: IO[bytes] = process.stdin
-        self._stderr: IO[bytes] = process.stderr
-        self._messages = bytearray()
-        # stderr is read all the time: a full pipe would stop ffmpeg, and with it our next write.
-        self._reader = threading.Thread(target=self._read_stderr, daemon=True)
-        self._reader.start()
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Feed raw bytes. Raises the error that ended ffmpeg, if it has ended."""
-        view = memoryview(data)
-        try:
-            for start in range(0, len(view), _WRITE_BYTES):
-                self._stdin.write(view[start : start + _WRITE_BYTES])
-        except BrokenPipeError:
-            self._process.wait()
-            self._check(early=True)
-
-    def finish(self) -> None:
-        """Close stdin, wait, and raise the named error if ffmpeg did not succeed."""
-        with contextlib.suppress(BrokenPipeError):
-            self._stdin.close()
-        self._process.wait()
-        self._check()
-
-    def close(self) -> None:
-        """Wait for the end of the process and release its pipes."""
         with contextlib.suppress(OSError):
-            self._stdin.close()
-        self._process.wait()
-        self._reader.join()
-        self._stderr.close()
-
-    def _read_stderr(self) -> None:
-        while chunk := self._stderr.read(4096):
-            self._messages += chunk
-            del self._messages[:-_STDERR_BYTES]
-
-    def _check(self, *, early: bool = False) -> None:
-        self._reader.join()
-        messages = self._messages.decode(errors="replace")
-        if self._process.returncode != 0 or early:
-            raise _failure(self._process.returncode, messages, self._output)
+            stdin.close()
+        process.wait()
+        reader.join()
+        stderr.close()
 
 
 def _failure(exit_code: int, messages: str, output: Path) -> Vq3dError:

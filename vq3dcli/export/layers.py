@@ -9,28 +9,22 @@ Legend: L layers from near to far, H height_px, W width_px of the layers, V view
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.editing.filters import fill_holes
+from vq3dcli.editing.photo_scene import PhotoLayer
 from vq3dcli.editing.placement import Hits
-from vq3dcli.rendering.cameras import (
-    CAMERA_RADIUS,
-    FAR,
-    FOV_RAD,
-    NEAR,
-    Camera,
-    canonical_camera,
-    image_rays,
-    s_from_z_depth,
-    z_depth_from_s,
-)
-from vq3dcli.rendering.composite import ray_weights
-from vq3dcli.rendering.render import Field
+from vq3dcli.editing.relief import fill_holes, resized
+from vq3dcli.rendering.cameras import Camera, image_rays, s_from_z_depth, z_depth_from_s
+from vq3dcli.rendering.lookup import grid_look_up
+from vq3dcli.rendering.ray_samples import samples_between
+from vq3dcli.rendering.render import Field, along_rays, ray_weights
+from vq3dcli.rendering.space import Frustum
 
 MAX_LAYERS = 32
 MAX_SIDE_PX = 512
@@ -44,32 +38,11 @@ _EVEN_SHARE = 0.3
 _SEARCH_STEPS = 2
 # Thinner haze is left out: most of the space would be filled with it, and cost a browser time.
 _LEAST_ALPHA = 0.01
-
-
-@dataclass(frozen=True)
-class Frustum:
-    """The canonical camera, as exporters need it.
-
-    Attributes:
-        radius: Its distance from the pivot; it looks along +z.
-        fov_rad: Field of view on both axes, whatever the shape of the picture.
-        near: z_depth of s = 1.
-        far: z_depth of s = 0.
-        aspect: Width / height of what the picture shows; the world is squeezed by it where it is not 1.
-    """
-
-    radius: float = CAMERA_RADIUS
-    fov_rad: float = FOV_RAD
-    near: float = NEAR
-    far: float = FAR
-    aspect: float = 1.0
-
-    def camera(self, height_px: int, width_px: int) -> Camera:
-        """The canonical camera at a resolution; its rays span the field of view on both axes."""
-        camera = canonical_camera(1, height_px=height_px, width_px=width_px, radius=self.radius, fov_rad=self.fov_rad)
-        intrinsics = camera.intrinsics.clone()
-        intrinsics[:, 1, 1] = 0.5 * height_px / math.tan(0.5 * self.fov_rad)
-        return Camera(camera.cam_to_world, intrinsics, height_px, width_px)
+# Two neighbouring texels of a relief belong to one surface if their s differ by less.
+_SAME_SURFACE_S = 0.04
+# Five of them in a row span more only where one surface ends before another.
+_STEP_S = 0.08
+_NEAR_SURFACE_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -111,12 +84,12 @@ def choose_edges(field: Field, frustum: Frustum, layers: int, device: torch.devi
 
     Args:
         field: A single scene.
-        frustum: Its canonical camera.
+        frustum: Of its canonical camera.
         layers: How many.
         device: Where the field is evaluated.
     """
     probe = torch.linspace(1.0, 0.0, PROBE_SAMPLES + 1)
-    bins = _ray_bins(field, frustum, probe, _PROBE_PX, _PROBE_PX, 1, device)
+    bins = _ray_bins(field, frustum, probe, (_PROBE_PX, _PROBE_PX), 1, device)
     seen = ray_weights(-torch.log1p(-bins.alpha.clamp(max=1 - 1e-6)), opaque_end=True).mean((0, 1))
     return edges_of(seen.cpu(), layers)
 
@@ -146,9 +119,8 @@ def bake_layers(
     field: Field,
     frustum: Frustum,
     edges_s: Tensor,
+    size: tuple[int, int],
     *,
-    height_px: int,
-    width_px: int,
     samples_a_layer: int = 3,
     hits: Hits | None = None,
     device: torch.device | None = None,
@@ -157,15 +129,14 @@ def bake_layers(
 
     Args:
         field: A single scene.
-        frustum: Its canonical camera.
+        frustum: Of its canonical camera.
         edges_s: `[L + 1]`, from `choose_edges`.
-        height_px: Height of the layers.
-        width_px: Width of the layers.
+        size: Height and width of the layers.
         samples_a_layer: Samples K in each bin.
         hits: What the rays of each texel meet besides, in row-major order.
         device: Where the field is evaluated.
     """
-    bins = _ray_bins(field, frustum, edges_s, height_px, width_px, samples_a_layer, device)
+    bins = _ray_bins(field, frustum, edges_s, size, samples_a_layer, device)
     if hits is not None:
         bins = _with_hits(bins, hits, frustum, edges_s)
     alpha = bins.alpha.permute(2, 0, 1).contiguous()
@@ -226,34 +197,29 @@ def render_layers(layers: Layers, camera: Camera) -> tuple[Tensor, Tensor]:
     size = (camera.cam_to_world.shape[0], camera.height_px, camera.width_px)
     origin = (rays.origin + rays.origin.new_tensor([0.0, 0.0, frustum.radius])).reshape(*size, 3).to(layers.rgb)
     direction = rays.direction.reshape(*size, 3).to(layers.rgb)
-    tangent = math.tan(0.5 * frustum.fov_rad) * origin.new_tensor(layers.margins)
+    tangent = frustum.tangent * origin.new_tensor(layers.margins)
     colour = torch.zeros(size[0], 3, *size[1:], device=layers.rgb.device)
     disparity, passing = torch.zeros_like(colour[:, 0]), torch.ones_like(colour[:, 0])
     maps = torch.cat([layers.rgb, layers.alpha[:, None], layers.s[:, None]], 1)
     for layer, plane_s in enumerate(layers.planes_s.tolist()):
         s = torch.full_like(disparity, plane_s)
         for step in range(_SEARCH_STEPS + 1):
-            z_canonical = z_depth_from_s(s, frustum.near, frustum.far)
+            z_canonical = z_depth_from_s(s, frustum.depth_range)
             z_depth = (z_canonical - origin[..., 2]) / direction[..., 2]
             xy = (origin[..., :2] + z_depth[..., None] * direction[..., :2]) / (z_canonical[..., None] * tangent)
             texels = maps[layer : layer + 1].expand(size[0], -1, -1, -1)
             if step < _SEARCH_STEPS:
-                s = _sample(texels[:, 4:], xy)[:, 0]
+                s = grid_look_up(texels[:, 4:], xy)[:, 0]
             else:
-                found = _sample(texels, xy)
-        weight = passing * found[:, 3] * (z_depth > 0.0)
-        colour += weight[:, None] * found[:, :3]
-        disparity += weight * s_from_z_depth(z_depth.clamp(min=1e-3), frustum.near, frustum.far)
+                seen = grid_look_up(texels, xy)
+        weight = passing * seen[:, 3] * (z_depth > 0.0)
+        colour += weight[:, None] * seen[:, :3]
+        disparity += weight * s_from_z_depth(z_depth.clamp(min=1e-3), frustum.depth_range)
         passing = passing - weight
     return colour, disparity
 
 
-def _sample(maps: Tensor, xy: Tensor) -> Tensor:
-    return functional.grid_sample(maps, xy, mode="bilinear", padding_mode="border", align_corners=False)
-
-
-@dataclass(frozen=True)
-class _Bins:
+class _Bins(NamedTuple):
     """Along the rays of H x W pixels: opacity `[H, W, L]`, rgb `[H, W, L, 3]` and s `[H, W, L]` of each bin."""
 
     alpha: Tensor
@@ -264,8 +230,8 @@ class _Bins:
 def _with_hits(bins: _Bins, hits: Hits, frustum: Frustum, edges_s: Tensor) -> _Bins:
     """The bins with surfaces in them, each in front of what else its bin holds."""
     height_px, width_px, layers = bins.alpha.shape
-    s = s_from_z_depth(hits.z_depth, frustum.near, frustum.far)
-    share = ((hits.z_depth >= frustum.near) & (hits.z_depth < frustum.far)).to(s) / s.shape[1]
+    s = s_from_z_depth(hits.z_depth, frustum.depth_range)
+    share = hits.within(frustum.depth_range).to(s) / s.shape[1]
     index = (torch.searchsorted(-edges_s.to(s), -s) - 1).clamp(0, layers - 1)
     values = share[..., None] * torch.cat([torch.ones_like(s)[..., None], s[..., None], hits.rgb], -1)
     sums = s.new_zeros(len(s), layers, 5).scatter_add_(1, index[..., None].expand(-1, -1, 5), values)
@@ -283,38 +249,95 @@ def _ray_bins(
     field: Field,
     frustum: Frustum,
     edges_s: Tensor,
-    height_px: int,
-    width_px: int,
+    size: tuple[int, int],
     samples_a_layer: int,
     device: torch.device | None,
 ) -> _Bins:
     layers = edges_s.shape[0] - 1
-    part = torch.linspace(0.0, 1.0, samples_a_layer + 1)
-    extent = edges_s[1:] - edges_s[:-1]
-    inner = edges_s[:-1, None] + part[:-1] * extent[:, None]
-    fine = torch.cat([inner.reshape(-1), edges_s[-1:]]).to(device)
-    samples_s = 0.5 * (fine[1:] + fine[:-1])
-    z_edges = z_depth_from_s(fine, frustum.near, frustum.far)
-    z_depth, length = z_depth_from_s(samples_s, frustum.near, frustum.far), z_edges[1:] - z_edges[:-1]
-    rays = image_rays(frustum.camera(height_px, width_px))
-    origin, direction = rays.origin[0].to(fine), rays.direction[0].to(fine)
-    at_once = max(1, _POINTS_AT_ONCE // samples_s.shape[0])
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for start in range(0, origin.shape[0], at_once):
-        towards = direction[start : start + at_once]
-        points = origin[start : start + at_once, None] + z_depth[:, None] * towards[:, None]
-        density, rgb = field(points.reshape(1, -1, 3))
-        shape = (towards.shape[0], layers, samples_a_layer)
-        tau = (density.reshape(towards.shape[0], -1).float() * length * towards.norm(dim=-1, keepdim=True)).reshape(
-            shape
-        )
-        weights = ray_weights(tau, opaque_end=False)
-        alpha = weights.sum(-1)
+    part = torch.linspace(0.0, 1.0, samples_a_layer + 1)[:-1]
+    inner = edges_s[:-1, None] + part * (edges_s[1:] - edges_s[:-1])[:, None]
+    samples = samples_between(torch.cat([inner.reshape(-1), edges_s[-1:]]).to(device))
+    lengths, by_layer = samples.lengths(frustum.depth_range), samples.s.reshape(layers, samples_a_layer)
+    rays = image_rays(frustum.camera(*size).to(samples.s.device))
+    parts: list[_Bins] = []
+    for index in torch.arange(size[0] * size[1]).split(max(1, _POINTS_AT_ONCE // len(samples.s))):
+        density, rgb, metres = (value[0] for value in along_rays(field, rays[index], samples, frustum.depth_range))
+        shape = (len(index), layers, samples_a_layer)
+        weights = ray_weights((density * lengths * metres[:, None]).reshape(shape), opaque_end=False)
         # An empty bin still has a colour and a place, those of its middle, for what bleeds in from its neighbours.
         share = (weights + 1e-8) / (weights + 1e-8).sum(-1, keepdim=True)
-        colour = (share[..., None] * rgb.reshape(*shape, 3).float()).sum(-2)
-        place = (share * samples_s.reshape(layers, samples_a_layer)).sum(-1)
-        parts.append((alpha, colour, place))
-    alpha, colour, place = (torch.cat(values) for values in zip(*parts, strict=True))
-    size = (height_px, width_px, layers)
-    return _Bins(alpha.reshape(size), colour.reshape(*size, 3), place.reshape(size))
+        colour = (share[..., None] * rgb.reshape(*shape, 3)).sum(-2)
+        parts.append(_Bins(weights.sum(-1), colour, (share * by_layer).sum(-1)))
+    alpha, rgb, s = (torch.cat(values) for values in zip(*parts, strict=True))
+    return _Bins(alpha.reshape(*size, layers), rgb.reshape(*size, layers, 3), s.reshape(*size, layers))
+
+
+def layers_of_sheets(
+    sheets: Sequence[PhotoLayer], frustum: Frustum, layers: int, *, margins: tuple[float, float] = (1.0, 1.0)
+) -> Layers:
+    """Cut pictures with reliefs into layers, for example a photo and what its things in front hide.
+
+    Args:
+        sheets: From front to back, all of one size.
+        frustum: Of the canonical camera.
+        layers: How many.
+        margins: How much wider and higher the sheets are than what that camera sees.
+    """
+    steps = torch.cat([sheet.s.flatten() for sheet in sheets]).cpu()
+    seen = torch.histc(1.0 - steps, PROBE_SAMPLES, 0.0, 1.0) / len(steps)
+    edges_s = edges_of(seen, layers)
+    last = sheets[-1]
+    planes = (0.5 * (edges_s[1:] + edges_s[:-1])).to(last.s)[:, None, None].expand(layers, *last.s.shape)
+    alpha = torch.zeros_like(planes)
+    built = Layers(last.rgb.expand(layers, -1, -1, -1), alpha, planes, edges_s, frustum, margins)
+    for sheet in reversed(sheets):
+        built = add_photo(built, sheet.rgb, sheet.s)
+    return built
+
+
+def add_photo(layers: Layers, photo: Tensor, s: Tensor) -> Layers:
+    """Put a photo on the surface that the canonical camera sees; what it hides stays the NeRF's.
+
+    Args:
+        layers: Of the NeRF, at any resolution; the result has the photo's.
+        photo: `[3, H, W]` in [0, 1], what the canonical camera sees.
+        s: The disparity of each of its pixels, `[H, W]`, for example the NeRF's refined by the photo's edges.
+    """
+    s = snap_to_surfaces(s)
+    low, high = _surface_range(s)
+    edges = layers.edges_s.tolist()
+    count, (height, width) = len(layers), s.shape
+    rgb, alpha = s.new_empty(count, 3, height, width), s.new_empty(count, height, width)
+    texel_s = torch.empty_like(alpha)
+    # A layer at a time: 32 layers of 512 pixels are half a gigabyte as it is.
+    for layer in range(count):
+        maps = torch.cat([layers.rgb[layer], layers.s[layer][None], layers.alpha[layer][None]])[None].to(s)
+        maps = resized(maps[0], (height, width), smooth=False)
+        # A surface that crosses from one bin into the next lies in both along the seam: no crack opens between them.
+        own = (edges[layer + 1] <= high) & (edges[layer] >= low)
+        in_front = edges[layer + 1] > high
+        opacity = torch.where(own, torch.ones_like(s), torch.where(in_front, torch.zeros_like(s), maps[4]))
+        trust = torch.where(own, torch.ones_like(s), trust_of(opacity))
+        maps = torch.where(own, torch.cat([photo.to(s), s[None]]), maps[:4])
+        if not (trust == trust.flatten()[0]).all():
+            maps = fill_holes(maps, trust)
+        alpha[layer] = torch.ones_like(s) if layer == count - 1 else opacity
+        rgb[layer], texel_s[layer] = maps[:3].clamp(0.0, 1.0), maps[3]
+    return replace(layers, rgb=rgb, alpha=alpha, s=texel_s)
+
+
+def snap_to_surfaces(s: Tensor) -> Tensor:
+    """Pixels between two surfaces, which see a mean of both, go to the nearer one in s: `[..., H, W]`, by 5 x 5."""
+    maps = s.reshape(-1, 1, *s.shape[-2:])
+    high = functional.max_pool2d(maps, 5, 1, 2).reshape(s.shape)
+    low = -functional.max_pool2d(-maps, 5, 1, 2).reshape(s.shape)
+    closest = torch.where(high - s < s - low, high, low)
+    return torch.where((high - low > _STEP_S) & ((closest - s).abs() > _NEAR_SURFACE_S), closest, s)
+
+
+def _surface_range(s: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the greatest s `[H, W]` in the 3 x 3 neighbourhood of each texel that are of its own surface."""
+    padded = functional.pad(s[None, None], (1, 1, 1, 1), mode="replicate")
+    around = functional.unfold(padded, 3).reshape(9, *s.shape)
+    around = torch.where((around - s).abs() < _SAME_SURFACE_S, around, s)
+    return around.amin(0), around.amax(0)

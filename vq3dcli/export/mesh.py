@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from vq3dcli.errors import DataError, UnavailableError
-from vq3dcli.export.layers import Frustum
-from vq3dcli.export.photo_layers import snap_to_surfaces
+from vq3dcli.export.layers import snap_to_surfaces
 from vq3dcli.export.points import to_axes
 from vq3dcli.files import write_bytes
 from vq3dcli.rendering.cameras import image_rays, z_depth_from_s
+from vq3dcli.rendering.space import Frustum
 
 MeshKind = Literal["relief", "solid"]
 
@@ -64,7 +64,7 @@ def relief_mesh(
     """
     height_px, width_px = s.shape
     s = snap_to_surfaces(s.detach().cpu().float())
-    z_depth = z_depth_from_s(s, frustum.near, frustum.far)
+    z_depth = z_depth_from_s(s, frustum.depth_range)
     camera = frustum.camera(height_px, width_px)
     rays = image_rays(camera)
     back_z = min(max_z_depth, 1.02 * float(z_depth.max()))

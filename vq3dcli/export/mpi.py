@@ -44,7 +44,7 @@ def write_mpi(folder: Path, layers: Layers) -> list[Path]:
     flat = layers if _is_flat(layers) else flat_layers(layers)
     make_folder(folder)
     frustum = flat.frustum
-    z_depth = z_depth_from_s(flat.planes_s, frustum.near, frustum.far)
+    z_depth = z_depth_from_s(flat.planes_s, frustum.depth_range)
     entries, written = [], []
     for index in range(len(flat)):
         name = f"layer_{index:02d}.png"
@@ -54,7 +54,7 @@ def write_mpi(folder: Path, layers: Layers) -> list[Path]:
         entries.append({"file": name, "s": float(flat.planes_s[index]), "z_depth": float(z_depth[index])})
         written.append(folder / name)
     height_px, width_px = flat.alpha.shape[1:]
-    tangent = math.tan(0.5 * frustum.fov_rad)
+    tangent = frustum.tangent
     index_value = {
         "format": _FORMAT,
         "format_version": FORMAT_VERSION,
@@ -67,8 +67,7 @@ def write_mpi(folder: Path, layers: Layers) -> list[Path]:
         "view_fov_x_deg": _angle_deg(tangent),
         "view_fov_y_deg": _angle_deg(tangent / frustum.aspect),
         "radius": frustum.radius,
-        "near": frustum.near,
-        "far": frustum.far,
+        **frustum.depth_range._asdict(),
         "layers": entries,
     }
     write_json(folder / INDEX_NAME, index_value)

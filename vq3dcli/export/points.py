@@ -1,30 +1,43 @@
-"""Surfaces as coloured points: what the canonical camera sees, and what it misses that cameras beside it see.
+"""Surfaces as coloured points and as 3D Gaussian splats, in binary PLY files.
+
+Points lie on what the canonical camera sees, and on what it misses that cameras beside it see. Splats are in the plain
+layout that viewers read (Kerbl et al., SIGGRAPH 2023): one flat Gaussian a point, with x y z, unused normals, colour as
+the constant spherical harmonic, opacity before the sigmoid, logarithms of three standard deviations, and a rotation
+quaternion w x y z. Nothing else: viewers choke on extra elements.
 
 Legend: N points, V views, H height_px, W width_px.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from vq3dcli.errors import DataError
-from vq3dcli.export.layers import Frustum
-from vq3dcli.export.photo_layers import snap_to_surfaces
-from vq3dcli.export.ply import write_ply
-from vq3dcli.model.scene import Renderable
+from vq3dcli.export.layers import snap_to_surfaces
+from vq3dcli.files import write_bytes
 from vq3dcli.rendering.cameras import Camera, image_rays, pivot_pose, project, s_from_z_depth, z_depth_from_s
+from vq3dcli.rendering.lookup import look_up_px
+from vq3dcli.rendering.scene import ViewOf
+from vq3dcli.rendering.space import Frustum
 
 Axes = Literal["opencv", "opengl"]
 """`opencv`: x right, y down, z forward, as everywhere in vq3d. `opengl`: x right, y up, z towards the viewer."""
 
 # How far behind the visible surface, in s, a point has to lie to count as hidden by it.
 _HIDDEN_S = 0.02
+# The constant spherical harmonic: colour = 0.5 + SH_0 f_dc.
+SH_0 = 0.5 / math.sqrt(math.pi)
+OPACITY = 0.98
+# Standard deviation in pixels. At 0.6 the middle between four splats is 94 % opaque, and little blur is added.
+_SIGMA_PX = 0.6
+_THICKNESS = 0.1
 
 
 class Surface(NamedTuple):
@@ -57,12 +70,10 @@ def to_axes(vectors: Tensor, frustum: Frustum, axes: Axes) -> Tensor:
 
 @torch.no_grad()
 def surface_points(
-    scene: Renderable,
+    view_of: ViewOf,
     frustum: Frustum,
+    size: tuple[int, int],
     *,
-    height_px: int,
-    width_px: int,
-    samples: int,
     beside_rad: float = 0.2,
     outside: bool = False,
     max_z_depth: float = float("inf"),
@@ -71,11 +82,9 @@ def surface_points(
     """Points on the surfaces of a scene.
 
     Args:
-        scene: A single one.
-        frustum: Its canonical camera.
-        height_px: Height of the views that points are taken from.
-        width_px: Their width.
-        samples: Samples a ray.
+        view_of: A single scene.
+        frustum: Of its canonical camera.
+        size: Height and width of the views that points are taken from.
         beside_rad: How far to the sides cameras look for what is hidden from the canonical one; 0: they do not.
         outside: Also take what they see outside of the canonical picture, which the model only continues.
         max_z_depth: Leave out what is farther from its camera.
@@ -84,18 +93,18 @@ def surface_points(
     Raises:
         DataError: No point is left.
     """
-    camera = _cameras(frustum, height_px, width_px, beside_rad)
-    view = scene.render(camera, samples=samples)
+    camera = _cameras(frustum, size, beside_rad)
+    view = view_of(camera)
     # A pixel between two surfaces would be a point in mid air.
     s, rgb = snap_to_surfaces(view.s.cpu()), view.rgb.cpu()
-    z_depth = z_depth_from_s(s, frustum.near, frustum.far)
+    z_depth = z_depth_from_s(s, frustum.depth_range)
     rays = image_rays(camera)
     points = rays.origin + z_depth.flatten(1)[..., None] * rays.direction
     unseen = _unseen(points[1:], s, frustum, outside)
     wanted = (z_depth <= max_z_depth).flatten(1) & torch.cat(
         [torch.ones_like(points[:1, :, 0], dtype=torch.bool), unseen]
     )
-    across, down = _steps(points.reshape(-1, height_px, width_px, 3), z_depth, camera)
+    across, down = _steps(points.reshape(-1, *size, 3), z_depth, camera)
     count = wanted.sum()
     if count == 0:
         raise DataError("no surface is near enough to be exported", remedy="a larger --max-depth")
@@ -111,20 +120,83 @@ def surface_points(
 
 def write_points(path: Path, surface: Surface) -> None:
     """Write a PLY file of points with x y z and red green blue, atomically."""
-    columns = {name: surface.points[:, axis].numpy().astype(np.float32) for axis, name in enumerate("xyz")}
-    colours = {name: surface.rgb[:, axis].numpy() for axis, name in enumerate(("red", "green", "blue"))}
-    write_ply(path, columns | colours)
+    colours = dict(zip(("red", "green", "blue"), surface.rgb.T, strict=True))
+    write_ply(path, dict(zip("xyz", surface.points.T.float(), strict=True)) | colours)
 
 
-def _cameras(frustum: Frustum, height_px: int, width_px: int, beside_rad: float) -> Camera:
+def write_splats(path: Path, surface: Surface) -> None:
+    """Write the splats of a surface, atomically."""
+    scale, rotation = gaussians(surface)
+    count = len(surface.points)
+    logit = math.log(OPACITY / (1.0 - OPACITY))
+    columns: dict[str, Tensor] = {name: surface.points[:, axis] for axis, name in enumerate("xyz")}
+    columns |= {name: torch.zeros(count) for name in ("nx", "ny", "nz")}
+    columns |= {f"f_dc_{i}": (surface.rgb[:, i].float() / 255.0 - 0.5) / SH_0 for i in range(3)}
+    columns |= {"opacity": torch.full((count,), logit)}
+    columns |= {f"scale_{i}": scale[:, i].log() for i in range(3)}
+    columns |= {f"rot_{i}": rotation[:, i] for i in range(4)}
+    write_ply(path, {name: values.float() for name, values in columns.items()})
+
+
+def gaussians(surface: Surface) -> tuple[Tensor, Tensor]:
+    """Shapes that cover the surface between neighbouring points.
+
+    Returns:
+        Standard deviations `[N, 3]`, and quaternions (w, x, y, z) `[N, 4]` that turn their axes into the world's.
+    """
+    across, down = surface.across.double(), surface.down.double()
+    extent = torch.minimum(across.norm(dim=-1), down.norm(dim=-1)).clamp(min=1e-6)
+    normal = torch.nn.functional.normalize(torch.linalg.cross(across, down), dim=-1)
+    spread = _SIGMA_PX**2 * (across[:, :, None] * across[:, None] + down[:, :, None] * down[:, None])
+    flat = (_THICKNESS * _SIGMA_PX * extent)[:, None, None] ** 2
+    covariance = spread + flat * (normal[:, :, None] * normal[:, None] + 1e-3 * torch.eye(3, dtype=torch.float64))
+    variance, axes = torch.linalg.eigh(covariance)
+    # Axes of a rotation, not of a mirror image.
+    axes = torch.cat([axes[..., :2], axes[..., 2:] * torch.linalg.det(axes)[:, None, None].sign()], -1)
+    return variance.clamp(min=1e-12).sqrt().float(), quaternions(axes).float()
+
+
+def quaternions(rotation: Tensor) -> Tensor:
+    """Rotation matrices `[N, 3, 3]` to unit quaternions (w, x, y, z) `[N, 4]`, by the largest of the four squares."""
+    m = rotation
+    trace = m[:, 0, 0] + m[:, 1, 1] + m[:, 2, 2]
+    # Row i is 4 q_i q: each is a multiple of the quaternion, and the one with the largest q_i is well conditioned.
+    w = torch.stack([1 + trace, m[:, 2, 1] - m[:, 1, 2], m[:, 0, 2] - m[:, 2, 0], m[:, 1, 0] - m[:, 0, 1]], -1)
+    rows = [w]
+    for i in range(3):
+        j, k = (i + 1) % 3, (i + 2) % 3
+        row = torch.empty_like(w)
+        row[:, 0] = m[:, k, j] - m[:, j, k]
+        row[:, 1 + i] = 1 + 2 * m[:, i, i] - trace
+        row[:, 1 + j] = m[:, j, i] + m[:, i, j]
+        row[:, 1 + k] = m[:, k, i] + m[:, i, k]
+        rows.append(row)
+    candidates = torch.stack(rows, 1)
+    squares = torch.stack([candidates[:, i, i] for i in range(4)], -1)
+    best = squares.argmax(-1)
+    return torch.nn.functional.normalize(candidates[torch.arange(len(m)), best], dim=-1)
+
+
+def write_ply(path: Path, columns: Mapping[str, Tensor]) -> None:
+    """Write a little-endian PLY file of one element, `vertex`, with float32 or uint8 properties `[N]`, atomically."""
+    arrays = {name: values.numpy() for name, values in columns.items()}
+    layout = [(name, values.dtype.newbyteorder("<")) for name, values in arrays.items()]
+    table = np.empty(len(next(iter(arrays.values()))), layout)
+    for name, values in arrays.items():
+        table[name] = values
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(table)}"]
+    header += [f"property {'uchar' if kind.itemsize == 1 else 'float'} {name}" for name, kind in layout]
+    write_bytes(path, "\n".join([*header, "end_header", ""]).encode("ascii") + table.tobytes())
+
+
+def _cameras(frustum: Frustum, size: tuple[int, int], beside_rad: float) -> Camera:
     """The canonical camera, then those to its right, left, above and below."""
-    camera = frustum.camera(height_px, width_px)
+    camera = frustum.camera(*size)
     if beside_rad <= 0.0:
         return camera
     yaw_rad = torch.tensor([0.0, beside_rad, -beside_rad, 0.0, 0.0])
     pitch_rad = torch.tensor([0.0, 0.0, 0.0, beside_rad, -beside_rad])
-    pose = pivot_pose(yaw_rad, pitch_rad, frustum.radius)
-    return Camera(pose, camera.intrinsics.expand(len(pose), 3, 3), height_px, width_px)
+    return camera.at(pivot_pose(yaw_rad, pitch_rad, frustum.radius))
 
 
 def _unseen(points: Tensor, s: Tensor, frustum: Frustum, outside: bool) -> Tensor:
@@ -133,14 +205,10 @@ def _unseen(points: Tensor, s: Tensor, frustum: Frustum, outside: bool) -> Tenso
         return torch.zeros(points.shape[:2], dtype=torch.bool)
     height_px, width_px = s.shape[1:]
     pixels, z_depth = project(frustum.camera(height_px, width_px), points.reshape(1, -1, 3))
-    size = torch.tensor([width_px, height_px])
-    inside = ((pixels >= 0.0) & (pixels <= size)).all(-1)[0] & (z_depth[0] > 0.0)
-    grid = (pixels / (0.5 * size) - 1.0)[:, None]
+    inside = ((pixels >= 0.0) & (pixels <= torch.tensor([width_px, height_px]))).all(-1)[0] & (z_depth[0] > 0.0)
     # The nearest texel: between two surfaces a mean of both would call the farther one hidden.
-    seen = functional.grid_sample(s[:1, None], grid, mode="nearest", padding_mode="border", align_corners=False)[
-        0, 0, 0
-    ]
-    own = s_from_z_depth(z_depth[0].clamp(min=1e-3), frustum.near, frustum.far)
+    seen = look_up_px(s[:1], pixels[0], mode="nearest")[0]
+    own = s_from_z_depth(z_depth[0].clamp(min=1e-3), frustum.depth_range)
     hidden = inside & (own < seen - _HIDDEN_S)
     return (hidden | ~inside if outside else hidden).reshape(len(points), -1)
 

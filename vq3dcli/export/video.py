@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
 from PIL import Image
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vq3dcli.errors import OutputError, UsageError
-from vq3dcli.export.ffmpeg import FfmpegRun, ffmpeg_run, find_ffmpeg
+from vq3dcli.export.ffmpeg import ffmpeg_run, find_ffmpeg
 from vq3dcli.export.sheet import grid
 from vq3dcli.files import (
     atomic_path,
@@ -61,19 +62,15 @@ _ENCODERS = {"mp4": [*_MP4, *_NO_VERSIONS, "-f", "mp4"], "webm": [*_WEBM, *_NO_V
 _LOSSLESS = ["-c:v", "libx264rgb", "-preset", "ultrafast", "-qp", "0", "-f", "matroska"]
 
 
-class FrameSink(Protocol):
-    """Where frames go."""
-
-    def write(self, frames: Tensor) -> None:
-        """Append uint8 frames `[B, 3, H, W]`; all frames of one sink have the same size."""
-        ...
+WriteFrames = Callable[[Tensor], None]
+"""Appends uint8 frames `[B, 3, H, W]`, all of one size, to an output."""
 
 
 def format_of(path: Path) -> VideoFormat:
     """The format that a file name asks for. Raises `UsageError` for a suffix that is none."""
     suffix = path.suffix.lower().removeprefix(".")
     for name in FORMATS:
-        if suffix == name and name != "frames":
+        if suffix == name != "frames":
             return name
     raise UsageError(f"cannot tell the format from the name ({path})", remedy=".mp4, .webm, .gif, .png or --format")
 
@@ -89,18 +86,18 @@ def check_output(path: Path, video_format: VideoFormat) -> None:
     """
     if video_format not in ("png", "frames"):
         find_ffmpeg()
-    folder = path if video_format == "frames" and path.is_dir() else path.parent
-    if video_format == "frames" and path.exists() and not path.is_dir():
-        raise OutputError(f"cannot create output ({path}): it is a file", remedy="another folder with -o")
-    if video_format != "frames" and path.is_dir():
-        raise OutputError(f"cannot create output ({path}): it is a folder", remedy=f"-o {path}/NAME.{video_format}")
     if video_format == "frames":
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"cannot create output ({path}): it is a file", remedy="another folder with -o")
         for frame in frames_in(path):
             if not _is_ours(frame):
                 raise OutputError(
                     f"vq3d did not make what it would replace ({frame})", remedy="another folder with -o, or remove it"
                 )
+        folder = path if path.is_dir() else path.parent
     else:
+        if path.is_dir():
+            raise OutputError(f"cannot create output ({path}): it is a folder", remedy=f"-o {path}/NAME.{video_format}")
         folder = written_file(path).parent
     make_folder(folder)
     probe = folder / f".{secrets.token_hex(6)}.tmp"
@@ -125,7 +122,7 @@ def _is_ours(frame: Path) -> bool:
 
 
 @contextlib.contextmanager
-def video_writer(path: Path, *, frames: int, fps: float, video_format: VideoFormat) -> Iterator[FrameSink]:
+def video_writer(path: Path, *, frames: int, fps: float, video_format: VideoFormat) -> Iterator[WriteFrames]:
     """Open an output for exactly `frames` frames; it lies at `path` when the `with` block has ended.
 
     For mp4 and webm, odd sizes gain a copy of their last row or column, since yuv420p needs even ones; gif and PNG
@@ -143,62 +140,55 @@ def video_writer(path: Path, *, frames: int, fps: float, video_format: VideoForm
         StorageError: The disk is full or failed.
         ValueError: More or fewer than `frames` frames were written, or the sizes differ.
     """
+    written, sizes = 0, set()
     with _SINKS[video_format](path, frames, fps) as sink:
-        counted = _CountedSink(sink, frames)
-        yield counted
-        if counted.written != frames:
-            raise ValueError(f"{frames} frames were promised, {counted.written} were written")
+
+        def write(batch: Tensor) -> None:
+            nonlocal written
+            if batch.ndim != 4 or batch.shape[1] != 3 or batch.dtype != torch.uint8:
+                raise ValueError(f"frames must be uint8 [B, 3, H, W], got {batch.dtype} {list(batch.shape)}")
+            sizes.add(tuple(batch.shape[2:]))
+            if len(sizes) > 1:
+                raise ValueError(f"frames of several sizes: {sorted(sizes)}")
+            written += len(batch)
+            if written > frames:
+                raise ValueError(f"more than the {frames} frames that were promised")
+            sink(batch.detach().cpu())
+
+        yield write
+        if written != frames:
+            raise ValueError(f"{frames} frames were promised, {written} were written")
 
 
-class _CountedSink:
-    """Checks shapes and counts frames."""
-
-    def __init__(self, sink: FrameSink, frames: int) -> None:
-        self._sink = sink
-        self._frames = frames
-        self._size: torch.Size | None = None
-        self.written = 0
-
-    def write(self, frames: Tensor) -> None:
-        if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8:
-            raise ValueError(f"frames must be uint8 [B, 3, H, W], got {frames.dtype} {list(frames.shape)}")
-        if self._size is not None and frames.shape[2:] != self._size:
-            raise ValueError(f"frames of {list(frames.shape[2:])} after frames of {list(self._size)}")
-        if self.written + len(frames) > self._frames:
-            raise ValueError(f"more than the {self._frames} frames that were promised")
-        self._size = frames.shape[2:]
-        self.written += len(frames)
-        self._sink.write(frames.detach().cpu())
-
-
-class _PipeSink:
+@contextlib.contextmanager
+def _piped(path: Path, fps: float, outputs: Sequence[str], *, even: bool) -> Iterator[WriteFrames]:
     """Sends frames to an ffmpeg that starts with the first one, when the size is known."""
+    with contextlib.ExitStack() as stack:
+        feed: Callable[[memoryview], None] | None = None
 
-    def __init__(self, start: Callable[[int, int], FfmpegRun], *, even: bool) -> None:
-        self._start = start
-        self._even = even
-        self._run: FfmpegRun | None = None
+        def write(frames: Tensor) -> None:
+            nonlocal feed
+            frames = even_size(frames) if even else frames
+            if feed is None:
+                size = f"{frames.shape[3]}x{frames.shape[2]}"
+                raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", f"{fps:.6g}", "-i", "pipe:0"]
+                feed = stack.enter_context(ffmpeg_run([*raw, *outputs], output=path))
+            feed(frames.permute(0, 2, 3, 1).contiguous().numpy().data.cast("B"))
 
-    def write(self, frames: Tensor) -> None:
-        frames = even_size(frames) if self._even else frames
-        if self._run is None:
-            self._run = self._start(frames.shape[2], frames.shape[3])
-        self._run.write(frames.permute(0, 2, 3, 1).contiguous().numpy().data.cast("B"))
-
-
-@contextlib.contextmanager
-def _ffmpeg_sink(video_format: str, path: Path, fps: float) -> Iterator[FrameSink]:
-    with atomic_path(path) as temporary, contextlib.ExitStack() as stack:
-
-        def start(height_px: int, width_px: int) -> FfmpegRun:
-            arguments = [*_raw_input(height_px, width_px, fps), *_ENCODERS[video_format], _file(temporary)]
-            return stack.enter_context(ffmpeg_run(arguments, output=path))
-
-        yield _PipeSink(start, even=True)
+        yield write
 
 
 @contextlib.contextmanager
-def _gif_sink(path: Path, fps: float) -> Iterator[FrameSink]:
+def _ffmpeg_sink(video_format: str, path: Path, fps: float) -> Iterator[WriteFrames]:
+    with (
+        atomic_path(path) as temporary,
+        _piped(path, fps, [*_ENCODERS[video_format], _file(temporary)], even=True) as write,
+    ):
+        yield write
+
+
+@contextlib.contextmanager
+def _gif_sink(path: Path, fps: float) -> Iterator[WriteFrames]:
     """A gif takes two passes, since its palette depends on all frames: they wait in a lossless file meanwhile."""
     if fps > MAX_GIF_FPS:
         raise ValueError(f"gif knows at most {MAX_GIF_FPS:g} frames a second, got {fps:g}")
@@ -206,43 +196,32 @@ def _gif_sink(path: Path, fps: float) -> Iterator[FrameSink]:
         lossless, palette = temporary.with_suffix(".mkv"), temporary.with_suffix(".png")
         for extra in (lossless, palette):
             files.callback(extra.unlink, missing_ok=True)
-        with contextlib.ExitStack() as stack:
-
-            def start(height_px: int, width_px: int) -> FfmpegRun:
-                split = ["-filter_complex", "[0:v]split[whole][seen];[seen]palettegen[palette]"]
-                outputs = ["-map", "[whole]", *_LOSSLESS, _file(lossless), "-map", "[palette]", "-f", "image2"]
-                arguments = [*_raw_input(height_px, width_px, fps), *split, *outputs, "-update", "1", _file(palette)]
-                return stack.enter_context(ffmpeg_run(arguments, output=path))
-
-            yield _PipeSink(start, even=False)
+        split = ["-filter_complex", "[0:v]split[whole][seen];[seen]palettegen[palette]"]
+        outputs = [*split, "-map", "[whole]", *_LOSSLESS, _file(lossless), "-map", "[palette]", "-f", "image2"]
+        with _piped(path, fps, [*outputs, "-update", "1", _file(palette)], even=False) as write:
+            yield write
         dither = "paletteuse=dither=sierra2_4a:diff_mode=rectangle"
         arguments = ["-i", _file(lossless), "-i", _file(palette), "-filter_complex", dither, *_NO_VERSIONS]
         with ffmpeg_run([*arguments, "-loop", "0", "-f", "gif", _file(temporary)], output=path):
             pass
 
 
-class _FolderSink:
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._count = 0
-
-    def write(self, frames: Tensor) -> None:
-        for frame in frames:
-            _save_png(frame, self._folder / _FRAME_NAME.format(self._count))
-            self._count += 1
-
-
 @contextlib.contextmanager
-def _folder_sink(path: Path) -> Iterator[FrameSink]:
+def _folder_sink(path: Path) -> Iterator[WriteFrames]:
     """Frames gather in a hidden folder inside of `path` and move up together."""
     existed = path.is_dir()
     make_folder(path)
     remove_leftovers(path)
     staging = temporary_for(path / "frames")
-    done = False
+    done, numbers = False, itertools.count()
+
+    def write(frames: Tensor) -> None:
+        for frame in frames:
+            _save_png(frame, staging / _FRAME_NAME.format(next(numbers)))
+
     try:
         staging.mkdir()
-        yield _FolderSink(staging)
+        yield write
         for old in frames_in(path):
             if not _is_ours(old):  # it came while we rendered
                 raise FileExistsError(errno.EEXIST, "vq3d did not make it", str(old))
@@ -261,32 +240,19 @@ def _folder_sink(path: Path) -> Iterator[FrameSink]:
                 path.rmdir()
 
 
-class _SheetSink:
-    """Keeps a few evenly spaced frames."""
-
-    def __init__(self, frames: int) -> None:
-        shown = min(frames, _SHEET_FRAMES)
-        self._wanted = {index * frames // shown for index in range(shown)}
-        self._count = 0
-        self.kept: list[Tensor] = []
-
-    def write(self, frames: Tensor) -> None:
-        for frame in frames:
-            if self._count in self._wanted:
-                self.kept.append(frame.clone())
-            self._count += 1
-
-
 @contextlib.contextmanager
-def _sheet_sink(path: Path, frames: int) -> Iterator[FrameSink]:
+def _sheet_sink(path: Path, frames: int) -> Iterator[WriteFrames]:
+    """A few evenly spaced frames on one sheet; a single frame is a picture, not a sheet of one."""
+    shown = min(frames, _SHEET_FRAMES)
+    wanted = {index * frames // shown for index in range(shown)}
+    kept: list[Tensor] = []
+    numbers = itertools.count()
     with atomic_path(path) as temporary:
-        sink = _SheetSink(frames)
-        yield sink
-        # A single frame is a picture, not a sheet of one.
-        _save_png(grid(sink.kept, _SHEET_COLUMNS) if frames > 1 else sink.kept[0], temporary)
+        yield lambda batch: kept.extend(frame.clone() for frame in batch if next(numbers) in wanted)
+        _save_png(grid(kept, _SHEET_COLUMNS) if frames > 1 else kept[0], temporary)
 
 
-_SINKS: dict[VideoFormat, Callable[[Path, int, float], contextlib.AbstractContextManager[FrameSink]]] = {
+_SINKS: dict[VideoFormat, Callable[[Path, int, float], contextlib.AbstractContextManager[WriteFrames]]] = {
     "mp4": lambda path, _, fps: _ffmpeg_sink("mp4", path, fps),
     "webm": lambda path, _, fps: _ffmpeg_sink("webm", path, fps),
     "gif": lambda path, _, fps: _gif_sink(path, fps),
@@ -301,10 +267,6 @@ def even_size(frames: Tensor) -> Tensor:
     if height_px % 2 == 0 and width_px % 2 == 0:
         return frames
     return functional.pad(frames.float(), (0, width_px % 2, 0, height_px % 2), mode="replicate").to(torch.uint8)
-
-
-def _raw_input(height_px: int, width_px: int, fps: float) -> list[str]:
-    return ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width_px}x{height_px}", "-r", f"{fps:.6g}", "-i", "pipe:0"]
 
 
 def _file(path: Path) -> str:

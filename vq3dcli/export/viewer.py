@@ -21,11 +21,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from vq3dcli.data.images import encode_jpeg, encode_png
+from vq3dcli.editing.photo_scene import STRETCH_FADES, STRETCH_GONE, PhotoScene
 from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import colour_table
-from vq3dcli.export.layers import MAX_LAYERS, MAX_SIDE_PX, Frustum, Layers
-from vq3dcli.export.photo_layers import Sheet, Sheets
+from vq3dcli.export.layers import MAX_LAYERS, MAX_SIDE_PX, Layers
 from vq3dcli.files import as_bytes, write_bytes
+from vq3dcli.rendering.scene import to_uint8
+from vq3dcli.rendering.space import Frustum
 
 # How far the camera may turn at most: farther out, layers of the first view have nothing more to show.
 BOUND_RAD = 0.2
@@ -34,21 +36,23 @@ _CELLS = 16
 _HELP = "Drag, arrow keys or tilt to look around; wheel or pinch to zoom; d for disparity; 0 to go back."
 
 
-def viewer_html(
+def write_viewer(
+    path: Path,
     title: str,
-    layers: Layers | Sheets,
+    layers: Layers | PhotoScene,
     still: Tensor,
     shown: tuple[float, float],
     *,
     bound_rad: float = BOUND_RAD,
     pivot_z: float | None = None,
     zoom: float = 1.0,
-) -> str:
-    """The page as text.
+) -> None:
+    """Write the page, atomically.
 
     Args:
+        path: The file.
         title: Any text, for example a file's name; it is escaped.
-        layers: At most 32 of at most 512 pixels, or a photo's two sheets of at most 512 pixels.
+        layers: At most 32 of at most 512 pixels, or a photo without margins of at most 512 pixels.
         still: What is shown without WebGL, uint8 `[3, H, W]` of any size.
         shown: The range of s that the colours of the disparity span.
         bound_rad: How far the camera may turn.
@@ -57,8 +61,12 @@ def viewer_html(
 
     Raises:
         UsageError: Too many or too large layers.
+        OutputError, StorageError: It cannot be written.
     """
-    count, height_px, width_px = (2, *layers.front.s.shape) if isinstance(layers, Sheets) else layers.alpha.shape
+    if isinstance(layers, PhotoScene):
+        count, height_px, width_px = 2, *layers.front.s.shape
+    else:
+        count, height_px, width_px = layers.alpha.shape
     if count > MAX_LAYERS or max(height_px, width_px) > MAX_SIDE_PX:
         raise UsageError(
             f"{count} layers of {width_px} x {height_px} are more than a browser should be asked to draw",
@@ -69,12 +77,12 @@ def viewer_html(
         f"default-src 'none'; img-src data:; script-src {_hash_source(script)}; style-src {_hash_source(style)}; "
         "base-uri 'none'; form-action 'none'"
     )
-    drawn = _sheets_value(layers) if isinstance(layers, Sheets) else _layers_value(layers)
+    drawn = _photo_value(layers) if isinstance(layers, PhotoScene) else _layers_value(layers)
     value = {**drawn, **_common_value(layers.frustum, width_px, height_px, shown)}
     value |= {"bound_rad": bound_rad, "pivot_z": pivot_z or layers.frustum.radius, "zoom": zoom}
     name = html.escape(title)
     picture = _data_uri("jpeg", encode_jpeg(still))
-    return (
+    text = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="generator" content="vq3d">'
@@ -86,21 +94,6 @@ def viewer_html(
         f'<script type="application/json" id="scene">{_json_in_html(value)}</script>\n'
         f"<script>{script}</script></body></html>\n"
     )
-
-
-def write_viewer(
-    path: Path,
-    title: str,
-    layers: Layers | Sheets,
-    still: Tensor,
-    shown: tuple[float, float],
-    *,
-    bound_rad: float = BOUND_RAD,
-    pivot_z: float | None = None,
-    zoom: float = 1.0,
-) -> None:
-    """Write `viewer_html` to `path` atomically."""
-    text = viewer_html(title, layers, still, shown, bound_rad=bound_rad, pivot_z=pivot_z, zoom=zoom)
     write_bytes(path, as_bytes(text))
 
 
@@ -109,8 +102,7 @@ def _common_value(frustum: Frustum, width_px: int, height_px: int, shown: tuple[
         "width_px": width_px,
         "height_px": height_px,
         "fov_rad": frustum.fov_rad,
-        "near": frustum.near,
-        "far": frustum.far,
+        **frustum.depth_range._asdict(),
         "shown": list(shown),
         "colour_map": base64.b64encode(colour_table().numpy().tobytes()).decode(),
     }
@@ -127,24 +119,24 @@ def _layers_value(layers: Layers) -> dict[str, object]:
         "planes_s": layers.planes_s.tolist(),
         "low_s": low.tolist(),
         "high_s": high.tolist(),
-        "colours": [_data_uri("jpeg", encode_jpeg(_levels(picture))) for picture in layers.rgb],
-        "shapes": [_data_uri("png", encode_png(_levels(picture))) for picture in shapes],
+        "colours": [_data_uri("jpeg", encode_jpeg(to_uint8(picture))) for picture in layers.rgb],
+        "shapes": [_data_uri("png", encode_png(to_uint8(picture))) for picture in shapes],
     }
 
 
-def _sheets_value(sheets: Sheets) -> dict[str, object]:
-    both = (sheets.front, sheets.behind)
+def _photo_value(photo: PhotoScene) -> dict[str, object]:
+    both = (photo.front, photo.behind)
     return {
-        "ranges_s": [float(value) for sheet in both for value in (sheet.s.min(), sheet.s.max())],
-        "fades": list(sheets.fades),
-        "colours": [_data_uri("jpeg", encode_jpeg(_levels(sheet.rgb))) for sheet in both],
-        "shapes": [_data_uri("png", encode_png(_relief_picture(sheet))) for sheet in both],
+        "ranges_s": [float(value) for layer in both for value in (layer.s.min(), layer.s.max())],
+        "fades": [STRETCH_FADES, STRETCH_GONE],
+        "colours": [_data_uri("jpeg", encode_jpeg(to_uint8(layer.rgb.cpu()))) for layer in both],
+        "shapes": [_data_uri("png", encode_png(_relief_picture(layer.s.cpu()))) for layer in both],
     }
 
 
-def _relief_picture(sheet: Sheet) -> Tensor:
+def _relief_picture(s: Tensor) -> Tensor:
     """Disparity in 16 bits, the upper ones in red, the lower ones in green: 256 levels would make terraces."""
-    level = (sheet.s * 65535.0).round().clamp(0, 65535).to(torch.int32)
+    level = (s * 65535.0).round().clamp(0, 65535).to(torch.int32)
     return torch.stack([level // 256, level % 256, torch.zeros_like(level)]).to(torch.uint8)
 
 
@@ -170,10 +162,6 @@ def _place_range(layers: Layers) -> tuple[Tensor, Tensor]:
     empty = ~visible.flatten(1).any(1)
     low, high = torch.where(empty, planes, low), torch.where(empty, planes, high)
     return low, torch.maximum(high, low + 1e-4)  # a range of nothing would divide by zero
-
-
-def _levels(picture: Tensor) -> Tensor:
-    return (picture * 255.0).round().clamp(0, 255).to(torch.uint8)
 
 
 def _json_in_html(value: object) -> str:

@@ -15,14 +15,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from vq3dcli.rendering.cameras import (
     CAMERA_RADIUS,
-    FAR,
+    DEPTH_RANGE,
     FOV_RAD,
-    NEAR,
     Camera,
+    DepthRange,
     image_rays,
     pivot_camera,
     pixel_centres,
@@ -31,6 +30,7 @@ from vq3dcli.rendering.cameras import (
     s_from_z_depth,
     z_depth_from_s,
 )
+from vq3dcli.rendering.lookup import grid_look_up
 
 # (yaw, pitch) in degrees around the pivot at the canonical radius.
 EVALUATION_VIEWS_DEG: tuple[tuple[float, float], ...] = ((10, 0), (-10, 0), (20, 0), (-20, 0), (0, 10), (0, -10))
@@ -115,7 +115,7 @@ def _fill(picture: Tensor, s: Tensor, hidden: Tensor) -> None:
 
 def plane_z_depth(s_true: Tensor) -> Tensor:
     """The plane that stands for a scene in `flat_warp`: 1 / mean(d), `[B]`, from exact s `[B, H, W]`."""
-    disparity = s_true * (1.0 / NEAR - 1.0 / FAR) + 1.0 / FAR
+    disparity = s_true * DEPTH_RANGE.extent + 1.0 / DEPTH_RANGE.far
     return 1.0 / disparity.flatten(1).mean(-1)
 
 
@@ -132,7 +132,7 @@ def _sample(image: Tensor, camera: Camera, pixels: Tensor, mode: str = "bilinear
     """`image` `[B, C, H, W]` of `camera` at pixel coordinates `[B, N, 2]`, `[B, C, N]`; edges replicated."""
     size = torch.tensor([camera.width_px, camera.height_px], dtype=pixels.dtype, device=pixels.device)
     grid = (2.0 * pixels / size - 1.0)[:, :, None]
-    return functional.grid_sample(image, grid, mode=mode, padding_mode="border", align_corners=False)[..., 0]
+    return grid_look_up(image, grid, mode=mode)[..., 0]
 
 
 class Reprojection(NamedTuple):
@@ -150,23 +150,22 @@ class Reprojection(NamedTuple):
 
 
 def reprojection(
-    source: Camera, s_source: Tensor, target: Camera, s_target: Tensor, *, near: float = NEAR, far: float = FAR
+    source: Camera, s_source: Tensor, target: Camera, s_target: Tensor, depth_range: DepthRange = DEPTH_RANGE
 ) -> Reprojection:
     """Carry pixels to the target by the source's disparity `[B, H, W]`, and back by what the target shows there.
 
-    In a scene of surfaces they come home; where a view's disparity is a mean over floaters they do not. `near` and
-    `far` are the z_depth of s = 1 and of s = 0.
+    In a scene of surfaces they come home; where a view's disparity is a mean over floaters they do not.
     """
     rays = image_rays(source)
     pixels, z_depth = project(
-        target, rays.origin + z_depth_from_s(s_source.flatten(1), near, far)[..., None] * rays.direction
+        target, rays.origin + z_depth_from_s(s_source.flatten(1), depth_range)[..., None] * rays.direction
     )
     size = torch.tensor([target.width_px, target.height_px], dtype=pixels.dtype, device=pixels.device)
     seen = (z_depth > _SMALLEST_Z) & ((pixels > 0) & (pixels < size)).all(-1)
     inside = torch.where(seen[..., None], pixels, torch.zeros_like(pixels))
     # Bilinear, which is exact on planes.
     back, s_there = rays_at_pixels(target, inside), _sample(s_target[:, None], target, inside)[:, 0]
-    home, home_z = project(source, back.origin + z_depth_from_s(s_there, near, far)[..., None] * back.direction)
+    home, home_z = project(source, back.origin + z_depth_from_s(s_there, depth_range)[..., None] * back.direction)
     start = pixel_centres(source.height_px, source.width_px, s_source.device)
     distance = (home - start).square().sum(-1).sqrt().double() / source.width_px
     # A point behind the first camera has mirrored pixels: it is lost, however near they lie.

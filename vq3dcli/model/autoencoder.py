@@ -66,8 +66,7 @@ class Autoencoder(FieldModel):
         code_dim = quantizer.codebook.shape[1]
         encoder_width, decoder_width = encoder.positions.shape[2], decoder.positions.shape[2]
         self._checkpoint_field = False
-        self.patch = patch
-        self.space, self.radius, self.near, self.far = field.space, field.radius, field.near, field.far
+        self.patch, self.space, self.frustum = patch, field.space, field.frustum
         self.embed_patches = nn.Linear(3 * patch * patch, encoder_width)
         self.encoder = encoder
         self.to_code = nn.Linear(encoder_width, code_dim)

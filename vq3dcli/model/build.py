@@ -14,16 +14,14 @@ from vq3dcli.model.planes import PlaneHead
 from vq3dcli.model.prior import Prior
 from vq3dcli.model.quantizer import Quantizer
 from vq3dcli.model.vit import Transformer
-from vq3dcli.rendering.cameras import Camera, canonical_camera
-from vq3dcli.rendering.space import ContractedSpace, FrustumSpace, Space
+from vq3dcli.rendering.cameras import Camera, DepthRange, canonical_camera
+from vq3dcli.rendering.space import ContractedSpace, Frustum
 
 
-def build_space(recipe: Stage1Recipe) -> Space:
-    """The mapping from world points to plane coordinates."""
+def build_frustum(recipe: Stage1Recipe) -> Frustum:
+    """What the camera sees that took the input photo."""
     camera = recipe.camera
-    if recipe.model.space == "frustum":
-        return FrustumSpace(camera.radius, math.radians(camera.fov_deg), camera.near, camera.far)
-    return ContractedSpace()
+    return Frustum(camera.radius, math.radians(camera.fov_deg), DepthRange(camera.near, camera.far))
 
 
 def build_autoencoder(recipe: Stage1Recipe, *, seed: int | None = None) -> Autoencoder:
@@ -33,6 +31,7 @@ def build_autoencoder(recipe: Stage1Recipe, *, seed: int | None = None) -> Autoe
     tokens = grid**2
     plane_patch = round(model.patch * model.plane_scale)
     side = grid * plane_patch
+    frustum = build_frustum(recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed if seed is None else seed)
         return Autoencoder(
@@ -43,10 +42,8 @@ def build_autoencoder(recipe: Stage1Recipe, *, seed: int | None = None) -> Autoe
             plane_head=PlaneHead(model.decoder_width, plane_patch, model.plane_channels, model.plane_head, side),
             field=FieldModel(
                 FieldMLP(model.plane_channels, model.field_hidden, model.field_layers),
-                build_space(recipe),
-                radius=recipe.camera.radius,
-                near=recipe.camera.near,
-                far=recipe.camera.far,
+                frustum if model.space == "frustum" else ContractedSpace(),
+                frustum,
             ),
             auxiliary_head=model.auxiliary_head,
         )

@@ -23,7 +23,7 @@ from torch.nn import functional
 from vq3dcli.rendering.cameras import s_from_z_depth
 from vq3dcli.rendering.lookup import gather_planes, sample_planes
 from vq3dcli.rendering.render import Field
-from vq3dcli.rendering.space import Space, canonical_z_depth
+from vq3dcli.rendering.space import Frustum, Space
 
 _DENSITY_SCALE = 24.0
 _DENSITY_SHIFT = 2.5
@@ -66,21 +66,19 @@ class FieldModel(nn.Module):
     Args:
         field_mlp: Plane features to density and colour.
         space: World points to plane coordinates.
-        radius: Distance of the canonical camera.
-        near: Nearest z_depth.
-        far: Farthest z_depth.
+        frustum: What the canonical camera sees.
     """
 
-    def __init__(self, field_mlp: FieldMLP, space: Space, *, radius: float, near: float, far: float) -> None:
+    def __init__(self, field_mlp: FieldMLP, space: Space, frustum: Frustum) -> None:
         super().__init__()
         self.field_mlp = field_mlp
-        self.space, self.radius, self.near, self.far = space, radius, near, far
+        self.space, self.frustum = space, frustum
 
     def field(self, planes: Tensor) -> Field:
         """The differentiable field over planes `[B, 3, P, P, C]`."""
 
         def field(points: Tensor) -> tuple[Tensor, Tensor]:
-            z_depth = self._z_depth(points)
+            z_depth = self.frustum.z_depth(points)
             raw, rgb = self.field_mlp(sample_planes(planes, self.space(points)))
             return self.density(thickness(raw, self._prior(z_depth)), z_depth), rgb
 
@@ -92,7 +90,7 @@ class FieldModel(nn.Module):
 
         @torch.no_grad()
         def field(points: Tensor) -> tuple[Tensor, Tensor]:
-            z_depth = self._z_depth(points)
+            z_depth = self.frustum.z_depth(points)
             features = sample(planes, self.space(points))
             prior = self._prior(z_depth)
             thickness_s, rgb = _tiled(self.field_mlp, features.reshape(-1, features.shape[-1]), prior.reshape(-1))
@@ -103,14 +101,11 @@ class FieldModel(nn.Module):
 
     def density(self, thickness_s: Tensor, z_depth: Tensor) -> Tensor:
         """Thickness a unit of s `[...]` at canonical z_depths `[...]` to density a metre `[...]`."""
-        return thickness_s / (z_depth.square() * (1.0 / self.near - 1.0 / self.far))
-
-    def _z_depth(self, points: Tensor) -> Tensor:
-        return canonical_z_depth(points, radius=self.radius, near=self.near, far=self.far)
+        return thickness_s / (z_depth.square() * self.frustum.depth_range.extent)
 
     def _prior(self, z_depth: Tensor) -> Tensor:
         """8 (0.45 - s_c): `[...]`, from -4.4 at near to 3.6 at far."""
-        return _PRIOR_SLOPE * (_PRIOR_MIDDLE_S - s_from_z_depth(z_depth, self.near, self.far))
+        return _PRIOR_SLOPE * (_PRIOR_MIDDLE_S - s_from_z_depth(z_depth, self.frustum.depth_range))
 
 
 def thickness(raw: Tensor, prior: Tensor) -> Tensor:

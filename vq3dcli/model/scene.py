@@ -6,40 +6,25 @@ Legend: B scenes (or frames of one scene), P plane side, C plane channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from vq3dcli.editing.corrected import corrected_field
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.field import FieldModel
-from vq3dcli.rendering.cameras import Camera, Rays, camera_to, image_rays
-from vq3dcli.rendering.render import Field, render_chunked
+from vq3dcli.rendering.cameras import Camera
+from vq3dcli.rendering.render import Field
+from vq3dcli.rendering.scene import SceneView, view_fields
 
 _POINTS_AT_ONCE = 1 << 16
 
 
-class SceneView(NamedTuple):
-    """A rendered view.
-
-    Attributes:
-        rgb: uint8 `[B, 3, H, W]`.
-        s: Expected normalised disparity `[B, H, W]` in [0, 1].
-        weight_variance: Variance of s under the rendering weights `[B, H, W]`.
-    """
-
-    rgb: Tensor
-    s: Tensor
-    weight_variance: Tensor
-
-
 class Renderable(Protocol):
-    """What any camera can look at, to film it or to measure it: a `Scene`, or what stands for one."""
+    """A scene, or what stands for one where it is measured."""
 
-    def render(self, camera: Camera, *, samples: int, rays_per_chunk: int = ...) -> SceneView:
+    def render(self, camera: Camera, *, samples: int) -> SceneView:
         """See `Scene.render`."""
         ...
 
@@ -72,14 +57,12 @@ class Scene:
         chosen = slice(index, index + 1) if index != -1 else slice(-1, None)
         return Scene(self.model, self.planes[chosen], self.codes[chosen])
 
-    @torch.no_grad()
-    def render(self, camera: Camera, *, samples: int = 96, rays_per_chunk: int = 512) -> SceneView:
-        """Look at the scene.
+    def render(self, camera: Camera, *, samples: int = 96) -> SceneView:
+        """Look at the scene, with that many samples a ray, at the middles of equal bins of s.
 
         Args:
             camera: One camera a scene, one for all scenes, or any number of cameras for a single scene.
-            samples: Samples a ray, at the middles of equal bins of s.
-            rays_per_chunk: Rays at once; changes memory, not the result.
+            samples: Samples a ray.
 
         Returns:
             A view a camera, or a scene.
@@ -87,25 +70,19 @@ class Scene:
         Raises:
             ValueError: Several scenes and another number of cameras.
         """
-        views = camera.cam_to_world.shape[0]
-        if views == 1:
-            views = len(self)
-            poses, intrinsics = (part.expand(views, -1, -1) for part in (camera.cam_to_world, camera.intrinsics))
-            camera = Camera(poses, intrinsics, camera.height_px, camera.width_px)
-        if len(self) not in (1, views):
+        if len(camera) == 1:
+            poses, intrinsics = (part.expand(len(self), -1, -1) for part in (camera.cam_to_world, camera.intrinsics))
+            camera = replace(camera, cam_to_world=poses, intrinsics=intrinsics)
+        if len(self) not in (1, len(camera)):
             raise ValueError(
-                f"{len(self)} scenes cannot be rendered from {views} cameras: one for all, one each, or scene by scene "
-                "(scenes[0].render(...))"
+                f"{len(self)} scenes cannot be rendered from {len(camera)} cameras: one for all, one each, or scene by "
+                "scene (scenes[0].render(...))"
             )
-        # A scene at a time: the lookup table of one scene's planes stays in the cache.
-        return render_views(
-            lambda view: self.model.frozen_field(self[view if len(self) > 1 else 0].planes),
-            camera_to(camera, self.planes.device),
-            samples=samples,
-            rays_per_chunk=rays_per_chunk,
-            near=self.model.near,
-            far=self.model.far,
-        )
+
+        def field_of(view: int) -> Field:
+            return self.model.frozen_field(self[view if len(self) > 1 else 0].planes)
+
+        return view_fields(field_of, camera.to(self.planes.device), samples, self.model.frustum.depth_range)
 
     @torch.no_grad()
     def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,50 +102,6 @@ class Scene:
         if not parts:
             return points.new_zeros(0, 3), points.new_zeros(0)
         return torch.cat([rgb[0] for _, rgb in parts]), torch.cat([density[0] for density, _ in parts])
-
-
-@dataclass(frozen=True)
-class CorrectedScene:
-    """A scene whose geometry is replaced by a disparity map, its colours kept; see `editing.corrected`.
-
-    Attributes:
-        scene: A single one.
-        from_s: Its disparity from the canonical camera, `[h, w]`.
-        to_s: The disparity to have instead, of any size.
-        fov_rad: Field of view of that camera.
-    """
-
-    scene: Scene
-    from_s: Tensor
-    to_s: Tensor
-    fov_rad: float
-
-    def render(self, camera: Camera, *, samples: int = 96, rays_per_chunk: int = 512) -> SceneView:
-        """See `Scene.render`."""
-        model, planes = self.scene.model, self.scene.planes
-        maps = self.from_s.to(planes.device), self.to_s.to(planes.device)
-        near, far, radius = model.near, model.far, model.radius
-        field = corrected_field(
-            model.frozen_field(planes), *maps, radius=radius, fov_rad=self.fov_rad, near=near, far=far
-        )
-        camera = camera_to(camera, planes.device)
-        return render_views(lambda _: field, camera, samples=samples, rays_per_chunk=rays_per_chunk, near=near, far=far)
-
-
-@torch.no_grad()
-def render_views(
-    field_of: Callable[[int], Field], camera: Camera, *, samples: int, rays_per_chunk: int, near: float, far: float
-) -> SceneView:
-    """Views of fields, one a camera; see `Scene.render`."""
-    rays = image_rays(camera)
-    parts = []
-    for view in range(camera.cam_to_world.shape[0]):
-        ray = Rays(rays.origin[view : view + 1], rays.direction[view : view + 1])
-        parts.append(render_chunked(field_of(view), ray, samples, rays_per_chunk=rays_per_chunk, near=near, far=far))
-    rgb, s, variance = (torch.cat(part) for part in zip(*parts, strict=True))
-    size = (len(parts), camera.height_px, camera.width_px)
-    image = rgb.reshape(*size, 3).permute(0, 3, 1, 2)
-    return SceneView((image * 255.0).round().clamp(0, 255).to(torch.uint8), s.reshape(size), variance.reshape(size))
 
 
 def to_model_range(images: Tensor) -> Tensor:

@@ -92,26 +92,19 @@ def read_cameras(path: Path) -> tuple[GivenCamera, ...]:
 
 
 def given_camera(
-    given: tuple[GivenCamera, ...], *, height_px: int, width_px: int, radius: float, fov_x_rad: float, fov_y_rad: float
+    given: tuple[GivenCamera, ...], *, height_px: int, width_px: int, radius: float, fov_rad: float
 ) -> Camera:
-    """The cameras of a file, one a frame.
-
-    Args:
-        given: From `read_cameras`.
-        height_px: Image height.
-        width_px: Image width.
-        radius: Distance from the pivot for cameras that say none.
-        fov_x_rad: Field of view for cameras that say none.
-        fov_y_rad: The same, vertical.
-    """
+    """The cameras of a file, one a frame; `radius` and `fov_rad`, on both axes, are for those that say none."""
     poses = torch.stack([_pose(camera, radius) for camera in given])
     intrinsics = torch.zeros(len(given), 3, 3)
     for matrix, camera in zip(intrinsics, given, strict=True):
-        x_rad = fov_x_rad if camera.fov_x_deg is None else math.radians(camera.fov_x_deg)
-        focal_x = 0.5 * width_px / math.tan(0.5 * x_rad)
-        focal_y = focal_x if camera.fov_x_deg is not None else 0.5 * height_px / math.tan(0.5 * fov_y_rad)
-        if camera.fov_y_deg is not None:
-            focal_y = 0.5 * height_px / math.tan(0.5 * math.radians(camera.fov_y_deg))
+        x_rad, y_rad = (
+            None if fov_deg is None else math.radians(fov_deg) for fov_deg in (camera.fov_x_deg, camera.fov_y_deg)
+        )
+        focal_x = 0.5 * width_px / math.tan(0.5 * (x_rad or fov_rad))
+        focal_y = focal_x
+        if y_rad is not None or x_rad is None:
+            focal_y = 0.5 * height_px / math.tan(0.5 * (y_rad or fov_rad))
         matrix[:] = torch.tensor([[focal_x, 0.0, 0.5 * width_px], [0.0, focal_y, 0.5 * height_px], [0.0, 0.0, 1.0]])
     return Camera(poses, intrinsics, height_px, width_px)
 

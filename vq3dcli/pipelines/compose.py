@@ -1,49 +1,64 @@
-"""A composition to a scene: open what it names, cut out, close holes, place."""
+"""A composition to a scene: open what it names, cut out, close holes, place; and film it."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vq3dcli.data.images import resize
-from vq3dcli.editing.composed import Backdrop, ComposedScene
-from vq3dcli.editing.cutout import Box, Cutout, FirstView, cut_out, painted, point_at, with_picture
+from vq3dcli.editing.cutout import Cutout, FirstView, cut_out, point_at
+from vq3dcli.editing.photo_scene import PhotoScene
 from vq3dcli.editing.placement import (
-    Membership,
+    ComposedScene,
     Placement,
     Surface,
     Vector,
     carved,
     darkened,
+    in_box,
     kept,
     merged,
     placed,
     placed_surface,
+    recoloured,
     share_of,
     without_share,
 )
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.meshscenes.ray_mesh import Mesh, is_mesh, read_mesh
-from vq3dcli.model.scene import Renderable, SceneView
-from vq3dcli.pipelines.composition import Composition, Cut, Insert, Stand
-from vq3dcli.pipelines.detail import PhotoScene
-from vq3dcli.pipelines.geometry import field_of, first_view
-from vq3dcli.pipelines.inputs import OpenedScene, Source, parse_sources
-from vq3dcli.pipelines.retouch import photo_window, retouched
+from vq3dcli.pipelines.composition import (
+    SUFFIX,
+    Composition,
+    Cut,
+    Insert,
+    Stand,
+    check_place,
+    read_composition,
+    write_composition,
+)
+from vq3dcli.pipelines.film import Shot, check_shot, film, shot_camera
+from vq3dcli.pipelines.geometry import GeometryName, field_of, first_view
+from vq3dcli.pipelines.inputs import OpenedScene, Source, fitted_photo, needs_weights, parse_sources
+from vq3dcli.pipelines.render import Look, Made, OnProgress, as_shown, counting_frames, staged_photo, with_geometry
+from vq3dcli.pipelines.targets import check_targets, input_files, note_replaced, plan_joint_target, refuse_stdout
 from vq3dcli.rendering.cameras import Camera, project
+from vq3dcli.rendering.lookup import coloured_by
 from vq3dcli.rendering.render import Field
-from vq3dcli.rendering.space import FrustumSpace
+from vq3dcli.rendering.scene import ViewOf
+from vq3dcli.rendering.space import Frustum
+from vq3dcli.weights_file import LoadedWeights, load_weights
 
 _MAX_PHOTO_PX = 1024
-_WHOLE = (0.0, 0.0, 1.0, 1.0)
 _MESH_PLACE = (0.5, 0.75)
 # From the upper left, in front.
 _LIGHT: Vector = (-0.5, -0.8, -0.6)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,10 +71,9 @@ class Thing:
         spin_rad: How far it turns meanwhile.
         width: Before scaling, in metres.
         shadow: Strength of its shadow.
-        field: In its own coordinates, if it is one; with the corners of a box around it.
-        lower: See `field`.
-        upper: See `field`.
-        mesh: If it is one.
+        lower: With `upper` the corners of a box around it, in its own coordinates.
+        upper: See `lower`.
+        shape: Its field or mesh, in its own coordinates.
     """
 
     base: Placement
@@ -69,8 +83,7 @@ class Thing:
     shadow: float
     lower: Vector
     upper: Vector
-    field: Field | None = None
-    mesh: Mesh | None = None
+    shape: Field | Mesh
 
     @property
     def shadow_radius(self) -> float:
@@ -82,28 +95,18 @@ class Thing:
         position = progress * (len(self.stops) - 1)
         index = min(int(position), max(0, len(self.stops) - 2))
         first, second = self.stops[index], self.stops[min(index + 1, len(self.stops) - 1)]
-        at = tuple(a + (position - index) * (b - a) for a, b in zip(first, second, strict=True))
-        yaw_rad = self.base.yaw_rad + progress * self.spin_rad
-        return replace(self.base, at=(at[0], at[1], at[2]), yaw_rad=yaw_rad)
+        x, y, z = (a + (position - index) * (b - a) for a, b in zip(first, second, strict=True))
+        return replace(self.base, at=(x, y, z), yaw_rad=self.base.yaw_rad + progress * self.spin_rad)
 
-
-@dataclass
-class Unchanging:
-    """What looks the same in each frame: nothing moves, nor does the camera. It is rendered once.
-
-    Attributes:
-        scene: What is rendered.
-        view: What the first frame showed.
-    """
-
-    scene: Renderable
-    view: SceneView | None = None
-
-    def render(self, camera: Camera, *, samples: int, rays_per_chunk: int = 512) -> SceneView:
-        """See `Renderable`; always from the camera of the first frame."""
-        if self.view is None:
-            self.view = self.scene.render(camera, samples=samples, rays_per_chunk=rays_per_chunk)
-        return self.view
+    def touches(self, points: Tensor, placement: Placement) -> Tensor:
+        """Whether it or its shadow, which ends where it cannot be seen any more, may be at points `[N, 3]`: `[N]`."""
+        near = torch.zeros_like(points[:, 0], dtype=torch.bool)
+        if self.shadow > 0.0:
+            away = (points - points.new_tensor(placement.at)).square().sum(-1)
+            near |= away < (3.5 * self.shadow_radius) ** 2
+        if not isinstance(self.shape, Mesh):
+            near |= in_box(placement.to_object(points), self.lower, self.upper)
+        return near
 
 
 @dataclass(frozen=True)
@@ -111,24 +114,18 @@ class Stage:
     """A scene whose holes are closed, and the things that stand in it.
 
     Attributes:
-        scene: The scene without what was deleted or moved.
-        holes: Where something was taken away.
-        fills: What closes the holes.
+        scene: The scene without what was deleted or moved, its holes closed.
         things: What stands in it.
-        near: z_depth of s = 1.
-        far: z_depth of s = 0.
+        frustum: Of the scene.
         device: Where fields compute.
         picture: What shows the scene itself, if not its field: its photo in detail.
     """
 
     scene: Field
-    holes: tuple[Membership, ...]
-    fills: tuple[Field, ...]
     things: tuple[Thing, ...]
-    near: float
-    far: float
+    frustum: Frustum
     device: torch.device
-    picture: Renderable | None = None
+    picture: PhotoScene | None = None
 
     def out_of(self, camera: Camera) -> list[int]:
         """Which things lie outside of what a camera shows, wherever they stand during the video."""
@@ -149,40 +146,155 @@ class Stage:
 
     def at(self, progress: float) -> ComposedScene:
         """The scene when `progress` in [0, 1] of the video is over."""
-        in_detail = self.picture is not None
-        scene = share_of(self.scene) if in_detail else self.scene
-        ground: Field = merged(scene, [without_share(fill) if in_detail else fill for fill in self.fills])
+        ground = self.scene if self.picture is None else share_of(self.scene)
         fields: list[Field] = []
         surfaces: list[Surface] = []
-        placements = [thing.placement(progress) for thing in self.things]
-        for thing, placement in zip(self.things, placements, strict=True):
+        standing = [(thing, thing.placement(progress)) for thing in self.things]
+        for thing, placement in standing:
             if thing.shadow > 0.0:
                 ground = darkened(ground, placement.at, thing.shadow_radius, thing.shadow)
-            if thing.field is not None:
-                own = without_share(thing.field) if in_detail else thing.field
+            if isinstance(thing.shape, Mesh):
+                surfaces.append(placed_surface(thing.shape.surface(_light_for(placement)), placement))
+            else:
+                own = thing.shape if self.picture is None else without_share(thing.shape)
                 fields.append(placed(own, placement, lower=thing.lower, upper=thing.upper))
-            if thing.mesh is not None:
-                surfaces.append(placed_surface(thing.mesh.surface(_light_for(placement)), placement))
-        backdrop = None if self.picture is None else Backdrop(self.picture, self._touched(placements))
-        return ComposedScene(merged(ground, fields), tuple(surfaces), self.near, self.far, self.device, backdrop)
-
-    def _touched(self, placements: list[Placement]) -> Membership:
-        """Whether anything but the scene may be at points; shadows end where they cannot be seen any more."""
 
         def touched(points: Tensor) -> Tensor:
-            found = torch.zeros_like(points[:, 0], dtype=torch.bool)
-            for hole in self.holes:
-                found |= hole(points) > 0.0
-            for thing, placement in zip(self.things, placements, strict=True):
-                if thing.shadow > 0.0:
-                    away = (points - points.new_tensor(placement.at)).square().sum(-1)
-                    found |= away < (3.5 * thing.shadow_radius) ** 2
-                if thing.field is not None:
-                    own = placement.to_object(points)
-                    found |= ((own >= own.new_tensor(thing.lower)) & (own <= own.new_tensor(thing.upper))).all(-1)
-            return found
+            near = torch.zeros_like(points[:, 0], dtype=torch.bool)
+            for thing, placement in standing:
+                near |= thing.touches(points, placement)
+            return near
 
-        return touched
+        picture = None if self.picture is None else self.picture.render
+        depth_range = self.frustum.depth_range
+        return ComposedScene(merged(ground, fields), tuple(surfaces), depth_range, self.device, picture, touched)
+
+    def coloured(self) -> Field:
+        """The field of the beginning in three channels, in which a photo's detail becomes the colours of the field."""
+        field = self.at(0.0).field
+        if self.picture is None:
+            return field
+        photo = self.picture.front.rgb[:, *self.picture.window]
+        return recoloured(field, lambda at, rgb: rgb[..., :3] + rgb[..., 3:] * coloured_by(photo, self.frustum, at))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A composition whose scene is open.
+
+    Attributes:
+        composition: What is done to the scene.
+        scene: The scene.
+        open_object: Opens what an insertion names, unless it is a mesh.
+    """
+
+    composition: Composition
+    scene: OpenedScene
+    open_object: Callable[[str], OpenedScene]
+
+    def stage(self, picture: PhotoScene | None) -> Stage:
+        """See `build_stage`."""
+        return build_stage(self.composition, self.scene, self.open_object, picture=picture)
+
+
+def compose(
+    added: Composition,
+    base: Path | None,
+    output: str | None,
+    shot: Shot,
+    look: Look,
+    *,
+    geometry: GeometryName | None = None,
+    still: bool = False,
+    video_format: str | None = None,
+    disparity: bool = False,
+    weights: Path | None = None,
+    device: torch.device,
+    on_progress: OnProgress,
+) -> Made:
+    """Film a composition, and write its file beside the video; other arguments as `render.render` has them.
+
+    Args:
+        added: What to do; its scene is that of `base`, if there is one.
+        base: A composition file that `added` goes on with.
+        output: What `-o` says.
+        shot: How to film.
+        look: What to show of photos.
+        geometry: Of photo detail.
+        still: Whether the camera does not move.
+        video_format: What `--format` says.
+        disparity: Also write a disparity video.
+        weights: The model; None is the embedded one, if one is needed.
+        device: Where to compute.
+        on_progress: See `render.OnProgress`.
+
+    Raises:
+        Vq3dError: Options or inputs that do not fit, or cannot be read; an output that cannot be written.
+    """
+    refuse_stdout(output, "compose")
+    # Stdin may be the scene, or one of the objects, but not both.
+    sources = composition_sources(added)
+    stem = sources[0].stem if base is None else base.name.removesuffix(SUFFIX)
+    files = composition_files(added, *(path for path in (base, weights) if path is not None))
+    target = plan_joint_target(sources, stem, output, video_format, kind="composed", disparity=disparity, kept=files)
+    written = target.video.with_name(f"{target.video.name.removesuffix(target.video.suffix)}{SUFFIX}")
+    changed = base is None or added != read_composition(base)
+    if changed and written.resolve() in {path.resolve() for path in files}:
+        raise UsageError(f"the composition would overwrite the input ({written})", remedy="another name with -o")
+    check_shot(shot, target.video_format)
+    check_targets([target])
+    if changed:
+        check_place(written)
+    note_replaced([*target.replaced, *([written] if changed and written.exists() else [])])
+    loaded = load_weights(weights, device) if weights is not None or needs_weights(sources) else None
+    look = with_geometry(look, sources[:1], geometry, device)
+    opened = open_composition(added, sources, loaded, look, device)
+    scene, picture = opened.scene, None
+    if look.detail_of(sources[0]) == "photo" and scene.has_detail:
+        picture, cameras, _ = staged_photo(scene, shot, look)
+    else:
+        cameras = shot_camera(shot, scene.frustum)
+    stage = opened.stage(picture)
+    holes = len(added.delete) + len(added.move)
+    _log.info("%d things in the scene, %d holes closed", len(stage.things), holes)
+    for index in stage.out_of(cameras[0]):
+        _log.warning("thing %d lies outside of the picture", index + 1)
+
+    def view_at(progress: float) -> ViewOf:
+        return partial(stage.at(progress).render, samples=shot.samples)
+
+    whole = None if stage.moving else view_at(0.0)
+    if whole is not None and still:
+        # Nothing moves, nor does the camera: it is rendered once.
+        seen = whole(cameras[0])
+        whole = lambda _: seen  # noqa: E731
+    film(
+        lambda frame: whole or view_at(frame / max(1, shot.frames - 1)),
+        cameras,
+        target,
+        fps=shot.fps,
+        on_frames=counting_frames(on_progress, shot.frames),
+    )
+    outputs = list(target.paths)
+    if changed:
+        sha256 = None if loaded is None else loaded.sha256
+        write_composition(written, added.model_copy(update={"weights_sha256": sha256}))
+        outputs.append(written)
+    figures = {"things": len(stage.things), "holes": holes, "frames": shot.frames}
+    return Made(outputs, len(stage.things), loaded, figures)
+
+
+def open_composition(
+    composition: Composition, sources: list[Source], weights: LoadedWeights | None, look: Look, device: torch.device
+) -> Opened:
+    """Open the scene of a composition; `sources` are those of `composition_sources`."""
+    if weights is not None and composition.weights_sha256 not in (None, weights.sha256):
+        made_with = str(composition.weights_sha256)
+        _log.warning("made with the weights %s, not with %s", made_with[:12], weights.sha256[:12])
+    first, *others = sources
+    by_text = {source.text: source for source in others}
+    scene = as_shown(look.open(first, weights, device), first, look)
+    return Opened(composition, scene, lambda text: look.open(by_text[text], weights, device))
 
 
 def composition_sources(composition: Composition) -> list[Source]:
@@ -192,8 +304,8 @@ def composition_sources(composition: Composition) -> list[Source]:
 
 def composition_files(composition: Composition, *more: Path) -> list[Path]:
     """The files that a composition reads, and `more`; raises `UsageError`."""
-    files = [source.path for source in composition_sources(composition) if source.is_file]
-    return [*files, *(Path(item.object) for item in composition.insert if is_mesh(item.object)), *more]
+    meshes = [Path(item.object) for item in composition.insert if is_mesh(item.object)]
+    return [*input_files(composition_sources(composition)), *meshes, *more]
 
 
 def build_stage(
@@ -201,7 +313,7 @@ def build_stage(
     scene: OpenedScene,
     open_object: Callable[[str], OpenedScene],
     *,
-    picture: Renderable | None = None,
+    picture: PhotoScene | None = None,
 ) -> Stage:
     """Make a composition real.
 
@@ -214,161 +326,114 @@ def build_stage(
     Raises:
         UsageError: A distance at which nothing can be seen.
         DataError: A box without an object in it; a mesh that cannot be read.
-        InputMissingError, UnavailableError: See `meshscenes.ray_mesh.read_mesh`.
+        InputMissingError, UnavailableError: See `data.meshes.read_mesh`.
     """
-    view, space = first_view(scene)
-    aspect = scene.camera.aspect
-    field = whole = field_of(scene)
-    in_detail = picture is not None
-    fills: list[Field] = []
-    holes: list[Membership] = []
-    things: list[Thing] = []
+    view, field = first_view(scene), field_of(scene)
+    source = _coloured(scene, field) if picture is not None and composition.move else field
     ground = view
-    moved: list[tuple[Stand, Cutout]] = []
-    taken: list[Cutout] = []
+    cutouts: list[Cutout] = []
+    things: list[Thing] = []
     for edit in (*composition.delete, *composition.move):
-        cutout = _cut(view, edit, space, scene.stem)
-        taken.append(cutout)
-        holes.append(cutout.hole())
-        field = carved(field, holes[-1])
-        fills.append(cutout.fill())
+        cutout = _cut(view, edit, scene)
+        cutouts.append(cutout)
+        field = carved(field, cutout.hole())
         gone = cutout.mask > 0.0
-        ground = FirstView(
-            torch.where(gone, cutout.behind.rgb, ground.rgb), torch.where(gone, cutout.behind.s, ground.s)
-        )
-        if isinstance(edit, Stand):
-            moved.append((edit, cutout))
-    source = _colours_of(scene, whole, space) if in_detail and moved else whole
-    things += [_standing(edit, cutout, source, space, ground, (aspect, aspect)) for edit, cutout in moved]
+        ground = FirstView(*(torch.where(gone, new, old) for new, old in zip(cutout.behind, ground, strict=True)))
+    frustum = scene.frustum
+    for move, cutout in zip(composition.move, cutouts[len(composition.delete) :], strict=True):
+        things.append(_standing(move, cutout, source, frustum, ground))
     for insert in composition.insert:
         if is_mesh(insert.object):
-            things.append(_standing_mesh(insert, space, ground, aspect))
+            things.append(_standing_mesh(insert, frustum, ground))
             continue
         opened = open_object(insert.object)
-        source_view, source_space = first_view(opened)
-        cutout = _cut(source_view, insert, source_space, opened.stem)
-        source = field_of(opened)
-        if in_detail:
-            source = _colours_of(opened, source, source_space)
-        things.append(_standing(insert, cutout, source, space, ground, (opened.camera.aspect, aspect)))
-    if isinstance(picture, PhotoScene):
+        cutout = _cut(first_view(opened), insert, opened)
+        own = field_of(opened)
+        things.append(_standing(insert, cutout, own if picture is None else _coloured(opened, own), frustum, ground))
+    if picture is not None:
         # It shows what closes the holes, too, with a relief that goes on without a step.
-        picture = retouched(picture, taken)
-        field, holes, fills = merged(field, fills), [], []
-    model = scene.scene.model
-    device = scene.scene.planes.device
-    return Stage(field, tuple(holes), tuple(fills), tuple(things), model.near, model.far, device, picture)
+        picture = picture.without(cutouts)
+    field = merged(field, [cutout.fill() for cutout in cutouts])
+    return Stage(field, tuple(things), frustum, scene.device, picture)
 
 
-def _colours_of(opened: OpenedScene, field: Field, space: FrustumSpace) -> Field:
-    """A scene's field with the colours of its photo, if there is one."""
+def _coloured(opened: OpenedScene, field: Field) -> Field:
+    """A scene's field with the colours of its photo, if there is one: each point has those of the pixel before it."""
     if opened.photo is None:
         return field
-    height_px, width_px = opened.photo.shape[1:]
-    factor = min(1.0, _MAX_PHOTO_PX / max(height_px, width_px))
-    photo = resize(opened.photo, max(1, round(height_px * factor)), max(1, round(width_px * factor)))
-    return painted(field, photo.to(opened.scene.planes.device).float() / 255.0, space)
+    factor = min(1.0, _MAX_PHOTO_PX / max(opened.photo.shape[1:]))
+    size = (max(1, round(side * factor)) for side in opened.photo.shape[1:])
+    photo = fitted_photo(opened.photo, *size).to(opened.device).float() / 255.0
+    return recoloured(field, lambda points, _: coloured_by(photo, opened.frustum, points))
 
 
-def field_with_photo(composed: ComposedScene, opened: OpenedScene) -> Field:
-    """The field of a composition in three channels, in which a photo's detail becomes the colours of the field.
-
-    Args:
-        composed: From `Stage.at`.
-        opened: Its scene.
-    """
-    if composed.backdrop is None:
-        return composed.field
-    picture = composed.backdrop.picture
-    assert isinstance(picture, PhotoScene)
-    rows, columns = photo_window(picture)
-    facts = opened.camera
-    space = FrustumSpace(facts.radius, math.radians(facts.fov_deg), facts.near, facts.far)
-    return with_picture(composed.field, picture.front.rgb[:, rows, columns], space)
-
-
-def _cut(view: FirstView, cut: Cut, space: FrustumSpace, name: str) -> Cutout:
-    box = Box(*(cut.box or _WHOLE), *(cut.z_range or ()))
+def _cut(view: FirstView, cut: Cut, opened: OpenedScene) -> Cutout:
     try:
-        return cut_out(view, box, space)
+        return cut_out(view, opened.frustum, cut.box or (0.0, 0.0, 1.0, 1.0), cut.z_range)
     except DataError as error:
-        raise DataError(f"{error.message} ({name})", remedy=error.remedy) from error
+        raise DataError(f"{error.message} ({opened.stem})", remedy=error.remedy) from error
 
 
-def _standing(
-    stand: Stand,
-    cutout: Cutout,
-    field: Field,
-    space: FrustumSpace,
-    ground: FirstView,
-    aspects: tuple[float, float],
-) -> Thing:
-    """What was cut out of a field, where it shall stand; `aspects` are those of its photo and of the scene's."""
-    _check_distance(stand, space)
-    stops = tuple(_foot_at(x, y, stand, space, ground) for x, y in stand.at) or (cutout.foot,)
+def _standing(stand: Stand, cutout: Cutout, field: Field, frustum: Frustum, ground: FirstView) -> Thing:
+    """What was cut out of a field, where it shall stand in the scene of `frustum`."""
+    stops = _stops(stand, frustum, ground) or (cutout.foot,)
     if not stand.at and stand.z_depth is not None:
-        far = stand.z_depth / (cutout.foot[2] + space.radius)
-        stops = ((cutout.foot[0] * far, cutout.foot[1] * far, stand.z_depth - space.radius),)
+        far = stand.z_depth / (cutout.foot[2] + frustum.radius)
+        stops = ((cutout.foot[0] * far, cutout.foot[1] * far, stand.z_depth - frustum.radius),)
     # Nothing but the side that the photo saw is known: it faces the camera at the first stop, too.
-    before, after = (
-        _line_of_sight(cutout.foot, cutout.space.radius, aspects[0]),
-        _line_of_sight(stops[0], space.radius, aspects[1]),
-    )
-    base = _base(
-        stand, anchor=cutout.foot, aspects=aspects, yaw_rad=before[0] - after[0], pitch_rad=after[1] - before[1]
+    before, after = _line_of_sight(cutout.foot, cutout.frustum), _line_of_sight(stops[0], frustum)
+    yaw_rad, pitch_rad, roll_rad = _turns(stand)
+    base = Placement(
+        cutout.foot,
+        scale=stand.scale,
+        yaw_rad=before[0] - after[0] + yaw_rad,
+        pitch_rad=after[1] - before[1] + pitch_rad,
+        roll_rad=roll_rad,
+        object_aspect=cutout.frustum.aspect,
+        scene_aspect=frustum.aspect,
     )
     own = kept(field, cutout.membership)
     spin_rad = math.radians(stand.spin_deg)
-    return Thing(base, stops, spin_rad, cutout.width, stand.shadow, cutout.lower, cutout.upper, field=own)
+    return Thing(base, stops, spin_rad, cutout.width, stand.shadow, cutout.lower, cutout.upper, own)
 
 
-def _standing_mesh(insert: Insert, space: FrustumSpace, ground: FirstView, aspect: float) -> Thing:
-    _check_distance(insert, space)
+def _standing_mesh(insert: Insert, frustum: Frustum, ground: FirstView) -> Thing:
+    stops = _stops(insert.model_copy(update={"at": insert.at or [_MESH_PLACE]}), frustum, ground)
     mesh = read_mesh(Path(insert.object), up=insert.up)
-    stops = tuple(_foot_at(x, y, insert, space, ground) for x, y in insert.at or [_MESH_PLACE])
-    width = mesh.upper[0] - mesh.lower[0]
-    spin_rad = math.radians(insert.spin_deg)
-    return Thing(
-        _base(insert, aspects=(1.0, aspect)), stops, spin_rad, width, insert.shadow, mesh.lower, mesh.upper, mesh=mesh
+    yaw_rad, pitch_rad, roll_rad = _turns(insert)
+    base = Placement(
+        scale=insert.scale, yaw_rad=yaw_rad, pitch_rad=pitch_rad, roll_rad=roll_rad, scene_aspect=frustum.aspect
     )
+    width, spin_rad = mesh.upper[0] - mesh.lower[0], math.radians(insert.spin_deg)
+    return Thing(base, stops, spin_rad, width, insert.shadow, mesh.lower, mesh.upper, mesh)
 
 
-def _base(
-    stand: Stand,
-    *,
-    aspects: tuple[float, float],
-    anchor: Vector = (0.0, 0.0, 0.0),
-    yaw_rad: float = 0.0,
-    pitch_rad: float = 0.0,
-) -> Placement:
-    """The wanted size and turns, on top of those given."""
+def _turns(stand: Stand) -> tuple[float, float, float]:
+    """Yaw, pitch and roll that are asked for, in radians."""
     turns = stand.rotate_deg if isinstance(stand.rotate_deg, tuple) else (stand.rotate_deg, 0.0, 0.0)
-    yaw, pitch, roll = (math.radians(turn) for turn in turns)
-    nowhere = (0.0, 0.0, 0.0)
-    return Placement(anchor, nowhere, stand.scale, yaw_rad + yaw, pitch_rad + pitch, roll, *aspects)
+    return math.radians(turns[0]), math.radians(turns[1]), math.radians(turns[2])
 
 
-def _check_distance(stand: Stand, space: FrustumSpace) -> None:
-    if stand.z_depth is not None and not space.near < stand.z_depth < space.far:
+def _stops(stand: Stand, frustum: Frustum, ground: FirstView) -> tuple[Vector, ...]:
+    """Where a foot stands: at the wanted z_depth, or on what is seen there. Raises `UsageError`."""
+    near, far = frustum.depth_range
+    if stand.z_depth is not None and not near < stand.z_depth < far:
         reason = f"nothing is seen at a distance of {stand.z_depth:g}"
-        raise UsageError(reason, remedy=f"--depth or z_depth between {space.near:g} and {space.far:g}")
-
-
-def _foot_at(x: float, y: float, stand: Stand, space: FrustumSpace, ground: FirstView) -> Vector:
-    """The world point at (x, y) of the first view: at the wanted z_depth, or on what is seen there."""
-    z_depth = stand.z_depth
-    if z_depth is None:
-        side = ground.s.shape[0]
+        raise UsageError(reason, remedy=f"--depth or z_depth between {near:g} and {far:g}")
+    side = ground.s.shape[0]
+    stops = []
+    for x, y in stand.at:
         row, column = (min(max(round(place * side - 0.5), 0), side - 1) for place in (y, x))
         around = ground.s[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2].median()
-        z_depth = 1.0 / (float(around) * (1.0 / space.near - 1.0 / space.far) + 1.0 / space.far)
-    return point_at(x, y, z_depth, space)
+        z_depth = stand.z_depth or 1.0 / (float(around) * frustum.depth_range.extent + 1.0 / far)
+        stops.append(point_at(x, y, z_depth, frustum))
+    return tuple(stops)
 
 
-def _line_of_sight(point: Vector, radius: float, aspect: float) -> tuple[float, float]:
-    """How far to the right of the first camera's axis a point lies, and how far below it, in radians."""
-    ahead = point[2] + radius
-    return math.atan2(point[0], ahead), math.atan2(point[1] / aspect, math.hypot(point[0], ahead))
+def _line_of_sight(point: Vector, frustum: Frustum) -> tuple[float, float]:
+    """How far to the right of the canonical camera's axis a point lies, and how far below it, in radians."""
+    ahead = point[2] + frustum.radius
+    return math.atan2(point[0], ahead), math.atan2(point[1] / frustum.aspect, math.hypot(point[0], ahead))
 
 
 def _light_for(placement: Placement) -> Vector:

@@ -1,68 +1,74 @@
 """Scenes for other tools: a web viewer, points, meshes, splats, multiplane images, arrays and depth maps.
 
-With photo detail what is exported is the photo in its two layers (`pipelines.detail`), without it the plain NeRF.
+With photo detail what is exported is the photo in its two layers (`editing.photo_scene`), without it the plain NeRF.
 
 Legend: V views, H height_px, W width_px.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
-from vq3dcli.editing.composed import ComposedScene
+from vq3dcli.editing.parallax import adapted_reach, covered_reach
+from vq3dcli.editing.photo_scene import PhotoLayer, PhotoScene, build_photo_scene
 from vq3dcli.editing.placement import Hits
+from vq3dcli.editing.relief import resized
+from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import display_range
 from vq3dcli.export.depth_files import write_disparity_png, write_pfm, write_views
 from vq3dcli.export.layers import (
+    MAX_LAYERS,
     MAX_SIDE_PX,
-    Frustum,
     Layers,
     bake_layers,
     choose_edges,
     flat_layers,
+    layers_of_sheets,
     render_layers,
 )
-from vq3dcli.export.mesh import relief_mesh, write_glb
-from vq3dcli.export.mpi import write_mpi
-from vq3dcli.export.photo_layers import Sheet, Sheets, layers_of_sheets
-from vq3dcli.export.points import surface_points, write_points
-from vq3dcli.export.splat import write_splats
+from vq3dcli.export.mesh import MeshKind, relief_mesh, write_glb
+from vq3dcli.export.mpi import check_folder, layers_in, write_mpi
+from vq3dcli.export.points import Axes, surface_points, write_points, write_splats
+from vq3dcli.export.video import check_output
 from vq3dcli.export.viewer import BOUND_RAD, write_viewer
+from vq3dcli.files import cut_name
 from vq3dcli.metrics.image import psnr
-from vq3dcli.model.scene import Renderable
-from vq3dcli.pipelines.compose import build_stage, field_with_photo
-from vq3dcli.pipelines.composition import Composition
-from vq3dcli.pipelines.detail import (
-    STRETCH_FADES,
-    STRETCH_GONE,
-    PhotoLayer,
-    PhotoScene,
-    build_photo_scene,
-    fitted_photo,
-    photo_camera,
-)
-from vq3dcli.pipelines.export_plan import MOST_PX, ExportFormat, Wish
-from vq3dcli.pipelines.film import output_size
-from vq3dcli.pipelines.geometry import SMALLEST_PHOTO_PX, photo_relief
-from vq3dcli.pipelines.inputs import OpenedScene
-from vq3dcli.pipelines.parallax import (
-    adapted_reach,
-    covered_reach,
-    covering_zoom,
-    disparity_extent,
-    steepest_slope,
-)
-from vq3dcli.pipelines.retouch import photo_window
+from vq3dcli.pipelines.compose import Opened, Stage, composition_files, composition_sources, open_composition
+from vq3dcli.pipelines.composition import SUFFIX, read_composition
+from vq3dcli.pipelines.film import check_limits, output_size
+from vq3dcli.pipelines.geometry import NERF, Geometry, GeometryName, photo_relief
+from vq3dcli.pipelines.inputs import OpenedScene, Source, fitted_photo, needs_weights, parse_sources
+from vq3dcli.pipelines.render import Look, Made, with_geometry
+from vq3dcli.pipelines.targets import note_replaced, refuse_overwriting, refuse_stdout
 from vq3dcli.rendering.cameras import Camera, pivot_pose, z_depth_from_s
-from vq3dcli.rendering.trajectories import orbit
+from vq3dcli.rendering.scene import ViewOf
+from vq3dcli.rendering.space import Frustum
+from vq3dcli.rendering.trajectories import trajectory
+from vq3dcli.weights_file import load_weights
 
+ExportFormat = Literal["viewer", "ply", "glb", "splat", "mpi", "npz", "depth"]
+
+FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+# What a file's name ends in, if it was made here; the first part of what `depth` writes.
+_ENDINGS: Mapping[ExportFormat, str] = {
+    "viewer": ".html",
+    "ply": ".ply",
+    "glb": ".glb",
+    "splat": "_splat.ply",
+    "mpi": "_mpi",
+    "npz": ".npz",
+    "depth": "_disparity.png",
+}
+_BY_SUFFIX: Mapping[str, ExportFormat] = {".html": "viewer", ".ply": "ply", ".glb": "glb", ".npz": "npz"}
+MOST_PX = 1024
 # The longer side in pixels: of the plain NeRF, which holds no more, and of a photo in each format.
 _PLAIN_PX = 128
 _PHOTO_PX: Mapping[ExportFormat, int] = {"ply": 256, "glb": 256, "splat": 256}
@@ -74,126 +80,50 @@ _DEFAULT_MAX_Z = 12.0
 _CHECK_PX = 64
 _CHECK_TURNS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 _ORBIT_DEG = 10.0
+_log = logging.getLogger(__name__)
 
 
-class Composed(NamedTuple):
-    """A composition, ready to be made real.
+@dataclass(frozen=True)
+class Wish:
+    """What is exported, and how.
 
     Attributes:
-        composition: What is done to a scene.
-        open_object: Opens what an insertion names, see `compose.build_stage`.
+        kind: The format.
+        size_px: The longer side of what is sampled; None is what suits the format.
+        layers: Of viewer and mpi.
+        samples: Samples a ray of the NeRF.
+        views: Of npz: 1 is the canonical one, more lie on an orbit.
+        amplitude_deg: How far the viewer's camera turns, at most 0.2 rad, or the orbit of npz goes; None is what suits
+            a photo, and 0.2 rad and 10 degrees otherwise.
+        mesh: Of glb.
+        axes: Of ply and splat.
+        max_z_depth: Farthest z_depth of ply and glb, and of splat if it is given.
+        detail: Whether photos are exported with their own pixels.
+        geometry: What gives them their geometry.
     """
 
-    composition: Composition
-    open_object: Callable[[str], OpenedScene]
+    kind: ExportFormat
+    size_px: int | None = None
+    layers: int = MAX_LAYERS
+    samples: int = 96
+    views: int = 1
+    amplitude_deg: float | None = None
+    mesh: MeshKind = "relief"
+    axes: Axes = "opencv"
+    max_z_depth: float | None = None
+    detail: bool = True
+    geometry: Geometry = NERF
 
+    @property
+    def turn_rad(self) -> float:
+        """How far cameras turn, unless it adapts to the photo."""
+        if self.amplitude_deg is not None:
+            return math.radians(self.amplitude_deg)
+        return math.radians(_ORBIT_DEG) if self.kind == "npz" else BOUND_RAD
 
-def export_scene(
-    opened: OpenedScene, wish: Wish, paths: list[Path], composed: Composed | None = None
-) -> tuple[list[Path], dict[str, Any]]:
-    """Export a scene.
-
-    Args:
-        opened: From `inputs.open_scene`.
-        wish: What is wanted.
-        paths: From `plan_export`.
-        composed: What is done to the scene before; things that move are where they begin.
-
-    Returns:
-        The files that were written, and figures on them.
-
-    Raises:
-        DataError: Nothing is near enough to be exported.
-        UnavailableError: A package is missing.
-        OutputError, StorageError: What cannot be written.
-    """
-    facts = opened.camera
-    frustum = Frustum(facts.radius, math.radians(facts.fov_deg), facts.near, facts.far, facts.aspect)
-    height_px, width_px = sampled_size(opened, wish, composed)
-    photo_scene, vantage = wished_photo_scene(opened, wish, frustum, height_px, width_px)
-    scene: Renderable = photo_scene or opened.scene
-    things: ComposedScene | None = None
-    if composed is not None:
-        stage = build_stage(composed.composition, opened, composed.open_object, picture=photo_scene)
-        scene = things = stage.at(0.0)
-    figures: dict[str, Any] = {
-        "format": wish.kind,
-        "width_px": width_px,
-        "height_px": height_px,
-        "detail": "none" if photo_scene is None else "photo",
-    }
-    canonical = frustum.camera(height_px, width_px)
-    if wish.kind in ("viewer", "mpi"):
-        figures |= {"bound_rad": vantage.bound_rad, "pivot_z": vantage.pivot_z}
-        drawn: Layers | Sheets
-        if photo_scene is not None and things is None and wish.kind == "viewer":
-            # Drawn as `PhotoScene` is.
-            drawn = photo_sheets(photo_scene, frustum)
-        else:
-            if photo_scene is not None and things is None:
-                drawn = _photo_layers(photo_scene, wish, frustum)
-            else:
-                drawn = _field_layers(opened, things, wish, frustum, height_px, width_px)
-            drawn = flat_layers(drawn) if wish.kind == "mpi" else drawn
-            figures |= {"layers": len(drawn), "psnr": _layers_psnr(drawn, scene, frustum, vantage, wish.samples)}
-            if wish.kind == "mpi":
-                return write_mpi(paths[0], drawn), figures
-        view = scene.render(canonical, samples=wish.samples)
-        write_viewer(
-            paths[0],
-            opened.stem,
-            drawn,
-            view.rgb[0].cpu(),
-            display_range(view.s[0]),
-            bound_rad=vantage.bound_rad,
-            pivot_z=vantage.pivot_z,
-            zoom=vantage.zoom,
-        )
-    elif wish.kind in ("ply", "splat"):
-        surface = surface_points(
-            scene,
-            frustum,
-            height_px=height_px,
-            width_px=width_px,
-            samples=wish.samples,
-            beside_rad=BOUND_RAD,
-            outside=wish.kind == "splat",
-            max_z_depth=wish.max_z_depth or (math.inf if wish.kind == "splat" else _DEFAULT_MAX_Z),
-            axes=wish.axes,
-        )
-        figures |= {"points": len(surface.points), "axes": wish.axes}
-        (write_splats if wish.kind == "splat" else write_points)(paths[0], surface)
-    elif wish.kind == "glb":
-        view = scene.render(canonical, samples=wish.samples)
-        mesh = relief_mesh(
-            view.rgb[0] if photo_scene is None or things is not None else _texture(opened),
-            view.s[0],
-            frustum,
-            max_z_depth=wish.max_z_depth or _DEFAULT_MAX_Z,
-            solid=wish.mesh == "solid",
-        )
-        figures |= {"vertices": len(mesh.vertices), "triangles": len(mesh.faces), "axes": "opengl"}
-        write_glb(paths[0], mesh)
-    elif wish.kind == "npz":
-        camera = _orbit(canonical, frustum, wish)
-        write_views(paths[0], scene.render(camera, samples=wish.samples), camera, frustum)
-        figures |= {"views": wish.views}
-    else:
-        s = scene.render(canonical, samples=wish.samples).s[0]
-        write_disparity_png(paths[0], s)
-        write_pfm(paths[1], z_depth_from_s(s, frustum.near, frustum.far))
-    return paths, figures
-
-
-def sampled_size(opened: OpenedScene, wish: Wish, composed: Composed | None) -> tuple[int, int]:
-    """Height and width of what is sampled."""
-    if wish.size_px is not None:
-        return output_size(wish.size_px, opened.camera.aspect)
-    if opened.photo is None or not wish.detail or min(opened.photo.shape[1:]) < SMALLEST_PHOTO_PX:
-        return output_size(_PLAIN_PX, opened.camera.aspect)
-    most_px = MAX_SIDE_PX if composed is None or wish.kind not in ("viewer", "mpi") else _COMPOSED_PX
-    longer = max(16, min(_PHOTO_PX.get(wish.kind, most_px), max(opened.photo.shape[1:])))
-    return output_size(longer, opened.camera.aspect)
+    def shows_photo(self, opened: OpenedScene) -> bool:
+        """Whether a scene is exported as its photo."""
+        return self.detail and opened.has_detail
 
 
 class Vantage(NamedTuple):
@@ -204,126 +134,285 @@ class Vantage(NamedTuple):
     zoom: float = 1.0
 
 
-def wished_photo_scene(
-    opened: OpenedScene, wish: Wish, frustum: Frustum, height_px: int, width_px: int
-) -> tuple[PhotoScene | None, Vantage]:
-    """The photo in its layers, if it is wanted, as far as one will look around them."""
-    bound_rad = BOUND_RAD if wish.amplitude_deg is None else math.radians(wish.amplitude_deg)
-    if wish.kind == "npz":
-        bound_rad = math.radians(_ORBIT_DEG if wish.amplitude_deg is None else wish.amplitude_deg)
-    vantage = Vantage(bound_rad, frustum.radius)
-    if opened.photo is None or not wish.detail or min(opened.photo.shape[1:]) < SMALLEST_PHOTO_PX:
+def export(
+    text: str,
+    output: str | None,
+    kind: str | None,
+    look: Look,
+    *,
+    geometry: GeometryName | None = None,
+    weights: Path | None = None,
+    device: torch.device,
+    **options: Any,
+) -> Made:
+    """Export an input, or a composition where things that move are where they begin.
+
+    Args:
+        text: See `inputs`, or a composition file.
+        output: What `-o` says: a file or a folder; None is the current folder.
+        kind: What `--format` says, if anything; the default is what the output's name says, else the viewer.
+        look: What to show of photos.
+        geometry: Of photo detail; None is the best there is.
+        weights: The model; None is the embedded one, if one is needed.
+        device: Where to compute.
+        options: Of `Wish`.
+
+    Raises:
+        Vq3dError: Options or inputs that do not fit, or cannot be read; an output that cannot be written.
+    """
+    composition = read_composition(Path(text)) if text.endswith(SUFFIX) else None
+    sources = parse_sources([text]) if composition is None else composition_sources(composition)
+    named = sources[0] if composition is None else replace(sources[0], stem=cut_name(Path(text).stem))
+    kept = composition_files(composition, Path(text)) if composition is not None else []
+    chosen, paths = plan_export(named, output, kind, kept=[*kept, *([weights] if weights is not None else [])])
+    wish = Wish(chosen, detail=look.detail_of(named) == "photo", **options)
+    check_wish(wish)
+    for path in paths:
+        check_output(path, "frames" if chosen == "mpi" else "png")
+        if chosen == "mpi":
+            check_folder(path)
+    note_replaced([path for path in paths if path.exists()])
+    look = with_geometry(look, [named], geometry, device)
+    wish = replace(wish, geometry=look.geometry)
+    loaded = load_weights(weights, device) if weights is not None or needs_weights(sources) else None
+    if composition is None:
+        opened, edits = look.open(named, loaded, device), None
+    else:
+        edits = open_composition(composition, [named, *sources[1:]], loaded, look, device)
+        opened = edits.scene
+    _log.info("%s of %s%s", chosen, opened.stem, "" if loaded is None else f", weights {loaded.path}")
+    outputs, figures = export_scene(opened, wish, paths, edits)
+    return Made(outputs, 1, loaded, figures)
+
+
+def check_wish(wish: Wish) -> None:
+    """Raise `UsageError` for the first value that is out of range, or that the format has no use for."""
+    for option, value, default, kinds in (
+        ("--layers", wish.layers, MAX_LAYERS, ("viewer", "mpi")),
+        ("--views", wish.views, 1, ("npz",)),
+        ("--amplitude", wish.amplitude_deg, None, ("viewer", "mpi", "npz")),
+        ("--mesh", wish.mesh, "relief", ("glb",)),
+        ("--axes", wish.axes, "opencv", ("ply", "splat")),
+        ("--max-depth", wish.max_z_depth, None, ("ply", "glb", "splat")),
+    ):
+        if value != default and wish.kind not in kinds:
+            raise UsageError(f"{option} has no meaning for {wish.kind}", remedy=f"--format {'|'.join(kinds)}")
+    check_limits(
+        (
+            ("--size", wish.size_px, 16, MAX_SIDE_PX if wish.kind in ("viewer", "mpi") else MOST_PX),
+            ("--layers", wish.layers, 2, MAX_LAYERS),
+            ("--samples", wish.samples, 4, 512),
+            ("--views", wish.views, 1, 1000),
+            ("--amplitude", wish.amplitude_deg, 0.5, 60.0 if wish.kind == "npz" else math.degrees(BOUND_RAD)),
+            ("--max-depth", wish.max_z_depth, 0.1, 1e6),
+        )
+    )
+
+
+def plan_export(
+    source: Source, output: str | None, kind: str | None, *, kept: Sequence[Path] = ()
+) -> tuple[ExportFormat, list[Path]]:
+    """The format, and the files or the folder to write; arguments as `export` has them.
+
+    Raises:
+        UsageError: An unknown format, one that contradicts the name, or an output that would overwrite an input.
+    """
+    refuse_stdout(output, "export")
+    if kind is not None and kind not in FORMATS:
+        raise UsageError(f"no format {kind!r} to export", remedy=f"--format {'|'.join(FORMATS)}")
+    is_folder = output is not None and (output.endswith("/") or Path(output).is_dir())
+    suffix = "" if output is None or is_folder else Path(output).suffix.lower()
+    chosen = next((name for name in FORMATS if name == kind), None) or _BY_SUFFIX.get(suffix)
+    if chosen is None:
+        if suffix:
+            raise UsageError(f"cannot tell the format from the name ({output})", remedy="--format")
+        chosen = "viewer"
+    ending = _ENDINGS[chosen]
+    if output is None or (is_folder and chosen != "mpi"):
+        first = Path(output or ".") / f"{source.stem}{ending}"
+    else:
+        first, wanted = Path(output), Path(f"x{ending}").suffix
+        if chosen != "mpi" and suffix != wanted:
+            raise UsageError(
+                f"--format {chosen} contradicts the name of the output ({output})",
+                remedy=f"a name that ends in {wanted}",
+            )
+    paths = [first]
+    if chosen == "depth":
+        paths.append(first.with_name(f"{first.stem.removesuffix('_disparity')}_z_depth.pfm"))
+    refuse_overwriting([*paths, *(layers_in(first) if chosen == "mpi" else [])], [source], kept)
+    return chosen, paths
+
+
+def export_scene(
+    opened: OpenedScene, wish: Wish, paths: list[Path], edits: Opened | None = None
+) -> tuple[list[Path], dict[str, Any]]:
+    """Export a scene.
+
+    Args:
+        opened: From `inputs.open_scene`.
+        wish: What is wanted.
+        paths: From `plan_export`.
+        edits: What is done to the scene before.
+
+    Returns:
+        The files that were written, and figures on them.
+
+    Raises:
+        DataError: Nothing is near enough to be exported.
+        UnavailableError: A package is missing.
+        OutputError, StorageError: What cannot be written.
+    """
+    frustum = opened.frustum
+    size = sampled_size(opened, wish, composed=edits is not None)
+    picture, vantage = wished_photo_scene(opened, wish, size)
+    stage = None if edits is None else edits.stage(picture)
+    view_of = _view_of(opened, wish, picture, stage)
+    detail = "none" if picture is None else "photo"
+    figures: dict[str, Any] = {"format": wish.kind, "width_px": size[1], "height_px": size[0], "detail": detail}
+    canonical = frustum.camera(*size)
+    if wish.kind in ("viewer", "mpi"):
+        figures |= {"bound_rad": vantage.bound_rad, "pivot_z": vantage.pivot_z}
+        drawn: Layers | PhotoScene
+        if picture is not None and stage is None and wish.kind == "viewer":
+            drawn = picture.cropped()
+        else:
+            as_photo = picture is not None and stage is None
+            drawn = _photo_layers(picture, wish) if as_photo and picture else _field_layers(opened, stage, wish, size)
+            drawn = flat_layers(drawn) if wish.kind == "mpi" else drawn
+            figures |= {"layers": len(drawn), "psnr": _layers_psnr(drawn, view_of, frustum, vantage)}
+            if wish.kind == "mpi":
+                return write_mpi(paths[0], drawn), figures
+        view = view_of(canonical)
+        still, shown = view.rgb[0].cpu(), display_range(view.s[0])
+        write_viewer(paths[0], opened.stem, drawn, still, shown, **vantage._asdict())
+    elif wish.kind in ("ply", "splat"):
+        surface = surface_points(
+            view_of,
+            frustum,
+            size,
+            beside_rad=BOUND_RAD,
+            outside=wish.kind == "splat",
+            max_z_depth=wish.max_z_depth or (math.inf if wish.kind == "splat" else _DEFAULT_MAX_Z),
+            axes=wish.axes,
+        )
+        figures |= {"points": len(surface.points), "axes": wish.axes}
+        (write_splats if wish.kind == "splat" else write_points)(paths[0], surface)
+    elif wish.kind == "glb":
+        view, rgb = view_of(canonical), None
+        if picture is not None and stage is None:
+            assert opened.photo is not None
+            rgb = fitted_photo(opened.photo, *output_size(MOST_PX, frustum.aspect)).cpu()
+        texture, max_z_depth = view.rgb[0] if rgb is None else rgb, wish.max_z_depth or _DEFAULT_MAX_Z
+        mesh = relief_mesh(texture, view.s[0], frustum, max_z_depth=max_z_depth, solid=wish.mesh == "solid")
+        figures |= {"vertices": len(mesh.vertices), "triangles": len(mesh.faces), "axes": "opengl"}
+        write_glb(paths[0], mesh)
+    elif wish.kind == "npz":
+        camera = _orbit(canonical, frustum, wish)
+        write_views(paths[0], view_of(camera), camera, frustum.depth_range)
+        figures |= {"views": wish.views}
+    else:
+        s = view_of(canonical).s[0]
+        write_disparity_png(paths[0], s)
+        write_pfm(paths[1], z_depth_from_s(s, frustum.depth_range))
+    return paths, figures
+
+
+def _view_of(opened: OpenedScene, wish: Wish, picture: PhotoScene | None, stage: Stage | None) -> ViewOf:
+    """What is exported, to look at."""
+    if stage is not None:
+        return partial(stage.at(0.0).render, samples=wish.samples)
+    return partial(opened.scene.render, samples=wish.samples) if picture is None else picture.render
+
+
+def sampled_size(opened: OpenedScene, wish: Wish, *, composed: bool = False) -> tuple[int, int]:
+    """Height and width of what is sampled."""
+    if wish.size_px is not None:
+        return output_size(wish.size_px, opened.camera.aspect)
+    if opened.photo is None or not wish.shows_photo(opened):
+        return output_size(_PLAIN_PX, opened.camera.aspect)
+    most_px = _COMPOSED_PX if composed and wish.kind in ("viewer", "mpi") else MAX_SIDE_PX
+    longer = max(16, min(_PHOTO_PX.get(wish.kind, most_px), max(opened.photo.shape[1:])))
+    return output_size(longer, opened.camera.aspect)
+
+
+def wished_photo_scene(opened: OpenedScene, wish: Wish, size: tuple[int, int]) -> tuple[PhotoScene | None, Vantage]:
+    """The photo in its layers, if it is wanted, as far as one will look around them; `size` is height and width."""
+    frustum, vantage = opened.frustum, Vantage(wish.turn_rad, opened.frustum.radius)
+    if opened.photo is None or not wish.shows_photo(opened):
         return None, vantage
-    photo = fitted_photo(opened.photo, height_px, width_px)
-    s = photo_relief(opened, photo, teacher=wish.teacher)
+    photo = fitted_photo(opened.photo, *size)
+    s = photo_relief(opened, photo, wish.geometry)
+    adapts = wish.amplitude_deg is None
     if wish.kind in ("viewer", "mpi"):
         # As videos do: turning around the middle of the scene, and not so far that the photo falls apart.
-        extent, slope = disparity_extent(s, opened.camera), steepest_slope(s)
-        reach = adapted_reach("orbit", extent, opened.camera, fov_rad=frustum.fov_rad, slope=slope)
-        suits_rad = bound_rad if wish.amplitude_deg is not None else min(bound_rad, reach.amplitude_rad)
+        reach = adapted_reach("orbit", s, frustum, fov_rad=frustum.fov_rad)
+        suits_rad = min(vantage.bound_rad, reach.amplitude_rad) if adapts else vantage.bound_rad
         vantage = Vantage(suits_rad, reach.pivot_z)
     turns = [(0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)]
 
     def cameras(bound_rad: float) -> Camera:
-        return turned_cameras(frustum, vantage._replace(bound_rad=bound_rad), turns, height_px, width_px)
+        return turned_cameras(frustum, vantage._replace(bound_rad=bound_rad), turns, size)
 
     if wish.kind == "viewer":
-        own = photo_camera(opened.camera, *s.shape)
-        bound_rad, zoom = covered_reach(
-            vantage.bound_rad,
-            lambda bound_rad: covering_zoom(own, s, opened.camera, cameras(bound_rad)),
-            may_shrink=wish.amplitude_deg is None,
-        )
+        bound_rad, zoom = covered_reach(vantage.bound_rad, s, frustum, cameras, may_shrink=adapts)
         vantage = Vantage(bound_rad, vantage.pivot_z, zoom)
-    return build_photo_scene(opened, photo, s, cameras(vantage.bound_rad)), vantage
+    looking, nerf_px = cameras(vantage.bound_rad), opened.scene.planes.shape[2]
+    return build_photo_scene(opened.field, frustum, photo, s, looking, nerf_px=nerf_px), vantage
 
 
 def turned_cameras(
-    frustum: Frustum, vantage: Vantage, turns: Sequence[tuple[float, float]], height_px: int, width_px: int
+    frustum: Frustum, vantage: Vantage, turns: Sequence[tuple[float, float]], size: tuple[int, int]
 ) -> Camera:
     """Cameras at parts of the bound in yaw and pitch."""
     angles = torch.tensor(turns) * vantage.bound_rad
     pose = pivot_pose(angles[:, 0], angles[:, 1], vantage.pivot_z)
     pose[:, 2, 3] += vantage.pivot_z - frustum.radius
-    camera = frustum.camera(height_px, width_px)
-    return Camera(pose, camera.intrinsics.expand(len(pose), 3, 3), height_px, width_px)
+    return frustum.camera(*size).at(pose)
 
 
-def _photo_layers(photo_scene: PhotoScene, wish: Wish, frustum: Frustum) -> Layers:
+def _photo_layers(picture: PhotoScene, wish: Wish) -> Layers:
     # Beyond the photo's edges the canvas goes on, mirrored: that much wider than the camera's view are the layers.
-    canvas, tangent = photo_scene.camera, math.tan(0.5 * frustum.fov_rad)
+    canvas, tangent = picture.camera, picture.frustum.tangent
     focal = canvas.intrinsics[0]
     margins = (
         0.5 * canvas.width_px / float(focal[0, 0]) / tangent,
         0.5 * canvas.height_px / float(focal[1, 1]) / tangent,
     )
-    sheets = [_sheet(part) for part in (photo_scene.front, photo_scene.behind)]
-    return layers_of_sheets(sheets, frustum, wish.layers, margins=margins)
+    # No larger than layers may be.
+    factor = min(1.0, MAX_SIDE_PX / max(canvas.width_px, canvas.height_px))
+    size = [max(1, math.floor(side * factor)) for side in (canvas.height_px, canvas.width_px)]
+    sheets = [
+        PhotoLayer(resized(part.rgb.cpu(), size).clamp(0.0, 1.0), resized(part.s.cpu(), size))
+        for part in (picture.front, picture.behind)
+    ]
+    return layers_of_sheets(sheets, picture.frustum, wish.layers, margins=margins)
 
 
-def _field_layers(
-    opened: OpenedScene, things: ComposedScene | None, wish: Wish, frustum: Frustum, height_px: int, width_px: int
-) -> Layers:
+def _field_layers(opened: OpenedScene, stage: Stage | None, wish: Wish, size: tuple[int, int]) -> Layers:
     """Layers of a NeRF, or of a composition: of its meshes they hold what the first camera sees."""
-    device = opened.scene.planes.device
-    if things is None:
-        field, hits = opened.scene.model.frozen_field(opened.scene.planes), None
-    else:
-        field, hits = field_with_photo(things, opened), things.hits(frustum.camera(height_px, width_px))
+    frustum, field, hits = opened.frustum, opened.field, None
+    if stage is not None:
+        field, hits = stage.coloured(), stage.at(0.0).hits(frustum.camera(*size).to(opened.device))
+    edges_s = choose_edges(field, frustum, wish.layers, opened.device)
+    samples_a_layer = max(1, round(wish.samples / wish.layers))
     hits = None if hits is None else Hits(hits.z_depth, hits.rgb[..., :3])
-    return bake_layers(
-        field,
-        frustum,
-        choose_edges(field, frustum, wish.layers, device),
-        height_px=height_px,
-        width_px=width_px,
-        samples_a_layer=max(1, round(wish.samples / wish.layers)),
-        hits=hits,
-        device=device,
-    )
+    return bake_layers(field, frustum, edges_s, size, samples_a_layer=samples_a_layer, hits=hits, device=opened.device)
 
 
-def photo_sheets(photo_scene: PhotoScene, frustum: Frustum) -> Sheets:
-    """Both layers of a photo without their margins, which are mirrored again where they are drawn."""
-    rows, columns = photo_window(photo_scene)
-    front, behind = (
-        Sheet(part.rgb[:, rows, columns].cpu(), part.s[rows, columns].cpu())
-        for part in (photo_scene.front, photo_scene.behind)
-    )
-    return Sheets(front, behind, frustum, (STRETCH_FADES, STRETCH_GONE))
-
-
-def _sheet(part: PhotoLayer) -> Sheet:
-    """A layer of a photo, no larger than layers may be."""
-    factor = min(1.0, MAX_SIDE_PX / max(part.s.shape))
-    size = [max(1, math.floor(side * factor)) for side in part.s.shape]
-    options: dict[str, Any] = {"size": size, "mode": "bilinear", "align_corners": False, "antialias": True}
-    small = functional.interpolate(part.rgb[None].cpu(), **options)[0].clamp(0.0, 1.0)
-    return Sheet(small, functional.interpolate(part.s[None, None].cpu(), **options)[0, 0])
-
-
-def _layers_psnr(
-    layers: Layers, scene: Renderable, frustum: Frustum, vantage: Vantage, samples: int
-) -> dict[str, float]:
+def _layers_psnr(layers: Layers, view_of: ViewOf, frustum: Frustum, vantage: Vantage) -> dict[str, float]:
     """What drawing the layers differs from rendering the scene by, in dB, by the camera's yaw in radians."""
-    camera = turned_cameras(
-        frustum, vantage, [(turn, 0.0) for turn in _CHECK_TURNS], *output_size(_CHECK_PX, frustum.aspect)
-    )
-    seen = scene.render(camera, samples=samples).rgb.cpu()
+    size = output_size(_CHECK_PX, frustum.aspect)
+    camera = turned_cameras(frustum, vantage, [(turn, 0.0) for turn in _CHECK_TURNS], size)
+    seen = view_of(camera).rgb.cpu()
     drawn, _ = render_layers(layers, camera)
-    found = psnr(drawn.cpu(), seen).tolist()
-    return {f"{turn * vantage.bound_rad:+.3f}": value for turn, value in zip(_CHECK_TURNS, found, strict=True)}
-
-
-def _texture(opened: OpenedScene) -> Tensor:
-    """The photo, at most 1024 pixels wide or high."""
-    assert opened.photo is not None
-    return fitted_photo(opened.photo, *output_size(MOST_PX, opened.camera.aspect)).cpu()
+    figures = psnr(drawn.cpu(), seen).tolist()
+    return {f"{turn * vantage.bound_rad:+.3f}": value for turn, value in zip(_CHECK_TURNS, figures, strict=True)}
 
 
 def _orbit(canonical: Camera, frustum: Frustum, wish: Wish) -> Camera:
     if wish.views == 1:
         return canonical
-    amplitude_rad = math.radians(_ORBIT_DEG if wish.amplitude_deg is None else wish.amplitude_deg)
-    pose = orbit(wish.views, amplitude_rad, frustum.radius).cam_to_world
-    return Camera(pose, canonical.intrinsics.expand(wish.views, 3, 3), canonical.height_px, canonical.width_px)
+    size = {"height_px": canonical.height_px, "width_px": canonical.width_px}
+    path = trajectory("orbit", wish.views, **size, amplitude_rad=wish.turn_rad, radius=frustum.radius)
+    return canonical.at(path.cam_to_world)

@@ -1,4 +1,4 @@
-"""Filming a scene: the cameras of a shot, and frames that stream to the encoder.
+"""Filming a scene: the cameras of a shot, stereo, and frames that stream to the encoder.
 
 Legend: F frames, H height_px, W width_px.
 """
@@ -8,22 +8,26 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
 
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES, VIDEO_SIZE_PX
 from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import colour_map, display_range
 from vq3dcli.export.video import MAX_GIF_FPS, VideoFormat, video_writer
-from vq3dcli.model.scene import Renderable
 from vq3dcli.pipelines.camera_file import GivenCamera, given_camera
 from vq3dcli.pipelines.targets import Target
-from vq3dcli.rendering.cameras import Camera, one_camera
+from vq3dcli.rendering.cameras import Camera
+from vq3dcli.rendering.scene import SceneView, ViewOf
+from vq3dcli.rendering.space import Frustum
 from vq3dcli.rendering.trajectories import PATHS, trajectory
+
+StereoKind = Literal["sbs", "anaglyph"]
 
 MAX_SIZE_PX = 2048
 _MIN_SIDE_PX = 16
-# Points that a chunk of rays holds whatever the samples a ray: what fits the cache.
-_POINTS_PER_CHUNK = 1024 * 32
 
 
 @dataclass(frozen=True)
@@ -58,20 +62,31 @@ class Shot:
         return len(self.given) or (self.frames if self.view_deg is None else 1)
 
 
+def shot_of(camera: str, amplitude_deg: float | None, **options: float | None) -> Shot:
+    """The shot of `--camera NAME`, where `still` is one that does not move. Raises `UsageError`."""
+    if camera != "still":
+        return Shot(camera, amplitude_deg=amplitude_deg, **options)  # type: ignore[arg-type]
+    if amplitude_deg is not None:
+        raise UsageError("a camera that stands still has no amplitude", remedy="--camera orbit")
+    return Shot("orbit", amplitude_deg=0.0, **options)  # type: ignore[arg-type]
+
+
 def check_shot(shot: Shot, video_format: VideoFormat) -> None:
     """Raise `UsageError` for the first value that is out of range."""
-    limits = (
-        ("--frames", shot.frames, 1, 10_000),
-        ("--fps of a gif", shot.fps if video_format == "gif" else None, 0.1, MAX_GIF_FPS),
-        ("--fps", shot.fps, 0.1, 240.0),
-        ("--size", shot.size_px, _MIN_SIDE_PX, MAX_SIZE_PX),
-        ("--fov", shot.fov_deg, 5.0, 120.0),
-        ("--amplitude", shot.amplitude_deg, 0.0, 60.0),
-        ("--samples", shot.samples, 4, 512),
-        ("--yaw", None if shot.view_deg is None else shot.view_deg[0], -180.0, 180.0),
-        ("--pitch", None if shot.view_deg is None else shot.view_deg[1], -89.0, 89.0),
+    yaw, pitch = shot.view_deg or (None, None)
+    check_limits(
+        (
+            ("--frames", shot.frames, 1, 10_000),
+            ("--fps of a gif", shot.fps if video_format == "gif" else None, 0.1, MAX_GIF_FPS),
+            ("--fps", shot.fps, 0.1, 240.0),
+            ("--size", shot.size_px, _MIN_SIDE_PX, MAX_SIZE_PX),
+            ("--fov", shot.fov_deg, 5.0, 120.0),
+            ("--amplitude", shot.amplitude_deg, 0.0, 60.0),
+            ("--samples", shot.samples, 4, 512),
+            ("--yaw", yaw, -180.0, 180.0),
+            ("--pitch", pitch, -89.0, 89.0),
+        )
     )
-    check_limits(limits)
     if shot.path not in PATHS:
         raise UsageError(f"no camera path {shot.path!r}", remedy=", ".join(f"--{name}" for name in PATHS))
 
@@ -86,46 +101,38 @@ def check_limits(limits: Iterable[tuple[str, float | None, float, float]]) -> No
 
 
 def shot_camera(
-    shot: Shot,
-    *,
-    radius: float,
-    fov_deg: float,
-    aspect: float = 1.0,
-    output_px: tuple[int, int] | None = None,
-    pivot_z: float | None = None,
+    shot: Shot, frustum: Frustum, *, output_px: tuple[int, int] | None = None, pivot_z: float | None = None
 ) -> Camera:
     """The cameras of a shot, F of them.
 
-    The rays span the field of view on both axes, so a picture that was squashed to a square regains its `aspect`.
+    The rays span the field of view on both axes, so a picture that was squashed to a square regains its aspect.
 
     Args:
         shot: How to film.
-        radius: The canonical camera's distance from the pivot.
-        fov_deg: The model's field of view, for a shot that has none of its own.
-        aspect: Width / height of the output.
+        frustum: Of the canonical camera.
         output_px: Height and width of the output, where they are not to follow from the shot and the aspect.
-        pivot_z: How far from the canonical camera the point lies that a path turns around; default: `radius`. Given
+        pivot_z: How far from the canonical camera the point lies that a path turns around; default: the radius. Given
             cameras and single views turn around the origin.
     """
-    height_px, width_px = output_px or output_size(shot.size_px or VIDEO_SIZE_PX, aspect)
-    fov_rad = math.radians(shot.fov_deg or fov_deg)
-    size = {"height_px": height_px, "width_px": width_px}
+    height_px, width_px = output_px or output_size(shot.size_px or VIDEO_SIZE_PX, frustum.aspect)
+    fov_rad = math.radians(shot.fov_deg) if shot.fov_deg else frustum.fov_rad
     given = shot.given
     if shot.view_deg is not None:
         given = (GivenCamera(yaw_deg=shot.view_deg[0], pitch_deg=shot.view_deg[1]),)
     if given:
-        return given_camera(given, **size, radius=radius, fov_x_rad=fov_rad, fov_y_rad=fov_rad)
-    turns_around = radius if pivot_z is None or shot.path.startswith("dolly") else pivot_z
+        return given_camera(given, height_px=height_px, width_px=width_px, radius=frustum.radius, fov_rad=fov_rad)
+    turns_around = frustum.radius if pivot_z is None or shot.path.startswith("dolly") else pivot_z
     camera = trajectory(
         shot.path,
         shot.frames,
-        **size,
+        height_px=height_px,
+        width_px=width_px,
         amplitude_rad=None if shot.amplitude_deg is None else math.radians(shot.amplitude_deg),
         radius=turns_around,
         fov_rad=fov_rad,
         fov_y_rad=fov_rad,
     )
-    camera.cam_to_world[:, 2, 3] += turns_around - radius
+    camera.cam_to_world[:, 2, 3] += turns_around - frustum.radius
     return camera
 
 
@@ -136,50 +143,74 @@ def output_size(size_px: int, aspect: float) -> tuple[int, int]:
     return (short_px, size_px) if aspect >= 1.0 else (size_px, short_px)
 
 
+@dataclass(frozen=True)
+class Eyes:
+    """Two eyes in the place of a camera.
+
+    Attributes:
+        kind: `sbs`: left and right image side by side, each of full width; `anaglyph`: red from the left one, green
+            and blue from the right one.
+        distance: Between them, along x.
+        focus_z: z_depth at which both images agree: what is nearer stands before the screen.
+    """
+
+    kind: StereoKind
+    distance: float
+    focus_z: float
+
+    def eye(self, camera: Camera, side: float) -> Camera:
+        """The cameras of an eye, `side` eye distances to the right, its image shifted so that the focus agrees."""
+        shift = side * self.distance
+        pose, matrix = camera.cam_to_world.clone(), camera.intrinsics.clone()
+        pose[:, :3, 3] += shift * pose[:, :3, 0]
+        matrix[:, 0, 2] += matrix[:, 0, 0] * shift / self.focus_z
+        return replace(camera, cam_to_world=pose, intrinsics=matrix)
+
+    def both(self, camera: Camera) -> Camera:
+        """The cameras of the left eye, then those of the right one."""
+        left, right = self.eye(camera, -0.5), self.eye(camera, 0.5)
+        poses = torch.cat([left.cam_to_world, right.cam_to_world])
+        return replace(camera, cam_to_world=poses, intrinsics=torch.cat([left.intrinsics, right.intrinsics]))
+
+    def see(self, view_of: ViewOf) -> ViewOf:
+        """Views `[V, 3, H, 2 W]` side by side, or `[V, 3, H, W]`; s is the left eye's, or both side by side."""
+
+        def pairs(camera: Camera) -> SceneView:
+            left, right = view_of(self.eye(camera, -0.5)), view_of(self.eye(camera, 0.5))
+            if self.kind == "sbs":
+                return SceneView(*(torch.cat(pair, -1) for pair in zip(left, right, strict=True)))
+            return left._replace(rgb=torch.cat([left.rgb[:, :1], right.rgb[:, 1:]], 1))
+
+        return pairs
+
+
 def film(
-    scene: Renderable, camera: Camera, target: Target, *, fps: float, samples: int, on_frames: Callable[[int], object]
-) -> None:
-    """`film_changing` of a scene that stays as it is."""
-    film_changing(lambda _: scene, camera, target, fps=fps, samples=samples, on_frames=on_frames)
-
-
-def film_changing(
-    scene_at: Callable[[int], Renderable],
-    camera: Camera,
-    target: Target,
-    *,
-    fps: float,
-    samples: int,
-    on_frames: Callable[[int], object],
+    view_at: Callable[[int], ViewOf], camera: Camera, target: Target, *, fps: float, on_frames: Callable[[int], object]
 ) -> None:
     """Render a scene frame by frame into its target; memory does not grow with the number of frames.
 
     Args:
-        scene_at: The scene of a frame, a single one.
+        view_at: The scene at a frame.
         camera: The camera of each frame, F of them.
         target: Where to; `check_targets` has seen it.
         fps: Frames a second.
-        samples: Samples a ray.
         on_frames: Called with the number of frames just rendered.
 
     Raises:
         UnavailableError, OutputError, StorageError: See `export.video.video_writer`.
     """
-    frames = camera.cam_to_world.shape[0]
     with contextlib.ExitStack() as stack:
         # Both outputs get their final names at the end, the disparity first.
         sinks = [
-            stack.enter_context(video_writer(path, frames=frames, fps=fps, video_format=target.video_format))
+            stack.enter_context(video_writer(path, frames=len(camera), fps=fps, video_format=target.video_format))
             for path in target.paths
         ]
         shown: tuple[float, float] | None = None
-        for frame in range(frames):
-            view = scene_at(frame).render(
-                one_camera(camera, frame), samples=samples, rays_per_chunk=max(1, _POINTS_PER_CHUNK // samples)
-            )
-            sinks[0].write(view.rgb)
+        for frame in range(len(camera)):
+            view = view_at(frame)(camera[frame])
+            sinks[0](view.rgb)
             if len(sinks) > 1:
                 # One range of colours for the whole video: it would flicker otherwise.
                 shown = shown or display_range(view.s[0])
-                sinks[1].write(colour_map(view.s, *shown))
+                sinks[1](colour_map(view.s, *shown))
             on_frames(1)

@@ -1,246 +1,300 @@
-"""The relief of a photo: normalised disparity of each of its pixels, with the photo's own edges.
+"""Where a scene's geometry comes from: its NeRF, a depth network, or a disparity map of the user's.
 
 ```
-NeRF ----> disparity ----+
-                         +-> guided by the photo -> steps made steep -> s
-teacher -> relative map -+
-user ----> map -------------------------------------------------------> s
+NeRF -----------> disparity --------------+
+                                          +-> editing.relief, by the edges of the photo -> s
+embedded network -> map (fitted to NeRF) -+
+the user's map or network -> map -> to the statistics of training, as sharp as it is ----> s
 ```
-
-Legend: H height_px, W width_px of the photo, h and w of a map.
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
+import io
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from vq3dcli.data.images import resize
+from vq3dcli.data.arrays import read_array
+from vq3dcli.data.images import MAX_PIXELS, centre_square, decode_image, read_file, resize
+from vq3dcli.data.pillow import load_picture, orientation_of, oriented
 from vq3dcli.data_tools.depth.models import EMBEDDED, DepthModel, find_model, open_model
-from vq3dcli.editing.corrected import corrected_field
 from vq3dcli.editing.cutout import FirstView
-from vq3dcli.editing.filters import box_mean, guided_filter, median_filter, steepened
-from vq3dcli.errors import UnavailableError
-from vq3dcli.model.scene import SceneView
+from vq3dcli.editing.relief import RELIEF_PX, fitted, moved_to, quiet, refined_disparity, resized
+from vq3dcli.errors import DataError, UnavailableError, UsageError
+from vq3dcli.losses.depth import align_canonical
 from vq3dcli.pipelines.inputs import OpenedScene
-from vq3dcli.pipelines.user_depth import predict_disparity, user_s
-from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.rendering.render import Field
-from vq3dcli.rendering.space import FrustumSpace
+from vq3dcli.rendering.scene import SceneView
 from vq3dcli.scene_file import SceneCamera
 from vq3dcli.weights_file import embedded_path
 
-Geometry = Literal["nerf", "teacher", "both"]
+GeometryName = Literal["nerf", "teacher", "both"]
 
-# Side of the NeRF's disparity: no planes hold more than this of a photo.
+# Side of the NeRF's disparity: no planes hold more than this of a photo; and samples a ray.
 DISPARITY_PX = 128
 SAMPLES = 64
-# A photo of fewer pixels on a side has no detail to give.
-SMALLEST_PHOTO_PX = 16
-# The longer side of the relief that the photo guides: finer, it would take up texture; and of the map it is made from.
-_RELIEF_PX = 256
-_MAP_PX = 128
-# Windows as parts of the longer side: of noise in the NeRF's disparity, of the guided filter, of a step's half width,
-# of what a median leaves out, and of mixed colours beside a step.
-_NOISE_WINDOW = 1 / 64
-_GUIDE_WINDOW = 1 / 32
-_STEP_WINDOW = 1 / 64
-_SPECK_WINDOW = 1 / 128
-_MIXED_WINDOW = 1 / 128
-# Only contrasts of more than the square root of this are taken for edges of things.
-_GUIDE_EPSILON = 6e-3
-# A teacher's map is fitted with errors of this much of s counted as large, and keeps at least this part of the spread
-# that relative labels have in training: a NeRF that saw next to nothing would flatten it.
-_FIT_S = 0.02
-_FIT_ROUNDS = 10
-_LEAST_SPREAD = 0.5
+_PFM = re.compile(rb"(P[Ff])\s+(\d+)\s+(\d+)\s+([-+.\deE]+)\s")
+_ASPECT_ERROR = 0.03
+# No video has more pixels a side.
+_MOST_PX = 2048
+_LEAST_RELIEF = 1e-3
+# JPEG shifts the colours of a grey picture by a few levels, and a logo is no colour map.
+_COLOUR_LEVELS = 24
+_COLOURED = 0.01
+_NO_RELIEF = "no --depth: the NeRF has its own"
+_REMEDY = "a PNG, .npy or .pfm of two axes, all of it finite"
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """A depth network that gives photos their geometry.
+class Geometry:
+    """What gives scenes their geometry.
 
     Attributes:
-        network: The embedded one.
-        geometry: With `both` its map is brought to the NeRF's disparity, with `teacher` to the statistics of training.
+        kind: `nerf`; `teacher` or `both`, photos by the embedded depth network, at the statistics of training or at
+            the NeRF's scale; `network` or `map`, one of the user's, whose map is kept as sharp as it is.
+        network: The depth network, if it is one.
+        disparity: The user's map `[h, w]`, larger is nearer.
+        name: Of the user's map, in messages.
     """
 
-    network: DepthModel
-    geometry: Literal["teacher", "both"]
+    kind: Literal["nerf", "teacher", "both", "network", "map"] = "nerf"
+    network: DepthModel | None = None
+    disparity: Tensor | None = None
+    name: str = ""
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it is the user's own."""
+        return self.kind in ("network", "map")
 
 
-def open_teacher(geometry: Geometry | None, device: torch.device) -> Teacher | None:
-    """What a geometry needs beside the NeRF.
+NERF = Geometry()
 
-    Args:
-        geometry: None is `both` where this installation has an embedded depth network, and `nerf` where not.
-        device: Where the network computes.
+
+def open_geometry(name: GeometryName | None, device: torch.device) -> Geometry:
+    """The geometry of photos in detail; None is `both` where this installation has a depth network, else `nerf`.
 
     Raises:
         UnavailableError: There is no embedded depth network.
     """
-    if geometry is None:
-        geometry = "both" if embedded_path("depth").exists() else "nerf"
-    if geometry == "nerf":
-        return None
+    if name is None:
+        name = "both" if embedded_path("depth").exists() else "nerf"
+    if name == "nerf":
+        return NERF
     try:
-        network = open_model(find_model(EMBEDDED), device, flip=True)
+        return Geometry(name, open_model(find_model(EMBEDDED), device, flip=True))
     except UnavailableError as error:
         raise UnavailableError(error.message, remedy="--geometry nerf, or --depth-model") from error
-    return Teacher(network, geometry)
+
+
+def geometry_of_map(path: Path) -> Geometry:
+    """The geometry of a file; raises what `read_disparity` does."""
+    return Geometry("map", disparity=read_disparity(path), name=str(path))
+
+
+def geometry_of_network(model: str, device: torch.device) -> Geometry:
+    """The geometry of a depth network of the user's: a folder, an `.onnx` file, or a name of the Hub.
+
+    Raises:
+        InputMissingError, DataError, UnsafeFileError: There is no such network, or it is damaged or a pickle.
+        UnavailableError: It is not on this machine, or what it needs is not installed.
+        UsageError: Nobody knows what its numbers mean.
+    """
+    try:
+        return Geometry("network", open_model(find_model(model), device))
+    except UsageError as error:
+        raise UsageError(error.message, remedy="another network, or --depth FILE with its map") from error
+    except UnavailableError as error:
+        # Only `vq3d depth-labels` downloads.
+        remedy = (error.remedy or "").removeprefix("--download; or ").replace("--model", "--depth-model")
+        raise UnavailableError(error.message, remedy=remedy or "--depth FILE") from error
+
+
+def given_s(opened: OpenedScene, geometry: Geometry) -> Tensor | None:
+    """The user's own geometry, s `[h, w]` of what the canonical camera sees; None where there is none.
+
+    Raises:
+        UsageError: A depth network for a scene without a photo.
+        DataError: A map of another shape or without relief; a network that fails on this photo.
+    """
+    disparity, name, shown = geometry.disparity, geometry.name, opened.camera.aspect
+    if geometry.kind == "network":
+        if opened.photo is None:
+            raise UsageError(f"there is no photo for a depth network ({opened.stem})", remedy="--depth FILE")
+        # The network may have squashed the photo, so its map has a shape of its own.
+        disparity, name = _predicted(opened, geometry), opened.stem
+    elif disparity is None:
+        return None
+    else:
+        # A map of what is shown, or of all of a photo that was cropped.
+        aspects = [shown] if opened.whole_aspect is None else [shown, opened.whole_aspect]
+        if check_shape(disparity, aspects, name=name) != shown:
+            top, left, side = centre_square(*disparity.shape)
+            disparity = disparity[top : top + side, left : left + side]
+    return user_s(disparity.to(opened.device), opened.camera, name=name)
 
 
 @torch.no_grad()
-def photo_relief(
-    opened: OpenedScene, photo: Tensor, *, teacher: Teacher | None = None, given_s: Tensor | None = None
-) -> Tensor:
-    """Normalised disparity of each pixel of a photo.
-
-    Args:
-        opened: The scene of the photo.
-        photo: uint8 `[3, H, W]`, from `detail.fitted_photo`.
-        teacher: Where geometry comes from; None is the NeRF.
-        given_s: Geometry of the user's instead, `[h, w]` in s; kept as sharp as it is.
-
-    Returns:
-        float32 `[H, W]` in [0, 1], on the scene's device.
+def photo_relief(opened: OpenedScene, photo: Tensor, geometry: Geometry = NERF) -> Tensor:
+    """Normalised disparity of each pixel of a photo uint8 `[3, H, W]`: float32 `[H, W]`, on the scene's device.
 
     Raises:
-        DataError: The network fails on this photo.
+        UsageError, DataError: See `given_s`.
     """
-    if given_s is not None:
-        size = photo.shape[1:]
-        full = functional.interpolate(
-            given_s[None, None].float(), size=size, mode="bilinear", align_corners=False, antialias=True
-        )
-        return full[0, 0].clamp(0.0, 1.0)
-    if teacher is None:
+    given = given_s(opened, geometry)
+    if given is not None:
+        return resized(given, photo.shape[1:]).clamp(0.0, 1.0)
+    if geometry.kind == "nerf":
         return refined_disparity(quiet(canonical_view(opened).s[0]), photo)
-    assert opened.photo is not None
-    device = opened.scene.planes.device
-    disparity = predict_disparity(teacher.network, opened.photo, name=opened.stem).to(device)
-    if teacher.geometry == "teacher":
+    disparity = _predicted(opened, geometry).to(opened.device)
+    if geometry.kind == "teacher":
         return refined_disparity(user_s(disparity, opened.camera, name=opened.stem), photo)
-    return refined_disparity(fitted(disparity, canonical_view(opened).s[0], opened.camera), photo)
+    return refined_disparity(fitted(disparity, canonical_view(opened).s[0], std_s=opened.camera.std_s), photo)
 
 
-def with_relief(opened: OpenedScene, teacher: Teacher | None) -> OpenedScene:
-    """A photo's scene with the teacher's relief, for what shall stand in it; as it is without a teacher or a photo."""
-    if teacher is None or opened.photo is None or min(opened.photo.shape[1:]) < SMALLEST_PHOTO_PX:
+def with_relief(opened: OpenedScene, geometry: Geometry) -> OpenedScene:
+    """A photo's scene with the network's relief, for what shall stand in it; as it is without network or photo."""
+    if geometry.network is None or opened.photo is None or not opened.has_detail:
         return opened
-    factor = min(1.0, _RELIEF_PX / max(opened.photo.shape[1:]))
+    factor = min(1.0, RELIEF_PX / max(opened.photo.shape[1:]))
     photo = resize(opened.photo, *(max(1, round(side * factor)) for side in opened.photo.shape[1:]))
-    return replace(opened, relief=photo_relief(opened, photo, teacher=teacher))
+    return replace(opened, relief=photo_relief(opened, photo, geometry))
 
 
-def canonical_view(opened: OpenedScene) -> SceneView:
+def canonical_view(opened: OpenedScene, side_px: int = DISPARITY_PX) -> SceneView:
     """The NeRF from the camera of the photo, squashed to a square."""
-    side_px = min(DISPARITY_PX, opened.scene.planes.shape[2])
-    facts = opened.camera
-    camera = canonical_camera(
-        1, height_px=side_px, width_px=side_px, radius=facts.radius, fov_rad=math.radians(facts.fov_deg)
-    )
-    return opened.scene.render(camera, samples=SAMPLES)
+    side_px = min(side_px, opened.scene.planes.shape[2])
+    return opened.scene.render(opened.frustum.camera(side_px, side_px), samples=SAMPLES)
 
 
-def first_view(opened: OpenedScene) -> tuple[FirstView, FrustumSpace]:
-    """A scene as its first camera sees it, and that camera."""
-    radius, fov_rad = opened.camera.radius, math.radians(opened.camera.fov_deg)
-    # For masks and the ground under things: twice the texels of small models.
+def first_view(opened: OpenedScene) -> FirstView:
+    """A scene as its canonical camera sees it, for masks and the ground under things."""
     side_px = min(DISPARITY_PX, 2 * opened.scene.planes.shape[2])
-    camera = canonical_camera(1, height_px=side_px, width_px=side_px, radius=radius, fov_rad=fov_rad)
-    view = opened.scene.render(camera, samples=SAMPLES)
-    space = FrustumSpace(radius, fov_rad, opened.camera.near, opened.camera.far)
-    s = view.s[0]
-    if opened.relief is not None:
-        size = (side_px, side_px)
-        s = functional.interpolate(opened.relief[None, None].to(s), size=size, mode="bilinear", antialias=True)[0, 0]
-    return FirstView(view.rgb[0].float() / 255.0, s), space
+    view = opened.scene.render(opened.frustum.camera(side_px, side_px), samples=SAMPLES)
+    s = view.s[0] if opened.relief is None else resized(opened.relief.to(view.s), (side_px, side_px))
+    return FirstView(view.rgb[0].float() / 255.0, s)
 
 
 def field_of(opened: OpenedScene) -> Field:
     """The field of a scene, its surfaces at its relief if it has one."""
-    field = opened.scene.model.frozen_field(opened.scene.planes)
     if opened.relief is None:
-        return field
-    facts = opened.camera
-    return corrected_field(
-        field,
-        canonical_view(opened).s[0],
-        opened.relief,
-        radius=facts.radius,
-        fov_rad=math.radians(facts.fov_deg),
-        near=facts.near,
-        far=facts.far,
+        return opened.field
+    return moved_to(opened.field, canonical_view(opened).s[0], opened.relief, opened.frustum)
+
+
+def _predicted(opened: OpenedScene, geometry: Geometry) -> Tensor:
+    """The disparity of a photo by the network, float32 `[h, w]`, larger is nearer. Raises `DataError`."""
+    assert geometry.network is not None and opened.photo is not None
+    disparity = geometry.network.disparity(opened.photo[None].cpu())[0].float().cpu()
+    if not torch.isfinite(disparity).all():
+        raise DataError(f"the depth network gives values that are not finite ({opened.stem})", remedy="--depth FILE")
+    return disparity
+
+
+def read_disparity(path: Path) -> Tensor:
+    """A disparity map, larger is nearer, in any unit.
+
+    Args:
+        path: `.npy` (two axes, and any of length 1), `.pfm`, or an image; a 16-bit PNG keeps its 16 bits, colours
+            must be equal.
+
+    Returns:
+        float32 `[H, W]`.
+
+    Raises:
+        InputMissingError: There is no such file.
+        DataError: It cannot be read, holds values that are not finite, or the same value everywhere.
+    """
+    data = read_file(path)
+    values: Any
+    try:
+        if path.suffix.lower() == ".npy":
+            values = read_array(io.BytesIO(data), len(data))
+        else:
+            values = _read_pfm(data) if path.suffix.lower() == ".pfm" else _read_picture(data, path)
+        if values.dtype.kind not in "buif" or values.size > MAX_PIXELS:
+            raise ValueError(f"its values are {values.size} of {values.dtype}")
+        with np.errstate(over="ignore"):  # what overflows is not finite
+            values = np.squeeze(values.astype(np.float32))
+    except (ValueError, TypeError, OSError, EOFError, SyntaxError, MemoryError) as error:
+        raise DataError(f"not a disparity map ({path}): {error}", remedy=_REMEDY) from error
+    if values.ndim != 2 or not values.size:
+        raise DataError(f"not a disparity map ({path}): its shape is {list(values.shape)}", remedy=_REMEDY)
+    if not np.isfinite(values).all():
+        raise DataError(f"a disparity map with values that are not finite ({path})", remedy=_REMEDY)
+    if values.min() == values.max():
+        raise DataError(f"a disparity map without any relief ({path})", remedy=_NO_RELIEF)
+    return torch.from_numpy(np.ascontiguousarray(values))
+
+
+def check_shape(disparity: Tensor, aspects: Sequence[float], *, name: str) -> float:
+    """The one of some aspects (width / height) that a map `[h, w]` has. Raises `DataError`."""
+    height_px, width_px = disparity.shape
+    # A map of few pixels cannot have the photo's shape to the last percent.
+    error = _ASPECT_ERROR + 1.0 / min(height_px, width_px)
+    for aspect in aspects:
+        if abs(width_px / height_px / aspect - 1.0) <= error:
+            return aspect
+    raise DataError(
+        f"a disparity map of another shape than the photo ({name}): {width_px}x{height_px}, width / height should be "
+        f"{aspects[-1]:.3g}",
+        remedy="a map of the whole photo, of any size",
     )
 
 
-def quiet(nerf_s: Tensor) -> Tensor:
-    """The NeRF's disparity without what is noise in it, `[h, w]`."""
-    radius_px = max(1, round(_NOISE_WINDOW * max(nerf_s.shape)))
-    return box_mean(box_mean(nerf_s[None], radius_px), radius_px)[0]
-
-
-def fitted(disparity: Tensor, nerf_s: Tensor, facts: SceneCamera) -> Tensor:
-    """A relative map at the scale and shift that agree best with the NeRF's disparity: least absolute errors.
-
-    Args:
-        disparity: `[h, w]`, larger is nearer, in any unit.
-        nerf_s: `[h', w']` in s, of the same view.
-        facts: Of the scene: the spread of a typical one bounds the scale.
+def user_s(disparity: Tensor, facts: SceneCamera, *, name: str) -> Tensor:
+    """A relative disparity map `[h, w]` as s, with the statistics of an average scene in training.
 
     Returns:
-        `[h, w]` in [0, 1].
+        `[h', w']` in [0, 1], at most 2048 pixels a side.
+
+    Raises:
+        DataError: All of it, but for single pixels, is equally far.
     """
-    x = disparity.float()
-    low, high = torch.quantile(x.flatten(), torch.tensor([0.02, 0.98], device=x.device)).tolist()
-    x = x.clamp(low, high)
-    seen = functional.interpolate(x[None, None], size=nerf_s.shape, mode="bilinear", antialias=True)[0, 0]
-    weight = torch.ones_like(nerf_s)
-    scale, shift = 0.0, 0.0
-    # Iteratively reweighted least squares.
-    for _ in range(_FIT_ROUNDS):
-        total = weight.sum()
-        mean_x, mean_s = (weight * seen).sum() / total, (weight * nerf_s).sum() / total
-        spread = (weight * (seen - mean_x).square()).sum().clamp(min=1e-12)
-        scale = float((weight * (seen - mean_x) * (nerf_s - mean_s)).sum() / spread)
-        shift = float(mean_s - scale * mean_x)
-        weight = 1.0 / (_FIT_S + (scale * seen + shift - nerf_s).abs())
-    deviation = max(float(seen.std()), 1e-6)
-    bounded = min(max(scale, _LEAST_SPREAD * facts.std_s / deviation), facts.std_s / _LEAST_SPREAD / deviation)
-    if bounded != scale:
-        shift = float((nerf_s - bounded * seen).median())
-    return (bounded * x + shift).clamp(0.0, 1.0)
+    factor = min(1.0, _MOST_PX / max(disparity.shape))
+    smaller = resized(disparity[None], [max(1, round(side * factor)) for side in disparity.shape])
+    s = align_canonical(smaller, mean=facts.mean_s, std=facts.std_s)[0]
+    if float(s.max() - s.min()) < _LEAST_RELIEF:
+        raise DataError(f"a disparity map without any relief ({name})", remedy=_NO_RELIEF)
+    return s
 
 
-def refined_disparity(coarse_s: Tensor, photo: Tensor) -> Tensor:
-    """Give a map the edges of a photo.
+def _read_picture(data: bytes, path: Path) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
+    """Values of a picture, turned by its EXIF orientation; a grey PNG or TIFF of more than 8 bits keeps them.
 
-    Args:
-        coarse_s: Normalised disparity `[h, w]`, of any size; squashed or not.
-        photo: uint8 `[3, H, W]`.
-
-    Returns:
-        float32 `[H, W]`, within the map's range.
+    Raises:
+        DataError: It cannot be decoded, or its colours differ: which of them is near, only its maker knows.
     """
-    size = photo.shape[1:]
-    longer = max(size)
-    guide_size, map_size = (
-        [max(1, round(side * min(1.0, most_px / longer))) for side in size] for most_px in (_RELIEF_PX, _MAP_PX)
-    )
-    colours = photo[None].to(coarse_s) / 255.0
-    guide = functional.interpolate(colours, size=guide_size, mode="bilinear", align_corners=False, antialias=True)[0]
-    values = functional.interpolate(
-        coarse_s[None, None], size=map_size, mode="bilinear", align_corners=False, antialias=True
-    )[0, 0]
-    side_px = max(guide_size)
-    radius_px = max(1, round(_GUIDE_WINDOW * max(map_size)))
-    s = guided_filter(guide, values, radius_px=radius_px, epsilon=_GUIDE_EPSILON)
-    s = median_filter(s.clamp(float(coarse_s.min()), float(coarse_s.max())), round(_SPECK_WINDOW * side_px))
-    s = steepened(s, max(1, round(_STEP_WINDOW * side_px)), grow_px=round(_MIXED_WINDOW * side_px))
-    return functional.interpolate(s[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    with contextlib.suppress(Exception), load_picture(data) as image:  # `decode_image` says what is wrong with it
+        if image.mode.startswith("I") or image.mode == "F":
+            values = torch.from_numpy(np.asarray(image).astype(np.float32))
+            return oriented(values, orientation_of(image)).numpy()
+    try:
+        picture = decode_image(data, name=str(path))
+    except DataError as error:
+        raise DataError(error.message, remedy=_REMEDY) from error
+    spread = (picture.amax(0) - picture.amin(0)) > _COLOUR_LEVELS
+    if spread.float().mean() > _COLOURED:
+        raise DataError(f"a coloured picture of a map ({path})", remedy="its grey or 16-bit version")
+    return picture.float().mean(0).numpy()
+
+
+def _read_pfm(data: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Portable float map: text header, then rows from the bottom to the top; a negative scale is little endian."""
+    header = _PFM.match(data)
+    if header is None:
+        raise ValueError("no header of a portable float map")
+    kind, width_px, height_px, scale = header.groups()
+    channels = 3 if kind == b"PF" else 1
+    order = "<f4" if float(scale) < 0 else ">f4"
+    count = int(width_px) * int(height_px) * channels
+    values = np.frombuffer(data, order, count, header.end()).reshape(int(height_px), int(width_px), channels)
+    return values[::-1].mean(-1).astype(np.float32)

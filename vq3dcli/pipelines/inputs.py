@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from vq3dcli.data.images import centre_square, decode_image, read_image, to_square
+from vq3dcli.data.images import centre_square, decode_image, read_image, resize, to_square
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import cut_name
 from vq3dcli.model.scene import Scene, reconstruct_scene, scene_from_codes
 from vq3dcli.pipelines.sampling.record import read_record
 from vq3dcli.rendering.cameras import canonical_camera
+from vq3dcli.rendering.render import Field
+from vq3dcli.rendering.space import Frustum
 from vq3dcli.scene_file import SUFFIX, SceneCamera, camera_of, check_codes, load_scene
 from vq3dcli.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.weights_file import LoadedWeights
@@ -35,14 +38,8 @@ _TOYSCENE = "toyscene:"
 _SAMPLE_MARK = ".json#"
 _MAX_STDIN_BYTES = 1 << 29
 _SCENES_AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class ToyPick:
-    """The first scene of a class under a seed."""
-
-    class_index: int
-    seed: int
+# A photo of fewer pixels on a side has no detail to give.
+SMALLEST_PHOTO_PX = 16
 
 
 @dataclass(frozen=True)
@@ -52,13 +49,13 @@ class Source:
     Attributes:
         text: As the user wrote it.
         stem: What outputs are named after.
-        toy: Set for a toy scene.
+        toy: Set for a toy scene: its class, and the seed of which it is the first scene.
         sample: Set for a sample: its name in the record.
     """
 
     text: str
     stem: str
-    toy: ToyPick | None = None
+    toy: tuple[int, int] | None = None
     sample: str | None = None
 
     @property
@@ -118,6 +115,26 @@ class OpenedScene:
     whole_aspect: float | None = None
     relief: Tensor | None = None
 
+    @property
+    def frustum(self) -> Frustum:
+        """What the canonical camera sees."""
+        return self.camera.frustum
+
+    @property
+    def field(self) -> Field:
+        """The NeRF."""
+        return self.scene.model.frozen_field(self.scene.planes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the NeRF computes."""
+        return self.scene.planes.device
+
+    @property
+    def has_detail(self) -> bool:
+        """Whether there is a photo, and not hardly one."""
+        return self.photo is not None and min(self.photo.shape[1:]) >= SMALLEST_PHOTO_PX
+
 
 def parse_sources(texts: Sequence[str]) -> list[Source]:
     """Understand all inputs of a command, without opening any; equal stems get a number.
@@ -144,36 +161,32 @@ def parse_sources(texts: Sequence[str]) -> list[Source]:
 
 def with_photos_of_folders(texts: Sequence[str]) -> list[str]:
     """The inputs of a command, for each folder the pictures in it, by name. Raises `InputMissingError` for none."""
-    found: list[str] = []
+    names: list[str] = []
     for text in texts:
         if text in ("", STDIN) or not os.path.isdir(text):  # which a name that is too long is not
-            found.append(text)
+            names.append(text)
             continue
         inside = sorted(path for path in Path(text).iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
         photos = [str(path) for path in inside if not path.name.startswith(".")]
         if not photos:
             raise InputMissingError(f"no photos in this folder ({text})", remedy="JPEG, PNG or WebP files")
-        found += photos
-    return found
+        names += photos
+    return names
 
 
-def read_picture(source: Source, size_px: int, *, fit: Fit, stdin: IO[bytes] | None = None) -> Picture:
-    """Read an input and fit it to a square.
+def read_picture(source: Source, size_px: int, *, fit: Fit) -> Picture:
+    """Read an input, or stdin for `-`, and fit it to a square of `size_px`.
 
-    Args:
-        source: From `parse_sources`.
-        size_px: Side of the square.
-        fit: `crop` takes the centre square, `squash` keeps all of the picture at a changed aspect ratio.
-        stdin: What `-` reads.
+    `crop` takes the centre square, `squash` keeps all of the picture at a changed aspect ratio.
 
     Raises:
         InputMissingError: No such file, or stdin is closed.
         DataError: Not an image, damaged, or too large.
     """
     if source.toy is not None:
-        image = _toy_image(source.toy, size_px)
+        image = _toy_image(*source.toy, size_px)
         return Picture(image, 1.0, image, 1.0)
-    photo = _read_stdin(stdin) if source.text == STDIN else read_image(Path(source.text))
+    photo = _read_stdin() if source.text == STDIN else read_image(Path(source.text))
     whole_aspect = photo.shape[2] / photo.shape[1]
     if fit == "crop":
         top, left, side = centre_square(photo.shape[1], photo.shape[2])
@@ -181,9 +194,12 @@ def read_picture(source: Source, size_px: int, *, fit: Fit, stdin: IO[bytes] | N
     return Picture(to_square(photo, size_px, fit="squash"), photo.shape[2] / photo.shape[1], photo, whole_aspect)
 
 
-def check_source(
-    source: Source, weights: LoadedWeights | None, *, fit: Fit, stdin: IO[bytes] | None = None
-) -> Picture | None:
+def fitted_photo(photo: Tensor, height_px: int, width_px: int) -> Tensor:
+    """A photo uint8 `[3, H, W]`, made smaller where it has more pixels than are shown."""
+    return resize(photo, min(photo.shape[1], height_px), min(photo.shape[2], width_px))
+
+
+def check_source(source: Source, weights: LoadedWeights | None, *, fit: Fit) -> Picture | None:
     """Find out whether an input can be opened, before the work on any starts; raises what `open_scene` would.
 
     Returns:
@@ -198,7 +214,7 @@ def check_source(
     if source.sample is not None:
         _sampled_codes(source, weights)
         return None
-    picture = read_picture(source, weights.recipe.model.image_size, fit=fit, stdin=stdin)
+    picture = read_picture(source, weights.recipe.model.image_size, fit=fit)
     return None if source.is_file and source.path.is_file() else picture
 
 
@@ -212,7 +228,6 @@ def open_scene(
     weights: LoadedWeights | None,
     *,
     fit: Fit,
-    stdin: IO[bytes] | None = None,
     device: str | torch.device | None = None,
     picture: Picture | None = None,
 ) -> OpenedScene:
@@ -221,8 +236,7 @@ def open_scene(
     Args:
         source: From `parse_sources`.
         weights: The model; None will do for saved scenes with their planes (`needs_weights`).
-        fit: What of a photo is kept, see `read_picture`; a saved scene is as it was saved.
-        stdin: What `-` reads.
+        fit: What of a photo is kept; a saved scene is as it was saved.
         device: Where a saved scene goes; default: where the model is, or the CPU.
         picture: The input's, if it was read before (`check_source`).
 
@@ -246,7 +260,7 @@ def open_scene(
         facts["sample"] = source.sample
         return OpenedScene(scene, None, source.stem, camera_of(weights), facts)
     if picture is None:
-        picture = read_picture(source, weights.recipe.model.image_size, fit=fit, stdin=stdin)
+        picture = read_picture(source, weights.recipe.model.image_size, fit=fit)
     scene = reconstruct_scene(weights.model, picture.image[None].to(device))
     facts["fit"] = fit
     seen_by = camera_of(weights, picture.aspect)
@@ -298,25 +312,25 @@ def _parse_source(text: str) -> Source:
     if colon and not (seed.isascii() and seed.isdigit() and int(seed) < 2**63):
         raise UsageError(f"the seed of a toy scene is a whole number ({text})", remedy=f"{_TOYSCENE}{name}:1")
     stem = f"toyscene-{name}-{int(seed)}" if colon else f"toyscene-{name}"
-    return Source(text, stem, ToyPick(CLASS_NAMES.index(name), int(seed) if colon else 0))
+    return Source(text, stem, toy=(CLASS_NAMES.index(name), int(seed) if colon else 0))
 
 
-def _toy_image(pick: ToyPick, size_px: int) -> Tensor:
+def _toy_image(class_index: int, seed: int, size_px: int) -> Tensor:
     start = 0
     while True:  # a class is missing from 256 scenes once in ten million times
         index = torch.arange(start, start + _SCENES_AT_ONCE)
-        scenes = sample_scenes(index, seed=pick.seed, purpose="input")
-        found = (scenes.class_index == pick.class_index).nonzero()[:1, 0]
-        if len(found):
+        scenes = sample_scenes(index, seed=seed, purpose="input")
+        first = (scenes.class_index == class_index).nonzero()[:1, 0]
+        if len(first):
             camera = canonical_camera(1, height_px=size_px, width_px=size_px)
-            return render_scenes(scenes.select(found), camera).rgb[0]
+            return render_scenes(scenes.select(first), camera).rgb[0]
         start += _SCENES_AT_ONCE
 
 
-def _read_stdin(stdin: IO[bytes] | None) -> Tensor:
-    if stdin is None:
+def _read_stdin() -> Tensor:
+    if sys.stdin is None:
         raise InputMissingError("stdin is closed", remedy="a file name instead of -")
-    data = stdin.read(_MAX_STDIN_BYTES + 1)
+    data = sys.stdin.buffer.read(_MAX_STDIN_BYTES + 1)
     if len(data) > _MAX_STDIN_BYTES:
         raise DataError(f"more than {_MAX_STDIN_BYTES >> 20} MiB on stdin", remedy="a single image")
     return decode_image(data, name="stdin")

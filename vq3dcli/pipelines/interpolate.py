@@ -2,49 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from vq3dcli.errors import UsageError
 from vq3dcli.files import cut_name
 from vq3dcli.model.blend import mix_codes, mix_planes
 from vq3dcli.model.scene import Scene
-from vq3dcli.pipelines.inputs import OpenedScene
+from vq3dcli.pipelines.film import Shot, check_shot, film, shot_camera
+from vq3dcli.pipelines.inputs import Fit, OpenedScene, needs_weights, open_scene, parse_sources
+from vq3dcli.pipelines.render import Made, OnProgress, counting_frames
+from vq3dcli.pipelines.targets import check_targets, note_replaced, plan_joint_target, refuse_stdout
 from vq3dcli.scene_file import check_codes
-from vq3dcli.weights_file import LoadedWeights
+from vq3dcli.weights_file import LoadedWeights, load_weights
 
 Mix = Literal["codes", "planes"]
+SceneAt = Callable[[int, int], Scene]
+"""A frame, and of how many, to its scene."""
+
 _MOST_BYTES = 80
+_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Journey:
-    """Scenes and how to go from one to the next.
+def interpolate(
+    texts: Sequence[str],
+    output: str | None,
+    shot: Shot,
+    *,
+    mix: Mix,
+    requantize: bool = False,
+    loop: bool = False,
+    fit: Fit = "crop",
+    video_format: str | None = None,
+    disparity: bool = False,
+    weights: Path | None = None,
+    device: torch.device,
+    on_progress: OnProgress,
+) -> Made:
+    """Film the way between scenes; arguments as `render.render` and `way_between` have them.
 
-    Attributes:
-        stops: At least two single scenes of one model.
-        weights: That model; only needed for `codes`.
-        mix: In the space of codes, or of planes.
-        requantize: See `model.mixing.mix_codes`.
-        loop: Go back to the first stop, so that the video repeats without a jump.
+    Raises:
+        Vq3dError: Options or inputs that do not fit, or cannot be read; an output that cannot be written.
     """
-
-    stops: tuple[Scene, ...]
-    weights: LoadedWeights | None
-    mix: Mix = "codes"
-    requantize: bool = False
-    loop: bool = False
-
-    def scene_at(self, frame: int, frames: int) -> Scene:
-        """The scene of a frame."""
-        index, fraction = leg(frame, frames, len(self.stops), loop=self.loop)
-        first, second = self.stops[index], self.stops[(index + 1) % len(self.stops)]
-        if self.mix == "planes":
-            return mix_planes(first, second, fraction)
-        assert self.weights is not None
-        return mix_codes(self.weights.model, first.codes, second.codes, fraction, requantize=self.requantize)
+    refuse_stdout(output, "interpolate")
+    sources = parse_sources(texts)
+    stem = cut_name("_to_".join(source.stem for source in sources), _MOST_BYTES)
+    kept = [] if weights is None else [weights]
+    target = plan_joint_target(
+        sources, stem, output, video_format, kind="interpolation", disparity=disparity, kept=kept
+    )
+    check_shot(shot, target.video_format)
+    check_targets([target])
+    note_replaced(target.replaced)
+    loaded = load_weights(weights, device) if mix == "codes" or kept or needs_weights(sources) else None
+    opened = [open_scene(source, loaded, fit=fit, device=device) for source in sources]
+    scene_at = way_between(opened, loaded, mix=mix, requantize=requantize, loop=loop)
+    _log.info("%d frames between %d scenes, mixing %s", shot.frames, len(opened), mix)
+    film(
+        lambda frame: partial(scene_at(frame, shot.frames).render, samples=shot.samples),
+        shot_camera(shot, opened[0].frustum),
+        target,
+        fps=shot.fps,
+        on_frames=counting_frames(on_progress, shot.frames),
+    )
+    figures = {"mix": mix, "requantize": requantize, "loop": loop, "frames": shot.frames, "fps": shot.fps}
+    return Made(target.paths, len(opened), loaded, figures)
 
 
 def leg(frame: int, frames: int, stops: int, *, loop: bool) -> tuple[int, float]:
@@ -60,10 +87,17 @@ def leg(frame: int, frames: int, stops: int, *, loop: bool) -> tuple[int, float]
     return (index, rest / steps) if index < legs else (legs - 1, 1.0)
 
 
-def plan_journey(
+def way_between(
     opened: Sequence[OpenedScene], weights: LoadedWeights | None, *, mix: Mix, requantize: bool, loop: bool
-) -> Journey:
-    """Check that there is a way between the scenes.
+) -> SceneAt:
+    """Check that there is a way between scenes, and return it.
+
+    Args:
+        opened: At least two single scenes of one model.
+        weights: That model; only needed for `codes`.
+        mix: In the space of codes, or of planes.
+        requantize: See `model.blend.mix_codes`.
+        loop: Go back to the first scene, so that the video repeats without a jump.
 
     Raises:
         UsageError: Fewer than two scenes, scenes of different models, or codes wanted of a scene that has none.
@@ -83,9 +117,13 @@ def plan_journey(
     if mix == "codes" and weights is not None:
         for item in opened:
             check_codes(Path(item.stem), item.scene.codes, weights)
-    return Journey(tuple(item.scene for item in opened), weights, mix, requantize, loop)
 
+    def scene_at(frame: int, frames: int) -> Scene:
+        index, fraction = leg(frame, frames, len(opened), loop=loop)
+        first, second = opened[index].scene, opened[(index + 1) % len(opened)].scene
+        if mix == "planes":
+            return mix_planes(first, second, fraction)
+        assert weights is not None
+        return mix_codes(weights.model, first.codes, second.codes, fraction, requantize=requantize)
 
-def joint_stem(stems: Sequence[str]) -> str:
-    """A name for the output of several inputs."""
-    return cut_name("_to_".join(stems), _MOST_BYTES)
+    return scene_at

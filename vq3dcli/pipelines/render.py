@@ -2,53 +2,82 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from vq3dcli.data.images import centre_square
-from vq3dcli.data_tools.depth.models import DepthModel
+from vq3dcli.editing.parallax import adapted_reach, covered_reach, disparity_extent, eye_distance
+from vq3dcli.editing.photo_scene import PhotoScene, build_photo_scene
+from vq3dcli.editing.relief import moved_to
 from vq3dcli.errors import UsageError, Vq3dError
-from vq3dcli.model.scene import CorrectedScene, Renderable
 from vq3dcli.pipelines.camera_file import write_cameras
-from vq3dcli.pipelines.detail import build_photo_scene, fitted_photo, photo_camera
-from vq3dcli.pipelines.film import Shot, film, shot_camera
+from vq3dcli.pipelines.film import Eyes, Shot, StereoKind, check_shot, film, shot_camera
 from vq3dcli.pipelines.geometry import (
-    SMALLEST_PHOTO_PX,
+    NERF,
     Geometry,
-    Teacher,
+    GeometryName,
     canonical_view,
-    open_teacher,
+    geometry_of_map,
+    geometry_of_network,
+    given_s,
+    open_geometry,
     photo_relief,
     with_relief,
 )
-from vq3dcli.pipelines.inputs import Fit, OpenedScene, Picture, Source, check_source, open_scene
-from vq3dcli.pipelines.parallax import (
-    Extent,
-    adapted_reach,
-    covered_reach,
-    covering_zoom,
-    disparity_extent,
-    eye_distance,
-    steepest_slope,
+from vq3dcli.pipelines.inputs import (
+    SMALLEST_PHOTO_PX,
+    Fit,
+    OpenedScene,
+    Picture,
+    Source,
+    check_source,
+    fitted_photo,
+    needs_weights,
+    open_scene,
+    parse_sources,
+    with_photos_of_folders,
 )
-from vq3dcli.pipelines.stereo import EYE_PARALLAX, StereoKind, StereoScene
-from vq3dcli.pipelines.targets import Target
-from vq3dcli.pipelines.user_depth import check_shape, predict_disparity, read_disparity, user_s
+from vq3dcli.pipelines.targets import Target, check_targets, note_replaced, plan_targets
 from vq3dcli.rendering.cameras import Camera
+from vq3dcli.rendering.scene import ViewOf, view_fields
 from vq3dcli.scene_file import save_scene
-from vq3dcli.weights_file import LoadedWeights
+from vq3dcli.weights_file import LoadedWeights, load_weights
 
 Detail = Literal["photo", "none"]
+OnProgress = Callable[[int, int, str], object]
+"""Called with how many frames are done, of how many, and what is worked on."""
 
+# How far near and far things are apart in the images of two eyes, as a part of the width: more strains them.
+EYE_PARALLAX = 0.03
 # A photo's own resolution is filmed up to here unless a size is asked for: 60 frames then take minutes, not hours.
 DETAIL_SIZE_PX = 1024
 # A zoom takes no more of a photo's pixels than this on its longer side: both layers would not fit into memory.
 _MOST_PHOTO_PX = 4096
+_log = logging.getLogger(__name__)
+
+
+class Made(NamedTuple):
+    """What a command made.
+
+    Attributes:
+        outputs: Files and folders.
+        inputs: How many inputs, or things in a scene.
+        weights: The model, if one was needed.
+        metrics: What is worth knowing about it, by name.
+        failures: What was wrong with inputs that were left out.
+    """
+
+    outputs: list[Path]
+    inputs: int
+    weights: LoadedWeights | None
+    metrics: dict[str, Any]
+    failures: Sequence[Vq3dError] = ()
 
 
 @dataclass(frozen=True)
@@ -58,29 +87,18 @@ class Look:
     Attributes:
         detail: `photo` carries the photo's own pixels, `none` shows the plain NeRF; None takes `photo` for photos.
         fit: What is kept of a photo; None squashes with photo detail and crops without.
-        depth: A disparity map of the user's, for the one input there is.
-        depth_model: An opened depth network instead, see `user_depth.open_depth_model`.
+        geometry: Where it comes from; a network's own of the plain NeRF is only followed if the user gave it.
         stereo: Pairs of views.
         write_cameras: Whether the camera path is written beside the video.
         save_scene: Whether the scene is, too.
-        given: The disparity map, once it is read: what it is read from may not give it twice.
-        teacher: What gives photo detail its geometry, see `geometry.open_teacher`; None is the NeRF.
     """
 
     detail: Detail | None = None
     fit: Fit | None = None
-    depth: Path | None = None
-    depth_model: DepthModel | None = None
+    geometry: Geometry = NERF
     stereo: StereoKind | None = None
     write_cameras: bool = True
     save_scene: bool = False
-    given: torch.Tensor | None = None
-    teacher: Teacher | None = None
-
-    @property
-    def wants_depth(self) -> bool:
-        """Whether geometry comes from outside."""
-        return self.depth is not None or self.depth_model is not None
 
     def detail_of(self, source: Source) -> Detail:
         """What an input is shown with: toy scenes and samples are not photos."""
@@ -92,95 +110,171 @@ class Look:
         """What is kept of an input."""
         return self.fit or ("squash" if self.detail_of(source) == "photo" else "crop")
 
+    def open(
+        self,
+        source: Source,
+        weights: LoadedWeights | None,
+        device: torch.device | str | None,
+        picture: Picture | None = None,
+    ) -> OpenedScene:
+        """`inputs.open_scene` with what is kept of this input."""
+        return open_scene(source, weights, fit=self.fit_of(source), device=device, picture=picture)
+
 
 PLAIN = Look(detail="none", write_cameras=False)
 
 
-@dataclass(frozen=True)
-class Failure:
-    """An input that could not be read."""
-
-    source: Source
-    error: Vq3dError
-
-
-@dataclass(frozen=True)
-class Readable:
-    """An input that could.
-
-    Attributes:
-        source: The input.
-        target: Where its video goes.
-        picture: Kept only where the input cannot be read twice.
-    """
+class Readable(NamedTuple):
+    """An input that could be read, where its video goes, and its picture if it cannot be read twice."""
 
     source: Source
     target: Target
     picture: Picture | None = None
 
 
-def check_look(look: Look, sources: Sequence[Source]) -> Look:
-    """Find out whether options fit each other and the inputs, and read the disparity map, if there is one.
+def render(
+    texts: Sequence[str],
+    output: str | None,
+    shot: Shot,
+    look: Look,
+    *,
+    path: str,
+    samples_given: bool = False,
+    video_format: str | None = None,
+    disparity: bool = False,
+    geometry: GeometryName | None = None,
+    depth: Path | None = None,
+    depth_model: str | None = None,
+    weights: Path | None = None,
+    device: torch.device,
+    kept: Sequence[Path] = (),
+    on_progress: OnProgress,
+) -> Made:
+    """Film inputs, each into its own video.
 
-    Returns:
-        The look with its map.
+    Args:
+        texts: Inputs and folders of photos, see `inputs`.
+        output: What `-o` says, see `targets.plan_targets`.
+        shot: How to film.
+        look: What to show; without its geometry, which the options say.
+        path: Name of the camera path, for names of outputs.
+        samples_given: Whether somebody chose the samples of the shot.
+        video_format: What `--format` says.
+        disparity: Also write disparity videos.
+        geometry: Of photo detail; None is the best there is.
+        depth: A disparity map instead.
+        depth_model: A depth network instead, see `geometry.geometry_of_network`.
+        weights: The model; None is the embedded one, if one is needed.
+        device: Where to compute.
+        kept: Other files that are read, and must not be overwritten.
+        on_progress: See `OnProgress`.
 
     Raises:
-        UsageError: Options that contradict each other or the inputs.
-        InputMissingError, DataError: See `user_depth.read_disparity`.
+        Vq3dError: Options or files that do not fit; no input that can be used. What is wrong with single inputs among
+            several is logged, and in the result.
     """
-    if look.depth is not None and len(sources) > 1:
+    sources = parse_sources(with_photos_of_folders(texts))
+    targets = plan_targets(
+        sources,
+        output,
+        video_format,
+        path=path,
+        disparity=disparity,
+        default="png" if shot.view_deg is not None else "mp4",
+        kept=[*kept, *(file for file in (depth, weights) if file is not None)],
+        cameras=look.write_cameras,
+        save_scene=look.save_scene,
+    )
+    check_shot(shot, targets[0].video_format)
+    if depth is not None and depth_model is not None:
+        raise UsageError("geometry comes from --depth or from --depth-model, not from both")
+    network = geometry_of_network(depth_model, device) if depth_model is not None else None
+    check_look(look, sources, has_map=depth is not None, has_network=network is not None)
+    given = geometry_of_map(depth) if depth is not None else network
+    look = with_geometry(replace(look, geometry=given or NERF), sources, geometry, device)
+    check_targets(targets)
+    note_replaced([file for target in targets for file in target.replaced])
+    loaded = load_weights(weights, device) if weights or needs_weights(sources) else None
+    readable, failures = read_all(sources, targets, loaded, look)
+    if failures and len(sources) == 1:
+        raise failures[0]
+    for failure in failures:
+        _log.warning("left out: %s", failure)
+    if not readable:
+        first = failures[0]
+        raise type(first)(f"none of {len(failures)} inputs can be used: {first.message}", remedy=first.remedy)
+    fov_deg = shot.fov_deg or (loaded.recipe.camera.fov_deg if loaded else None)
+    said = [f"{path} of {shot.length} frames" if shot.length > 1 else path]
+    said.append("field of view " + ("that of the scene" if fov_deg is None else f"{fov_deg:g} degrees"))
+    said += [f"geometry {look.geometry.kind}"] if look.geometry.kind in ("teacher", "both") else []
+    said += [] if loaded is None else [f"weights {loaded.path}"]
+    _log.info(", ".join(said))
+    if samples_given and all(look.detail_of(source) == "photo" for source in sources):
+        _log.info("--samples changes the plain NeRF (--detail none), and leaves photo detail as it is")
+    outputs: list[Path] = []
+    on_frames = counting_frames(on_progress, shot.length * len(readable))
+    for item in readable:
+        status = item.source.stem if len(readable) > 1 else ""
+        outputs += render_all(loaded, [item], shot, look, device=device, on_frames=partial(on_frames, status=status))
+    figures = {"path": path, "frames": shot.length, "fps": shot.fps, "fov_deg": fov_deg, "failed": len(failures)}
+    return Made(outputs, len(readable), loaded, figures, failures)
+
+
+def counting_frames(on_progress: OnProgress, total: int) -> Callable[..., None]:
+    """What is to be called with the number of frames just rendered, and with a status."""
+    done = 0
+
+    def on_frames(frames: int, status: str = "") -> None:
+        nonlocal done
+        done += frames
+        on_progress(done, total, status)
+
+    on_frames(0)
+    return on_frames
+
+
+def check_look(look: Look, sources: Sequence[Source], *, has_map: bool, has_network: bool) -> None:
+    """Raise `UsageError` for options that contradict each other or the inputs."""
+    if has_map and len(sources) > 1:
         raise UsageError("a disparity map belongs to one photo", remedy="one input, or --depth-model")
-    if look.save_scene and look.wants_depth:
+    if look.save_scene and (has_map or has_network):
         raise UsageError(
             "a saved scene keeps the NeRF's own geometry", remedy="--depth again, where the saved scene is rendered"
         )
     for source in sources:
         if source.sample is not None and look.detail_of(source) == "photo":
             raise UsageError(f"a sample has no photo ({source.text})", remedy="--detail none")
-        if source.sample is not None and look.depth_model is not None:
+        if source.sample is not None and has_network:
             raise UsageError(f"a sample has no photo for a depth network ({source.text})", remedy="--depth FILE")
         if source.is_saved_scene and look.save_scene:
             raise UsageError(f"this is a saved scene ({source.text})", remedy="no --save-scene")
-    return look if look.depth is None else replace(look, given=read_disparity(look.depth))
 
 
-def with_geometry(look: Look, sources: Sequence[Source], geometry: Geometry | None, device: str | torch.device) -> Look:
-    """Open what gives the photos among some inputs their geometry.
-
-    Args:
-        look: What will be shown.
-        sources: The inputs.
-        geometry: As the user chose; None is the default, see `geometry.open_teacher`.
-        device: Where it computes.
+def with_geometry(look: Look, sources: Sequence[Source], geometry: GeometryName | None, device: torch.device) -> Look:
+    """Open what gives the photos among some inputs their geometry, unless the look has the user's.
 
     Raises:
         UsageError: A choice that nothing shown follows.
         UnavailableError: There is no embedded depth network.
     """
     in_detail = any(look.detail_of(source) == "photo" for source in sources)
-    if geometry is not None and look.wants_depth:
+    if geometry is not None and look.geometry.is_given:
         raise UsageError("geometry comes from --geometry or from a map, not from both", remedy="one of them")
     if geometry is not None and not in_detail:
         raise UsageError("--geometry is for photo detail", remedy="--detail photo")
-    if look.wants_depth or not in_detail:
+    if look.geometry.is_given or not in_detail:
         return look
-    return replace(look, teacher=open_teacher(geometry, torch.device(device)))
+    return replace(look, geometry=open_geometry(geometry, device))
 
 
 def as_shown(opened: OpenedScene, source: Source, look: Look) -> OpenedScene:
     """A scene with the geometry that it is shown with, for what shall stand in it."""
-    return with_relief(opened, look.teacher) if look.detail_of(source) == "photo" else opened
+    return with_relief(opened, look.geometry) if look.detail_of(source) == "photo" else opened
 
 
 def read_all(
-    sources: Sequence[Source],
-    targets: Sequence[Target],
-    weights: LoadedWeights | None,
-    look: Look = PLAIN,
-    *,
-    stdin: IO[bytes] | None,
-) -> tuple[list[Readable], list[Failure]]:
+    sources: Sequence[Source], targets: Sequence[Target], weights: LoadedWeights | None, look: Look = PLAIN
+) -> tuple[list[Readable], list[Vq3dError]]:
     """Read all inputs before any is rendered, so that what is wrong with them is known at once.
 
     Args:
@@ -188,19 +282,17 @@ def read_all(
         targets: One a source.
         weights: The model; None will do for saved scenes.
         look: What will be shown.
-        stdin: What `-` reads.
 
     Returns:
         What could be read, and why the others could not.
     """
     readable: list[Readable] = []
-    failures: list[Failure] = []
+    failures: list[Vq3dError] = []
     for source, target in zip(sources, targets, strict=True):
         try:
-            picture = check_source(source, weights, fit=look.fit_of(source), stdin=stdin)
-            readable.append(Readable(source, target, picture))
+            readable.append(Readable(source, target, check_source(source, weights, fit=look.fit_of(source))))
         except Vq3dError as error:
-            failures.append(Failure(source, error))
+            failures.append(error)
     return readable, failures
 
 
@@ -231,28 +323,22 @@ def render_all(
         DataError: A disparity map that does not fit.
     """
     outputs: list[Path] = []
-    for item in inputs:
-        opened = open_scene(item.source, weights, fit=look.fit_of(item.source), device=device, picture=item.picture)
-        scene, camera = staged(opened, shot, look, detail=look.detail_of(item.source))
-        film(scene, camera, item.target, fps=shot.fps, samples=shot.samples, on_frames=on_frames)
-        outputs += item.target.paths
+    for source, target, picture in inputs:
+        opened = look.open(source, weights, device, picture)
+        view_of, camera = staged(opened, shot, look, detail=look.detail_of(source))
+        film(lambda _, view_of=view_of: view_of, camera, target, fps=shot.fps, on_frames=on_frames)  # type: ignore[misc]
+        outputs += target.paths
         if look.write_cameras:
-            write_cameras(item.target.cameras, camera, fps=shot.fps)
-            outputs.append(item.target.cameras)
+            write_cameras(target.cameras, camera, fps=shot.fps)
+            outputs.append(target.cameras)
         if look.save_scene and weights is not None:
-            save_scene(
-                item.target.scene,
-                opened.scene,
-                weights=weights,
-                provenance=opened.provenance,
-                photo=opened.photo,
-                aspect=opened.camera.aspect,
-            )
-            outputs.append(item.target.scene)
+            facts = {"provenance": opened.provenance, "photo": opened.photo, "aspect": opened.camera.aspect}
+            save_scene(target.scene, opened.scene, weights=weights, **facts)  # type: ignore[arg-type]
+            outputs.append(target.scene)
     return outputs
 
 
-def staged(opened: OpenedScene, shot: Shot, look: Look, *, detail: Detail) -> tuple[Renderable, Camera]:
+def staged(opened: OpenedScene, shot: Shot, look: Look, *, detail: Detail) -> tuple[ViewOf, Camera]:
     """What is filmed of a scene, and the cameras that film it.
 
     Args:
@@ -263,93 +349,67 @@ def staged(opened: OpenedScene, shot: Shot, look: Look, *, detail: Detail) -> tu
 
     Raises:
         UsageError: A depth network for a scene without a photo.
-        InputMissingError, DataError: See `user_depth`.
+        DataError: See `geometry.given_s`.
     """
-    facts = opened.camera
-    fov_deg = shot.fov_deg or facts.fov_deg
-    if detail == "none" or opened.photo is None or min(opened.photo.shape[1:]) < SMALLEST_PHOTO_PX:
-        return _staged_plain(opened, shot, look, fov_deg)
+    if detail == "photo" and opened.has_detail:
+        picture, camera, eyes = staged_photo(opened, shot, look)
+        return picture.render if eyes is None else eyes.see(picture.render), camera
+    return _staged_plain(opened, shot, look)
+
+
+def staged_photo(opened: OpenedScene, shot: Shot, look: Look) -> tuple[PhotoScene, Camera, Eyes | None]:
+    """A photo in detail, the cameras that film it, and the eyes in their places for stereo."""
+    assert opened.photo is not None
+    frustum = opened.frustum
+    fov_rad = math.radians(shot.fov_deg) if shot.fov_deg else frustum.fov_rad
     output_px = _output_px(opened.photo.shape[1], opened.photo.shape[2], shot.size_px)
     # A zoom shows fewer of the photo's pixels, larger.
-    zoom = max(1.0, math.tan(math.radians(0.5 * facts.fov_deg)) / math.tan(math.radians(0.5 * fov_deg)))
-    zoom = min(zoom, max(1.0, _MOST_PHOTO_PX / max(output_px)))
+    zoom = min(max(1.0, frustum.tangent / math.tan(0.5 * fov_rad)), max(1.0, _MOST_PHOTO_PX / max(output_px)))
     photo = fitted_photo(opened.photo, round(output_px[0] * zoom), round(output_px[1] * zoom))
-    s = photo_relief(opened, photo, teacher=look.teacher, given_s=_given_s(opened, look, opened.scene.planes.device))
-    extent = disparity_extent(s, facts)
-    reach = adapted_reach(shot.path, extent, facts, fov_rad=math.radians(fov_deg), slope=steepest_slope(s))
-    seen_by = None if look.stereo is None else _stereo(opened.scene, look.stereo, extent, fov_deg)
-    amplitude_rad = reach.amplitude_rad if shot.amplitude_deg is None else math.radians(shot.amplitude_deg)
+    s = photo_relief(opened, photo, look.geometry)
+    reach = adapted_reach(shot.path, s, frustum, fov_rad=fov_rad)
+    eyes = None if look.stereo is None else _eyes(look.stereo, s, opened, fov_rad)
+    amplitude_rad, closer = reach.amplitude_rad, 1.0
+    if shot.amplitude_deg is not None:
+        amplitude_rad = math.radians(shot.amplitude_deg)
 
-    def camera_of(amplitude_rad: float) -> Camera:
+    def filmed(amplitude_rad: float) -> Camera:
         going = replace(shot, amplitude_deg=math.degrees(amplitude_rad))
-        return shot_camera(
-            going, radius=facts.radius, fov_deg=facts.fov_deg, output_px=output_px, pivot_z=reach.pivot_z
-        )
+        return shot_camera(going, frustum, output_px=output_px, pivot_z=reach.pivot_z)
 
-    def zoom_of(amplitude_rad: float) -> float | None:
-        return covering_zoom(photo_camera(facts, *s.shape), s, facts, _seen_by(camera_of(amplitude_rad), seen_by))
+    def seen_by(amplitude_rad: float) -> Camera:
+        return filmed(amplitude_rad) if eyes is None else eyes.both(filmed(amplitude_rad))
 
-    closer = 1.0
     if not shot.given and shot.fov_deg is None:
         may_shrink = shot.amplitude_deg is None and shot.view_deg is None
-        amplitude_rad, closer = covered_reach(amplitude_rad, zoom_of, may_shrink=may_shrink)
-    camera = camera_of(amplitude_rad)
+        amplitude_rad, closer = covered_reach(amplitude_rad, s, frustum, seen_by, may_shrink=may_shrink)
+    camera = filmed(amplitude_rad)
     camera.intrinsics[:, :2, :2] *= closer
-    scene = build_photo_scene(opened, photo, s, _seen_by(camera, seen_by))
-    return scene if seen_by is None else replace(seen_by, scene=scene), camera
+    looking = camera if eyes is None else eyes.both(camera)
+    nerf_px = opened.scene.planes.shape[2]
+    return build_photo_scene(opened.field, frustum, photo, s, looking, nerf_px=nerf_px), camera, eyes
 
 
-def _seen_by(camera: Camera, stereo: StereoScene | None) -> Camera:
-    """All cameras that look: for stereo those of both eyes."""
-    if stereo is None:
-        return camera
-    eyes = [stereo.eye(camera, side) for side in (-0.5, 0.5)]
-    poses, intrinsics = (torch.cat(part) for part in zip(*((e.cam_to_world, e.intrinsics) for e in eyes), strict=True))
-    return Camera(poses, intrinsics, camera.height_px, camera.width_px)
-
-
-def _stereo(scene: Renderable, kind: StereoKind, extent: Extent, fov_deg: float) -> StereoScene:
-    distance = eye_distance(extent, parallax=EYE_PARALLAX, fov_rad=math.radians(fov_deg))
-    return StereoScene(scene, kind, distance, extent.middle_z)
-
-
-def _staged_plain(opened: OpenedScene, shot: Shot, look: Look, fov_deg: float) -> tuple[Renderable, Camera]:
+def _staged_plain(opened: OpenedScene, shot: Shot, look: Look) -> tuple[ViewOf, Camera]:
     """The NeRF itself, its surfaces moved if geometry comes from outside."""
-    facts = opened.camera
-    camera = shot_camera(shot, radius=facts.radius, fov_deg=facts.fov_deg, aspect=facts.aspect)
-    scene: Renderable = opened.scene
-    given = _given_s(opened, look, opened.scene.planes.device)
-    nerf_s = canonical_view(opened).s[0] if given is not None or look.stereo is not None else None
-    if given is not None:
-        assert nerf_s is not None
-        scene = CorrectedScene(opened.scene, nerf_s, given, math.radians(facts.fov_deg))
+    frustum, camera = opened.frustum, shot_camera(shot, opened.frustum)
+    view_of: ViewOf = partial(opened.scene.render, samples=shot.samples)
+    s = given_s(opened, look.geometry)
+    if s is not None:
+        moved = moved_to(opened.field, canonical_view(opened).s[0], s, frustum)
+        view_of = lambda camera: view_fields(  # noqa: E731
+            lambda _: moved, camera.to(opened.device), shot.samples, frustum.depth_range
+        )
     if look.stereo is not None:
-        seen_s = nerf_s if given is None else given
-        assert seen_s is not None
-        scene = _stereo(scene, look.stereo, disparity_extent(seen_s, facts), fov_deg)
-    return scene, camera
+        fov_rad = math.radians(shot.fov_deg) if shot.fov_deg else frustum.fov_rad
+        seen_s = canonical_view(opened).s[0] if s is None else s
+        view_of = _eyes(look.stereo, seen_s, opened, fov_rad).see(view_of)
+    return view_of, camera
 
 
-def _given_s(opened: OpenedScene, look: Look, device: torch.device) -> torch.Tensor | None:
-    """Geometry from outside, if it is asked for, for what the canonical camera sees."""
-    shown = opened.camera.aspect
-    if look.depth is not None:
-        name = str(look.depth)
-        disparity = read_disparity(look.depth) if look.given is None else look.given
-        # A map of what is shown, or of all of a photo that was cropped.
-        aspects = [shown] if opened.whole_aspect is None else [shown, opened.whole_aspect]
-        if check_shape(disparity, aspects, name=name) != shown:
-            top, left, side = centre_square(*disparity.shape)
-            disparity = disparity[top : top + side, left : left + side]
-    elif look.depth_model is not None:
-        if opened.photo is None:
-            raise UsageError(f"there is no photo for a depth network ({opened.stem})", remedy="--depth FILE")
-        name = opened.stem
-        # The network may have squashed the photo, so its map has a shape of its own.
-        disparity = predict_disparity(look.depth_model, opened.photo, name=name)
-    else:
-        return None
-    return user_s(disparity.to(device), opened.camera, name=name)
+def _eyes(kind: StereoKind, s: torch.Tensor, opened: OpenedScene, fov_rad: float) -> Eyes:
+    extent = disparity_extent(s, opened.frustum.depth_range)
+    return Eyes(kind, eye_distance(extent, parallax=EYE_PARALLAX, fov_rad=fov_rad), extent.middle_z)
 
 
 def _output_px(height_px: int, width_px: int, size_px: int | None) -> tuple[int, int]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vq3dcli.errors import UsageError
@@ -12,6 +12,8 @@ from vq3dcli.export.video import FORMATS, VideoFormat, check_output, format_of, 
 from vq3dcli.files import cut_name
 from vq3dcli.pipelines.inputs import Source
 from vq3dcli.scene_file import SUFFIX
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,15 +94,11 @@ def plan_targets(
         _plan_target(source, len(sources) > 1, output, video_format, path, disparity, default) for source in sources
     ]
     targets = [
-        dataclasses.replace(t, more=(*([t.cameras] if cameras else []), *([t.scene] if save_scene else [])))
-        for t in targets
+        replace(t, more=(*([t.cameras] if cameras else []), *([t.scene] if save_scene else []))) for t in targets
     ]
-    inputs = {path.resolve() for path in (*_files(sources), *kept)}
     outputs: set[Path] = set()
+    refuse_overwriting([path for t in targets for path in (*t.replaced, *t.paths, *t.more)], sources, kept)
     for target in targets:
-        for written in (*target.replaced, *target.paths, *target.more):
-            if written.resolve() in inputs:
-                raise UsageError(f"the output would overwrite the input ({written})", remedy="another name with -o")
         for written in (*target.paths, *target.more):
             if written.resolve() in outputs:
                 raise UsageError(f"two outputs would have one name ({written})", remedy="another name with -o")
@@ -118,29 +116,33 @@ def plan_joint_target(
     disparity: bool,
     kept: Sequence[Path] = (),
 ) -> Target:
-    """Where the one video of several inputs goes; see `plan_targets`.
+    """Where the one video of several inputs goes, named after `stem` and `kind` where `-o` does not say it otherwise.
 
-    Args:
-        sources: The inputs, none of which may be overwritten.
-        stem: What the output is named after, where `-o` does not say.
-        output: What `-o` says.
-        video_format: What `--format` says.
-        kind: The last part of a name that is made here.
-        disparity: Whether a disparity video is wanted.
-        kept: What else is read, and must not be overwritten.
-
-    Raises:
-        UsageError: See `plan_targets`.
+    See `plan_targets`.
     """
-    return plan_targets(
-        [dataclasses.replace(sources[0], stem=cut_name(stem))],
-        output,
-        video_format,
-        path=kind,
-        disparity=disparity,
-        kept=[*_files(sources), *kept],
-        cameras=False,
-    )[0]
+    joint = [replace(sources[0], stem=cut_name(stem))]
+    options = {"path": kind, "disparity": disparity, "kept": [*input_files(sources), *kept], "cameras": False}
+    return plan_targets(joint, output, video_format, **options)[0]  # type: ignore[arg-type]
+
+
+def refuse_stdout(output: str | None, command: str) -> None:
+    """Raise `UsageError` for `-o -` where several files are written."""
+    if output == "-":
+        raise UsageError(f"{command} writes files, not stdout", remedy="a file name with -o")
+
+
+def refuse_overwriting(written: Sequence[Path], sources: Sequence[Source], kept: Sequence[Path] = ()) -> None:
+    """Raise `UsageError` if an output is an input, or another file that is read."""
+    inputs = {path.resolve() for path in (*input_files(sources), *kept)}
+    for path in written:
+        if path.resolve() in inputs:
+            raise UsageError(f"the output would overwrite the input ({path})", remedy="another name with -o")
+
+
+def note_replaced(paths: Sequence[Path]) -> None:
+    """Name the files that the work will replace, before it starts."""
+    if paths:
+        _log.info("replaces %s", f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else ""))
 
 
 def check_targets(targets: Sequence[Target]) -> None:
@@ -179,7 +181,8 @@ def _plan_target(
     return _target(file, _known(video_format), disparity)
 
 
-def _files(sources: Sequence[Source]) -> list[Path]:
+def input_files(sources: Sequence[Source]) -> list[Path]:
+    """The files that inputs are read from."""
     return [source.path for source in sources if source.is_file]
 
 

@@ -9,7 +9,8 @@ Legend: B batch, H height_px, W width_px, N rays.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,21 @@ CAMERA_RADIUS = 3.0
 FOV_RAD = math.radians(40.0)
 NEAR = 1.35
 FAR = 60.0
+
+
+class DepthRange(NamedTuple):
+    """The z_depths that normalised disparity s spans: `near` at s = 1, `far` at s = 0."""
+
+    near: float = NEAR
+    far: float = FAR
+
+    @property
+    def extent(self) -> float:
+        """Of 1 / z_depth, a unit of s."""
+        return 1.0 / self.near - 1.0 / self.far
+
+
+DEPTH_RANGE = DepthRange()
 
 
 @dataclass(frozen=True)
@@ -36,16 +52,23 @@ class Camera:
     height_px: int
     width_px: int
 
+    def __len__(self) -> int:
+        """Number of cameras B."""
+        return self.cam_to_world.shape[0]
 
-def one_camera(camera: Camera, index: int) -> Camera:
-    """One of a batch, as a batch of one."""
-    here = slice(index, index + 1)
-    return Camera(camera.cam_to_world[here], camera.intrinsics[here], camera.height_px, camera.width_px)
+    def __getitem__(self, index: int) -> Camera:
+        """One of the batch, as a batch of one."""
+        here = slice(index, index + 1)
+        return replace(self, cam_to_world=self.cam_to_world[here], intrinsics=self.intrinsics[here])
 
+    def at(self, cam_to_world: Tensor) -> Camera:
+        """This camera, one, at other poses `[B, 4, 4]`."""
+        count = cam_to_world.shape[0]
+        return replace(self, cam_to_world=cam_to_world, intrinsics=self.intrinsics.expand(count, 3, 3))
 
-def camera_to(camera: Camera, device: torch.device) -> Camera:
-    """The same on another device."""
-    return Camera(camera.cam_to_world.to(device), camera.intrinsics.to(device), camera.height_px, camera.width_px)
+    def to(self, device: torch.device) -> Camera:
+        """The same on another device."""
+        return replace(self, cam_to_world=self.cam_to_world.to(device), intrinsics=self.intrinsics.to(device))
 
 
 @dataclass(frozen=True)
@@ -60,16 +83,13 @@ class Rays:
     origin: Tensor
     direction: Tensor
 
+    def __getitem__(self, index: slice | Tensor) -> Rays:
+        """Some of the rays of every camera."""
+        return Rays(self.origin[:, index], self.direction[:, index])
+
 
 def intrinsics_from_fov(fov_rad: float | Tensor, height_px: int, width_px: int) -> Tensor:
-    """Square-pixel intrinsics from a horizontal field of view.
-
-    Args:
-        fov_rad: A number, or one a camera `[B]`.
-
-    Returns:
-        `[B, 3, 3]` (B is 1 for a number), principal point in the middle of the image.
-    """
+    """Square-pixel intrinsics `[B, 3, 3]` from a horizontal field of view: a number (B = 1), or one a camera `[B]`."""
     fov = torch.atleast_1d(torch.as_tensor(fov_rad, dtype=torch.float32))
     focal_px = 0.5 * width_px / torch.tan(0.5 * fov)
     matrix = torch.zeros(fov.shape[0], 3, 3)
@@ -82,17 +102,9 @@ def intrinsics_from_fov(fov_rad: float | Tensor, height_px: int, width_px: int) 
 
 
 def pivot_pose(yaw_rad: Tensor, pitch_rad: Tensor, radius: Tensor | float = CAMERA_RADIUS) -> Tensor:
-    """Camera poses on a sphere around the origin, looking at it, without roll.
+    """Poses `cam_to_world` `[B, 4, 4]` on a sphere around the origin, looking at it, no roll.
 
-    Positive yaw moves the camera to the right (+x), positive pitch moves it up (-y); both zero is the canonical pose.
-
-    Args:
-        yaw_rad: `[B]`.
-        pitch_rad: `[B]`.
-        radius: Distance from the pivot, a number or `[B]`.
-
-    Returns:
-        `cam_to_world` `[B, 4, 4]`.
+    Positive yaw `[B]` moves the camera right (+x), positive pitch `[B]` up (-y); both zero is the canonical pose.
     """
     cos_yaw, sin_yaw = torch.cos(yaw_rad), torch.sin(yaw_rad)
     cos_pitch, sin_pitch = torch.cos(pitch_rad), torch.sin(pitch_rad)
@@ -141,11 +153,7 @@ def pixel_centres(height_px: int, width_px: int, device: torch.device | None = N
 
 
 def rays_at_pixels(camera: Camera, pixels: Tensor) -> Rays:
-    """Rays through pixel coordinates.
-
-    Args:
-        pixels: (x, y) in pixels, `[N, 2]` shared by all cameras or `[B, N, 2]`.
-    """
+    """Rays through pixel coordinates (x, y), `[N, 2]` shared by all cameras or `[B, N, 2]`."""
     focal = torch.stack([camera.intrinsics[:, 0, 0], camera.intrinsics[:, 1, 1]], -1)[:, None]
     centre = camera.intrinsics[:, None, :2, 2]
     xy = (pixels - centre) / focal
@@ -172,12 +180,11 @@ def project(camera: Camera, points: Tensor) -> tuple[Tensor, Tensor]:
     return pixels, z_depth
 
 
-def s_from_z_depth(z_depth: Tensor, near: float = NEAR, far: float = FAR) -> Tensor:
+def s_from_z_depth(z_depth: Tensor, depth_range: DepthRange = DEPTH_RANGE) -> Tensor:
     """Normalised disparity `s = (1/z - 1/far) / (1/near - 1/far)`, clamped to [0, 1]: 1 near, 0 far and sky."""
-    s = (1.0 / z_depth - 1.0 / far) / (1.0 / near - 1.0 / far)
-    return s.clamp(0.0, 1.0)
+    return ((1.0 / z_depth - 1.0 / depth_range.far) / depth_range.extent).clamp(0.0, 1.0)
 
 
-def z_depth_from_s(s: Tensor, near: float = NEAR, far: float = FAR) -> Tensor:
+def z_depth_from_s(s: Tensor, depth_range: DepthRange = DEPTH_RANGE) -> Tensor:
     """Inverse of `s_from_z_depth` for s in [0, 1]."""
-    return 1.0 / (s * (1.0 / near - 1.0 / far) + 1.0 / far)
+    return 1.0 / (s * depth_range.extent + 1.0 / depth_range.far)

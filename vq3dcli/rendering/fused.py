@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.rendering.cameras import z_depth_from_s
-from vq3dcli.rendering.ray_samples import bin_edges, uniform_s
+from vq3dcli.rendering.cameras import DepthRange, z_depth_from_s
+from vq3dcli.rendering.ray_samples import uniform_samples
 from vq3dcli.rendering.simd import FAST, LANES, UNITS, blend, dot, layer
-from vq3dcli.rendering.space import ContractedSpace, FrustumSpace, Space
+from vq3dcli.rendering.space import ContractedSpace, Frustum, Space
 
 CELLS = 64
 # A cell is empty where the optical thickness a unit of s is less, in it and in all cells around it.
@@ -140,7 +140,7 @@ def pack(
         scale = [2.0 / e for e in extent]
         offset = [-2.0 * a / e - 1.0 for a, e in zip(space.lower, extent, strict=True)]
     else:
-        assert isinstance(space, FrustumSpace)
+        assert isinstance(space, Frustum)
         scale, offset = [1.0 / math.tan(0.5 * space.fov_rad)] * 3, [0.0] * 3
     return Packed(
         planes.cpu().contiguous().numpy().reshape(-1),
@@ -349,12 +349,10 @@ def render(
     Returns:
         rgb `[N, 3]`, s `[N]`, variance of s under the weights `[N]`.
     """
-    near, far = float(scene.near), float(scene.far)
-    samples_s = uniform_s(samples)
-    edges = z_depth_from_s(bin_edges(samples_s), near, far)
-    z_depth, length = z_depth_from_s(samples_s, near, far).numpy(), (edges[1:] - edges[:-1]).numpy()
+    depth_range, bins = DepthRange(float(scene.near), float(scene.far)), uniform_samples(samples)
+    z_depth, length = z_depth_from_s(bins.s, depth_range).numpy(), bins.lengths(depth_range).numpy()
     start, along = (np.ascontiguousarray(rays.detach().numpy(), np.float32) for rays in (origin, direction))
-    result, s = np.empty((len(start), 5), np.float32), samples_s.numpy()
+    result, s = np.empty((len(start), 5), np.float32), bins.s.numpy()
     _share(len(start), lambda part: _rays(scene, occupied, start[part], along[part], s, z_depth, length, result[part]))
     rgb, mean, variance = torch.from_numpy(result).split((3, 1, 1), -1)
     return rgb, mean[:, 0], variance[:, 0]

@@ -1,52 +1,69 @@
-"""Where samples lie on a ray: uniform in normalised disparity s, from near (s = 1) to far (s = 0).
+"""Samples on a ray: intervals of normalised disparity s between fenceposts, from near (s = 1) to far (s = 0).
 
-Legend: S samples. All tensors end in the sample axis, `[..., S]`, ordered from near to far.
+Legend: S samples. All tensors end in the sample axis, ordered from near to far.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-
-def uniform_s(samples: int, device: torch.device | None = None) -> Tensor:
-    """The middles of equal bins of s, `[S]`, descending."""
-    return 1.0 - (torch.arange(samples, device=device, dtype=torch.float32) + 0.5) / samples
+from vq3dcli.rendering.cameras import DepthRange, z_depth_from_s
 
 
-def stratified_s(jitter: Tensor) -> Tensor:
-    """One sample in each of S equal bins.
+class RaySamples(NamedTuple):
+    """Intervals that follow each other on rays.
 
-    Args:
-        jitter: Uniform numbers in [0, 1), `[..., S]`.
+    Attributes:
+        edges_s: The fenceposts `[..., S + 1]`.
+        s: Where in each interval the field is asked, `[..., S]`.
     """
+
+    edges_s: Tensor
+    s: Tensor
+
+    def lengths(self, depth_range: DepthRange) -> Tensor:
+        """Extent of each interval in z_depth, `[..., S]`."""
+        return z_depth_from_s(self.edges_s, depth_range).diff(dim=-1)
+
+
+def samples_between(edges_s: Tensor) -> RaySamples:
+    """Samples at the middles of the intervals between given fenceposts."""
+    return RaySamples(edges_s, 0.5 * (edges_s[..., 1:] + edges_s[..., :-1]))
+
+
+def samples_at(s: Tensor) -> RaySamples:
+    """Samples at given s `[..., S]`: fenceposts are 1, the midpoints between neighbours, and 0."""
+    ones = torch.ones_like(s[..., :1])
+    return RaySamples(torch.cat([ones, 0.5 * (s[..., 1:] + s[..., :-1]), torch.zeros_like(ones)], -1), s)
+
+
+def uniform_samples(count: int, device: torch.device | None = None) -> RaySamples:
+    """The middles of equal intervals."""
+    return samples_at(1.0 - (torch.arange(count, device=device, dtype=torch.float32) + 0.5) / count)
+
+
+def stratified_samples(jitter: Tensor) -> RaySamples:
+    """One sample in each of S equal bins, by uniform numbers in [0, 1), `[..., S]`."""
     samples = jitter.shape[-1]
     bins = torch.arange(samples, device=jitter.device, dtype=jitter.dtype)
-    return 1.0 - (bins + jitter) / samples
+    return samples_at(1.0 - (bins + jitter) / samples)
 
 
-def bin_edges(samples_s: Tensor) -> Tensor:
-    """The interval that each sample stands for: midpoints between neighbours, 1 and 0 at the ends, `[..., S + 1]`.
-
-    For `uniform_s` these are the edges of the equal bins.
-    """
-    ones = torch.ones_like(samples_s[..., :1])
-    middle = 0.5 * (samples_s[..., 1:] + samples_s[..., :-1])
-    return torch.cat([ones, middle, torch.zeros_like(ones)], -1)
-
-
-def importance_s(samples_s: Tensor, weights: Tensor, jitter: Tensor) -> Tensor:
-    """Samples drawn from the piecewise-constant density that `weights` give to the intervals of `samples_s`.
+def with_importance(samples: RaySamples, weights: Tensor, jitter: Tensor) -> RaySamples:
+    """These samples and more, drawn from the piecewise-constant density that `weights` give to their intervals.
 
     Args:
-        samples_s: `[..., S]`.
+        samples: `[..., S]`, or what expands to it.
         weights: Rendering weights `[..., S]`; detached here, since a gradient through positions is noise.
         jitter: Uniform numbers `[..., M]`; stratified over M equal bins of the cumulative weight.
 
     Returns:
-        `[..., M]`, descending.
+        S + M samples.
     """
-    edges = bin_edges(samples_s)
+    edges_s, s = (part.expand(*weights.shape[:-1], -1) for part in samples)
     # A surface lies between the last empty sample and the first full one, so a neighbour's weight counts too
     # (mip-NeRF, Barron et al., ICCV 2021, sec. 3.1). The floor spreads the samples of an empty ray evenly.
     weights = weights.detach()
@@ -57,13 +74,9 @@ def importance_s(samples_s: Tensor, weights: Tensor, jitter: Tensor) -> Tensor:
     count = jitter.shape[-1]
     bins = torch.arange(count, device=jitter.device, dtype=jitter.dtype)
     u = (bins + jitter) / count
-    index = torch.searchsorted(cdf, u.contiguous(), right=True).clamp(1, samples_s.shape[-1])
+    index = torch.searchsorted(cdf, u.contiguous(), right=True).clamp(1, weights.shape[-1])
     low, high = cdf.gather(-1, index - 1), cdf.gather(-1, index)
     fraction = ((u - low) / (high - low).clamp(min=1e-8)).clamp(0.0, 1.0)
-    start, end = edges.gather(-1, index - 1), edges.gather(-1, index)
-    return start + (end - start) * fraction
-
-
-def merge_s(first: Tensor, second: Tensor) -> Tensor:
-    """Both sets of samples in one, from near to far."""
-    return torch.sort(torch.cat([first, second], -1), -1, descending=True).values
+    start, end = edges_s.gather(-1, index - 1), edges_s.gather(-1, index)
+    drawn = start + (end - start) * fraction
+    return samples_at(torch.sort(torch.cat([s, drawn], -1), -1, descending=True).values)

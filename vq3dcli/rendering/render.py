@@ -1,10 +1,12 @@
 """Rays in, colour and disparity out. The renderer takes a field callable and knows no model.
 
 ```
-rays + samples_s -> points -> field -> density, rgb -> tau = density * length -> weights -> sums over samples
+rays + samples -> points -> field -> density, rgb -> tau = density * length -> weights -> sums over samples
 ```
 
-Legend: B scenes, N rays, S samples.
+`render` is what videos, pictures and figures go through; `render_rays` is one pass that keeps what losses need.
+
+Legend: B scenes, N rays, S samples, C channels of colour, which are 3 but in compositions.
 """
 
 from __future__ import annotations
@@ -17,19 +19,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vq3dcli.rendering.cameras import FAR, NEAR, Rays, z_depth_from_s
-from vq3dcli.rendering.composite import ray_weights
-from vq3dcli.rendering.ray_samples import bin_edges, importance_s, merge_s, uniform_s
+from vq3dcli.rendering.cameras import DEPTH_RANGE, DepthRange, Rays, z_depth_from_s
+from vq3dcli.rendering.ray_samples import RaySamples, uniform_samples, with_importance
 
 Field = Callable[[Tensor], tuple[Tensor, Tensor]]
 """World points `[B, N, 3]` to density `[B, N]` (per metre) and rgb `[B, N, 3]` in [0, 1]."""
+
+# Points of a chunk of rays: what fits the cache of a CPU.
+_POINTS_AT_ONCE = 1 << 15
 
 
 class Rendering(NamedTuple):
     """What rays see.
 
     Attributes:
-        rgb: `[B, N, 3]` in [0, 1].
+        rgb: `[B, N, C]` in [0, 1].
         s: Expected normalised disparity `[B, N]`.
         weight_variance: Variance of s under the weights `[B, N]`; a clean surface has almost none.
         weights: `[B, N, S]`.
@@ -43,47 +47,73 @@ class Rendering(NamedTuple):
     samples_s: Tensor
 
 
+def ray_weights(tau: Tensor, *, opaque_end: bool) -> Tensor:
+    """Rendering weights from optical thickness (Max, 1995; Mildenhall et al., ECCV 2020, eq. 3), in float32.
+
+    With T_i = exp(-sum_{j<i} tau_j), the weight of sample i is T_i (1 - exp(-tau_i)).
+
+    Args:
+        tau: Density times metric length of each interval, `[..., S]`, at least 0.
+        opaque_end: Give what passes through all samples to the last one, so that the weights sum to 1.
+
+    Returns:
+        `[..., S]`, at least 0, summing to at most 1.
+    """
+    tau = tau.float()
+    # exp(-80) is nothing to see and still a normal float32; denormal numbers are slow on some CPUs.
+    thickness_before = (torch.cumsum(tau, -1) - tau).clamp(max=80.0)
+    transmittance = torch.exp(-thickness_before)
+    # expm1 keeps thin media exact where 1 - exp(-tau) would round to zero.
+    opacity = -torch.expm1(-tau)
+    if opaque_end:
+        opacity = torch.cat([opacity[..., :-1], torch.ones_like(opacity[..., -1:])], -1)
+    return transmittance * opacity
+
+
+def along_rays(
+    field: Field, rays: Rays, samples: RaySamples, depth_range: DepthRange = DEPTH_RANGE
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What lies on rays `[B, N]`, in float32: density `[B, N, S]` and colour `[B, N, S, C]` of each sample.
+
+    Also how many metres a unit of z_depth is on each ray, `[B, N]`: the corners of an image look along longer rays.
+    """
+    shape = (*rays.direction.shape[:2], samples.s.shape[-1])
+    z_depth = z_depth_from_s(samples.s, depth_range)
+    points = rays.origin[:, :, None] + z_depth[..., None] * rays.direction[:, :, None]
+    density, rgb = field(points.reshape(shape[0], -1, 3))
+    metres = rays.direction.square().sum(-1).sqrt()
+    return density.reshape(shape).float(), rgb.reshape(*shape, rgb.shape[-1]).float(), metres
+
+
 def render_rays(
-    field: Field, rays: Rays, samples_s: Tensor, *, near: float = NEAR, far: float = FAR, opaque_end: bool = True
+    field: Field,
+    rays: Rays,
+    samples: RaySamples,
+    depth_range: DepthRange = DEPTH_RANGE,
+    *,
+    opaque_end: bool = True,
+    importance: Tensor | None = None,
 ) -> Rendering:
     """Volume-render rays with given samples.
 
     Args:
         field: The scene or batch of scenes.
         rays: `[B, N]` rays.
-        samples_s: `[B, N, S]` from near to far.
-        near: z_depth of s = 1.
-        far: z_depth of s = 0.
+        samples: `[B, N, S]`, or what expands to it.
+        depth_range: z_depths of s = 1 and s = 0.
         opaque_end: Scenes end in an opaque last sample; objects on nothing do not.
+        importance: Uniform numbers `[B, N, M]` that place M more samples where a first pass finds the surface.
     """
-    batch, count, samples = samples_s.shape
-    z_depth = z_depth_from_s(samples_s, near, far)
-    points = rays.origin[:, :, None] + z_depth[..., None] * rays.direction[:, :, None]
-    density, rgb = field(points.reshape(batch, count * samples, 3))
-    # t = z_depth * |direction| is metric distance: the corners of an image look along longer rays.
-    length = rays.direction.square().sum(-1).sqrt()
-    tau = density.reshape(batch, count, samples).float() * interval_lengths(samples_s, near, far) * length[..., None]
-    weights = ray_weights(tau, opaque_end=opaque_end)
+    if importance is not None:
+        with torch.no_grad(), _uncached_casts():
+            coarse = render_rays(field, rays, samples, depth_range)
+        samples = with_importance(samples, coarse.weights, importance)
+    density, rgb, metres = along_rays(field, rays, samples, depth_range)
+    tau = density * samples.lengths(depth_range) * metres[..., None]
+    weights, samples_s = ray_weights(tau, opaque_end=opaque_end), samples.s.expand_as(tau)
     s = (weights * samples_s).sum(-1)
     variance = (weights * (samples_s - s[..., None]).square()).sum(-1)
-    colour = (weights[..., None] * rgb.reshape(batch, count, samples, rgb.shape[-1]).float()).sum(-2)
-    return Rendering(colour, s, variance, weights, samples_s)
-
-
-def interval_lengths(samples_s: Tensor, near: float = NEAR, far: float = FAR) -> Tensor:
-    """Extent in z_depth of the interval of each sample, `[..., S]`."""
-    edges = z_depth_from_s(bin_edges(samples_s), near, far)
-    return edges[..., 1:] - edges[..., :-1]
-
-
-def render_with_importance(
-    field: Field, rays: Rays, coarse_s: Tensor, jitter: Tensor, *, near: float = NEAR, far: float = FAR
-) -> Rendering:
-    """Two passes: `coarse_s` `[B, N, S]` finds the surface, `jitter` `[B, N, M]` places M more samples there."""
-    with torch.no_grad(), _uncached_casts():
-        coarse = render_rays(field, rays, coarse_s, near=near, far=far)
-    fine_s = importance_s(coarse_s, coarse.weights, jitter)
-    return render_rays(field, rays, merge_s(coarse_s, fine_s), near=near, far=far)
+    return Rendering((weights[..., None] * rgb).sum(-2), s, variance, weights, samples_s)
 
 
 @contextlib.contextmanager
@@ -97,36 +127,41 @@ def _uncached_casts() -> Iterator[None]:
         torch.set_autocast_cache_enabled(before)
 
 
-def render_chunked(
+def render(
     field: Field,
     rays: Rays,
-    samples: int,
+    samples: int | RaySamples,
+    depth_range: DepthRange = DEPTH_RANGE,
     *,
-    rays_per_chunk: int = 512,
-    near: float = NEAR,
-    far: float = FAR,
     opaque_end: bool = True,
+    rays_per_chunk: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Render many rays without gradients, samples at the middles of equal bins, in chunks that fit the cache.
-
-    On a CPU, as many chunks at a time as PyTorch has threads.
+    """Render many rays without gradients, in chunks that fit the cache: on a CPU as many at a time as it has threads.
 
     Rays are independent: any `rays_per_chunk` gives the same bits if the field is independent by point.
 
+    Args:
+        field: The scene or batch of scenes.
+        rays: `[B, N]` rays.
+        samples: How many a ray, at the middles of equal bins of s; or samples `[B, N, S]`, or `[S]` for all rays.
+        depth_range: z_depths of s = 1 and s = 0.
+        opaque_end: See `render_rays`.
+        rays_per_chunk: Rays at once; by default as many as have 2^15 samples.
+
     Returns:
-        rgb `[B, N, 3]`, s `[B, N]`, weight_variance `[B, N]`.
+        rgb `[B, N, C]`, s `[B, N]`, weight_variance `[B, N]`.
     """
-    batch, count, _ = rays.origin.shape
-    positions = uniform_s(samples, rays.origin.device)
+    count = rays.origin.shape[1]
+    given = uniform_samples(samples, rays.origin.device) if isinstance(samples, int) else samples
+    chunk = rays_per_chunk or max(1, _POINTS_AT_ONCE // given.s.shape[-1])
 
     @torch.no_grad()  # a thread does not inherit the caller's mode
-    def render_chunk(start: int) -> tuple[Tensor, Tensor, Tensor]:
-        chunk = Rays(rays.origin[:, start : start + rays_per_chunk], rays.direction[:, start : start + rays_per_chunk])
-        samples_s = positions.expand(batch, chunk.origin.shape[1], samples)
-        rendering = render_rays(field, chunk, samples_s, near=near, far=far, opaque_end=opaque_end)
-        return rendering.rgb, rendering.s, rendering.weight_variance
+    def render_chunk(start: int) -> Rendering:
+        here = slice(start, start + chunk)
+        own = given if given.s.ndim == 1 else RaySamples(*(part[:, here] for part in given))
+        return render_rays(field, rays[here], own, depth_range, opaque_end=opaque_end)
 
-    starts = range(0, count, rays_per_chunk)
+    starts = range(0, count, chunk)
     # The operations of a chunk that fits the cache are too small for PyTorch to split among its threads.
     threads = torch.get_num_threads() if rays.origin.device.type == "cpu" else 1
     if threads == 1 or len(starts) == 1:
@@ -134,5 +169,5 @@ def render_chunked(
     else:
         with ThreadPoolExecutor(threads) as pool:
             outputs = list(pool.map(render_chunk, starts))
-    rgb, s, variance = (torch.cat(parts, 1) for parts in zip(*outputs, strict=True))
+    rgb, s, variance = (torch.cat(parts, 1) for parts in zip(*(part[:3] for part in outputs), strict=True))
     return rgb, s, variance

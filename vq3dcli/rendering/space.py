@@ -1,62 +1,82 @@
 """Unbounded space to the cube [-1, 1]^3 that the tri-planes cover.
 
-Two mappings, a recipe choice:
+Two mappings of world points `[..., 3]`, a recipe choice:
 
-- `FrustumSpace`: the canonical camera's x/z, y/z and normalised disparity s. The xy plane lies exactly on the input
-  image, so a token sits where its pixels are; all of the frustum from near to far is inside.
+- `Frustum`: the canonical camera's x/z, y/z and normalised disparity s. The xy plane lies exactly on the input image,
+  so a token sits where its pixels are; all of the frustum from near to far is inside.
 - `ContractedSpace`: mip-NeRF 360's contraction around the subject (Barron et al., CVPR 2022, eq. 10), cut to the box
   that the cameras can reach.
 
-Both are frozen callables `points [..., 3] -> coordinates [..., 3]`. Coordinates outside [-1, 1] are legal: the planes
-replicate their border.
+Coordinates outside [-1, 1] are legal: the planes replicate their border.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, FOV_RAD, NEAR, s_from_z_depth
+from vq3dcli.rendering.cameras import (
+    CAMERA_RADIUS,
+    DEPTH_RANGE,
+    FOV_RAD,
+    Camera,
+    DepthRange,
+    canonical_camera,
+    intrinsics_from_fov,
+    s_from_z_depth,
+)
 
 # What cameras at +-20 degrees of yaw and +-10 of pitch can see, in contracted coordinates (+z away from the camera).
 REACHABLE_LOWER = (-1.45, -1.45, -1.45)
 REACHABLE_UPPER = (1.45, 1.45, 2.0)
 
-
-class Space(Protocol):
-    """A mapping from world points `[..., 3]` to plane coordinates `[..., 3]`."""
-
-    def __call__(self, points: Tensor) -> Tensor:
-        """Map points."""
-        ...
+Space = Callable[[Tensor], Tensor]
+"""World points `[..., 3]` to plane coordinates `[..., 3]`."""
 
 
 @dataclass(frozen=True)
-class FrustumSpace:
-    """(x/z / tan(fov/2), y/z / tan(fov/2), 1 - 2 s) of the canonical camera: the third axis grows with distance.
+class Frustum:
+    """What the canonical camera sees; as a mapping (x/z / tan(fov/2), y/z / tan(fov/2), 1 - 2 s).
 
     Attributes:
-        radius: Distance of the canonical camera from the origin, on -z.
-        fov_rad: Its field of view, horizontal and vertical.
-        near: Nearest z_depth.
-        far: Farthest z_depth.
+        radius: Distance of the canonical camera from the origin, on -z; it looks along +z.
+        fov_rad: Its field of view on both axes, whatever the shape of the picture.
+        depth_range: Nearest and farthest z_depth.
+        aspect: Width / height of what the picture shows; the world is squeezed by it where it is not 1.
     """
 
     radius: float = CAMERA_RADIUS
     fov_rad: float = FOV_RAD
-    near: float = NEAR
-    far: float = FAR
+    depth_range: DepthRange = DEPTH_RANGE
+    aspect: float = 1.0
+
+    @property
+    def tangent(self) -> float:
+        """Of half the field of view."""
+        return math.tan(0.5 * self.fov_rad)
+
+    def camera(self, height_px: int, width_px: int) -> Camera:
+        """The canonical camera at a resolution; its rays span the field of view on both axes."""
+        camera = canonical_camera(1, height_px=height_px, width_px=width_px, radius=self.radius, fov_rad=self.fov_rad)
+        camera.intrinsics[:, 1, 1] = intrinsics_from_fov(self.fov_rad, height_px, height_px)[0, 0, 0]
+        return camera
+
+    def z_depth(self, points: Tensor) -> Tensor:
+        """z_depth `[...]` of world points in the canonical camera, clamped to its range.
+
+        The clamp keeps points behind that camera, which novel cameras reach, from dividing by zero.
+        """
+        return (points[..., 2] + self.radius).clamp(*self.depth_range)
 
     def __call__(self, points: Tensor) -> Tensor:
-        """Map world points `[..., 3]` to `[..., 3]`."""
-        z_depth = canonical_z_depth(points, radius=self.radius, near=self.near, far=self.far)
-        xy = points[..., :2] / (z_depth * math.tan(0.5 * self.fov_rad))[..., None]
-        s = s_from_z_depth(z_depth, self.near, self.far)
-        return torch.cat([xy, (1.0 - 2.0 * s)[..., None]], -1)
+        """Map world points."""
+        z_depth = self.z_depth(points)
+        xy = points[..., :2] / (z_depth * self.tangent)[..., None]
+        return torch.cat([xy, (1.0 - 2.0 * s_from_z_depth(z_depth, self.depth_range))[..., None]], -1)
 
 
 @dataclass(frozen=True)
@@ -67,7 +87,7 @@ class ContractedSpace:
     upper: tuple[float, float, float] = REACHABLE_UPPER
 
     def __call__(self, points: Tensor) -> Tensor:
-        """Map world points `[..., 3]` to `[..., 3]`."""
+        """Map world points."""
         lower, upper = points.new_tensor(self.lower), points.new_tensor(self.upper)
         return (contract(points) - lower) / (upper - lower) * 2.0 - 1.0
 
@@ -77,11 +97,3 @@ def contract(points: Tensor) -> Tensor:
     # Below 1 the clamp makes the factor exactly 1, and no division by a small norm reaches the gradient.
     norm = points.square().sum(-1, keepdim=True).clamp(min=1.0).sqrt()
     return points * ((2.0 - 1.0 / norm) / norm)
-
-
-def canonical_z_depth(points: Tensor, *, radius: float = CAMERA_RADIUS, near: float = NEAR, far: float = FAR) -> Tensor:
-    """z_depth `[...]` of world points in the canonical camera, clamped to [near, far].
-
-    The clamp keeps points behind the canonical camera, which novel cameras reach, from dividing by zero.
-    """
-    return (points[..., 2] + radius).clamp(near, far)

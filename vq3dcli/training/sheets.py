@@ -29,7 +29,7 @@ from vq3dcli.model.depth_network import DepthNetwork
 from vq3dcli.model.draw_codes import Sharpening, rows_together, sample_index, sample_tokens
 from vq3dcli.model.prior import Prior
 from vq3dcli.model.scene import reconstruct_scene, scene_from_codes
-from vq3dcli.rendering.cameras import camera_to, pivot_camera
+from vq3dcli.rendering.cameras import pivot_camera
 from vq3dcli.weights_file import LoadedWeights, prior_as_loaded
 
 _STAGE1_IMAGES, _YAWS_DEG = 6, (-20.0, 20.0)
@@ -60,7 +60,7 @@ def write_stage1_sheet(
         columns.append(scene.render(beside, samples=SHEET_SAMPLES).rgb)
     views = None if batch.views is None else batch.views.of_rows(0, _STAGE1_IMAGES).to(device)
     if views is not None and len(views.row):
-        front = camera_to(front, device)
+        front = front.to(device)
         pose = front.cam_to_world.index_copy(0, views.row, views.cam_to_world)
         seen = scene.render(replace(front, cam_to_world=pose), samples=SHEET_SAMPLES).rgb
         grey = torch.full_like(image, 128)

@@ -25,10 +25,10 @@ from torch.nn import functional
 from vq3dcli import seeding
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.losses.depth import LABEL_RELATIVE, align_canonical
-from vq3dcli.model.build import build_canonical_camera
-from vq3dcli.rendering.cameras import Camera, Rays, camera_to, pivot_camera, pixel_centres, rays_at_pixels
-from vq3dcli.rendering.ray_samples import stratified_s
-from vq3dcli.rendering.render import Field, Rendering, render_rays, render_with_importance
+from vq3dcli.model.build import build_canonical_camera, build_frustum
+from vq3dcli.rendering.cameras import Camera, Rays, pivot_camera, pixel_centres, rays_at_pixels
+from vq3dcli.rendering.ray_samples import stratified_samples
+from vq3dcli.rendering.render import Field, Rendering, render_rays
 
 
 class View(NamedTuple):
@@ -109,7 +109,7 @@ def render_views(
 
 def canonical(index: Tensor, size_px: int, recipe: Stage1Recipe) -> Camera:
     """The camera that took the photos, once for each of `index` `[B]`."""
-    return camera_to(build_canonical_camera(recipe, size_px, len(index)), index.device)
+    return build_canonical_camera(recipe, size_px, len(index)).to(index.device)
 
 
 def novel_cameras(index: Tensor, recipe: Stage1Recipe) -> Camera:
@@ -173,12 +173,10 @@ def render_sampled(field: Field, rays: Rays, recipe: Stage1Recipe, uniform: Call
         recipe: Samples and depth range.
         uniform: Random numbers `[B, N, n]` in [0, 1) for a name and n.
     """
-    rendering, near, far = recipe.rendering, recipe.camera.near, recipe.camera.far
-    samples_s = stratified_s(uniform("samples", rendering.samples))
-    if rendering.importance_samples == 0:
-        return render_rays(field, rays, samples_s, near=near, far=far)
-    jitter = uniform("importance", rendering.importance_samples)
-    return render_with_importance(field, rays, samples_s, jitter, near=near, far=far)
+    samples = stratified_samples(uniform("samples", recipe.rendering.samples))
+    more = recipe.rendering.importance_samples
+    importance = uniform("importance", more) if more else None
+    return render_rays(field, rays, samples, build_frustum(recipe).depth_range, importance=importance)
 
 
 def crop(images: Tensor, corner: Tensor, patch_px: int) -> Tensor:

@@ -33,9 +33,10 @@ from vq3dcli.metrics.geometry import (
 )
 from vq3dcli.metrics.image import psnr
 from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, exact_warp, flat_warp, plane_z_depth, reprojection
-from vq3dcli.model.scene import Renderable, Scene, SceneView, reconstruct_scene
+from vq3dcli.model.scene import Renderable, Scene, reconstruct_scene
 from vq3dcli.pipelines.evaluation.exact_scenes import ExactScenes, Template, exact_batches
-from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, FOV_RAD, NEAR, Camera
+from vq3dcli.rendering.cameras import CAMERA_RADIUS, DEPTH_RANGE, FAR, FOV_RAD, NEAR, Camera, DepthRange
+from vq3dcli.rendering.scene import SceneView
 from vq3dcli.sealed import read_sealed_json
 from vq3dcli.weights_file import LoadedWeights
 
@@ -77,8 +78,8 @@ class _OnCpu:
 
     scene: Scene
 
-    def render(self, camera: Camera, *, samples: int, rays_per_chunk: int = 512) -> SceneView:
-        view = self.scene.render(camera, samples=samples, rays_per_chunk=rays_per_chunk)
+    def render(self, camera: Camera, *, samples: int) -> SceneView:
+        view = self.scene.render(camera, samples=samples)
         return SceneView(*(part.cpu() for part in view))
 
 
@@ -205,19 +206,15 @@ def add_rendered(
     s_true: Tensor,
     camera: Camera,
     novel_cameras: Sequence[Camera],
-    near: float = NEAR,
-    far: float = FAR,
+    depth_range: DepthRange = DEPTH_RANGE,
 ) -> tuple[SceneView, list[SceneView]]:
-    """Figures of what `scene` shows to the camera of `rgb` `[B, 3, H, W]` with disparity `s_true`, and its views.
-
-    `near` and `far` are the z_depth of s = 1 and of s = 0.
-    """
+    """Figures of what `scene` shows to the camera of `rgb` `[B, 3, H, W]` with disparity `s_true`, and its views."""
     main = scene.render(camera, samples=EVALUATION_SAMPLES)
     novel = [scene.render(other, samples=EVALUATION_SAMPLES) for other in novel_cameras]
     figures.add("psnr", psnr(main.rgb, rgb))
     add_disparity(figures, "", main.s, s_true)
     figures.add("weight_variance", mean_weight_variance(main.weight_variance))
-    _add_consistency(figures, "", camera, main.s, novel_cameras, [view.s for view in novel], near, far)
+    _add_consistency(figures, "", camera, main.s, novel_cameras, [view.s for view in novel], depth_range)
     return main, novel
 
 
@@ -243,12 +240,11 @@ def _add_consistency(
     s: Tensor,
     novel_cameras: Sequence[Camera],
     novel_s: Sequence[Tensor],
-    near: float = NEAR,
-    far: float = FAR,
+    depth_range: DepthRange = DEPTH_RANGE,
 ) -> None:
     """Reprojection between a main view `[B, H, W]` and novel ones, mean over views."""
     pairs = zip(novel_cameras, novel_s, strict=True)
-    ways = [reprojection(camera, s, other, other_s, near=near, far=far) for other, other_s in pairs]
+    ways = [reprojection(camera, s, other, other_s, depth_range) for other, other_s in pairs]
     figures.add(f"{prefix}reprojection_error", torch.stack([way.error for way in ways]).nanmean(0))
     figures.add(f"{prefix}reprojection_share", torch.stack([way.share for way in ways]).nanmean(0))
 

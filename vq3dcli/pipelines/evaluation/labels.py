@@ -29,7 +29,7 @@ from vq3dcli.export.sheet import grid
 from vq3dcli.files import sha256_file
 from vq3dcli.losses.depth import LABEL_METRIC, align_canonical
 from vq3dcli.metrics.warp import evaluation_cameras
-from vq3dcli.model.build import build_canonical_camera
+from vq3dcli.model.build import build_canonical_camera, build_frustum
 from vq3dcli.pipelines.evaluation.geometry import Figures, Predictor, add_disparity, add_rendered
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, pick_rows, shard_set
 
@@ -102,7 +102,7 @@ def measure_labels(
     Figures by name, `template_` those of the mean label of all other images, and a contact sheet uint8 `[3, H, W]`:
     image, reconstruction, rendered disparity, label, view from the side.
     """
-    camera, size = recipe.camera, labelled.s.shape[-1]
+    camera, size, _depth_range = recipe.camera, labelled.s.shape[-1], build_frustum(recipe).depth_range
     targets = aligned_labels(labelled, mean=recipe.loss.alignment_mean, std=recipe.loss.alignment_std)
     figures = Figures()
     tiles: list[Tensor] = []
@@ -113,7 +113,9 @@ def measure_labels(
             len(images), height_px=size, width_px=size, radius=camera.radius, fov_rad=math.radians(camera.fov_deg)
         )
         front = build_canonical_camera(recipe, size, len(images))
-        main, novel = add_rendered(figures, predictor(images), images, target, front, views, camera.near, camera.far)
+        main, novel = add_rendered(
+            figures, predictor(images), images, target, front, views, build_frustum(recipe).depth_range
+        )
         if len(targets) > 1:
             others = (targets.double().sum(0) - target.double()) / (len(targets) - 1)
             add_disparity(figures, "template_", others.float(), target)

@@ -12,6 +12,7 @@ import contextlib
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -227,9 +228,11 @@ class SampleFolder:
         on_frames(1)
         target, shot = self._target(sample, place), self._wish.shot
         if target is not None and shot is not None:
-            camera = self._stage1.recipe.camera
-            from_where = shot_camera(shot, radius=camera.radius, fov_deg=camera.fov_deg)
-            film(scene, from_where, target, fps=shot.fps, samples=shot.samples, on_frames=on_frames)
+            from_where, view_of = (
+                shot_camera(shot, self._stage1.model.frustum),
+                partial(scene.render, samples=shot.samples),
+            )
+            film(lambda _: view_of, from_where, target, fps=shot.fps, on_frames=on_frames)
 
 
 def _check_folder(out: Path) -> None:

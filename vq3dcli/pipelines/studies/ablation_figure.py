@@ -25,7 +25,7 @@ from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.evaluation.page import text_tables
 from vq3dcli.pipelines.studies.ablation import FIGURES, KINDS, Ablation, verdict
 from vq3dcli.rendering.cameras import Camera, Rays, canonical_camera, pivot_camera, pixel_centres, rays_at_pixels
-from vq3dcli.rendering.ray_samples import uniform_s
+from vq3dcli.rendering.ray_samples import uniform_samples
 from vq3dcli.rendering.render import render_rays
 from vq3dcli.toyscenes import ToyScenes, render_scenes, sample_scenes
 from vq3dcli.weights_file import LoadedWeights
@@ -113,7 +113,7 @@ def weight_profiles(models: Mapping[str, LoadedWeights], *, scenes: int = 4, see
     views = render_scenes(exact, camera)
     pixels = torch.tensor([[min(int(x * size), size - 1), min(int(y * size), size - 1)] for x, y, _ in _RAYS])
     s_true = views.s[:, pixels[:, 1], pixels[:, 0]]
-    s = uniform_s(EVALUATION_SAMPLES)
+    s = uniform_samples(EVALUATION_SAMPLES).s
     weights: dict[str, Tensor] = {}
     mean: dict[str, Tensor] = {}
     for kind, loaded in models.items():
@@ -134,14 +134,12 @@ def _ray_weights(loaded: LoadedWeights, image: Tensor, camera: Camera, row: int)
     device = next(model.parameters()).device
     scene = reconstruct_scene(model, image.to(device))
     field = model.frozen_field(scene.planes)
-    chosen = slice(row, row + 1)
-    one = Camera(camera.cam_to_world[chosen], camera.intrinsics[chosen], camera.height_px, camera.width_px)
+    samples, depth_range = uniform_samples(EVALUATION_SAMPLES, device), model.frustum.depth_range
     parts = []
     for pixels in pixel_centres(camera.height_px, camera.width_px).split(512):
-        rays = rays_at_pixels(one, pixels)
+        rays = rays_at_pixels(camera[row], pixels)
         rays = Rays(rays.origin.to(device), rays.direction.to(device))
-        samples = uniform_s(EVALUATION_SAMPLES, device).expand(1, len(pixels), EVALUATION_SAMPLES)
-        parts.append(render_rays(field, rays, samples, near=model.near, far=model.far).weights[0].cpu())
+        parts.append(render_rays(field, rays, samples, depth_range).weights[0].cpu())
     return torch.cat(parts)
 
 

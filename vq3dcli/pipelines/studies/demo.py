@@ -56,9 +56,9 @@ def demo(
         )
         check_targets(targets)
         look = Look(write_cameras=False)
-        readable, failures = read_all(sources, targets, weights, look, stdin=None)
+        readable, failures = read_all(sources, targets, weights, look)
         if failures:
-            raise failures[0].error
+            raise failures[0]
         outputs += render_all(weights, readable, shot, look, on_frames=on_frames)
     if prior is not None:
         outputs += _samples(weights, prior, out / "samples", on_frames=on_frames)

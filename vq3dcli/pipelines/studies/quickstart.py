@@ -289,7 +289,7 @@ def _videos(out: Path, weights: LoadedWeights, size: Size, counting: Counting) -
     for source in sources:
         picture = read_picture(source, side_px, fit="crop")
         write_bytes(out / "inputs" / f"{source.stem}_input.png", encode_png(picture.image))
-    readable, failures = read_all(sources, targets, weights, stdin=None)
+    readable, failures = read_all(sources, targets, weights)
     assert not failures, failures
     shot = _shot(size)
     total, done = size.frames * len(readable), 0

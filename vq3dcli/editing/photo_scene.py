@@ -1,6 +1,6 @@
 """Photo detail: the photo itself, carried to novel views along its disparity.
 
-A reconstruction from codes is soft; the photo is at hand, and its relief comes from `geometry`. Two layers stand for
+A reconstruction from codes is soft; the photo is at hand, and its relief comes from `editing.relief`. Two layers are
 the scene, both of the photo's resolution and made once, so that nothing flickers:
 
 ```
@@ -18,31 +18,35 @@ Legend: H height_px, W width_px of the canvas: the photo with mirrored margins.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.data.images import resize
-from vq3dcli.editing.filters import fill_holes, local_range
-from vq3dcli.editing.march import Lines, camera_lines, intersect, longest_shift, look_up
-from vq3dcli.model.scene import Scene, SceneView
-from vq3dcli.pipelines.geometry import DISPARITY_PX, SAMPLES
-from vq3dcli.pipelines.inputs import OpenedScene
+from vq3dcli.editing.cutout import Cutout
+from vq3dcli.editing.march import Lines, camera_lines, intersect, longest_shift
+from vq3dcli.editing.placement import FOUR_A_PIXEL
+from vq3dcli.editing.relief import RELAXATIONS, fill_holes, local_range, resized
 from vq3dcli.rendering.cameras import (
     Camera,
-    camera_to,
-    canonical_camera,
     image_rays,
-    intrinsics_from_fov,
-    one_camera,
     pixel_centres,
+    project,
+    rays_at_pixels,
+    s_from_z_depth,
     z_depth_from_s,
 )
-from vq3dcli.rendering.composite import ray_weights
-from vq3dcli.scene_file import SceneCamera
+from vq3dcli.rendering.lookup import look_up_px
+from vq3dcli.rendering.ray_samples import samples_between
+from vq3dcli.rendering.render import Field, render
+from vq3dcli.rendering.scene import SceneView, joined, to_uint8
+from vq3dcli.rendering.space import Frustum
 
+# Side of what the NeRF shows behind things: no planes hold more than this of a photo; and samples a ray.
+NERF_PX = 128
+NERF_SAMPLES = 64
 # Windows as parts of the longer side.
 _STEP_WINDOW = 1 / 80
 _MIXED_WINDOW = 1 / 100
@@ -52,15 +56,15 @@ _NERF_LIMIT = 0.02
 STRETCH_FADES, STRETCH_GONE = 1.6, 3.0
 # Rays that begin behind the front layer begin this much behind it.
 _BEHIND_S = 0.02
-# Neighbouring rays that end so much farther apart than on a flat relief see an outline; and the rays of its pixels.
+# Neighbouring rays that end so much farther apart than on a flat relief see an outline.
 _OUTLINE_PX = 2.0
-_OFFSETS_PX = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
 # Step in which the region behind things grows.
 _GROW_PX = 4
-_PIXELS_AT_ONCE = 1 << 18
 # Mirrored margins hide what the photo does not show, and the layer behind reaches behind things, but not more than
 # this part of the longer side: a camera beside or behind the scene sees nothing that a photo could show.
 _WIDEST_MARGIN = 0.25
+# Around things that are taken out, the relief is made anew: a part of the first view's side.
+_HALO = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -78,39 +82,56 @@ class PhotoLayer:
 
 @dataclass(frozen=True)
 class PhotoScene:
-    """A photo in two layers, ready to be looked at from cameras near the canonical one; see `Renderable`.
+    """A photo in two layers, ready to be looked at from cameras near the canonical one.
 
     Attributes:
         front: What the photo shows.
         behind: The same with things in front taken away at their edges.
         camera: The camera of both canvases.
-        facts: Radius, near and far of the scene.
+        frustum: Of the photo.
     """
 
     front: PhotoLayer
     behind: PhotoLayer
     camera: Camera
-    facts: SceneCamera
+    frustum: Frustum
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns of the canvas that are the photo: the rest are its mirrored margins."""
+        window = []
+        for canvas_px, axis in ((self.camera.height_px, 1), (self.camera.width_px, 0)):
+            side_px = round(2.0 * self.frustum.tangent * float(self.camera.intrinsics[0, axis, axis]))
+            first = (canvas_px - side_px) // 2
+            window.append(slice(first, first + side_px))
+        return window[0], window[1]
+
+    def cropped(self) -> PhotoScene:
+        """Without the margins, which whoever draws it can mirror again."""
+        rows, columns = self.window
+        front, behind = (
+            PhotoLayer(part.rgb[:, rows, columns], part.s[rows, columns]) for part in (self.front, self.behind)
+        )
+        camera = self.frustum.camera(*front.s.shape).to(front.s.device)
+        return PhotoScene(front, behind, camera, self.frustum)
 
     @torch.no_grad()
-    def render(self, camera: Camera, *, samples: int = 0, rays_per_chunk: int = _PIXELS_AT_ONCE) -> SceneView:
-        """Look at the photo from any number of cameras; `samples` and `rays_per_chunk` have no meaning here."""
-        views = [self._render_one(one_camera(camera, index)) for index in range(camera.cam_to_world.shape[0])]
-        return SceneView(*(torch.stack(part) for part in zip(*views, strict=True)))
+    def render(self, camera: Camera) -> SceneView:
+        """Look at the photo from any number of cameras."""
+        camera = camera.to(self.front.s.device)
+        return joined([self._render_one(camera[index]) for index in range(len(camera))])
 
     def _render_one(self, camera: Camera) -> SceneView:
-        camera = camera_to(camera, self.front.s.device)
         size = (camera.height_px, camera.width_px)
         centres = pixel_centres(*size, self.front.s.device)
         rgb_s, shift = self._look(camera, centres)
         edges = _outlines(shift.T.reshape(2, *size))
         if len(edges):
             # Four rays a pixel where neighbours see different things.
-            parts = [self._look(camera, centres[edges] + centres.new_tensor(offset))[0] for offset in _OFFSETS_PX]
+            parts = [self._look(camera, centres[edges] + centres.new_tensor(offset))[0] for offset in FOUR_A_PIXEL]
             rgb_s[:, edges] = torch.stack(parts).mean(0)
-        image = (rgb_s[:3].reshape(3, *size) * 255.0).round().clamp(0, 255).to(torch.uint8)
-        seen = rgb_s[3].reshape(size)
-        return SceneView(image, seen, torch.zeros_like(seen))
+        seen = rgb_s[3:].reshape(1, *size)
+        return SceneView(to_uint8(rgb_s[:3].reshape(1, 3, *size)), seen, torch.zeros_like(seen))
 
     def _look(self, camera: Camera, seen_px: Tensor) -> tuple[Tensor, Tensor]:
         """What the rays of a camera through pixels `[N, 2]` see.
@@ -119,33 +140,55 @@ class PhotoScene:
             Colour and s in that camera, `[4, N]`; and how far on the canvas each ends from where it would on the
             farthest relief, `[N, 2]`.
         """
-        lines = camera_lines(self.camera, camera, near=self.facts.near, far=self.facts.far, pixels=seen_px)
-        hits = intersect(self.front.s, lines)
-        rgb = look_up(self.front.rgb, hits.pixels, mode="bicubic")
-        pixels, s = hits.pixels, hits.s
-        share = ((hits.stretch - STRETCH_FADES) / (STRETCH_GONE - STRETCH_FADES)).clamp(0.0, 1.0)
+        depth_range = self.frustum.depth_range
+        lines = camera_lines(self.camera, camera, depth_range, seen_px)
+        pixels, s, stretch = intersect(self.front.s, lines)
+        rgb = look_up_px(self.front.rgb, pixels, mode="bicubic")
+        share = ((stretch - STRETCH_FADES) / (STRETCH_GONE - STRETCH_FADES)).clamp(0.0, 1.0)
         share = share * share * (3.0 - 2.0 * share)
         gone = (share > 0.0).nonzero()[:, 0]
         if len(gone):
             there = intersect(self.behind.s, Lines(lines.base[gone], lines.step[gone], lines.nearest_s))
             weight = share[gone]
-            filled = look_up(self.behind.rgb, there.pixels, mode="bicubic")
+            filled = look_up_px(self.behind.rgb, there.pixels, mode="bicubic")
             rgb[:, gone] = (1.0 - weight) * rgb[:, gone] + weight * filled
             s[gone] = (1.0 - weight) * s[gone] + weight * there.s
             pixels[gone] = torch.where((weight > 0.5)[:, None], there.pixels, pixels[gone])
-        return torch.cat([rgb, self._s_in(camera, pixels, s)[None]]), pixels - lines.base
+        # What lies at these places of the canvas, as far as it is from the looking camera.
+        rays = rays_at_pixels(self.camera, pixels)
+        world = rays.origin + z_depth_from_s(s, depth_range)[:, None] * rays.direction
+        s_here = s_from_z_depth(project(camera, world)[1][0].clamp(min=1e-3), depth_range)
+        return torch.cat([rgb, s_here[None]]), pixels - lines.base
 
-    def _s_in(self, camera: Camera, pixels: Tensor, s: Tensor) -> Tensor:
-        """Normalised disparity, as the looking camera has it, of what lies at places on the canvas at its s."""
-        near, far = self.facts.near, self.facts.far
-        z_depth = z_depth_from_s(s, near, far)
-        matrix = self.camera.intrinsics[0]
-        xy = (pixels - matrix[:2, 2]) / torch.stack([matrix[0, 0], matrix[1, 1]])
-        in_photo = torch.cat([xy, torch.ones_like(xy[:, :1])], -1) * z_depth[:, None]
-        world = in_photo @ self.camera.cam_to_world[0, :3, :3].T + self.camera.cam_to_world[0, :3, 3]
-        forward = camera.cam_to_world[0, :3, 2]
-        z_here = ((world - camera.cam_to_world[0, :3, 3]) @ forward).clamp(min=1e-3)
-        return ((1.0 / z_here - 1.0 / far) / (1.0 / near - 1.0 / far)).clamp(0.0, 1.0)
+    def without(self, cutouts: Sequence[Cutout]) -> PhotoScene:
+        """The photo with what is behind the things, on both layers: their relief is not quite that of the field."""
+        picture = self
+        for cutout in cutouts:
+            mask = self._on_canvas(cutout.hole_mask[None])
+            # The relief follows the photo's edges only roughly: around a thing it rises, too.
+            radius_px = max(1, round(_HALO * len(cutout.mask)))
+            wide = functional.max_pool2d(cutout.hole_mask[None], 2 * radius_px + 1, 1, radius_px)
+            known = (self._on_canvas(wide)[0] <= 0.0).float()
+            rgb = self._on_canvas(cutout.behind.rgb)
+            front, behind = (
+                PhotoLayer(
+                    layer.rgb + mask * (rgb - layer.rgb), fill_holes(layer.s[None], known, relaxations=RELAXATIONS)[0]
+                )
+                for layer in (picture.front, picture.behind)
+            )
+            picture = replace(picture, front=front, behind=behind)
+        return picture
+
+    def _on_canvas(self, maps: Tensor) -> Tensor:
+        """Maps `[C, G, G]` of the first view at the resolution of the photo, mirrored as it is."""
+        rows, columns = self.window
+        full = resized(maps, (rows.stop - rows.start, columns.stop - columns.start), smooth=False)
+        return _mirrored(full, columns.start, rows.start)
+
+
+def _mirrored(maps: Tensor, beside_px: int, above_px: int) -> Tensor:
+    """Maps `[C, H, W]` with mirrored margins."""
+    return functional.pad(maps, [beside_px, beside_px, above_px, above_px], "reflect")
 
 
 def _outlines(shift: Tensor) -> Tensor:
@@ -162,65 +205,44 @@ def _outlines(shift: Tensor) -> Tensor:
     return torn.flatten().nonzero()[:, 0]
 
 
-def photo_camera(facts: SceneCamera, height_px: int, width_px: int) -> Camera:
-    """The camera that took the photo: its rays span the field of view on both axes."""
-    fov_rad = math.radians(facts.fov_deg)
-    camera = canonical_camera(1, height_px=height_px, width_px=width_px, radius=facts.radius, fov_rad=fov_rad)
-    camera.intrinsics[:, 1, 1] = intrinsics_from_fov(fov_rad, height_px, height_px)[0, 0, 0]
-    return camera
-
-
-def fitted_photo(photo: Tensor, height_px: int, width_px: int) -> Tensor:
-    """A photo, made smaller where it has more pixels than are shown: uint8 `[3, H, W]`."""
-    return resize(photo, min(photo.shape[1], height_px), min(photo.shape[2], width_px))
-
-
 @torch.no_grad()
-def build_photo_scene(opened: OpenedScene, photo: Tensor, s: Tensor, cameras: Camera) -> PhotoScene:
+def build_photo_scene(
+    field: Field, frustum: Frustum, photo: Tensor, s: Tensor, cameras: Camera, *, nerf_px: int = NERF_PX
+) -> PhotoScene:
     """Both layers of a photo.
 
     Args:
-        opened: The scene of the photo, whose NeRF fills what the photo does not show.
-        photo: uint8 `[3, H, W]`, from `fitted_photo`.
-        s: From `geometry.photo_relief`.
+        field: The NeRF of the photo, which fills what the photo does not show.
+        frustum: Of the photo.
+        photo: uint8 `[3, H, W]`, on any device.
+        s: Its relief `[H, W]`, on the device of the field.
         cameras: All cameras that will look at it: they say how far behind edges one sees, and how wide the margins are.
+        nerf_px: Side of what the NeRF shows behind things.
     """
-    facts = opened.camera
-    device = opened.scene.planes.device
-    camera = camera_to(photo_camera(facts, *s.shape), device)
-    reach_px, margin_px = _reach(camera, facts, cameras, s)
-    rgb = photo.to(device).float() / 255.0
-    s = s.to(device)
-    behind = _layer_behind(opened.scene, camera, rgb, s, reach_px)
-    margin = [min(margin_px, side - 1) for side in (s.shape[1], s.shape[0])]
-    padding = [margin[0], margin[0], margin[1], margin[1]]
+    camera = frustum.camera(*s.shape).to(s.device)
+    reach_px, margin_px = _reach(camera, frustum, cameras.to(s.device), s)
+    front = PhotoLayer(photo.to(s.device).float() / 255.0, s)
+    behind = _layer_behind(field, frustum, front, reach_px, min(nerf_px, NERF_PX))
+    beside_px, above_px = (min(margin_px, side - 1) for side in (s.shape[1], s.shape[0]))
     front, behind = (
-        PhotoLayer(
-            functional.pad(layer.rgb[None], padding, "reflect")[0],
-            functional.pad(layer.s[None, None], padding, "reflect")[0, 0],
-        )
-        for layer in (PhotoLayer(rgb, s), behind)
+        PhotoLayer(_mirrored(layer.rgb, beside_px, above_px), _mirrored(layer.s[None], beside_px, above_px)[0])
+        for layer in (front, behind)
     )
-    intrinsics = camera.intrinsics.clone()
-    intrinsics[:, 0, 2] += margin[0]
-    intrinsics[:, 1, 2] += margin[1]
-    return PhotoScene(front, behind, Camera(camera.cam_to_world, intrinsics, *front.s.shape), facts)
+    camera.intrinsics[:, :2, 2] += torch.tensor([beside_px, above_px], device=s.device)
+    return PhotoScene(front, behind, Camera(camera.cam_to_world, camera.intrinsics, *front.s.shape), frustum)
 
 
-def _reach(photo: Camera, facts: SceneCamera, cameras: Camera, s: Tensor) -> tuple[int, int]:
+def _reach(photo: Camera, frustum: Frustum, cameras: Camera, s: Tensor) -> tuple[int, int]:
     """How far things move against each other, and how far beyond the photo's edges rays go, in pixels."""
     low, high = float(s.min()), float(s.max())
+    size = torch.tensor([photo.width_px, photo.height_px], device=s.device)
+    # Rays of the corners and edges go farthest.
+    parts = torch.tensor([0.0, 0.5, 1.0])
+    ends = torch.cartesian_prod(parts * cameras.width_px, parts * cameras.height_px).to(s.device)
     reach, beyond = 1.0, 1.0
-    for index in range(cameras.cam_to_world.shape[0]):
-        # Rays of the corners and edges go farthest: an image of 3 x 3 pixels, stretched to have its centres there.
-        camera = one_camera(cameras, index)
-        scale = torch.tensor([2.0 / camera.width_px, 2.0 / camera.height_px, 1.0])
-        matrix = camera.intrinsics.cpu() * scale[None, :, None]
-        matrix[:, :2, 2] += 0.5
-        corners = Camera(camera.cam_to_world.to(photo.intrinsics), matrix.to(photo.intrinsics), 3, 3)
-        lines = camera_lines(photo, corners, near=facts.near, far=facts.far)
+    for index in range(len(cameras)):
+        lines = camera_lines(photo, cameras[index], frustum.depth_range, ends)
         reach = max(reach, longest_shift(lines, low, high))
-        size = torch.tensor([photo.width_px, photo.height_px], device=lines.base.device)
         for end in (low, high):
             place = lines.base + end * lines.step
             beyond = max(beyond, float(torch.maximum(-place, place - size).max()))
@@ -228,8 +250,9 @@ def _reach(photo: Camera, facts: SceneCamera, cameras: Camera, s: Tensor) -> tup
     return math.ceil(min(reach, widest)) + 2, math.ceil(min(beyond, widest)) + 2
 
 
-def _layer_behind(scene: Scene, camera: Camera, rgb: Tensor, s: Tensor, reach_px: int) -> PhotoLayer:
+def _layer_behind(field: Field, frustum: Frustum, front: PhotoLayer, reach_px: int, nerf_px: int) -> PhotoLayer:
     """What lies behind things, within `reach_px` of their edges."""
+    rgb, s = front.rgb, front.s
     radius_px = max(2, round(_STEP_WINDOW * max(s.shape)) + 1)
     low, high = local_range(s, radius_px)
     # Slopes that the farthest camera pulls apart; a ground that recedes is none.
@@ -240,7 +263,7 @@ def _layer_behind(scene: Scene, camera: Camera, rgb: Tensor, s: Tensor, reach_px
     # All but the foot of such a slope hides something; its mixed colours go with what is in front.
     hidden = (near_torn > 0) & (s > low + 0.25 * (high - low))
     if not hidden.any():
-        return PhotoLayer(rgb, s)
+        return front
     # From each edge inwards over what is as near, as far as it will be uncovered: the level behind it, and the middle
     # of its step.
     level = torch.where(hidden, low, torch.ones_like(low))
@@ -265,7 +288,7 @@ def _layer_behind(scene: Scene, camera: Camera, rgb: Tensor, s: Tensor, reach_px
     hidden = hidden & (supported > 0)
     weight = known.float()
     s_behind = torch.where(hidden, torch.minimum(fill_holes(s[None], weight)[0], s), s)
-    nerf = nerf_behind(scene, camera, torch.where(hidden, s_behind, s))
+    nerf = nerf_behind(field, frustum, torch.where(hidden, s_behind, s), nerf_px)
     # The photo around continues behind; the NeRF says how what is there differs from its own continuation, which
     # meets the photo without an edge. More than a limit is a thing drawn out backwards, not something behind it.
     own = (nerf - fill_holes(nerf, weight)).clamp(-_NERF_LIMIT, _NERF_LIMIT)
@@ -273,39 +296,20 @@ def _layer_behind(scene: Scene, camera: Camera, rgb: Tensor, s: Tensor, reach_px
     return PhotoLayer(torch.where(hidden, filled, rgb), s_behind)
 
 
-def nerf_behind(scene: Scene, camera: Camera, s: Tensor) -> Tensor:
-    """Colours of a NeRF along the rays of the canonical camera, from the surface `s` on.
+def nerf_behind(field: Field, frustum: Frustum, s: Tensor, side_px: int) -> Tensor:
+    """Colours `[3, H, W]` in [0, 1] of a NeRF along the rays of the canonical camera, from the surface `s` on.
 
     Args:
-        scene: A single one.
-        camera: The canonical camera, one, of the size of `s`.
+        field: A single scene.
+        frustum: Of the canonical camera.
         s: Where the rays begin, `[H, W]`; a little more, so that the surface itself is seen.
-
-    Returns:
-        `[3, H, W]` in [0, 1]; found at a lower resolution, which is the NeRF's.
+        side_px: Side of the lower resolution that they are found at.
     """
-    side_px = min(DISPARITY_PX, scene.planes.shape[2])
     # The farthest of each cell: what is in front of it must not bleed in.
     cells = -functional.adaptive_max_pool2d(-s[None, None], side_px)[0, 0]
-    scale = torch.tensor([side_px / camera.width_px, side_px / camera.height_px, 1.0], device=s.device)
-    small = Camera(camera.cam_to_world, camera.intrinsics * scale[None, :, None], side_px, side_px)
-    rays = image_rays(small)
-    model = scene.model
-    bins = torch.arange(SAMPLES + 1, device=s.device) / SAMPLES
     first = (cells.flatten() + _BEHIND_S).clamp(max=1.0)
-    edges = first[:, None] * (1.0 - bins)
-    field = model.frozen_field(scene.planes)
-    parts = []
-    for start in range(0, len(first), 512):
-        some = slice(start, start + 512)
-        z_edges = z_depth_from_s(edges[some], model.near, model.far)
-        middles = 0.5 * (edges[some, 1:] + edges[some, :-1])
-        z_depth = z_depth_from_s(middles, model.near, model.far)
-        direction = rays.direction[0, some]
-        points = rays.origin[0, some, None] + z_depth[..., None] * direction[:, None]
-        density, rgb = field(points.reshape(1, -1, 3))
-        length = direction.square().sum(-1).sqrt()[:, None] * (z_edges[:, 1:] - z_edges[:, :-1])
-        weights = ray_weights(density.reshape(z_depth.shape) * length, opaque_end=True)
-        parts.append((weights[..., None] * rgb.reshape(*z_depth.shape, 3)).sum(1))
-    image = torch.cat(parts).reshape(side_px, side_px, 3).permute(2, 0, 1)
-    return functional.interpolate(image[None], size=s.shape, mode="bicubic", align_corners=False)[0].clamp(0.0, 1.0)
+    edges_s = first[:, None] * (1.0 - torch.arange(NERF_SAMPLES + 1, device=s.device) / NERF_SAMPLES)
+    rays = image_rays(frustum.camera(side_px, side_px).to(s.device))
+    rgb, _, _ = render(field, rays, samples_between(edges_s[None]), frustum.depth_range)
+    image = rgb[0].T.reshape(1, 3, side_px, side_px)
+    return functional.interpolate(image, size=s.shape, mode="bicubic", align_corners=False)[0].clamp(0.0, 1.0)

@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from vq3dcli.editing.filters import local_range, steps
 from vq3dcli.editing.march import camera_lines, intersect
-from vq3dcli.rendering.cameras import Camera, one_camera
+from vq3dcli.editing.relief import local_range, resized, steps
+from vq3dcli.rendering.cameras import Camera, DepthRange
+from vq3dcli.rendering.space import Frustum
 from vq3dcli.rendering.trajectories import PATHS
-from vq3dcli.scene_file import SceneCamera
 
 # What near and far things move against each other at the end of a path, in widths.
 MOST_PARALLAX = 0.06
@@ -59,62 +58,52 @@ class Extent(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """How a path adapts.
-
-    Attributes:
-        amplitude_rad: How far it goes.
-        pivot_z: z_depth of what it turns around.
-    """
+    """How a path adapts: how far it goes, and z_depth of what it turns around."""
 
     amplitude_rad: float
     pivot_z: float
 
 
-def disparity_extent(s: Tensor, camera: SceneCamera) -> Extent:
+def disparity_extent(s: Tensor, depth_range: DepthRange) -> Extent:
     """The range of 1 / z_depth in a map of normalised disparity of any shape."""
     values = s.detach().flatten().float()
     values = values[:: max(1, values.numel() // 100_000)]
     low, high = torch.quantile(values, torch.tensor(_QUANTILES, device=values.device)).tolist()
-    scale = 1.0 / camera.near - 1.0 / camera.far
-    return Extent(low * scale + 1.0 / camera.far, high * scale + 1.0 / camera.far)
+    return Extent(*(end * depth_range.extent + 1.0 / depth_range.far for end in (low, high)))
 
 
 def steepest_slope(s: Tensor) -> float:
     """How fast a relief `[H, W]` changes away from steps, in s a width: what cameras pull apart that is one surface."""
     factor = min(1.0, _SLOPES_PX / max(s.shape))
-    size = [max(2, round(side * factor)) for side in s.shape]
-    small = functional.interpolate(s[None, None].float(), size=size, mode="bilinear", antialias=True)[0, 0]
+    small = resized(s, [max(2, round(side * factor)) for side in s.shape])
     sure, _, _ = steps(small, _STEP_PX)
     _, near_step = local_range(sure, _STEP_PX)
     down, right = torch.gradient(small)
     slope = torch.hypot(down, right) * (1.0 - near_step)
-    return float(torch.quantile(slope.flatten(), _SLOPE_QUANTILE)) * size[1]
+    return float(torch.quantile(slope.flatten(), _SLOPE_QUANTILE)) * small.shape[1]
 
 
-def adapted_reach(path: str, extent: Extent, camera: SceneCamera, *, fov_rad: float, slope: float = 0.0) -> Reach:
-    """How far a path may go in a scene: `MOST_PARALLAX` and `MOST_STRETCH`, and never farther than it does by itself.
+def adapted_reach(path: str, s: Tensor, frustum: Frustum, *, fov_rad: float) -> Reach:
+    """How far a path may go before a photo: `MOST_PARALLAX` and `MOST_STRETCH`, and never farther than by itself.
 
     Args:
         path: A name in `trajectories.PATHS`.
-        extent: From `disparity_extent`.
-        camera: The canonical camera.
+        s: The photo's relief `[H, W]`.
+        frustum: Of the photo.
         fov_rad: Horizontal field of view of the output.
-        slope: From `steepest_slope`.
     """
+    extent, slope = disparity_extent(s, frustum.depth_range), steepest_slope(s)
     parallax = MOST_PARALLAX
     if slope > 0.0:
         # What moves by p over the whole range of disparities is stretched by 1 + p slope / range.
-        steepest = slope * (1.0 / camera.near - 1.0 / camera.far)
-        parallax = min(parallax, (MOST_STRETCH - 1.0) * extent.width / steepest)
-    focal = 0.5 / math.tan(0.5 * fov_rad)
+        parallax = min(parallax, (MOST_STRETCH - 1.0) * extent.width / (slope * frustum.depth_range.extent))
     if path.startswith("dolly"):
         # Straight on, a thing at the image's edge moves by half a width times its disparity a metre.
-        way, radius, widest = parallax / (0.5 * extent.width), camera.radius, math.radians(12.0)
+        way, radius = parallax / (0.5 * extent.width), frustum.radius
     else:
-        way, radius, widest = parallax / (focal * extent.width), extent.middle_z, math.radians(20.0)
-    amplitude = math.asin(min(1.0, way / radius))
-    assert path in PATHS, path
-    return Reach(min(widest, max(_LEAST_AMPLITUDE_RAD, amplitude)), radius)
+        way, radius = parallax / (0.5 / math.tan(0.5 * fov_rad) * extent.width), extent.middle_z
+    amplitude = max(_LEAST_AMPLITUDE_RAD, math.asin(min(1.0, way / radius)))
+    return Reach(min(math.radians(PATHS[path]), amplitude), radius)
 
 
 def eye_distance(extent: Extent, *, parallax: float, fov_rad: float) -> float:
@@ -122,29 +111,27 @@ def eye_distance(extent: Extent, *, parallax: float, fov_rad: float) -> float:
     return parallax * 2.0 * math.tan(0.5 * fov_rad) / extent.width
 
 
-def covering_zoom(photo: Camera, s: Tensor, facts: SceneCamera, cameras: Camera) -> float | None:
+def covering_zoom(s: Tensor, frustum: Frustum, cameras: Camera) -> float | None:
     """How far cameras must zoom in to see nothing beyond the edges of a photo.
 
     Args:
-        photo: The photo's camera, from `detail.photo_camera`.
-        s: The relief `[H, W]`.
-        facts: Of the scene.
+        s: The photo's relief `[H, W]`.
+        frustum: Of the photo.
         cameras: Any number of them.
 
     Returns:
         The least factor to their focal lengths, 1 or more; None where `MOST_ZOOM` does not suffice.
     """
-    count = cameras.cam_to_world.shape[0]
-    chosen = sorted({round(i * (count - 1) / (_MOST_FRAMES - 1)) for i in range(_MOST_FRAMES)})
-    border = _border(cameras.height_px, cameras.width_px).to(photo.intrinsics)
-    size = torch.tensor([s.shape[1], s.shape[0]], device=border.device)
+    photo, cameras = frustum.camera(*s.shape).to(s.device), cameras.to(s.device)
+    chosen = sorted({round(i * (len(cameras) - 1) / (_MOST_FRAMES - 1)) for i in range(_MOST_FRAMES)})
+    border = _border(cameras.height_px, cameras.width_px).to(s.device)
+    size = torch.tensor([s.shape[1], s.shape[0]], device=s.device)
 
     def covers(zoom: float) -> bool:
         for index in chosen:
-            camera = one_camera(cameras, index)
-            centre = camera.intrinsics[0, :2, 2].to(border)
-            pixels = centre + (border - centre) / zoom
-            lines = camera_lines(photo, camera, near=facts.near, far=facts.far, pixels=pixels)
+            camera = cameras[index]
+            centre = camera.intrinsics[0, :2, 2]
+            lines = camera_lines(photo, camera, frustum.depth_range, centre + (border - centre) / zoom)
             seen = intersect(s, lines).pixels
             if not bool(((seen >= _WITHIN_PX) & (seen <= size - _WITHIN_PX)).all()):
                 return False
@@ -162,20 +149,22 @@ def covering_zoom(photo: Camera, s: Tensor, facts: SceneCamera, cameras: Camera)
 
 
 def covered_reach(
-    amplitude_rad: float, zoom_of: Callable[[float], float | None], *, may_shrink: bool
+    amplitude_rad: float, s: Tensor, frustum: Frustum, cameras_of: Callable[[float], Camera], *, may_shrink: bool
 ) -> tuple[float, float]:
     """How far a path goes that sees nothing beyond the photo's edges, and how close.
 
     Args:
         amplitude_rad: How far it would go.
-        zoom_of: `covering_zoom` of the cameras of an amplitude.
+        s: The photo's relief `[H, W]`.
+        frustum: Of the photo.
+        cameras_of: The cameras of an amplitude.
         may_shrink: Whether it goes less far where `MOST_ZOOM` does not suffice; else something beyond will show.
 
     Returns:
         Its amplitude and zoom.
     """
     while True:
-        zoom = zoom_of(amplitude_rad)
+        zoom = covering_zoom(s, frustum, cameras_of(amplitude_rad))
         if zoom is not None or not may_shrink or amplitude_rad < _LEAST_AMPLITUDE_RAD:
             return amplitude_rad, zoom or MOST_ZOOM
         amplitude_rad *= _LESS_FAR
