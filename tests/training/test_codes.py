@@ -12,7 +12,7 @@ from vq3dcli.model.build import build_autoencoder
 from vq3dcli.training.codes import update_codes
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.optim import build_optimizer
-from vq3dcli.training.run import RunState, average_of
+from vq3dcli.training.state import RunState, average_of
 
 Make = Callable[..., Stage1Recipe]
 CODES = 32

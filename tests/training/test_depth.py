@@ -18,7 +18,7 @@ from vq3dcli.losses.depth import relative_depth_loss
 from vq3dcli.model.build import build_depth_network
 from vq3dcli.training import depth
 from vq3dcli.training.depth_augmentation import augmented
-from vq3dcli.training.run import RunState, average_of
+from vq3dcli.training.state import RunState, average_of
 from vq3dcli.weights_file import load_depth, load_weights, save_weights
 
 _PLAIN = AugmentationSection(least_crop=1.0, aspect=0, colour=0, grey=0, blur=0, blur_sigma_px=0, noise=0)

@@ -10,7 +10,7 @@ from vq3dcli.config.schema import TrainingSection
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.optim import reset_rows
-from vq3dcli.training.run import RunState
+from vq3dcli.training.state import RunState
 
 # The share of the target's colourfulness that a reconstruction has before quantisation starts ...
 _CHROMA_ENOUGH = 0.5

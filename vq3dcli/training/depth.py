@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -23,8 +23,9 @@ from vq3dcli.training.depth_augmentation import augmented
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.finetune import initialise_depth
 from vq3dcli.training.optim import learning_rate_at, set_learning_rate
-from vq3dcli.training.run import Progress, Result, Run, RunState, average_of, require_finite
+from vq3dcli.training.run import Result, Run, RunOptions
 from vq3dcli.training.sheets import write_depth_sheet
+from vq3dcli.training.state import RunState, average_of, require_finite
 from vq3dcli.weights.third_party import encoder_weights
 
 _PLANNED_STEPS = 3
@@ -37,10 +38,7 @@ def train_depth(
     *,
     device: torch.device | None = None,
     facts: Mapping[str, Any] | None = None,
-    report: Callable[[Progress], None] = lambda progress: None,
-    refresh_page: Callable[[], object] = lambda: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    stop_after_images: int | None = None,
+    **options: Unpack[RunOptions],
 ) -> Result:
     """Train, or continue the run that `out` holds.
 
@@ -50,10 +48,7 @@ def train_depth(
         out: The run's folder.
         device: Where to train; the CPU by default.
         facts: Recorded with the run; a later call with other facts is refused.
-        report: Called after each step.
-        refresh_page: Called after each contact sheet, and when the run ends, however it ends.
-        should_stop: Polled between steps; when true, the run is saved and `StoppedError` raised.
-        stop_after_images: Stop as if asked to after this many images.
+        **options: Who hears of the run, and when it stops.
 
     Raises:
         DivergedError: Several steps in a row were not finite.
@@ -63,16 +58,7 @@ def train_depth(
         UnavailableError: The encoder's weights or the tracker are not there.
     """
     schedule, device = recipe.training, device or torch.device("cpu")
-    run = Run(
-        recipe,
-        out,
-        device=device,
-        ranks=Ranks(),
-        report=report,
-        refresh_page=refresh_page,
-        should_stop=should_stop,
-        stop_after_images=stop_after_images,
-    )
+    run = Run(recipe, out, device=device, ranks=Ranks(), **options)
     with run.opened(facts or {}):
         # --- build, and resume where there is a checkpoint
         checkpoint = run.folder.newest(run.ranks)

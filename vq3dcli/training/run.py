@@ -1,35 +1,28 @@
-"""What trainings of all kinds share: the state that steps change, resuming it, saving it, and all that is told of it.
+"""What is around the steps of trainings of all kinds: folder, checkpoints, records, sheets, alarms, a tracker.
 
-A stage's file has the loop; see `stage1.train`. Everything that a step depends on lies in `RunState` or is a function
-of (seed, purpose, sample index), so that a run continues to the bit.
+A stage's file has the loop; see `stage1.train`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import logging
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from vq3dcli.config.schema import Recipe, RunSection, ScheduleSection
-from vq3dcli.errors import DataError, DivergedError, RecipeError, StoppedError
-from vq3dcli.tensor_file import check_tensors
-from vq3dcli.training.adversary import Adversary
+from vq3dcli.config.schema import Recipe, ScheduleSection
+from vq3dcli.errors import DivergedError, RecipeError, StoppedError
 from vq3dcli.training.arithmetic import denormals_flushed
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.health import guards_of, observe, replay
-from vq3dcli.training.optim import is_due, optimizer_tensors, restore_optimizer
-from vq3dcli.training.run_folder import CALMER, Checkpoint, RunFolder
+from vq3dcli.training.optim import is_due
+from vq3dcli.training.run_folder import Checkpoint, RunFolder
+from vq3dcli.training.state import RunState
 from vq3dcli.training.trackers import Tracker, open_tracker
 from vq3dcli.weights_file import TokenFacts, save_weights, weights_header
 
@@ -37,12 +30,6 @@ _log = logging.getLogger(__name__)
 
 # One odd batch is passed over; so many in a row are no accident of the data.
 MOST_IN_A_ROW = 5
-# So many samples of a rank are named where a step cannot be taken.
-_NAMED = 8
-# Early in a run the half-life of the average is this fraction of the images seen: it forgets the random start.
-_RAMP_UP = 0.05
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 class Progress(NamedTuple):
@@ -52,6 +39,22 @@ class Progress(NamedTuple):
     total_images: int
     images_per_second: float
     loss: float
+
+
+class RunOptions(TypedDict, total=False):
+    """Who hears of a run, and when it stops before its end.
+
+    Attributes:
+        report: Called after each step.
+        refresh_page: Called on the first rank after each sheet, and when the run ends, however it ends.
+        should_stop: Polled after each step; when true, the run is saved and `StoppedError` raised.
+        stop_after_images: Stop as if asked to after this many images.
+    """
+
+    report: Callable[[Progress], None]
+    refresh_page: Callable[[], object]
+    should_stop: Callable[[], bool]
+    stop_after_images: int | None
 
 
 class Result(NamedTuple):
@@ -70,133 +73,6 @@ class Due(NamedTuple):
     save: bool
     sheet: bool
     stop: bool
-
-
-@dataclass
-class RunState(Generic[Model]):
-    """All that a step depends on, and a checkpoint holds.
-
-    Attributes:
-        model: What is trained.
-        average: Its moving average, which is exported.
-        optimizer: Of the model.
-        adversary: The discriminators, with their optimizers; Stage 1 alone has them.
-        images_seen: Images seen so far.
-        chroma: Running mean of the reconstructions' share of their targets' colourfulness, in Stage 1.
-        skipped_steps: Steps that were passed over because something was not finite.
-        skipped_in_a_row: Since the last step that was taken.
-        init_sha256: Hash of the weights that the run started from; empty for a random start.
-        init_ancestors: Hashes of those that they started from, the nearest first.
-        init_codes_of: Hashes of the weights whose codes mean the same in those that the run started from.
-    """
-
-    model: Model
-    average: Model
-    optimizer: Optimizer
-    adversary: Adversary | None = None
-    images_seen: int = 0
-    chroma: float = 0.0
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
-    init_sha256: str = ""
-    init_ancestors: tuple[str, ...] = ()
-    init_codes_of: tuple[str, ...] = ()
-
-    def parts(self) -> dict[str, Mapping[str, Tensor]]:
-        """The tensors of a checkpoint."""
-        parts: dict[str, Mapping[str, Tensor]] = {
-            "weights": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer, self.model),
-        }
-        if self.adversary is not None and self.adversary.discriminators:
-            parts["adversarial"] = self.adversary.tensors()
-        return parts
-
-    def manifest(self, recipe: Recipe) -> dict[str, Any]:
-        """The JSON values of a checkpoint."""
-        stage1 = {
-            "chroma": self.chroma,
-            "init_ancestors": list(self.init_ancestors),
-            "init_codes_of": list(self.init_codes_of),
-        }
-        return {
-            "images_seen": self.images_seen,
-            "skipped_steps": self.skipped_steps,
-            "skipped_in_a_row": self.skipped_in_a_row,
-            "init_sha256": self.init_sha256,
-            **(stage1 if self.adversary is not None else {}),
-            "recipe": recipe.model_dump(mode="json"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "threads": torch.get_num_threads(),
-        }
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue at a checkpoint, in place. Raises `DataError` where it is of another model, or misses something."""
-        folder, parts, manifest = checkpoint
-        misfit = f"the checkpoint does not fit this model ({folder})"
-        for name, module in (("weights", self.model), ("average", self.average)):
-            tensors = parts.get(name, {})
-            check_tensors(misfit, module.state_dict(), tensors)
-            module.load_state_dict(tensors)
-        try:
-            restore_optimizer(self.optimizer, self.model, parts["optimizer"])
-            self.images_seen, self.init_sha256 = int(manifest["images_seen"]), str(manifest["init_sha256"])
-            self.skipped_steps = int(manifest["skipped_steps"])
-            self.skipped_in_a_row = int(manifest["skipped_in_a_row"])
-            if self.adversary is not None:
-                if self.adversary.discriminators:
-                    self.adversary.restore(parts["adversarial"])
-                self.chroma = float(manifest["chroma"])
-                self.init_ancestors = tuple(map(str, manifest["init_ancestors"]))
-                self.init_codes_of = tuple(map(str, manifest["init_codes_of"]))
-        except (KeyError, ValueError, TypeError) as error:
-            remedy = "the version of vq3d that wrote it, or another --out"
-            raise DataError(f"{misfit}: {error}", remedy=remedy) from error
-
-    @torch.no_grad()
-    def update_average(self, schedule: RunSection) -> None:
-        """Move the average towards the model, its half-life in images (Karras et al., CVPR 2024); buffers are copied.
-
-        Buffers are statistics already.
-        """
-        half_life = min(schedule.ema_half_life_images, self.images_seen * _RAMP_UP)
-        keep = 0.5 ** (schedule.batch_size / max(half_life, 1e-8))
-        old, new = ([p.detach() for p in module.parameters()] for module in (self.average, self.model))
-        torch._foreach_lerp_(old, new, 1.0 - keep)
-        for before, after in zip(self.average.buffers(), self.model.buffers(), strict=True):
-            before.copy_(after)
-
-
-def average_of(model: Model) -> Model:
-    """A copy of a model that holds its moving average; never trained."""
-    return copy.deepcopy(model).requires_grad_(False).eval()
-
-
-def require_finite(loss: Tensor, gradient_norm: Tensor, samples: Sequence[str], images_seen: int, ranks: Ranks) -> None:
-    """Refuse a non-finite update; every rank sees the same flag, so that all of them do.
-
-    Args:
-        loss: Of this rank.
-        gradient_norm: Of all ranks' mean gradient.
-        samples: Names of this rank's samples, for the message.
-        images_seen: Before the step.
-        ranks: This process among those of the run.
-
-    Raises:
-        DivergedError: A loss or the gradient is not finite.
-    """
-    finite = torch.isfinite(loss) & torch.isfinite(gradient_norm)
-    if float(ranks.sum((~finite).float())) > 0:
-        more = f" and {len(samples) - _NAMED} more" if len(samples) > _NAMED else ""
-        damaged = ranks.gather_texts("" if bool(finite) else ", ".join(samples[:_NAMED]) + more)
-        names = "; ".join(text for text in damaged if text)
-        raise DivergedError(
-            f"the loss is {float(loss)} and the gradient norm {float(gradient_norm)} "
-            f"at {images_seen} images (samples {names}); this step was not applied",
-            remedy=CALMER,
-        )
 
 
 def require_whole_batches(schedule: ScheduleSection, ranks: Ranks) -> None:
@@ -220,11 +96,8 @@ class Run:
         out: The run's folder.
         device: Where to train.
         ranks: This process among those of the run.
-        report: Called after each step.
-        refresh_page: Called on the first rank after each sheet, and when the run ends, however it ends.
-        should_stop: Polled after each step.
-        stop_after_images: Stop as if asked to after this many images.
         tokens: What a prior's codes are.
+        **options: Who hears of the run, and when it stops.
     """
 
     def __init__(
@@ -234,15 +107,14 @@ class Run:
         *,
         device: torch.device,
         ranks: Ranks,
-        report: Callable[[Progress], None] = lambda progress: None,
-        refresh_page: Callable[[], object] = lambda: None,
-        should_stop: Callable[[], bool] = lambda: False,
-        stop_after_images: int | None = None,
         tokens: TokenFacts | None = None,
+        **options: Unpack[RunOptions],
     ) -> None:
         self.recipe, self.folder, self.device, self.ranks = recipe, RunFolder(out), device, ranks
-        self.report, self.refresh_page, self.should_stop = report, refresh_page, should_stop
-        self.stop_after_images, self.tokens = stop_after_images, tokens
+        self.report: Callable[[Progress], None] = options.get("report", lambda progress: None)
+        self.refresh_page = options.get("refresh_page", lambda: None)
+        self.should_stop = options.get("should_stop", lambda: False)
+        self.stop_after_images, self.tokens = options.get("stop_after_images"), tokens
         self.state: RunState[Any]
         self.draw: Callable[[Path], object] | None = None
         self.tracker: Tracker | None = None
@@ -250,11 +122,7 @@ class Run:
 
     @contextlib.contextmanager
     def opened(self, facts: Mapping[str, Any]) -> Iterator[None]:
-        """Hold the folder, with denormals flushed, and tell those who hear of the run how it ended; on all ranks.
-
-        Raises:
-            StoppedError, UsageError, RecipeError, DataError: As `RunFolder.opened`.
-        """
+        """Hold the folder, with denormals flushed, and close the tracker in the end; errors as `RunFolder.opened`."""
         lock = self.folder.opened(self.recipe, facts) if self.ranks.is_main else contextlib.nullcontext()
         with lock, denormals_flushed():
             self.ranks.barrier()
@@ -321,10 +189,10 @@ class Run:
         start, before = self._interval
         self.rate = (seen - before) / max(time.perf_counter() - start, 1e-9)
         self.report(Progress(seen, schedule.images, self.rate, loss))
-        done = seen >= schedule.images
-        late = self.stop_after_images is not None and seen >= self.stop_after_images and not done
+        done, last = seen >= schedule.images, self.stop_after_images
+        asked = self.should_stop() or (last is not None and seen >= last and not done)
         # A signal may reach the ranks at different steps: all of them stop as soon as one is asked to.
-        stop = self.ranks.any(self.should_stop() or late, self.device)
+        stop = self.ranks.any(asked, self.device)
 
         def passes(every: int) -> bool:
             return done or is_due(every, seen, schedule.batch_size)
@@ -355,7 +223,7 @@ class Run:
         if self.ranks.is_main:
             header = weights_header(self.recipe, self._card(), self.tokens)
             manifest = self.state.manifest(self.recipe)
-            self.folder.save(self.state.parts(), manifest, header, keep=self.recipe.training.keep_checkpoints)
+            self.folder.save(self.state.parts(), manifest, header, self.recipe.training.keep_checkpoints)
 
     def sheet(self) -> None:
         """Draw a contact sheet, where there is anything to draw."""

@@ -33,29 +33,18 @@ _log = logging.getLogger(__name__)
 
 
 # Keys that may change between two calls of the same run: they change what is written, not what is learnt.
-_FREE_KEYS = frozenset(
+_FREE_KEYS = {
     f"training.{name}"
     for name in (
-        "log_every_images",
-        "sheet_every_images",
-        "checkpoint_every_images",
-        "keep_checkpoints",
-        "tracker",
+        *("log_every_images", "sheet_every_images", "checkpoint_every_images", "keep_checkpoints", "tracker"),
         "checkpoint_activations",  # the same gradients to the bit
     )
-)
+}
 # Keys that may change where a run could not go on, for want of memory or because it diverged; the run records it.
-_RECORDED_KEYS = frozenset(
-    (
-        "training.accumulate",
-        "training.compile",
-        "training.learning_rate",
-        "training.final_learning_rate_factor",
-        "training.gradient_clip",
-        "adversarial.learning_rate",
-        "adversarial.r1",
-    )
-)
+_RECORDED_KEYS = {
+    *("training.accumulate", "training.compile", "training.learning_rate", "training.final_learning_rate_factor"),
+    *("training.gradient_clip", "adversarial.learning_rate", "adversarial.r1"),
+}
 _CHANGES = "changes"
 _OWN_FILES = ("recipe.toml", "run.json", "metrics.jsonl")
 CALMER = "the same command with --set of a lower training.learning_rate or training.gradient_clip"
@@ -86,13 +75,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def opened(self, recipe: Recipe, facts: Mapping[str, Any]) -> Iterator[None]:
-        """Create and lock the folder, and record or compare the recipe.
+        """Create and lock the folder, and record or compare the recipe and `facts`, JSON values such as data hashes.
 
         A run that fails before its first step leaves nothing behind; one that fails later says what is left.
-
-        Args:
-            recipe: The resolved recipe.
-            facts: What else must stay the same over the run's life, for example the data; JSON values.
 
         Raises:
             StoppedError: Another run holds the folder.
@@ -171,7 +156,6 @@ class RunFolder:
         parts: Mapping[str, Mapping[str, Tensor]],
         manifest: Mapping[str, Any],
         header: Mapping[str, Any],
-        *,
         keep: int,
     ) -> None:
         """Write a checkpoint, whose average is a weights file with `header`; delete all but the newest `keep`.
@@ -248,8 +232,7 @@ class RunFolder:
 
     def last_metrics(self) -> dict[str, Any]:
         """The newest line of the metrics; empty in a new run."""
-        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
-        return dict(json_value(lines[-1])) if lines else {}
+        return dict((self.all_metrics() or [{}])[-1])
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to the metrics; JSON has no word for figures that are not finite, which are left out."""
@@ -292,18 +275,21 @@ def _read_facts(path: Path) -> dict[str, Any]:
 
 def _differences(old: Recipe, new: Recipe) -> tuple[list[str], list[dict[str, Any]]]:
     """Keys whose values differ and may not, as `a.b: old -> new`, and those that may, to be recorded."""
-    before, after = old.model_dump(), new.model_dump()
+    before, after = _flat(old.model_dump()), _flat(new.model_dump())
     lines, recorded = [], []
-    for section, values in after.items():
-        pairs = values.items() if isinstance(values, dict) else [("", values)]
-        for name, value in pairs:
-            key = f"{section}.{name}".rstrip(".")
-            was = before[section][name] if name else before[section]
-            if was == value or key in _FREE_KEYS:
-                continue
-            if key in _RECORDED_KEYS:
-                _log.warning("%s: %s -> %s: the run continues, but not to the same bits", key, was, value)
-                recorded.append({"key": key, "before": was, "after": value})
-            else:
-                lines.append(f"{key}: {was} -> {value}")
+    for key, value in after.items():
+        if before[key] == value or key in _FREE_KEYS:
+            continue
+        if key in _RECORDED_KEYS:
+            _log.warning("%s: %s -> %s: the run continues, but not to the same bits", key, before[key], value)
+            recorded.append({"key": key, "before": before[key], "after": value})
+        else:
+            lines.append(f"{key}: {before[key]} -> {value}")
     return lines, recorded
+
+
+def _flat(sections: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in sections.items():
+        flat |= {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
+    return flat

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,9 @@ from vq3dcli.training.distributed import Ranks, join_ranks, shared, without_exch
 from vq3dcli.training.finetune import freeze_codes, initialise
 from vq3dcli.training.objective import NovelViews, Objective, Stage1Objective
 from vq3dcli.training.optim import build_optimizer, learning_rate_at, set_learning_rate
-from vq3dcli.training.run import Progress, Result, Run, RunState, average_of, require_finite, require_whole_batches
+from vq3dcli.training.run import Result, Run, RunOptions, require_whole_batches
 from vq3dcli.training.sheets import write_stage1_sheet
+from vq3dcli.training.state import RunState, average_of, require_finite
 from vq3dcli.training.views import AdversarialViews
 
 _log = logging.getLogger(__name__)
@@ -52,10 +53,7 @@ def train(
     device: torch.device | None = None,
     facts: Mapping[str, Any] | None = None,
     perceptual_weights: Path | None = None,
-    report: Callable[[Progress], None] = lambda progress: None,
-    refresh_page: Callable[[], object] = lambda: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    stop_after_images: int | None = None,
+    **options: Unpack[RunOptions],
 ) -> Result:
     """Train, or continue the run that `out` holds.
 
@@ -66,10 +64,7 @@ def train(
         device: Where to train, on many GPUs this rank's own; the CPU by default.
         facts: Recorded with the run; a later call with other facts is refused.
         perceptual_weights: The trunk of the perceptual loss in a file; by default fetched, or from a package.
-        report: Called after each step.
-        refresh_page: Called on the first rank after each contact sheet, and when the run ends, however it ends.
-        should_stop: Polled between steps; when true, the run is saved and `StoppedError` raised.
-        stop_after_images: Stop as if asked to after this many images.
+        **options: Who hears of the run, and when it stops.
 
     Raises:
         DivergedError: In several steps in a row a loss or gradient was not finite, or weights became so; the last
@@ -89,16 +84,7 @@ def train(
     if recipe.loss.any_perceptual:
         with ranks.one_a_machine_first():
             perceptual = build_perceptual(recipe.loss.perceptual_network, perceptual_weights).to(device)
-    run = Run(
-        recipe,
-        out,
-        device=device,
-        ranks=ranks,
-        report=report,
-        refresh_page=refresh_page,
-        should_stop=should_stop,
-        stop_after_images=stop_after_images,
-    )
+    run = Run(recipe, out, device=device, ranks=ranks, **options)
     with run.opened(facts or {}):
         # --- build, and resume where there is a checkpoint
         checkpoint = run.folder.newest(ranks)
@@ -179,13 +165,8 @@ class Step:
     """What micro-batches gave together; means over this rank's images unless said otherwise.
 
     Attributes:
-        loss: The total.
-        terms: Unweighted terms and other figures by name.
-        relief: See `Objective.relief`; a sum.
+        loss, terms, relief, codes, projected, raw: Of all micro-batches, see `Objective`; `relief` is a sum.
         gradient_norm: Before clipping, of all ranks' mean gradient.
-        codes: `[B, L]`.
-        projected: `[B, L, D]`.
-        raw: `[B, L, D]`.
         views: What the discriminators are shown next, a micro-batch each; empty before their start.
         learning_rate: Of the autoencoder.
         scores: Of the discriminators, over all ranks; empty before their start.

@@ -8,9 +8,8 @@ Legend: B images of a micro-batch, L codes of an image.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +26,9 @@ from vq3dcli.training.distributed import Ranks, join_ranks, shared, without_exch
 from vq3dcli.training.finetune import initialise_prior
 from vq3dcli.training.held_out import HeldOut, by_class, held_out_bits, unigram_bits
 from vq3dcli.training.optim import build_optimizer, learning_rate_at, set_learning_rate
-from vq3dcli.training.run import Progress, Result, Run, RunState, average_of, require_finite, require_whole_batches
+from vq3dcli.training.run import Result, Run, RunOptions, require_whole_batches
 from vq3dcli.training.sheets import write_prior_sheet
+from vq3dcli.training.state import RunState, average_of, require_finite
 from vq3dcli.weights_file import LoadedWeights, TokenFacts
 
 HELD_OUT_NAME = "held_out.json"
@@ -50,10 +50,7 @@ def train_prior(
     *,
     stage1: LoadedWeights | None = None,
     device: torch.device | None = None,
-    report: Callable[[Progress], None] = lambda progress: None,
-    refresh_page: Callable[[], object] = lambda: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    stop_after_images: int | None = None,
+    **options: Unpack[RunOptions],
 ) -> Result:
     """Train, or continue the run that `out` holds.
 
@@ -63,10 +60,7 @@ def train_prior(
         out: The run's folder.
         stage1: The weights that made the tokens, for sheets of samples; without them there are none.
         device: Where to train, on many GPUs this rank's own; the CPU by default.
-        report: Called after each step; its loss is in bits per code.
-        refresh_page: Called on the first rank after each sheet, and when the run ends, however it ends.
-        should_stop: Polled between steps; when true, the run is saved and `StoppedError` raised.
-        stop_after_images: Stop as if asked to after this many images.
+        **options: Who hears of the run, and when it stops.
 
     Raises:
         DivergedError: In several steps in a row the loss or a gradient was not finite, or weights became so; the last
@@ -92,17 +86,7 @@ def train_prior(
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
-    run = Run(
-        recipe,
-        out,
-        device=device,
-        ranks=ranks,
-        report=report,
-        refresh_page=refresh_page,
-        should_stop=should_stop,
-        stop_after_images=stop_after_images,
-        tokens=facts,
-    )
+    run = Run(recipe, out, device=device, ranks=ranks, tokens=facts, **options)
     with run.opened(_run_facts(store)):
         # --- build, and resume where there is a checkpoint
         checkpoint = run.folder.newest(ranks)

@@ -1,0 +1,150 @@
+"""The state of a run of any kind: all that a step depends on and a checkpoint holds.
+
+Whatever else a step depends on is a function of (seed, purpose, sample index), so that a run continues to the bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vq3dcli.config.schema import Recipe, RunSection
+from vq3dcli.errors import DataError, DivergedError
+from vq3dcli.tensor_file import check_tensors
+from vq3dcli.training.adversary import Adversary
+from vq3dcli.training.distributed import Ranks
+from vq3dcli.training.optim import optimizer_tensors, restore_optimizer
+from vq3dcli.training.run_folder import CALMER, Checkpoint
+
+# So many samples of a rank are named where a step cannot be taken.
+_NAMED = 8
+# Early in a run the half-life of the average is this fraction of the images seen: it forgets the random start.
+_RAMP_UP = 0.05
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass
+class RunState(Generic[Model]):
+    """All that a step depends on, and a checkpoint holds.
+
+    Attributes:
+        model: What is trained.
+        average: Its moving average, which is exported.
+        optimizer: Of the model.
+        adversary: The discriminators, with their optimizers; Stage 1 alone has them.
+        images_seen: Images seen so far.
+        chroma: Running mean of the reconstructions' share of their targets' colourfulness, in Stage 1.
+        skipped_steps: Steps that were passed over because something was not finite.
+        skipped_in_a_row: Since the last step that was taken.
+        init_sha256: Hash of the weights that the run started from; empty for a random start.
+        init_ancestors: Hashes of those that they started from, the nearest first.
+        init_codes_of: Hashes of the weights whose codes mean the same in those that the run started from.
+    """
+
+    model: Model
+    average: Model
+    optimizer: Optimizer
+    adversary: Adversary | None = None
+    images_seen: int = 0
+    chroma: float = 0.0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    init_sha256: str = ""
+    init_ancestors: tuple[str, ...] = ()
+    init_codes_of: tuple[str, ...] = ()
+
+    def parts(self) -> dict[str, Mapping[str, Tensor]]:
+        """The tensors of a checkpoint."""
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "weights": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer, self.model),
+        }
+        if self.adversary is not None and self.adversary.discriminators:
+            parts["adversarial"] = self.adversary.tensors()
+        return parts
+
+    def manifest(self, recipe: Recipe) -> dict[str, Any]:
+        """The JSON values of a checkpoint."""
+        stage1 = {
+            "chroma": self.chroma,
+            "init_ancestors": list(self.init_ancestors),
+            "init_codes_of": list(self.init_codes_of),
+        }
+        return {
+            "images_seen": self.images_seen,
+            "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "init_sha256": self.init_sha256,
+            **(stage1 if self.adversary is not None else {}),
+            "recipe": recipe.model_dump(mode="json"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue at a checkpoint, in place. Raises `DataError` where it is of another model, or misses something."""
+        folder, parts, manifest = checkpoint
+        misfit = f"the checkpoint does not fit this model ({folder})"
+        for name, module in (("weights", self.model), ("average", self.average)):
+            tensors = parts.get(name, {})
+            check_tensors(misfit, module.state_dict(), tensors)
+            module.load_state_dict(tensors)
+        try:
+            restore_optimizer(self.optimizer, self.model, parts["optimizer"])
+            self.images_seen, self.init_sha256 = int(manifest["images_seen"]), str(manifest["init_sha256"])
+            self.skipped_steps = int(manifest["skipped_steps"])
+            self.skipped_in_a_row = int(manifest["skipped_in_a_row"])
+            if self.adversary is not None:
+                if self.adversary.discriminators:
+                    self.adversary.restore(parts["adversarial"])
+                self.chroma = float(manifest["chroma"])
+                self.init_ancestors = tuple(map(str, manifest["init_ancestors"]))
+                self.init_codes_of = tuple(map(str, manifest["init_codes_of"]))
+        except (KeyError, ValueError, TypeError) as error:
+            remedy = "the version of vq3d that wrote it, or another --out"
+            raise DataError(f"{misfit}: {error}", remedy=remedy) from error
+
+    @torch.no_grad()
+    def update_average(self, schedule: RunSection) -> None:
+        """Move the average towards the model, its half-life in images (Karras et al., CVPR 2024); buffers are copied.
+
+        Buffers are statistics already.
+        """
+        half_life = min(schedule.ema_half_life_images, self.images_seen * _RAMP_UP)
+        keep = 0.5 ** (schedule.batch_size / max(half_life, 1e-8))
+        old, new = ([p.detach() for p in module.parameters()] for module in (self.average, self.model))
+        torch._foreach_lerp_(old, new, 1.0 - keep)
+        for before, after in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            before.copy_(after)
+
+
+def average_of(model: Model) -> Model:
+    """A copy of a model that holds its moving average; never trained."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def require_finite(loss: Tensor, gradient_norm: Tensor, samples: Sequence[str], images_seen: int, ranks: Ranks) -> None:
+    """Raise `DivergedError` on all ranks where the loss of one, or the gradient, is not finite.
+
+    `samples` are the names of this rank's samples, `images_seen` is before the step.
+    """
+    finite = torch.isfinite(loss) & torch.isfinite(gradient_norm)
+    if float(ranks.sum((~finite).float())) > 0:
+        more = f" and {len(samples) - _NAMED} more" if len(samples) > _NAMED else ""
+        damaged = ranks.gather_texts("" if bool(finite) else ", ".join(samples[:_NAMED]) + more)
+        names = "; ".join(text for text in damaged if text)
+        raise DivergedError(
+            f"the loss is {float(loss)} and the gradient norm {float(gradient_norm)} "
+            f"at {images_seen} images (samples {names}); this step was not applied",
+            remedy=CALMER,
+        )
