@@ -199,11 +199,11 @@ def test_damage_is_raised_from_the_stream_and_names_shard_and_key(toy_shards: Pa
         take(loader(toy_shards).batches(0), 6)
 
 
-def test_the_thread_ends_with_the_stream(toy_shards: Path):
+def test_the_threads_end_with_the_stream(toy_shards: Path):
     before = threading.active_count()
     stream = loader(toy_shards).batches(0)
     next(stream)
-    assert threading.active_count() == before + 1
+    assert threading.active_count() > before
     stream.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
 

@@ -6,7 +6,11 @@ import io
 import json
 import os
 import pickle
+import resource
 import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +20,11 @@ import torch
 from vq3dcli.data import shard_reader
 from vq3dcli.data.images import decode_image
 from vq3dcli.data.shard_format import DisparityInfo
+from vq3dcli.data.shard_index import OpenFile
 from vq3dcli.data.shard_reader import LabelFolder, ShardFolder, decode_disparity, decode_levels, encode_levels
 from vq3dcli.errors import DataError, InputMissingError
-from vq3dcli.files import sha256_bytes, sha256_file
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
-
-
-def _rewrite(path: Path, data: bytes) -> None:
-    """Exchange a file of a shard folder, and its line in the list of all hashes."""
-    sums = path.parent / "SHA256SUMS"
-    listed = sums.read_text()
-    sums.write_text(listed.replace(sha256_file(path), sha256_bytes(data)))
-    path.write_bytes(data)
 
 
 def test_samples_are_the_scenes_they_say_they_are(toy_shards: Path):
@@ -62,15 +58,41 @@ def test_samples_are_the_scenes_they_say_they_are(toy_shards: Path):
 def test_all_folders_together_hold_few_files_open(
     toy_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_reader._OpenFiles, "MOST", 2)
-    monkeypatch.setattr(
-        shard_reader, "_open_files", shard_reader._OpenFiles()
-    )  # other tests left files open in that of the process
+    monkeypatch.setattr(shard_reader, "_open_files", shard_reader._OpenFiles(most=2))
     folders = [ShardFolder(toy_shards), ShardFolder(Path(shutil.copytree(toy_shards, tmp_path / "copy")))]
     for i in (*range(22), *reversed(range(22))):
         assert folders[0].read(i) == folders[1].read(i)
         links = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
         assert 1 <= sum(name.startswith(str(tmp_path)) and name.endswith(".tar") for name in links) <= 2
+
+
+def test_threads_read_on_while_others_close_their_files(toy_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_reader, "_open_files", shard_reader._OpenFiles(most=1))
+    folder = ShardFolder(toy_shards)
+    expected = [folder.read(i) for i in range(22)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(folder.read, [*range(22)] * 20)) == expected * 20
+
+
+def test_threads_wait_for_storage_together(toy_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class SlowFile(OpenFile):
+        def read(self, start: int, size: int) -> bytes:
+            time.sleep(0.05)
+            return super().read(start, size)
+
+    monkeypatch.setattr(shard_reader, "OpenFile", SlowFile)
+    folder = ShardFolder(toy_shards)
+    began = time.monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(folder.read, [0] * 64))  # by one read each, though a sample has four members
+    assert time.monotonic() - began < 2.0  # 0.4 s, or 3.2 s one after the other
+
+
+def test_all_shards_of_a_large_job_stay_open_where_the_system_allows() -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard == resource.RLIM_INFINITY or hard >= 1 << 16:
+        hard = 1 << 16
+    assert shard_reader._most_open() >= hard // 2
 
 
 def test_every_flipped_bit_of_a_member_is_found_and_named(toy_shards: Path):
@@ -137,7 +159,7 @@ def test_unfinished_folders_are_refused(toy_shards: Path, tmp_path: Path):
             ShardFolder(path)
 
 
-def test_labels_of_other_images_are_refused(toy_shards: Path, tmp_path: Path):
+def test_labels_of_other_images_are_refused(toy_shards: Path, tmp_path: Path, rewrite: Callable[..., None]):
     from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 
     prepare_toyscenes(tmp_path / "other", count=22, size=16, seed=4, shard_size=8)
@@ -148,13 +170,13 @@ def test_labels_of_other_images_are_refused(toy_shards: Path, tmp_path: Path):
     manifest = tmp_path / "other/disparity/exact/manifest.json"
     record = json.loads(manifest.read_bytes())
     del record["options"]["images_manifest_sha256"]
-    _rewrite(manifest, json.dumps(record).encode())
+    rewrite(manifest, json.dumps(record).encode())
     with pytest.raises(DataError, match="labels of another image"):
         LabelFolder(ShardFolder(tmp_path / "other"), "exact").read(0)
 
 
 def test_levels_round_trip_and_the_ends_are_exact():
-    levels = torch.tensor([[0, 1, 32768, 65535]], dtype=torch.int32)
+    levels = torch.tensor([[0, 1, 32768, 65535]]).to(torch.uint16)
     assert torch.equal(decode_levels(encode_levels(levels), name="x"), levels)
     info = DisparityInfo(kind="relative", lo=-2.0, hi=6.0, flags=[], sha256="").model_dump_json().encode()
     values = decode_disparity(encode_levels(levels), info, name="x").values
@@ -210,21 +232,21 @@ def test_a_manifest_that_was_edited_is_found(toy_shards: Path):
         ShardFolder(toy_shards)
 
 
-def test_an_index_that_contradicts_its_manifest_is_found(toy_shards: Path):
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda index: index["samples"].pop(),
+        lambda index: index.update(size=index["size"] + 1),
+        lambda index: index["samples"][0].update(class_index=2**20),
+        lambda index: index["samples"][0].update(class_index=2**70),
+        lambda index: index["samples"][0]["members"]["png"].update(size=2**62),
+        lambda index: index["samples"][0]["members"]["png"].update(size=2**70),
+    ],
+)
+def test_an_index_that_contradicts_its_manifest_is_found(
+    toy_shards: Path, edit: Callable[..., None], rewrite_index: Callable[..., None]
+):
     """Hashes that are right do not help where their writer was wrong."""
-    path, manifest = toy_shards / "shard-000000.index.json", toy_shards / "manifest.json"
-    index, record = json.loads(path.read_bytes()), json.loads(manifest.read_bytes())
-    sample = index["samples"][0]
-    member = sample["members"]["png"]
-    for changed in (
-        {**index, "samples": index["samples"][1:]},
-        {**index, "size": index["size"] + 1},
-        {**index, "samples": [{**sample, "class_index": 2**20}, *index["samples"][1:]]},
-        {**index, "samples": [{**sample, "class_index": 2**70}, *index["samples"][1:]]},
-        {**index, "samples": [{**sample, "members": {"png": {**member, "size": 2**62}}}, *index["samples"][1:]]},
-    ):
-        path.write_text(json.dumps(changed))
-        record["shards"][0]["index_sha256"] = sha256_file(path)
-        _rewrite(manifest, json.dumps(record).encode())
-        with pytest.raises(DataError, match=r"shard-000000\.index\.json"):
-            ShardFolder(toy_shards).read(0)
+    rewrite_index(toy_shards, edit)
+    with pytest.raises(DataError, match=r"shard-000000\.index\.json"):
+        ShardFolder(toy_shards).read(0)

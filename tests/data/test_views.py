@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,9 @@ from vq3dcli.data.shard_format import ViewInfo
 from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data.views import View, mirrored, novel_poses, read_views
 from vq3dcli.data_tools.depth.labels import label_exact
-from vq3dcli.data_tools.job import sums_text
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.data_tools.verify import verify_folder
 from vq3dcli.errors import DataError
-from vq3dcli.files import sha256_bytes
 from vq3dcli.rendering.cameras import Camera, canonical_camera, project, rays_at_pixels, z_depth_from_s
 from vq3dcli.toyscenes import render_scenes, sample_scenes
 
@@ -79,21 +78,12 @@ def test_webdataset_groups_the_views_with_their_sample(folder: Path):
     assert len(json.loads(samples[6]["json"])["views"]) == 3
 
 
-def test_what_is_missing_or_damaged_is_said(folder: Path, tmp_path: Path):
+def test_what_is_missing_or_damaged_is_said(tmp_path: Path, rewrite_index: Callable[..., None]):
     prepare_toyscenes(tmp_path, count=3, size=SIZE, seed=2, views=1)
     assert verify_folder(tmp_path).problems == []
-    index_path, manifest_path = tmp_path / "shard-000000.index.json", tmp_path / "manifest.json"
-    index = json.loads(index_path.read_text())
-    del index["samples"][1]["members"]["view0.png"]
-    index_path.write_text(json.dumps(index))
-    manifest = json.loads(manifest_path.read_text())
-    manifest["shards"][0]["index_sha256"] = sha256_bytes(index_path.read_bytes())
-    manifest_path.write_text(json.dumps(manifest))
-    sums = dict(reversed(line.split("  ")) for line in (tmp_path / "SHA256SUMS").read_text().splitlines())
-    sums |= {path.name: sha256_bytes(path.read_bytes()) for path in (index_path, manifest_path)}
-    (tmp_path / "SHA256SUMS").write_bytes(sums_text(sums))
+    rewrite_index(tmp_path, lambda index: index["samples"][1]["members"].pop("view0.png"))
     with pytest.raises(DataError, match="without the 1 views"):
-        ShardFolder(tmp_path).index(0)
+        ShardFolder(tmp_path).entry(0)
     assert any("views" in problem.reason for problem in verify_folder(tmp_path).problems)
 
 

@@ -24,6 +24,7 @@ from vq3dcli.data.pillow import (
     MAX_PIXELS,
     TooManyPixelsError,
     change_colours,
+    check_pixels,
     load_picture,
     open_header,
     orientation_of,
@@ -131,8 +132,7 @@ def decode_square(
 def _decoded(data: bytes, *, name: str, apply_orientation: bool, scratch: bool) -> Tensor:
     """Pixels `[1, 3, H, W]` in any layout; `scratch`: in memory that the next call may use. Raises `DataError`."""
     try:
-        pixels = _decode_jpeg(data, apply_orientation, scratch)
-        return _decode(data, apply_orientation) if pixels is None else pixels
+        return _decode(data, apply_orientation, scratch)
     except (MemoryError, UnavailableError):
         raise
     except TooManyPixelsError as error:
@@ -234,27 +234,15 @@ def _undecodable(name: str, reason: str) -> DataError:
     return DataError(f"cannot decode image ({name}): {reason}", remedy="another copy, or save it again as PNG or JPEG")
 
 
-def _decode(data: bytes, apply_orientation: bool) -> Tensor:
-    """Pixels as Pillow decodes them; its own copy is gone when this returns."""
+def _decode(data: bytes, apply_orientation: bool, scratch: bool) -> Tensor:
+    """Pixels `[1, 3, H, W]`; Pillow's own copy is gone when this returns."""
+    if jpeg_damage.is_jpeg(data):
+        with open_header(data) as image:
+            check_pixels(image)
+            plain = image.mode in ("L", "RGB")
+            pixels = jpeg_damage.decode(data, image.height, image.width, scratch=scratch) if plain else None
+            if pixels is not None:
+                change_colours(pixels, image.info.get("icc_profile") or b"", grey=image.mode == "L")
+                return oriented(pixels, orientation_of(image) if apply_orientation else 1)
     with load_picture(data) as image:
         return oriented(pixels_of(image), orientation_of(image) if apply_orientation else 1)
-
-
-def _decode_jpeg(data: bytes, apply_orientation: bool, scratch: bool) -> Tensor | None:
-    """As `_decode`, faster; None for what only Pillow may judge."""
-    header = jpeg_damage.read_header(data)
-    if header is None:
-        return None
-    if header.height_px * header.width_px > MAX_PIXELS:
-        raise TooManyPixelsError(f"over the limit of {MAX_PIXELS // 10**6} megapixels")
-    pixels = jpeg_damage.decode(data, header, scratch=scratch)
-    if pixels is None:
-        return None
-    if header.profile:
-        change_colours(pixels, header.profile, grey=header.grey)
-    if not apply_orientation:
-        return pixels
-    if header.orientation is not None:
-        return oriented(pixels, header.orientation)
-    with open_header(data) as image:
-        return oriented(pixels, orientation_of(image))

@@ -1,37 +1,38 @@
 """The training loader: an endless stream of samples that can start at any position.
 
 Which sample stands at position p is said by `data.stream`; its crop and flip depend only on (seed, p). So a run resumes
-by images seen, and the stream does not depend on the number of ranks or on the batch size.
+by images seen, and the stream does not depend on the number of ranks, on the batch size, or on threads.
 
 Legend: B samples of this rank, n samples in all folders, S side of the training images in pixels.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-import queue
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vq3dcli.data.images import decode_image, resize
-from vq3dcli.data.shard_format import MANIFEST_NAME, stored_size
-from vq3dcli.data.shard_reader import LabelFolder, ShardFolder, resize_label
-from vq3dcli.data.stream import Stream
+from vq3dcli.data.ahead import ahead
+from vq3dcli.data.images import resize
+from vq3dcli.data.shard_format import stored_size
+from vq3dcli.data.shard_reader import LabelFolder, ShardFolder, disparity_of, open_images, resize_label
+from vq3dcli.data.stream import Stream, rows_of_rank
 from vq3dcli.data.views import View, Views, gather_views, mirrored, read_views
 from vq3dcli.errors import DataError, InputMissingError, UsageError
-from vq3dcli.files import sha256_bytes, sha256_file
+from vq3dcli.files import sha256_bytes
 from vq3dcli.losses.depth import LABEL_METRIC, LABEL_NONE, LABEL_RELATIVE
 from vq3dcli.seeding import uniform
 
 LABEL_KIND = {"none": LABEL_NONE, "metric": LABEL_METRIC, "relative": LABEL_RELATIVE}
 CACHE_BYTES = 1 << 30
-_PREFETCHED_BATCHES = 4
-_STOP_POLL_SECONDS = 0.1
+# Of a decoded sample: three bytes of colour and two of label.
+CACHED_BYTES_A_PIXEL = 5
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,18 @@ class Batch:
     index: Tensor
     keys: list[str]
     views: Views | None = None
+
+
+class _Sample(NamedTuple):
+    """One sample: image uint8 `[3, T, T]`; levels uint16 `[T, T]`, see `disparity_of`."""
+
+    image: Tensor
+    levels: Tensor
+    lo: float
+    extent: float
+    label_kind: int
+    class_index: int
+    key: str
 
 
 class TrainingLoader:
@@ -105,60 +118,57 @@ class TrainingLoader:
         cache_bytes: int = CACHE_BYTES,
         views: int = 0,
     ) -> None:
-        if batch_size % world_size:
-            raise UsageError(
-                f"the batch size ({batch_size}) is not a multiple of the number of ranks ({world_size})",
-                remedy=f"--set training.batch_size={-(-batch_size // world_size) * world_size}",
-            )
-        opened = [_open_images(folder, size) for folder in folders]
-        names = _label_names(labels, len(opened))
+        self._rows = rows_of_rank(batch_size, rank, world_size)
+        self._folders = [open_images(folder, least_px=size, of="the training size") for folder in folders]
+        names = _label_names(labels, len(folders))
         self.labels = tuple(name or "none" for name in names)
-        named = _open_labels(opened, names)
-        self._sources = [
-            _Source(images, found, size=size, crop=crop) for images, found in zip(opened, named, strict=True)
-        ]
-        self.num_samples = sum(map(len, self._sources))
+        self._labels = _open_labels(self._folders, names)
+        self.num_samples = sum(folder.num_samples for folder in self._folders)
         if self.num_samples == 0:
             raise DataError(f"no samples in {', '.join(map(str, folders)) or 'no folders'}", remedy="other folders")
-        self.num_with_views = sum(len(source) for source in self._sources if source.images.manifest.views)
-        self._stream = Stream([len(source) for source in self._sources], seed, shares)
-        self.num_labelled = sum(len(found) for found in named if found is not None)
-        self.metric_labels = any(found.kind == "metric" for found in named if found is not None)
+        self.num_with_views = sum(folder.num_samples for folder in self._folders if folder.manifest.views)
+        self._stream = Stream([folder.num_samples for folder in self._folders], seed, shares)
+        there = [label for label in self._labels if label is not None]
+        self.num_labelled = sum(map(len, there))
+        self.metric_labels = any(label.kind == "metric" for label in there)
         manifests = [
-            (sha256_file(images.path / MANIFEST_NAME), found.sha256 if found else "")
-            for images, found in zip(opened, named, strict=True)
+            (images.sha256, label.sha256 if label else "")
+            for images, label in zip(self._folders, self._labels, strict=True)
         ]
         self.sha256 = sha256_bytes(json.dumps(manifests).encode())
-        self.class_names = list(dict.fromkeys(name for source in self._sources for name in source.images.class_names))
-        self._class_of = [
-            torch.tensor([self.class_names.index(n) for n in source.images.class_names] + [-1])
-            for source in self._sources
-        ]
+        self.class_names = list(dict.fromkeys(name for folder in self._folders for name in folder.class_names))
+        self._class_of = [[*map(self.class_names.index, folder.class_names), -1] for folder in self._folders]
         self._size, self._seed, self._flip, self._views = size, seed, flip, views
         self.batch_size = batch_size
-        self._rows = slice(rank * (batch_size // world_size), (rank + 1) * (batch_size // world_size))
-        if sum(source.cached_bytes for source in self._sources) <= cache_bytes:
-            for source in self._sources:
-                source.allocate_cache()
+        # The sides T at which samples are decoded leave the room for crops.
+        self._sides = [stored_size(size, folder.manifest.margin) if crop else size for folder in self._folders]
+        pixels = sum(f.num_samples * side**2 for f, side in zip(self._folders, self._sides, strict=True))
+        self._cache: dict[tuple[int, int], _Sample] | None = (
+            {} if pixels * CACHED_BYTES_A_PIXEL <= cache_bytes else None
+        )
+        for folder in self._folders:
+            _ = folder.index  # damage is found here, not in the first step
 
     def batches(self, images_seen: int) -> Iterator[Batch]:
-        """This rank's rows of the global batches from position `images_seen` on, endless, decoded in a thread."""
-        return _prefetched(self, images_seen)
+        """This rank's rows of the global batches from position `images_seen` on, endless, made ahead in threads."""
+        return ahead(self.batch_at, itertools.count(images_seen, self.batch_size))
 
     def batch_at(self, images_seen: int) -> Batch:
         """This rank's rows of the global batch that starts at position `images_seen`."""
         position = torch.arange(images_seen, images_seen + self.batch_size)[self._rows]
         place = uniform(self._seed, "crop", position, 2)
         flipped = uniform(self._seed, "flip", position, 1)[:, 0] < 0.5 if self._flip else torch.zeros(len(position)) > 0
-        samples = [self._sample(int(p), place[row], bool(flipped[row])) for row, p in enumerate(position)]
+        chosen = [self._stream.at(int(p)) for p in position]
+        samples = [self._sample(*chosen[row], place[row], bool(flipped[row])) for row in range(len(position))]
         views = None
         if self._views:
             first = uniform(self._seed, "view", position, 1)[:, 0]
-            chosen = [self._views_at(int(p), float(first[row]), bool(flipped[row])) for row, p in enumerate(position)]
-            views = gather_views(chosen, self._size)
+            found = [self._views_of(*at, float(first[row]), bool(flipped[row])) for row, at in enumerate(chosen)]
+            views = gather_views(found, self._size)
+        lo, extent = torch.tensor([(sample.lo, sample.extent) for sample in samples])[..., None, None].unbind(1)
         return Batch(
             image=torch.stack([sample.image for sample in samples]),
-            s=torch.stack([sample.s for sample in samples]),
+            s=disparity_of(torch.stack([sample.levels for sample in samples]), lo, extent),
             label_kind=torch.tensor([sample.label_kind for sample in samples], dtype=torch.int8),
             class_index=torch.tensor([sample.class_index for sample in samples]),
             index=position,
@@ -166,93 +176,39 @@ class TrainingLoader:
             views=views,
         )
 
-    def _views_at(self, position: int, first: float, flipped: bool) -> list[View]:
-        number, i = self._stream.at(position)
-        images = self._sources[number].images
+    def _views_of(self, folder: int, i: int, first: float, flipped: bool) -> list[View]:
+        images = self._folders[folder]
         there = images.manifest.views
         numbers = [(int(first * there) + k) % there for k in range(min(self._views, there))]
         views = read_views(images, i, numbers, self._size) if numbers else []
         return [mirrored(view) for view in views] if flipped else views
 
-    def _sample(self, position: int, place: Tensor, flipped: bool) -> _Sample:
-        number, i = self._stream.at(position)
-        sample = self._sources[number].sample(i)
+    def _sample(self, folder: int, i: int, place: Tensor, flipped: bool) -> _Sample:
+        """The crop of a sample that a batch holds."""
+        sample = None if self._cache is None else self._cache.get((folder, i))
+        if sample is None:
+            sample = self._decode(folder, i)
+            if self._cache is not None:
+                self._cache[folder, i] = sample
         # The same window and mirror for image and label. The top place is 1 - 2^-24, so the window never sticks out.
-        top, left = (place * (sample.s.shape[0] - self._size + 1)).to(torch.int64).tolist()
+        top, left = (place * (sample.levels.shape[0] - self._size + 1)).to(torch.int64).tolist()
         window = (..., slice(top, top + self._size), slice(left, left + self._size))
-        image, s = sample.image[window], sample.s[window]
+        image, levels = sample.image[window], sample.levels[window]
         if flipped:
-            image, s = image.flip(-1), s.flip(-1)
-        class_index = int(self._class_of[number][sample.class_index])
-        return _Sample(image, s, sample.label_kind, class_index, sample.key)
+            image, levels = image.flip(-1), levels.flip(-1)
+        return sample._replace(image=image, levels=levels)
 
-
-@dataclass(frozen=True)
-class _Sample:
-    """One sample: image uint8 `[3, T, T]`, s float32 `[T, T]`."""
-
-    image: Tensor
-    s: Tensor
-    label_kind: int
-    class_index: int
-    key: str
-
-
-class _Source:
-    """One shard folder, decoded at the side T that leaves the room for crops, with an optional cache."""
-
-    def __init__(self, images: ShardFolder, labels: LabelFolder | None, *, size: int, crop: bool) -> None:
-        self.images = images
-        self._labels = labels
-        self._side = stored_size(size, images.manifest.margin) if crop else size
-        self._cache: list[_Sample | None] | None = None
-
-    def __len__(self) -> int:
-        return self.images.num_samples
-
-    @property
-    def cached_bytes(self) -> int:
-        """Memory that all decoded samples take: three bytes of colour and four of label a pixel."""
-        return len(self) * self._side**2 * 7
-
-    def allocate_cache(self) -> None:
-        self._cache = [None] * len(self)
-
-    def sample(self, i: int) -> _Sample:
-        if self._cache is None:
-            return self._decode(i)
-        cached = self._cache[i]
-        if cached is None:
-            cached = self._cache[i] = self._decode(i)
-        return cached
-
-    def _decode(self, i: int) -> _Sample:
-        entry = self.images.entry(i)
-        name = f"{self.images.path}, key {entry.key}"
-        extension = self.images.image_extension(i)
-        image = decode_image(self.images.read(i, [extension])[extension], name=name, apply_orientation=False)
-        if image.shape[1] != image.shape[2]:
-            raise DataError(f"stored image is not square ({name})", remedy="vq3d prepare-data with --force")
-        image = resize(image, self._side, self._side)
-        label = None if self._labels is None else self._labels.read(i)
+    def _decode(self, folder: int, i: int) -> _Sample:
+        images, labels, side = self._folders[folder], self._labels[folder], self._sides[folder]
+        image = resize(images.image(i), side, side)
+        class_index = self._class_of[folder][int(images.index.class_index[i])]
+        label = None if labels is None else labels.read(i)
         if label is None:
-            s, kind = torch.zeros(self._side, self._side), LABEL_KIND["none"]
-        else:
-            s, kind = resize_label(label.values, self._side), LABEL_KIND[label.info.kind]
-        return _Sample(image, s, kind, -1 if entry.class_index is None else entry.class_index, name)
-
-
-def _open_images(folder: Path, size: int) -> ShardFolder:
-    """A folder of images that are large enough. Raises as `TrainingLoader`."""
-    images = ShardFolder(folder)
-    if images.manifest.kind != "images":
-        raise UsageError(f"holds labels, not images ({folder})", remedy="the shard folder above it")
-    if size > images.manifest.image_size:
-        raise UsageError(
-            f"the images are smaller ({images.manifest.image_size}) than the training size ({size}) ({folder})",
-            remedy=f"vq3d prepare-data with --size {size}",
-        )
-    return images
+            none = torch.zeros(side, side, dtype=torch.uint16)
+            return _Sample(image, none, 0.0, 0.0, LABEL_NONE, class_index, images.name(i))
+        levels, info = resize_label(label.levels, side), label.info
+        kind = LABEL_KIND[info.kind]
+        return _Sample(image, levels, info.lo, info.hi - info.lo, kind, class_index, images.name(i))
 
 
 def _label_names(labels: str | Sequence[str | None] | None, folders: int) -> list[str | None]:
@@ -268,55 +224,21 @@ def _label_names(labels: str | Sequence[str | None] | None, folders: int) -> lis
 
 def _open_labels(folders: Sequence[ShardFolder], names: Sequence[str | None]) -> list[LabelFolder | None]:
     """The labels of each folder: training without them must be asked for. Raises as `TrainingLoader`."""
-    found: list[LabelFolder | None] = []
+    opened: list[LabelFolder | None] = []
     missing: list[InputMissingError] = []
     for images, name in zip(folders, names, strict=True):
-        found.append(None)
+        opened.append(None)
         try:
             if name is not None:
-                found[-1] = LabelFolder(images, name)
+                opened[-1] = LabelFolder(images, name)
         except InputMissingError as error:
             missing.append(error)
     if missing:
-        without = [name if there else "none" for name, there in zip(names, found, strict=True)]
+        without = [name if there else "none" for name, there in zip(names, opened, strict=True)]
         given = " ".join(f"--labels {name}" for name in (["none"] if set(without) == {"none"} else without))
         each = ", one for each --data," if len(given.split()) > 2 else ""
         raise InputMissingError(
             "; ".join(error.message for error in missing),
             remedy=f"{missing[0].remedy}; or {given}{each} to train without a depth loss there",
         )
-    return found
-
-
-def _prefetched(loader: TrainingLoader, images_seen: int) -> Iterator[Batch]:
-    """Batches made ahead in a thread, which ends with the iterator."""
-    ready: queue.Queue[Batch | BaseException] = queue.Queue(_PREFETCHED_BATCHES)
-    stop = threading.Event()
-
-    def put(item: Batch | BaseException) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(item, timeout=_STOP_POLL_SECONDS)
-            except queue.Full:
-                continue
-
-    def produce() -> None:
-        position = images_seen
-        while not stop.is_set():
-            try:
-                put(loader.batch_at(position))
-            except BaseException as error:
-                return put(error)
-            position += loader.batch_size
-
-    thread = threading.Thread(target=produce, name="vq3d-loader", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
+    return opened

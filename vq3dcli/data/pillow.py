@@ -86,7 +86,7 @@ def load_picture(data: bytes) -> Image.Image:
 def _load(data: bytes) -> Image.Image:
     with contextlib.ExitStack() as stack:
         image = stack.enter_context(open_header(data))
-        _check_pixels(image.format, image.width * image.height)
+        check_pixels(image)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _refuse_raw(image, data)
         if jpeg_damage.is_jpeg(data):
@@ -98,7 +98,7 @@ def _load(data: bytes) -> Image.Image:
 
 def open_header(data: bytes) -> Image.Image:
     """An image whose header is read. Raises as `load_picture`."""
-    _check_pixels("WEBP", _webp_pixels(data))
+    _limit_pixels("WEBP", _webp_pixels(data))
     with _without_warnings():
         try:
             if _is_heic(data):
@@ -152,8 +152,13 @@ def change_colours(pixels: Tensor, profile: bytes, *, grey: bool) -> None:
         strip[:] = np.asarray(change(image))
 
 
-def _check_pixels(image_format: str | None, count: int) -> None:
-    limit = _MOST_PIXELS.get(image_format or "", MAX_PIXELS)
+def check_pixels(image: Image.Image) -> None:
+    """Raise `TooManyPixelsError` for an opened image that is too large."""
+    _limit_pixels(image.format or "", image.width * image.height)
+
+
+def _limit_pixels(image_format: str, count: int) -> None:
+    limit = _MOST_PIXELS.get(image_format, MAX_PIXELS)
     if count > limit:
         raise TooManyPixelsError(f"over the limit of {limit // 10**6} megapixels")
 

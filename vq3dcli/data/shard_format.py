@@ -4,6 +4,7 @@ A shard folder holds
     plan.json                 what was asked for, written first; the same command run again must ask for the same
     shard-000000.tar          samples of source positions 0 .. shard_size - 1, members `{key:08d}.{extension}`
     shard-000000.index.json   where each member lies, its SHA-256, and the rejects among these source positions
+    index.columns             of large folders the same for the loader, see `shard_index`; made anew where it is missing
     rejects.jsonl             one line a rejected file, written at the end
     SHA256SUMS                hashes of all these files, the manifest's too, as `sha256sum --check` reads them
     manifest.json             what came out, written last: a folder without it is unfinished
@@ -27,6 +28,7 @@ PLAN_NAME = "plan.json"
 MANIFEST_NAME = "manifest.json"
 REJECTS_NAME = "rejects.jsonl"
 SUMS_NAME = "SHA256SUMS"
+COLUMNS_NAME = "index.columns"
 
 DISPARITY_FOLDER = "disparity"
 DISPARITY_EXTENSION = "disparity.npy"
@@ -45,8 +47,8 @@ class _Record(BaseModel):
 class Member(_Record):
     """One file inside a shard."""
 
-    offset: int = Field(ge=0)
-    size: int = Field(ge=0)
+    offset: int = Field(ge=0, le=2**62)
+    size: int = Field(ge=0, le=2**62)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
+import functools
 import io
 import math
 import os
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vq3dcli.data.images import decode_image
 from vq3dcli.data.shard_format import (
     DISPARITY_EXTENSION,
     DISPARITY_FOLDER,
@@ -33,74 +36,105 @@ from vq3dcli.data.shard_format import (
     Manifest,
     Member,
     SampleEntry,
-    ShardEntry,
-    ShardIndex,
-    has_views,
     parse_record,
     read_record_bytes,
+    sample_key,
 )
-from vq3dcli.errors import DataError, InputMissingError
-from vq3dcli.files import read_error, sha256_bytes, sha256_file
+from vq3dcli.data.shard_index import PREPARE_AGAIN, FolderIndex, OpenFile, open_index
+from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.files import read_error, sha256_bytes
 
 # What `encode_levels` writes: format 1.0, rows first.
 _LEVELS = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '<u2', 'fortran_order': False, 'shape': \((\d{1,5}), (\d{1,5})\), \} *\n",
     re.DOTALL,
 )
-PREPARE_AGAIN = "vq3d prepare-data again, for labels vq3d depth-labels, with --force if need be"
+# Bytes between two members that are read with them: less than a second read costs.
+_GAP = 4096
+_MOST_OPEN = 1 << 16
+_LABEL_AGAIN = "vq3d depth-labels again, with --force"
+
+
+@functools.cache
+def _most_open() -> int:
+    """How many shards this process may hold open: three quarters of the files that the system lets it have."""
+    try:
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = min(_MOST_OPEN, hard) if hard != resource.RLIM_INFINITY else _MOST_OPEN
+        if soft != resource.RLIM_INFINITY and soft < most:
+            with contextlib.suppress(ValueError, OSError):  # macOS has a limit below the one that it tells
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+                soft = most
+        return max(16, (most if soft == resource.RLIM_INFINITY else min(soft, most)) * 3 // 4)
+    except ImportError:
+        return 192
 
 
 class _OpenFiles:
-    """The shards that all folders of this process hold open: the longest unused one closes for the next."""
+    """The shards that all folders of this process hold open: the longest unused one goes for the next."""
 
-    MOST = 192  # of the 256 that macOS allows a process
-
-    def __init__(self) -> None:
-        self._files: OrderedDict[tuple[int, Path], io.FileIO] = OrderedDict()
+    def __init__(self, most: int | None = None) -> None:
+        self._files: OrderedDict[tuple[int, Path], OpenFile] = OrderedDict()
         self._lock = threading.Lock()
+        self._most = most
 
-    def read_at(self, folder: int, path: Path, offset: int, size: int) -> bytes:
-        """Read from a file as the folder object of that number opened it: since then it may have been replaced."""
-        # The lock also keeps a file from being closed by another thread between looking it up and reading it.
+    def get(self, folder: int, path: Path) -> OpenFile:
+        """A file as the folder object of that number opened it: since then it may have been replaced."""
         with self._lock:
-            key = folder, path
-            if key not in self._files:
-                if len(self._files) >= self.MOST:
-                    self._files.popitem(last=False)[1].close()
-                self._files[key] = io.FileIO(path)
-            self._files.move_to_end(key)
-            descriptor = self._files[key].fileno()
-            there = os.fstat(descriptor).st_size - offset  # of a cut shard, or of a size that nobody should believe
-            return os.pread(descriptor, max(0, min(size, there)), offset)
+            file = self._files.get((folder, path))
+            if file is not None:
+                self._files.move_to_end((folder, path))
+                return file
+        file = OpenFile(os.open(path, os.O_RDONLY))
+        with self._lock:
+            while len(self._files) >= (self._most or _most_open()):
+                self._files.popitem(last=False)
+            return self._files.setdefault((folder, path), file)
 
-    def close(self, folder: int) -> None:
+    def forget(self, folder: int) -> None:
         with self._lock:
             for key in [key for key in self._files if key[0] == folder]:
-                self._files.pop(key).close()
+                del self._files[key]
 
 
 _open_files = _OpenFiles()
 
 
 class Disparity(NamedTuple):
-    """A label: `values` float32 `[h, w]`, and what is known about it."""
+    """A label: `levels` uint16 `[h, w]`, and what is known about it."""
 
-    values: Tensor
+    levels: Tensor
     info: DisparityInfo
+
+    @property
+    def values(self) -> Tensor:
+        """The disparity, float32 `[h, w]`."""
+        return disparity_of(self.levels, self.info.lo, self.info.hi - self.info.lo)
+
+    @property
+    def relief(self) -> Tensor:
+        """The disparity over its own range, float32 `[h, w]` in [0, 1]; 0 where it has none."""
+        return disparity_of(self.levels, 0.0, float(self.info.hi > self.info.lo))
+
+
+def disparity_of(levels: Tensor, lo: Tensor | float, extent: Tensor | float) -> Tensor:
+    """Disparity float32 of levels of any shape."""
+    # The quotient comes first: it is exactly 1 at the top level, so s never leaves [0, 1] by rounding.
+    return levels.to(torch.float32) / DISPARITY_LEVELS * extent + lo
 
 
 class ShardFolder:
     """A finished shard folder; threads may share one.
 
-    Args:
-        path: The folder that holds `manifest.json`.
-
     Attributes:
         manifest: What the folder holds.
+        sha256: Of its manifest.
 
     Raises:
         InputMissingError: Not a shard folder, or an unfinished one.
-        DataError: A damaged manifest or index, when it is read.
+        DataError: A damaged manifest; a damaged index, when it is first needed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -114,16 +148,16 @@ class ShardFolder:
             )
         text = read_record_bytes(path / MANIFEST_NAME, PREPARE_AGAIN)
         self.manifest = parse_record(text, Manifest, name=str(path / MANIFEST_NAME), remedy=PREPARE_AGAIN)
+        self.sha256 = sha256_bytes(text)
         # Everything else is found from the manifest's hashes; its own is in the list of them all.
         sums = read_record_bytes(path / SUMS_NAME, PREPARE_AGAIN)
-        if f"{sha256_bytes(text)}  {MANIFEST_NAME}\n".encode() not in sums:
+        if f"{self.sha256}  {MANIFEST_NAME}\n".encode() not in sums:
             raise DataError(
                 f"damaged manifest, or damaged {SUMS_NAME} ({path / MANIFEST_NAME})",
                 remedy=f"vq3d inspect {path} --verify",
             )
         self._ends = list(accumulate(shard.samples for shard in self.manifest.shards))
-        self._indices: dict[int, ShardIndex] = {}
-        weakref.finalize(self, _open_files.close, id(self))
+        weakref.finalize(self, _open_files.forget, id(self))
 
     @property
     def num_samples(self) -> int:
@@ -136,40 +170,29 @@ class ShardFolder:
         return self.manifest.class_names
 
     @cached_property
+    def index(self) -> FolderIndex:
+        """Keys, classes and members of all samples."""
+        return open_index(self.path, self.manifest, self.sha256)
+
+    @property
     def keys(self) -> list[str]:
-        """Keys of all samples in order; reads every index."""
-        return [entry.key for shard in range(len(self._ends)) for entry in self.index(shard).samples]
+        """Keys of all samples in order."""
+        return [sample_key(int(key)) for key in self.index.keys]
 
-    @cached_property
+    @property
     def class_index(self) -> Tensor:
-        """Class of each sample, int64 `[num_samples]`, -1 where it has none; reads every index."""
-        entries = (entry for shard in range(len(self._ends)) for entry in self.index(shard).samples)
-        return torch.tensor([-1 if e.class_index is None else e.class_index for e in entries], dtype=torch.int64)
-
-    def index(self, shard: int) -> ShardIndex:
-        """The index of shard number `shard` in the manifest's order."""
-        if shard not in self._indices:
-            listed = self.manifest.shards[shard]
-            path = self.path / f"{listed.name}.index.json"
-            text = read_record_bytes(path, PREPARE_AGAIN)
-            if sha256_bytes(text) != listed.index_sha256:
-                raise DataError(f"damaged index ({path})", remedy=PREPARE_AGAIN)
-            index = parse_record(text, ShardIndex, name=str(path), remedy=PREPARE_AGAIN)
-            _check_index(index, listed, self.manifest, path)
-            self._indices[shard] = index
-        return self._indices[shard]
-
-    def locate(self, i: int) -> tuple[int, int]:
-        """Shard number of sample `i` and its place in that shard."""
-        if not 0 <= i < self.num_samples:
-            raise IndexError(f"sample {i} of {self.num_samples}")
-        shard = bisect.bisect_right(self._ends, i)
-        return shard, i - (self._ends[shard - 1] if shard else 0)
+        """Class of each sample, int64 `[num_samples]`, -1 where it has none."""
+        return torch.from_numpy(self.index.class_index.astype(np.int64))
 
     def entry(self, i: int) -> SampleEntry:
         """What the index says about sample `i`."""
-        shard, place = self.locate(i)
-        return self.index(shard).samples[place]
+        if not 0 <= i < self.num_samples:
+            raise IndexError(f"sample {i} of {self.num_samples}")
+        return self.index.entry(i)
+
+    def name(self, i: int) -> str:
+        """What messages call sample `i`."""
+        return f"{self.path}, key {sample_key(int(self.index.keys[i]))}"
 
     def read(self, i: int, extensions: Collection[str] | None = None) -> dict[str, bytes]:
         """Members of sample `i` by extension, all or the named ones that it has.
@@ -177,57 +200,84 @@ class ShardFolder:
         Raises:
             DataError: The bytes are not those that were written; names the shard and the key.
         """
-        shard, place = self.locate(i)
-        entry = self.index(shard).samples[place]
-        wanted = entry.members if extensions is None else {e: m for e, m in entry.members.items() if e in extensions}
-        return {extension: self._member(shard, entry.key, extension, m) for extension, m in wanted.items()}
-
-    def image_extension(self, i: int) -> str:
-        """Extension of the image of sample `i`."""
         entry = self.entry(i)
-        for extension in IMAGE_EXTENSIONS:
-            if extension in entry.members:
-                return extension
-        raise DataError(f"sample without an image ({self.path}, key {entry.key})", remedy=PREPARE_AGAIN)
-
-    def close(self) -> None:
-        """Close the open shards; they open again when they are read."""
-        _open_files.close(id(self))
-
-    def _member(self, shard: int, key: str, extension: str, member: Member) -> bytes:
-        data = self._read_at(shard, member.offset, member.size)
-        if sha256_bytes(data) != member.sha256:
-            name = self.path / f"{self.manifest.shards[shard].name}.tar"
-            raise DataError(f"damaged shard ({name}, key {key}, member {extension})", remedy=PREPARE_AGAIN)
-        return data
-
-    def _read_at(self, shard: int, offset: int, size: int) -> bytes:
-        path = self.path / f"{self.manifest.shards[shard].name}.tar"
+        wanted = {e: m for e, m in entry.members.items() if extensions is None or e in extensions}
+        path = self.path / f"{self.manifest.shards[bisect.bisect_right(self._ends, i)].name}.tar"
         try:
-            return _open_files.read_at(id(self), path, offset, size)
+            members = _read_members(_open_files.get(id(self), path), wanted)
         except FileNotFoundError as error:
             raise InputMissingError(f"no such shard ({path})", remedy=PREPARE_AGAIN) from error
         except OSError as error:
             raise read_error(path, error) from error
+        for extension, data in members.items():
+            if sha256_bytes(data) != wanted[extension].sha256:
+                raise DataError(f"damaged shard ({path}, key {entry.key}, member {extension})", remedy=PREPARE_AGAIN)
+        return members
+
+    def image(self, i: int) -> Tensor:
+        """The picture of sample `i`, uint8 `[3, T, T]`, T the stored side. Raises as `read`."""
+        extension = self.image_extension(i)
+        image = decode_image(self.read(i, [extension])[extension], name=self.name(i), apply_orientation=False)
+        side = self.manifest.stored_size
+        if image.shape[1:] != (side, side):
+            raise DataError(f"stored image is not {side} x {side} pixels ({self.name(i)})", remedy=PREPARE_AGAIN)
+        return image
+
+    def disparity(self, i: int) -> Disparity:
+        """Sample `i` of a folder of labels. Raises as `read`."""
+        members, name = self.read(i, (DISPARITY_EXTENSION, DISPARITY_INFO_EXTENSION)), self.name(i)
+        try:
+            return decode_disparity(members[DISPARITY_EXTENSION], members[DISPARITY_INFO_EXTENSION], name=name)
+        except KeyError as error:
+            raise DataError(f"sample without a label ({name})", remedy=_LABEL_AGAIN) from error
+
+    def image_extension(self, i: int) -> str:
+        """Extension of the picture of sample `i`."""
+        members = self.entry(i).members
+        for extension in IMAGE_EXTENSIONS:
+            if extension in members:
+                return extension
+        raise DataError(f"sample without an image ({self.name(i)})", remedy=PREPARE_AGAIN)
+
+    def image_sha256(self, i: int) -> str:
+        """Hash of the picture of sample `i`, by which labels know it."""
+        return self.entry(i).members[self.image_extension(i)].sha256
+
+    def close(self) -> None:
+        """Close the open shards; they open again when they are read."""
+        _open_files.forget(id(self))
 
 
-def _check_index(index: ShardIndex, listed: ShardEntry, manifest: Manifest, path: Path) -> None:
-    """Raise `DataError` for what hashes cannot tell: an index that goes neither with its manifest nor with itself."""
-    wrong, classes = None, len(manifest.class_names)
-    if (index.name, index.size, len(index.samples)) != (listed.name, listed.size, listed.samples):
-        wrong = "not the shard that the manifest lists"
-    elif any(m.offset + m.size > index.size for sample in index.samples for m in sample.members.values()):
-        wrong = "members beyond the end of the shard"
-    elif any(sample.class_index is not None and sample.class_index >= classes for sample in index.samples):
-        wrong = f"classes beyond {classes}"
-    elif not all(has_views(sample, manifest.views) for sample in index.samples):
-        wrong = f"samples without the {manifest.views} views of the manifest"
-    if wrong is not None:
-        raise DataError(f"damaged index ({path}): {wrong}", remedy=PREPARE_AGAIN)
+def _read_members(file: OpenFile, members: dict[str, Member]) -> dict[str, bytes]:
+    """Bytes of members; of those that lie together by one read."""
+    start = min((m.offset for m in members.values()), default=0)
+    stop = max((m.offset + m.size for m in members.values()), default=0)
+    if stop - start > sum(m.size for m in members.values()) + _GAP:
+        return {extension: file.read(m.offset, m.size) for extension, m in members.items()}
+    data = file.read(start, stop - start)
+    return {e: data[m.offset - start : m.offset - start + m.size] for e, m in members.items()}
+
+
+def open_images(path: Path, *, least_px: int = 1, of: str = "") -> ShardFolder:
+    """A shard folder of images, of a side of at least `least_px` for training, which `of` names in the message.
+
+    Raises:
+        InputMissingError, DataError: As `ShardFolder`.
+        UsageError: It holds labels, or the images are smaller.
+    """
+    folder = ShardFolder(path)
+    if folder.manifest.kind != "images":
+        raise UsageError(f"holds labels, not images ({path})", remedy="the shard folder above it")
+    if least_px > folder.manifest.image_size:
+        raise UsageError(
+            f"the images are smaller ({folder.manifest.image_size}) than {of} ({least_px}) ({path})",
+            remedy=f"vq3d prepare-data with --size {least_px}",
+        )
+    return folder
 
 
 class LabelFolder:
-    """The disparity labels `name` of a shard folder; `None` for samples that have none, or one that is of no use.
+    """The disparity labels `name` of a shard folder.
 
     Attributes:
         kind: Of all labels.
@@ -248,12 +298,10 @@ class LabelFolder:
         if not (path / MANIFEST_NAME).is_file():
             raise self._missing(name)
         self._labels = ShardFolder(path)
-        self.sha256 = sha256_file(path / MANIFEST_NAME)
-        made_for = self._labels.manifest.options.get("images_manifest_sha256")
-        if made_for not in (None, sha256_file(images.path / MANIFEST_NAME)):
+        self.sha256 = self._labels.sha256
+        if self._labels.manifest.options.get("images_manifest_sha256") not in (None, images.sha256):
             raise DataError(f"labels of other images ({path})", remedy=f"{self._remedy} --force")
-        self._position = {key: i for i, key in enumerate(self._labels.keys)}
-        self.kind = self._read(0, str(path)).info.kind if len(self) else "relative"
+        self.kind = self._labels.disparity(0).info.kind if len(self) else "relative"
 
     def _missing(self, name: str) -> InputMissingError:
         there = labels_there(self._images.path)
@@ -273,23 +321,17 @@ class LabelFolder:
 
     def read(self, i: int) -> Disparity | None:
         """The label of image sample `i`; None if there is none, or if it is flagged (`DisparityInfo.flags`)."""
-        entry = self._images.entry(i)
-        position = self._position.get(entry.key)
+        position = self._labels.index.position(int(self._images.index.keys[i]))
         if position is None:
             return None
-        name = f"{self._labels.path}, key {entry.key}"
-        label = self._read(position, name)
-        if label.info.sha256 != entry.members[self._images.image_extension(i)].sha256:
+        label, name = self._labels.disparity(position), self._labels.name(position)
+        if label.info.sha256 != self._images.image_sha256(i):
             raise DataError(f"labels of another image ({name})", remedy=f"{self._remedy} --force")
         if label.info.kind != self.kind:
             raise DataError(
                 f"a {label.info.kind} label among {self.kind} ones ({name})", remedy=f"{self._remedy} --force"
             )
         return None if label.info.flags else label
-
-    def _read(self, position: int, name: str) -> Disparity:
-        members = self._labels.read(position)
-        return decode_disparity(members[DISPARITY_EXTENSION], members[DISPARITY_INFO_EXTENSION], name=name)
 
 
 def labels_there(images: Path) -> dict[str, bool]:
@@ -306,23 +348,18 @@ def label_folder(images: Path, name: str) -> Path:
 
 def decode_disparity(array: bytes, info: bytes, *, name: str) -> Disparity:
     """A label from the bytes of its two members. Raises `DataError`."""
-    record = parse_record(info, DisparityInfo, name=name, remedy="vq3d depth-labels again, with --force")
-    levels = decode_levels(array, name=name)
-    # The quotient comes first: it is exactly 1 at the top level, so s never leaves [0, 1] by rounding.
-    values = levels.to(torch.float32) / DISPARITY_LEVELS * (record.hi - record.lo) + record.lo
-    return Disparity(values, record)
+    record = parse_record(info, DisparityInfo, name=name, remedy=_LABEL_AGAIN)
+    return Disparity(decode_levels(array, name=name), record)
 
 
 def decode_levels(array: bytes, *, name: str) -> Tensor:
-    """Levels 0..65535 as int32 `[h, w]` from the bytes of a uint16 `.npy` file. Raises `DataError`; never unpickles."""
-    remedy = "vq3d depth-labels again, with --force"
+    """Levels uint16 `[h, w]` from the bytes of a `.npy` file. Raises `DataError`; never unpickles."""
     # numpy's own reader takes archives and any shape, and gives memory before it looks at the data.
     head = _LEVELS.match(array)
     shape = (int(head[1]), int(head[2])) if head else (0, 0)
     if head is None or not all(shape) or len(array) - head.end() != 2 * math.prod(shape):
-        raise DataError(f"disparity is not a uint16 image ({name})", remedy=remedy)
-    levels = np.frombuffer(array, "<u2", offset=head.end()).reshape(shape)
-    return torch.from_numpy(levels.astype(np.int32))
+        raise DataError(f"disparity is not a uint16 image ({name})", remedy=_LABEL_AGAIN)
+    return torch.from_numpy(np.frombuffer(array, "<u2", offset=head.end()).reshape(shape).copy())
 
 
 def encode_levels(levels: Tensor) -> bytes:
@@ -336,4 +373,12 @@ def resize_label(values: Tensor, side: int) -> Tensor:
     """Nearest neighbour: a mixture of near and far across an edge would be a surface that is nowhere."""
     if values.shape == (side, side):
         return values
-    return functional.interpolate(values[None, None], size=(side, side), mode="nearest-exact")[0, 0]
+    rows, columns = (_nearest(size, side) for size in values.shape)
+    return values[rows][:, columns]
+
+
+@functools.lru_cache(maxsize=16)
+def _nearest(size: int, side: int) -> Tensor:
+    """Which of `size` places is nearest to each of `side`."""
+    places = torch.arange(size, dtype=torch.float32)[None, None]
+    return functional.interpolate(places, size=side, mode="nearest-exact")[0, 0].long()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +22,7 @@ _REMEMBERED = 8  # permutations; a stream walks through them in order
 
 
 class Stream:
-    """The samples of one or several folders in the order of training.
+    """The samples of one or several folders in the order of training; threads may share one.
 
     Without shares, all samples of all folders come once an epoch. With them, a folder has its share of every BLOCK
     places, and its own samples come once before any comes again.
@@ -42,20 +43,22 @@ class Stream:
         self._slots = None if shares is None else _slots(counts, shares)
         self._permutations: dict[tuple[str, int], Tensor] = {}
         self._block, self._places = -1, list[tuple[int, int]]()
+        self._lock = threading.Lock()
 
     def at(self, position: int) -> tuple[int, int]:
         """The folder and the sample within it at a place of the stream."""
-        if self._slots is None:
-            epoch, step = divmod(position, self._starts[-1])
-            i = int(self._permuted("order", epoch, self._starts[-1])[step])
-            folder = next(f for f, end in enumerate(self._starts[1:]) if i < end)
-            return folder, i - self._starts[folder]
-        block, place = divmod(position, BLOCK)
-        if block != self._block:
-            self._block, self._places = block, self._laid_out(block, self._slots)
-        folder, turn = self._places[place]
-        epoch, step = divmod(turn, self._counts[folder])
-        return folder, int(self._permuted(f"order of folder {folder}", epoch, self._counts[folder])[step])
+        with self._lock:
+            if self._slots is None:
+                epoch, step = divmod(position, self._starts[-1])
+                i = int(self._permuted("order", epoch, self._starts[-1])[step])
+                folder = next(f for f, end in enumerate(self._starts[1:]) if i < end)
+                return folder, i - self._starts[folder]
+            block, place = divmod(position, BLOCK)
+            if block != self._block:
+                self._block, self._places = block, self._laid_out(block, self._slots)
+            folder, turn = self._places[place]
+            epoch, step = divmod(turn, self._counts[folder])
+            return folder, int(self._permuted(f"order of folder {folder}", epoch, self._counts[folder])[step])
 
     def _laid_out(self, block: int, slots: Sequence[int]) -> list[tuple[int, int]]:
         """For each place of a block, its folder and how many places that folder has had in the whole stream before."""
@@ -76,6 +79,17 @@ class Stream:
             known = torch.randperm(count, generator=generator(self._seed, purpose, number))
             self._permutations[purpose, number] = known
         return known
+
+
+def rows_of_rank(batch_size: int, rank: int, world_size: int) -> slice:
+    """The rows of each global batch that a rank takes. Raises `UsageError` if ranks get different numbers of them."""
+    if batch_size % world_size:
+        raise UsageError(
+            f"the batch size ({batch_size}) is not a multiple of the number of ranks ({world_size})",
+            remedy=f"--set training.batch_size={-(-batch_size // world_size) * world_size}",
+        )
+    rows = batch_size // world_size
+    return slice(rank * rows, (rank + 1) * rows)
 
 
 def _slots(counts: Sequence[int], shares: Sequence[float]) -> list[int]:

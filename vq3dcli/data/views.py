@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from vq3dcli.data.images import decode_image, resize
-from vq3dcli.data.shard_format import DISPARITY_LEVELS, INFO_EXTENSION, ViewInfo, parse_record, view_extensions
-from vq3dcli.data.shard_reader import PREPARE_AGAIN, ShardFolder, decode_levels, resize_label
+from vq3dcli.data.shard_format import INFO_EXTENSION, ViewInfo, parse_record, view_extensions
+from vq3dcli.data.shard_index import PREPARE_AGAIN
+from vq3dcli.data.shard_reader import ShardFolder, decode_levels, disparity_of, resize_label
 from vq3dcli.errors import DataError
 from vq3dcli.rendering.cameras import pivot_pose
 from vq3dcli.seeding import uniform
@@ -91,7 +92,7 @@ def read_views(folder: ShardFolder, i: int, numbers: Sequence[int], side: int) -
     Raises:
         DataError: They are damaged, or not there.
     """
-    name = f"{folder.path}, key {folder.entry(i).key}"
+    name = folder.name(i)
     extensions = [view_extensions(number) for number in numbers]
     members = folder.read(i, {INFO_EXTENSION, *(extension for pair in extensions for extension in pair)})
     views = []
@@ -100,7 +101,7 @@ def read_views(folder: ShardFolder, i: int, numbers: Sequence[int], side: int) -
         for number, (picture, disparity) in zip(numbers, extensions, strict=True):
             info = parse_record(json.dumps(infos[number]).encode(), ViewInfo, name=name, remedy=PREPARE_AGAIN)
             image = decode_image(members[picture], name=name, apply_orientation=False)
-            s = decode_levels(members[disparity], name=name).to(torch.float32) / DISPARITY_LEVELS
+            s = disparity_of(decode_levels(members[disparity], name=name), 0.0, 1.0)
             if image.shape[1:] != s.shape or image.shape[1] != image.shape[2]:
                 raise DataError(f"a view that is not square, or not its disparity's ({name})", remedy=PREPARE_AGAIN)
             pose = torch.tensor(info.cam_to_world)

@@ -25,6 +25,7 @@ from vq3dcli.data.shard_format import (
     RejectEntry,
     ShardEntry,
 )
+from vq3dcli.data.shard_index import open_index
 from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.data_tools.shard_writer import (
     Make,
@@ -44,7 +45,7 @@ from vq3dcli.sealed import json_value
 Progress = Callable[[int, int], None]
 Results = dict[int, tuple[ShardEntry, list[RejectEntry]]]
 
-_OURS = re.compile(r"shard-\d{6,}\.(tar|index\.json)|plan\.json|manifest\.json|rejects\.jsonl|SHA256SUMS")
+_OURS = re.compile(r"shard-\d{6,}\.(tar|index\.json)|(plan|manifest)\.json|rejects\.jsonl|SHA256SUMS|index\.columns")
 # Each is two files of a folder, and some hundred bytes of the manifest.
 _MOST_SHARDS = 10**5
 _PART_LOCK = re.compile(r"\.part-\d+-of-\d+\.lock")
@@ -156,6 +157,7 @@ def write_part(
         }
         write_bytes(out / SUMS_NAME, sums_text(sums))
         write_bytes(out / MANIFEST_NAME, text)
+        open_index(out, manifest, sha256_bytes(text))  # which is kept there: else all who read at once would make it
         return manifest
 
 

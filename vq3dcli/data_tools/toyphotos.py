@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vq3dcli.data.images import decode_square
+from vq3dcli.data.ahead import ahead
+from vq3dcli.data.images import decode_square, resize
 from vq3dcli.data.shard_format import MANIFEST_NAME
-from vq3dcli.data.shard_reader import ShardFolder
+from vq3dcli.data.shard_reader import open_images
 from vq3dcli.data_tools.sources.entry import Entry
 from vq3dcli.data_tools.sources.folder import folder_source
 from vq3dcli.data_tools.sources.reader import Reader
-from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.toyscenes.photos import SIDE_PX, PhotoBank
 
 MAX_PHOTOS = 2000  # 130 MB of texels
@@ -42,8 +42,7 @@ def read_photo_bank(path: Path, *, leave_out: Path) -> PhotoBank:
     if len(readers) > MAX_PHOTOS:
         chosen = [readers[i * len(readers) // MAX_PHOTOS] for i in range(MAX_PHOTOS)]
         _log.info("%d of the %d photos are used", MAX_PHOTOS, len(readers))
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        photos = [photo for photo in pool.map(lambda read: read(), chosen) if photo is not None]
+    photos = [photo for photo in ahead(lambda read: read(), chosen) if photo is not None]
     if not photos:
         raise DataError(f"no photos in it ({path})", remedy="a folder of images, or shards of vq3d prepare-data")
     if len(photos) < len(chosen):
@@ -52,14 +51,10 @@ def read_photo_bank(path: Path, *, leave_out: Path) -> PhotoBank:
 
 
 def _of_shards(path: Path) -> list[Callable[[], Tensor | None]]:
-    folder = ShardFolder(path)
-    if folder.manifest.kind != "images":
-        raise UsageError(f"holds labels, not images ({path})", remedy="the shard folder above it")
+    folder = open_images(path)
 
     def read(i: int) -> Tensor:
-        extension = folder.image_extension(i)
-        name = f"{path}, key {folder.entry(i).key}"
-        return _square(folder.read(i, [extension])[extension], name, turned=False)
+        return resize(folder.image(i), SIDE_PX, SIDE_PX)
 
     return [partial(read, i) for i in range(folder.num_samples)]
 
@@ -68,13 +63,9 @@ def _of_files(path: Path, leave_out: Path) -> list[Callable[[], Tensor | None]]:
     def read(entry: Entry) -> Tensor | None:
         try:
             with Reader() as reader:
-                return _square(reader.read(entry.place), entry.path, turned=True)
+                return decode_square(reader.read(entry.place), SIDE_PX, name=entry.path).image.contiguous()
         except (DataError, InputMissingError):  # also a link to nowhere
             return None
 
     entries = folder_source(path, leave_out=leave_out, classes="none").entries
     return [partial(read, entry) for entry in entries if not entry.reject]
-
-
-def _square(data: bytes, name: str, *, turned: bool) -> Tensor:
-    return decode_square(data, SIDE_PX, name=name, apply_orientation=turned).image.contiguous()

@@ -5,9 +5,7 @@ Plain scenes, or varied ones, whose surfaces may show photos.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vq3dcli.config.defaults import SHARD_SIZE
+from vq3dcli.data.ahead import ahead
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.shard_format import (
     DISPARITY_EXTENSION,
@@ -125,16 +124,10 @@ def toy_samples(
     """
     starts = range(positions.start, positions.stop, _SCENES_AT_ONCE)
     # Most operations on a chunk are too small for PyTorch to split, and compressing PNGs is not torch's at all.
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads) as pool:
-        pending: deque[Future[list[Sample]]] = deque()
-        for start in starts:
-            chunk = range(start, min(start + _SCENES_AT_ONCE, positions.stop))
-            pending.append(pool.submit(_render_chunk, chunk, size, seed, draw, views))
-            if len(pending) > threads:
-                yield from pending.popleft().result()
-        for future in pending:
-            yield from future.result()
+    chunks = (range(start, min(start + _SCENES_AT_ONCE, positions.stop)) for start in starts)
+    render = partial(_render_chunk, size=size, seed=seed, draw=draw, num_views=views)
+    for samples in ahead(render, chunks, threads=torch.get_num_threads()):
+        yield from samples
 
 
 @torch.no_grad()

@@ -28,7 +28,8 @@ from vq3dcli.data.shard_format import (
     ShardIndex,
     read_record,
 )
-from vq3dcli.data.shard_reader import ShardFolder, decode_disparity
+from vq3dcli.data.shard_index import read_shard_index
+from vq3dcli.data.shard_reader import decode_disparity
 from vq3dcli.data_tools.job import Progress, rejects_text
 from vq3dcli.data_tools.shard_writer import json_bytes
 from vq3dcli.errors import DataError, InputMissingError
@@ -175,9 +176,8 @@ def _check(path: Path, hash_of: Callable[[Path], str | None], problems: list[Pro
         report(SUMS_NAME, f"damaged: has a line for {name}, which is no file of this folder")
     if len(problems) == before and manifest is not None:  # what the hashes cannot tell
         try:
-            reader = ShardFolder(path)
-            for number in range(len(shards)):
-                reader.index(number)
+            for shard in manifest.shards:
+                read_shard_index(path, shard, manifest)
         except DataError as error:
             report(MANIFEST_NAME, error.message)
         if (manifest.num_samples, manifest.num_rejects) != (sum(s.samples for s in manifest.shards), len(rejects)):

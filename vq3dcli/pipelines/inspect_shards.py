@@ -11,15 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vq3dcli.data.images import decode_image, encode_png, resize
+from vq3dcli.data.images import encode_png, resize
 from vq3dcli.data.shard_format import (
-    DISPARITY_EXTENSION,
     DISPARITY_FOLDER,
-    DISPARITY_INFO_EXTENSION,
     REJECTS_NAME,
     Manifest,
 )
-from vq3dcli.data.shard_reader import Disparity, ShardFolder, decode_disparity, label_folder
+from vq3dcli.data.shard_reader import ShardFolder, label_folder
 from vq3dcli.data_tools.job import Progress
 from vq3dcli.data_tools.verify import verify_folder
 from vq3dcli.errors import DataError, InputMissingError, UsageError, Vq3dError
@@ -112,14 +110,14 @@ def _label_state(path: Path) -> str:
 
 
 def _label_facts(folder: ShardFolder) -> dict[str, Any]:
-    labels = [_label(folder, i) for i in _spread(folder.num_samples, _SAMPLES)]
+    labels = [folder.disparity(i) for i in _spread(folder.num_samples, _SAMPLES)]
     folder.close()
     options = {key: value for key, value in folder.manifest.options.items() if key != "images_manifest_sha256"}
     return _common_facts(folder.manifest) | {
         "made_with": options,
         "looked_into": len(labels),
         "kinds": dict(Counter(label.info.kind for label in labels)),
-        "sizes": dict(Counter("x".join(map(str, label.values.shape)) for label in labels)),
+        "sizes": dict(Counter("x".join(map(str, label.levels.shape)) for label in labels)),
         "flagged": dict(Counter(flag for label in labels for flag in label.info.flags)),
     }
 
@@ -148,24 +146,10 @@ def _original_sizes(folder: ShardFolder) -> list[int]:
     return sorted(sizes)
 
 
-def _label(folder: ShardFolder, i: int) -> Disparity:
-    members = folder.read(i, [DISPARITY_EXTENSION, DISPARITY_INFO_EXTENSION])
-    name = f"{folder.path}, key {folder.entry(i).key}"
-    return decode_disparity(members[DISPARITY_EXTENSION], members[DISPARITY_INFO_EXTENSION], name=name)
-
-
-def _image_cell(folder: ShardFolder, i: int) -> Tensor:
-    extension, name = folder.image_extension(i), f"{folder.path}, key {folder.entry(i).key}"
-    image = decode_image(folder.read(i, [extension])[extension], name=name, apply_orientation=False)
-    return resize(image, _CELL_PX, _CELL_PX)
-
-
 def _label_cell(folder: ShardFolder, i: int) -> tuple[Tensor, str]:
     """A label over its own range, near pale and far dark, and its key with what is wrong with it."""
-    values, info = _label(folder, i)
-    extent = info.hi - info.lo
-    shown = colour_map((values - info.lo) / extent if extent > 0 else values * 0.0)
-    return resize(shown, _CELL_PX, _CELL_PX), " ".join([folder.entry(i).key, *info.flags])
+    label = folder.disparity(i)
+    return resize(colour_map(label.relief), _CELL_PX, _CELL_PX), " ".join([folder.entry(i).key, *label.info.flags])
 
 
 def write_sheet(path: Path, out: Path, *, count: int = _SHEET_IMAGES) -> int:
@@ -186,7 +170,7 @@ def write_sheet(path: Path, out: Path, *, count: int = _SHEET_IMAGES) -> int:
     for i in _spread(folder.num_samples, count):
         if folder.manifest.kind == "images":
             number = folder.entry(i).class_index
-            cell, text = _image_cell(folder, i), "-" if number is None else names[number]
+            cell, text = resize(folder.image(i), _CELL_PX, _CELL_PX), "-" if number is None else names[number]
         else:
             cell, text = _label_cell(folder, i)
         cells.append(cell)
@@ -201,12 +185,12 @@ def write_sheet(path: Path, out: Path, *, count: int = _SHEET_IMAGES) -> int:
 def write_preview(shards: Path, name: str, out: Path) -> None:
     """Write a PNG of images, evenly spread over a finished shard folder, each beside its label `name`."""
     images, labels = ShardFolder(shards), ShardFolder(label_folder(shards, name))
-    position = {key: i for i, key in enumerate(labels.keys)}
     cells, texts = [], []
     for i in _spread(images.num_samples, _PREVIEW_PAIRS):
-        if images.entry(i).key in position:
-            cell, text = _label_cell(labels, position[images.entry(i).key])
-            cells.append(torch.cat([_image_cell(images, i), cell], dim=-1))
+        position = labels.index.position(int(images.index.keys[i]))
+        if position is not None:
+            cell, text = _label_cell(labels, position)
+            cells.append(torch.cat([resize(images.image(i), _CELL_PX, _CELL_PX), cell], dim=-1))
             texts.append(text)
     if cells:
         make_folder(out.parent)

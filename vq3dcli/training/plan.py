@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vq3dcli.config.schema import Recipe, ScheduleSection, Stage1Recipe
-from vq3dcli.data.loader import CACHE_BYTES
+from vq3dcli.data.loader import CACHE_BYTES, CACHED_BYTES_A_PIXEL
 from vq3dcli.data.shard_reader import label_folder
 from vq3dcli.errors import RecipeError, UsageError
 from vq3dcli.model.build import build_autoencoder
@@ -182,8 +182,8 @@ def _memory(
     """Bytes of one processor at the worst moment of a step."""
     half_copies = 2 * parameters if processor.dtype == torch.bfloat16 else 0  # autocast casts each weight once a step
     on_cpu = processor.kind == "cpu"
-    # The loader keeps all decoded samples, eight-bit colours and float32 disparity, if they fit.
-    decoded = round(samples * 7 * _stored_pixels(recipe))
+    # The loader keeps all decoded samples, eight-bit colours and 16-bit disparity, if they fit.
+    decoded = round(samples * CACHED_BYTES_A_PIXEL * _stored_pixels(recipe))
     memory = {
         "weights": 4 * parameters + half_copies,
         "gradients": 4 * parameters * (2 if gpus > 1 else 1),  # DistributedDataParallel keeps them in buckets, too

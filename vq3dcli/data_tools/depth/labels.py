@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from vq3dcli.data.images import decode_image
+from vq3dcli.data.ahead import ahead
 from vq3dcli.data.shard_format import (
     DISPARITY_EXTENSION,
     DISPARITY_INFO_EXTENSION,
-    MANIFEST_NAME,
     DisparityInfo,
     LabelKind,
     Manifest,
 )
-from vq3dcli.data.shard_reader import PREPARE_AGAIN, ShardFolder, decode_levels, encode_levels, label_folder
+from vq3dcli.data.shard_index import PREPARE_AGAIN
+from vq3dcli.data.shard_reader import ShardFolder, decode_levels, encode_levels, label_folder
 from vq3dcli.data_tools.depth.models import DepthModel
 from vq3dcli.data_tools.depth.quality import make_label
 from vq3dcli.data_tools.job import Job, Progress, write_part
 from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.data_tools.shard_writer import Sample, compact_json
 from vq3dcli.errors import DataError, UsageError
-from vq3dcli.files import sha256_file
 from vq3dcli.sealed import json_value
 
 EXACT = "exact"
 LABEL_PX = 128
 BATCH_SIZE = 16
-_MAX_DECODERS = 8
 # A network whose labels are nearly all of no use is the wrong one, or is given wrong images: the run ends at the first
 # shard of at least so many images of which more than this share is flagged.
 _FEWEST_JUDGED, _MOST_FLAGGED = 32, 0.95
@@ -99,7 +95,7 @@ def label_by_model(
     """
     images = ShardFolder(shards)
     counts: Counter[str] = Counter() if flagged is None else flagged
-    first = [_image(images, i) for i in range(min(batch_size, images.num_samples))]
+    first = [images.image(i) for i in range(min(batch_size, images.num_samples))]
     if first:  # a network that fails, or for which the batch is too large, leaves no folder with a plan behind
         model.predict(torch.stack(first))
     side = min(size, images.manifest.stored_size)
@@ -142,7 +138,7 @@ def write_labels(
         plan={
             **(options or {}),
             "model": name,
-            "images_manifest_sha256": sha256_file(images.path / MANIFEST_NAME),
+            "images_manifest_sha256": images.sha256,
         },
         make=make,
     )
@@ -159,7 +155,7 @@ def _exact_samples(images: ShardFolder, positions: range) -> Iterator[Sample]:
     for i in positions:
         entry = images.entry(i)
         members = images.read(i, [DISPARITY_EXTENSION, "json"])
-        name = f"{images.path}, key {entry.key}"
+        name = images.name(i)
         try:
             levels, own = members[DISPARITY_EXTENSION], json_value(members["json"])
             info = _info(images, i, own["kind"], own["lo"], own["hi"], [])
@@ -174,43 +170,23 @@ def _predicted_samples(
 ) -> Iterator[Sample]:
     """Labels of a shard, batch by batch; the next batch is decoded while the network works."""
     unusable = 0
-    batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
-    with ThreadPoolExecutor(min(_MAX_DECODERS, os.cpu_count() or 1)) as pool:
-
-        def begin(batch: range) -> list[Future[Tensor]]:
-            return [pool.submit(_image, images, i) for i in batch]
-
-        try:
-            ahead = begin(batches[0]) if batches else []
-            for number, batch in enumerate(batches):
-                now, ahead = ahead, begin(batches[number + 1]) if number + 1 < len(batches) else []
-                maps = model.disparity(torch.stack([future.result() for future in now]))
-                for i, disparity in zip(batch, maps, strict=True):
-                    label, entry = make_label(disparity, side), images.entry(i)
-                    flagged.update(label.flags)
-                    unusable += bool(label.flags)
-                    info = _info(images, i, "relative", label.lo, label.hi, label.flags)
-                    yield label_sample(entry.key, entry.class_index, encode_levels(label.levels), info)
-            if len(positions) >= _FEWEST_JUDGED and unusable > _MOST_FLAGGED * len(positions):
-                raise DataError(
-                    f"{unusable} of {len(positions)} labels of a shard are of no use: {dict(flagged)}",
-                    remedy="another network, or --input-size and --predicts as its page says",
-                )
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    pictures = ahead(images.image, positions, most=2 * batch_size)
+    with contextlib.closing(pictures):
+        for start in range(0, len(positions), batch_size):
+            batch = positions[start : start + batch_size]
+            maps = model.disparity(torch.stack(list(islice(pictures, len(batch)))))
+            for i, disparity in zip(batch, maps, strict=True):
+                label, entry = make_label(disparity, side), images.entry(i)
+                flagged.update(label.flags)
+                unusable += bool(label.flags)
+                info = _info(images, i, "relative", label.lo, label.hi, label.flags)
+                yield label_sample(entry.key, entry.class_index, encode_levels(label.levels), info)
+    if len(positions) >= _FEWEST_JUDGED and unusable > _MOST_FLAGGED * len(positions):
+        raise DataError(
+            f"{unusable} of {len(positions)} labels of a shard are of no use: {dict(flagged)}",
+            remedy="another network, or --input-size and --predicts as its page says",
+        )
 
 
 def _info(images: ShardFolder, i: int, kind: LabelKind, lo: float, hi: float, flags: list[str]) -> DisparityInfo:
-    sha256 = images.entry(i).members[images.image_extension(i)].sha256
-    return DisparityInfo(kind=kind, lo=lo, hi=hi, flags=flags, sha256=sha256)
-
-
-def _image(images: ShardFolder, i: int) -> Tensor:
-    """Image `i`, uint8 `[3, T, T]`, T the stored side."""
-    extension = images.image_extension(i)
-    name = f"{images.path}, key {images.entry(i).key}"
-    image = decode_image(images.read(i, [extension])[extension], name=name, apply_orientation=False)
-    side = images.manifest.stored_size
-    if image.shape[1:] != (side, side):
-        raise DataError(f"stored image is not {side} x {side} pixels ({name})", remedy=PREPARE_AGAIN)
-    return image
+    return DisparityInfo(kind=kind, lo=lo, hi=hi, flags=flags, sha256=images.image_sha256(i))

@@ -9,10 +9,8 @@ Legend: N images, B images of a batch, S side in pixels.
 from __future__ import annotations
 
 import itertools
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vq3dcli.data.ahead import ahead
 from vq3dcli.data.arrays import ArrayHeader, npz_header, npz_rows, read_npz
-from vq3dcli.data.images import FORMATS, SUFFIXES, decode_image, read_image, resize, to_square
+from vq3dcli.data.images import FORMATS, SUFFIXES, read_image, resize, to_square
 from vq3dcli.data.shard_format import MANIFEST_NAME
 from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.errors import DataError, InputMissingError, UsageError
@@ -141,7 +140,7 @@ def toy_set(
 
     def batches() -> Iterator[Tensor]:
         # Most operations on a batch are too small for PyTorch to split over its threads.
-        yield from _ahead(draw, numbers.split(_BATCH), torch.get_num_threads())
+        yield from ahead(draw, numbers.split(_BATCH), threads=torch.get_num_threads())
 
     description = {
         "kind": "toy scenes",
@@ -189,17 +188,12 @@ def shard_set(name: str, folder: ShardFolder, rows: Tensor, *, size_px: int) -> 
         )
 
     def read(i: int) -> Tensor:
-        extension = folder.image_extension(i)
-        key = f"{folder.path}, key {folder.entry(i).key}"
-        image = decode_image(folder.read(i, [extension])[extension], name=key, apply_orientation=False)
-        if image.shape[1] != image.shape[2]:
-            raise DataError(f"stored image is not square ({key})", remedy="vq3d prepare-data with --force")
-        return resize(image, size_px, size_px)
+        return resize(folder.image(i), size_px, size_px)
 
     stored = manifest.stored_size
     description = {
         "kind": "shards",
-        "manifest_sha256": sha256_file(folder.path / MANIFEST_NAME),
+        "manifest_sha256": folder.sha256,
         "count": len(rows),
         "rows_sha256": sha256_bytes(rows.numpy().tobytes()),
         "size_px": size_px,
@@ -347,19 +341,6 @@ def _reader(read: Callable[[int], Tensor], rows: Sequence[int]) -> Callable[[], 
 
     def batches() -> Iterator[Tensor]:
         parts = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
-        yield from _ahead(lambda part: torch.stack([read(i) for i in part]), parts, os.cpu_count() or 1)
+        yield from ahead(lambda part: torch.stack([read(i) for i in part]), parts)
 
     return batches
-
-
-def _ahead(make: Callable[[Any], Tensor], parts: Sequence[Any], threads: int) -> Iterator[Tensor]:
-    """`make` of each part in order, as many at a time as there are threads."""
-    with ThreadPoolExecutor(threads) as pool:
-        pending = [pool.submit(make, part) for part in parts[: threads + 1]]
-        try:
-            for number in range(len(parts)):
-                yield pending.pop(0).result()
-                if number + threads + 1 < len(parts):
-                    pending.append(pool.submit(make, parts[number + threads + 1]))
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)

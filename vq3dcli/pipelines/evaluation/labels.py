@@ -22,11 +22,10 @@ from torch import Tensor
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import LABEL_KIND
 from vq3dcli.data.shard_format import MANIFEST_NAME
-from vq3dcli.data.shard_reader import LabelFolder, ShardFolder, label_folder, labels_there, resize_label
+from vq3dcli.data.shard_reader import LabelFolder, ShardFolder, labels_there, resize_label
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
-from vq3dcli.files import sha256_file
 from vq3dcli.losses.depth import LABEL_METRIC, align_canonical
 from vq3dcli.metrics.warp import evaluation_cameras
 from vq3dcli.model.build import build_canonical_camera, build_frustum
@@ -70,7 +69,7 @@ def open_labelled(path: Path, name: str | None, *, count: int | None, seed: int,
     images = shard_set("labelled images", folder, torch.tensor([row for row, _ in chosen]), size_px=size_px)
     description = {
         "labels": name,
-        "manifest_sha256": sha256_file(label_folder(path, name) / MANIFEST_NAME),
+        "manifest_sha256": labels.sha256,
         "metric": kinds.count(LABEL_METRIC),
         "relative": len(kinds) - kinds.count(LABEL_METRIC),
         "resize": "nearest",

@@ -1,0 +1,40 @@
+"""Results that threads make before they are asked for."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# More than most machines have cores for: some wait for a disk while others decode.
+THREADS = 8
+
+
+def ahead(
+    make: Callable[[Item], Result], items: Iterable[Item], *, threads: int = THREADS, most: int | None = None
+) -> Generator[Result, None, None]:
+    """`make` of each item, in order, in threads that end with the iterator.
+
+    Args:
+        make: May be called in any thread. What it raises is raised in its item's turn.
+        items: They may have no end.
+        most: Results that are begun before the first of them is taken; by default as many as threads.
+    """
+    remaining = iter(items)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="vq3d-ahead")
+    pending: deque[Future[Result]] = deque()
+    try:
+        for item in islice(remaining, most or threads):
+            pending.append(pool.submit(make, item))
+        while pending:
+            result = pending.popleft().result()
+            for item in islice(remaining, 1):
+                pending.append(pool.submit(make, item))
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
