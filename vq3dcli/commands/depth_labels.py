@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from vq3dcli.commands.options import PartOption, asked_part, unfinished
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, refuse_given
 from vq3dcli.errors import UsageError
-
-if TYPE_CHECKING:
-    from vq3dcli.data.shard_format import Manifest
 
 MODEL = (
     "embedded; what vq3d train-depth wrote; a folder or a name of the Hugging Face Hub for transformers; an .onnx "
@@ -64,11 +61,13 @@ def command(
       vq3d depth-labels shards/ --model midas.onnx --input-size 384 --name midas
       torchrun --nproc-per-node 8 -m vq3dcli depth-labels shards/ --model models/dpt-large
     """
-    from vq3dcli.data.shard_reader import ShardFolder
+    from vq3dcli.data.shard_reader import ShardFolder, label_folder
     from vq3dcli.data_tools.depth.labels import BATCH_SIZE, EXACT, LABEL_PX, label_by_model, label_exact
     from vq3dcli.data_tools.depth.models import find_model, open_model
+    from vq3dcli.pipelines.inspect_shards import write_preview
 
     output = Output("depth-labels", json, quiet)
+    flagged: Counter[str] = Counter()
     if model == EXACT:
         if name not in (None, EXACT):
             raise UsageError("these labels are called `exact`", remedy="no --name")
@@ -83,61 +82,53 @@ def command(
             "--device": device != "auto",
         }
         refuse_given(networks_only, "is for networks, not for --model exact")
+        name = EXACT
         with output.counting("labelling", unit="images") as progress:
             manifest = label_exact(shards, force=force, progress=progress)
-        _finish(output, shards, EXACT, manifest, {}, preview)
-        return
-    if name is not None and (name in (EXACT, "none") or Path(name).name != name or name.startswith(".")):
-        raise UsageError(f"not a name for labels: {name!r}", remedy="--name with letters, digits, dots and dashes")
-    files = find_model(model, download=download)
-    name = name or files.name
-    ShardFolder(shards)  # what is wrong with the shards is said before a large network is loaded
-    share = asked_part(part, output)
-    network = open_model(
-        files,
-        pick_device(device),
-        meaning=None if predicts == "auto" else predicts,
-        input_px=input_size,
-        or_cpu=device == "auto",
-        flip=flip,
-    )
-    output.note(f"{name}: {', '.join(f'{key} {value}' for key, value in network.facts.items() if key != 'sha256')}")
-    flagged: Counter[str] = Counter()
-    with output.counting("labelling", unit="images") as progress:
-        found = label_by_model(
-            shards,
-            network,
-            name,
-            size=size,
-            batch_size=batch_size,
-            part=share,
-            force=force,
-            progress=progress,
-            flagged=flagged,
+    else:
+        if name is not None and (name in (EXACT, "none") or Path(name).name != name or name.startswith(".")):
+            raise UsageError(f"not a name for labels: {name!r}", remedy="--name with letters, digits, dots and dashes")
+        files = find_model(model, download=download)
+        name = name or files.name
+        ShardFolder(shards)  # what is wrong with the shards is said before a large network is loaded
+        share = asked_part(part, output)
+        network = open_model(
+            files,
+            pick_device(device),
+            meaning=None if predicts == "auto" else predicts,
+            input_px=input_size,
+            or_cpu=device == "auto",
+            flip=flip,
         )
-    if found is None:
-        output.note(unfinished(share))
-        output.finish(metrics={"part": str(share), "flagged_now": dict(flagged)})
-        return
-    _finish(output, shards, name, found, dict(flagged), preview)
-
-
-def _finish(
-    output: Output, shards: Path, name: str, manifest: Manifest, flagged: dict[str, int], preview: Path | None
-) -> None:
-    from vq3dcli.data.shard_reader import label_folder
-    from vq3dcli.pipelines.inspect_shards import write_preview
-
+        output.note(f"{name}: {', '.join(f'{key} {value}' for key, value in network.facts.items() if key != 'sha256')}")
+        with output.counting("labelling", unit="images") as progress:
+            made = label_by_model(
+                shards,
+                network,
+                name,
+                size=size,
+                batch_size=batch_size,
+                part=share,
+                force=force,
+                progress=progress,
+                flagged=flagged,
+            )
+        if made is None:
+            output.note(unfinished(share))
+            output.finish(metrics={"part": str(share), "flagged_now": dict(flagged)})
+            return
+        manifest = made
     outputs = [label_folder(shards, name)]
-    if sum(flagged.values()) > _MANY_FLAGGED * manifest.num_samples:
-        output.warn(f"many labels are of no use, and training will pass them over: {flagged}; --preview shows them")
+    if flagged.total() > _MANY_FLAGGED * manifest.num_samples:
+        output.warn(
+            f"many labels are of no use, and training will pass them over: {dict(flagged)}; --preview shows them"
+        )
     if preview is not None:
         write_preview(shards, name, preview)
         outputs.append(preview)
     metrics: dict[str, object] = {
         "labels": manifest.num_samples,
         "bytes": sum(shard.size for shard in manifest.shards),
+        **({"flagged_now": dict(flagged)} if flagged else {}),
     }
-    if flagged:
-        metrics["flagged_now"] = flagged
     output.finish(count=manifest.num_samples, metrics=metrics, outputs=outputs)

@@ -194,20 +194,14 @@ def _rejects(results: Results) -> list[RejectEntry]:
 
 def _manifest(job: Job, results: Results) -> Manifest:
     entries = [results[number][0] for number in sorted(results)]
+    same = ("kind", "preset", "image_size", "margin", "own_disparity", "views", "class_names", "class_titles")
     return Manifest(
         format_version=FORMAT_VERSION,
-        kind=job.kind,
-        preset=job.preset,
-        image_size=job.image_size,
-        margin=job.margin,
-        own_disparity=job.own_disparity,
-        views=job.views,
         num_samples=sum(entry.samples for entry in entries),
         num_rejects=len(_rejects(results)),
-        class_names=job.class_names,
-        class_titles=job.class_titles,
         options=job.plan,
         shards=entries,
+        **{name: getattr(job, name) for name in same},
     )
 
 

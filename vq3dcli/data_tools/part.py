@@ -47,20 +47,18 @@ def part_from_environment(environment: Mapping[str, str]) -> Part:
     its processes. The variables of a batch script outside of `srun` say how many tasks were asked for, not how many
     run, and count for nothing.
     """
-    if "RANK" in environment and "WORLD_SIZE" in environment:
+    if {"RANK", "WORLD_SIZE"} <= environment.keys():
         return Part(number_in(environment, "RANK"), number_in(environment, "WORLD_SIZE"))
     part = WHOLE
     if "SLURM_ARRAY_TASK_ID" in environment:
         step = number_in(environment, "SLURM_ARRAY_TASK_STEP", 1) or 1
         first = number_in(environment, "SLURM_ARRAY_TASK_MIN", 0)
-        last = number_in(environment, "SLURM_ARRAY_TASK_MAX", first)
-        index = (number_in(environment, "SLURM_ARRAY_TASK_ID") - first) // step
+        count = (number_in(environment, "SLURM_ARRAY_TASK_MAX", first) - first) // step + 1
         # A list such as 1,5,7 has no step: then ids and not tasks are counted, and its count does not fit.
-        count = number_in(environment, "SLURM_ARRAY_TASK_COUNT", (last - first) // step + 1)
-        if count != (last - first) // step + 1:
+        if count != number_in(environment, "SLURM_ARRAY_TASK_COUNT", count):
             raise UsageError("the task ids of the SLURM array are no even range", remedy="--part, or --array=0-7")
-        part = Part(index, count)
-    if "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
+        part = Part((number_in(environment, "SLURM_ARRAY_TASK_ID") - first) // step, count)
+    if {"SLURM_STEP_NUM_TASKS", "SLURM_PROCID"} <= environment.keys():
         tasks = number_in(environment, "SLURM_STEP_NUM_TASKS")
         part = Part(part.index * tasks + number_in(environment, "SLURM_PROCID"), part.count * tasks)
     return part
@@ -68,9 +66,10 @@ def part_from_environment(environment: Mapping[str, str]) -> Part:
 
 def number_in(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
     """The number that a variable says. Raises `UsageError` if it says none."""
+    value = environment.get(name, default)
     try:
-        return int(environment[name]) if default is None else int(environment.get(name, default))
-    except (KeyError, ValueError) as error:
+        return int(value if value is not None else "")
+    except ValueError as error:
         raise UsageError(
-            f"the variable {name} of the environment is no number: {environment.get(name)!r}", remedy=f"unset {name}"
+            f"the variable {name} of the environment is no number: {value!r}", remedy=f"unset {name}"
         ) from error

@@ -18,10 +18,10 @@ from vq3dcli.data.shard_format import Manifest, sample_key, stored_size
 from vq3dcli.data_tools.job import Job, Progress, shard_ranges, write_part
 from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.data_tools.shard_writer import Reject, Sample, compact_json
-from vq3dcli.data_tools.sources.compcars import CarSplit, ClassBy, compcars_source
+from vq3dcli.data_tools.sources.compcars import ClassBy, compcars_source
 from vq3dcli.data_tools.sources.entry import Box, Entry, FilePlace, Place, Row, Source, Span
 from vq3dcli.data_tools.sources.folder import Classes, folder_source
-from vq3dcli.data_tools.sources.imagenet import Split, imagenet_source
+from vq3dcli.data_tools.sources.imagenet import imagenet_source
 from vq3dcli.data_tools.sources.reader import Reader
 from vq3dcli.data_tools.workers import available_cores
 from vq3dcli.errors import DataError, InputMissingError, StoppedError, StorageError
@@ -77,11 +77,9 @@ def open_source(
         class_by: For `compcars`.
     """
     if preset == "imagenet":
-        imagenet_split: Split = "train" if split == "train" else "val" if split == "val" else "auto"
-        listed = imagenet_source(source, leave_out=out, split=imagenet_split, devkit=devkit)
+        listed = imagenet_source(source, leave_out=out, split=split, devkit=devkit)
     elif preset == "compcars":
-        car_split: CarSplit = "train" if split == "train" else "test" if split == "test" else "all"
-        listed = compcars_source(source, leave_out=out, class_by=class_by, split=car_split)
+        listed = compcars_source(source, leave_out=out, class_by=class_by, split="all" if split == "auto" else split)
     else:
         listed = folder_source(source, leave_out=out, classes=classes)
     for note in listed.notes:

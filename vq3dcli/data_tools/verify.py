@@ -63,14 +63,13 @@ class Verification:
     unfinished: list[Path] = field(default_factory=list)
 
 
-@dataclass
-class _Folder:
+class _Folder(NamedTuple):
     """One shard folder as far as it is sound: its parsed records, and the hashes of its files (None: not there)."""
 
     path: Path
-    manifest: Manifest | None = None
-    indices: dict[str, ShardIndex] = field(default_factory=dict)
-    hashes: dict[str, str | None] = field(default_factory=dict)
+    manifest: Manifest | None
+    indices: dict[str, ShardIndex]
+    hashes: dict[str, str | None]
 
 
 def verify_folder(folder: Path, *, progress: Progress = lambda done, total: None) -> Verification:
@@ -123,7 +122,9 @@ def _is_finished(folder: Path) -> bool:
 
 def _check(path: Path, hash_of: Callable[[Path], str | None], problems: list[Problem]) -> _Folder:
     """Check everything that can be checked in a folder alone; what is wrong is appended to `problems`."""
-    folder, before = _Folder(path), len(problems)
+    before = len(problems)
+    indices: dict[str, ShardIndex] = {}
+    hashes: dict[str, str | None] = {}
 
     def report(name: str, reason: str) -> None:
         problems.append(Problem(path / name, reason))
@@ -132,7 +133,7 @@ def _check(path: Path, hash_of: Callable[[Path], str | None], problems: list[Pro
         """Whether a file is as `SHA256SUMS` says, or as `other` does, the hash that stands in another file."""
         actual, listed = hash_of(path / name), sums.get(name)
         known = {listed, other} - {None}
-        folder.hashes[name] = actual
+        hashes[name] = actual
         if actual is None:
             report(name, "missing")
         elif known and actual not in known:
@@ -152,23 +153,23 @@ def _check(path: Path, hash_of: Callable[[Path], str | None], problems: list[Pro
 
     sums = _read_sums(path, report)
     hash_of(path / SUMS_NAME)
-    folder.manifest = manifest = parsed(MANIFEST_NAME, Manifest)
+    manifest = parsed(MANIFEST_NAME, Manifest)
     is_sound(MANIFEST_NAME)
     listed = {shard.name: shard for shard in manifest.shards} if manifest else {}
     shards = list(listed) or sorted({name.split(".")[0] for name in sums if _SHARD_FILE.fullmatch(name)})
     for name in shards:
         file = f"{name}.index.json"
         if is_sound(file, listed[name].index_sha256 if listed else None) and (index := parsed(file, ShardIndex)):
-            folder.indices[name] = index
+            indices[name] = index
     plan = json_bytes({"format_version": manifest.format_version, **manifest.options}) if manifest else None
     is_sound(PLAN_NAME, sha256_bytes(plan) if plan else None)
     for name in shards:
         file = f"{name}.tar"
-        if not is_sound(file, listed[name].sha256 if listed else None) and folder.hashes[file]:
-            for reason in _damage(path / file, folder.indices[name]) if name in folder.indices else ():
+        if not is_sound(file, listed[name].sha256 if listed else None) and hashes[file]:
+            for reason in _damage(path / file, indices[name]) if name in indices else ():
                 report(file, reason)
-    rejects = [reject for index in folder.indices.values() for reject in index.rejects]
-    is_sound(REJECTS_NAME, sha256_bytes(rejects_text(rejects)) if len(folder.indices) == len(shards) else None)
+    rejects = [reject for index in indices.values() for reject in index.rejects]
+    is_sound(REJECTS_NAME, sha256_bytes(rejects_text(rejects)) if len(indices) == len(shards) else None)
     known = {PLAN_NAME, REJECTS_NAME, MANIFEST_NAME, *(f"{n}.{end}" for n in shards for end in ("tar", "index.json"))}
     for name in sorted({file.name for file in path.iterdir() if _SHARD_FILE.fullmatch(file.name)} - known):
         report(name, "not in the manifest: left over, or the manifest is damaged")
@@ -182,7 +183,7 @@ def _check(path: Path, hash_of: Callable[[Path], str | None], problems: list[Pro
             report(MANIFEST_NAME, error.message)
         if (manifest.num_samples, manifest.num_rejects) != (sum(s.samples for s in manifest.shards), len(rejects)):
             report(MANIFEST_NAME, "damaged: its numbers of samples and rejects are not those of its shards")
-    return folder
+    return _Folder(path, manifest, indices, hashes)
 
 
 def _read_sums(path: Path, report: Callable[[str, str], None]) -> dict[str, str]:

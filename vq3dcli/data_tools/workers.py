@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -58,8 +57,12 @@ def run_tasks(
     reported = 0
     try:
         while True:
-            with _no_interrupts():
-                pending |= {pool.submit(_call, function, t) for t in islice(remaining, 2 * workers - len(pending))}
+            # Ctrl-C waits: a process that starts meanwhile inherits that, until `_start_worker` tells it to ignore it.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                pending |= {pool.submit(function, t, _count) for t in islice(remaining, 2 * workers - len(pending))}
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             if not pending:
                 break
             ready, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -79,16 +82,6 @@ def run_tasks(
                 remedy="the same command with fewer --workers; finished shards are kept",
             ) from error
         raise
-
-
-@contextlib.contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Ctrl-C waits: a process that starts meanwhile inherits that, until `_start_worker` tells it to ignore it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(counter: Any) -> None:
@@ -112,10 +105,6 @@ def _start_worker(counter: Any) -> None:
 def _die_with(parent: Any) -> None:
     parent.join()
     os._exit(1)
-
-
-def _call(function: Callable[[Task, Advance], Result], task: Task) -> Result:
-    return function(task, _count)
 
 
 def _count(items: int) -> None:

@@ -21,7 +21,6 @@ from vq3dcli.data_tools.sources.reader import Reader
 from vq3dcli.errors import DataError, InputMissingError, Vq3dError
 
 ClassBy = Literal["model", "make", "type", "viewpoint"]
-CarSplit = Literal["all", "train", "test"]
 
 VIEWPOINTS = {1: "front", 2: "rear", 3: "side", 4: "front-side", 5: "rear-side"}
 IMAGES, MAKES, MODELS = 136_726, 163, 1716  # whole cars
@@ -45,7 +44,7 @@ class _Names(NamedTuple):
     type_of_model: Mapping[int, int]
 
 
-def compcars_source(source: Path, *, leave_out: Path, class_by: ClassBy = "model", split: CarSplit = "all") -> Source:
+def compcars_source(source: Path, *, leave_out: Path, class_by: ClassBy = "model", split: str = "all") -> Source:
     """The photos of whole cars, sorted by path, each with a box and what is known about it.
 
     A photo whose class is not known (viewpoint uncertain, type not recorded) has none. Photos that a split lists and
@@ -54,7 +53,7 @@ def compcars_source(source: Path, *, leave_out: Path, class_by: ClassBy = "model
     Args:
         source: The folder that holds `image/`, or `data/` with it; or a tar of that.
         leave_out: The output, which may lie in the folder.
-        split: One of the official lists for classification, which have a part of the photos; `all` takes all.
+        split: `train` or `test`, the official lists for classification, which have a part of the photos; or `all`.
 
     Raises:
         InputMissingError: No `image/` there, no list of the split, or not one photo whose class is known.

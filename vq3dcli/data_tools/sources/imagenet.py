@@ -14,7 +14,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
 
 from vq3dcli.data.images import SUFFIXES
 from vq3dcli.data_tools.sources.entry import Entry, FilePlace, Source, counted
@@ -32,8 +31,6 @@ from vq3dcli.data_tools.sources.wnids import (
 )
 from vq3dcli.errors import InputMissingError, UsageError
 
-Split = Literal["auto", "train", "val"]
-
 NUM_CLASSES = 1000
 # Images of a whole split, and the fewest and most of a class.
 EXPECTED = {"train": (1_281_167, 732, 1300), "val": (50_000, 50, 50)}
@@ -44,13 +41,14 @@ _OTHER_TASKS = re.compile(r"ILSVRC2012_img_train_t3\.tar|ILSVRC2012_(bbox|devkit
 _Labelled = list[tuple[Entry, str | None]]  # files, and the WordNet ids of their classes
 
 
-def imagenet_source(source: Path, *, leave_out: Path, split: Split = "auto", devkit: Path | None = None) -> Source:
+def imagenet_source(source: Path, *, leave_out: Path, split: str = "auto", devkit: Path | None = None) -> Source:
     """The images of one split; class indices are positions among the sorted WordNet ids that occur.
 
     Args:
         source: A folder, a tar or a Parquet file.
         leave_out: The output, which may lie in the folder.
-        split: `auto`: train where there is any, else val. Where no folder and no archive names a split, all is taken.
+        split: `train`, `val`, or `auto`: train where there is any, else val. Where no folder and no archive names a
+            split, all is taken.
         devkit: Labels of the flat validation set; it is also found beside the images.
 
     Raises:
@@ -110,7 +108,7 @@ def imagenet_source(source: Path, *, leave_out: Path, split: Split = "auto", dev
     return result
 
 
-def _chosen_split(split: Split, paths: Iterable[str]) -> str:
+def _chosen_split(split: str, paths: Iterable[str]) -> str:
     """`train`, `val`, or `any` where no path names a split."""
     named = {_split_of(path) for path in paths} - {None}
     if split != "auto":
