@@ -91,16 +91,16 @@ class Builder:
         numbered = [(texture, mirrored) for _, texture, mirrored in self._textures.values()]
         most = max([len(texture.sizes) for texture, _ in numbered], default=1)
         shape = (max(1, len(numbered)), most)
-        first, width, height = (np.full(shape, 1 if i else 0, np.int32) for i in range(3))
+        sizes = np.tile(np.array([0, 1, 1], np.int32), (*shape, 1))
         levels, cutoff = np.ones(shape[0], np.int32), np.zeros(shape[0], np.int32)
         flags, start = np.zeros(shape[0], np.uint8), 0
         for number, (texture, mirrored) in enumerate(numbered):
             levels[number], cutoff[number], flags[number] = len(texture.sizes), texture.cutoff, mirrored
             for level, (wide, high) in enumerate(texture.sizes):
-                first[number, level], width[number, level], height[number, level] = start, wide, high
+                sizes[number, level] = start, wide, high
                 start += wide * high
         texels = [texture.texels for texture, _ in numbered] or [np.zeros((1, 4), np.uint8)]
-        return Textures(np.concatenate(texels), first, width, height, levels, cutoff, flags)
+        return Textures(np.concatenate(texels), sizes, levels, cutoff, flags)
 
 
 def turned(vectors: Floats | Singles, yaw_rad: float) -> Floats:

@@ -34,18 +34,14 @@ class Textures(NamedTuple):
 
     Attributes:
         texels: uint8 `[C, 4]`, RGB and alpha.
-        first: Row of a level's first texel, int32 `[K, L]`.
-        width: Of a level, int32 `[K, L]`.
-        height: Of a level, int32 `[K, L]`.
+        sizes: Row of a level's first texel, its width and height, int32 `[K, L, 3]`.
         levels: Number of levels, int32 `[K]`.
         cutoff: Alpha from which on a texel is there; 0 where all are, int32 `[K]`.
         mirrored: Whether a picture is mirrored where it ends, not repeated, uint8 `[K]`.
     """
 
     texels: Bytes
-    first: Ints
-    width: Ints
-    height: Ints
+    sizes: Ints
     levels: Ints
     cutoff: Ints
     mirrored: Bytes
@@ -73,8 +69,7 @@ class Triangles(NamedTuple):
 
 def first_triangles(triangles: Triangles, count: int) -> Triangles:
     """The first `count` of them."""
-    corners, normals, uv, colour, texture, part = triangles
-    return Triangles(corners[:count], normals[:count], uv[:count], colour[:count], texture[:count], part[:count])
+    return Triangles._make(column[:count] for column in triangles)
 
 
 class Visible(NamedTuple):
@@ -128,8 +123,8 @@ def _rasterise(
     edges: Floats,
 ) -> None:
     rows, columns = inverse_z.shape
-    uv, texture, texels, cutoff = triangles.uv, triangles.texture, textures.texels, textures.cutoff
-    first, width, height, levels = textures.first, textures.width, textures.height, textures.levels
+    uv, texture, texels = triangles.uv, triangles.texture, textures.texels
+    sizes, levels, cutoff = textures.sizes, textures.levels, textures.cutoff
     for t in range(corners.shape[0]):
         p, q, r = corners[t, 0], corners[t, 1], corners[t, 2]
         lowest = min(p[2], q[2], r[2])
@@ -163,25 +158,32 @@ def _rasterise(
             y = (i + 0.5 - 0.5 * rows) / focal
             for j in range(left, right + 1):
                 x = (j + 0.5 - 0.5 * columns) / focal
-                e0 = m[0, 0] * x + m[0, 1] * y + m[0, 2]
-                e1 = m[1, 0] * x + m[1, 1] * y + m[1, 2]
-                e2 = m[2, 0] * x + m[2, 1] * y + m[2, 2]
+                e0, e1, e2 = corner_weights(m, x, y)
                 if e0 < 0.0 or e1 < 0.0 or e2 < 0.0:
                     continue
                 nearness = e0 + e1 + e2
                 if nearness <= inverse_z[i, j]:
                     continue
                 if holes:
-                    u, v, spread = texture_place(m, uv[t], x, y, focal, width[kind, 0], height[kind, 0])
+                    u, v, spread = texture_place(m, uv[t], x, y, focal, sizes[kind, 0, 1], sizes[kind, 0, 2])
                     level = texture_level(spread, levels[kind])
-                    wide, high = width[kind, level], height[kind, level]
-                    if texel(texels, first[kind, level], wide, high, u, v, False)[3] < cutoff[kind]:
+                    if texel(texels, sizes[kind, level], u, v, False)[3] < cutoff[kind]:
                         continue
                 inverse_z[i, j] = nearness
                 which[i, j] = t
 
 
 # Compiled code takes arrays from tuples slowly, so the functions that are called for every ray get arrays alone.
+
+
+@compiled
+def corner_weights(m: Floats, x: float, y: float) -> tuple[float, float, float]:
+    """E of a ray in a triangle's `edges` `[3, 3]`."""
+    return (
+        m[0, 0] * x + m[0, 1] * y + m[0, 2],
+        m[1, 0] * x + m[1, 1] * y + m[1, 2],
+        m[2, 0] * x + m[2, 1] * y + m[2, 2],
+    )
 
 
 @compiled
@@ -193,15 +195,11 @@ def texture_place(
     Args:
         m: The triangle's `edges` `[3, 3]`.
         uv: Of its corners `[3, 2]`.
-        x: Of the ray's direction.
-        y: Of the ray's direction.
+        x: Of the ray's direction, as y.
         focal: In pixels.
-        width: Of the texture, in texels.
-        height: Of the texture, in texels.
+        width: Of the texture, in texels, as its height.
     """
-    e0 = m[0, 0] * x + m[0, 1] * y + m[0, 2]
-    e1 = m[1, 0] * x + m[1, 1] * y + m[1, 2]
-    e2 = m[2, 0] * x + m[2, 1] * y + m[2, 2]
+    e0, e1, e2 = corner_weights(m, x, y)
     total = e0 + e1 + e2
     u = (e0 * uv[0, 0] + e1 * uv[1, 0] + e2 * uv[2, 0]) / total
     v = (e0 * uv[0, 1] + e1 * uv[1, 1] + e2 * uv[2, 1]) / total
@@ -225,13 +223,12 @@ def texture_level(spread: float, levels: int) -> int:
 
 
 @compiled
-def texel(
-    texels: Bytes, first: int, width: int, height: int, u: float, v: float, mirrored: bool
-) -> tuple[float, float, float, float]:
-    """RGB and alpha, from 0 to 255, at (u, v) of the picture of one size whose first texel is `first`, bilinear.
+def texel(texels: Bytes, size: Ints, u: float, v: float, mirrored: bool) -> tuple[float, float, float, float]:
+    """RGB and alpha, from 0 to 255, at (u, v) of the picture of one size (first texel, width, height), bilinear.
 
     Colours count by their alpha, so that what is cut out does not shine through.
     """
+    first, width, height = size[0], size[1], size[2]
     if mirrored:
         u = 1.0 - abs(u - 2.0 * math.floor(0.5 * u) - 1.0)
         v = 1.0 - abs(v - 2.0 * math.floor(0.5 * v) - 1.0)

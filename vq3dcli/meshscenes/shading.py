@@ -20,6 +20,7 @@ from vq3dcli.meshscenes.raster import (
     Textures,
     Triangles,
     Visible,
+    corner_weights,
     texel,
     texture_level,
     texture_place,
@@ -139,8 +140,7 @@ def _shade(
     rows, columns = seen.triangle.shape
     triangle, inverse_z, edges = seen.triangle, seen.inverse_z, seen.edges
     normals, uv, colour, texture = triangles.normals, triangles.uv, triangles.colour, triangles.texture
-    texels, cutoff, mirrored = textures.texels, textures.cutoff, textures.mirrored
-    first, width, height, levels = textures.first, textures.width, textures.height, textures.levels
+    texels, sizes, levels, cutoff, mirrored = textures
     sun_at, sun, ambient, softness = light.direction, light.sun, light.ambient, light.softness
     darkness, haze_m, up, horizon = light.darkness, light.haze_m, sky.up, sky.horizon
     lamp, lamp_m = light.lamp, light.lamp_m
@@ -157,9 +157,7 @@ def _shade(
                 _paint_sky(direction, sky, textures, focal, rgb[i, j])
                 continue
             m = edges[t]
-            e0 = m[0, 0] * x + m[0, 1] * y + m[0, 2]
-            e1 = m[1, 0] * x + m[1, 1] * y + m[1, 2]
-            e2 = m[2, 0] * x + m[2, 1] * y + m[2, 2]
+            e0, e1, e2 = corner_weights(m, x, y)
             z_depth = 1.0 / inverse_z[i, j]
             length = facing = 0.0
             for axis in range(3):
@@ -174,10 +172,9 @@ def _shade(
             kind = texture[t]
             leaves = False
             if kind >= 0:
-                u, v, spread = texture_place(m, uv[t], x, y, focal, width[kind, 0], height[kind, 0])
+                u, v, spread = texture_place(m, uv[t], x, y, focal, sizes[kind, 0, 1], sizes[kind, 0, 2])
                 level = texture_level(spread, levels[kind])
-                wide, high = width[kind, level], height[kind, level]
-                red, green, blue, _ = texel(texels, first[kind, level], wide, high, u, v, mirrored[kind] != 0)
+                red, green, blue, _ = texel(texels, sizes[kind, level], u, v, mirrored[kind] != 0)
                 albedo[0] *= red / 255.0
                 albedo[1] *= green / 255.0
                 albedo[2] *= blue / 255.0
@@ -231,10 +228,9 @@ def _paint_sky(direction: Floats, sky: Sky, textures: Textures, focal: float, rg
         ahead = max(direction[2], 0.05)
         u = direction[0] / ahead * sky.zoom + sky.offset[0]
         v = direction[1] / ahead * sky.zoom + sky.offset[1]
-        reach = sky.zoom * textures.width[sky.photo, 0] / focal
+        reach = sky.zoom * textures.sizes[sky.photo, 0, 1] / focal
         level = texture_level(reach * reach, textures.levels[sky.photo])
-        wide, high = textures.width[sky.photo, level], textures.height[sky.photo, level]
-        red, green, blue, _ = texel(textures.texels, textures.first[sky.photo, level], wide, high, u, v, True)
+        red, green, blue, _ = texel(textures.texels, textures.sizes[sky.photo, level], u, v, True)
         rgb[0], rgb[1], rgb[2] = red / 255.0 * sky.gain, green / 255.0 * sky.gain, blue / 255.0 * sky.gain
         return
     length = rise = 0.0

@@ -16,6 +16,7 @@ from vq3dcli.toyscenes.textures import NUM_TEXTURE_DRAWS, between, cos_sin, make
 ELEVATION_RAD = (0.15, 0.40)  # 9 to 23 degrees
 CLASS_NAMES: tuple[str, ...] = tuple(shape.name for shape in SHAPES)
 ABSENT = -1  # class of an object that a scene does not have
+MAX_OBJECTS = 4  # of a scene
 _HAZE_M = 9.0
 
 
@@ -105,6 +106,22 @@ class ToyScenes:
         return _selected(self, index)
 
 
+class Draws:
+    """Uniform numbers for scenes by name, a pure function of (seed, prefix, name, index)."""
+
+    def __init__(self, index: Tensor, seed: int, prefix: str) -> None:
+        self._index, self._seed, self._prefix = index, seed, prefix
+
+    def scenes(self, name: str, count: int) -> list[Tensor]:
+        """`count` numbers a scene, each `[n]`."""
+        return list(uniform(self._seed, f"{self._prefix}/{name}", self._index, count).unbind(-1))
+
+    def objects(self, name: str, count: int) -> list[Tensor]:
+        """`count` numbers an object, each `[n, k]`."""
+        numbers = torch.stack(self.scenes(name, count * MAX_OBJECTS), -1)
+        return list(numbers.reshape(-1, MAX_OBJECTS, count).unbind(-1))
+
+
 def sample_scenes(index: Tensor, *, seed: int, purpose: str = "train") -> ToyScenes:
     """Scenes number `index` of (seed, purpose).
 
@@ -113,10 +130,7 @@ def sample_scenes(index: Tensor, *, seed: int, purpose: str = "train") -> ToySce
         purpose: Equal seeds under different purposes share no scenes; by convention "train", "eval", or "input" for
             scenes that a user names.
     """
-
-    def draw(name: str, count: int) -> list[Tensor]:
-        return list(uniform(seed, f"toyscenes/{purpose}/{name}", index, count).unbind(-1))
-
+    draw = Draws(index, seed, f"toyscenes/{purpose}").scenes
     kind, *size = draw("object", 1 + NUM_DIMENSIONS)
     class_index = (kind * len(SHAPES)).to(torch.int64)
     dimensions, extent, max_yaw_rad = measures(class_index, size)

@@ -16,29 +16,12 @@ import torch
 from torch import Tensor
 
 from vq3dcli.rendering.cameras import CAMERA_RADIUS, FOV_RAD, NEAR, pivot_pose
-from vq3dcli.seeding import uniform
+from vq3dcli.toyscenes.layout import MAX_OBJECTS, Draws
 from vq3dcli.toyscenes.textures import between, cos_sin
 
-MAX_OBJECTS = 4
 _EDGE = math.tan(0.5 * FOV_RAD)  # of the picture, at z_depth 1
 _YAWS_DEG, _PITCHES_DEG = (-20.0, -10.0, 0.0, 10.0, 20.0), (-10.0, 0.0, 10.0)
 _NEAR_M = NEAR + 0.06  # between two of these cameras others come closer by a few centimetres
-
-
-class Draws:
-    """Uniform numbers for scenes by name."""
-
-    def __init__(self, index: Tensor, seed: int, purpose: str) -> None:
-        self._index, self._seed, self._purpose = index, seed, purpose
-
-    def scenes(self, name: str, count: int) -> list[Tensor]:
-        """`count` numbers a scene, each `[n]`."""
-        return list(uniform(self._seed, f"toyscenes-varied/{self._purpose}/{name}", self._index, count).unbind(-1))
-
-    def objects(self, name: str, count: int) -> list[Tensor]:
-        """`count` numbers an object, each `[n, k]`."""
-        numbers = torch.stack(self.scenes(name, count * MAX_OBJECTS), -1)
-        return list(numbers.reshape(-1, MAX_OBJECTS, count).unbind(-1))
 
 
 class View(NamedTuple):

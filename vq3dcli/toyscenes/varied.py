@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from vq3dcli.rendering.cameras import CAMERA_RADIUS
-from vq3dcli.toyscenes.layout import ABSENT, ToyObjects, ToyScenes, measures, towards_light
+from vq3dcli.toyscenes.layout import ABSENT, Draws, ToyObjects, ToyScenes, measures, towards_light
 from vq3dcli.toyscenes.photos import NUM_PATCH_DRAWS, PhotoBank, PhotoSurfaces, make_patch
-from vq3dcli.toyscenes.places import Bodies, Draws, Setting, View, place_main, place_others, place_wall
+from vq3dcli.toyscenes.places import Bodies, Setting, View, place_main, place_others, place_wall
 from vq3dcli.toyscenes.shapes import NUM_DIMENSIONS, SHAPES
 from vq3dcli.toyscenes.textures import NUM_TEXTURE_DRAWS, Colour, between, cos_sin, make_texture, rgb_from_hsv
 
@@ -36,7 +36,7 @@ def sample_varied_scenes(
         purpose: As for `sample_scenes`.
         photos: What surfaces show; None for textures and skies alone.
     """
-    draws = Draws(index, seed, purpose)
+    draws = Draws(index, seed, f"toyscenes-varied/{purpose}")
     view = _draw_view(draws)
     setting = _draw_setting(draws, with_backdrops=photos is not None)
     (closeness,) = draws.scenes("close-up", 1)
