@@ -28,10 +28,10 @@ from vq3dcli.losses.perceptual import build_perceptual
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.toyscenes import render_scenes, sample_scenes
 from vq3dcli.training.arithmetic import flush_denormals
-from vq3dcli.training.devices import PUBLISHED, key_of
+from vq3dcli.training.devices import PUBLISHED, find_processor, key_of
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.objective import Stage1Objective
-from vq3dcli.training.plan import find_processor, plan_run
+from vq3dcli.training.plan import plan_run
 from vq3dcli.training.stage1 import build_state, take_step
 
 CLASSES = 16

@@ -124,8 +124,9 @@ def train_stage1(
 
     from vq3dcli.config.schema import Stage1Recipe
     from vq3dcli.pipelines.train import open_loader, run_facts
+    from vq3dcli.training.devices import find_processor
     from vq3dcli.training.distributed import join_ranks
-    from vq3dcli.training.plan import find_processor, plan_run, plan_table
+    from vq3dcli.training.plan import plan_run, plan_table
     from vq3dcli.training.stage1 import train
 
     resolved = _resolved(recipe, Stage1Recipe, overrides, init)
@@ -202,8 +203,8 @@ def train_stage2(
 
     from vq3dcli.config.schema import Stage2Recipe
     from vq3dcli.data.token_store import TokenStore
-    from vq3dcli.training.plan import find_processor
-    from vq3dcli.training.prior_plan import codes_of, plan_prior, prior_table
+    from vq3dcli.training.devices import find_processor
+    from vq3dcli.training.plan import codes_of, plan_prior, plan_table
     from vq3dcli.training.stage2 import train_prior
 
     resolved = _resolved(recipe, Stage2Recipe, overrides, init)
@@ -214,7 +215,7 @@ def train_stage2(
             codes = codes_of(recipe, store, weights)
             processor = find_processor(resolved, place, device_name)
             plan = plan_prior(resolved, processor, codes, gpus=gpus or max(nproc, started_ranks()))
-            _say_plan(said, resolved, plan, prior_table(plan), {})
+            _say_plan(said, resolved, plan, plan_table(plan), {})
         return
     assert store is not None and out is not None, "checked above"
     # Sheets are the first rank's business; weights that were asked for are checked on all of them.

@@ -85,14 +85,16 @@ class TrainedDiscriminator:
         self.sees_disparity = name == "novel" and settings.novel_sees_disparity
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeding.key(self.seed, f"{name} discriminator"))
-            self.discriminator = Discriminator(
+            discriminator = Discriminator(
                 size_px=settings.size_px,
                 channels=4 if self.sees_disparity else 3,
                 base_channels=settings.base_channels,
                 max_channels=settings.max_channels,
                 minibatch_group=settings.minibatch_group,
                 classes=classes,
-            ).to(device)
+            )
+        # Fake tensors, of which a plan is made on the CPU, cannot be moved.
+        self.discriminator = discriminator if device.type == "cpu" else discriminator.to(device)
         self.optimizer = torch.optim.Adam(
             self.discriminator.parameters(), lr=settings.learning_rate, betas=_BETAS, fused=True
         )

@@ -10,19 +10,26 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
+
+from vq3dcli.config.schema import Recipe, Stage1Recipe
+from vq3dcli.training.arithmetic import resolve_precision
 
 MATMUL_SHARE = 0.5
 BANDWIDTH_SHARE = 0.6
 # Of what one product and one pass alone reach on a CPU, a whole step reaches these shares (docs/measurements.md):
 # caches are shared, and most operations are smaller.
-CPU_MATMUL_SHARE = 0.55
+CPU_MATMUL_SHARE = 0.85
 CPU_BANDWIDTH_SHARE = 0.25
+# No operation takes less: Python, PyTorch's dispatcher and autograd, of a GPU the launch.
+_SECONDS_PER_OPERATION = 5e-6
 _MATMUL_SHAPE = (1024, 768, 768)
 _SECONDS = 0.4
+# The largest tensor of the step stands for all; beyond this size it makes no difference.
+_LARGEST_BLOCK, _SMALLEST_BLOCK = 64 << 20, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Processor:
         memory_bytes: Of the device, of the whole machine for a CPU; None where it is not known.
         dtype: The training precision.
         basis: Where the figures come from.
+        seconds_per_operation: The least that one takes.
     """
 
     name: str
@@ -48,10 +56,10 @@ class Processor:
     memory_bytes: int | None
     dtype: torch.dtype
     basis: str
+    seconds_per_operation: float = _SECONDS_PER_OPERATION
 
 
-@dataclass(frozen=True)
-class _Published:
+class Published(NamedTuple):
     """Peaks by NVIDIA's data sheets of the product: dense (half of the figures "with sparsity"), no TF32."""
 
     name: str
@@ -62,13 +70,13 @@ class _Published:
 
 
 PUBLISHED = {
-    "h200": _Published("H200 SXM", 989.0, 67.0, 4.8, 141),
-    "h100": _Published("H100 SXM", 989.0, 67.0, 3.35, 80),
-    "a100": _Published("A100 SXM 80 GB", 312.0, 19.5, 2.039, 80),
-    "a100-40gb": _Published("A100 SXM 40 GB", 312.0, 19.5, 1.555, 40),
-    "v100": _Published("V100 SXM2", None, 15.7, 0.9, 32),
-    "l40s": _Published("L40S", 362.0, 91.6, 0.864, 48),
-    "rtx4090": _Published("GeForce RTX 4090", 165.2, 82.6, 1.008, 24),
+    "h200": Published("H200 SXM", 989.0, 67.0, 4.8, 141),
+    "h100": Published("H100 SXM", 989.0, 67.0, 3.35, 80),
+    "a100": Published("A100 SXM 80 GB", 312.0, 19.5, 2.039, 80),
+    "a100-40gb": Published("A100 SXM 40 GB", 312.0, 19.5, 1.555, 40),
+    "v100": Published("V100 SXM2", None, 15.7, 0.9, 32),
+    "l40s": Published("L40S", 362.0, 91.6, 0.864, 48),
+    "rtx4090": Published("GeForce RTX 4090", 165.2, 82.6, 1.008, 24),
 }
 """By the name that `--device-name` takes."""
 
@@ -78,7 +86,36 @@ _WORDS = {key: key.removeprefix("rtx").removesuffix("-40gb") for key in PUBLISHE
 _VARIANTS = frozenset({"mig", "laptop", "mobile", "pcie", "nvl", "gh200", "fhhl", "d"})
 
 
-def named_processor(name: str, precision: Literal["auto", "float32", "bfloat16"]) -> Processor:
+def find_processor(recipe: Recipe, device: torch.device, name: str | None = None) -> Processor:
+    """The processor that is named, or the one that is there.
+
+    A GPU on the machine has its own memory, as the driver gives it, and the table's peaks where the table has it.
+
+    Args:
+        recipe: What is trained.
+        device: Where it would train here.
+        name: Another one than that, a key of `PUBLISHED`; "cpu" is the one of this machine.
+    """
+    precision = recipe.training.precision
+    if name is not None and name != "cpu":
+        return named_processor(name, precision)
+    if name == "cpu":
+        device = torch.device("cpu")
+    memory = physical_memory_bytes()
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        key = key_of(torch.cuda.get_device_name(device))
+        if key is not None:
+            return replace(named_processor(key, precision), memory_bytes=memory)
+    block = _LARGEST_BLOCK
+    if isinstance(recipe, Stage1Recipe):
+        micro_batch = recipe.training.batch_size // recipe.training.accumulate
+        block = micro_batch * recipe.rendering.rays_per_image * recipe.rendering.samples * recipe.model.field_hidden * 4
+        block = min(max(block, _SMALLEST_BLOCK), _LARGEST_BLOCK)
+    return measured_processor(device, resolve_precision(precision, device), block_bytes=block, memory_bytes=memory)
+
+
+def named_processor(name: str, precision: str) -> Processor:
     """A GPU of the table.
 
     Args:
@@ -141,7 +178,7 @@ def measured_processor(
     share, bandwidth_share = (CPU_MATMUL_SHARE, CPU_BANDWIDTH_SHARE) if on_cpu else (1.0, 1.0)
     flops = share * _matmul_speed(device, dtype)
     return Processor(
-        name=f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device),
+        name=f"cpu, {torch.get_num_threads()} threads" if on_cpu else torch.cuda.get_device_name(device),
         kind=device.type,
         flops_per_second=flops,
         flops_per_second_float32=flops if dtype == torch.float32 else share * _matmul_speed(device, torch.float32),
