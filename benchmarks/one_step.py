@@ -23,6 +23,7 @@ from vq3dcli.allocator import keep_freed_memory
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import Batch
+from vq3dcli.data.views import Views, novel_poses
 from vq3dcli.losses.depth import LABEL_METRIC
 from vq3dcli.losses.perceptual import build_perceptual
 from vq3dcli.rendering.cameras import canonical_camera
@@ -37,13 +38,14 @@ from vq3dcli.training.stage1 import build_state, take_step
 CLASSES = 16
 
 
-def toy_batch(count: int, size_px: int) -> Batch:
-    """Toy scenes as a batch."""
+def toy_batch(count: int, size_px: int, *, novel: bool = False) -> Batch:
+    """Toy scenes as a batch; for the time that they take, the same pictures stand for those of other cameras."""
     scenes = sample_scenes(torch.arange(count), seed=0)
     views = render_scenes(scenes, canonical_camera(count, height_px=size_px, width_px=size_px))
     kinds = torch.full((count,), LABEL_METRIC, dtype=torch.int8)
     index = torch.arange(count)
-    return Batch(views.rgb, views.s, kinds, index % CLASSES, index, [str(i) for i in range(count)])
+    others = Views(views.rgb, views.s, novel_poses(0, "", index, 1)[:, 0], index) if novel else None
+    return Batch(views.rgb, views.s, kinds, index % CLASSES, index, [str(i) for i in range(count)], others)
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -68,7 +70,7 @@ def main() -> None:
     recipe = load_recipe(options.recipe, Stage1Recipe, options.overrides)
     processor = find_processor(recipe, device)
     plan = plan_run(recipe, processor, classes=CLASSES)
-    batch = toy_batch(recipe.training.batch_size, recipe.model.image_size)
+    batch = toy_batch(recipe.training.batch_size, recipe.model.image_size, novel=recipe.loss.novel)
     perceptual = None
     if recipe.loss.any_perceptual:
         perceptual = build_perceptual(recipe.loss.perceptual_network).to(device)
