@@ -117,14 +117,6 @@ def moments_bytes(model: nn.Module, kind: Literal["adamw", "muon"]) -> int:
     return 8 * sum(p.numel() for p in model.parameters()) - 4 * muons
 
 
-def optimizer_flops(model: nn.Module, kind: Literal["adamw", "muon"]) -> float:
-    """Operations of matrix products in an update: none of AdamW's; every rank makes all of Muon's."""
-    if kind == "adamw":
-        return 0.0
-    shapes = [sorted(p.shape) for name, p in model.named_parameters() if is_for_muon(name, p)]
-    return float(sum(_ROUNDS * (4 * m * m * n + 2 * m**3) for m, n in shapes))
-
-
 def learning_rate_at(schedule: RunSection, images_seen: int) -> float:
     """Linear warm-up to the schedule's learning rate, then a cosine to its final factor at the last image."""
     peak, warmup, final = schedule.learning_rate, schedule.warmup_images, schedule.final_learning_rate_factor
