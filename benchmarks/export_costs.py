@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 
 from vq3dcli.config.defaults import VIDEO_SAMPLES
-from vq3dcli.pipelines.compose import build_stage
+from vq3dcli.pipelines.compose import Opened, build_stage
 from vq3dcli.pipelines.composition import Composition
-from vq3dcli.pipelines.export import FORMATS, Composed, Wish, export_scene
-from vq3dcli.pipelines.film import Shot
+from vq3dcli.pipelines.export import FORMATS, Wish, export_scene
+from vq3dcli.pipelines.film import Shot, shot_camera
 from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
-from vq3dcli.pipelines.render import Detail, Look, staged
+from vq3dcli.pipelines.render import Detail, Look, staged_photo
 from vq3dcli.weights_file import load_weights
 
 KINDS = ("photo", "plain", "composition")
@@ -53,9 +53,9 @@ def main() -> None:
             for kind in asked.of:
                 for form in asked.formats:
                     wish = Wish(form, size_px, detail=kind != "plain")
-                    composed = Composed(composition, opened) if kind == "composition" else None
+                    edits = Opened(composition, scene, opened) if kind == "composition" else None
                     paths = [folder / "map.png", folder / "map.pfm"] if form == "depth" else [folder / f"out.{form}"]
-                    _report(f"{kind} {form} {size_px}", partial(export_scene, scene, wish, paths, composed))
+                    _report(f"{kind} {form} {size_px}", partial(export_scene, scene, wish, paths, edits))
             if asked.frames:
                 _compose_frames(scene, composition, opened, size_px)
 
@@ -76,11 +76,14 @@ def _compose_frames(
     scene: OpenedScene, composition: Composition, opened: Callable[[str], OpenedScene], size_px: int
 ) -> None:
     for detail in DETAILS:
-        shown, cameras = staged(scene, Shot("orbit", frames=2, size_px=size_px), Look(detail), detail=detail)
-        camera = cameras[1]
+        shot, picture = Shot("orbit", frames=2, size_px=size_px), None
         if detail == "none":
-            _report(f"interpolate, a frame {size_px}", partial(shown.render, camera, samples=VIDEO_SAMPLES))
-        stage = build_stage(composition, scene, opened, picture=shown if detail == "photo" else None)
+            camera = shot_camera(shot, scene.frustum)[1]
+            _report(f"interpolate, a frame {size_px}", partial(scene.scene.render, camera, samples=VIDEO_SAMPLES))
+        else:
+            picture, cameras, _ = staged_photo(scene, shot, Look(detail))
+            camera = cameras[1]
+        stage = build_stage(composition, scene, opened, picture=picture)
         frame = partial(stage.at(0.0).render, camera, samples=VIDEO_SAMPLES)
         _report(f"compose, a frame, detail {detail} {size_px}", frame)
 

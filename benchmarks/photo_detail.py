@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +28,25 @@ from torch import Tensor
 from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.data.images import encode_png, resize, to_square
 from vq3dcli.data_tools.depth.models import find_model, open_model
-from vq3dcli.editing.march import camera_lines, intersect, look_up
+from vq3dcli.editing.march import camera_lines, intersect
 from vq3dcli.editing.photo_scene import (
     STRETCH_FADES,
     STRETCH_GONE,
     PhotoScene,
     build_photo_scene,
-    photo_camera,
 )
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
 from vq3dcli.files import write_bytes
 from vq3dcli.metrics.image import psnr
-from vq3dcli.model.scene import Renderable, reconstruct_scene
+from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.film import Shot
-from vq3dcli.pipelines.geometry import Teacher, open_teacher, photo_relief
+from vq3dcli.pipelines.geometry import Geometry, open_geometry, photo_relief
 from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
-from vq3dcli.pipelines.render import Look, staged
+from vq3dcli.pipelines.render import Look, staged_photo
 from vq3dcli.rendering.cameras import (
     Camera,
+    DepthRange,
     canonical_camera,
     image_rays,
     pivot_camera,
@@ -53,8 +54,9 @@ from vq3dcli.rendering.cameras import (
     s_from_z_depth,
     z_depth_from_s,
 )
-from vq3dcli.rendering.scene import SceneView
-from vq3dcli.scene_file import SceneCamera, camera_of
+from vq3dcli.rendering.lookup import look_up_px
+from vq3dcli.rendering.scene import SceneView, ViewOf
+from vq3dcli.scene_file import camera_of
 from vq3dcli.toyscenes import render_scenes, sample_scenes
 from vq3dcli.weights_file import LoadedWeights, load_weights
 
@@ -72,15 +74,15 @@ def at(camera: Camera, *index: int) -> Camera:
     return Camera(camera.cam_to_world[chosen], camera.intrinsics[chosen], camera.height_px, camera.width_px)
 
 
-def warping_error(first: SceneView, second: SceneView, camera: Camera, facts: SceneCamera) -> float:
+def warping_error(first: SceneView, second: SceneView, camera: Camera, depth_range: DepthRange) -> float:
     """Root mean square of grey levels between a frame and its neighbour carried to it; `camera` has both."""
     here, there = at(camera, 1), at(camera, 0)
     rays = image_rays(here)
-    points = rays.origin + z_depth_from_s(second.s.flatten(1), facts.near, facts.far)[..., None] * rays.direction
+    points = rays.origin + z_depth_from_s(second.s.flatten(1), depth_range)[..., None] * rays.direction
     pixels, z_depth = project(there, points)
-    carried = look_up(first.rgb[0].float(), pixels[0], mode="bicubic")
-    seen = look_up(first.s, pixels[0])[0]
-    expected = s_from_z_depth(z_depth[0], facts.near, facts.far)
+    carried = look_up_px(first.rgb[0].float(), pixels[0], mode="bicubic")
+    seen = look_up_px(first.s, pixels[0])[0]
+    expected = s_from_z_depth(z_depth[0], depth_range)
     size = torch.tensor([here.width_px, here.height_px])
     inside = ((pixels[0] > 1.0) & (pixels[0] < size - 1.0)).all(-1)
     same = inside & ((seen - expected).abs() < SAME_SURFACE_S)
@@ -96,7 +98,7 @@ def edge_strength(rgb: Tensor) -> float:
 
 def shares(scene: PhotoScene, photo: Tensor, camera: Camera) -> tuple[float, float]:
     """Parts of a view that come from the layer behind, and from beyond the photo's edges."""
-    lines = camera_lines(scene.camera, camera, near=scene.facts.near, far=scene.facts.far)
+    lines = camera_lines(scene.camera, camera, scene.frustum.depth_range)
     hits = intersect(scene.front.s, lines)
     margin = (torch.tensor([scene.camera.width_px, scene.camera.height_px]) - torch.tensor(photo.shape[:0:-1])) / 2
     inside = (hits.pixels > margin) & (hits.pixels < margin + torch.tensor(photo.shape[:0:-1]))
@@ -105,25 +107,22 @@ def shares(scene: PhotoScene, photo: Tensor, camera: Camera) -> tuple[float, flo
     return float(behind.float().mean()), float(outside.float().mean())
 
 
-def measure_photo(path: Path, weights: LoadedWeights, teacher: Teacher | None, tiles: list[Tensor]) -> dict[str, Any]:
+def measure_photo(path: Path, weights: LoadedWeights, geometry: Geometry, tiles: list[Tensor]) -> dict[str, Any]:
     """Figures of one photo; views for the sheet go into `tiles`."""
     opened = open_scene(parse_sources([str(path)])[0], weights, fit="squash")
     assert opened.photo is not None
     start = time.process_time()
-    scene, camera = staged(opened, Shot("orbit", FRAMES), Look(teacher=teacher), detail="photo")
+    scene, camera, _ = staged_photo(opened, Shot("orbit", FRAMES), Look(geometry=geometry))
     built = time.process_time()
-    assert isinstance(scene, PhotoScene)
-    still, still_camera = staged(
-        opened, Shot(view_deg=(0.0, 0.0), size_px=max(opened.photo.shape)), Look(), detail="photo"
-    )
-    canonical = psnr(still.render(still_camera, samples=1).rgb, opened.photo[None])
+    still, still_camera, _ = staged_photo(opened, Shot(view_deg=(0.0, 0.0), size_px=max(opened.photo.shape)), Look())
+    canonical = psnr(still.render(still_camera).rgb, opened.photo[None])
     began = time.process_time()
     pairs = [scene.render(at(camera, *pair)) for pair in PAIRS]
     frame_s = (time.process_time() - began) / (2 * len(PAIRS))
     errors = []
     for pair, view in zip(PAIRS, pairs, strict=True):
         one, other = (SceneView(*(part[i : i + 1] for part in view)) for i in (0, 1))
-        errors.append(warping_error(one, other, at(camera, *pair), opened.camera))
+        errors.append(warping_error(one, other, at(camera, *pair), opened.frustum.depth_range))
     side = FRAMES // 4
     filled, mirrored = shares(scene, opened.photo, at(camera, side))
     views = scene.render(at(camera, side, 3 * side))
@@ -132,7 +131,7 @@ def measure_photo(path: Path, weights: LoadedWeights, teacher: Teacher | None, t
         factor = SHEET_PX / max(tile.shape[1:])
         tiles.append(resize(tile.cpu(), round(tile.shape[1] * factor), round(tile.shape[2] * factor)))
     pose = camera.cam_to_world[side]
-    own = photo_camera(opened.camera, camera.height_px, camera.width_px).intrinsics[0, 0, 0]
+    own = opened.frustum.camera(camera.height_px, camera.width_px).intrinsics[0, 0, 0]
     return {
         "photo": path.name,
         "size_px": [opened.photo.shape[2], opened.photo.shape[1]],
@@ -161,22 +160,20 @@ def measure_toy(index: int, weights: LoadedWeights) -> dict[str, float]:
     several = scene.select(torch.zeros(len(yaw), dtype=torch.int64))
     truth = render_scenes(several, camera)
     relief = photo_relief(opened, exact.rgb[0])
-    known = photo_relief(opened, exact.rgb[0], given_s=exact.s[0])
-    candidates: dict[str, Renderable] = {
-        "detail": build_photo_scene(opened, exact.rgb[0], relief, camera),
-        "detail_exact_disparity": build_photo_scene(opened, exact.rgb[0], known, camera),
-        "nerf": nerf,
+    detail, known_scene = (
+        build_photo_scene(opened.field, opened.frustum, exact.rgb[0], s, camera) for s in (relief, exact.s[0])
+    )
+    candidates: dict[str, ViewOf] = {
+        "detail": detail.render,
+        "detail_exact_disparity": known_scene.render,
+        "nerf": partial(nerf.render, samples=32),
     }
-    figures = {
-        name: float(psnr(item.render(camera, samples=32).rgb, truth.rgb).mean()) for name, item in candidates.items()
-    }
+    figures = {name: float(psnr(view_of(camera).rgb, truth.rgb).mean()) for name, view_of in candidates.items()}
     figures["unmoved_photo"] = float(psnr(exact.rgb.expand_as(truth.rgb), truth.rgb).mean())
     # Where the photo's camera did not look: what is filled.
-    known_scene = candidates["detail_exact_disparity"]
-    assert isinstance(known_scene, PhotoScene)
     errors = []
     for i, view in enumerate(known_scene.render(camera).rgb):
-        lines = camera_lines(known_scene.camera, at(camera, i), near=opened.camera.near, far=opened.camera.far)
+        lines = camera_lines(known_scene.camera, camera[i], opened.frustum.depth_range)
         hits = intersect(known_scene.front.s, lines)
         gone = (hits.stretch > STRETCH_GONE).reshape(TOY_PX, TOY_PX)
         if gone.any():
@@ -198,11 +195,11 @@ def measure_seconds(side_px: int, weights: LoadedWeights) -> dict[str, float]:
     nerf = reconstruct_scene(weights.model, image)
     reconstructed = time.process_time()
     opened = OpenedScene(nerf, photo, "toy", camera_of(weights), {})
-    scene, camera = staged(opened, Shot("orbit", FRAMES, size_px=side_px), Look(), detail="photo")
+    scene, camera, _ = staged_photo(opened, Shot("orbit", FRAMES, size_px=side_px), Look())
     built = time.process_time()
-    scene.render(at(camera, *PAIRS[0]), samples=1)
+    scene.render(at(camera, *PAIRS[0]))
     shown = time.process_time()
-    nerf.render(at(camera, 0), samples=VIDEO_SAMPLES)
+    nerf.render(camera[0], samples=VIDEO_SAMPLES)
     return {
         "side_px": float(side_px),
         "reconstruct_cpu_s": reconstructed - began,
@@ -235,16 +232,16 @@ def main() -> None:
     weights = load_weights(arguments.weights)
     if arguments.network is not None:
         own = open_model(find_model(str(arguments.network)), torch.device("cpu"), flip=True)
-        teacher: Teacher | None = Teacher(own, arguments.geometry or "both")
+        geometry = Geometry(arguments.geometry or "both", own)
     else:
-        teacher = open_teacher(arguments.geometry, torch.device("cpu"))
+        geometry = open_geometry(arguments.geometry, torch.device("cpu"))
     tiles: list[Tensor] = []
     if arguments.photos is not None:
         paths = sorted(p for p in arguments.photos.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
         count = min(arguments.count, len(paths))
         rows = []
         for path in [paths[i * len(paths) // count] for i in range(count)][arguments.skip :]:
-            rows.append(measure_photo(path, weights, teacher, tiles))
+            rows.append(measure_photo(path, weights, geometry, tiles))
             print(json.dumps(rows[-1]), flush=True)
             if arguments.sheet is not None:
                 write_bytes(arguments.sheet, encode_png(grid(tiles, columns=4)))

@@ -24,10 +24,8 @@ from playwright.sync_api import Page, sync_playwright
 from vq3dcli.data.images import decode_image
 from vq3dcli.export.viewer import BOUND_RAD
 from vq3dcli.metrics.image import psnr
-from vq3dcli.model.scene import Renderable
 from vq3dcli.pipelines.export import Wish, export_scene, sampled_size, turned_cameras, wished_photo_scene
 from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
-from vq3dcli.rendering.space import Frustum
 from vq3dcli.weights_file import load_weights
 
 TURNS = (0.0, 0.5, -0.5, 1.0, -1.0)
@@ -39,13 +37,11 @@ def measure(opened: OpenedScene, page: Page, folder: Path, *, detail: bool, fram
     wish = Wish("viewer", amplitude_deg=math.degrees(BOUND_RAD), detail=detail)
     path = folder / "page.html"
     export_scene(opened, wish, [path])
-    facts = opened.camera
-    frustum = Frustum(facts.radius, math.radians(facts.fov_deg), facts.near, facts.far, facts.aspect)
-    height_px, width_px = sampled_size(opened, wish, None)
-    photo_scene, vantage = wished_photo_scene(opened, wish, frustum, height_px, width_px)
-    scene: Renderable = photo_scene or opened.scene
-    camera = turned_cameras(frustum, vantage, [(turn, 0.0) for turn in TURNS], height_px, width_px)
-    seen = scene.render(camera, samples=wish.samples).rgb
+    frustum = opened.frustum
+    height_px, width_px = sampled_size(opened, wish)
+    picture, vantage = wished_photo_scene(opened, wish, (height_px, width_px))
+    camera = turned_cameras(frustum, vantage, [(turn, 0.0) for turn in TURNS], (height_px, width_px))
+    seen = (opened.scene.render(camera, samples=wish.samples) if picture is None else picture.render(camera)).rgb
     troubles: list[str] = []
     page.on("pageerror", lambda error: troubles.append(str(error)))
     page.on("console", lambda message: troubles.append(message.text))
@@ -58,7 +54,7 @@ def measure(opened: OpenedScene, page: Page, folder: Path, *, detail: bool, fram
         drawn = decode_image(base64.b64decode(data), name="picture")
         figures[f"{yaw_rad:+.2f}"] = round(float(psnr(drawn[None], view[None])), 1)
     for side_px in (256, 512):
-        size = f"{side_px}, {round(side_px / facts.aspect)}"
+        size = f"{side_px}, {round(side_px / frustum.aspect)}"
         figures[f"frames_a_second_{side_px}"] = round(page.evaluate(f"vq3d.measure({frames}, {size})"), 2)
     return figures | {"console": troubles, "page_bytes": path.stat().st_size}
 
