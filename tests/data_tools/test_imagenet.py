@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from vq3dcli.data.images import FORMATS
+from vq3dcli.data.pillow import FORMATS
 from vq3dcli.data.shard_format import Manifest
 from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data_tools.prepare import Options, open_source, prepare

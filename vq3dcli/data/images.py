@@ -20,8 +20,6 @@ from torch.nn import functional
 
 from vq3dcli.data import jpeg_damage
 from vq3dcli.data.pillow import (
-    FORMATS,
-    MAX_PIXELS,
     TooManyPixelsError,
     change_colours,
     check_pixels,
@@ -33,23 +31,6 @@ from vq3dcli.data.pillow import (
 )
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError
 from vq3dcli.files import read_error
-
-__all__ = [
-    "FORMATS",
-    "MAX_FILE_BYTES",
-    "MAX_PIXELS",
-    "SUFFIXES",
-    "Square",
-    "centre_square",
-    "decode_image",
-    "decode_square",
-    "encode_jpeg",
-    "encode_png",
-    "read_file",
-    "read_image",
-    "resize",
-    "to_square",
-]
 
 # How files in `FORMATS` are called, where a folder holds others too.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
@@ -83,8 +64,7 @@ class Square(NamedTuple):
 
     Attributes:
         image: uint8 `[3, size, size]`, in either memory layout.
-        height_px: Of the whole image, as it is turned.
-        width_px: Of the whole image, as it is turned.
+        height_px, width_px: Of the whole image, as it is turned.
         window: Top, left and side of the square in it.
     """
 
@@ -114,11 +94,9 @@ def decode_square(
     large ones: what the discrete cosine transform averages differs from an antialiased bicubic filter by 39 to 59 dB.
 
     Args:
-        data: See `decode_image`, also for the errors.
+        data: As for `decode_image`, whose errors are raised.
         size: Side of the result in pixels.
-        name: What error messages call it.
-        apply_orientation: Rotate by the EXIF orientation.
-        window: From height and width in pixels, as they are after that, to top, left and side of a square inside.
+        window: From height and width in pixels, as the image is turned, to top, left and side of a square inside.
     """
     pixels = _decoded(data, name=name, apply_orientation=apply_orientation, scratch=True)
     height_px, width_px = pixels.shape[2:]

@@ -40,11 +40,13 @@ INFO_EXTENSION = "json"
 LabelKind = Literal["metric", "relative"]
 
 
-class _Record(BaseModel):
+class StrictRecord(BaseModel):
+    """JSON of ours: no unknown keys, no numbers that are not finite."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Member(_Record):
+class Member(StrictRecord):
     """One file inside a shard."""
 
     offset: int = Field(ge=0, le=2**62)
@@ -52,7 +54,7 @@ class Member(_Record):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
-class SampleEntry(_Record):
+class SampleEntry(StrictRecord):
     """One sample of a shard; `members` are keyed by extension, for example `png` or `disparity.npy`."""
 
     key: str
@@ -60,7 +62,7 @@ class SampleEntry(_Record):
     members: dict[str, Member]
 
 
-class RejectEntry(_Record):
+class RejectEntry(StrictRecord):
     """A source file that is not in the shards.
 
     Attributes:
@@ -72,7 +74,7 @@ class RejectEntry(_Record):
     kind: Literal["bad", "duplicate"] = "bad"
 
 
-class ShardIndex(_Record):
+class ShardIndex(StrictRecord):
     """`shard-000000.index.json`."""
 
     format_version: int
@@ -84,7 +86,7 @@ class ShardIndex(_Record):
     rejects: list[RejectEntry]
 
 
-class ShardEntry(_Record):
+class ShardEntry(StrictRecord):
     """One shard as the manifest lists it."""
 
     name: str
@@ -94,7 +96,7 @@ class ShardEntry(_Record):
     index_sha256: str
 
 
-class Manifest(_Record):
+class Manifest(StrictRecord):
     """`manifest.json`.
 
     Attributes:
@@ -131,7 +133,7 @@ class Manifest(_Record):
         return stored_size(self.image_size, self.margin)
 
 
-class DisparityInfo(_Record):
+class DisparityInfo(StrictRecord):
     """`{key}.disparity.json`: the disparity is `lo + (hi - lo) * u16 / 65535`.
 
     Attributes:
@@ -154,7 +156,7 @@ class DisparityInfo(_Record):
         return self
 
 
-class ViewInfo(_Record):
+class ViewInfo(StrictRecord):
     """One of the `views` in `{key}.json`: where the camera of a view is, a rigid transform `[4][4]`."""
 
     cam_to_world: list[list[float]]

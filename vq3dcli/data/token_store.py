@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from vq3dcli.data.shard_format import MANIFEST_NAME, PLAN_NAME, shard_name, validated
+from vq3dcli.data.shard_format import MANIFEST_NAME, PLAN_NAME, StrictRecord, shard_name, validated
+from vq3dcli.data.stream import rows_of_rank
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import sha256_file
 from vq3dcli.sealed import read_sealed_json, write_sealed_json
@@ -40,32 +41,20 @@ _TOKENIZE_AGAIN = "vq3d tokenize again, with --force if need be"
 _HELD_OUT_SEED = 0
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class TokenSource(_Record):
-    """A shard folder that a store was made of.
-
-    Attributes:
-        name: Its name, without the folders above it.
-        images: Its number of images; they follow those of the sources before it.
-        manifest_sha256: Of its `manifest.json`.
-    """
+class TokenSource(StrictRecord):
+    """A shard folder that a store was made of: its name without the folders above it; its images follow the last's."""
 
     name: str
     images: int = Field(ge=0)
     manifest_sha256: str
 
 
-class TokenManifest(_Record):
+class TokenManifest(StrictRecord):
     """`manifest.json` of a token store.
 
     Attributes:
-        images: N.
-        views: V.
+        images, views, length: N, V, L.
         view_names: What each view is: `plain`, `flip`, `crop` or `crop flip`.
-        length: L.
         codebook_size: Codes are below this.
         image_size: Side in pixels of the images that were encoded.
         stage1_sha256: Hash of the Stage 1 weights file that made and can read these codes.
@@ -73,9 +62,6 @@ class TokenManifest(_Record):
         class_names: By class index.
         seed: Of the crops.
         sources: Where the images came from, in order.
-        tokens_sha256: Of `tokens.u16`.
-        classes_sha256: Of `classes.i32`.
-        plan_sha256: Of `plan.json`.
     """
 
     format_version: int
@@ -86,13 +72,17 @@ class TokenManifest(_Record):
     codebook_size: int = Field(ge=1, le=MAX_CODEBOOK_SIZE)
     image_size: int = Field(ge=1, le=2**16)
     stage1_sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    stage1_ancestors: list[str] = []
+    stage1_ancestors: list[str] = Field(default_factory=list)
     class_names: list[str]
     seed: int
     sources: list[TokenSource]
     tokens_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     classes_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     plan_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+def _damaged(path: Path, why: str) -> DataError:
+    return DataError(f"damaged token store ({path}): {why}", remedy=_TOKENIZE_AGAIN)
 
 
 def write_token_manifest(path: Path, manifest: TokenManifest) -> None:
@@ -115,7 +105,8 @@ class TokenStore:
             the manifest itself are checked always.
 
     Attributes:
-        manifest: What the store holds.
+        manifest: What the store holds; `num_images` (N), `views` (V; view 0 is the plain one), `length` (L),
+            `codebook_size`, `class_names` and `stage1_sha256` are from it.
         tokens: Codes, a read-only memory map uint16 `[N, V, L]`.
         class_index: int64 `[N]`, -1 for no class.
 
@@ -136,93 +127,38 @@ class TokenStore:
             )
         if (path / f"{shard_name(0)}.index.json").exists():
             raise UsageError(f"a shard folder, not a token store ({path})", remedy=f"vq3d tokenize --data {path}")
-        self.manifest = found = read_token_manifest(path)
-        self._check_hash(PLAN_NAME, found.plan_sha256)
-        self._check(TOKENS_NAME, found.images * found.views * found.length * TOKEN_DTYPE.itemsize)
-        self._check(CLASSES_NAME, found.images * CLASS_DTYPE.itemsize)
-        if check_hashes:
-            self._check_hash(TOKENS_NAME, found.tokens_sha256)
-            self._check_hash(CLASSES_NAME, found.classes_sha256)
-        shape = (found.images, found.views, found.length)
+        self.manifest = manifest = read_token_manifest(path)
+        self.num_images, self.views, self.length = shape = (manifest.images, manifest.views, manifest.length)
+        self.codebook_size, self.class_names = manifest.codebook_size, manifest.class_names
+        self.stage1_sha256 = manifest.stage1_sha256
+        for name, sha256, size in (
+            (PLAN_NAME, manifest.plan_sha256, None),
+            (TOKENS_NAME, manifest.tokens_sha256, math.prod(shape) * TOKEN_DTYPE.itemsize),
+            (CLASSES_NAME, manifest.classes_sha256, self.num_images * CLASS_DTYPE.itemsize),
+        ):
+            if not (path / name).exists():
+                raise _damaged(path / name, "no such file")
+            if size not in (None, there := (path / name).stat().st_size):
+                raise _damaged(path / name, f"{there} bytes instead of {size}")
+            if (check_hashes or size is None) and sha256_file(path / name) != sha256:
+                raise _damaged(path / name, "its hash differs from the manifest")
         # A plain array over the map: each slice of a `np.memmap` would cost as much as the reading itself.
         self.tokens: NDArray[np.uint16] = np.asarray(np.memmap(path / TOKENS_NAME, TOKEN_DTYPE, "r", shape=shape))
-        self._rows = self.tokens.reshape(-1, found.length)
+        self._rows = self.tokens.reshape(-1, self.length)
         self.class_index = torch.from_numpy(np.fromfile(path / CLASSES_NAME, CLASS_DTYPE).astype(np.int64))
-        self._check_facts()
+        # What hashes cannot tell: a manifest that does not go with its own data.
+        least, most = int(self.class_index.min()), int(self.class_index.max())
+        if math.isqrt(self.length) ** 2 != self.length:
+            raise _damaged(path, f"{self.length} codes an image are no square grid")
+        if len(manifest.view_names) != self.views:
+            raise _damaged(path, f"{len(manifest.view_names)} names for {self.views} views")
+        if most >= len(self.class_names) or least < -1:
+            raise _damaged(path, f"classes {least} to {most}, {len(self.class_names)} names")
         if check_hashes:
-            self._check_codes()
-
-    def _check_facts(self) -> None:
-        """What hashes cannot tell: a manifest that does not go with its own data."""
-        found = self.manifest
-        wrong = None
-        if math.isqrt(found.length) ** 2 != found.length:
-            wrong = f"{found.length} codes an image are no square grid"
-        elif len(found.view_names) != found.views:
-            wrong = f"{len(found.view_names)} names for {found.views} views"
-        elif int(self.class_index.max()) >= len(found.class_names) or int(self.class_index.min()) < -1:
-            wrong = f"classes {int(self.class_index.min())} to {int(self.class_index.max())}, "
-            wrong += f"{len(found.class_names)} names"
-        if wrong is not None:
-            raise DataError(f"damaged token store ({self.path}): {wrong}", remedy=_TOKENIZE_AGAIN)
-
-    def _check_codes(self) -> None:
-        highest = max(
-            int(self._rows[i : i + _IMAGES_AT_ONCE].max()) for i in range(0, len(self._rows), _IMAGES_AT_ONCE)
-        )
-        if highest >= self.codebook_size:
-            raise DataError(
-                f"damaged token store ({self.path}): code {highest} of {self.codebook_size}", remedy=_TOKENIZE_AGAIN
-            )
-
-    def _check(self, name: str, size: int) -> None:
-        try:
-            found = (self.path / name).stat().st_size
-        except FileNotFoundError as error:
-            raise DataError(
-                f"damaged token store ({self.path / name}): no such file", remedy=_TOKENIZE_AGAIN
-            ) from error
-        if found != size:
-            raise DataError(
-                f"damaged token store ({self.path / name}): {found} bytes instead of {size}", remedy=_TOKENIZE_AGAIN
-            )
-
-    def _check_hash(self, name: str, sha256: str) -> None:
-        if not (self.path / name).exists() or sha256_file(self.path / name) != sha256:
-            raise DataError(
-                f"damaged token store ({self.path / name}): its hash differs from the manifest",
-                remedy=_TOKENIZE_AGAIN,
-            )
-
-    @property
-    def num_images(self) -> int:
-        """N."""
-        return self.manifest.images
-
-    @property
-    def views(self) -> int:
-        """V; view 0 is the plain one."""
-        return self.manifest.views
-
-    @property
-    def length(self) -> int:
-        """L."""
-        return self.manifest.length
-
-    @property
-    def codebook_size(self) -> int:
-        """Codes are below this."""
-        return self.manifest.codebook_size
-
-    @property
-    def class_names(self) -> list[str]:
-        """By class index."""
-        return self.manifest.class_names
-
-    @property
-    def stage1_sha256(self) -> str:
-        """Hash of the Stage 1 weights file that the codes belong to."""
-        return self.manifest.stage1_sha256
+            rows = range(0, len(self._rows), _IMAGES_AT_ONCE)
+            highest = max(int(self._rows[i : i + _IMAGES_AT_ONCE].max()) for i in rows)
+            if highest >= self.codebook_size:
+                raise _damaged(path, f"code {highest} of {self.codebook_size}")
 
     def check_stage1(self, *sha256: str) -> None:
         """Raise `DataError` unless the codes were made with a Stage 1 weights file of one of these hashes."""
@@ -234,15 +170,7 @@ class TokenStore:
             )
 
     def read(self, image: Tensor, view: Tensor | int = 0) -> Tensor:
-        """Codes of views of images.
-
-        Args:
-            image: int64 `[B]`, below N.
-            view: int64 `[B]`, below V, or one for all.
-
-        Returns:
-            int64 `[B, L]`.
-        """
+        """Codes int64 `[B, L]` of views, int64 `[B]` or one for all, of images int64 `[B]`."""
         return self.read_rows(image * self.views + view)
 
     def read_rows(self, row: Tensor) -> Tensor:
@@ -280,6 +208,7 @@ class TokenLoader:
         world_size: Number of processes; must divide `batch_size`.
 
     Attributes:
+        num_images: Images of an epoch, n.
         train_images: Numbers of the images of the stream, int64 `[n]`.
         held_out_images: Numbers of the images held out, int64.
 
@@ -297,11 +226,6 @@ class TokenLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size % world_size:
-            raise UsageError(
-                f"the batch size ({batch_size}) is not a multiple of the number of ranks ({world_size})",
-                remedy=f"--set training.batch_size={-(-batch_size // world_size) * world_size}",
-            )
         self.store = store
         self.train_images, self.held_out_images = split(store.num_images, held_out)
         if not len(self.train_images):
@@ -309,15 +233,10 @@ class TokenLoader:
                 f"all {store.num_images} images are held out, none is left for training ({store.path})",
                 remedy="--set training.held_out=0",
             )
-        self.batch_size = batch_size
+        self.batch_size, self.num_images = batch_size, len(self.train_images)
         self._seed = seed
-        self._rows = slice(rank * (batch_size // world_size), (rank + 1) * (batch_size // world_size))
+        self._rows = rows_of_rank(batch_size, rank, world_size)
         self._orders: dict[int, Tensor] = {}
-
-    @property
-    def num_images(self) -> int:
-        """Images of an epoch, n."""
-        return len(self.train_images)
 
     def batches(self, images_seen: int) -> Iterator[TokenBatch]:
         """This rank's rows of the global batches from position `images_seen` on, endless."""
@@ -358,12 +277,7 @@ class TokenLoader:
 
 
 def split(images: int, held_out: float) -> tuple[Tensor, Tensor]:
-    """Numbers of the images for training and of those held out, by a hash of the number: the same for every seed.
-
-    Args:
-        images: N.
-        held_out: Fraction held out, in [0, 1].
-    """
+    """Numbers of N images for training and of the fraction held out, by a hash of the number: alike for every seed."""
     number = torch.arange(images)
     kept_back = uniform(_HELD_OUT_SEED, "held-out", number, 1)[:, 0] < held_out
     return number[~kept_back], number[kept_back]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vq3dcli.compiled import compiled
-from vq3dcli.data.images import MAX_PIXELS
+from vq3dcli.data.pillow import MAX_PIXELS
 from vq3dcli.errors import DataError
 from vq3dcli.meshscenes.files import Look, decode_srgb, encode_srgb, import_trimesh, load_parts, look_of
 from vq3dcli.meshscenes.raster import MAX_LEVELS, NOTHING, Bytes, Floats, Ints, Singles

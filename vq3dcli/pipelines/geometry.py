@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from vq3dcli.data.arrays import read_array
-from vq3dcli.data.images import MAX_PIXELS, centre_square, decode_image, read_file, resize
-from vq3dcli.data.pillow import load_picture, orientation_of, oriented
+from vq3dcli.data.images import centre_square, decode_image, read_file, resize
+from vq3dcli.data.pillow import MAX_PIXELS, load_picture, orientation_of, oriented
 from vq3dcli.data_tools.depth.models import EMBEDDED, DepthModel, find_model, open_model
 from vq3dcli.editing.cutout import FirstView
 from vq3dcli.editing.relief import RELIEF_PX, fitted, moved_to, quiet, refined_disparity, resized

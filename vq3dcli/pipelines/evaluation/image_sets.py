@@ -21,7 +21,8 @@ from torch import Tensor
 
 from vq3dcli.data.ahead import ahead
 from vq3dcli.data.arrays import ArrayHeader, npz_header, npz_rows, read_npz
-from vq3dcli.data.images import FORMATS, SUFFIXES, read_image, resize, to_square
+from vq3dcli.data.images import SUFFIXES, read_image, resize, to_square
+from vq3dcli.data.pillow import FORMATS
 from vq3dcli.data.shard_format import MANIFEST_NAME
 from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.errors import DataError, InputMissingError, UsageError
