@@ -61,7 +61,7 @@ def command(
       vq3d depth-labels shards/ --model midas.onnx --input-size 384 --name midas
       torchrun --nproc-per-node 8 -m vq3dcli depth-labels shards/ --model models/dpt-large
     """
-    from vq3dcli.data.shard_reader import ShardFolder, label_folder
+    from vq3dcli.data.shard_reader import label_folder, open_images
     from vq3dcli.data_tools.depth.labels import BATCH_SIZE, EXACT, LABEL_PX, label_by_model, label_exact
     from vq3dcli.data_tools.depth.models import find_model, open_model
     from vq3dcli.pipelines.inspect_shards import write_preview
@@ -90,7 +90,7 @@ def command(
             raise UsageError(f"not a name for labels: {name!r}", remedy="--name with letters, digits, dots and dashes")
         files = find_model(model, download=download)
         name = name or files.name
-        ShardFolder(shards)  # what is wrong with the shards is said before a large network is loaded
+        open_images(shards)  # what is wrong with the shards is said before a large network is loaded
         share = asked_part(part, output)
         network = open_model(
             files,

@@ -139,7 +139,7 @@ def _check(path: Path, hash_of: Callable[[Path], str | None], problems: list[Pro
         elif known and actual not in known:
             report(name, "damaged: its hash differs from what was written")
         elif sums and listed != actual:
-            report(SUMS_NAME, f"damaged: {'no line for' if listed is None else 'its hash is wrong of'} {name}")
+            report(SUMS_NAME, f"damaged: {f'its hash of {name} is wrong' if listed else f'no line for {name}'}")
         return actual is not None and (not known or actual in known)
 
     def parsed(name: str, schema: type[Record]) -> Record | None:

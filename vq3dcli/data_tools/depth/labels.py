@@ -20,13 +20,13 @@ from vq3dcli.data.shard_format import (
     Manifest,
 )
 from vq3dcli.data.shard_index import PREPARE_AGAIN
-from vq3dcli.data.shard_reader import ShardFolder, decode_levels, encode_levels, label_folder
+from vq3dcli.data.shard_reader import ShardFolder, decode_levels, encode_levels, label_folder, open_images
 from vq3dcli.data_tools.depth.models import DepthModel
 from vq3dcli.data_tools.depth.quality import make_label
 from vq3dcli.data_tools.job import Job, Progress, write_part
 from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.data_tools.shard_writer import Sample, compact_json
-from vq3dcli.errors import DataError, UsageError
+from vq3dcli.errors import DataError
 from vq3dcli.sealed import json_value
 
 EXACT = "exact"
@@ -48,7 +48,7 @@ def label_exact(shards: Path, *, force: bool = False, progress: Progress = lambd
     Raises:
         DataError: The data set has no disparity of its own.
     """
-    images = ShardFolder(shards)
+    images = open_images(shards)
     if not images.manifest.own_disparity:
         raise DataError(
             f"these images have no disparity of their own ({shards})",
@@ -93,7 +93,7 @@ def label_by_model(
         UsageError: The folder holds labels, or has labels of this name that were made otherwise.
         DataError: The images are damaged, the network fails, or nearly all labels of a shard are of no use.
     """
-    images = ShardFolder(shards)
+    images = open_images(shards)
     counts: Counter[str] = Counter() if flagged is None else flagged
     first = [images.image(i) for i in range(min(batch_size, images.num_samples))]
     if first:  # a network that fails, or for which the batch is too large, leaves no folder with a plan behind
@@ -124,8 +124,6 @@ def write_labels(
         options: JSON values that the labels depend on, beside the images and their name.
     """
     manifest = images.manifest
-    if manifest.kind != "images":
-        raise UsageError(f"holds labels, not images ({images.path})", remedy="the shard folder above it")
     ends = accumulate(shard.samples for shard in manifest.shards)
     job = Job(
         kind="disparity",
