@@ -51,6 +51,7 @@ from vq3dcli.pipelines.geometry import (
 )
 from vq3dcli.pipelines.inputs import OpenedScene, parse_sources, read_picture
 from vq3dcli.pipelines.render import Look, check_look, staged, staged_photo, with_geometry
+from vq3dcli.pipelines.targets import Task
 from vq3dcli.rendering.cameras import Camera, pivot_pose, project
 from vq3dcli.rendering.scene import view_fields
 from vq3dcli.rendering.trajectories import PATHS
@@ -579,11 +580,11 @@ def test_geometry_is_asked_for_where_it_shows(tmp_path: Path) -> None:
     given = Look(geometry=geometry_of_map(tmp_path / "a.npy"))
     for look, text in ((given, "a.jpg"), (Look(), "toyscene:box"), (Look("none"), "a.jpg")):
         with pytest.raises(UsageError):
-            with_geometry(look, parse_sources([text]), "nerf", CPU)
-        assert with_geometry(look, parse_sources([text]), None, CPU) is look
-    assert with_geometry(Look(), parse_sources(["a.jpg"]), "nerf", CPU).geometry is NERF
-    chosen = with_geometry(Look(), parse_sources(["a.jpg"]), None, CPU).geometry
+            with_geometry(look, parse_sources([text]), Task(CPU, geometry="nerf"))
+        assert with_geometry(look, parse_sources([text]), Task(CPU, geometry=None)) is look
+    assert with_geometry(Look(), parse_sources(["a.jpg"]), Task(CPU, geometry="nerf")).geometry is NERF
+    chosen = with_geometry(Look(), parse_sources(["a.jpg"]), Task(CPU, geometry=None)).geometry
     assert (chosen.kind == "both") == embedded_path("depth").exists()
     if chosen is NERF:
         with pytest.raises(UnavailableError, match=r"no embedded depth network.*try: --geometry nerf"):
-            with_geometry(Look(), parse_sources(["a.jpg"]), "both", CPU)
+            with_geometry(Look(), parse_sources(["a.jpg"]), Task(CPU, geometry="both"))

@@ -82,6 +82,7 @@ def command(
     from vq3dcli.pipelines.composition import SUFFIX, composition_from_options, read_composition, with_shadows
     from vq3dcli.pipelines.film import shot_of
     from vq3dcli.pipelines.render import Look
+    from vq3dcli.pipelines.targets import Task
 
     said = Output("compose", json, quiet)
     shot = shot_of(camera, amplitude, frames=frames, fps=fps, size_px=size, fov_deg=fov, samples=samples)
@@ -97,20 +98,8 @@ def command(
     if shadow is not None:
         composition = with_shadows(composition, shadow)
     with said.counting("rendering", unit="frames") as count:
-        made = compose(
-            composition,
-            file,
-            output,
-            shot,
-            Look(detail, fit),
-            geometry=geometry,
-            still=camera == "still",
-            video_format=video_format,
-            disparity=disparity,
-            weights=weights,
-            device=pick_device(device),
-            on_progress=count,
-        )
+        task = Task(pick_device(device), output, video_format, disparity, geometry, weights, count)
+        made = compose(composition, file, shot, Look(detail, fit), task, still=camera == "still")
     metrics = made.metrics | {"camera": camera}
     said.finish(count=made.inputs, weights=made.weights, metrics=metrics, table=[], outputs=made.outputs)
 

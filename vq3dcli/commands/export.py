@@ -66,16 +66,15 @@ def command(
     """
     from vq3dcli.pipelines.export import export
     from vq3dcli.pipelines.render import Look
+    from vq3dcli.pipelines.targets import Task
 
     said = Output("export", json, quiet)
+    task = Task(pick_device(device), output, geometry=geometry, weights=weights)
     made = export(
         source_text,
-        output,
         export_format,
         Look(detail, fit),
-        geometry=geometry,
-        weights=weights,
-        device=pick_device(device),
+        task,
         size_px=size,
         layers=layers,
         samples=samples,

@@ -53,23 +53,12 @@ def command(
     """
     from vq3dcli.pipelines.film import shot_of
     from vq3dcli.pipelines.interpolate import interpolate
+    from vq3dcli.pipelines.targets import Task
 
     said = Output("interpolate", json, quiet)
     shot = shot_of(camera, amplitude, frames=frames, fps=fps, size_px=size, fov_deg=fov, samples=samples)
     with said.counting("rendering", unit="frames") as count:
-        made = interpolate(
-            inputs,
-            output,
-            shot,
-            mix=mix,
-            requantize=requantize,
-            loop=loop,
-            fit=fit,
-            video_format=video_format,
-            disparity=disparity,
-            weights=weights,
-            device=pick_device(device),
-            on_progress=count,
-        )
+        task = Task(pick_device(device), output, video_format, disparity, weights=weights, on_progress=count)
+        made = interpolate(inputs, shot, task, mix=mix, requantize=requantize, loop=loop, fit=fit)
     metrics = made.metrics | {"camera": camera}
     said.finish(count=made.inputs, weights=made.weights, metrics=metrics, table=[], outputs=made.outputs)

@@ -106,6 +106,7 @@ def command(
     from vq3dcli.pipelines.camera_file import read_cameras
     from vq3dcli.pipelines.film import Shot
     from vq3dcli.pipelines.render import Look, render
+    from vq3dcli.pipelines.targets import Task
 
     view = (yaw or 0.0, pitch or 0.0) if still else None
     given = read_cameras(path_file) if path_file is not None else ()
@@ -115,22 +116,17 @@ def command(
         _file_for_stdout(video_format) if to_stdout else nullcontext(output) as place,
         said.counting("rendering", unit="frames") as count,
     ):
+        task = Task(pick_device(device), place, video_format, disparity, geometry, weights, count)
         made = render(
             inputs,
-            place,
             shot,
             look,
+            task,
             path=path,
             samples_given=_given(context, "samples"),
-            video_format=video_format,
-            disparity=disparity,
-            geometry=geometry,
             depth=depth,
             depth_model=depth_model,
-            weights=weights,
-            device=pick_device(device),
             kept=[] if path_file is None else [path_file],
-            on_progress=count,
         )
     outputs = ["-"] if to_stdout else made.outputs
     said.finish(count=made.inputs, weights=made.weights, metrics=made.metrics, table=[], outputs=outputs)

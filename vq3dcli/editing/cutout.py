@@ -56,11 +56,9 @@ class Cutout:
         mask: How much of each pixel of the first view is the object, `[G, G]` in [0, 1].
         back_s: Where the object ends, `[G, G]`.
         behind: What is behind it, as far as its surroundings tell.
-        frustum: Of the first view.
         foot: The middle of its lower edge.
         width: In metres.
         lower: Corner of a box around it.
-        upper: The other corner.
     """
 
     mask: Tensor
@@ -126,8 +124,6 @@ def cut_out(
     """Cut an object out of a scene.
 
     Args:
-        view: The scene from the front.
-        frustum: Of the view.
         box: A little larger than the object: left, top, right, bottom in fractions of the view.
         z_range: Nearest and farthest z_depth: what the box holds between them is the object, whatever surrounds it.
 

@@ -99,7 +99,6 @@ def intersect(relief: Tensor, lines: Lines) -> Hits:
 
     Args:
         relief: Normalised disparity of each pixel, `[H, W]`; bilinear between pixels, replicated outside.
-        lines: From `camera_lines`.
     """
     low, high = float(relief.min()), min(float(relief.max()), lines.nearest_s)
     low = min(low, high)

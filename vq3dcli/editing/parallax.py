@@ -87,9 +87,6 @@ def adapted_reach(path: str, s: Tensor, frustum: Frustum, *, fov_rad: float) -> 
     """How far a path may go before a photo: `MOST_PARALLAX` and `MOST_STRETCH`, and never farther than by itself.
 
     Args:
-        path: A name in `trajectories.PATHS`.
-        s: The photo's relief `[H, W]`.
-        frustum: Of the photo.
         fov_rad: Horizontal field of view of the output.
     """
     extent, slope = disparity_extent(s, frustum.depth_range), steepest_slope(s)
@@ -113,11 +110,6 @@ def eye_distance(extent: Extent, *, parallax: float, fov_rad: float) -> float:
 
 def covering_zoom(s: Tensor, frustum: Frustum, cameras: Camera) -> float | None:
     """How far cameras must zoom in to see nothing beyond the edges of a photo.
-
-    Args:
-        s: The photo's relief `[H, W]`.
-        frustum: Of the photo.
-        cameras: Any number of them.
 
     Returns:
         The least factor to their focal lengths, 1 or more; None where `MOST_ZOOM` does not suffice.
@@ -154,10 +146,6 @@ def covered_reach(
     """How far a path goes that sees nothing beyond the photo's edges, and how close.
 
     Args:
-        amplitude_rad: How far it would go.
-        s: The photo's relief `[H, W]`.
-        frustum: Of the photo.
-        cameras_of: The cameras of an amplitude.
         may_shrink: Whether it goes less far where `MOST_ZOOM` does not suffice; else something beyond will show.
 
     Returns:

@@ -85,10 +85,7 @@ class PhotoScene:
     """A photo in two layers, ready to be looked at from cameras near the canonical one.
 
     Attributes:
-        front: What the photo shows.
         behind: The same with things in front taken away at their edges.
-        camera: The camera of both canvases.
-        frustum: Of the photo.
     """
 
     front: PhotoLayer
@@ -213,7 +210,6 @@ def build_photo_scene(
 
     Args:
         field: The NeRF of the photo, which fills what the photo does not show.
-        frustum: Of the photo.
         photo: uint8 `[3, H, W]`, on any device.
         s: Its relief `[H, W]`, on the device of the field.
         cameras: All cameras that will look at it: they say how far behind edges one sees, and how wide the margins are.
@@ -300,8 +296,6 @@ def nerf_behind(field: Field, frustum: Frustum, s: Tensor, side_px: int) -> Tens
     """Colours `[3, H, W]` in [0, 1] of a NeRF along the rays of the canonical camera, from the surface `s` on.
 
     Args:
-        field: A single scene.
-        frustum: Of the canonical camera.
         s: Where the rays begin, `[H, W]`; a little more, so that the surface itself is seen.
         side_px: Side of the lower resolution that they are found at.
     """

@@ -58,7 +58,6 @@ class Placement:
 
     Attributes:
         anchor: The point of the object, in its own coordinates, that lies at `at`.
-        at: Where in the scene.
         scale: Above 0.
         yaw_rad: Turn about the vertical axis; positive turns the side that faces the camera to the right (+x).
         pitch_rad: Turn about the x axis after that; positive leans the top away from the camera (+z).
@@ -271,11 +270,8 @@ def render_composed(
     """Render one scene's field with surfaces in it; see `rendering.render.render`.
 
     Args:
-        field: From `merged`.
         rays: `[1, N]`.
-        samples: Samples a ray.
         hits: What the K rays of each pixel meet; the pixel is their mean.
-        depth_range: z_depths of s = 1 and s = 0.
         opaque_end: Whether the last sample hides what is behind, where no surface does.
         rays_per_chunk: Rays that meet something at once; changes memory, not the result.
     """
@@ -324,8 +320,6 @@ class ComposedScene:
     Attributes:
         field: All fields in one, see `merged`; with a picture its colours have four channels, see `share_of`.
         surfaces: Meshes, in the scene's coordinates.
-        depth_range: z_depths of s = 1 and s = 0.
-        device: Where the field computes.
         picture: A sharper picture of the scene, shown wherever and as far as the scene itself is seen.
         touched: Whether anything but the scene may be at world points: rays that nothing else touches show the picture
             and cost nothing.

@@ -71,7 +71,6 @@ def guided_filter(guide: Tensor, values: Tensor, *, radius_px: int, epsilon: flo
     the filter would blur, values stay as they are.
 
     Args:
-        guide: Colours `[3, H, W]` in [0, 1].
         values: `[h, w]`, of the same scene, at most as large.
         radius_px: Half the side of a window, in pixels of `values`.
         epsilon: Variance of the guide that still counts as flat; above 0.
@@ -236,7 +235,6 @@ def refined_disparity(coarse_s: Tensor, photo: Tensor) -> Tensor:
 
     Args:
         coarse_s: Normalised disparity `[h, w]`, of any size; squashed or not.
-        photo: uint8 `[3, H, W]`.
 
     Returns:
         float32 `[H, W]`, within the map's range.
@@ -264,10 +262,8 @@ def moved_to(field: Field, from_s: Tensor, to_s: Tensor, frustum: Frustum) -> Fi
         sigma'(x) dt = sigma(g(x)) dt_g,   dt ~ z^2 ds   =>   sigma'(x) = sigma(g(x)) g'(s) (z_g / z)^2.
 
     Args:
-        field: A single scene.
         from_s: Where its surfaces are, `[h, w]`; replicated outside.
         to_s: Where they shall be, of any size, of the same picture.
-        frustum: Of that picture.
     """
     maps = torch.stack([resized(from_s, to_s.shape, smooth=False), to_s.float()]).clamp(_LEAST_S, 1.0 - _LEAST_S)
 

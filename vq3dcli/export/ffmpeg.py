@@ -57,7 +57,6 @@ def ffmpeg_run(arguments: Sequence[str], *, output: Path) -> Iterator[Callable[[
 
     Args:
         arguments: All arguments but the general ones (quiet, overwrite, ignore the terminal).
-        output: The file that messages name.
 
     Raises:
         UnavailableError: ffmpeg is missing, cannot start, or does not know an encoder.

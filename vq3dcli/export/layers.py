@@ -81,12 +81,6 @@ def choose_edges(field: Field, frustum: Frustum, layers: int, device: torch.devi
 
     The density of layers goes with the cube root of how much is seen at an s, which is best for a mean squared error
     (Panter and Dite, 1951), mixed with an even share.
-
-    Args:
-        field: A single scene.
-        frustum: Of its canonical camera.
-        layers: How many.
-        device: Where the field is evaluated.
     """
     probe = torch.linspace(1.0, 0.0, PROBE_SAMPLES + 1)
     bins = _ray_bins(field, frustum, probe, (_PROBE_PX, _PROBE_PX), 1, device)
@@ -128,13 +122,9 @@ def bake_layers(
     """Cut a field into layers along the canonical rays.
 
     Args:
-        field: A single scene.
-        frustum: Of its canonical camera.
         edges_s: `[L + 1]`, from `choose_edges`.
-        size: Height and width of the layers.
         samples_a_layer: Samples K in each bin.
         hits: What the rays of each texel meet besides, in row-major order.
-        device: Where the field is evaluated.
     """
     bins = _ray_bins(field, frustum, edges_s, size, samples_a_layer, device)
     if hits is not None:
@@ -187,7 +177,6 @@ def render_layers(layers: Layers, camera: Camera) -> tuple[Tensor, Tensor]:
 
     Args:
         layers: From near to far.
-        camera: V of them.
 
     Returns:
         rgb `[V, 3, H, W]` in [0, 1] and the expected s in the drawing camera `[V, H, W]`, of the camera's size.
@@ -279,9 +268,6 @@ def layers_of_sheets(
 
     Args:
         sheets: From front to back, all of one size.
-        frustum: Of the canonical camera.
-        layers: How many.
-        margins: How much wider and higher the sheets are than what that camera sees.
     """
     steps = torch.cat([sheet.s.flatten() for sheet in sheets]).cpu()
     seen = torch.histc(1.0 - steps, PROBE_SAMPLES, 0.0, 1.0) / len(steps)

@@ -35,10 +35,8 @@ class Mesh(NamedTuple):
     """A textured triangle mesh.
 
     Attributes:
-        vertices: `[N, 3]`.
         faces: int64 `[M, 3]`, counter-clockwise from outside.
         uv: Texture coordinates `[N, 2]`, (0, 0) at the top left of the picture.
-        texture: uint8 `[3, H, W]`.
     """
 
     vertices: Tensor
@@ -55,7 +53,6 @@ def relief_mesh(
     Args:
         rgb: uint8 `[3, H', W']`, the texture, of any resolution.
         s: Disparity `[H, W]`.
-        frustum: The canonical camera.
         max_z_depth: What is farther is left out; a solid has its flat back there.
         solid: Close the surface by walls along the picture's border and a flat back, and tear nothing.
 

@@ -20,11 +20,6 @@ def picture_archive(path: Path, count: int, size_px: int) -> Iterator[Callable[[
     The same bytes as `numpy.savez` writes, but no picture stays in memory. The file appears under its name when the
     context ends without an error, and must have all its pictures by then.
 
-    Args:
-        path: The file.
-        count: Pictures that will come.
-        size_px: Their side.
-
     Yields:
         Adds a picture, uint8 `[3, size_px, size_px]`, and its class index.
 

@@ -82,13 +82,9 @@ def surface_points(
     """Points on the surfaces of a scene.
 
     Args:
-        view_of: A single scene.
-        frustum: Of its canonical camera.
-        size: Height and width of the views that points are taken from.
         beside_rad: How far to the sides cameras look for what is hidden from the canonical one; 0: they do not.
         outside: Also take what they see outside of the canonical picture, which the model only continues.
         max_z_depth: Leave out what is farther from its camera.
-        axes: Of the result.
 
     Raises:
         DataError: No point is left.

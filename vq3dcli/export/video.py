@@ -130,9 +130,7 @@ def video_writer(path: Path, *, frames: int, fps: float, video_format: VideoForm
 
     Args:
         path: File, or folder for `frames`; frames of an earlier video in that folder are replaced, and only those.
-        frames: How many frames will be written.
         fps: Frames a second, above 0; at most 50 for gif.
-        video_format: One of `FORMATS`.
 
     Raises:
         UnavailableError: ffmpeg is missing or cannot encode this.

@@ -50,12 +50,10 @@ def write_viewer(
     """Write the page, atomically.
 
     Args:
-        path: The file.
         title: Any text, for example a file's name; it is escaped.
         layers: At most 32 of at most 512 pixels, or a photo without margins of at most 512 pixels.
         still: What is shown without WebGL, uint8 `[3, H, W]` of any size.
         shown: The range of s that the colours of the disparity span.
-        bound_rad: How far the camera may turn.
         pivot_z: How far in front of the first camera the point lies that it turns around; default: the origin.
         zoom: How close it is at first.
 

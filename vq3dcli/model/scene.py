@@ -62,7 +62,6 @@ class Scene:
 
         Args:
             camera: One camera a scene, one for all scenes, or any number of cameras for a single scene.
-            samples: Samples a ray.
 
         Returns:
             A view a camera, or a scene.
@@ -87,9 +86,6 @@ class Scene:
     @torch.no_grad()
     def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Colour and density at world points of a single scene.
-
-        Args:
-            points: `[N, 3]`.
 
         Returns:
             rgb `[N, 3]` in [0, 1] and density a metre `[N]`, at least 0. The field has no surface of its own behind

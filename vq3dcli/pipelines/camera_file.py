@@ -34,7 +34,6 @@ class GivenCamera(BaseModel):
     Attributes:
         cam_to_world: Rows of a rigid matrix, if the pose is given so.
         yaw_deg: To the right around the pivot, otherwise.
-        pitch_deg: Up.
         distance: From the pivot; default: the model's radius.
         fov_x_deg: Horizontal field of view; default: that of the shot.
         fov_y_deg: Vertical; default: that of the shot, or as `fov_x_deg` with square pixels.

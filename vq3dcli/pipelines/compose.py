@@ -43,16 +43,16 @@ from vq3dcli.pipelines.composition import (
     write_composition,
 )
 from vq3dcli.pipelines.film import Shot, check_shot, film, shot_camera
-from vq3dcli.pipelines.geometry import GeometryName, field_of, first_view
-from vq3dcli.pipelines.inputs import OpenedScene, Source, fitted_photo, needs_weights, parse_sources
-from vq3dcli.pipelines.render import Look, Made, OnProgress, as_shown, counting_frames, staged_photo, with_geometry
-from vq3dcli.pipelines.targets import check_targets, input_files, note_replaced, plan_joint_target, refuse_stdout
+from vq3dcli.pipelines.geometry import field_of, first_view
+from vq3dcli.pipelines.inputs import OpenedScene, Source, fitted_photo, parse_sources
+from vq3dcli.pipelines.render import Look, Made, as_shown, counting_frames, staged_photo, with_geometry
+from vq3dcli.pipelines.targets import Task, check_targets, input_files, note_replaced, plan_joint_target, refuse_stdout
 from vq3dcli.rendering.cameras import Camera, project
 from vq3dcli.rendering.lookup import coloured_by
 from vq3dcli.rendering.render import Field
 from vq3dcli.rendering.scene import ViewOf
 from vq3dcli.rendering.space import Frustum
-from vq3dcli.weights_file import LoadedWeights, load_weights
+from vq3dcli.weights_file import LoadedWeights
 
 _MAX_PHOTO_PX = 1024
 _MESH_PLACE = (0.5, 0.75)
@@ -68,11 +68,9 @@ class Thing:
     Attributes:
         base: Its placement, without where it stands.
         stops: Where it stands, one after the other during the video.
-        spin_rad: How far it turns meanwhile.
         width: Before scaling, in metres.
         shadow: Strength of its shadow.
         lower: With `upper` the corners of a box around it, in its own coordinates.
-        upper: See `lower`.
         shape: Its field or mesh, in its own coordinates.
     """
 
@@ -115,9 +113,6 @@ class Stage:
 
     Attributes:
         scene: The scene without what was deleted or moved, its holes closed.
-        things: What stands in it.
-        frustum: Of the scene.
-        device: Where fields compute.
         picture: What shows the scene itself, if not its field: its photo in detail.
     """
 
@@ -183,8 +178,6 @@ class Opened:
     """A composition whose scene is open.
 
     Attributes:
-        composition: What is done to the scene.
-        scene: The scene.
         open_object: Opens what an insertion names, unless it is a mesh.
     """
 
@@ -197,46 +190,26 @@ class Opened:
         return build_stage(self.composition, self.scene, self.open_object, picture=picture)
 
 
-def compose(
-    added: Composition,
-    base: Path | None,
-    output: str | None,
-    shot: Shot,
-    look: Look,
-    *,
-    geometry: GeometryName | None = None,
-    still: bool = False,
-    video_format: str | None = None,
-    disparity: bool = False,
-    weights: Path | None = None,
-    device: torch.device,
-    on_progress: OnProgress,
-) -> Made:
-    """Film a composition, and write its file beside the video; other arguments as `render.render` has them.
+def compose(added: Composition, base: Path | None, shot: Shot, look: Look, task: Task, *, still: bool = False) -> Made:
+    """Film a composition, and write its file beside the video.
 
     Args:
         added: What to do; its scene is that of `base`, if there is one.
         base: A composition file that `added` goes on with.
-        output: What `-o` says.
         shot: How to film.
         look: What to show of photos.
-        geometry: Of photo detail.
+        task: Where to, and by what.
         still: Whether the camera does not move.
-        video_format: What `--format` says.
-        disparity: Also write a disparity video.
-        weights: The model; None is the embedded one, if one is needed.
-        device: Where to compute.
-        on_progress: See `render.OnProgress`.
 
     Raises:
         Vq3dError: Options or inputs that do not fit, or cannot be read; an output that cannot be written.
     """
-    refuse_stdout(output, "compose")
+    refuse_stdout(task.output, "compose")
     # Stdin may be the scene, or one of the objects, but not both.
     sources = composition_sources(added)
     stem = sources[0].stem if base is None else base.name.removesuffix(SUFFIX)
-    files = composition_files(added, *(path for path in (base, weights) if path is not None))
-    target = plan_joint_target(sources, stem, output, video_format, kind="composed", disparity=disparity, kept=files)
+    files = composition_files(added, *([] if base is None else [base]), *task.kept)
+    target = plan_joint_target(sources, stem, task, kind="composed", kept=files)
     written = target.video.with_name(f"{target.video.name.removesuffix(target.video.suffix)}{SUFFIX}")
     changed = base is None or added != read_composition(base)
     if changed and written.resolve() in {path.resolve() for path in files}:
@@ -246,9 +219,8 @@ def compose(
     if changed:
         check_place(written)
     note_replaced([*target.replaced, *([written] if changed and written.exists() else [])])
-    loaded = load_weights(weights, device) if weights is not None or needs_weights(sources) else None
-    look = with_geometry(look, sources[:1], geometry, device)
-    opened = open_composition(added, sources, loaded, look, device)
+    loaded, look = task.load(sources), with_geometry(look, sources[:1], task)
+    opened = open_composition(added, sources, loaded, look, task.device)
     scene, picture = opened.scene, None
     if look.detail_of(sources[0]) == "photo" and scene.has_detail:
         picture, cameras, _ = staged_photo(scene, shot, look)
@@ -273,7 +245,7 @@ def compose(
         cameras,
         target,
         fps=shot.fps,
-        on_frames=counting_frames(on_progress, shot.frames),
+        on_frames=counting_frames(task.on_progress, shot.frames),
     )
     outputs = list(target.paths)
     if changed:
@@ -318,8 +290,6 @@ def build_stage(
     """Make a composition real.
 
     Args:
-        composition: What to do.
-        scene: Its scene, opened.
         open_object: Opens what an insertion names, unless it is a mesh.
         picture: The scene's photo in detail; what comes from photos then has their colours, too.
 

@@ -96,12 +96,8 @@ class Composition(_Strict):
     """A scene and what is done to it.
 
     Attributes:
-        format_version: Of this file.
         scene: A photo, sample, saved scene or toy scene.
         weights_sha256: The weights it was made with, for a warning if others are used.
-        delete: What goes.
-        move: What stands elsewhere.
-        insert: What comes.
     """
 
     format_version: Literal[1] = 1

@@ -44,15 +44,14 @@ from vq3dcli.metrics.image import psnr
 from vq3dcli.pipelines.compose import Opened, Stage, composition_files, composition_sources, open_composition
 from vq3dcli.pipelines.composition import SUFFIX, read_composition
 from vq3dcli.pipelines.film import check_limits, output_size
-from vq3dcli.pipelines.geometry import NERF, Geometry, GeometryName, photo_relief
-from vq3dcli.pipelines.inputs import OpenedScene, Source, fitted_photo, needs_weights, parse_sources
+from vq3dcli.pipelines.geometry import NERF, Geometry, photo_relief
+from vq3dcli.pipelines.inputs import OpenedScene, Source, fitted_photo, parse_sources
 from vq3dcli.pipelines.render import Look, Made, with_geometry
-from vq3dcli.pipelines.targets import note_replaced, refuse_overwriting, refuse_stdout
+from vq3dcli.pipelines.targets import Task, note_replaced, refuse_overwriting, refuse_stdout
 from vq3dcli.rendering.cameras import Camera, pivot_pose, z_depth_from_s
 from vq3dcli.rendering.scene import ViewOf
 from vq3dcli.rendering.space import Frustum
 from vq3dcli.rendering.trajectories import trajectory
-from vq3dcli.weights_file import load_weights
 
 ExportFormat = Literal["viewer", "ply", "glb", "splat", "mpi", "npz", "depth"]
 
@@ -88,15 +87,11 @@ class Wish:
     """What is exported, and how.
 
     Attributes:
-        kind: The format.
         size_px: The longer side of what is sampled; None is what suits the format.
         layers: Of viewer and mpi.
-        samples: Samples a ray of the NeRF.
         views: Of npz: 1 is the canonical one, more lie on an orbit.
         amplitude_deg: How far the viewer's camera turns, at most 0.2 rad, or the orbit of npz goes; None is what suits
             a photo, and 0.2 rad and 10 degrees otherwise.
-        mesh: Of glb.
-        axes: Of ply and splat.
         max_z_depth: Farthest z_depth of ply and glb, and of splat if it is given.
         detail: Whether photos are exported with their own pixels.
         geometry: What gives them their geometry.
@@ -134,27 +129,14 @@ class Vantage(NamedTuple):
     zoom: float = 1.0
 
 
-def export(
-    text: str,
-    output: str | None,
-    kind: str | None,
-    look: Look,
-    *,
-    geometry: GeometryName | None = None,
-    weights: Path | None = None,
-    device: torch.device,
-    **options: Any,
-) -> Made:
+def export(text: str, kind: str | None, look: Look, task: Task, **options: Any) -> Made:
     """Export an input, or a composition where things that move are where they begin.
 
     Args:
         text: See `inputs`, or a composition file.
-        output: What `-o` says: a file or a folder; None is the current folder.
         kind: What `--format` says, if anything; the default is what the output's name says, else the viewer.
         look: What to show of photos.
-        geometry: Of photo detail; None is the best there is.
-        weights: The model; None is the embedded one, if one is needed.
-        device: Where to compute.
+        task: Where to, and by what.
         options: Of `Wish`.
 
     Raises:
@@ -164,7 +146,7 @@ def export(
     sources = parse_sources([text]) if composition is None else composition_sources(composition)
     named = sources[0] if composition is None else replace(sources[0], stem=cut_name(Path(text).stem))
     kept = composition_files(composition, Path(text)) if composition is not None else []
-    chosen, paths = plan_export(named, output, kind, kept=[*kept, *([weights] if weights is not None else [])])
+    chosen, paths = plan_export(named, task.output, kind, kept=[*kept, *task.kept])
     wish = Wish(chosen, detail=look.detail_of(named) == "photo", **options)
     check_wish(wish)
     for path in paths:
@@ -172,16 +154,12 @@ def export(
         if chosen == "mpi":
             check_folder(path)
     note_replaced([path for path in paths if path.exists()])
-    look = with_geometry(look, [named], geometry, device)
-    wish = replace(wish, geometry=look.geometry)
-    loaded = load_weights(weights, device) if weights is not None or needs_weights(sources) else None
-    if composition is None:
-        opened, edits = look.open(named, loaded, device), None
-    else:
-        edits = open_composition(composition, [named, *sources[1:]], loaded, look, device)
-        opened = edits.scene
+    look, loaded, edits = with_geometry(look, [named], task), task.load(sources), None
+    if composition is not None:
+        edits = open_composition(composition, [named, *sources[1:]], loaded, look, task.device)
+    opened = look.open(named, loaded, task.device) if edits is None else edits.scene
     _log.info("%s of %s%s", chosen, opened.stem, "" if loaded is None else f", weights {loaded.path}")
-    outputs, figures = export_scene(opened, wish, paths, edits)
+    outputs, figures = export_scene(opened, replace(wish, geometry=look.geometry), paths, edits)
     return Made(outputs, 1, loaded, figures)
 
 
@@ -248,12 +226,6 @@ def export_scene(
     opened: OpenedScene, wish: Wish, paths: list[Path], edits: Opened | None = None
 ) -> tuple[list[Path], dict[str, Any]]:
     """Export a scene.
-
-    Args:
-        opened: From `inputs.open_scene`.
-        wish: What is wanted.
-        paths: From `plan_export`.
-        edits: What is done to the scene before.
 
     Returns:
         The files that were written, and figures on them.

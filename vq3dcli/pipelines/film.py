@@ -35,13 +35,9 @@ class Shot:
     """How a scene is filmed.
 
     Attributes:
-        path: A name in `trajectories.PATHS`.
-        frames: Length.
-        fps: Frames a second.
         size_px: The longer side of the output; None is `VIDEO_SIZE_PX`, or the photo's own with photo detail.
         fov_deg: Field of view of the output; None is the model's own.
         amplitude_deg: How far the path goes; None is the path's own, or what suits the scene with photo detail.
-        samples: Samples a ray.
         given: Cameras of a file instead of a path.
         view_deg: A single view instead of a path: yaw and pitch.
     """
@@ -108,8 +104,6 @@ def shot_camera(
     The rays span the field of view on both axes, so a picture that was squashed to a square regains its aspect.
 
     Args:
-        shot: How to film.
-        frustum: Of the canonical camera.
         output_px: Height and width of the output, where they are not to follow from the shot and the aspect.
         pivot_z: How far from the canonical camera the point lies that a path turns around; default: the radius. Given
             cameras and single views turn around the origin.
@@ -188,13 +182,6 @@ def film(
     view_at: Callable[[int], ViewOf], camera: Camera, target: Target, *, fps: float, on_frames: Callable[[int], object]
 ) -> None:
     """Render a scene frame by frame into its target; memory does not grow with the number of frames.
-
-    Args:
-        view_at: The scene at a frame.
-        camera: The camera of each frame, F of them.
-        target: Where to; `check_targets` has seen it.
-        fps: Frames a second.
-        on_frames: Called with the number of frames just rendered.
 
     Raises:
         UnavailableError, OutputError, StorageError: See `export.video.video_writer`.

@@ -60,9 +60,7 @@ class Geometry:
     Attributes:
         kind: `nerf`; `teacher` or `both`, photos by the embedded depth network, at the statistics of training or at
             the NeRF's scale; `network` or `map`, one of the user's, whose map is kept as sharp as it is.
-        network: The depth network, if it is one.
         disparity: The user's map `[h, w]`, larger is nearer.
-        name: Of the user's map, in messages.
     """
 
     kind: Literal["nerf", "teacher", "both", "network", "map"] = "nerf"

@@ -47,7 +47,6 @@ class Source:
     """Where a picture comes from.
 
     Attributes:
-        text: As the user wrote it.
         stem: What outputs are named after.
         toy: Set for a toy scene: its class, and the seed of which it is the first scene.
         sample: Set for a sample: its name in the record.
@@ -97,7 +96,6 @@ class OpenedScene:
     """An input as a scene, whatever it was.
 
     Attributes:
-        scene: A single one.
         photo: What the canonical camera saw, uint8 `[3, H, W]` at the photo's own resolution; None for samples and
             for scenes saved without it.
         stem: What outputs are named after.
@@ -234,8 +232,6 @@ def open_scene(
     """Read an input of any kind and make a scene of it.
 
     Args:
-        source: From `parse_sources`.
-        weights: The model; None will do for saved scenes with their planes (`needs_weights`).
         fit: What of a photo is kept; a saved scene is as it was saved.
         device: Where a saved scene goes; default: where the model is, or the CPU.
         picture: The input's, if it was read before (`check_source`).

@@ -8,18 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from vq3dcli.errors import UsageError
 from vq3dcli.files import cut_name
 from vq3dcli.model.blend import mix_codes, mix_planes
 from vq3dcli.model.scene import Scene
 from vq3dcli.pipelines.film import Shot, check_shot, film, shot_camera
-from vq3dcli.pipelines.inputs import Fit, OpenedScene, needs_weights, open_scene, parse_sources
-from vq3dcli.pipelines.render import Made, OnProgress, counting_frames
-from vq3dcli.pipelines.targets import check_targets, note_replaced, plan_joint_target, refuse_stdout
+from vq3dcli.pipelines.inputs import Fit, OpenedScene, open_scene, parse_sources
+from vq3dcli.pipelines.render import Made, counting_frames
+from vq3dcli.pipelines.targets import Task, check_targets, note_replaced, plan_joint_target, refuse_stdout
 from vq3dcli.scene_file import check_codes
-from vq3dcli.weights_file import LoadedWeights, load_weights
+from vq3dcli.weights_file import LoadedWeights
 
 Mix = Literal["codes", "planes"]
 SceneAt = Callable[[int, int], Scene]
@@ -31,36 +29,28 @@ _log = logging.getLogger(__name__)
 
 def interpolate(
     texts: Sequence[str],
-    output: str | None,
     shot: Shot,
+    task: Task,
     *,
     mix: Mix,
     requantize: bool = False,
     loop: bool = False,
     fit: Fit = "crop",
-    video_format: str | None = None,
-    disparity: bool = False,
-    weights: Path | None = None,
-    device: torch.device,
-    on_progress: OnProgress,
 ) -> Made:
-    """Film the way between scenes; arguments as `render.render` and `way_between` have them.
+    """Film the way between scenes, see `way_between`.
 
     Raises:
         Vq3dError: Options or inputs that do not fit, or cannot be read; an output that cannot be written.
     """
-    refuse_stdout(output, "interpolate")
+    refuse_stdout(task.output, "interpolate")
     sources = parse_sources(texts)
     stem = cut_name("_to_".join(source.stem for source in sources), _MOST_BYTES)
-    kept = [] if weights is None else [weights]
-    target = plan_joint_target(
-        sources, stem, output, video_format, kind="interpolation", disparity=disparity, kept=kept
-    )
+    target = plan_joint_target(sources, stem, task, kind="interpolation", kept=task.kept)
     check_shot(shot, target.video_format)
     check_targets([target])
     note_replaced(target.replaced)
-    loaded = load_weights(weights, device) if mix == "codes" or kept or needs_weights(sources) else None
-    opened = [open_scene(source, loaded, fit=fit, device=device) for source in sources]
+    loaded = task.load(sources, always=mix == "codes")
+    opened = [open_scene(source, loaded, fit=fit, device=task.device) for source in sources]
     scene_at = way_between(opened, loaded, mix=mix, requantize=requantize, loop=loop)
     _log.info("%d frames between %d scenes, mixing %s", shot.frames, len(opened), mix)
     film(
@@ -68,7 +58,7 @@ def interpolate(
         shot_camera(shot, opened[0].frustum),
         target,
         fps=shot.fps,
-        on_frames=counting_frames(on_progress, shot.frames),
+        on_frames=counting_frames(task.on_progress, shot.frames),
     )
     figures = {"mix": mix, "requantize": requantize, "loop": loop, "frames": shot.frames, "fps": shot.fps}
     return Made(target.paths, len(opened), loaded, figures)
@@ -94,9 +84,7 @@ def way_between(
 
     Args:
         opened: At least two single scenes of one model.
-        weights: That model; only needed for `codes`.
         mix: In the space of codes, or of planes.
-        requantize: See `model.blend.mix_codes`.
         loop: Go back to the first scene, so that the video repeats without a jump.
 
     Raises:

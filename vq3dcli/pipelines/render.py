@@ -21,7 +21,6 @@ from vq3dcli.pipelines.film import Eyes, Shot, StereoKind, check_shot, film, sho
 from vq3dcli.pipelines.geometry import (
     NERF,
     Geometry,
-    GeometryName,
     canonical_view,
     geometry_of_map,
     geometry_of_network,
@@ -38,20 +37,18 @@ from vq3dcli.pipelines.inputs import (
     Source,
     check_source,
     fitted_photo,
-    needs_weights,
     open_scene,
     parse_sources,
     with_photos_of_folders,
 )
-from vq3dcli.pipelines.targets import Target, check_targets, note_replaced, plan_targets
+from vq3dcli.pipelines.targets import OnProgress, Target, Task, check_targets, note_replaced, plan_targets
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.rendering.scene import ViewOf, view_fields
 from vq3dcli.scene_file import save_scene
-from vq3dcli.weights_file import LoadedWeights, load_weights
+from vq3dcli.weights_file import LoadedWeights
 
 Detail = Literal["photo", "none"]
-OnProgress = Callable[[int, int, str], object]
-"""Called with how many frames are done, of how many, and what is worked on."""
+
 
 # How far near and far things are apart in the images of two eyes, as a part of the width: more strains them.
 EYE_PARALLAX = 0.03
@@ -66,9 +63,7 @@ class Made(NamedTuple):
     """What a command made.
 
     Attributes:
-        outputs: Files and folders.
         inputs: How many inputs, or things in a scene.
-        weights: The model, if one was needed.
         metrics: What is worth knowing about it, by name.
         failures: What was wrong with inputs that were left out.
     """
@@ -88,9 +83,7 @@ class Look:
         detail: `photo` carries the photo's own pixels, `none` shows the plain NeRF; None takes `photo` for photos.
         fit: What is kept of a photo; None squashes with photo detail and crops without.
         geometry: Where it comes from; a network's own of the plain NeRF is only followed if the user gave it.
-        stereo: Pairs of views.
         write_cameras: Whether the camera path is written beside the video.
-        save_scene: Whether the scene is, too.
     """
 
     detail: Detail | None = None
@@ -134,54 +127,43 @@ class Readable(NamedTuple):
 
 def render(
     texts: Sequence[str],
-    output: str | None,
     shot: Shot,
     look: Look,
+    task: Task,
     *,
     path: str,
     samples_given: bool = False,
-    video_format: str | None = None,
-    disparity: bool = False,
-    geometry: GeometryName | None = None,
     depth: Path | None = None,
     depth_model: str | None = None,
-    weights: Path | None = None,
-    device: torch.device,
     kept: Sequence[Path] = (),
-    on_progress: OnProgress,
 ) -> Made:
     """Film inputs, each into its own video.
 
     Args:
         texts: Inputs and folders of photos, see `inputs`.
-        output: What `-o` says, see `targets.plan_targets`.
         shot: How to film.
         look: What to show; without its geometry, which the options say.
+        task: Where to, and by what.
         path: Name of the camera path, for names of outputs.
         samples_given: Whether somebody chose the samples of the shot.
-        video_format: What `--format` says.
-        disparity: Also write disparity videos.
-        geometry: Of photo detail; None is the best there is.
-        depth: A disparity map instead.
+        depth: A disparity map instead of the geometry of `task`.
         depth_model: A depth network instead, see `geometry.geometry_of_network`.
-        weights: The model; None is the embedded one, if one is needed.
-        device: Where to compute.
         kept: Other files that are read, and must not be overwritten.
-        on_progress: See `OnProgress`.
 
     Raises:
         Vq3dError: Options or files that do not fit; no input that can be used. What is wrong with single inputs among
             several is logged, and in the result.
     """
+    device = task.device
     sources = parse_sources(with_photos_of_folders(texts))
     targets = plan_targets(
         sources,
-        output,
-        video_format,
+        task.output,
+        task.video_format,
         path=path,
-        disparity=disparity,
+        disparity=task.disparity,
         default="png" if shot.view_deg is not None else "mp4",
-        kept=[*kept, *(file for file in (depth, weights) if file is not None)],
+        kept=[*kept, *task.kept, *([] if depth is None else [depth])],
         cameras=look.write_cameras,
         save_scene=look.save_scene,
     )
@@ -191,10 +173,10 @@ def render(
     network = geometry_of_network(depth_model, device) if depth_model is not None else None
     check_look(look, sources, has_map=depth is not None, has_network=network is not None)
     given = geometry_of_map(depth) if depth is not None else network
-    look = with_geometry(replace(look, geometry=given or NERF), sources, geometry, device)
+    look = with_geometry(replace(look, geometry=given or NERF), sources, task)
     check_targets(targets)
     note_replaced([file for target in targets for file in target.replaced])
-    loaded = load_weights(weights, device) if weights or needs_weights(sources) else None
+    loaded = task.load(sources)
     readable, failures = read_all(sources, targets, loaded, look)
     if failures and len(sources) == 1:
         raise failures[0]
@@ -212,7 +194,7 @@ def render(
     if samples_given and all(look.detail_of(source) == "photo" for source in sources):
         _log.info("--samples changes the plain NeRF (--detail none), and leaves photo detail as it is")
     outputs: list[Path] = []
-    on_frames = counting_frames(on_progress, shot.length * len(readable))
+    on_frames = counting_frames(task.on_progress, shot.length * len(readable))
     for item in readable:
         status = item.source.stem if len(readable) > 1 else ""
         outputs += render_all(loaded, [item], shot, look, device=device, on_frames=partial(on_frames, status=status))
@@ -250,7 +232,7 @@ def check_look(look: Look, sources: Sequence[Source], *, has_map: bool, has_netw
             raise UsageError(f"this is a saved scene ({source.text})", remedy="no --save-scene")
 
 
-def with_geometry(look: Look, sources: Sequence[Source], geometry: GeometryName | None, device: torch.device) -> Look:
+def with_geometry(look: Look, sources: Sequence[Source], task: Task) -> Look:
     """Open what gives the photos among some inputs their geometry, unless the look has the user's.
 
     Raises:
@@ -258,13 +240,13 @@ def with_geometry(look: Look, sources: Sequence[Source], geometry: GeometryName 
         UnavailableError: There is no embedded depth network.
     """
     in_detail = any(look.detail_of(source) == "photo" for source in sources)
-    if geometry is not None and look.geometry.is_given:
+    if task.geometry is not None and look.geometry.is_given:
         raise UsageError("geometry comes from --geometry or from a map, not from both", remedy="one of them")
-    if geometry is not None and not in_detail:
+    if task.geometry is not None and not in_detail:
         raise UsageError("--geometry is for photo detail", remedy="--detail photo")
     if look.geometry.is_given or not in_detail:
         return look
-    return replace(look, geometry=open_geometry(geometry, device))
+    return replace(look, geometry=open_geometry(task.geometry, task.device))
 
 
 def as_shown(opened: OpenedScene, source: Source, look: Look) -> OpenedScene:
@@ -276,12 +258,6 @@ def read_all(
     sources: Sequence[Source], targets: Sequence[Target], weights: LoadedWeights | None, look: Look = PLAIN
 ) -> tuple[list[Readable], list[Vq3dError]]:
     """Read all inputs before any is rendered, so that what is wrong with them is known at once.
-
-    Args:
-        sources: The inputs.
-        targets: One a source.
-        weights: The model; None will do for saved scenes.
-        look: What will be shown.
 
     Returns:
         What could be read, and why the others could not.
@@ -308,12 +284,8 @@ def render_all(
     """Film each input; one scene is held at a time.
 
     Args:
-        weights: The model; None will do for saved scenes.
-        inputs: From `read_all`.
-        shot: How to film.
         look: What to show; the plain NeRF by default.
         device: Where saved scenes go; default: where the model is.
-        on_frames: Called with the number of frames just rendered.
 
     Returns:
         Files and folders that were written.
@@ -342,9 +314,7 @@ def staged(opened: OpenedScene, shot: Shot, look: Look, *, detail: Detail) -> tu
     """What is filmed of a scene, and the cameras that film it.
 
     Args:
-        opened: The scene.
         shot: How to film; with photo detail its path adapts to the scene where it says no amplitude.
-        look: What to show.
         detail: Photo detail or not; not, if there is no photo, or hardly one.
 
     Raises:

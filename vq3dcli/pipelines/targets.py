@@ -1,19 +1,61 @@
-"""Where videos go: from what `-o` and `--format` say to one target an input."""
+"""What commands are told, and where videos go: from what `-o` and `--format` say to one target an input."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from vq3dcli.errors import UsageError
 from vq3dcli.export.video import FORMATS, VideoFormat, check_output, format_of, frames_in
 from vq3dcli.files import cut_name
-from vq3dcli.pipelines.inputs import Source
+from vq3dcli.pipelines.geometry import GeometryName
+from vq3dcli.pipelines.inputs import Source, needs_weights
 from vq3dcli.scene_file import SUFFIX
+from vq3dcli.weights_file import LoadedWeights, load_weights
 
 _log = logging.getLogger(__name__)
+
+
+OnProgress = Callable[[int, int, str], object]
+"""Called with how many frames are done, of how many, and what is worked on."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all commands are told that make files of scenes.
+
+    Attributes:
+        device: Where to compute.
+        output: What `-o` says, see `targets`; None is the current folder.
+        video_format: What `--format` says.
+        disparity: Also write disparity videos.
+        geometry: Of photo detail; None is the best there is.
+        weights: The model; None is the embedded one, if one is needed.
+        on_progress: See `OnProgress`.
+    """
+
+    device: torch.device
+    output: str | None = None
+    video_format: str | None = None
+    disparity: bool = False
+    geometry: GeometryName | None = None
+    weights: Path | None = None
+    on_progress: OnProgress = lambda done, total, status: None
+
+    def load(self, sources: Sequence[Source], *, always: bool = False) -> LoadedWeights | None:
+        """The model, if it was named or any of the inputs needs one."""
+        if always or self.weights is not None or needs_weights(sources):
+            return load_weights(self.weights, self.device)
+        return None
+
+    @property
+    def kept(self) -> list[Path]:
+        """Files that must not be overwritten."""
+        return [] if self.weights is None else [self.weights]
 
 
 @dataclass(frozen=True)
@@ -22,8 +64,7 @@ class Target:
 
     Attributes:
         video: File, or folder for `frames`.
-        disparity: The same for the disparity video, if wanted.
-        video_format: One of `FORMATS`.
+        disparity: The same for the disparity video, if task.
         more: What else is written beside it.
     """
 
@@ -39,7 +80,7 @@ class Target:
 
     @property
     def scene(self) -> Path:
-        """Where the scene is saved, if that is wanted."""
+        """Where the scene is saved, if that is task."""
         return self._beside(SUFFIX)
 
     def _beside(self, ending: str) -> Path:
@@ -73,16 +114,10 @@ def plan_targets(
     """Where the video of each source goes.
 
     Args:
-        sources: The inputs.
         output: What `-o` says: a file, a folder (it exists, or ends in /, or there are several inputs and it has no
             suffix), or a pattern with `{name}` for the input's name; None is the current folder.
-        video_format: What `--format` says, if anything.
         path: Name of the camera path, a part of the names that are made here.
-        disparity: Whether disparity videos are wanted.
         default: The format where neither `output` nor `video_format` says any.
-        kept: What else is read, and must not be overwritten.
-        cameras: Whether camera paths are written beside the videos.
-        save_scene: Whether scenes are saved beside the videos.
 
     Raises:
         UsageError: A format that is unknown or contradicts the file's name; one file for several inputs; an output
@@ -107,22 +142,16 @@ def plan_targets(
 
 
 def plan_joint_target(
-    sources: Sequence[Source],
-    stem: str,
-    output: str | None,
-    video_format: str | None,
-    *,
-    kind: str,
-    disparity: bool,
-    kept: Sequence[Path] = (),
+    sources: Sequence[Source], stem: str, task: Task, *, kind: str, kept: Sequence[Path] = ()
 ) -> Target:
     """Where the one video of several inputs goes, named after `stem` and `kind` where `-o` does not say it otherwise.
 
     See `plan_targets`.
     """
-    joint = [replace(sources[0], stem=cut_name(stem))]
-    options = {"path": kind, "disparity": disparity, "kept": [*input_files(sources), *kept], "cameras": False}
-    return plan_targets(joint, output, video_format, **options)[0]  # type: ignore[arg-type]
+    joint, kept = [replace(sources[0], stem=cut_name(stem))], [*input_files(sources), *kept]
+    return plan_targets(
+        joint, task.output, task.video_format, path=kind, disparity=task.disparity, kept=kept, cameras=False
+    )[0]
 
 
 def refuse_stdout(output: str | None, command: str) -> None:

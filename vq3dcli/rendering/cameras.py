@@ -43,8 +43,6 @@ class Camera:
     Attributes:
         cam_to_world: Rigid transforms `[B, 4, 4]`.
         intrinsics: `[B, 3, 3]` in pixels, principal point with pixel centres at +0.5.
-        height_px: Image height.
-        width_px: Image width.
     """
 
     cam_to_world: Tensor

@@ -42,10 +42,6 @@ def coloured_by(photo: Tensor, space: Callable[[Tensor], Tensor], points: Tensor
 def sample_planes(planes: Tensor, coordinates: Tensor) -> Tensor:
     """Sum of the three bilinear samples: the path for training.
 
-    Args:
-        planes: `[B, 3, H, W, C]`.
-        coordinates: `[B, N, 3]`, in [-1, 1] inside.
-
     Returns:
         Features `[B, N, C]`.
     """

@@ -97,10 +97,7 @@ def render_rays(
     """Volume-render rays with given samples.
 
     Args:
-        field: The scene or batch of scenes.
-        rays: `[B, N]` rays.
         samples: `[B, N, S]`, or what expands to it.
-        depth_range: z_depths of s = 1 and s = 0.
         opaque_end: Scenes end in an opaque last sample; objects on nothing do not.
         importance: Uniform numbers `[B, N, M]` that place M more samples where a first pass finds the surface.
     """
@@ -141,11 +138,7 @@ def render(
     Rays are independent: any `rays_per_chunk` gives the same bits if the field is independent by point.
 
     Args:
-        field: The scene or batch of scenes.
-        rays: `[B, N]` rays.
         samples: How many a ray, at the middles of equal bins of s; or samples `[B, N, S]`, or `[S]` for all rays.
-        depth_range: z_depths of s = 1 and s = 0.
-        opaque_end: See `render_rays`.
         rays_per_chunk: Rays at once; by default as many as have 2^15 samples.
 
     Returns:

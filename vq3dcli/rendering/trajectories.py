@@ -44,10 +44,6 @@ def trajectory(
     - `dolly-zoom`: the same with a field of view that widens, so that things at the pivot keep their size.
 
     Args:
-        name: A key of `PATHS`.
-        frames: At least 1.
-        height_px: Image height.
-        width_px: Image width.
         amplitude_rad: How far the path goes, in [0, pi / 2); default: the path's own.
         radius: Distance of the first camera (all but the dollies: of every camera) from the pivot.
         fov_rad: Horizontal field of view, in (0, pi).
