@@ -27,7 +27,6 @@ from vq3dcli.errors import InputMissingError, OutputError, RecipeError
 PRIORS = [name for name in recipe_names() if name.endswith("-prior")]
 DEPTH = [name for name in recipe_names() if name.startswith("depth-")]
 NAMES = [name for name in recipe_names() if name not in PRIORS + DEPTH]
-ABLATIONS = ("pointwise", "accumulated", "none")
 SOURCES = {"paper", "vit-vqgan", "3dgp", "eg3d", "ada", "measured", "study", "chosen"}
 # What docs/comparison.md says is known of VQ3D; no other value of a recipe may name the paper.
 KNOWN = {"image_size", "depth_kind", "main"}
@@ -55,8 +54,7 @@ def sources(comment: str) -> set[str]:
 
 
 def test_all_are_there() -> None:
-    ablations = {f"ablation-depth-{kind}" for kind in ABLATIONS}
-    assert set(NAMES) >= {"imagenet256", "compcars256", "demo64", "demo128", "toy-cpu"} | ablations
+    assert set(NAMES) >= {"imagenet256", "compcars256", "demo64", "demo128", "toy-cpu"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,15 +118,6 @@ def test_every_depth_recipe_says_where_its_values_come_from(name: str) -> None:
             assert sources(line.partition("#")[2]) <= {"midas", "measured", "chosen"}, line
             assert sources(line.partition("#")[2]), line
     assert max(map(len, text.splitlines())) <= 120
-
-
-@pytest.mark.parametrize("kind", ABLATIONS)
-def test_an_ablation_is_toy_cpu_with_one_key_changed(kind: str) -> None:
-    """After a change of toy-cpu, change the ablations likewise: `vq3d recipes diff toy-cpu ablation-depth-...`."""
-    changes = diff_recipes("toy-cpu", f"ablation-depth-{kind}")
-    expected = [] if kind == "pointwise" else [Change("loss.depth_kind", "pointwise", kind)]
-    assert changes == expected
-    assert load_recipe(f"ablation-depth-{kind}", Stage1Recipe).loss.depth_kind == kind
 
 
 @pytest.mark.parametrize("name", ["imagenet256", "compcars256", "demo128"])

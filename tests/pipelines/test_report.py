@@ -5,7 +5,8 @@ import torch
 
 from vq3dcli.data.images import encode_png
 from vq3dcli.export.page import page_html
-from vq3dcli.pipelines.studies.report import GEOMETRY_TARGETS, geometry_section, read_metrics, training_section
+from vq3dcli.pipelines.run_report.curves import read_metrics
+from vq3dcli.pipelines.studies.report import GEOMETRY_TARGETS, geometry_section, training_section
 
 GOOD = {
     "psnr": 22.5,
@@ -51,7 +52,7 @@ def test_half_a_line_is_passed_over(run):
 
 
 def test_a_run_becomes_curves_and_sheets(run):
-    page = page_html("run", "", [training_section(run)])
+    page = page_html("run", "", [training_section(run, "Training", "")])
     assert page.count("<svg") == 2
     assert page.count("<img") == 4
     assert "images-000000" in page
@@ -60,7 +61,7 @@ def test_a_run_becomes_curves_and_sheets(run):
 
 
 def test_an_empty_run_has_a_section_too(tmp_path):
-    assert "no metrics yet" in page_html("run", "", [training_section(tmp_path)])
+    assert "no metrics yet" in page_html("run", "", [training_section(tmp_path, "Training", "")])
 
 
 def test_good_figures_are_marked_good():

@@ -312,13 +312,13 @@ def ablation(
     scenes: Annotated[int, typer.Option("--scenes", min=8, max=10**6, help="Toy scenes to train on.")] = 4000,
     count: Annotated[int, typer.Option("--count", "-n", min=1, max=10**5, help="Scenes to measure on.")] = 32,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a key of all three recipes; repeat it.")
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a key of all runs' recipe; repeat it.")
     ] = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train the three depth-loss recipes with equal seeds and budget, and show what the pointwise loss is for.
+    """Train one recipe with three depth losses, equal seeds and budget, and show what the pointwise loss is for.
 
     Nine runs of 5200 images: about 40 minutes on two cores. Interrupted, the same command continues; with more seeds it
     adds to what is there. Each run is a normal training run with a page of its own.

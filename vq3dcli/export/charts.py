@@ -1,45 +1,62 @@
-"""Charts of an evaluation as inline SVG: several curves, bars by name, histograms. No script, no library.
+"""Charts as inline SVG: curves, bars by name, histograms. No script, no library.
 
-Curves and bars have colours of their own that are told apart on light and dark pages and by colour-blind readers (Okabe
-and Ito, 2008); text and grid take the page's.
+Several curves, and bars, have colours of their own that are told apart on light and dark pages and by colour-blind
+readers (Okabe and Ito, 2008); a single curve, text and grid take the page's.
 """
 
 from __future__ import annotations
 
 import html
 import math
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from vq3dcli.export.chart import number_text, ticks
-
-WIDTH_PX = 480
-HEIGHT_PX = 260
+WIDTH_PX, HEIGHT_PX = 480, 260
+SMALL_WIDTH_PX, SMALL_HEIGHT_PX = 360, 200
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 42, 34
+_LEFT, _RIGHT, _BOTTOM = 56, 12, 34
 _BAR_PX, _BAR_TEXT_PX = 18, 150
 _BAR_TEXT_LENGTH = 24  # letters of 6 pixels
+_MOST_POINTS = 400
 _STANDALONE_STYLE = (
     "text{font:11px system-ui,sans-serif;fill:#444}.name{font-size:12px;font-weight:600;fill:#111}"
     ".grid{stroke:#ddd;fill:none}"
 )
 
+Points = list[tuple[float, float]]
 
-@dataclass(frozen=True)
-class Series:
-    """A curve.
 
-    Attributes:
-        name: In the legend.
-        x: Ascending positions.
-        y: As many values; those that are not finite are left out.
-        dashed: Drawn with a broken line, for what a curve is compared with.
+class Series(NamedTuple):
+    """A curve: its name in the legend, ascending positions, as many values; dashed for what others are compared with.
+
+    Values that are not finite are left out.
     """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     dashed: bool = False
+
+
+def line_chart(title: str, x: Sequence[float], y: Sequence[float], *, x_label: str, log_y: bool = False) -> str:
+    """A small chart of one curve and its last value, as an `<svg>` element.
+
+    Args:
+        title: What y is.
+        x: Ascending positions.
+        y: As many values; those that are not finite (or not positive, with `log_y`) are left out.
+        x_label: What x is.
+        log_y: Logarithmic y axis.
+    """
+    points = [(a, b) for a, b in _finite(x, y) if b > 0 or not log_y]
+    shown = [(a, math.log10(b)) for a, b in _thinned(points)] if log_y else _thinned(points)
+    size = (SMALL_WIDTH_PX, SMALL_HEIGHT_PX)
+    body = _axes([shown], ['class="line"'], x_label, size, top=26, log_y=log_y)
+    if points:
+        last = number_text(points[-1][1])
+        body += f'<text class="last" x="{SMALL_WIDTH_PX - _RIGHT}" y="15" text-anchor="end">{last}</text>'
+    return _svg(title, body, *size)
 
 
 def series_chart(
@@ -50,7 +67,7 @@ def series_chart(
     marks: Sequence[tuple[float, str]] = (),
     from_zero: bool = False,
 ) -> str:
-    """Curves over one pair of axes.
+    """Curves over one pair of axes, as an `<svg>` element.
 
     Args:
         title: What y is.
@@ -58,58 +75,20 @@ def series_chart(
         x_label: What x is.
         marks: Positions on the x axis with a name, drawn as upright lines.
         from_zero: Whether the y axis starts at 0.
-
-    Returns:
-        An `<svg>` element.
     """
-    lines = [[(a, b) for a, b in zip(s.x, s.y, strict=True) if math.isfinite(a) and math.isfinite(b)] for s in series]
-    points = [point for line in lines for point in line]
-    if not points:
-        return _svg(title, HEIGHT_PX, f'<text x="{_LEFT}" y="{HEIGHT_PX // 2}">no values</text>')
-    x_all = [a for a, _ in points] + [position for position, _ in marks]
-    x_low, x_high = _range(min(x_all), max(x_all), 0.0)
-    y_low, y_high = _range(min(b for _, b in points), max(b for _, b in points), 0.05)
-    if from_zero:
-        y_low = min(0.0, y_low) if min(b for _, b in points) < 0 else 0.0
-
-    def place(a: float, b: float) -> tuple[float, float]:
-        right = _LEFT + (a - x_low) / (x_high - x_low) * (WIDTH_PX - _LEFT - _RIGHT)
-        return right, HEIGHT_PX - _BOTTOM - (b - y_low) / (y_high - y_low) * (HEIGHT_PX - _TOP - _BOTTOM)
-
-    parts = []
-    for tick in ticks(y_low, y_high):
-        y = place(x_low, tick)[1]
-        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{WIDTH_PX - _RIGHT}"/>')
-        parts.append(f'<text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{number_text(tick)}</text>')
-    for tick in ticks(x_low, x_high, 5):
-        x = place(tick, y_low)[0]
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT_PX - 18}" text-anchor="middle">{number_text(tick)}</text>')
-    parts.append(
-        f'<text x="{(WIDTH_PX + _LEFT) // 2}" y="{HEIGHT_PX - 4}" text-anchor="middle">{html.escape(x_label)}</text>'
-    )
-    for position, name in marks:
-        x = place(position, y_low)[0]
-        parts.append(
-            f'<path fill="none" stroke="#888" stroke-dasharray="3 3" d="M{x:.1f} {_TOP}V{HEIGHT_PX - _BOTTOM}"/>'
-        )
-        parts.append(f'<text x="{x:.1f}" y="{_TOP - 2}" text-anchor="middle">{html.escape(name)}</text>')
-    for number, (curve, line) in enumerate(zip(series, lines, strict=True)):
-        colour = COLOURS[number % len(COLOURS)]
-        dash = ' stroke-dasharray="5 4"' if curve.dashed else ""
-        path = "L".join("{:.1f} {:.1f}".format(*place(a, b)) for a, b in line)
-        if path:
-            parts.append(f'<path fill="none" stroke="{colour}" stroke-width="1.8"{dash} d="M{path}"/>')
-    return _svg(title, HEIGHT_PX, "".join(parts) + _legend([s.name for s in series]))
+    lines = [_finite(curve.x, curve.y) for curve in series]
+    strokes = [
+        f'fill="none" stroke="{COLOURS[number % len(COLOURS)]}" stroke-width="1.8"'
+        + (' stroke-dasharray="5 4"' if curve.dashed else "")
+        for number, curve in enumerate(series)
+    ]
+    size = (WIDTH_PX, HEIGHT_PX)
+    body = _axes(lines, strokes, x_label, size, top=42, marks=marks, from_zero=from_zero)
+    return _svg(title, body + _legend([curve.name for curve in series]), *size)
 
 
 def bar_chart(title: str, bars: Sequence[tuple[str, float | None]], *, width_px: int = WIDTH_PX) -> str:
-    """A horizontal bar a name, from 0; a missing or infinite value has none.
-
-    Args:
-        title: What the values are.
-        bars: Names, cut where they are too long for their column, and values.
-        width_px: Of the chart.
-    """
+    """A horizontal bar a name, from 0; a missing or infinite value has none; names that are too long are cut."""
     known = [value for _, value in bars if value is not None and math.isfinite(value)]
     low, high = min([0.0, *known]), max([0.0, *known])
     scale = (width_px - _BAR_TEXT_PX - 60) / ((high - low) or 1.0)
@@ -128,7 +107,7 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float | None]], *, width_px:
             f'<rect fill="{colour}" x="{left:.1f}" y="{y + 2}" width="{length:.1f}" height="{_BAR_PX - 5}" rx="2"/>'
             f'<text x="{left + length + 4:.1f}" y="{y + 12}">{number_text(value)}</text>'
         )
-    return _svg(title, 34 + len(bars) * _BAR_PX, "".join(parts), width_px)
+    return _svg(title, "".join(parts), width_px, 34 + len(bars) * _BAR_PX)
 
 
 def histogram(title: str, values: Sequence[float], *, x_label: str, bins: int = 32) -> str:
@@ -146,6 +125,18 @@ def histogram(title: str, values: Sequence[float], *, x_label: str, bins: int = 
     return series_chart(title, [Series("images", x, y)], x_label=x_label, from_zero=True)
 
 
+def side_by_side(charts: Sequence[str], columns: int) -> str:
+    """Charts of `series_chart` in a grid, as one chart."""
+    rows = math.ceil(len(charts) / columns)
+    parts = []
+    for number, chart in enumerate(charts):
+        row, column = divmod(number, columns)
+        place = f'<svg x="{column * WIDTH_PX}" y="{row * HEIGHT_PX}" width="{WIDTH_PX}" height="{HEIGHT_PX}"'
+        parts.append(chart.replace("<svg", place, 1))
+    width_px, height_px = columns * WIDTH_PX, rows * HEIGHT_PX
+    return f'<svg class="charts" viewBox="0 0 {width_px} {height_px}" role="img">{"".join(parts)}</svg>'
+
+
 def standalone(svg: str) -> str:
     """A chart as a file of its own: with its namespace, a white ground and its own style."""
     head, _, body = svg.partition(">")
@@ -155,7 +146,82 @@ def standalone(svg: str) -> str:
     )
 
 
-def _svg(title: str, height_px: int, body: str, width_px: int = WIDTH_PX) -> str:
+def ticks(low: float, high: float, about: int = 4) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) within [low, high], about `about` of them."""
+    raw = (high - low) / about
+    if not raw > sys.float_info.min:  # steps below it have no power of ten
+        return [low]
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def number_text(value: float) -> str:
+    """A number in a few characters: 32000 as 32k, 0.00031 as 3.1e-4."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        scale, unit = (1e6, "M") if abs(value) >= 1e6 else (1e3, "k")
+        return f"{value / scale:.4g}{unit}"
+    if abs(value) >= 0.001:
+        return f"{value:.3g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _axes(
+    lines: Sequence[Points],
+    strokes: Sequence[str],
+    x_label: str,
+    size_px: tuple[int, int],
+    *,
+    top: int,
+    log_y: bool = False,
+    marks: Sequence[tuple[float, str]] = (),
+    from_zero: bool = False,
+) -> str:
+    """Axes and curves; with `log_y` the heights are logarithms."""
+    width, height = size_px
+    points = [point for line in lines for point in line]
+    if not points:
+        return f'<text x="{_LEFT}" y="{height // 2}">no values</text>'
+    positions = [*(a for a, _ in points), *(position for position, _ in marks)]
+    heights = [b for _, b in points]
+    x_low, x_high = _range(min(positions), max(positions), 0.0)
+    y_low, y_high = _range(min(heights), max(heights), 0.05)
+    if from_zero:
+        y_low = min(0.0, y_low) if min(heights) < 0 else 0.0
+
+    def place(a: float, b: float) -> tuple[float, float]:
+        right = _LEFT + (a - x_low) / (x_high - x_low) * (width - _LEFT - _RIGHT)
+        return right, height - _BOTTOM - (b - y_low) / (y_high - y_low) * (height - top - _BOTTOM)
+
+    parts = []
+    for tick in ticks(y_low, y_high):
+        y = place(x_low, tick)[1]
+        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{width - _RIGHT}"/>')
+        text = number_text(10**tick if log_y else tick)
+        parts.append(f'<text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+    for tick in ticks(x_low, x_high, 5 if width == WIDTH_PX else 3):
+        x = place(tick, y_low)[0]
+        anchor = "end" if x > width - 30 else "middle"
+        parts.append(f'<text x="{x:.1f}" y="{height - 18}" text-anchor="{anchor}">{number_text(tick)}</text>')
+    middle = (width + _LEFT) // 2
+    parts.append(f'<text x="{middle}" y="{height - 4}" text-anchor="middle">{html.escape(x_label)}</text>')
+    for position, name in marks:
+        x = place(position, y_low)[0]
+        parts.append(f'<path fill="none" stroke="#888" stroke-dasharray="3 3" d="M{x:.1f} {top}V{height - _BOTTOM}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{top - 2}" text-anchor="middle">{html.escape(name)}</text>')
+    for stroke, line in zip(strokes, lines, strict=True):
+        if line:
+            path = "L".join("{:.1f} {:.1f}".format(*place(a, b)) for a, b in line)
+            parts.append(f'<path {stroke} d="M{path}"/>')
+    return "".join(parts)
+
+
+def _svg(title: str, body: str, width_px: int, height_px: int) -> str:
     label = html.escape(title)
     return (
         f'<svg class="chart" viewBox="0 0 {width_px} {height_px}" role="img" aria-label="{label}">'
@@ -168,12 +234,22 @@ def _legend(names: Sequence[str]) -> str:
         return ""
     parts, x = [], 8.0
     for number, name in enumerate(names):
-        parts.append(
-            f'<rect fill="{COLOURS[number % len(COLOURS)]}" x="{x:.0f}" y="21" width="10" height="10" rx="2"/>'
-        )
+        colour = COLOURS[number % len(COLOURS)]
+        parts.append(f'<rect fill="{colour}" x="{x:.0f}" y="21" width="10" height="10" rx="2"/>')
         parts.append(f'<text x="{x + 14:.0f}" y="30">{html.escape(name)}</text>')
         x += 26 + 6.2 * len(name)
     return "".join(parts)
+
+
+def _finite(x: Sequence[float], y: Sequence[float]) -> Points:
+    return [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
+
+
+def _thinned(points: Points) -> Points:
+    """At most `_MOST_POINTS` points, means of neighbours, so that a long run does not make a large page."""
+    size = max(math.ceil(len(points) / _MOST_POINTS), 1)
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
 def _range(low: float, high: float, margin: float) -> tuple[float, float]:
@@ -182,15 +258,3 @@ def _range(low: float, high: float, margin: float) -> tuple[float, float]:
         half = max(abs(high) * 0.05, 1e-6)
         return low - half, high + half
     return low - margin * (high - low), high + margin * (high - low)
-
-
-def side_by_side(charts: Sequence[str], columns: int) -> str:
-    """Charts of `series_chart` in a grid, as one chart."""
-    rows = math.ceil(len(charts) / columns)
-    parts = []
-    for number, chart in enumerate(charts):
-        row, column = divmod(number, columns)
-        place = f'<svg x="{column * WIDTH_PX}" y="{row * HEIGHT_PX}" width="{WIDTH_PX}" height="{HEIGHT_PX}"'
-        parts.append(chart.replace("<svg", place, 1))
-    width_px, height_px = columns * WIDTH_PX, rows * HEIGHT_PX
-    return f'<svg class="charts" viewBox="0 0 {width_px} {height_px}" role="img">{"".join(parts)}</svg>'

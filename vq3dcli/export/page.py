@@ -76,7 +76,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Svg:
-    """A chart from `export.chart`, which is trusted as it stands."""
+    """A chart from `export.charts`, which is trusted as it stands."""
 
     markup: str
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from vq3dcli import __version__
 from vq3dcli.data.images import encode_png
 from vq3dcli.errors import OutputError
-from vq3dcli.export.chart import number_text
+from vq3dcli.export.charts import number_text
 from vq3dcli.export.page import Block, Code, Section, Table, Text, write_page
 from vq3dcli.files import make_folder, write_bytes, write_json
 from vq3dcli.weights_file import LoadedWeights

@@ -9,9 +9,13 @@ from typing import Any
 
 from vq3dcli.config.schema import DepthRecipe, Recipe, Stage2Recipe
 from vq3dcli.export.page import Section, Table, Text
-from vq3dcli.pipelines.studies.report import STAGE1_SHEET, STAGE2_SHEET
 from vq3dcli.sealed import json_value
 from vq3dcli.training.health import number
+
+STAGE1_SHEET = (
+    "A row an image: input, reconstruction, rendered disparity, its label, views from the left and the right."
+)
+STAGE2_SHEET = "A row a class: samples of the averaged prior, each beside its disparity; the same seeds on each sheet."
 
 # Figures that a page derives.
 PSNR, USAGE, NOVEL_PSNR = "psnr", "code_usage", "novel_psnr"

@@ -18,9 +18,10 @@ from vq3dcli.config.load import load_either
 from vq3dcli.config.schema import DepthRecipe, Recipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.data.images import encode_jpeg, read_image, resize
 from vq3dcli.errors import InputMissingError, Vq3dError
-from vq3dcli.export.chart import number_text
+from vq3dcli.export.charts import number_text
 from vq3dcli.export.page import Block, Code, Media, Row, Section, Svg, Table, Text, write_page
 from vq3dcli.files import write_bytes
+from vq3dcli.pipelines.run_report.curves import Record, curve, curve_names, read_metrics
 from vq3dcli.pipelines.run_report.kinds import (
     NOVEL_PSNR,
     PSNR,
@@ -31,7 +32,6 @@ from vq3dcli.pipelines.run_report.kinds import (
     model_rows,
     sheet_text,
 )
-from vq3dcli.pipelines.studies.report import Record, curve, curve_names, read_metrics
 from vq3dcli.sealed import json_value
 from vq3dcli.training.health import Finding, guards_of, number, replay
 

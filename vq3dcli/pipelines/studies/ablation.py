@@ -1,4 +1,4 @@
-"""The ablation of the depth loss: three recipes that differ in one key, the same seeds, data and budget, then figures.
+"""The ablation of the depth loss: a recipe with three values of one key, the same seeds, data and budget, then figures.
 
     toy scenes -> shards, exact labels -> a training run for each loss and seed -> figures of each -> mean and spread
 
@@ -23,26 +23,27 @@ import torch
 
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
-from vq3dcli.data_tools.depth.labels import EXACT, label_exact
-from vq3dcli.data_tools.toyscenes import prepare_toyscenes
-from vq3dcli.errors import StoppedError, UsageError
+from vq3dcli.data_tools.depth.labels import EXACT
+from vq3dcli.errors import UsageError
 from vq3dcli.files import make_folder
 from vq3dcli.locks import lock_folder
 from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG
-from vq3dcli.pipelines.evaluation.exact_scenes import Template, toy_template
+from vq3dcli.pipelines.evaluation.exact_scenes import toy_template
 from vq3dcli.pipelines.evaluation.geometry import PROTOCOL as GEOMETRY
-from vq3dcli.pipelines.evaluation.geometry import RENDERING, evaluate_geometry, kept_metrics, model_predictor
+from vq3dcli.pipelines.evaluation.geometry import RENDERING
 from vq3dcli.pipelines.evaluation.image_sets import toy_set
 from vq3dcli.pipelines.run_report.page import write_run_report
 from vq3dcli.pipelines.studies.budget import Budget, with_budget
-from vq3dcli.pipelines.studies.prior import Counting
+from vq3dcli.pipelines.studies.toy_runs import Counting, make_toy_data, measure_once, stop_between, train_once
 from vq3dcli.pipelines.train import open_loader, run_facts
 from vq3dcli.sealed import read_sealed_json, write_sealed_json
 from vq3dcli.training.distributed import join_ranks
+from vq3dcli.training.run import Progress
 from vq3dcli.training.stage1 import train
 from vq3dcli.weights_file import LoadedWeights, load_weights
 
 PROTOCOL = "ablation-depth-1"
+RECIPE = "toy-cpu"
 KINDS = ("accumulated", "pointwise", "none")
 FIGURES = (
     *("weight_variance", "psnr", "novel_psnr", "copy_psnr", "novel_gain"),
@@ -76,7 +77,7 @@ class Plan:
         images: Images that each run sees.
         scenes: Training scenes.
         count: Evaluation scenes.
-        overrides: Changes to all three recipes, as `a.b=c`.
+        overrides: Changes to the recipe, as `a.b=c`.
     """
 
     images: int = DEFAULT_IMAGES
@@ -86,7 +87,7 @@ class Plan:
 
     def recipe(self, kind: str, seed: int) -> Stage1Recipe:
         """The recipe of a run: the parts of its schedule keep their share of the images."""
-        found = load_recipe(f"ablation-depth-{kind}", Stage1Recipe, [*self.overrides, f"training.seed={seed}"])
+        found = load_recipe(RECIPE, Stage1Recipe, [*self.overrides, f"loss.depth_kind={kind}", f"training.seed={seed}"])
         return with_budget(found, Budget(0.0, _IMAGES_PER_SECOND, self.images, seed))
 
     def check(self, seeds: Sequence[int]) -> None:
@@ -179,18 +180,27 @@ def run_ablation(
     make_folder(folder)
     with lock_folder(folder):
         _keep_plan(folder / "plan.json", plan, recipe)
-        _data(folder / "data", plan, size, counting)
+        make_toy_data(folder / "data", scenes=plan.scenes, size_px=size, seed=0, counting=counting)
         template = toy_template(size)
         runs: dict[str, dict[int, dict[str, float]]] = {kind: {} for kind in KINDS}
         weights: dict[str, dict[int, str]] = {kind: {} for kind in KINDS}
         folders: dict[str, dict[int, Path]] = {kind: {} for kind in KINDS}
         for seed in seeds:
             for kind in KINDS:
-                if should_stop():
-                    raise StoppedError(f"stopped as asked ({folder})", remedy="the same command again continues")
+                stop_between(should_stop, folder)
                 run = folders[kind][seed] = folder / f"{kind}-{seed}"
                 loaded = _trained(run, plan.recipe(kind, seed), folder / "data", device, counting, should_stop)
-                runs[kind][seed] = _figures(run, loaded, plan, template, counting)
+                found = measure_once(
+                    run / "figures.json",
+                    loaded,
+                    count=plan.count,
+                    seed=0,
+                    identity={"figures": len(FIGURES)},
+                    description=f"measuring {run.name}",
+                    counting=counting,
+                    template=template,
+                )
+                runs[kind][seed] = {**found, "novel_gain": found["novel_psnr"] - found["copy_psnr"]}
                 weights[kind][seed] = loaded.sha256
     first = runs[KINDS[0]][seeds[0]]
     blind = {name: value for name, value in first.items() if name.startswith("template_")}
@@ -211,13 +221,6 @@ def _keep_plan(path: Path, plan: Plan, recipe: Stage1Recipe) -> None:
         )
 
 
-def _data(folder: Path, plan: Plan, size_px: int, counting: Counting) -> None:
-    with counting("making toy scenes", "scenes") as count:
-        prepare_toyscenes(folder, count=plan.scenes, size=size_px, seed=0, progress=count)
-    with counting("labelling", "scenes") as count:
-        label_exact(folder, progress=count)
-
-
 def _trained(
     run: Path,
     recipe: Stage1Recipe,
@@ -227,45 +230,22 @@ def _trained(
     should_stop: Callable[[], bool],
 ) -> LoadedWeights:
     """The weights of a run, which is begun, continued or finished already."""
-    if not (run / "weights.safetensors").exists():
+
+    def begin(report: Callable[[Progress], None]) -> None:
         loader = open_loader(recipe, [data], EXACT, join_ranks(device))
-        with counting(f"training {run.name}", "images") as count:
-            train(
-                recipe,
-                loader,
-                run,
-                device=device,
-                facts=run_facts(recipe, loader, None),
-                report=lambda progress: count(progress.images_seen, progress.total_images),
-                refresh_page=lambda: write_run_report(run),
-                should_stop=should_stop,
-            )
-    return load_weights(run, device)
-
-
-def _figures(run: Path, weights: LoadedWeights, plan: Plan, template: Template, counting: Counting) -> dict[str, float]:
-    """Figures of a run, measured once and kept beside its weights."""
-    path = run / "figures.json"
-    identity = {"protocol": GEOMETRY, "weights": weights.sha256, "count": plan.count, "figures": len(FIGURES)}
-    known = kept_metrics(path, identity)
-    if known is not None:
-        return known
-    done = 0
-    with counting(f"measuring {run.name}", "scenes") as count:
-
-        def on_progress(scenes: int) -> None:
-            nonlocal done
-            done += scenes
-            count(done, plan.count)
-
-        size = weights.recipe.model.image_size
-        result = evaluate_geometry(
-            model_predictor(weights), count=plan.count, seed=0, size_px=size, template=template, on_progress=on_progress
+        train(
+            recipe,
+            loader,
+            run,
+            device=device,
+            facts=run_facts(recipe, loader, None),
+            report=report,
+            refresh_page=lambda: write_run_report(run),
+            should_stop=should_stop,
         )
-    metrics = dict(result.metrics)
-    metrics["novel_gain"] = metrics["novel_psnr"] - metrics["copy_psnr"]
-    write_sealed_json(path, {**identity, "metrics": metrics, "views": result.views})
-    return metrics
+
+    train_once(run, f"training {run.name}", counting, begin)
+    return load_weights(run, device)
 
 
 def verdict(result: Ablation) -> list[str]:
@@ -319,7 +299,8 @@ def conditions(result: Ablation, versions: Mapping[str, str], device: torch.devi
         "figures": GEOMETRY,
         "rendering": RENDERING,
         "scenes": dict(toy_set("evaluation scenes", plan.count, seed=0, purpose="eval", size_px=size_px).description),
-        "recipes": [f"ablation-depth-{kind}" for kind in KINDS],
+        "recipe": RECIPE,
+        "loss.depth_kind": list(KINDS),
         "overrides": list(plan.overrides),
         "images_a_run": plan.images,
         "training_scenes": plan.scenes,

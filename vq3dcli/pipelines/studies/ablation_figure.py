@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from vq3dcli.config.defaults import EVALUATION_SAMPLES
-from vq3dcli.export.chart import number_text
-from vq3dcli.export.charts import Series, bar_chart, series_chart, side_by_side
+from vq3dcli.export.charts import Series, bar_chart, number_text, series_chart, side_by_side
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.page import Media, Row, Section, Svg, Text
 from vq3dcli.export.sheet import grid
@@ -198,7 +197,7 @@ def markdown(result: Ablation, command: str) -> str:
     head, *rows = [[str(cell) for cell in row] for row in table(result)]
     seeds = ", ".join(map(str, result.seeds))
     made = (
-        f"Made by `{command}`: three recipes that differ in `loss.depth_kind` alone, each with the seeds {seeds} and "
+        f"Made by `{command}`: one recipe with three values of `loss.depth_kind`, each with the seeds {seeds} and "
         f"{plan.images} images of {plan.scenes} toy scenes, measured on {plan.count} others. Mean of the seeds "
         "(least to greatest). [evaluation.md](../evaluation.md) defines the figures; `novel_gain` is `novel_psnr` - "
         "`copy_psnr`."

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.errors import DataError, StoppedError, UsageError
@@ -26,13 +26,6 @@ _WARM_STEPS = 4
 _USEFUL_SHARE = 0.92
 
 AnyRecipe = TypeVar("AnyRecipe", Stage1Recipe, Stage2Recipe)
-
-
-class Training(Protocol):
-    """`train` or `train_prior` with all that it needs but for the folder and who watches."""
-
-    def __call__(self, folder: Path, *, report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> object:
-        """Train in `folder`, tell of each step, and stop when asked to."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +73,7 @@ def recorded_budget(path: Path, *, minutes: float | None, seed: int) -> Budget |
 
 def measure_budget(
     path: Path,
-    train: Training,
+    train: Callable[..., object],
     *,
     minutes: float,
     batch_size: int,
@@ -92,7 +85,7 @@ def measure_budget(
 
     Args:
         path: JSON file to write.
-        train: Trains what will be trained, but for its length, in a folder.
+        train: Trains what will be trained, but for its length, in a folder; takes `report` and `should_stop`.
         minutes: How long the training should take.
         batch_size: Images a step.
         seed: Of the run, for the record.

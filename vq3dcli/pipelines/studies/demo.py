@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from vq3dcli.config.defaults import VIDEO_SIZE_PX
-from vq3dcli.files import make_folder
+from vq3dcli.data.images import encode_png
+from vq3dcli.files import make_folder, write_bytes
 from vq3dcli.model.draw_codes import NO_CLASS
 from vq3dcli.pipelines.film import Shot
 from vq3dcli.pipelines.inputs import parse_sources
 from vq3dcli.pipelines.render import Look, read_all, render_all
 from vq3dcli.pipelines.sampling.record import SampleWish, some_classes
 from vq3dcli.pipelines.sampling.sample import SHEET_NAME, draw_samples, sharpening_of, write_samples
-from vq3dcli.pipelines.studies.example_photo import example_photo
 from vq3dcli.pipelines.targets import check_targets, plan_targets
 from vq3dcli.toyscenes import CLASS_NAMES
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights
@@ -90,3 +94,20 @@ def _samples(
     filmed = [sample.name for sample in drawn[:: max(len(drawn) // _FILMED_SAMPLES, 1)]][:_FILMED_SAMPLES]
     files = write_samples(out, weights, prior, replace(wish, filmed=filmed), drawn, on_frames=on_frames)
     return [path for path in files if path.name == SHEET_NAME or path.suffix == ".mp4"]
+
+
+def example_photo(folder: Path) -> Path | None:
+    """Write scikit-image's photo of a cat (CC0, Stefan van der Walt's Chelsea) to `folder`.
+
+    Returns:
+        The PNG, or None without scikit-image.
+    """
+    path = folder / "cat.png"
+    if path.exists():
+        return path
+    if find_spec("skimage") is None:
+        return None
+    make_folder(folder)
+    pixels = import_module("skimage.data").chelsea()
+    write_bytes(path, encode_png(torch.from_numpy(pixels).permute(2, 0, 1).contiguous()))
+    return path

@@ -13,50 +13,49 @@ OUT/data/  budget.json  run/  inputs/  videos/  geometry.json  geometry.png
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vq3dcli.config.load import load_recipe
-from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.loader import TrainingLoader
-from vq3dcli.data_tools.depth.labels import EXACT, label_exact
-from vq3dcli.data_tools.toyscenes import prepare_toyscenes
-from vq3dcli.errors import StoppedError
-from vq3dcli.export.page import write_page
+from vq3dcli.data.token_store import TokenStore
+from vq3dcli.data_tools.depth.labels import EXACT
+from vq3dcli.export.page import Block, Code, Media, Section, Text, write_page
 from vq3dcli.files import make_folder, write_bytes
 from vq3dcli.locks import lock_folder
-from vq3dcli.pipelines.evaluation.exact_scenes import toy_template
-from vq3dcli.pipelines.evaluation.geometry import (
-    PROTOCOL,
-    evaluate_geometry,
-    kept_metrics,
-    model_predictor,
-)
 from vq3dcli.pipelines.film import Shot
 from vq3dcli.pipelines.inputs import parse_sources, read_picture
 from vq3dcli.pipelines.render import read_all, render_all
-from vq3dcli.pipelines.studies.budget import DEFAULT_MINUTES, Budget, measure_budget, recorded_budget, with_budget
-from vq3dcli.pipelines.studies.demo import TOY_INPUTS
-from vq3dcli.pipelines.studies.example_photo import example_photo
-from vq3dcli.pipelines.studies.prior import SHARE_OF_MINUTES, Counting, NewScenes, new_scenes, trained_prior
-from vq3dcli.pipelines.studies.report import (
-    STAGE2_SHEET,
-    commands_section,
-    geometry_section,
-    samples_section,
-    training_section,
-    videos_section,
+from vq3dcli.pipelines.run_report.kinds import STAGE1_SHEET, STAGE2_SHEET
+from vq3dcli.pipelines.sampling.record import SampleWish
+from vq3dcli.pipelines.sampling.sample import SHEET_NAME, draw_samples, sharpening_of, write_samples
+from vq3dcli.pipelines.studies.budget import (
+    DEFAULT_MINUTES,
+    AnyRecipe,
+    Budget,
+    measure_budget,
+    recorded_budget,
+    with_budget,
 )
+from vq3dcli.pipelines.studies.demo import TOY_INPUTS, example_photo
+from vq3dcli.pipelines.studies.report import geometry_section, training_section, video_rows
+from vq3dcli.pipelines.studies.toy_runs import Counting, adding, make_toy_data, measure_once, stop_between, train_once
 from vq3dcli.pipelines.targets import check_targets, plan_targets
-from vq3dcli.sealed import write_sealed_json
+from vq3dcli.pipelines.tokenize import tokenize
 from vq3dcli.training.stage1 import train
-from vq3dcli.weights_file import LoadedPrior, LoadedWeights, load_weights
+from vq3dcli.training.stage2 import train_prior
+from vq3dcli.weights_file import LoadedPrior, LoadedWeights, load_prior, load_weights
 
-RECIPE = "toy-cpu"
+RECIPE, PRIOR_RECIPE = "toy-cpu", "toy-cpu-prior"
+# What the prior gets of the minutes that Stage 1 is trained for: it converges sooner.
+SHARE_OF_MINUTES = 0.5
+_SHEET_WIDTH_PX = 560
 
 _VIDEOS_TEXT = (
     "Each row began as one picture: what the model saw, an orbit around the scene that it made of it in one forward "
@@ -109,6 +108,23 @@ class Size:
 
 
 @dataclass(frozen=True)
+class NewScenes:
+    """What a quickstart's second half made.
+
+    Attributes:
+        prior: The trained prior.
+        budget: How long it trained.
+        sheet: Samples of each class beside their disparity.
+        filmed: Picture, video and disparity video of some samples.
+    """
+
+    prior: LoadedPrior
+    budget: Budget
+    sheet: Path
+    filmed: list[tuple[Path, Path, Path]]
+
+
+@dataclass(frozen=True)
 class Quickstart:
     """What a quickstart made.
 
@@ -127,6 +143,22 @@ class Quickstart:
     metrics: Mapping[str, float]
     budget: Budget
     new_scenes: NewScenes
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What all parts of a call have in common."""
+
+    out: Path
+    size: Size
+    seed: int
+    device: torch.device
+    counting: Counting
+    should_stop: Callable[[], bool]
+
+    @property
+    def shot(self) -> Shot:
+        return Shot("orbit", frames=self.size.frames, size_px=self.size.video_px, samples=self.size.video_samples)
 
 
 def quickstart(
@@ -154,92 +186,40 @@ def quickstart(
         StoppedError: `should_stop` became true, or another process works in `out`.
         UsageError: `out` was begun with other options.
     """
-    size = size or Size()
+    call = _Call(out, size or Size(), seed, device, counting, should_stop)
     make_folder(out)
     with lock_folder(out):
-        recipe = load_recipe(RECIPE, Stage1Recipe, [*size.overrides, f"training.seed={seed}"])
-        budget = recorded_budget(out / "budget.json", minutes=minutes, seed=seed)
-        data = _data(out / "data", recipe, size.scenes, seed, counting)
-        _stop_between(should_stop, out)
-        if budget is None:
-            with counting("calibrating", "steps"):
-                budget = measure_budget(
-                    out / "budget.json",
-                    lambda folder, *, report, should_stop: train(
-                        recipe, data, folder, device=device, report=report, should_stop=should_stop
-                    ),
-                    minutes=minutes or DEFAULT_MINUTES,
-                    batch_size=recipe.training.batch_size,
-                    seed=seed,
-                    seconds=size.calibration_seconds,
-                    should_stop=should_stop,
-                )
-        run = _trained(out / "run", with_budget(recipe, budget), data, device, counting, should_stop)
-        weights = load_weights(run, device)
-        _stop_between(should_stop, out)
-        videos = _videos(out, weights, size, counting)
-        _stop_between(should_stop, out)
-        metrics = _figures(out, weights, size, seed, counting)
-        _stop_between(should_stop, out)
-        prior, prior_budget = trained_prior(
-            out,
+        budget, weights = _stage1(call, minutes)
+        stop_between(should_stop, out)
+        videos = _videos(call, weights)
+        stop_between(should_stop, out)
+        metrics = measure_once(
+            out / "geometry.json",
             weights,
-            out / "data",
-            minutes=SHARE_OF_MINUTES * budget.minutes,
-            overrides=(*size.prior_overrides, f"training.seed={seed}"),
-            calibration_seconds=size.calibration_seconds,
-            device=device,
-            counting=counting,
-            should_stop=should_stop,
-        )
-        _stop_between(should_stop, out)
-        scenes = new_scenes(
-            out,
-            weights,
-            prior,
-            prior_budget,
-            samples_a_class=size.samples_a_class,
-            filmed=size.samples_filmed,
-            shot=_shot(size),
+            count=call.size.evaluated,
             seed=seed,
+            identity={"seed": seed},
+            description="measuring",
             counting=counting,
+            sheet=out / "geometry.png",
         )
-        report = out / "report.html"
-        pictures = [out / "inputs" / f"{video.stem.removesuffix('_orbit')}_input.png" for video in videos[::2]]
-        write_page(
-            report,
-            "vq3d quickstart",
-            f"{budget.images} images of {size.scenes} toy scenes, at {budget.images_per_second:.0f} images a second "
-            f"on {device.type}, seed {seed}",
-            [
-                videos_section(list(zip(pictures, videos[::2], videos[1::2], strict=True)), _VIDEOS_TEXT),
-                samples_section(scenes.sheet, scenes.filmed, _samples_text(prior)),
-                geometry_section(metrics, out / "geometry.png"),
-                training_section(run, "Training of Stage 1"),
-                training_section(out / "prior", "Training of the prior", STAGE2_SHEET),
-                commands_section([command.format(weights=run, prior=out / "prior") for command in _NEXT_COMMANDS]),
-            ],
-        )
-    return Quickstart(report, videos, weights, metrics, budget, scenes)
+        stop_between(should_stop, out)
+        prior_budget, prior = _stage2(call, weights, SHARE_OF_MINUTES * budget.minutes)
+        stop_between(should_stop, out)
+        scenes = _new_scenes(call, weights, prior, prior_budget)
+        made = Quickstart(out / "report.html", videos, weights, metrics, budget, scenes)
+        _write_report(call, made)
+    return made
 
 
-def _samples_text(prior: LoadedPrior) -> str:
-    figures = prior.card["training"]
-    if not {"held_out_bits", "unigram_bits"} <= figures.keys():
-        return _SAMPLES_TEXT
-    return f"{_SAMPLES_TEXT} " + _BITS_TEXT.format(bits=figures["held_out_bits"], unigram=figures["unigram_bits"])
-
-
-def _data(folder: Path, recipe: Stage1Recipe, scenes: int, seed: int, counting: Counting) -> TrainingLoader:
-    """Shards and labels, and the loader that training reads them with."""
-    side_px = recipe.model.image_size
-    with counting("making toy scenes", "scenes") as count:
-        prepare_toyscenes(folder, count=scenes, size=side_px, seed=seed, progress=count)
-    with counting("labelling", "scenes") as count:
-        label_exact(folder, progress=count)
-    schedule = recipe.training
-    return TrainingLoader(
-        [folder],
+def _stage1(call: _Call, minutes: float | None) -> tuple[Budget, LoadedWeights]:
+    """Data, then Stage 1 over them."""
+    recipe = load_recipe(RECIPE, Stage1Recipe, [*call.size.overrides, f"training.seed={call.seed}"])
+    recorded_budget(call.out / "budget.json", minutes=minutes, seed=call.seed)  # before the data are made
+    schedule, side_px, data = recipe.training, recipe.model.image_size, call.out / "data"
+    make_toy_data(data, scenes=call.size.scenes, size_px=side_px, seed=call.seed, counting=call.counting)
+    loader = TrainingLoader(
+        [data],
         labels=EXACT,
         batch_size=schedule.batch_size,
         size=side_px,
@@ -247,96 +227,142 @@ def _data(folder: Path, recipe: Stage1Recipe, scenes: int, seed: int, counting: 
         flip=schedule.flip,
         crop=schedule.crop,
     )
+    stop_between(call.should_stop, call.out)
+    facts = {"data": "toyscenes", "scenes": loader.num_samples}
+
+    def train_it(recipe: Stage1Recipe, folder: Path, **watching: Any) -> None:
+        train(recipe, loader, folder, device=call.device, facts=facts, **watching)
+
+    budget = _trained(call, "run", "budget.json", "training", recipe, train_it, minutes)
+    return budget, load_weights(call.out / "run", call.device)
+
+
+def _stage2(call: _Call, weights: LoadedWeights, minutes: float) -> tuple[Budget, LoadedPrior]:
+    """Codes of the data, then a prior over them."""
+    recipe = load_recipe(PRIOR_RECIPE, Stage2Recipe, [*call.size.prior_overrides, f"training.seed={call.seed}"])
+    with call.counting("encoding", "scenes") as count:
+        tokenize(weights, [call.out / "data"], call.out / "tokens", device=call.device, on_progress=count)
+    store = TokenStore(call.out / "tokens")
+
+    def train_it(recipe: Stage2Recipe, folder: Path, **watching: Any) -> None:
+        # A calibration draws no sheets.
+        stage1 = weights if folder == call.out / "prior" else None
+        train_prior(recipe, store, folder, stage1=stage1, device=call.device, **watching)
+
+    file = "prior_budget.json"
+    recorded = recorded_budget(call.out / file, minutes=None, seed=call.seed)
+    minutes = minutes if recorded is None else recorded.minutes
+    budget = _trained(call, "prior", file, "training the prior", recipe, train_it, minutes)
+    return budget, load_prior(call.out / "prior", call.device)
 
 
 def _trained(
-    run: Path,
-    recipe: Stage1Recipe,
-    data: TrainingLoader,
-    device: torch.device,
-    counting: Counting,
-    should_stop: Callable[[], bool],
-) -> Path:
-    """The run's folder with its weights."""
-    if not (run / "weights.safetensors").exists():
-        with counting("training", "images") as count:
-            train(
-                recipe,
-                data,
-                run,
-                device=device,
-                facts={"data": "toyscenes", "scenes": data.num_samples},
-                report=lambda progress: count(progress.images_seen, progress.total_images),
-                should_stop=should_stop,
+    call: _Call,
+    folder: str,
+    record: str,
+    description: str,
+    recipe: AnyRecipe,
+    train_it: Callable[..., object],
+    minutes: float | None,
+) -> Budget:
+    """Calibrate, unless that is recorded, and train, unless that is done."""
+    budget = recorded_budget(call.out / record, minutes=minutes, seed=call.seed)
+    if budget is None:
+        with call.counting("calibrating", "steps"):
+            budget = measure_budget(
+                call.out / record,
+                lambda scratch, **watching: train_it(recipe, scratch, **watching),
+                minutes=minutes or DEFAULT_MINUTES,
+                batch_size=recipe.training.batch_size,
+                seed=call.seed,
+                seconds=call.size.calibration_seconds,
+                should_stop=call.should_stop,
             )
-    return run
+    run, final = call.out / folder, with_budget(recipe, budget)
+    train_once(
+        run,
+        description,
+        call.counting,
+        lambda report: train_it(final, run, report=report, should_stop=call.should_stop),
+    )
+    return budget
 
 
-def _videos(out: Path, weights: LoadedWeights, size: Size, counting: Counting) -> list[Path]:
+def _videos(call: _Call, weights: LoadedWeights) -> list[Path]:
     """Orbits with disparity of a photo, where scikit-image is at hand, and of toy scenes; what they began with too."""
-    texts = list(TOY_INPUTS)
-    photo = example_photo(out / "inputs")
-    if photo is not None:
-        texts.insert(0, str(photo))
-    sources = parse_sources(texts)
-    targets = plan_targets(sources, f"{out / 'videos'}/", "mp4", path="orbit", disparity=True, cameras=False)
+    inputs = call.out / "inputs"
+    photo = example_photo(inputs)
+    sources = parse_sources([*([str(photo)] if photo else []), *TOY_INPUTS])
+    targets = plan_targets(sources, f"{call.out / 'videos'}/", "mp4", path="orbit", disparity=True, cameras=False)
     paths = [path for target in targets for path in target.paths]
-    made_from = Path(weights.path).stat().st_mtime
-    if all(path.exists() and path.stat().st_mtime >= made_from for path in paths):
+    if _newer(paths, weights.path):
         return paths
     check_targets(targets)
-    side_px = weights.recipe.model.image_size
     for source in sources:
-        picture = read_picture(source, side_px, fit="crop")
-        write_bytes(out / "inputs" / f"{source.stem}_input.png", encode_png(picture.image))
+        picture = read_picture(source, weights.recipe.model.image_size, fit="crop")
+        write_bytes(inputs / f"{source.stem}_input.png", encode_png(picture.image))
     readable, failures = read_all(sources, targets, weights)
     assert not failures, failures
-    shot = _shot(size)
-    total, done = size.frames * len(readable), 0
-    with counting("rendering", "frames") as count:
-
-        def on_frames(frames: int) -> None:
-            nonlocal done
-            done += frames
-            count(done, total)
-
-        render_all(weights, readable, shot, on_frames=on_frames)
+    with call.counting("rendering", "frames") as count:
+        render_all(weights, readable, call.shot, on_frames=adding(count, call.size.frames * len(readable)))
     return paths
 
 
-def _figures(out: Path, weights: LoadedWeights, size: Size, seed: int, counting: Counting) -> dict[str, float]:
-    """Figures of these weights, measured once and kept in `geometry.json`."""
-    path = out / "geometry.json"
-    identity = {"protocol": PROTOCOL, "weights": weights.sha256, "count": size.evaluated, "seed": seed}
-    known = kept_metrics(path, identity)
-    if known is not None:
-        return known
-    side_px, done = weights.recipe.model.image_size, 0
-    with counting("measuring", "scenes") as count:
-
-        def on_progress(scenes: int) -> None:
-            nonlocal done
-            done += scenes
-            count(done, size.evaluated)
-
-        result = evaluate_geometry(
-            model_predictor(weights),
-            count=size.evaluated,
-            seed=seed,
-            size_px=side_px,
-            template=toy_template(side_px),
-            on_progress=on_progress,
-        )
-    assert result.sheet is not None
-    write_bytes(out / "geometry.png", encode_png(result.sheet))
-    write_sealed_json(path, {**identity, "metrics": result.metrics, "view_psnr": result.view_psnr})
-    return result.metrics
+def _new_scenes(call: _Call, weights: LoadedWeights, prior: LoadedPrior, budget: Budget) -> NewScenes:
+    """Samples of each class, some of them filmed, from the first class to the last."""
+    folder, size = call.out / "samples", call.size
+    classes = range(len(prior.tokens.class_names))
+    total = len(classes) * size.samples_a_class
+    wish = SampleWish(classes, size.samples_a_class, call.seed, sharpening_of(prior), call.shot, disparity=True)
+    with call.counting("sampling", "codes") as count:
+        drawn = draw_samples(prior, wish, on_token=adding(count, total * prior.tokens.length))
+    step = max(len(classes) // max(size.samples_filmed, 1), 1)
+    names = [sample.name for sample in drawn[:: step * size.samples_a_class]][: size.samples_filmed]
+    sheet = folder / SHEET_NAME  # written last
+    if not _newer([sheet], weights.path, prior.path):
+        with call.counting("rendering samples", "frames") as count:
+            on_frames = adding(count, total + len(names) * size.frames)
+            write_samples(folder, weights, prior, replace(wish, filmed=names), drawn, on_frames=on_frames)
+    filmed = [
+        (folder / f"{name}.png", folder / f"{name}_orbit.mp4", folder / f"{name}_orbit_disparity.mp4") for name in names
+    ]
+    return NewScenes(prior, budget, sheet, filmed)
 
 
-def _shot(size: Size) -> Shot:
-    return Shot("orbit", frames=size.frames, size_px=size.video_px, samples=size.video_samples)
+def _newer(paths: Sequence[Path], *sources: str | Path) -> bool:
+    """Whether all of them were made after what they are made from."""
+    made = max(Path(source).stat().st_mtime for source in sources)
+    return all(path.exists() and path.stat().st_mtime >= made for path in paths)
 
 
-def _stop_between(should_stop: Callable[[], bool], out: Path) -> None:
-    if should_stop():
-        raise StoppedError(f"stopped as asked ({out})", remedy="the same command again continues")
+def _write_report(call: _Call, made: Quickstart) -> None:
+    """The page: what was made, what was measured, how it was trained, how to go on."""
+    out, budget, scenes = call.out, made.budget, made.new_scenes
+    pictures = [out / "inputs" / f"{video.stem.removesuffix('_orbit')}_input.png" for video in made.videos[::2]]
+    rows = list(zip(pictures, made.videos[::2], made.videos[1::2], strict=True))
+    sheet: list[Block] = [
+        Text(_samples_text(scenes.prior)),
+        Media(scenes.sheet, scenes.sheet.stem, width_px=_SHEET_WIDTH_PX),
+    ]
+    commands = [command.format(weights=out / "run", prior=out / "prior") for command in _NEXT_COMMANDS]
+    write_page(
+        made.report,
+        "vq3d quickstart",
+        f"{budget.images} images of {call.size.scenes} toy scenes, at {budget.images_per_second:.0f} images a second "
+        f"on {call.device.type}, seed {call.seed}",
+        [
+            Section("From one picture to novel views", [Text(_VIDEOS_TEXT), *video_rows(rows)]),
+            Section("New scenes", [*sheet, *video_rows(scenes.filmed)]),
+            geometry_section(made.metrics, out / "geometry.png"),
+            training_section(out / "run", "Training of Stage 1", STAGE1_SHEET),
+            training_section(out / "prior", "Training of the prior", STAGE2_SHEET),
+            Section("Go on", [Code("\n".join(commands))]),
+        ],
+    )
+
+
+def _samples_text(prior: LoadedPrior) -> str:
+    figures = prior.card["training"]
+    if not {"held_out_bits", "unigram_bits"} <= figures.keys():
+        return _SAMPLES_TEXT
+    return f"{_SAMPLES_TEXT} " + _BITS_TEXT.format(bits=figures["held_out_bits"], unigram=figures["unigram_bits"])

@@ -1,34 +1,23 @@
-"""Reports: what a run's folder and a set of figures look like to a reader, as sections of one HTML page."""
+"""Sections of a study's page: geometry beside its targets, videos, a training run."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from vq3dcli.export.chart import line_chart, number_text
+from vq3dcli.export.charts import number_text
 from vq3dcli.export.page import Block, Code, Media, Row, Section, Svg, Table, Text
-from vq3dcli.sealed import json_value
+from vq3dcli.pipelines.run_report.curves import Record, curve, curve_names, read_metrics
 
 Metrics = Mapping[str, float]
-Record = Mapping[str, Any]
-
-# Curves whose early values dwarf the rest.
-_LOG_SCALE = ("loss", "l1", "l2", "depth", "commitment", "codebook", "auxiliary", "gradient_norm")
 _FIRST_CURVES = ("loss", "bits", "held_out_bits", "l2", "l1", "depth", "perplexity", "images_per_second")
-STAGE1_SHEET = (
-    "A row an image: input, reconstruction, rendered disparity, its label, views from the left and the right."
-)
-STAGE2_SHEET = "A row a class: samples of the averaged prior, each beside its disparity; the same seeds on each sheet."
 _SHEETS = 4
 _SHEET_WIDTH_PX = 560
 _VIDEO_WIDTH_PX = 256
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """A figure and the bound that it should keep.
 
     Attributes:
@@ -76,27 +65,7 @@ GEOMETRY_TARGETS: tuple[Target, ...] = (
 )
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`.
-
-    Half a line that a crash left is passed over; a missing or unreadable file is empty.
-    """
-    try:
-        text = path.read_text(errors="replace")
-    except OSError:
-        return []
-    records = []
-    for line in text.splitlines():
-        try:
-            record = json_value(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "images_seen" in record:
-            records.append(record)
-    return records
-
-
-def training_section(run: Path, title: str = "Training", sheets_text: str = STAGE1_SHEET) -> Section:
+def training_section(run: Path, title: str, sheets_text: str) -> Section:
     """Curves, contact sheets and the recipe of a training run's folder, finished or not."""
     records = read_metrics(run / "metrics.jsonl")
     blocks: list[Block] = [Text("There are no metrics yet.")] if not records else [Row(_curves(records))]
@@ -125,48 +94,8 @@ def geometry_section(metrics: Metrics, sheet: Path | None = None) -> Section:
     return Section("Geometry on toy scenes never trained on", blocks)
 
 
-def videos_section(rows: Sequence[tuple[Path, Path, Path]], text: str) -> Section:
-    """A row a scene: the input picture, a video and its disparity; `text` says what they are."""
-    return Section("From one picture to novel views", [Text(text), *_video_rows(rows)])
-
-
-def samples_section(sheet: Path, rows: Sequence[tuple[Path, Path, Path]], text: str) -> Section:
-    """A contact sheet of samples, then a row a filmed one: its picture, its video and its disparity."""
-    blocks: list[Block] = [Text(text), Media(sheet, sheet.stem, width_px=_SHEET_WIDTH_PX)]
-    return Section("New scenes", [*blocks, *_video_rows(rows)])
-
-
-def commands_section(commands: Sequence[str]) -> Section:
-    """Commands to go on with."""
-    return Section("Go on", [Code("\n".join(commands))])
-
-
-def curve_names(records: Sequence[Record]) -> list[str]:
-    """Names of figures that are numbers in every record that has them, in the order in which they appear."""
-    names = dict.fromkeys(name for record in records for name in record)
-    return [name for name in names if name != "images_seen" and _is_curve(name, records)]
-
-
-def curve(name: str, records: Sequence[Record], title: str | None = None) -> Svg:
-    """One figure over images seen, on a logarithmic axis if its early values dwarf the rest.
-
-    Args:
-        name: Its key in the records; gaps where it is missing.
-        records: In their order.
-        title: Above the curve; the name by default.
-    """
-    x = [float(record["images_seen"]) for record in records]
-    y = [math.nan if record.get(name) is None else float(record[name]) for record in records]
-    return Svg(line_chart(title or name, x, y, x_label="images", log_y=name in _LOG_SCALE))
-
-
-def _curves(records: Sequence[Record]) -> list[Svg]:
-    names = curve_names(records)
-    names.sort(key=lambda name: _FIRST_CURVES.index(name) if name in _FIRST_CURVES else len(_FIRST_CURVES))
-    return [curve(name, records) for name in names]
-
-
-def _video_rows(rows: Sequence[tuple[Path, Path, Path]]) -> list[Row]:
+def video_rows(rows: Sequence[tuple[Path, Path, Path]]) -> list[Row]:
+    """A row a scene: its picture, a video and its disparity."""
     return [
         Row(
             [
@@ -178,11 +107,10 @@ def _video_rows(rows: Sequence[tuple[Path, Path, Path]]) -> list[Row]:
     ]
 
 
-def _is_curve(name: str, records: Sequence[Record]) -> bool:
-    values = [record.get(name) for record in records]
-    return any(isinstance(value, int | float) and not isinstance(value, bool) for value in values) and all(
-        value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values
-    )
+def _curves(records: Sequence[Record]) -> list[Svg]:
+    names = curve_names(records)
+    names.sort(key=lambda name: _FIRST_CURVES.index(name) if name in _FIRST_CURVES else len(_FIRST_CURVES))
+    return [curve(name, records) for name in names]
 
 
 def _spread(items: Sequence[Path], count: int) -> list[Path]:
