@@ -44,7 +44,7 @@ class Lines(NamedTuple):
     nearest_s: float
 
 
-class Hits(NamedTuple):
+class Intersections(NamedTuple):
     """Where rays meet a relief.
 
     Attributes:
@@ -92,7 +92,7 @@ def longest_shift(lines: Lines, low_s: float, high_s: float) -> float:
     return float(lines.step.square().sum(-1).max().sqrt()) * (high_s - low_s)
 
 
-def intersect(relief: Tensor, lines: Lines) -> Hits:
+def intersect(relief: Tensor, lines: Lines) -> Intersections:
     """Meet a relief with rays: the nearest intersection of each.
 
     Rays are independent of each other but for the number of steps, which all share.
@@ -122,7 +122,7 @@ def intersect(relief: Tensor, lines: Lines) -> Hits:
     behind = high + (low - high) * first / steps
     s = _refined(maps, lines, front, behind, (high - low) / steps)
     pixels = lines.base + s[:, None] * lines.step
-    return Hits(pixels, s, _stretch(maps, pixels, lines.step))
+    return Intersections(pixels, s, _stretch(maps, pixels, lines.step))
 
 
 def _refined(maps: Tensor, lines: Lines, front: Tensor, behind: Tensor, interval_s: float) -> Tensor:

@@ -86,8 +86,7 @@ def steepest_slope(s: Tensor) -> float:
 def adapted_reach(path: str, s: Tensor, frustum: Frustum, *, fov_rad: float) -> Reach:
     """How far a path may go before a photo: `MOST_PARALLAX` and `MOST_STRETCH`, and never farther than by itself.
 
-    Args:
-        fov_rad: Horizontal field of view of the output.
+    `path` is a name in `trajectories.PATHS`, `s` the photo's relief `[H, W]`, `fov_rad` the output's, horizontal.
     """
     extent, slope = disparity_extent(s, frustum.depth_range), steepest_slope(s)
     parallax = MOST_PARALLAX
@@ -109,10 +108,9 @@ def eye_distance(extent: Extent, *, parallax: float, fov_rad: float) -> float:
 
 
 def covering_zoom(s: Tensor, frustum: Frustum, cameras: Camera) -> float | None:
-    """How far cameras must zoom in to see nothing beyond the edges of a photo.
+    """How far cameras must zoom in to see nothing beyond the edges of a photo of relief `s` `[H, W]`.
 
-    Returns:
-        The least factor to their focal lengths, 1 or more; None where `MOST_ZOOM` does not suffice.
+    The least factor to their focal lengths, 1 or more; None where `MOST_ZOOM` does not suffice.
     """
     photo, cameras = frustum.camera(*s.shape).to(s.device), cameras.to(s.device)
     chosen = sorted({round(i * (len(cameras) - 1) / (_MOST_FRAMES - 1)) for i in range(_MOST_FRAMES)})
@@ -143,13 +141,10 @@ def covering_zoom(s: Tensor, frustum: Frustum, cameras: Camera) -> float | None:
 def covered_reach(
     amplitude_rad: float, s: Tensor, frustum: Frustum, cameras_of: Callable[[float], Camera], *, may_shrink: bool
 ) -> tuple[float, float]:
-    """How far a path goes that sees nothing beyond the photo's edges, and how close.
+    """How far a path goes that sees nothing beyond the photo's edges, at most `amplitude_rad`, and its zoom.
 
-    Args:
-        may_shrink: Whether it goes less far where `MOST_ZOOM` does not suffice; else something beyond will show.
-
-    Returns:
-        Its amplitude and zoom.
+    `cameras_of` gives the cameras of an amplitude. Where `MOST_ZOOM` does not suffice, the path goes less far if it may
+    shrink; else something beyond will show.
     """
     while True:
         zoom = covering_zoom(s, frustum, cameras_of(amplitude_rad))

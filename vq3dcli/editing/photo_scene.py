@@ -293,11 +293,9 @@ def _layer_behind(field: Field, frustum: Frustum, front: PhotoLayer, reach_px: i
 
 
 def nerf_behind(field: Field, frustum: Frustum, s: Tensor, side_px: int) -> Tensor:
-    """Colours `[3, H, W]` in [0, 1] of a NeRF along the rays of the canonical camera, from the surface `s` on.
+    """Colours `[3, H, W]` in [0, 1] of a NeRF along the rays of the canonical camera, from a little in front of `s` on.
 
-    Args:
-        s: Where the rays begin, `[H, W]`; a little more, so that the surface itself is seen.
-        side_px: Side of the lower resolution that they are found at.
+    They are found at a lower resolution, `side_px` a side.
     """
     # The farthest of each cell: what is in front of it must not bleed in.
     cells = -functional.adaptive_max_pool2d(-s[None, None], side_px)[0, 0]

@@ -64,19 +64,12 @@ def box_mean(maps: Tensor, radius_px: int) -> Tensor:
 
 
 def guided_filter(guide: Tensor, values: Tensor, *, radius_px: int, epsilon: float) -> Tensor:
-    """Give `values` the edges of a guide of higher resolution (He, Sun and Tang, PAMI 2013, equations 14 to 16).
+    """Give `values` `[h, w]` the edges of a guide `[3, H, W]` of higher resolution: float32 `[H, W]`.
 
-    Within each window the result is an affine function of the guide's three colours. Its coefficients are smooth, so
-    they are found at the resolution of `values` (He and Sun, "Fast Guided Filter", 2015). Where the guide is flat, and
-    the filter would blur, values stay as they are.
-
-    Args:
-        values: `[h, w]`, of the same scene, at most as large.
-        radius_px: Half the side of a window, in pixels of `values`.
-        epsilon: Variance of the guide that still counts as flat; above 0.
-
-    Returns:
-        float32 `[H, W]`.
+    He, Sun and Tang, PAMI 2013, equations 14 to 16. Within each window of side 2 `radius_px` + 1 the result is an
+    affine function of the guide's three colours. Its coefficients are smooth, so they are found at the resolution of
+    `values` (He and Sun, "Fast Guided Filter", 2015). Where the guide's variance is below `epsilon`, and the filter
+    would blur, values stay as they are.
     """
     guide, values = guide.float(), values.float()
     small = resized(guide, values.shape)
@@ -231,10 +224,7 @@ def fitted(disparity: Tensor, nerf_s: Tensor, *, std_s: float) -> Tensor:
 
 
 def refined_disparity(coarse_s: Tensor, photo: Tensor) -> Tensor:
-    """Give a map the edges of a photo.
-
-    Args:
-        coarse_s: Normalised disparity `[h, w]`, of any size; squashed or not.
+    """Give a map `[h, w]` of normalised disparity, squashed or not, the edges of a photo uint8 `[3, H, W]`.
 
     Returns:
         float32 `[H, W]`, within the map's range.

@@ -51,11 +51,7 @@ def colour_map(s: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
 def display_range(s: Tensor, *, least: float = 0.1) -> tuple[float, float]:
     """A range for `colour_map` that uses the colours well: the 1st and 99th percentile of `s`, at least `least` apart.
 
-    Taken once, from the first frame of a video, and used for all its frames.
-
-    Args:
-        s: Any shape, in [0, 1].
-        least: Smallest extent of the range, at most 1: noise on a flat wall is not blown up to full contrast.
+    Noise on a flat wall is not blown up to full contrast. Taken once, from the first frame of a video.
     """
     # A stride bounds the cost: the percentiles of a hundred thousand pixels are as good as those of all.
     values = s.detach().flatten().float()

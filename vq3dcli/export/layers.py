@@ -173,13 +173,9 @@ def flat_layers(layers: Layers) -> Layers:
 
 @torch.no_grad()
 def render_layers(layers: Layers, camera: Camera) -> tuple[Tensor, Tensor]:
-    """Draw layers from any camera: what the web viewer does, line by line.
+    """Draw layers from V cameras: what the web viewer does, line by line.
 
-    Args:
-        layers: From near to far.
-
-    Returns:
-        rgb `[V, 3, H, W]` in [0, 1] and the expected s in the drawing camera `[V, H, W]`, of the camera's size.
+    rgb `[V, 3, H, W]` in [0, 1] and the expected s in the drawing camera `[V, H, W]`, of the camera's size.
     """
     frustum = layers.frustum
     rays = image_rays(camera)
@@ -264,11 +260,7 @@ def _ray_bins(
 def layers_of_sheets(
     sheets: Sequence[PhotoLayer], frustum: Frustum, layers: int, *, margins: tuple[float, float] = (1.0, 1.0)
 ) -> Layers:
-    """Cut pictures with reliefs into layers, for example a photo and what its things in front hide.
-
-    Args:
-        sheets: From front to back, all of one size.
-    """
+    """Cut pictures with reliefs into layers: from front to back a photo, and what its things in front hide."""
     steps = torch.cat([sheet.s.flatten() for sheet in sheets]).cpu()
     seen = torch.histc(1.0 - steps, PROBE_SAMPLES, 0.0, 1.0) / len(steps)
     edges_s = edges_of(seen, layers)

@@ -109,11 +109,7 @@ def to_model_range(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reconstruct_scene(model: Autoencoder, images: Tensor) -> Scene:
-    """Photos to NeRFs in one forward pass, through the codes.
-
-    Args:
-        model: A trained autoencoder.
-        images: uint8 `[B, 3, S, S]` at the model's image size.
+    """Photos uint8 `[B, 3, S, S]`, at the model's image size, to NeRFs in one forward pass, through the codes.
 
     Raises:
         ValueError: Images of another type or shape.

@@ -175,11 +175,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Opened:
-    """A composition whose scene is open.
-
-    Attributes:
-        open_object: Opens what an insertion names, unless it is a mesh.
-    """
+    """A composition whose scene is open; `open_object` opens what an insertion names, unless it is a mesh."""
 
     composition: Composition
     scene: OpenedScene
@@ -193,13 +189,7 @@ class Opened:
 def compose(added: Composition, base: Path | None, shot: Shot, look: Look, task: Task, *, still: bool = False) -> Made:
     """Film a composition, and write its file beside the video.
 
-    Args:
-        added: What to do; its scene is that of `base`, if there is one.
-        base: A composition file that `added` goes on with.
-        shot: How to film.
-        look: What to show of photos.
-        task: Where to, and by what.
-        still: Whether the camera does not move.
+    `added` goes on with the composition file `base`, if there is one. A `still` camera does not move.
 
     Raises:
         Vq3dError: Options or inputs that do not fit, or cannot be read; an output that cannot be written.
@@ -289,14 +279,13 @@ def build_stage(
 ) -> Stage:
     """Make a composition real.
 
-    Args:
-        open_object: Opens what an insertion names, unless it is a mesh.
-        picture: The scene's photo in detail; what comes from photos then has their colours, too.
+    `open_object` opens what an insertion names, unless it is a mesh. With a picture, the scene's photo in detail, what
+    comes from photos has their colours, too.
 
     Raises:
         UsageError: A distance at which nothing can be seen.
         DataError: A box without an object in it; a mesh that cannot be read.
-        InputMissingError, UnavailableError: See `data.meshes.read_mesh`.
+        InputMissingError, UnavailableError: See `meshscenes.ray_mesh.read_mesh`.
     """
     view, field = first_view(scene), field_of(scene)
     source = _coloured(scene, field) if picture is not None and composition.move else field

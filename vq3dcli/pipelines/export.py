@@ -130,14 +130,9 @@ class Vantage(NamedTuple):
 
 
 def export(text: str, kind: str | None, look: Look, task: Task, **options: Any) -> Made:
-    """Export an input, or a composition where things that move are where they begin.
+    """Export an input, or a composition file where things that move are where they begin.
 
-    Args:
-        text: See `inputs`, or a composition file.
-        kind: What `--format` says, if anything; the default is what the output's name says, else the viewer.
-        look: What to show of photos.
-        task: Where to, and by what.
-        options: Of `Wish`.
+    `kind` is what `--format` says; else the output's name says it, else the viewer. `options` are those of `Wish`.
 
     Raises:
         Vq3dError: Options or inputs that do not fit, or cannot be read; an output that cannot be written.

@@ -231,10 +231,8 @@ def open_scene(
 ) -> OpenedScene:
     """Read an input of any kind and make a scene of it.
 
-    Args:
-        fit: What of a photo is kept; a saved scene is as it was saved.
-        device: Where a saved scene goes; default: where the model is, or the CPU.
-        picture: The input's, if it was read before (`check_source`).
+    `weights` may be None for saved scenes with their planes (`needs_weights`), which are as they were saved and go to
+    `device`, by default where the model is. `picture` is the input's, if `check_source` gave it.
 
     Raises:
         InputMissingError: No such file, or stdin is closed.

@@ -137,18 +137,11 @@ def render(
     depth_model: str | None = None,
     kept: Sequence[Path] = (),
 ) -> Made:
-    """Film inputs, each into its own video.
+    """Film inputs and folders of photos, each into its own video of the camera path `path`.
 
-    Args:
-        texts: Inputs and folders of photos, see `inputs`.
-        shot: How to film.
-        look: What to show; without its geometry, which the options say.
-        task: Where to, and by what.
-        path: Name of the camera path, for names of outputs.
-        samples_given: Whether somebody chose the samples of the shot.
-        depth: A disparity map instead of the geometry of `task`.
-        depth_model: A depth network instead, see `geometry.geometry_of_network`.
-        kept: Other files that are read, and must not be overwritten.
+    The geometry of `look` is that of the task, or the user's own by `depth`, a disparity map, or `depth_model`, a
+    network (`geometry.geometry_of_network`). `samples_given` says whether somebody chose the samples of the shot,
+    `kept` what else is read and must not be overwritten.
 
     Raises:
         Vq3dError: Options or files that do not fit; no input that can be used. What is wrong with single inputs among
@@ -257,10 +250,9 @@ def as_shown(opened: OpenedScene, source: Source, look: Look) -> OpenedScene:
 def read_all(
     sources: Sequence[Source], targets: Sequence[Target], weights: LoadedWeights | None, look: Look = PLAIN
 ) -> tuple[list[Readable], list[Vq3dError]]:
-    """Read all inputs before any is rendered, so that what is wrong with them is known at once.
+    """Read all inputs before any is rendered: what can be read, and why the others cannot.
 
-    Returns:
-        What could be read, and why the others could not.
+    `weights` may be None for saved scenes.
     """
     readable: list[Readable] = []
     failures: list[Vq3dError] = []
@@ -281,14 +273,9 @@ def render_all(
     device: str | torch.device | None = None,
     on_frames: Callable[[int], object],
 ) -> list[Path]:
-    """Film each input; one scene is held at a time.
+    """Film each input, one scene at a time; the files and folders that were written.
 
-    Args:
-        look: What to show; the plain NeRF by default.
-        device: Where saved scenes go; default: where the model is.
-
-    Returns:
-        Files and folders that were written.
+    `weights` may be None for saved scenes, which go to `device`. `on_frames` gets the number of frames just rendered.
 
     Raises:
         UnavailableError, OutputError, StorageError: See `export.video.video_writer`; earlier videos are complete.
@@ -311,11 +298,9 @@ def render_all(
 
 
 def staged(opened: OpenedScene, shot: Shot, look: Look, *, detail: Detail) -> tuple[ViewOf, Camera]:
-    """What is filmed of a scene, and the cameras that film it.
+    """What is filmed of a scene, and the cameras that film it; without a photo, or with hardly one, the plain NeRF.
 
-    Args:
-        shot: How to film; with photo detail its path adapts to the scene where it says no amplitude.
-        detail: Photo detail or not; not, if there is no photo, or hardly one.
+    With photo detail a path adapts to the scene where the shot says no amplitude.
 
     Raises:
         UsageError: A depth network for a scene without a photo.

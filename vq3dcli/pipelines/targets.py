@@ -111,13 +111,15 @@ def plan_targets(
     cameras: bool = True,
     save_scene: bool = False,
 ) -> list[Target]:
-    """Where the video of each source goes.
+    """Where the video of each source goes, and what is written beside it.
 
     Args:
+        sources: The inputs.
         output: What `-o` says: a file, a folder (it exists, or ends in /, or there are several inputs and it has no
             suffix), or a pattern with `{name}` for the input's name; None is the current folder.
+        video_format: What `--format` says, if anything; else the name or `default` does.
         path: Name of the camera path, a part of the names that are made here.
-        default: The format where neither `output` nor `video_format` says any.
+        kept: What else is read, and must not be overwritten.
 
     Raises:
         UsageError: A format that is unknown or contradicts the file's name; one file for several inputs; an output

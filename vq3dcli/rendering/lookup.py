@@ -40,11 +40,7 @@ def coloured_by(photo: Tensor, space: Callable[[Tensor], Tensor], points: Tensor
 
 
 def sample_planes(planes: Tensor, coordinates: Tensor) -> Tensor:
-    """Sum of the three bilinear samples: the path for training.
-
-    Returns:
-        Features `[B, N, C]`.
-    """
+    """Sum `[B, N, C]` of the three samples of planes `[B, 3, H, W, C]` at `[B, N, 3]`: the path for training."""
     batch, _, height, width, channels = planes.shape
     grid = torch.stack([coordinates[..., list(axes)] for axes in PLANE_AXES], 1)
     images = planes.reshape(batch * 3, height, width, channels).permute(0, 3, 1, 2)
