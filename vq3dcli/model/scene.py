@@ -5,6 +5,7 @@ Legend: B scenes (or frames of one scene), P plane side, C plane channels.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -57,6 +58,11 @@ class Scene:
         chosen = slice(index, index + 1) if index != -1 else slice(-1, None)
         return Scene(self.model, self.planes[chosen], self.codes[chosen])
 
+    @functools.cached_property
+    def fields(self) -> list[Field]:
+        """The field of each scene, kept: where it is empty is found out once."""
+        return [self.model.frozen_field(self[index].planes) for index in range(len(self))]
+
     def render(self, camera: Camera, *, samples: int = 96) -> SceneView:
         """Look at the scene, with that many samples a ray, at the middles of equal bins of s.
 
@@ -79,7 +85,7 @@ class Scene:
             )
 
         def field_of(view: int) -> Field:
-            return self.model.frozen_field(self[view if len(self) > 1 else 0].planes)
+            return self.fields[view if len(self) > 1 else 0]
 
         return view_fields(field_of, camera.to(self.planes.device), samples, self.model.frustum.depth_range)
 
@@ -93,7 +99,7 @@ class Scene:
         """
         if len(self) != 1:
             raise ValueError(f"points are looked up in one scene, not in {len(self)}")
-        field = self.model.frozen_field(self.planes)
+        field = self.fields[0]
         parts = [field(part[None]) for part in points.to(self.planes).split(_POINTS_AT_ONCE)]
         if not parts:
             return points.new_zeros(0, 3), points.new_zeros(0)

@@ -121,7 +121,7 @@ class OpenedScene:
     @property
     def field(self) -> Field:
         """The NeRF."""
-        return self.scene.model.frozen_field(self.scene.planes)
+        return self.scene.fields[0]
 
     @property
     def device(self) -> torch.device:

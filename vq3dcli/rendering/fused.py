@@ -9,11 +9,13 @@ Legend: N points or rays, S samples, P plane side, C plane channels, L hidden la
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
@@ -23,8 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.rendering.cameras import DepthRange, z_depth_from_s
+from vq3dcli.rendering.cameras import DepthRange, Rays, z_depth_from_s
 from vq3dcli.rendering.ray_samples import uniform_samples
+from vq3dcli.rendering.render import Field, RayField
 from vq3dcli.rendering.simd import FAST, LANES, UNITS, blend, dot, layer
 from vq3dcli.rendering.space import ContractedSpace, Frustum, Space
 
@@ -103,12 +106,9 @@ def pack(
     layers: Sequence[tuple[Tensor, Tensor]],
     space: Space,
     density: Density,
-    *,
-    radius: float,
-    near: float,
-    far: float,
+    frustum: Frustum,
 ) -> Packed:
-    """A scene for `query`, `occupied_cells` and `render`.
+    """A scene for `FusedField`.
 
     Args:
         planes: `[3, P, P, C]`.
@@ -116,9 +116,7 @@ def pack(
             and three logits of colour.
         space: World points to plane coordinates.
         density: How raw density becomes thickness.
-        radius: Distance of the canonical camera.
-        near: z_depth of s = 1.
-        far: z_depth of s = 0.
+        frustum: What the canonical camera sees.
     """
     side, channels = planes.shape[1], planes.shape[3]
     assert planes.shape[:3] == (3, side, side) and side > 1
@@ -153,9 +151,9 @@ def pack(
         isinstance(space, ContractedSpace),
         (_f(scale[0]), _f(scale[1]), _f(scale[2])),
         (_f(offset[0]), _f(offset[1]), _f(offset[2])),
-        _f(near),
-        _f(far),
-        _f(radius),
+        _f(frustum.depth_range.near),
+        _f(frustum.depth_range.far),
+        _f(frustum.radius),
         (_f(density.scale), _f(density.gain), _f(density.slope), _f(density.middle), _f(density.shift)),
     )
 
@@ -239,7 +237,7 @@ def _scratch(scene: Any) -> Any:
 
 @_jit(nogil=True)
 def _query(scene: Any, points: Any, density: Any, rgb: Any) -> None:
-    """Density a metre `[N]` and, where `rgb` has rows, colour `[N, 3]` at points `[N, 3]`."""
+    """Density a metre `[N]` and colour `[N, 3]` at points `[N, 3]`."""
     numbers = _scratch(scene)
     range_s = _f(1.0) / scene.near - _f(1.0) / scene.far
     for n in range(len(points)):
@@ -247,9 +245,8 @@ def _query(scene: Any, points: Any, density: Any, rgb: Any) -> None:
         at = _evaluate(scene, u, v, w, numbers)
         thick = _thickness(scene, _output(scene, numbers, at, 0), _s(scene, inverse_z))
         density[n] = thick * inverse_z * inverse_z / range_s
-        if len(rgb):
-            for channel in range(3):
-                rgb[n, channel] = _sigmoid(_output(scene, numbers, at, 1 + channel))
+        for channel in range(3):
+            rgb[n, channel] = _sigmoid(_output(scene, numbers, at, 1 + channel))
 
 
 @_jit(nogil=True)
@@ -318,44 +315,49 @@ def _rays(
         result[n, 4] = max(square / total - (mean / total) ** 2, 0.0)
 
 
-def query(scene: Packed, points: Tensor, *, colour: bool = True) -> tuple[Tensor, Tensor]:
-    """Density a metre `[N]` and rgb `[N, 3]` in [0, 1] at world points `[N, 3]`; without `colour` rgb is `[0, 3]`."""
-    at = np.ascontiguousarray(points.detach().numpy(), np.float32)
-    density, rgb = np.empty(len(at), np.float32), np.empty((len(at) if colour else 0, 3), np.float32)
-    _share(len(at), lambda part: _query(scene, at[part], density[part], rgb[part]))
-    return torch.from_numpy(density), torch.from_numpy(rgb)
+@dataclass(frozen=True)
+class FusedField(RayField):
+    """A scene on a CPU.
 
-
-def occupied_cells(scene: Packed) -> NDArray[np.bool_]:
-    """Where a scene may be seen, `[CELLS, CELLS, CELLS]` by the third, second and first plane coordinate."""
-    thickness = np.empty((CELLS, CELLS, CELLS), np.float32)
-    _share(CELLS, lambda part: _cells(scene, part.start, thickness[part]), size=8)
-    around = functional.max_pool3d(torch.from_numpy(thickness)[None], 3, 1, 1)[0]
-    return ~(around <= EMPTY).numpy()  # NaN is to be seen
-
-
-def render(
-    scene: Packed, occupied: NDArray[np.bool_], origin: Tensor, direction: Tensor, samples: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Look along rays, with samples at the middles of equal bins of s and an opaque last one.
-
-    Args:
+    Attributes:
         scene: From `pack`.
-        occupied: From `occupied_cells`.
-        origin: `[N, 3]`.
-        direction: `[N, 3]`, with a camera-z component of 1.
-        samples: S.
-
-    Returns:
-        rgb `[N, 3]`, s `[N]`, variance of s under the weights `[N]`.
+        exact: The same by tensor operations.
     """
-    depth_range, bins = DepthRange(float(scene.near), float(scene.far)), uniform_samples(samples)
-    z_depth, length = z_depth_from_s(bins.s, depth_range).numpy(), bins.lengths(depth_range).numpy()
-    start, along = (np.ascontiguousarray(rays.detach().numpy(), np.float32) for rays in (origin, direction))
-    result, s = np.empty((len(start), 5), np.float32), bins.s.numpy()
-    _share(len(start), lambda part: _rays(scene, occupied, start[part], along[part], s, z_depth, length, result[part]))
-    rgb, mean, variance = torch.from_numpy(result).split((3, 1, 1), -1)
-    return rgb, mean[:, 0], variance[:, 0]
+
+    scene: Packed
+    exact: Field
+
+    @functools.cached_property
+    def occupied(self) -> NDArray[np.bool_]:
+        """Where there may be something, `[CELLS, CELLS, CELLS]` by the third, second and first plane coordinate."""
+        thickness = np.empty((CELLS, CELLS, CELLS), np.float32)
+        _share(CELLS, lambda part: _cells(self.scene, part.start, thickness[part]), size=8)
+        around = functional.max_pool3d(torch.from_numpy(thickness)[None], 3, 1, 1)[0]
+        return ~(around <= EMPTY).numpy()  # NaN is to be seen
+
+    def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Density a metre `[1, N]` and rgb `[1, N, 3]` in [0, 1] at world points `[1, N, 3]`."""
+        at = np.ascontiguousarray(points[0].detach().numpy(), np.float32)
+        density, rgb = np.empty(len(at), np.float32), np.empty((len(at), 3), np.float32)
+        _share(len(at), lambda part: _query(self.scene, at[part], density[part], rgb[part]))
+        return torch.from_numpy(density)[None], torch.from_numpy(rgb)[None]
+
+    def along(self, rays: Rays, samples: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Colours `[1, N, 3]`, s `[1, N]` and variance of s `[1, N]` of rays; the last sample is opaque."""
+        scene, bins = self.scene, uniform_samples(samples)
+        depth_range = DepthRange(float(scene.near), float(scene.far))
+        s, z_depth, length = bins.s.numpy(), z_depth_from_s(bins.s, depth_range), bins.lengths(depth_range)
+        origin, direction = (
+            np.ascontiguousarray(each[0].detach().numpy(), np.float32) for each in (rays.origin, rays.direction)
+        )
+        result, occupied = np.empty((len(origin), 5), np.float32), self.occupied
+
+        def look(part: slice) -> None:
+            _rays(scene, occupied, origin[part], direction[part], s, z_depth.numpy(), length.numpy(), result[part])
+
+        _share(len(origin), look)
+        rgb, mean, variance = torch.from_numpy(result)[None].split((3, 1, 1), -1)
+        return rgb, mean[..., 0], variance[..., 0]
 
 
 def _share(count: int, work: Callable[[slice], None], *, size: int = 2048) -> None:
