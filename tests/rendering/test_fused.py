@@ -11,7 +11,7 @@ from vq3dcli.model.field import FieldMLP, FieldModel
 from vq3dcli.model.scene import Scene
 from vq3dcli.rendering import fused
 from vq3dcli.rendering.cameras import FOV_RAD, Rays, image_rays
-from vq3dcli.rendering.render import exact, render
+from vq3dcli.rendering.render import exact_rendering, render
 from vq3dcli.rendering.space import ContractedSpace, Frustum, Space
 from vq3dcli.rendering.trajectories import trajectory
 
@@ -60,7 +60,7 @@ def test_pictures_are_those_of_the_oracle(space: Space, sharp: float):
     assert -10.0 * math.log10(float((rgb - expected_rgb).square().mean())) > 60.0
     assert float((s - expected_s).abs().max()) < 1.0 / 255.0
     assert float((variance - expected_variance).abs().max()) < 1.0 / 255.0
-    with exact():
+    with exact_rendering():
         same = render(field, rays(24, 1), 48)
     assert torch.equal(same[0], expected_rgb) and torch.equal(same[1], expected_s)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vq3dcli.commands.options import FOV, DisparityOption, FormatOption, GeometryOption, WeightsOption
+from vq3dcli.commands.options import FOV, DisparityOption, ExactOption, FormatOption, GeometryOption, WeightsOption
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES
 from vq3dcli.errors import UsageError
@@ -65,6 +65,7 @@ def command(
     ] = None,
     video_format: FormatOption = None,
     weights: WeightsOption = None,
+    exact: ExactOption = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vq3dcli.commands.options import GeometryOption, WeightsOption
+from vq3dcli.commands.options import ExactOption, GeometryOption, WeightsOption
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 
 FormatName = Literal["viewer", "ply", "glb", "splat", "mpi", "npz", "depth"]
@@ -48,6 +48,7 @@ def command(
     geometry: GeometryOption = None,
     fit: Annotated[Literal["crop", "squash"] | None, typer.Option(help=FIT)] = None,
     weights: WeightsOption = None,
+    exact: ExactOption = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vq3dcli.commands.options import DisparityOption, FormatOption, WeightsOption
+from vq3dcli.commands.options import DisparityOption, ExactOption, FormatOption, WeightsOption
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES, VIDEO_SIZE_PX
 
@@ -39,6 +39,7 @@ def command(
     ] = "crop",
     video_format: FormatOption = None,
     weights: WeightsOption = None,
+    exact: ExactOption = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vq3dcli.commands.options import FOV, DisparityOption, FormatOption, GeometryOption, WeightsOption
+from vq3dcli.commands.options import FOV, DisparityOption, ExactOption, FormatOption, GeometryOption, WeightsOption
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, stdout_bytes
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES
 from vq3dcli.errors import UsageError
@@ -72,6 +72,7 @@ def command(
     fit: Annotated[Literal["crop", "squash"] | None, typer.Option(help=FIT)] = None,
     video_format: FormatOption = None,
     weights: WeightsOption = None,
+    exact: ExactOption = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vq3dcli.commands.options import (
+    ExactOption,
     GuidanceOption,
     PriorOption,
     Stage1Option,
@@ -41,6 +42,7 @@ def command(
     npz: Annotated[bool, typer.Option("--npz", help="Also write all pictures as one file in ADM's format.")] = False,
     frames: Annotated[int, typer.Option(help="Frames of a video, which loops.")] = 60,
     size: Annotated[int, typer.Option(help="Side of a video in pixels.")] = 128,
+    exact: ExactOption = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,

@@ -49,7 +49,7 @@ _exact = ContextVar("exact", default=False)
 
 
 @contextlib.contextmanager
-def exact() -> Iterator[None]:
+def exact_rendering() -> Iterator[None]:
     """Within it all is rendered by tensor operations: all samples of all rays, as figures are measured."""
     token = _exact.set(True)
     try:
@@ -59,7 +59,7 @@ def exact() -> Iterator[None]:
 
 
 def is_exact() -> bool:
-    """Whether this is within `exact`."""
+    """Whether this is within `exact_rendering`."""
     return _exact.get()
 
 

@@ -31,6 +31,7 @@ from vq3dcli.metrics.geometry import RELATIVE_FIGURES, relative_figures
 from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder, text_tables
+from vq3dcli.rendering.render import exact_rendering
 from vq3dcli.seeding import generator
 from vq3dcli.weights_file import LoadedWeights, load_weights
 
@@ -59,6 +60,7 @@ class Pair:
     disparity: Tensor = field(repr=False)
 
 
+@exact_rendering()
 def measure_depth(
     data: Path,
     *,

@@ -40,6 +40,7 @@ from vq3dcli.pipelines.evaluation.image_sets import ImageSet
 from vq3dcli.pipelines.evaluation.measured_set import Classifier, MeasuredSet, measure_set
 from vq3dcli.pipelines.evaluation.page import Progress, text_tables, versions
 from vq3dcli.pipelines.sampling.record import shown_name
+from vq3dcli.rendering.render import exact_rendering
 
 _FIGURES_TEXT = (
     "Each set against the real images. Reconstructions are the floor that no prior over their codes gets below; images "
@@ -102,6 +103,7 @@ class GenerationResult:
     sets: dict[str, MeasuredSet] = field(repr=False)
 
 
+@exact_rendering()
 def evaluate_generation(
     protocol: Protocol,
     network: FeatureNetwork,

@@ -36,6 +36,7 @@ from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, exact_warp, flat_warp, pl
 from vq3dcli.model.scene import Renderable, Scene, reconstruct_scene
 from vq3dcli.pipelines.evaluation.exact_scenes import ExactScenes, Template, exact_batches
 from vq3dcli.rendering.cameras import CAMERA_RADIUS, DEPTH_RANGE, FAR, FOV_RAD, NEAR, Camera, DepthRange
+from vq3dcli.rendering.render import exact_rendering
 from vq3dcli.rendering.scene import SceneView
 from vq3dcli.sealed import read_sealed_json
 from vq3dcli.weights_file import LoadedWeights
@@ -119,6 +120,7 @@ def kept_metrics(path: Path, identity: Mapping[str, object]) -> dict[str, float]
     return dict(known["metrics"]) if {name: known.get(name) for name in identity} == identity else None
 
 
+@exact_rendering()
 @torch.inference_mode()
 def evaluate_geometry(
     predictor: Predictor | None,

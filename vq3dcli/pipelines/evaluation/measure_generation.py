@@ -42,6 +42,7 @@ from vq3dcli.pipelines.evaluation.measured_set import toy_classifier
 from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder
 from vq3dcli.pipelines.evaluation.rendered_sets import Samples, class_counts, prior_bits, reconstructed_set, sampled_set
 from vq3dcli.pipelines.sampling.record import pick_classes
+from vq3dcli.rendering.render import exact_rendering
 from vq3dcli.toyscenes import CLASS_NAMES
 from vq3dcli.weights_file import LoadedWeights, load_prior, load_weights
 
@@ -102,6 +103,7 @@ class Plan:
     drawn: Samples | None = None
 
 
+@exact_rendering()
 def measure_generation(asked: Asked, *, out: Path | None, progress: Progress) -> Evaluation:
     """What `vq3d evaluate generation` does.
 

@@ -18,6 +18,7 @@ from vq3dcli.pipelines.evaluation.exact_scenes import TEMPLATE_SCENES, toy_templ
 from vq3dcli.pipelines.evaluation.geometry import VIEW_FIGURES, VIEW_NAMES
 from vq3dcli.pipelines.evaluation.image_sets import TOYSCENES, toy_set
 from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder, text_tables, versions
+from vq3dcli.rendering.render import exact_rendering
 from vq3dcli.weights_file import LoadedWeights
 
 STEREO = "stereo"
@@ -54,6 +55,7 @@ class _Measured:
     sheet_text: str
 
 
+@exact_rendering()
 def measure_geometry(
     data: str,
     weights: LoadedWeights | None,

@@ -38,6 +38,7 @@ from vq3dcli.pipelines.evaluation.generation import set_distances
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, open_images
 from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder, text_tables, versions
 from vq3dcli.pipelines.sampling.record import shown_name
+from vq3dcli.rendering.render import exact_rendering
 from vq3dcli.weights.third_party import LPIPS_TRUNKS, cached_path
 from vq3dcli.weights_file import LoadedWeights
 
@@ -98,6 +99,7 @@ class ReconstructionResult:
     best: list[Pair] = field(repr=False)
 
 
+@exact_rendering()
 def measure_reconstruction(
     data: str,
     weights: LoadedWeights,
@@ -194,6 +196,7 @@ def model_reconstructor(weights: LoadedWeights) -> Reconstructor:
     return reconstruct
 
 
+@exact_rendering()
 @torch.inference_mode()
 def evaluate_reconstruction(
     reconstruct: Reconstructor,

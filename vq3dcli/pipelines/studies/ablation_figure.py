@@ -132,7 +132,7 @@ def _ray_weights(loaded: LoadedWeights, image: Tensor, camera: Camera, row: int)
     model = loaded.model
     device = next(model.parameters()).device
     scene = reconstruct_scene(model, image.to(device))
-    field = model.frozen_field(scene.planes)
+    field = model.exact_field(scene.planes)
     samples, depth_range = uniform_samples(EVALUATION_SAMPLES, device), model.frustum.depth_range
     parts = []
     for pixels in pixel_centres(camera.height_px, camera.width_px).split(512):
