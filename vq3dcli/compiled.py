@@ -8,14 +8,28 @@ from typing import Any, TypeVar, cast
 import numba
 
 F = TypeVar("F", bound=Callable[..., Any])
+FAST = ("contract", "reassoc", "nsz", "arcp", "afn")
+"""What fast arithmetic may do: reorder and approximate; NaN and infinity keep their meaning, so that both show."""
 
 
 def compiled(function: F) -> F:
-    """`function` as machine code, in IEEE 754 arithmetic: nothing is reordered, so its results have the same bits.
+    """`function` as machine code, in IEEE 754 arithmetic: nothing is reordered, so its results have the same bits."""
+    return _kept(function, fastmath=False)
 
-    numba keeps it beside the source, or below the user's cache folder, or in NUMBA_CACHE_DIR.
-    """
+
+def compiled_fast(function: F) -> F:
+    """`function` in fast arithmetic, equal for equal calls on one machine; other threads run beside it."""
+    return _kept(function, fastmath=set(FAST), nogil=True)
+
+
+def inlined_fast(function: F) -> F:
+    """`function` as a part of those that `compiled_fast` compiles."""
+    return cast(F, numba.njit(fastmath=set(FAST), inline="always")(function))
+
+
+def _kept(function: F, **how: Any) -> F:
+    """Numba keeps machine code beside the source, or below the user's cache folder, or in NUMBA_CACHE_DIR."""
     try:
-        return cast(F, numba.njit(cache=True, fastmath=False)(function))
+        return cast(F, numba.njit(cache=True, **how)(function))
     except RuntimeError:  # none of these places can be written: each process compiles for itself
-        return cast(F, numba.njit(fastmath=False)(function))
+        return cast(F, numba.njit(**how)(function))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -18,6 +20,14 @@ from vq3dcli.rendering.cameras import (
     s_from_z_depth,
 )
 from vq3dcli.rendering.lookup import look_up_px
+from vq3dcli.rendering.render import exact_rendering
+
+
+@pytest.fixture(autouse=True, params=["fused", "tensors"])
+def each_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    with exact_rendering() if request.param == "tensors" else nullcontext():
+        yield
+
 
 HERE = canonical_camera(1, height_px=40, width_px=56)
 

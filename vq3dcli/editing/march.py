@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vq3dcli.rendering.cameras import Camera, DepthRange, image_rays, rays_at_pixels, s_from_z_depth
 from vq3dcli.rendering.lookup import look_up_px
+from vq3dcli.rendering.render import is_exact
 
 # A step of the march; half a pixel would cost twice and shows no difference.
 _STEP_PX = 1.0
@@ -102,6 +103,14 @@ def intersect(relief: Tensor, lines: Lines) -> Intersections:
     """
     low, high = float(relief.min()), min(float(relief.max()), lines.nearest_s)
     low = min(low, high)
+    if relief.device.type == "cpu" and not is_exact():
+        from vq3dcli.editing.march_fused import march  # numba takes half a second
+
+        s, stretch = march(
+            relief, lines.base, lines.step, high, low,
+            step_px=_STEP_PX, most_steps=_MOST_STEPS, precise_s=_PRECISE_S,
+        )  # fmt: skip
+        return Intersections(lines.base + s[:, None] * lines.step, s, stretch)
     steps = math.ceil(longest_shift(lines, low, high) / _STEP_PX)
     steps = max(1, min(_MOST_STEPS, steps))
     maps = relief[None]

@@ -16,19 +16,19 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from vq3dcli.compiled import compiled_fast, inlined_fast
 from vq3dcli.rendering.cameras import DepthRange, Rays, z_depth_from_s
 from vq3dcli.rendering.ray_samples import uniform_samples
 from vq3dcli.rendering.render import Field, RayField
-from vq3dcli.rendering.simd import FAST, LANES, UNITS, blend, dot, layer
+from vq3dcli.rendering.simd import LANES, UNITS, blend, dot, layer
 from vq3dcli.rendering.space import ContractedSpace, Frustum, Space
 
 CELLS = 64
@@ -41,21 +41,8 @@ _UNSEEN = 1e-5
 
 _SLOW_S = 1.0
 
-F = TypeVar("F", bound=Callable[..., Any])
 _log = logging.getLogger(__name__)
 _f: Any = np.float32
-
-
-def _jit(**how: Any) -> Callable[[F], F]:
-    """Compile by numba; the machine code is kept beside the source, in the user's cache folder, or not at all."""
-
-    def compiled(function: F) -> F:
-        try:
-            return cast(F, numba.njit(fastmath=set(FAST), cache=True, **how)(function))
-        except RuntimeError:  # none of these places can be written
-            return cast(F, numba.njit(fastmath=set(FAST), **how)(function))
-
-    return compiled
 
 
 class Density(NamedTuple):
@@ -158,7 +145,7 @@ def pack(
     )
 
 
-@_jit(inline="always")
+@inlined_fast
 def _locate(scene: Any, x: Any, y: Any, z: Any) -> Any:
     """Plane coordinates of a world point, and its clamped inverse z_depth in the canonical camera."""
     inverse_z = _f(1.0) / min(max(z + scene.radius, scene.near), scene.far)
@@ -174,14 +161,14 @@ def _locate(scene: Any, x: Any, y: Any, z: Any) -> Any:
     return u, v, w, inverse_z
 
 
-@_jit(inline="always")
+@inlined_fast
 def _s(scene: Any, inverse_z: Any) -> Any:
     """Normalised disparity."""
     least = _f(1.0) / scene.far
     return (inverse_z - least) / (_f(1.0) / scene.near - least)
 
 
-@_jit(inline="always")
+@inlined_fast
 def _evaluate(scene: Any, u: Any, v: Any, w: Any, numbers: Any) -> int:
     """Run the planes and the hidden layers at plane coordinates; the index in `numbers` of the last layer's units."""
     side, channels, half, most = scene.side, scene.channels, _f(0.5 * scene.side), _f(scene.side - 1)
@@ -190,7 +177,7 @@ def _evaluate(scene: Any, u: Any, v: Any, w: Any, numbers: Any) -> int:
     for plane in range(3):
         column = min(max(((u if plane < 2 else v) + _f(1.0)) * half - _f(0.5), _f(0.0)), most)
         row = min(max(((v if plane == 0 else w) + _f(1.0)) * half - _f(0.5), _f(0.0)), most)
-        i, j = min(int(column), side - 2), min(int(row), side - 2)
+        i, j = max(min(int(column), side - 2), 0), max(min(int(row), side - 2), 0)  # NaN becomes 0
         right, low = column - _f(i), row - _f(j)
         left, up = _f(1.0) - right, _f(1.0) - low
         first = ((plane * side + j) * side + i) * channels
@@ -209,7 +196,7 @@ def _evaluate(scene: Any, u: Any, v: Any, w: Any, numbers: Any) -> int:
     return source
 
 
-@_jit(inline="always")
+@inlined_fast
 def _output(scene: Any, numbers: Any, at: int, which: int) -> Any:
     """Raw density (0) or a colour's logit (1 to 3) from the units of the last hidden layer."""
     total = scene.out[4 * UNITS * scene.blocks + which]
@@ -218,24 +205,24 @@ def _output(scene: Any, numbers: Any, at: int, which: int) -> Any:
     return total
 
 
-@_jit(inline="always")
+@inlined_fast
 def _thickness(scene: Any, raw: Any, s: Any) -> Any:
     scale, gain, slope, middle, shift = scene.density
     t = gain * raw + slope * (middle - s) - shift
     return scale * (t if t > _f(15.0) else math.log1p(math.exp(t)))
 
 
-@_jit(inline="always")
+@inlined_fast
 def _sigmoid(x: Any) -> Any:
     return _f(1.0) / (_f(1.0) + math.exp(-x))
 
 
-@_jit(inline="always")
+@inlined_fast
 def _scratch(scene: Any) -> Any:
     return np.empty(scene.channels + 2 * scene.blocks * UNITS, np.float32)
 
 
-@_jit(nogil=True)
+@compiled_fast
 def _query(scene: Any, points: Any, density: Any, rgb: Any) -> None:
     """Density a metre `[N]` and colour `[N, 3]` at points `[N, 3]`."""
     numbers = _scratch(scene)
@@ -249,7 +236,7 @@ def _query(scene: Any, points: Any, density: Any, rgb: Any) -> None:
             rgb[n, channel] = _sigmoid(_output(scene, numbers, at, 1 + channel))
 
 
-@_jit(nogil=True)
+@compiled_fast
 def _cells(scene: Any, first: int, thickness: Any) -> None:
     """Thickness a unit of s at the middles of cells, `[layers, CELLS, CELLS]` from layer `first` of the third axis."""
     numbers = _scratch(scene)
@@ -272,7 +259,7 @@ def _cells(scene: Any, first: int, thickness: Any) -> None:
                 thickness[k, j, i] = _thickness(scene, _output(scene, numbers, at, 0), s)
 
 
-@_jit(nogil=True)
+@compiled_fast
 def _rays(
     scene: Any, occupied: Any, origin: Any, direction: Any, samples_s: Any, z_depth: Any, length: Any, result: Any
 ) -> None:
@@ -331,7 +318,7 @@ class FusedField(RayField):
     def occupied(self) -> NDArray[np.bool_]:
         """Where there may be something, `[CELLS, CELLS, CELLS]` by the third, second and first plane coordinate."""
         thickness = np.empty((CELLS, CELLS, CELLS), np.float32)
-        _share(CELLS, lambda part: _cells(self.scene, part.start, thickness[part]), size=8)
+        share(CELLS, lambda part: _cells(self.scene, part.start, thickness[part]), size=8)
         around = functional.max_pool3d(torch.from_numpy(thickness)[None], 3, 1, 1)[0]
         return ~(around <= EMPTY).numpy()  # NaN is to be seen
 
@@ -339,7 +326,7 @@ class FusedField(RayField):
         """Density a metre `[1, N]` and rgb `[1, N, 3]` in [0, 1] at world points `[1, N, 3]`."""
         at = np.ascontiguousarray(points[0].detach().numpy(), np.float32)
         density, rgb = np.empty(len(at), np.float32), np.empty((len(at), 3), np.float32)
-        _share(len(at), lambda part: _query(self.scene, at[part], density[part], rgb[part]))
+        share(len(at), lambda part: _query(self.scene, at[part], density[part], rgb[part]))
         return torch.from_numpy(density)[None], torch.from_numpy(rgb)[None]
 
     def along(self, rays: Rays, samples: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -355,12 +342,12 @@ class FusedField(RayField):
         def look(part: slice) -> None:
             _rays(scene, occupied, origin[part], direction[part], s, z_depth.numpy(), length.numpy(), result[part])
 
-        _share(len(origin), look)
+        share(len(origin), look)
         rgb, mean, variance = torch.from_numpy(result)[None].split((3, 1, 1), -1)
         return rgb, mean[..., 0], variance[..., 0]
 
 
-def _share(count: int, work: Callable[[slice], None], *, size: int = 2048) -> None:
+def share(count: int, work: Callable[[slice], None], *, size: int = 2048) -> None:
     """Do the parts of some work, by as many threads as PyTorch has; the first time numba compiles it."""
     parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
     note = threading.Timer(_SLOW_S, lambda: _log.info("the renderer is compiled, once for this machine (10 s)"))

@@ -14,13 +14,12 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from vq3dcli.compiled import FAST
+
 LANES = 16
 """Channels that `blend` takes at a time."""
 UNITS = 64
 """Outputs of `layer`, inputs of `dot`."""
-FAST = ("contract", "reassoc", "nsz", "arcp", "afn")
-"""What arithmetic may do: NaN and infinity keep their meaning, so that a broken scene shows as one."""
-
 _FLOAT = ir.FloatType()
 _INDEX = ir.IntType(64)
 
