@@ -206,7 +206,7 @@ def _axes(
         parts.append(f'<text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
     for tick in ticks(x_low, x_high, 5 if width == WIDTH_PX else 3):
         x = place(tick, y_low)[0]
-        anchor = "end" if x > width - 30 else "middle"
+        anchor = "end" if x > width - 30 and width < WIDTH_PX else "middle"
         parts.append(f'<text x="{x:.1f}" y="{height - 18}" text-anchor="{anchor}">{number_text(tick)}</text>')
     middle = (width + _LEFT) // 2
     parts.append(f'<text x="{middle}" y="{height - 4}" text-anchor="middle">{html.escape(x_label)}</text>')

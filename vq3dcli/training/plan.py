@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,7 +21,7 @@ from vq3dcli.model.build import build_autoencoder, build_prior
 from vq3dcli.training.adversary import Adversary
 from vq3dcli.training.devices import Processor
 from vq3dcli.training.optim import moments_bytes
-from vq3dcli.training.trace import PERCEPTUAL, Work, prior_work, stage1_work
+from vq3dcli.training.trace import PERCEPTUAL, AnyRecipe, Work, of_one_processor, prior_work, stage1_work
 from vq3dcli.weights_file import load_weights
 
 # Python with PyTorch imported and what its allocator holds without using it (docs/measurements.md); on a GPU the
@@ -39,21 +38,11 @@ TIGHT_SHARE = 0.7
 # What a step with R1 takes more, of what discriminators take: 0.1 to 0.5 by tracing some recipes.
 _R1_SHARE = 0.3
 
-Traced = Callable[[int, bool], Work]
-"""The work of a step with all that trains, of a micro-batch, with activations made again or not."""
 
+class Codes(NamedTuple):
+    """What a prior is trained on: codes of an image, how many there are, where these two come from, for people.
 
-@dataclass(frozen=True)
-class Codes:
-    """What a prior is trained on, as far as it is known.
-
-    Attributes:
-        length: Codes of an image.
-        codebook_size: How many there are.
-        source: Where these two come from, for people.
-        classes: None where there is no store yet.
-        images: Likewise.
-        views: Views of an image; 2, as `vq3d tokenize` makes, where there is no store yet.
+    Without a store classes and images are not known, and of views there are two, as `vq3d tokenize` makes.
     """
 
     length: int
@@ -129,10 +118,8 @@ def plan_run(
         )
     with torch.device("meta"):
         model = build_autoencoder(recipe)
-    alone = recipe.training.model_copy(update={"batch_size": micro_batch, "accumulate": 1, "precision": "float32"})
-    adversary = Adversary(
-        recipe.model_copy(update={"training": alone}), classes=classes or 1, device=torch.device("meta")
-    )
+    alone = of_one_processor(recipe, processor, micro_batch)  # as a rank of many has it
+    adversary = Adversary(alone, classes=classes or 1, device=torch.device("meta"))
     discriminators = {
         f"{each.name}_discriminator": sum(
             p.numel() for name, p in each.discriminator.named_parameters() if name != "of_class" or classes
@@ -141,10 +128,8 @@ def plan_run(
     }
 
     @cache
-    def work_of(images: int, remade: bool, started: bool = adversarial.on) -> Work:
-        changed = schedule.model_copy(update={"checkpoint_activations": remade})
-        one = recipe.model_copy(update={"training": changed})
-        return stage1_work(one, processor, images, started=started, classes=classes or 0)
+    def work_of(remade: bool, started: bool = adversarial.on) -> Work:
+        return stage1_work(_remaking(recipe, remade), processor, micro_batch, started=started, classes=classes or 0)
 
     # The loader keeps all decoded samples, eight-bit colours and 16-bit disparity, if they fit.
     stored = (recipe.model.image_size * (_STORED_MARGIN if schedule.crop else 1.0)) ** 2
@@ -162,19 +147,13 @@ def plan_run(
         },
         advice="a smaller model, or fewer rendering.rays_per_image and samples",
     )
-    remade, started = schedule.checkpoint_activations, adversarial.on
-    works = {"before_discriminators": work_of(micro_batch, remade, False)}
-    if started:
-        work, added = (
-            work_of(micro_batch, remade),
-            work_of(micro_batch, remade).seconds - works["before_discriminators"].seconds,
-        )
-        penalty = _R1_SHARE * added / adversarial.r1_every_steps if adversarial.r1 > 0 else 0.0
+    works = {"before_discriminators": work_of(schedule.checkpoint_activations, False)}
+    if adversarial.on:
+        work = work_of(schedule.checkpoint_activations)
+        penalty = _R1_SHARE / adversarial.r1_every_steps if adversarial.r1 > 0 else 0.0
+        penalty *= work.seconds - works["before_discriminators"].seconds
         works["with_discriminators"] = work._replace(seconds=work.seconds + penalty)
-    speed: dict[str, float | None] = {"before_discriminators": None, "with_discriminators": None}
-    for name, work in works.items():
-        speed[name], speed[f"{name}_multiplying_share"] = _speed(recipe, work, gpus, micro_batch)
-    speed["gigaflops_an_image"] = [*works.values()][-1].flops / micro_batch / 1e9
+    speed = {"with_discriminators": None, **_speeds(recipe, works, gpus, micro_batch)}
     before, after = speed["before_discriminators"], speed["with_discriminators"]
     assert before is not None
     first = min(adversarial.start_images, schedule.images) if after is not None else schedule.images
@@ -208,16 +187,9 @@ def plan_run(
 
 
 def plan_prior(recipe: Stage2Recipe, processor: Processor, codes: Codes, *, gpus: int = 1) -> dict[str, Any]:
-    """Figures of a run of Stage 2 by name, with the keys of `plan_run` as far as they apply.
+    """Figures of a run of Stage 2 by name, as far as they apply with the keys and errors of `plan_run`.
 
-    Args:
-        recipe: What is trained.
-        processor: On which.
-        codes: On what.
-        gpus: How many processors; each holds the whole prior.
-
-    Raises:
-        UsageError: The batch cannot be shared among so many.
+    Each of `gpus` processors holds the whole prior.
     """
     schedule, classes = recipe.training, codes.classes or 0
     micro_batch = _micro_batch(recipe, gpus)
@@ -225,14 +197,12 @@ def plan_prior(recipe: Stage2Recipe, processor: Processor, codes: Codes, *, gpus
         model = build_prior(recipe, codebook_size=codes.codebook_size, length=codes.length, classes=classes)
 
     @cache
-    def work_of(images: int, remade: bool) -> Work:
-        one = recipe.model_copy(update={"training": schedule.model_copy(update={"checkpoint_activations": remade})})
-        size = codes.codebook_size
-        return prior_work(one, processor, images, length=codes.length, codebook_size=size, classes=classes)
+    def work_of(remade: bool) -> Work:
+        one, size = _remaking(recipe, remade), codes.codebook_size
+        return prior_work(one, processor, micro_batch, length=codes.length, codebook_size=size, classes=classes)
 
     figures = _plan(recipe, processor, model, gpus, work_of, {}, advice="a smaller model: each GPU holds all of it")
-    work = work_of(micro_batch, schedule.checkpoint_activations)
-    rate, share = _speed(recipe, work, gpus, micro_batch)
+    speed = _speeds(recipe, {"training": work_of(schedule.checkpoint_activations)}, gpus, micro_batch)
     total = figures["disk"]["weights"] // 2
     blocks = sum(p.numel() for p in model.blocks.parameters())
     head = 0 if model.head is None else model.head.weight.numel()
@@ -241,12 +211,8 @@ def plan_prior(recipe: Stage2Recipe, processor: Processor, codes: Codes, *, gpus
         "parameters": {"blocks": blocks, "embeddings": total - blocks - head, "head": head, "total": total},
         "class_embeddings": codes.classes is not None,
         **figures,
-        "speed": {
-            "training": rate,
-            "training_multiplying_share": share,
-            "gigaflops_an_image": work.flops / micro_batch / 1e9,
-        },
-        "days": schedule.images / rate / 86400.0,
+        "speed": speed,
+        "days": schedule.images / speed["training"] / 86400.0,
         "disk": {**figures["disk"], "images": images, "tokens": 2 * images * codes.views * codes.length},
         "tokens": codes.length,
         "codebook_size": codes.codebook_size,
@@ -283,7 +249,7 @@ def _plan(
     processor: Processor,
     model: nn.Module,
     gpus: int,
-    work_of: Traced,
+    work_of: Callable[[bool], Work],
     more_memory: Mapping[str, int],
     *,
     advice: str,
@@ -296,7 +262,7 @@ def _plan(
 
     def memory_of(images: int, remade: bool) -> dict[str, int]:
         """Bytes of one processor at the worst moment of a step; other micro-batches by their share of ours."""
-        work, share = work_of(micro_batch, remade), images / micro_batch
+        work, share = work_of(remade), images / micro_batch
         memory = {
             "weights": 4 * total + casts,
             "gradients": 4 * total * (2 if gpus > 1 else 1),  # DistributedDataParallel keeps them in buckets, too
@@ -348,13 +314,24 @@ def _least_change(
     return ""
 
 
-def _speed(recipe: Stage1Recipe | Stage2Recipe, work: Work, gpus: int, micro_batch: int) -> tuple[float, float]:
-    """Images a second over all processors, and the share of the time in matrix products; each updates all weights."""
-    accumulate = recipe.training.batch_size / (gpus * micro_batch)
-    seconds = accumulate * work.seconds + work.update
-    multiplying = accumulate * work.multiplying + work.update_multiplying
-    share = MANY_GPUS_SHARE if gpus > 1 else 1.0
-    return share * recipe.training.batch_size / seconds, multiplying / seconds
+def _speeds(
+    recipe: Stage1Recipe | Stage2Recipe, works: Mapping[str, Work], gpus: int, micro_batch: int
+) -> dict[str, Any]:
+    """Images a second over all processors, each of which updates all weights, by phase; operations of the last."""
+    speeds, batch = {}, recipe.training.batch_size
+    accumulate, share = batch / (gpus * micro_batch), MANY_GPUS_SHARE if gpus > 1 else 1.0
+    for name, work in works.items():
+        seconds = accumulate * work.seconds + work.update
+        speeds[name] = share * batch / seconds
+        speeds[f"{name}_multiplying_share"] = (accumulate * work.multiplying + work.update_multiplying) / seconds
+        speeds["gigaflops_an_image"] = work.flops / micro_batch / 1e9
+    return speeds
+
+
+def _remaking(recipe: AnyRecipe, remade: bool) -> AnyRecipe:
+    """The recipe with activations made again, or not."""
+    schedule = recipe.training.model_copy(update={"checkpoint_activations": remade})
+    return recipe.model_copy(update={"training": schedule})
 
 
 def _checkpoints(checkpoint: int, parameters: int, kept: int) -> dict[str, int]:
@@ -396,24 +373,17 @@ def plan_table(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         if speed.get(name) is not None:
             share = f"{speed[f'{name}_multiplying_share']:.0%} of the time in matrix products"
             rows.append((label, f"{_three_digits(speed[name])} images/s", share))
-    in_float32 = plan["precision"] == "bfloat16" and "training" not in speed
+    prior = "training" in speed
+    kept = "with density, code search, perceptual network and R1 in float32"
     of = f"of {disk['images']} images"
     rows += [
         ("operations", f"{_three_digits(speed['gigaflops_an_image'])} GFLOP an image", ""),
-        (
-            "precision",
-            plan["precision"],
-            "with density, code search, perceptual network and R1 in float32" if in_float32 else "",
-        ),
+        ("precision", plan["precision"], kept if plan["precision"] == "bfloat16" and not prior else ""),
         ("time", _duration(plan["days"]), f"{plan['images']} images, {plan['steps']} steps"),
         ("disk, checkpoints", f"{disk['checkpoints'] / 1e9:.2f} GB", f"{disk['checkpoint'] / 1e9:.2f} GB each"),
         ("disk, weights", f"{disk['weights'] / 1e9:.3f} GB", "fp16"),
         *[(f"disk, {name}", f"{disk[name] / 1e9:.2f} GB", of) for name in ("shards", "labels") if name in disk],
-        (
-            "disk, tokens",
-            f"{disk['tokens'] / 1e9:.3f} GB",
-            of if "training" in speed else f"{of}, {plan['tokens']} each",
-        ),
+        ("disk, tokens", f"{disk['tokens'] / 1e9:.3f} GB", of if prior else f"{of}, {plan['tokens']} each"),
     ]
     return rows
 

@@ -231,7 +231,7 @@ def _layered(recipe: AnyRecipe, trace: Callable[[AnyRecipe], Work]) -> Work:
     return work
 
 
-def _of_one(recipe: AnyRecipe, processor: Processor, micro_batch: int) -> AnyRecipe:
+def of_one_processor(recipe: AnyRecipe, processor: Processor, micro_batch: int) -> AnyRecipe:
     """The recipe of one processor that takes a step of one micro-batch."""
     precision = str(processor.dtype).removeprefix("torch.")
     changed = {"batch_size": micro_batch, "accumulate": 1, "precision": precision}
@@ -271,7 +271,7 @@ def stage1_work(recipe: Stage1Recipe, processor: Processor, micro_batch: int, *,
     # R1's second derivative takes PyTorch a thousand operations: `plan` adds a share for it.
     off = {"r1": 0.0} if started else {"main": 0.0, "novel": 0.0}
     recipe = recipe.model_copy(update={"adversarial": recipe.adversarial.model_copy(update=off)})
-    recipe = _of_one(recipe, processor, micro_batch)
+    recipe = of_one_processor(recipe, processor, micro_batch)
     work = _layered(recipe, lambda short: _stage1_step(short, processor, max(classes, 1)))
     return work.plus(_perceptual_work(recipe, processor), micro_batch)
 
@@ -346,7 +346,7 @@ def prior_work(
                 lambda: state.update_average(schedule),
             )
 
-    work, share = _layered(_of_one(recipe, processor, count), step_of), micro_batch / count
+    work, share = _layered(of_one_processor(recipe, processor, count), step_of), micro_batch / count
     return Work(*(share * part for part in work))._replace(
         update=work.update, update_multiplying=work.update_multiplying
     )
