@@ -28,7 +28,7 @@ from vq3dcli.compiled import compiled_fast, inlined_fast
 from vq3dcli.rendering.cameras import DepthRange, Rays, z_depth_from_s
 from vq3dcli.rendering.ray_samples import uniform_samples
 from vq3dcli.rendering.render import Field, RayField
-from vq3dcli.rendering.simd import LANES, UNITS, blend, dot, layer
+from vq3dcli.rendering.simd import LANES, UNITS, blend, layer, outputs
 from vq3dcli.rendering.space import ContractedSpace, Frustum, Space
 
 CELLS = 64
@@ -170,7 +170,7 @@ def _s(scene: Any, inverse_z: Any) -> Any:
 
 @inlined_fast
 def _evaluate(scene: Any, u: Any, v: Any, w: Any, numbers: Any) -> int:
-    """Run the planes and the hidden layers at plane coordinates; the index in `numbers` of the last layer's units."""
+    """The raw density and the three logits of colour at plane coordinates: where they stand in `numbers`."""
     side, channels, half, most = scene.side, scene.channels, _f(0.5 * scene.side), _f(scene.side - 1)
     for c in range(channels):
         numbers[c] = _f(0.0)
@@ -193,23 +193,21 @@ def _evaluate(scene: Any, u: Any, v: Any, w: Any, numbers: Any) -> int:
             layer(numbers, source, count, scene.weights, start, target + block * UNITS)
             start += (count + 1) * UNITS
         source, target = target, channels + scene.blocks * UNITS if target == channels else channels
-    return source
-
-
-@inlined_fast
-def _output(scene: Any, numbers: Any, at: int, which: int) -> Any:
-    """Raw density (0) or a colour's logit (1 to 3) from the units of the last hidden layer."""
-    total = scene.out[4 * UNITS * scene.blocks + which]
-    for block in range(scene.blocks):
-        total += dot(numbers, at + block * UNITS, scene.out, (which * scene.blocks + block) * UNITS)
-    return total
+    outputs(numbers, source, scene.blocks * UNITS, scene.out, target)
+    return target
 
 
 @inlined_fast
 def _thickness(scene: Any, raw: Any, s: Any) -> Any:
+    """Optical thickness a unit of s, with softplus in steps that are cheap."""
     scale, gain, slope, middle, shift = scene.density
     t = gain * raw + slope * (middle - s) - shift
-    return scale * (t if t > _f(15.0) else math.log1p(math.exp(t)))
+    if t > _f(15.0):
+        return scale * t
+    e = math.exp(t)
+    if t < _f(-4.0):  # the series of log(1 + e), whose sum would round
+        return scale * e * (_f(1.0) - e * (_f(0.5) - e * _f(1.0 / 3.0)))
+    return scale * math.log(_f(1.0) + e)
 
 
 @inlined_fast
@@ -230,10 +228,10 @@ def _query(scene: Any, points: Any, density: Any, rgb: Any) -> None:
     for n in range(len(points)):
         u, v, w, inverse_z = _locate(scene, points[n, 0], points[n, 1], points[n, 2])
         at = _evaluate(scene, u, v, w, numbers)
-        thick = _thickness(scene, _output(scene, numbers, at, 0), _s(scene, inverse_z))
+        thick = _thickness(scene, numbers[at], _s(scene, inverse_z))
         density[n] = thick * inverse_z * inverse_z / range_s
         for channel in range(3):
-            rgb[n, channel] = _sigmoid(_output(scene, numbers, at, 1 + channel))
+            rgb[n, channel] = _sigmoid(numbers[at + 1 + channel])
 
 
 @compiled_fast
@@ -256,7 +254,7 @@ def _cells(scene: Any, first: int, thickness: Any) -> None:
                         z /= norm * max(_f(2.0) - norm, _f(1e-3))
                     s = _s(scene, _f(1.0) / min(max(z + scene.radius, scene.near), scene.far))
                 at = _evaluate(scene, u, v, w, numbers)
-                thickness[k, j, i] = _thickness(scene, _output(scene, numbers, at, 0), s)
+                thickness[k, j, i] = _thickness(scene, numbers[at], s)
 
 
 @compiled_fast
@@ -284,13 +282,13 @@ def _rays(
             at = _evaluate(scene, u, v, w, numbers)
             opacity = _f(1.0)
             if i < last:
-                thick = _thickness(scene, _output(scene, numbers, at, 0), _s(scene, inverse_z))
-                opacity = -math.expm1(-thick * inverse_z * inverse_z / range_s * length[i] * metres)
+                thick = _thickness(scene, numbers[at], _s(scene, inverse_z))
+                opacity = _f(1.0) - math.exp(-thick * inverse_z * inverse_z / range_s * length[i] * metres)
             weight = passing * opacity
             if not weight <= _f(_UNSEEN):
-                red += weight * _sigmoid(_output(scene, numbers, at, 1))
-                green += weight * _sigmoid(_output(scene, numbers, at, 2))
-                blue += weight * _sigmoid(_output(scene, numbers, at, 3))
+                red += weight * _sigmoid(numbers[at + 1])
+                green += weight * _sigmoid(numbers[at + 2])
+                blue += weight * _sigmoid(numbers[at + 3])
                 mean += weight * samples_s[i]
                 square += weight * samples_s[i] * samples_s[i]
             passing *= _f(1.0) - opacity

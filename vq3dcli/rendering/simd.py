@@ -19,7 +19,7 @@ from vq3dcli.compiled import FAST
 LANES = 16
 """Channels that `blend` takes at a time."""
 UNITS = 64
-"""Outputs of `layer`, inputs of `dot`."""
+"""Outputs of `layer`."""
 _FLOAT = ir.FloatType()
 _INDEX = ir.IntType(64)
 
@@ -101,15 +101,31 @@ def layer(_: Any, x: Any, first: Any, count: Any, weights: Any, start: Any, at: 
 
 
 @_operation
-def dot(_: Any, x: Any, x_at: Any, weights: Any, at: Any) -> Any:
-    """`sum_i x[x_at + i] * weights[at + i]`, i < 64."""
-    signature = types.float32(x, types.int64, weights, types.int64)
+def outputs(_: Any, x: Any, first: Any, count: Any, weights: Any, at: Any) -> Any:
+    """`x[at + k] = bias[k] + sum_i x[first + i] * weight[k, i]`, k < 4, i < count, a multiple of 64.
+
+    `weights` are the rows of four outputs, then four biases.
+    """
+    signature = types.void(x, types.int64, types.int64, weights, types.int64)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        a, b = (_pointer(context, builder, signature.args[i], args[i]) for i in (0, 2))
-        product = builder.fmul(_load(builder, a, args[1], UNITS), _load(builder, b, args[3], UNITS), flags=FAST)
-        kind = ir.FunctionType(_FLOAT, [_FLOAT, product.type])
-        add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{UNITS}f32")
-        return builder.call(add, [_FLOAT(0.0), product], fastmath=FAST)
+        numbers, matrix = (_pointer(context, builder, signature.args[i], args[i]) for i in (0, 3))
+        kind = ir.VectorType(_FLOAT, UNITS)
+        totals = [cgutils.alloca_once_value(builder, ir.Constant(kind, [0.0] * UNITS)) for _ in range(4)]
+        with cgutils.for_range(builder, builder.udiv(args[2], _INDEX(UNITS))) as loop:
+            block = builder.mul(loop.index, _INDEX(UNITS))
+            units = _load(builder, numbers, builder.add(args[1], block), UNITS)
+            for k, total in enumerate(totals):
+                row = builder.add(builder.mul(args[2], _INDEX(k)), block)
+                weight = _load(builder, matrix, row, UNITS)
+                builder.store(_add_product(builder, units, weight, builder.load(total)), total)
+        name = f"llvm.vector.reduce.fadd.v{UNITS}f32"
+        add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_FLOAT, [_FLOAT, kind]), name)
+        biases = builder.mul(args[2], _INDEX(4))
+        for k, total in enumerate(totals):
+            bias = builder.load(builder.gep(matrix, [builder.add(biases, _INDEX(k))]))
+            result = builder.call(add, [bias, builder.load(total)], fastmath=FAST)
+            builder.store(result, builder.gep(numbers, [builder.add(args[4], _INDEX(k))]))
+        return context.get_dummy_value()
 
     return signature, generate
