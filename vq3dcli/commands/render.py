@@ -29,7 +29,7 @@ FIT = (
     "detail, else crop."
 )
 DETAIL = "photo carries the photo's own pixels to novel views; none is the plain NeRF. Default: photo, for photos."
-SIZE = "Longer side of the video in pixels. Default: the photo's, at most 1024, with photo detail; else 128."
+SIZE = "Longer side of the video in pixels. Default: the photo's, at most 1024, with photo detail; else 256."
 AMPLITUDE = "How far the camera goes, in degrees. Default: what suits the scene with photo detail; else 20, dolly 12."
 PATH = "A JSON list of cameras, as it is written beside each video."
 DEPTH = "A disparity map of the photo (PNG, .npy, .pfm; near is large, in any unit) instead of the NeRF's geometry."

@@ -19,6 +19,7 @@ from vq3dcli.commands.options import (
     asked_sharpening,
 )
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device
+from vq3dcli.config.defaults import VIDEO_SIZE_PX
 
 SHOWN_CLASSES = 16
 CLASS = (
@@ -41,7 +42,7 @@ def command(
     disparity: Annotated[bool, typer.Option("--disparity", help="Also write disparity, NAME_disparity.png.")] = False,
     npz: Annotated[bool, typer.Option("--npz", help="Also write all pictures as one file in ADM's format.")] = False,
     frames: Annotated[int, typer.Option(help="Frames of a video, which loops.")] = 60,
-    size: Annotated[int, typer.Option(help="Side of a video in pixels.")] = 128,
+    size: Annotated[int, typer.Option(help="Side of a video in pixels.")] = VIDEO_SIZE_PX,
     exact: ExactOption = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
