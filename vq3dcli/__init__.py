@@ -20,10 +20,14 @@ scenes = vq3dcli.scene_from_codes(weights.model, codes)
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if sys.platform == "win32":
+    raise ImportError("vq3d needs Linux or macOS, for file locks and signals; on Windows: WSL")
 
 if TYPE_CHECKING:
     from vq3dcli.data.images import read_image, to_square

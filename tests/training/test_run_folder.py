@@ -16,6 +16,7 @@ from vq3dcli.errors import DataError, InputMissingError, RecipeError, StoppedErr
 from vq3dcli.training.run_folder import RunFolder
 from vq3dcli.training.stage1 import train
 from vq3dcli.training.stage2 import train_prior
+from vq3dcli.weights_file import load_weights
 
 Make = Callable[..., Stage1Recipe]
 
@@ -132,3 +133,20 @@ def test_a_finished_run_that_is_called_again_keeps_its_weights(
     # What is damaged is written again.
     first.weights.write_bytes(before[:-1])
     assert train(tiny_recipe(), _Grey(), tmp_path).weights.read_bytes()[-1:] == before[-1:]
+
+
+def test_a_run_becomes_longer_or_shorter(tiny_recipe: Make, tmp_path: Path) -> None:
+    train(tiny_recipe(), _Grey(), tmp_path)
+    longer = train(tiny_recipe("training.images=80"), _Grey(), tmp_path)
+    assert longer.images_seen == 80
+    with pytest.raises(StoppedError):
+        train(tiny_recipe("training.images=800"), _Grey(), tmp_path, stop_after_images=96)
+    # Shorter than it has become already: what there is is its end.
+    ended = train(tiny_recipe("training.images=88"), _Grey(), tmp_path)
+    assert ended.images_seen == 96
+    changes = load_weights(tmp_path).card["changes"]
+    assert [(change["images_seen"], change["before"], change["after"]) for change in changes] == [
+        (64, 64, 80),
+        (80, 80, 800),
+        (96, 800, 88),
+    ]

@@ -40,9 +40,11 @@ _FREE_KEYS = {
         "checkpoint_activations",  # the same gradients to the bit
     )
 }
-# Keys that may change where a run could not go on, for want of memory or because it diverged; the run records it.
+# Keys that may change where a run could not go on, for want of memory or because it diverged, or is to be of another
+# length; the run records it.
 _RECORDED_KEYS = {
-    *("training.accumulate", "training.compile", "training.learning_rate", "training.final_learning_rate_factor"),
+    *("training.images", "training.accumulate", "training.compile"),
+    *("training.learning_rate", "training.final_learning_rate_factor"),
     *("training.gradient_clip", "adversarial.learning_rate", "adversarial.r1"),
 }
 _CHANGES = "changes"
