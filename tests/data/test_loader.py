@@ -189,14 +189,45 @@ def test_the_cache_changes_nothing(toy_shards: Path):
         assert same(a, b)
 
 
+def damage(shards: Path, *samples: int) -> None:
+    """Flip a bit in the picture of samples, eight of which are in a shard."""
+    for i in samples:
+        member, path = ShardFolder(shards).entry(i).members["png"], shards / f"shard-{i // 8:06d}.tar"
+        data = bytearray(path.read_bytes())
+        data[member.offset + 40] ^= 1
+        path.write_bytes(data)
+
+
 def test_damage_is_raised_from_the_stream_and_names_shard_and_key(toy_shards: Path):
-    member = ShardFolder(toy_shards).entry(9).members["png"]
-    path = toy_shards / "shard-000001.tar"
-    data = bytearray(path.read_bytes())
-    data[member.offset + 40] ^= 1
-    path.write_bytes(data)
+    damage(toy_shards, 9)
     with pytest.raises(DataError, match=r"shard-000001\.tar, key 00000009"):
         take(loader(toy_shards).batches(0), 6)
+
+
+def test_a_few_bad_samples_are_passed_over_for_the_next(toy_shards: Path):
+    whole = take(loader(toy_shards, flip=False).batches(0), 11)
+    damage(toy_shards, 9, 21)  # the last of a folder is followed by its first
+    data = loader(toy_shards, flip=False, max_bad=0.05)
+    stood_in = {"00000009": "00000010", "00000021": "00000000"}
+    pictures = {key: batch.image[row] for batch in whole for row, key in enumerate(batch.keys)}
+    for before, after in zip(whole, take(data.batches(0), 11), strict=True):
+        assert after.keys == [key[:-8] + stood_in.get(key[-8:], key[-8:]) for key in before.keys]
+        assert all(torch.equal(after.image[row], pictures[key]) for row, key in enumerate(after.keys))
+    assert {name[-12:]: "damaged shard" in why for name, why in data.bad.items()} == {
+        "key 00000009": True,
+        "key 00000021": True,
+    }
+    # The same for ranks and other batches.
+    ranks = [take(loader(toy_shards, max_bad=0.05, rank=r, world_size=2).batches(0), 11) for r in range(2)]
+    for one, *halves in zip(take(loader(toy_shards, max_bad=0.05).batches(0), 11), *ranks, strict=True):
+        assert one.keys == [key for half in halves for key in half.keys]
+    # One more than a twentieth of 22, rounded up, is too many.
+    damage(toy_shards, 3)
+    with pytest.raises(DataError, match=r"3 bad samples, more than training\.max_bad allows; the last: damaged shard"):
+        take(loader(toy_shards, max_bad=0.05).batches(0), 6)
+    (toy_shards / "shard-000002.tar").unlink()
+    with pytest.raises(InputMissingError, match="no such shard"):
+        take(loader(toy_shards, max_bad=1.0).batches(0), 6)
 
 
 def test_the_threads_end_with_the_stream(toy_shards: Path):

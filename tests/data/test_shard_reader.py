@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from vq3dcli.data.images import decode_image
 from vq3dcli.data.shard_format import DisparityInfo
 from vq3dcli.data.shard_index import OpenFile
 from vq3dcli.data.shard_reader import LabelFolder, ShardFolder, decode_disparity, decode_levels, encode_levels
-from vq3dcli.errors import DataError, InputMissingError
+from vq3dcli.errors import DataError, InputMissingError, StorageError
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 
@@ -64,6 +65,29 @@ def test_all_folders_together_hold_few_files_open(
         assert folders[0].read(i) == folders[1].read(i)
         links = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
         assert 1 <= sum(name.startswith(str(tmp_path)) and name.endswith(".tar") for name in links) <= 2
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+@pytest.mark.parametrize("times", [1, 3, 4])
+def test_network_storage_that_fails_for_a_while_is_read_again(
+    toy_shards: Path, monkeypatch: pytest.MonkeyPatch, number: int, times: int
+) -> None:
+    monkeypatch.setattr(shard_reader, "_PAUSES", (0.0, 0.0, 0.0))
+    folder, pread, failures = ShardFolder(toy_shards), os.pread, [number] * times
+    expected = folder.read(5)
+
+    def failing(descriptor: int, size: int, start: int) -> bytes:
+        if failures:
+            raise OSError(failures.pop(), "away")
+        return pread(descriptor, size, start)
+
+    monkeypatch.setattr(os, "pread", failing)
+    if times > 3:
+        with pytest.raises(StorageError, match=r"shard-000000\.tar\): away"):
+            folder.read(5)
+    else:
+        assert folder.read(5) == expected
+    assert not failures
 
 
 def test_threads_read_on_while_others_close_their_files(toy_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -44,6 +45,7 @@ class Scenes:
     """Squares of random grey whose brightness is their disparity."""
 
     class_names = ()
+    bad: ClassVar[dict[str, str]] = {}
 
     def batches(self, images_seen: int) -> Iterator[Batch]:
         while True:

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ class _Noise:
     """Random images with labels of one kind."""
 
     class_names: tuple[str, ...] = ()
+    bad: ClassVar[dict[str, str]] = {}
 
     def __init__(self, batch_size: int, kind: int) -> None:
         self.batch_size, self.kind, self.metric_labels = batch_size, kind, kind == LABEL_METRIC

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ class _Noise:
 
     class_names: tuple[str, ...] = ()
     metric_labels = True
+    bad: ClassVar[dict[str, str]] = {}
 
     def __init__(self, bad: range = range(0)) -> None:
         self.bad = bad

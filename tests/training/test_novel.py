@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -44,6 +45,7 @@ class _Toys:
 
     class_names = ("toy",)
     metric_labels = True
+    bad: ClassVar[dict[str, str]] = {}
 
     def __init__(self, batch_size: int = 8, *, without: int = 3) -> None:
         self.batch_size, self.without = batch_size, without

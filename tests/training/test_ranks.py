@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from vq3dcli.config.load import dump_recipe
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
+from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data.token_store import TokenStore
 from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
@@ -102,12 +103,22 @@ def test_two_ranks_train_the_model_of_one(
     exact = ("training.precision=float32", "training.quantize_from_images=0")
     recipe = tiny_recipe("training.images=32", *exact, *overrides)
     (tmp_path / "recipe.toml").write_text(dump_recipe(recipe))
+    # A damaged picture that the second rank meets: another stands in for it, and the first one tells.
+    loader = open_loader(recipe, [toys, tmp_path / "seen"], "exact", Ranks(1, 2))
+    bad = next(key for start in (0, 8, 16) for key in loader.batch_at(start).keys if "/seen" in key)
+    member, shard = ShardFolder(tmp_path / "seen").entry(int(bad[-8:])).members["png"], "seen/shard-000000.tar"
+    data = bytearray((tmp_path / shard).read_bytes())
+    data[member.offset + 30] ^= 4
+    (tmp_path / shard).write_bytes(data)
     more = ("--data", str(tmp_path / "seen"), "--json")
     ended = _end(_start(tmp_path / "recipe.toml", toys, tmp_path / "two", *more))
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert json.loads(ended[0][1])["count"] == 32
     assert ended[1][1:] == ("", "")
     train(recipe, open_loader(recipe, [toys, tmp_path / "seen"], "exact", Ranks()), tmp_path / "one")
+    assert f"{bad}, member png" in ended[0][2].replace("seen/shard-000000.tar", "seen")
+    for run in ("one", "two"):
+        assert list(json.loads((tmp_path / run / "run.json").read_text())["bad_samples"]) == [bad]
     for alone, together in zip(_metrics(tmp_path / "one"), _metrics(tmp_path / "two"), strict=True):
         for name in {"loss", "l2", "depth", "novel_l2", "novel_depth", "gradient_norm", "perplexity"} & alone.keys():
             assert together[name] == pytest.approx(alone[name], rel=1e-3), name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ class _Grey:
 
     class_names: tuple[str, ...] = ()
     metric_labels = False
+    bad: ClassVar[dict[str, str]] = {}
 
     def __init__(self, damaged_from: int = 1 << 60) -> None:
         self.damaged_from = damaged_from

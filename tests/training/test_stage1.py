@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 import torch
@@ -35,6 +35,7 @@ class _ToyBatches:
 
     class_names = ("toy",)
     metric_labels = True
+    bad: ClassVar[dict[str, str]] = {}
 
     def __init__(self, batch_size: int, size: int = 16) -> None:
         self.batch_size, self.size = batch_size, size

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -76,6 +77,7 @@ class _Noise:
     """Images, labels and views of noise: of each four images one has no label, one a relative one, one no view."""
 
     class_names, metric_labels = (), True
+    bad: ClassVar[dict[str, str]] = {}
 
     def batches(self, images_seen: int) -> Iterator[Batch]:
         while True:

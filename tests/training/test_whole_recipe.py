@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ class _ToyBatches:
 
     class_names = ("even", "odd")
     metric_labels = True
+    bad: ClassVar[dict[str, str]] = {}
 
     def __init__(self, batch_size: int = 8, size: int = 16) -> None:
         self.batch_size = batch_size

@@ -229,6 +229,7 @@ class ScheduleSection(RunSection):
 class TrainingSection(ScheduleSection):
     """The schedule of Stage 1."""
 
+    max_bad: float = Field(0.001, ge=0, le=1)  # weights files from before this key name none
     quantize_from_images: _Images
     freeze_codes: bool = False  # weights files from before this key trained everything
     flip: bool
@@ -354,6 +355,7 @@ class DepthTrainingSection(RunSection):
     """The schedule of the depth network."""
 
     encoder_learning_rate_factor: float = Field(ge=0, le=1)
+    max_bad: float = Field(0.001, ge=0, le=1)  # weights files from before this key name none
     flip: bool
 
 

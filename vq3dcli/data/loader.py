@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from vq3dcli.data.shard_format import stored_size
 from vq3dcli.data.shard_reader import LabelFolder, ShardFolder, disparity_of, open_images, resize_label
 from vq3dcli.data.stream import Stream, rows_of_rank
 from vq3dcli.data.views import View, Views, gather_views, mirrored, read_views
-from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.errors import DataError, InputMissingError, StorageError, UsageError, Vq3dError
 from vq3dcli.files import sha256_bytes
 from vq3dcli.losses.depth import LABEL_METRIC, LABEL_NONE, LABEL_RELATIVE
 from vq3dcli.seeding import uniform
@@ -87,8 +89,10 @@ class TrainingLoader:
         world_size: Number of processes; must divide `batch_size`.
         cache_bytes: Decoded samples are kept in memory if all of them fit into this.
         views: Views a sample that a batch holds, at most; a sample with more gets different ones at every position.
+        max_bad: Fraction of the samples, rounded up, that may be damaged: in their places stand the next in the folder.
 
     Attributes:
+        bad: Names of damaged samples that were met, and what is wrong with them. All ranks may share what they met.
         num_samples: n.
         num_with_views: Samples that have views, over all folders.
         labels: Name of each folder's labels, `none` for those without.
@@ -99,7 +103,7 @@ class TrainingLoader:
 
     Raises:
         InputMissingError, DataError, UsageError: At once for what is missing or contradicts, labels included;
-            `DataError` from `batches` for damaged samples, naming shard and key.
+            `DataError` and `StorageError` from `batches` for more damaged samples than may be, naming shard and key.
     """
 
     def __init__(
@@ -117,6 +121,7 @@ class TrainingLoader:
         world_size: int = 1,
         cache_bytes: int = CACHE_BYTES,
         views: int = 0,
+        max_bad: float = 0.0,
     ) -> None:
         self._rows = rows_of_rank(batch_size, rank, world_size)
         self._folders = [open_images(folder, least_px=size, of="the training size") for folder in folders]
@@ -140,6 +145,8 @@ class TrainingLoader:
         self._class_of = [[*map(self.class_names.index, folder.class_names), -1] for folder in self._folders]
         self._size, self._seed, self._flip, self._views = size, seed, flip, views
         self.batch_size = batch_size
+        self.bad: dict[str, str] = {}
+        self._most_bad, self._bad_lock = math.ceil(max_bad * self.num_samples), threading.Lock()
         # The sides T at which samples are decoded leave the room for crops.
         self._sides = [stored_size(size, folder.manifest.margin) if crop else size for folder in self._folders]
         pixels = sum(f.num_samples * side**2 for f, side in zip(self._folders, self._sides, strict=True))
@@ -158,13 +165,13 @@ class TrainingLoader:
         position = torch.arange(images_seen, images_seen + self.batch_size)[self._rows]
         place = uniform(self._seed, "crop", position, 2)
         flipped = uniform(self._seed, "flip", position, 1)[:, 0] < 0.5 if self._flip else torch.zeros(len(position)) > 0
-        chosen = [self._stream.at(int(p)) for p in position]
-        samples = [self._sample(*chosen[row], place[row], bool(flipped[row])) for row in range(len(position))]
-        views = None
-        if self._views:
-            first = uniform(self._seed, "view", position, 1)[:, 0]
-            found = [self._views_of(*at, float(first[row]), bool(flipped[row])) for row, at in enumerate(chosen)]
-            views = gather_views(found, self._size)
+        first = uniform(self._seed, "view", position, 1)[:, 0]
+        rows = [
+            self._row(int(position[row]), place[row], bool(flipped[row]), float(first[row]))
+            for row in range(len(position))
+        ]
+        samples = [sample for sample, _ in rows]
+        views = gather_views([found for _, found in rows], self._size) if self._views else None
         lo, extent = torch.tensor([(sample.lo, sample.extent) for sample in samples])[..., None, None].unbind(1)
         return Batch(
             image=torch.stack([sample.image for sample in samples]),
@@ -175,6 +182,26 @@ class TrainingLoader:
             keys=[sample.key for sample in samples],
             views=views,
         )
+
+    def _row(self, position: int, place: Tensor, flipped: bool, first: float) -> tuple[_Sample, list[View]]:
+        """The sample at a position and its views, or the next of its folder that is whole: the same on any rank."""
+        folder, start = self._stream.at(position)
+        images = self._folders[folder]
+        for i in itertools.chain(range(start, images.num_samples), range(start)):
+            try:
+                return self._sample(folder, i, place, flipped), self._views_of(folder, i, first, flipped)
+            except (DataError, StorageError) as error:
+                self._pass_over(images.name(i), error)
+        raise DataError(f"no sample is whole ({images.path})", remedy=f"vq3d inspect {images.path} --verify")
+
+    def _pass_over(self, name: str, error: Vq3dError) -> None:
+        """Count a damaged sample; raise what is wrong with it where there are more than may be."""
+        with self._bad_lock:
+            self.bad.setdefault(name, error.message)
+            if len(self.bad) <= self._most_bad:
+                return
+        more = f"{len(self.bad)} bad samples, more than training.max_bad allows; the last: " if self._most_bad else ""
+        raise type(error)(f"{more}{error.message}", remedy=error.remedy) from error
 
     def _views_of(self, folder: int, i: int, first: float, flipped: bool) -> list[View]:
         images = self._folders[folder]

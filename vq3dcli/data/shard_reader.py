@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import errno
 import functools
 import io
 import math
 import os
 import re
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Collection
@@ -52,6 +54,10 @@ _LEVELS = re.compile(
 # Bytes between two members that are read with them: less than a second read costs.
 _GAP = 4096
 _MOST_OPEN = 1 << 16
+# What network storage answers for a while: a file that was moved behind an open handle, a server that is away. Seconds
+# until each further try.
+_PASSING = {errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EAGAIN}
+_PAUSES = (0.1, 1.0, 5.0)
 _LABEL_AGAIN = "vq3d depth-labels again, with --force"
 
 
@@ -199,16 +205,25 @@ class ShardFolder:
 
         Raises:
             DataError: The bytes are not those that were written; names the shard and the key.
+            InputMissingError: There is no such shard.
+            StorageError: The disk fails, several times in a row.
         """
         entry = self.entry(i)
         wanted = {e: m for e, m in entry.members.items() if extensions is None or e in extensions}
         path = self.path / f"{self.manifest.shards[bisect.bisect_right(self._ends, i)].name}.tar"
-        try:
-            members = _read_members(_open_files.get(id(self), path), wanted)
-        except FileNotFoundError as error:
-            raise InputMissingError(f"no such shard ({path})", remedy=PREPARE_AGAIN) from error
-        except OSError as error:
-            raise read_error(path, error) from error
+        pauses = iter(_PAUSES)
+        while True:
+            try:
+                members = _read_members(_open_files.get(id(self), path), wanted)
+                break
+            except FileNotFoundError as error:
+                raise InputMissingError(f"no such shard ({path})", remedy=PREPARE_AGAIN) from error
+            except OSError as error:
+                pause = next(pauses, None) if error.errno in _PASSING else None
+                if pause is None:
+                    raise read_error(path, error) from error
+            _open_files.forget(id(self))  # a handle that is stale stays so
+            time.sleep(pause)
         for extension, data in members.items():
             if sha256_bytes(data) != wanted[extension].sha256:
                 raise DataError(f"damaged shard ({path}, key {entry.key}, member {extension})", remedy=PREPARE_AGAIN)

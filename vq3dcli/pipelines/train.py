@@ -53,6 +53,7 @@ def open_loader(
         rank=ranks.rank,
         world_size=ranks.world_size,
         views=int(novel),
+        max_bad=schedule.max_bad,
     )
     if novel and loader.num_with_views == 0:
         raise InputMissingError(

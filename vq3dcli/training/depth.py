@@ -64,7 +64,11 @@ def train_depth(
         checkpoint = run.folder.newest(run.ranks)
         state = build_state(recipe, device, pretrained=checkpoint is None)
         first = next(data.batches(0))  # of every sheet
-        run.start(state, checkpoint, lambda path: write_depth_sheet(path, state.average, recipe, first, device))
+
+        def draw(path: Path) -> None:
+            write_depth_sheet(path, state.average, recipe, first, device)
+
+        run.start(state, checkpoint, draw, data.bad)
         batches = data.batches(state.images_seen)
         losses: list[float] = []  # since the last record
         while state.images_seen < schedule.images:

@@ -133,16 +133,29 @@ class Run:
                 raise
             self._close(failed=False)
 
-    def start(self, state: RunState[Any], checkpoint: Checkpoint | None, draw: Callable[[Path], object] | None) -> None:
-        """Begin at a state, or at the checkpoint that it continues; `draw` writes a contact sheet.
+    def start(
+        self,
+        state: RunState[Any],
+        checkpoint: Checkpoint | None,
+        draw: Callable[[Path], object] | None,
+        bad: dict[str, str] | None = None,
+    ) -> None:
+        """Begin at a state, or at the checkpoint that it continues; on all ranks.
+
+        Args:
+            state: All that a step depends on.
+            checkpoint: What to restore it from.
+            draw: Writes a contact sheet.
+            bad: Damaged samples as `TrainingLoader.bad`: those that the run knows come to it, its own are recorded.
 
         Raises:
             DataError: The checkpoint is of another model.
             UnavailableError: The tracker is not installed.
         """
-        self.state, self.draw = state, draw
+        self.state, self.draw, self.bad = state, draw, {} if bad is None else bad
         if checkpoint is not None:
             state.restore(checkpoint)
+            self.bad |= self.folder.bad_samples()
         self._interval = time.perf_counter(), state.images_seen
         if not self.ranks.is_main:
             return
@@ -205,10 +218,12 @@ class Run:
         )
 
     def log(self, figures: Mapping[str, Any]) -> None:
-        """Write a record, tell the tracker, and warn of figures that left their range."""
-        skipped = {"skipped_steps": self.state.skipped_steps} if self.state.skipped_steps else {}
+        """Write a record, tell the tracker, and warn of figures that left their range; on all ranks."""
+        self._share_bad()
+        counts = {"skipped_steps": self.state.skipped_steps, "bad_samples": len(self.bad)}
+        passed_over = {name: count for name, count in counts.items() if count}
         speed = {"images_per_second": round(self.rate, 2)}
-        record = {"images_seen": self.state.images_seen, **figures, **skipped, **speed}
+        record = {"images_seen": self.state.images_seen, **figures, **passed_over, **speed}
         self._interval = time.perf_counter(), self.state.images_seen
         if self.tracker is None:
             return
@@ -217,6 +232,21 @@ class Run:
         self.health, findings = observe(self.health, record, self.guards)
         for finding in findings:
             _log.log(logging.INFO if finding.recovered else logging.WARNING, "%s", finding.line())
+
+    def _share_bad(self) -> None:
+        """Let all ranks know the damaged samples that one of them met; the first records and names new ones."""
+        if not self.ranks.any(bool(self.bad), self.device):
+            return
+        for text in self.ranks.gather_texts(json.dumps(dict(self.bad))):
+            for name, reason in json.loads(text).items():
+                self.bad.setdefault(name, reason)
+        if self.ranks.is_main:
+            known = self.folder.bad_samples()
+            new = {name: reason for name, reason in self.bad.items() if name not in known}
+            for reason in new.values():
+                _log.warning("a bad sample is passed over, the next of its folder stands in for it: %s", reason)
+            if new:
+                self.folder.record_bad(known | new)
 
     def save(self) -> None:
         """Write a checkpoint. Raises `DivergedError` for numbers that are not finite, `OutputError`, `StorageError`."""

@@ -23,7 +23,7 @@ from vq3dcli.checkpoint import Parts, read_checkpoint, write_checkpoint
 from vq3dcli.config.load import dump_recipe, kind_of, load_recipe, read_toml
 from vq3dcli.config.schema import Recipe
 from vq3dcli.errors import DataError, DivergedError, RecipeError, UsageError, Vq3dError
-from vq3dcli.files import check_kind, make_folder, read_error, write_bytes, write_error
+from vq3dcli.files import check_kind, make_folder, read_error, write_bytes, write_error, write_json
 from vq3dcli.locks import LOCK_NAME, lock_folder
 from vq3dcli.sealed import json_value
 from vq3dcli.tensor_file import first_not_finite, read_tensors
@@ -38,6 +38,7 @@ _FREE_KEYS = {
     for name in (
         *("log_every_images", "sheet_every_images", "checkpoint_every_images", "keep_checkpoints", "tracker"),
         "checkpoint_activations",  # the same gradients to the bit
+        "max_bad",
     )
 }
 # Keys that may change where a run could not go on, for want of memory or because it diverged, or is to be of another
@@ -47,7 +48,7 @@ _RECORDED_KEYS = {
     *("training.learning_rate", "training.final_learning_rate_factor"),
     *("training.gradient_clip", "adversarial.learning_rate", "adversarial.r1"),
 }
-_CHANGES = "changes"
+_CHANGES, _BAD = "changes", "bad_samples"
 _OWN_FILES = ("recipe.toml", "run.json", "metrics.jsonl")
 CALMER = "the same command with --set of a lower training.learning_rate or training.gradient_clip"
 """What to do about a run that diverges: it goes on from its last checkpoint."""
@@ -119,10 +120,11 @@ class RunFolder:
     def _compare(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
         recipe_path, facts_path = self.path / "recipe.toml", self.path / "run.json"
         changes: list[dict[str, Any]] = []
+        bad: dict[str, str] = {}
         if self._kept() and recipe_path.exists() and facts_path.exists():
             changed, allowed = _differences(_recorded_recipe(recipe_path, type(recipe)), recipe)
             recorded = _read_facts(facts_path)
-            changes = recorded.pop(_CHANGES, [])
+            changes, bad = recorded.pop(_CHANGES, []), recorded.pop(_BAD, {})
             changes += [{"images_seen": self.saved_images(), **change} for change in allowed]
             names = dict.fromkeys([*recorded, *facts])
             changed += [f"{k}: {recorded.get(k)} -> {facts.get(k)}" for k in names if recorded.get(k) != facts.get(k)]
@@ -131,8 +133,8 @@ class RunFolder:
                     f"the run was started otherwise ({self.path}): {'; '.join(changed)}",
                     remedy="the same command as before, or another --out",
                 )
-        recorded = {**facts, **({_CHANGES: changes} if changes else {})}
-        write_bytes(facts_path, json.dumps(recorded, indent=2, sort_keys=True).encode() + b"\n")
+        recorded = {**facts, **({_CHANGES: changes} if changes else {}), **({_BAD: bad} if bad else {})}
+        write_json(facts_path, recorded)
         write_bytes(recipe_path, dump_recipe(recipe).encode())
 
     def _kept(self) -> bool:
@@ -152,6 +154,15 @@ class RunFolder:
     def changes(self) -> list[dict[str, Any]]:
         """Which keys of the recipe changed on the way: `images_seen`, `key`, `before` and `after` of each."""
         return list(_read_facts(self.path / "run.json").get(_CHANGES, []))
+
+    def bad_samples(self) -> dict[str, str]:
+        """Names of damaged samples that the run passed over, and what is wrong with them."""
+        return dict(_read_facts(self.path / "run.json").get(_BAD, {}))
+
+    def record_bad(self, bad: Mapping[str, str]) -> None:
+        """Write down the damaged samples that the run passed over."""
+        facts = self.path / "run.json"
+        write_json(facts, {**_read_facts(facts), _BAD: bad})
 
     def save(
         self,

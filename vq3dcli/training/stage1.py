@@ -95,7 +95,7 @@ def train(
             assert first is not None
             write_stage1_sheet(path, state.average, recipe, first, device)
 
-        run.start(state, checkpoint, draw)
+        run.start(state, checkpoint, draw, data.bad)
         if checkpoint is not None and schedule.freeze_codes:
             freeze_codes(state.model)
         if schedule.checkpoint_activations:
