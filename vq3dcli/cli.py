@@ -47,6 +47,7 @@ COMMANDS = (
     ("interpolate", "interpolate", "Turn one scene into another: photos, samples and saved scenes."),
     ("compose", "compose", "Insert, move and delete objects in a scene, and film it."),
     ("evaluate", "evaluate", "Measure a model."),
+    ("bench", "bench", "Measure speed and memory beside other ways of doing the same."),
 )
 
 # The commands of commands: an error names them without importing anything.

@@ -1,0 +1,162 @@
+"""Reading images beside Pillow and webdataset, and codes beside images.
+
+Photos are noise with the spectrum of photos (amplitude 1 / frequency; Field, 1987) as JPEGs of 500 x 375: about as many
+bytes as those of ImageNet.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vq3dcli.data.images import centre_square, decode_square
+from vq3dcli.data.loader import TrainingLoader
+from vq3dcli.data.token_store import (
+    CLASS_DTYPE,
+    CLASSES_NAME,
+    TOKEN_DTYPE,
+    TOKENS_NAME,
+    TokenLoader,
+    TokenManifest,
+    TokenStore,
+    write_token_manifest,
+)
+from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.errors import UnavailableError
+from vq3dcli.files import sha256_bytes, sha256_file, write_bytes
+from vq3dcli.pipelines.bench.measure import Gate, Work, psnr_db
+
+PHOTOS, SIZE_PX, CODES_AN_IMAGE = 64, 256, 1024
+LEAST_PSNR_DB = 60.0
+_TOKENISED, _BATCHES = 20_000, 50
+_CODES, _VIEWS = 8192, 2
+
+
+def works(device: torch.device) -> Iterator[Work]:
+    """Photos to squares, shards to a batch, a token store to batches; on a CPU."""
+    del device
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        photos = write_photos(folder / "photos", PHOTOS)
+        ours, theirs = partial(squares, photos), partial(pillow_squares, photos)
+        yield Work(f"photos of 500 x 375 to {SIZE_PX} px", ours, PHOTOS, "images", "Pillow", theirs, _agree)
+        shards = write_shards(folder / "photos", folder / "shards", SIZE_PX)
+        images = image_loader(shards, PHOTOS, SIZE_PX)
+        ours, theirs = partial(batch_by_key, images), partial(webdataset_batch, shards)
+        yield Work(f"shards of {SIZE_PX} px", ours, PHOTOS, "images", "webdataset + Pillow", theirs, _agree)
+        store = write_tokens(folder / "tokens", _TOKENISED, CODES_AN_IMAGE)
+        tokens = TokenLoader(TokenStore(store), batch_size=PHOTOS, seed=0)
+        yield Work(
+            f"{CODES_AN_IMAGE} codes an image",
+            lambda: [tokens.batch_at(i * PHOTOS) for i in range(_BATCHES)],
+            _BATCHES * PHOTOS,
+            "images",
+            "our shards",
+            partial(images.batch_at, 0),
+            lambda ours, theirs: Gate("batch_size", len(ours[0].tokens), len(theirs.image)),
+            things_there=PHOTOS,
+        )
+
+
+def _agree(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Gate:
+    assert ours.keys() == theirs.keys(), (list(ours)[:3], list(theirs)[:3])
+    a, b = (torch.stack([found[key] for key in sorted(ours)]) / 255.0 for found in (ours, theirs))
+    return Gate("psnr_db", psnr_db(a, b), LEAST_PSNR_DB)
+
+
+def write_photos(folder: Path, count: int, height_px: int = 375, width_px: int = 500) -> list[Path]:
+    """JPEGs of noise with the spectrum of photos."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    frequency = np.hypot(np.fft.fftfreq(height_px)[:, None], np.fft.rfftfreq(width_px))
+    frequency[0, 0] = np.inf
+    paths = []
+    for i in range(count):
+        noise = np.fft.rfft2(generator.standard_normal((3, height_px, width_px)))
+        grey = np.fft.irfft2(noise / frequency, (height_px, width_px))
+        picture = 128.0 + 50.0 * (0.9 * grey[:1] + 0.3 * grey) / grey.std()
+        paths.append(folder / f"{i:04d}.jpg")
+        pixels = picture.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+        Image.fromarray(pixels).save(paths[-1], quality=92)
+    return paths
+
+
+def squares(photos: list[Path]) -> dict[str, Tensor]:
+    """Ours, by file name."""
+    return {path.stem: decode_square(path.read_bytes(), SIZE_PX, name=path.name).image for path in photos}
+
+
+def pillow_squares(photos: list[Path]) -> dict[str, Tensor]:
+    """The same with Pillow alone: decode, cut the centre, resize by its bicubic filter."""
+    found = {}
+    for path in photos:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+        top, left, side = centre_square(image.height, image.width)
+        square = image.crop((left, top, left + side, top + side)).resize((SIZE_PX, SIZE_PX), Image.Resampling.BICUBIC)
+        found[path.stem] = torch.from_numpy(np.array(square)).permute(2, 0, 1)
+    return found
+
+
+def write_shards(photos: Path, out: Path, size_px: int) -> Path:
+    """Shards of a folder of photos."""
+    prepare("folder", open_source("folder", photos, out), out, Options(size_px))
+    return out
+
+
+def image_loader(shards: Path, batch_size: int, size_px: int) -> TrainingLoader:
+    """The loader of Stage 1, which decodes anew each time, as with data sets that no memory holds."""
+    return TrainingLoader(
+        [shards], labels=None, batch_size=batch_size, size=size_px, seed=0, flip=False, crop=False, cache_bytes=0
+    )
+
+
+def batch_by_key(loader: TrainingLoader) -> dict[str, Tensor]:
+    """A batch's images by key."""
+    batch = loader.batch_at(0)
+    return {key.rpartition(" ")[2]: image for key, image in zip(batch.keys, batch.image, strict=True)}
+
+
+def webdataset_batch(shards: Path) -> dict[str, Tensor]:
+    """The same by webdataset, whose decoder is Pillow. Raises `UnavailableError` without it."""
+    try:
+        import webdataset
+    except ImportError as error:
+        raise UnavailableError("webdataset is not installed", remedy="pip install webdataset") from error
+    tars = sorted(map(str, shards.glob("*.tar")))
+    samples = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False).decode("pil")
+    return {each["__key__"]: torch.from_numpy(np.array(each["jpg"])).permute(2, 0, 1) for each in samples}
+
+
+def write_tokens(folder: Path, images: int, length: int) -> Path:
+    """A token store of random codes: what they say does not change what reading them costs."""
+    folder.mkdir()
+    codes = np.random.default_rng(0).integers(_CODES, size=(images, _VIEWS, length), dtype=np.uint16)
+    codes.astype(TOKEN_DTYPE).tofile(folder / TOKENS_NAME)
+    np.zeros(images, CLASS_DTYPE).tofile(folder / CLASSES_NAME)
+    write_bytes(folder / "plan.json", b"{}")
+    manifest = TokenManifest(
+        format_version=1,
+        images=images,
+        views=_VIEWS,
+        view_names=["plain", "flip"],
+        length=length,
+        codebook_size=_CODES,
+        image_size=SIZE_PX,
+        stage1_sha256="0" * 64,
+        class_names=["any"],
+        seed=0,
+        sources=[],
+        tokens_sha256=sha256_file(folder / TOKENS_NAME),
+        classes_sha256=sha256_file(folder / CLASSES_NAME),
+        plan_sha256=sha256_bytes(b"{}"),
+    )
+    write_token_manifest(folder, manifest)
+    return folder

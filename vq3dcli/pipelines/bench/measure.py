@@ -1,0 +1,207 @@
+"""How speed is measured: two ways of one work in turn, ABBA, by CPU time or a GPU's own clock, and only if they agree.
+
+A ratio is of one round of one process, so that what other processes take from the machine hits both ways alike. The
+other way gets its memory as in a plain Python process, ours as the commands do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vq3dcli.allocator import plain_allocator
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_MATMUL, _COPIED, _TRIES = 1536, 1 << 25, 5
+
+
+class Spread(NamedTuple):
+    """Median, least and most of some rounds."""
+
+    median: float
+    least: float
+    most: float
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Spread:
+        """Of at least one value."""
+        return Spread(statistics.median(values), min(values), max(values))
+
+
+class Gate(NamedTuple):
+    """How well two ways agree, and how well they must for a ratio to count."""
+
+    name: str
+    value: float
+    least: float
+
+    @property
+    def passed(self) -> bool:
+        """NaN passes nothing."""
+        return self.value >= self.least
+
+
+class Cost(NamedTuple):
+    """Of one way: seconds of CPU time or of a GPU, and the memory it adds at its peak, None where nobody can tell."""
+
+    seconds: Spread
+    added_bytes: int | None
+
+
+class Against(NamedTuple):
+    """A baseline: its name, its cost for as many things, how many times as long it takes, how well both agree."""
+
+    name: str
+    cost: Cost
+    ratio: Spread
+    gate: Gate
+
+
+class Result(NamedTuple):
+    """What was measured of a work; without a baseline there is none to compare with."""
+
+    what: str
+    cost: Cost
+    things: int
+    unit: str
+    against: Against | None = None
+
+    @property
+    def rate(self) -> float:
+        """Things a second."""
+        return self.things / self.cost.seconds.median
+
+
+class Work(NamedTuple):
+    """What can be measured.
+
+    Attributes:
+        what: Its name.
+        act: Our way; the first call is not measured, so that it may compile.
+        things: How many one call makes.
+        unit: Their name, plural.
+        baseline: Name of the other way, if there is one.
+        other: That way.
+        agreement: Of what both give.
+        things_there: How many a call of the other way makes, if not as many.
+    """
+
+    what: str
+    act: Callable[[], Any]
+    things: int
+    unit: str
+    baseline: str | None = None
+    other: Callable[[], Any] = lambda: None
+    agreement: Callable[[Any, Any], Gate] = lambda ours, theirs: Gate("none", math.nan, 0.0)
+    things_there: int | None = None
+
+
+def measure(work: Work, rounds: int, device: torch.device) -> Result:
+    """A work alone, or with its baseline: so many rounds of ours, theirs, theirs, ours."""
+    if work.baseline is None:
+        work.act()
+        alone = [seconds_of(work.act, device) for _ in range(rounds)]
+        return Result(work.what, Cost(Spread.of(alone), added_bytes(work.act, device)), work.things, work.unit)
+
+    def other() -> object:
+        with plain_allocator():  # that of the commands is a part of ours
+            return work.other()
+
+    gate = work.agreement(work.act(), other())
+    share = work.things / (work.things_there or work.things)
+    ours, theirs, ratios = [], [], []
+    for _ in range(rounds):
+        first, second, third, fourth = (seconds_of(act, device) for act in (work.act, other, other, work.act))
+        ours += [first, fourth]
+        theirs += [share * second, share * third]
+        ratios.append(share * (second + third) / (first + fourth))
+    cost = Cost(Spread.of(ours), added_bytes(work.act, device))
+    there = Cost(Spread.of(theirs), added_bytes(other, device))
+    return Result(work.what, cost, work.things, work.unit, Against(work.baseline, there, Spread.of(ratios), gate))
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """CPU seconds of all threads of this process and of the programs that it ran, or seconds on a GPU."""
+    if device.type == "cuda":
+        started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        started.record()
+        work()
+        ended.record()
+        torch.cuda.synchronize(device)
+        return started.elapsed_time(ended) / 1e3
+    began = _cpu_seconds()
+    work()
+    return _cpu_seconds() - began
+
+
+def _cpu_seconds() -> float:
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
+
+
+def added_bytes(work: Callable[[], object], device: torch.device) -> int | None:
+    """Memory that a work adds at its peak; of the CPU resident pages, which only Linux can count anew."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    if not sys.platform.startswith("linux"):
+        return None
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what an earlier work left would be used again and not be seen
+        _CLEAR.write_text("5")  # the peak begins at what is there (Linux, Documentation/filesystems/proc.rst)
+        before = _resident("VmRSS")
+        work()
+        return max(_resident("VmHWM") - before, 0)
+    return None
+
+
+def _resident(name: str) -> int:
+    (line,) = [line for line in _STATUS.read_text().splitlines() if line.startswith(name)]
+    return int(line.split()[1]) * 1024
+
+
+def psnr_db(ours: Tensor, theirs: Tensor) -> float:
+    """Of pictures in [0, 1], as floats: nothing is rounded to grey levels before."""
+    error = float((ours.double() - theirs.double()).square().mean())
+    return math.inf if error == 0.0 else -10.0 * math.log10(error)
+
+
+def signal_db(ours: Tensor, theirs: Tensor) -> float:
+    """Of gradients: their size over that of the difference."""
+    error = float((ours.double() - theirs.double()).square().sum())
+    return math.inf if error == 0.0 else 10.0 * math.log10(float(theirs.double().square().sum()) / error)
+
+
+def host_limits(device: torch.device) -> dict[str, float]:
+    """What the machine can do at best: copying in bytes a second, read and written, and float32 matrix products."""
+    a, b = (torch.ones(_COPIED, device=device) for _ in range(2))
+    copied = min(seconds_of(lambda: a.copy_(b), device) for _ in range(_TRIES))
+    square = torch.ones(_MATMUL, _MATMUL, device=device)
+    multiplied = min(seconds_of(lambda: square @ square, device) for _ in range(_TRIES))
+    return {"copy_gb_a_second": 2e-9 * a.nbytes / copied, "float32_gflops": 2e-9 * _MATMUL**3 / multiplied}
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """On one thread of a CPU: threads that wait for each other would count as work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
