@@ -1,9 +1,8 @@
 """JPEGs through libjpeg-turbo by `simplejpeg`: faster than Pillow, and it tells when the data are damaged.
 
 libjpeg fills what it cannot read with grey and only warns; Pillow drops the warnings, so a file with a hole and a whole
-end would be kept half grey. `decode` takes what it is sure to decode to the pixels that Pillow would give, bit for bit
-(`benchmarks/decode.py` counts them); of what it leaves to Pillow (four components, anything else that libjpeg warns
-about) `check` finds the damaged ones.
+end would be kept half grey. `decode` takes what it is sure to decode to the pixels that Pillow would give, bit for bit;
+of what it leaves to Pillow (four components, anything else that libjpeg warns about) `check` finds the damaged ones.
 
 Markers are those of ITU-T T.81, table B.1.
 """

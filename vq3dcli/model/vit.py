@@ -34,7 +34,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -
     """softmax(q k^T / sqrt(C)) v (Vaswani et al., NeurIPS 2017, eq. 1); all four are `[B, H, L, C]`.
 
     In bfloat16 on a CPU the fused kernel's backward pass takes longer than that of matrix products, forward alone less
-    (benchmarks/attention.py, docs/measurements.md): where a gradient is wanted, these are taken there.
+    (benchmarks/attention.py, docs/performance.md): where a gradient is wanted, these are taken there.
 
     Args:
         causal: A token sees itself and those before it alone.

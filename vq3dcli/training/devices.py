@@ -20,7 +20,7 @@ from vq3dcli.training.arithmetic import resolve_precision
 
 MATMUL_SHARE = 0.5
 BANDWIDTH_SHARE = 0.6
-# Of what one product and one pass alone reach on a CPU, a whole step reaches these shares (docs/measurements.md):
+# Of what one product and one pass alone reach on a CPU, a whole step reaches these shares (docs/performance.md):
 # caches are shared, and most operations are smaller.
 CPU_MATMUL_SHARE = 0.85
 CPU_BANDWIDTH_SHARE = 0.25

@@ -24,7 +24,7 @@ from vq3dcli.training.optim import moments_bytes
 from vq3dcli.training.trace import PERCEPTUAL, AnyRecipe, Work, of_one_processor, prior_work, stage1_work
 from vq3dcli.weights_file import load_weights
 
-# Python with PyTorch imported and what its allocator holds without using it (docs/measurements.md); on a GPU the
+# Python with PyTorch imported and what its allocator holds without using it (docs/performance.md); on a GPU the
 # driver's context and libraries.
 PROCESS_BYTES = {"cpu": 850_000_000, "cuda": 800_000_000}
 # What gradients cost on the way between GPUs, though it overlaps with the backward pass: an assumption.

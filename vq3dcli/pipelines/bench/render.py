@@ -23,7 +23,6 @@ from torch.nn import functional
 from vq3dcli.model.field import FieldMLP, FieldModel, thickness
 from vq3dcli.pipelines.bench.measure import Gate, Work, psnr_db, signal_db
 from vq3dcli.pipelines.inputs import open_scene, parse_sources
-from vq3dcli.rendering import fused
 from vq3dcli.rendering.cameras import Camera, Rays, image_rays, s_from_z_depth, z_depth_from_s
 from vq3dcli.rendering.lookup import PLANE_AXES
 from vq3dcli.rendering.ray_samples import uniform_samples
@@ -58,9 +57,8 @@ def works(device: torch.device) -> Iterator[Work]:
         name = f"{subject.name}, 128 px x {subject.samples}"
         look, plain = looking(subject), torch.no_grad()(partial(plain_way, subject, rays))
         yield Work(name, partial(look, rays), 1, "frames", PLAIN, plain, same_colours)
-        if device.type == "cpu":
-            fresh = lambda subject=subject: looking(subject)(rays)  # noqa: E731
-            yield Work(f"{name}, a new scene", fresh, 1, "frames", PLAIN, plain, same_colours)
+        fresh = lambda subject=subject: looking(subject)(rays)  # noqa: E731
+        yield Work(f"{name}, a new scene", fresh, 1, "frames", PLAIN, plain, same_colours)
     name = f"{large.name}, 128 px x {_AS_GOOD}, 48 + 48"
     dense = looking(large._replace(samples=_DENSE))(rays)
     look = partial(looking(large._replace(samples=_AS_GOOD)), rays)
@@ -117,28 +115,9 @@ def side_camera(size_px: int) -> Camera:
 
 
 def looking(subject: Subject) -> Callable[[Rays], Tensor]:
-    """Our way on a device: prepares a scene, and gives the colours `[N, 3]` that rays `[1, N]` see of it."""
-    model, planes, samples = subject.model, subject.planes, subject.samples
-    if planes.device.type == "cuda":
-        return lambda rays: render(model.frozen_field(planes), rays, samples)[0][0]
-    packed = packed_scene(subject)
-    occupied = fused.occupied_cells(packed)
-    return lambda rays: fused.render(packed, occupied, rays.origin[0], rays.direction[0], samples)[0]
-
-
-def packed_scene(subject: Subject) -> fused.Packed:
-    """What the fused renderer reads."""
-    model = subject.model
-    layers = [(each.weight, each.bias) for each in (*model.field_mlp.hidden, model.field_mlp.out)]
-    return fused.pack(
-        subject.planes[0],
-        layers,
-        model.space,
-        fused.Density(24.0, 6.0, 8.0, 0.45, 2.5),
-        radius=model.frustum.radius,
-        near=model.frustum.depth_range.near,
-        far=model.frustum.depth_range.far,
-    )
+    """Our way: prepares a scene, and gives the colours `[N, 3]` that rays `[1, N]` see of it."""
+    field = subject.model.frozen_field(subject.planes)
+    return lambda rays: render(field, rays, subject.samples, subject.model.frustum.depth_range)[0][0]
 
 
 def plain_way(subject: Subject, rays: Rays) -> Tensor:
