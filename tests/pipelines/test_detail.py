@@ -52,7 +52,7 @@ from vq3dcli.pipelines.geometry import (
 from vq3dcli.pipelines.inputs import OpenedScene, parse_sources, read_picture
 from vq3dcli.pipelines.render import Look, check_look, staged, staged_photo, with_geometry
 from vq3dcli.pipelines.targets import Task
-from vq3dcli.rendering.cameras import Camera, pivot_pose, project
+from vq3dcli.rendering.cameras import Camera, pivot_pose, project, s_from_z_depth, z_depth_from_s
 from vq3dcli.rendering.scene import view_fields
 from vq3dcli.rendering.trajectories import PATHS
 from vq3dcli.scene_file import SceneCamera, camera_of
@@ -334,6 +334,16 @@ def test_depth_of_the_user_corrects_the_plain_nerf(tmp_path: Path, card: OpenedS
     # The field of a model that was never trained is a fog: its mean moves, not quite as far as a surface would.
     assert error(after.s) < 0.5 * error(before.s)
     assert (after.rgb.float() - before.rgb.float()).abs().mean() < 8.0
+
+
+def test_disparity_is_that_of_the_camera_that_looks(card: OpenedScene) -> None:
+    """A wall, and a camera 0.4 m nearer to it."""
+    camera = cameras(card, 0.0)
+    camera.cam_to_world[:, 2, 3] += 0.4
+    s = torch.tensor(0.3)
+    seen = layers(card, s.expand(SIZE).clone(), camera).render(camera).s
+    expected = s_from_z_depth(z_depth_from_s(s) - 0.4)
+    torch.testing.assert_close(seen, expected.expand(1, *SIZE), atol=1e-3, rtol=0)
 
 
 def test_outlines_are_antialiased(card: OpenedScene) -> None:
