@@ -228,3 +228,47 @@ def test_a_plan_is_for_as_many_processes_as_asked_for(capsys: pytest.CaptureFixt
     for words in (["train-stage1", "toy-cpu"], ["train-stage2", "toy-cpu-prior"]):
         assert cli.run([*words, "--dry-run", "--json", "--device-name", "h100", "--nproc", "4"]) == 0
         assert json.loads(capsys.readouterr().out)["metrics"]["device"].startswith("4 x ")
+
+
+def test_a_file_for_slurm_runs_the_command_on_all_tasks_and_queues_it_again(
+    tiny_recipe: Callable[..., Stage1Recipe], toys: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.toml").write_text(dump_recipe(tiny_recipe("training.images=100000000")))
+    out = tmp_path / "my run"
+    words = ["train-stage1", str(tmp_path / "recipe.toml"), "--data", str(toys), "--labels", "none", "--out", str(out)]
+    printed = subprocess.run(
+        [sys.executable, "-m", "vq3dcli", *words, "--device", "cpu", "--nproc=1", "--slurm", "2"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert (printed.returncode, printed.stderr) == (0, "")
+    assert not out.exists()
+    (tmp_path / "job").write_text(printed.stdout)
+    # What SLURM does: tasks with numbers; a signal to all of them when time is short; the highest of their codes.
+    fakes = {
+        "scontrol": 'echo "$@" >> requeued\n[ "$1" = show ] && echo 127.0.0.1\nexit 0',
+        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done\n'
+        'for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=0 "$@" & pids="$pids $!"; done\n'
+        'while [ ! -s "my run/metrics.jsonl" ] && kill -0 $pids; do sleep 0.2; done\n'
+        "kill -USR1 $pids\nfor pid in $pids; do wait $pid; code=$?; [ $code -le $worst ] || worst=$code; done\n"
+        "exit $worst",
+    }
+    for name, text in fakes.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\nworst=0\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "here", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        ["bash", "job"],
+        cwd=tmp_path,
+        env={**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert ended.returncode == 75, ended.stderr
+    assert "stopped at" in ended.stderr
+    assert list((out / "checkpoints").iterdir())
+    assert (tmp_path / "requeued").read_text().splitlines()[-1] == f"requeue {os.getpid()}"
+    lines = printed.stdout.splitlines()
+    assert {"#SBATCH --job-name=my-run", "#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1"} <= set(lines)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 
 from vq3dcli import signals
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
+from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, refuse_given
 from vq3dcli.errors import UnavailableError, UsageError
-from vq3dcli.training.launch import launch, started_ranks
+from vq3dcli.training.launch import launch, sbatch, started_ranks
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,12 @@ GpusOption = Annotated[
 NprocOption = Annotated[
     int, typer.Option("--nproc", min=1, max=1024, help="Processes on this machine that train together, one a GPU.")
 ]
+SlurmOption = Annotated[
+    int | None,
+    typer.Option(
+        "--slurm", min=1, max=2**16, metavar="NODES", help="Print a file for sbatch: so many machines, --nproc on each."
+    ),
+]
 
 
 def on_every_rank(command: Callable[..., None]) -> Callable[..., None]:
@@ -58,6 +64,9 @@ def on_every_rank(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**options: Any) -> None:
+        if options["slurm"] is not None:
+            _print_sbatch(options)
+            return None
         ranks = started_ranks()
         if options["nproc"] > 1 and not options["dry_run"] and signals.LAUNCHER not in os.environ:
             if ranks > 1:
@@ -102,6 +111,7 @@ def train_stage1(
     device_name: DeviceNameOption = None,
     gpus: GpusOption = None,
     nproc: NprocOption = 1,
+    slurm: SlurmOption = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -115,6 +125,7 @@ def train_stage1(
       vq3d train-stage1 imagenet256 --dry-run --device-name h100 --gpus 8
       vq3d train-stage1 toy-cpu --data photos/ --out tuned/ --init run/weights.safetensors --labels none
       vq3d train-stage1 imagenet256 --data shards/ --out run/ --nproc 8
+      vq3d train-stage1 imagenet256 --data shards/ --out run/ --nproc 8 --slurm 4 > run.sbatch
     """
     said = Output("train-stage1", json, quiet or not _is_main_rank())
     _check_asked(data, out, dry_run=dry_run, planned=device_name is not None or gpus is not None)
@@ -184,6 +195,7 @@ def train_stage2(
     device_name: DeviceNameOption = None,
     gpus: GpusOption = None,
     nproc: NprocOption = 1,
+    slurm: SlurmOption = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -299,6 +311,20 @@ def train_depth(
     facts = run_facts(resolved, loader, shares=shares)
     run = functools.partial(depth.train_depth, resolved, loader, out, device=place, facts=facts)
     _train(said, resolved, out, run, "loss {:.4f}")
+
+
+def _print_sbatch(options: Mapping[str, Any]) -> None:
+    """Print a file for sbatch that runs this command; `UsageError` for what it would not train."""
+    _check_asked(options["data"], options["out"], dry_run=False)
+    refuse_given({"--dry-run": options["dry_run"], "--json": options["json"]}, "and --slurm exclude each other")
+    words = iter(sys.argv[1:])
+    kept = []
+    for word in words:
+        if word in ("--slurm", "--nproc"):
+            next(words)
+        elif not word.startswith(("--slurm=", "--nproc=")):
+            kept.append(word)
+    typer.echo(sbatch(kept, options["out"], nodes=options["slurm"], nproc=options["nproc"]), nl=False)
 
 
 def _is_main_rank() -> bool:

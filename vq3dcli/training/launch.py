@@ -7,16 +7,45 @@ What ranks say to each other is `torch.distributed`'s business; how one of them 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from vq3dcli import signals
 from vq3dcli.errors import StoppedError, UsageError, Vq3dError
+
+# The variables of torchrun come from those of SLURM: without an agent in between, signals reach the ranks, and the job
+# ends with what they say.
+_SBATCH = """\
+#!/bin/bash
+# Add what your cluster asks for: --partition, --account, modules.
+#SBATCH --job-name={name}
+#SBATCH --nodes={nodes}
+#SBATCH --ntasks-per-node={nproc}
+#SBATCH --gpus-per-node={nproc}
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=USR1@300
+#SBATCH --requeue
+#SBATCH --output={name}-%j.log
+#SBATCH --open-mode=append
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+export WORLD_SIZE={ranks} LOCAL_WORLD_SIZE={nproc}
+srun --kill-on-bad-exit=0 --gpu-bind=none bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"' rank \\
+  {command}
+code=$?
+# 75: saved five minutes before its time was over, or for another job; the same command continues.
+[ "$code" -ne 75 ] || scontrol requeue "$SLURM_JOB_ID"
+exit "$code"
+"""
 
 # What a rank ends with that lost another: which one, and how, is for the launcher to say.
 LOST = 83
@@ -50,6 +79,13 @@ def started_ranks() -> int:
             remedy="unset WORLD_SIZE and --nproc, or torchrun",
         )
     return int(said["WORLD_SIZE"])
+
+
+def sbatch(arguments: Sequence[str], out: Path, *, nodes: int, nproc: int) -> str:
+    """The text of a file for `sbatch` that runs `vq3d ARGUMENTS` on so many machines, `nproc` ranks on each."""
+    name = re.sub(r"[^\w.-]", "-", out.resolve().name).lstrip("-.") or "vq3d"
+    command = shlex.join([sys.executable, "-m", "vq3dcli", *arguments])
+    return _SBATCH.format(name=name, nodes=nodes, nproc=nproc, ranks=nodes * nproc, command=command)
 
 
 def launch(arguments: Sequence[str], count: int) -> int:
