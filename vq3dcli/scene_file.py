@@ -147,6 +147,21 @@ def save_scene(
         UsageError: Another suffix; codes alone of planes that have none.
         OutputError, StorageError: The file cannot be written.
     """
+    camera = camera_of(weights, aspect if photo is None else photo.shape[2] / photo.shape[1])
+    return write_scene(path, scene, camera, weights.sha256, provenance=provenance, photo=photo, codes_alone=codes_alone)
+
+
+def write_scene(
+    path: Path | str,
+    scene: Scene,
+    camera: SceneCamera,
+    weights_sha256: str,
+    *,
+    provenance: Mapping[str, Any],
+    photo: Tensor | None,
+    codes_alone: bool = False,
+) -> str:
+    """`save_scene` of a scene whose camera and weights are known by what it was opened from."""
     path = Path(path)
     if not path.name.endswith(SUFFIX):
         raise UsageError(f"a saved scene is called NAME{SUFFIX} ({path})", remedy=f"{path.with_suffix('')}{SUFFIX}")
@@ -160,8 +175,8 @@ def save_scene(
         format_version=FORMAT_VERSION,
         space="frustum" if isinstance(model.space, Frustum) else "contracted",
         field=_FieldShape(channels=scene.planes.shape[-1], hidden=mlp.out.in_features, layers=len(mlp.hidden)),
-        camera=camera_of(weights, aspect if photo is None else photo.shape[2] / photo.shape[1]),
-        weights_sha256=weights.sha256,
+        camera=camera,
+        weights_sha256=weights_sha256,
         provenance=dict(provenance),
     )
     tensors = {"codes": scene.codes[0].to(torch.int32)}

@@ -100,7 +100,7 @@ def command(
         composition = with_shadows(composition, shadow)
     with said.counting("rendering", unit="frames") as count:
         task = Task(pick_device(device), output, video_format, disparity, geometry, weights, count)
-        made = compose(composition, file, shot, Look(detail, fit), task, still=camera == "still")
+        made = compose(composition, file, shot, Look(detail, fit), task)
     metrics = made.metrics | {"camera": camera}
     said.finish(count=made.inputs, weights=made.weights, metrics=metrics, table=[], outputs=made.outputs)
 

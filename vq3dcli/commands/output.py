@@ -18,12 +18,10 @@ import typer
 
 from vq3dcli import __version__, log
 from vq3dcli.commands.progress import Progress
-from vq3dcli.data_tools.part import number_in
 from vq3dcli.errors import UnavailableError, UsageError, Vq3dError
+from vq3dcli.pipelines.device import pick_device as pick_device
 
 if TYPE_CHECKING:
-    import torch
-
     from vq3dcli.weights_file import LoadedWeights
 
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -218,31 +216,6 @@ def refuse_given(options: Mapping[str, bool], reason: str) -> None:
     for name, given in options.items():
         if given:
             raise UsageError(f"{name} {reason}", remedy=f"no {name}")
-
-
-def pick_device(name: str) -> torch.device:
-    """The device for `--device`; under torchrun each process gets the GPU of its local rank, and under SLURM, too.
-
-    SLURM may show each of its tasks all GPUs of a machine, or one of its own.
-
-    Raises:
-        UnavailableError: CUDA is asked for and is not there, or there are fewer GPUs than processes.
-    """
-    import torch
-
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UnavailableError("no CUDA device is available", remedy="--device cpu, or vq3d doctor to see why")
-    if not available or name == "cpu":
-        return torch.device("cpu")
-    in_slurm = number_in(os.environ, "SLURM_LOCALID", 0) % max(torch.cuda.device_count(), 1)
-    local_rank = number_in(os.environ, "LOCAL_RANK", in_slurm)
-    if local_rank >= torch.cuda.device_count():
-        raise UnavailableError(
-            f"process {local_rank} of this machine has no GPU of its own ({torch.cuda.device_count()} are there)",
-            remedy=f"--nproc {torch.cuda.device_count()}, or as many for torchrun",
-        )
-    return torch.device("cuda", local_rank)
 
 
 def stdout_bytes() -> Any:

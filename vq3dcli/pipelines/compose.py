@@ -45,7 +45,7 @@ from vq3dcli.pipelines.composition import (
 from vq3dcli.pipelines.film import Shot, check_shot, film, shot_camera
 from vq3dcli.pipelines.geometry import field_of, first_view
 from vq3dcli.pipelines.inputs import OpenedScene, Source, fitted_photo, parse_sources
-from vq3dcli.pipelines.render import Look, Made, as_shown, counting_frames, staged_photo, with_geometry
+from vq3dcli.pipelines.render import Detail, Look, Made, as_shown, counting_frames, staged_photo, with_geometry
 from vq3dcli.pipelines.targets import Task, check_targets, input_files, note_replaced, plan_joint_target, refuse_stdout
 from vq3dcli.rendering.cameras import Camera, project
 from vq3dcli.rendering.lookup import coloured_by
@@ -185,11 +185,33 @@ class Opened:
         """See `build_stage`."""
         return build_stage(self.composition, self.scene, self.open_object, picture=picture)
 
+    @property
+    def holes(self) -> int:
+        """How many holes are closed."""
+        return len(self.composition.delete) + len(self.composition.move)
 
-def compose(added: Composition, base: Path | None, shot: Shot, look: Look, task: Task, *, still: bool = False) -> Made:
+    def staged(self, shot: Shot, look: Look, *, detail: Detail) -> tuple[Stage, Callable[[int], ViewOf], Camera]:
+        """The stage, what is filmed in each frame, and the cameras that film it; raises what `build_stage` does."""
+        picture, cameras = None, shot_camera(shot, self.scene.frustum)
+        if detail == "photo" and self.scene.has_detail:
+            picture, cameras, _ = staged_photo(self.scene, shot, look)
+        stage = self.stage(picture)
+        _log.info("%d things in the scene, %d holes closed", len(stage.things), self.holes)
+        for index in stage.out_of(cameras[0]):
+            _log.warning("thing %d lies outside of the picture", index + 1)
+
+        view_at: Callable[[float], ViewOf] = lambda progress: partial(stage.at(progress).render, samples=shot.samples)  # noqa: E731
+        whole = None if stage.moving else view_at(0.0)
+        if whole is not None and shot.still:
+            seen = whole(cameras[0])  # nothing moves, nor does the camera: it is rendered once
+            whole = lambda _: seen  # noqa: E731
+        return stage, lambda frame: whole or view_at(frame / max(1, shot.length - 1)), cameras
+
+
+def compose(added: Composition, base: Path | None, shot: Shot, look: Look, task: Task) -> Made:
     """Film a composition, and write its file beside the video.
 
-    `added` goes on with the composition file `base`, if there is one. A `still` camera does not move.
+    `added` goes on with the composition file `base`, if there is one.
 
     Raises:
         Vq3dError: Options or inputs that do not fit, or cannot be read; an output that cannot be written.
@@ -211,38 +233,14 @@ def compose(added: Composition, base: Path | None, shot: Shot, look: Look, task:
     note_replaced([*target.replaced, *([written] if changed and written.exists() else [])])
     loaded, look = task.load(sources), with_geometry(look, sources[:1], task)
     opened = open_composition(added, sources, loaded, look, task.device)
-    scene, picture = opened.scene, None
-    if look.detail_of(sources[0]) == "photo" and scene.has_detail:
-        picture, cameras, _ = staged_photo(scene, shot, look)
-    else:
-        cameras = shot_camera(shot, scene.frustum)
-    stage = opened.stage(picture)
-    holes = len(added.delete) + len(added.move)
-    _log.info("%d things in the scene, %d holes closed", len(stage.things), holes)
-    for index in stage.out_of(cameras[0]):
-        _log.warning("thing %d lies outside of the picture", index + 1)
-
-    def view_at(progress: float) -> ViewOf:
-        return partial(stage.at(progress).render, samples=shot.samples)
-
-    whole = None if stage.moving else view_at(0.0)
-    if whole is not None and still:
-        # Nothing moves, nor does the camera: it is rendered once.
-        seen = whole(cameras[0])
-        whole = lambda _: seen  # noqa: E731
-    film(
-        lambda frame: whole or view_at(frame / max(1, shot.frames - 1)),
-        cameras,
-        target,
-        fps=shot.fps,
-        on_frames=counting_frames(task.on_progress, shot.frames),
-    )
+    stage, view_at, cameras = opened.staged(shot, look, detail=look.detail_of(sources[0]))
+    film(view_at, cameras, target, fps=shot.fps, on_frames=counting_frames(task.on_progress, shot.length))
     outputs = list(target.paths)
     if changed:
         sha256 = None if loaded is None else loaded.sha256
         write_composition(written, added.model_copy(update={"weights_sha256": sha256}))
         outputs.append(written)
-    figures = {"things": len(stage.things), "holes": holes, "frames": shot.frames}
+    figures = {"things": len(stage.things), "holes": opened.holes, "frames": shot.length}
     return Made(outputs, len(stage.things), loaded, figures)
 
 

@@ -141,21 +141,35 @@ def export(text: str, kind: str | None, look: Look, task: Task, **options: Any) 
     sources = parse_sources([text]) if composition is None else composition_sources(composition)
     named = sources[0] if composition is None else replace(sources[0], stem=cut_name(Path(text).stem))
     kept = composition_files(composition, Path(text)) if composition is not None else []
-    chosen, paths = plan_export(named, task.output, kind, kept=[*kept, *task.kept])
-    wish = Wish(chosen, detail=look.detail_of(named) == "photo", **options)
+    in_detail = look.detail_of(named) == "photo"
+    wish, paths = plan_wish(named, task.output, kind, kept=[*kept, *task.kept], detail=in_detail, **options)
+    look, loaded, edits = with_geometry(look, [named], task), task.load(sources), None
+    if composition is not None:
+        edits = open_composition(composition, [named, *sources[1:]], loaded, look, task.device)
+    opened = look.open(named, loaded, task.device) if edits is None else edits.scene
+    _log.info("%s of %s%s", wish.kind, opened.stem, "" if loaded is None else f", weights {loaded.path}")
+    outputs, figures = export_scene(opened, replace(wish, geometry=look.geometry), paths, edits)
+    return Made(outputs, 1, loaded, figures)
+
+
+def plan_wish(
+    source: Source, output: str | None, kind: str | None, *, kept: Sequence[Path] = (), **options: Any
+) -> tuple[Wish, list[Path]]:
+    """What to export, and the files or the folder to write, which can be written; arguments as `export` has them.
+
+    Raises:
+        UsageError: See `plan_export` and `check_wish`.
+        OutputError: See `export.video.check_output`.
+    """
+    chosen, paths = plan_export(source, output, kind, kept=kept)
+    wish = Wish(chosen, **options)
     check_wish(wish)
     for path in paths:
         check_output(path, "frames" if chosen == "mpi" else "png")
         if chosen == "mpi":
             check_folder(path)
     note_replaced([path for path in paths if path.exists()])
-    look, loaded, edits = with_geometry(look, [named], task), task.load(sources), None
-    if composition is not None:
-        edits = open_composition(composition, [named, *sources[1:]], loaded, look, task.device)
-    opened = look.open(named, loaded, task.device) if edits is None else edits.scene
-    _log.info("%s of %s%s", chosen, opened.stem, "" if loaded is None else f", weights {loaded.path}")
-    outputs, figures = export_scene(opened, replace(wish, geometry=look.geometry), paths, edits)
-    return Made(outputs, 1, loaded, figures)
+    return wish, paths
 
 
 def check_wish(wish: Wish) -> None:

@@ -9,7 +9,8 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -17,7 +18,7 @@ from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES, VIDE
 from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import colour_map, display_range
 from vq3dcli.export.video import MAX_GIF_FPS, VideoFormat, video_writer
-from vq3dcli.pipelines.camera_file import GivenCamera, given_camera
+from vq3dcli.pipelines.camera_file import GivenCamera, given_camera, read_cameras
 from vq3dcli.pipelines.targets import Target
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.rendering.scene import SceneView, ViewOf
@@ -53,18 +54,33 @@ class Shot:
     view_deg: tuple[float, float] | None = None
 
     @property
+    def still(self) -> bool:
+        """Whether its camera does not move."""
+        return self.amplitude_deg == 0.0
+
+    @property
     def length(self) -> int:
         """Frames that come out."""
         return len(self.given) or (self.frames if self.view_deg is None else 1)
 
 
-def shot_of(camera: str, amplitude_deg: float | None, **options: float | None) -> Shot:
-    """The shot of `--camera NAME`, where `still` is one that does not move. Raises `UsageError`."""
-    if camera != "still":
-        return Shot(camera, amplitude_deg=amplitude_deg, **options)  # type: ignore[arg-type]
+def shot_of(camera: str, amplitude_deg: float | None = None, **options: Any) -> Shot:
+    """The shot of `--camera`: a path by name, `still`, which does not move, or a file of cameras.
+
+    Raises:
+        UsageError: There is no such path, or an amplitude for what has none.
+        DataError: See `camera_file.read_cameras`.
+    """
+    if camera in PATHS:
+        return Shot(camera, amplitude_deg=amplitude_deg, **options)
+    if camera != "still" and not Path(camera).is_file() and not camera.endswith(".json"):
+        raise UsageError(f"no camera path {camera!r}", remedy=f"{', '.join(PATHS)}, still, or a JSON file of cameras")
     if amplitude_deg is not None:
-        raise UsageError("a camera that stands still has no amplitude", remedy="--camera orbit")
-    return Shot("orbit", amplitude_deg=0.0, **options)  # type: ignore[arg-type]
+        what = "a camera that stands still has" if camera == "still" else "the cameras of a file have"
+        raise UsageError(f"{what} no amplitude", remedy="--camera orbit")
+    if camera == "still":
+        return Shot("orbit", amplitude_deg=0.0, **options)
+    return Shot("orbit", given=read_cameras(Path(camera)), **options)
 
 
 def check_shot(shot: Shot, video_format: VideoFormat) -> None:

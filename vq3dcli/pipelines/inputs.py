@@ -26,7 +26,7 @@ from vq3dcli.pipelines.sampling.record import read_record
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.rendering.render import Field
 from vq3dcli.rendering.space import Frustum
-from vq3dcli.scene_file import SUFFIX, SceneCamera, camera_of, check_codes, load_scene
+from vq3dcli.scene_file import SUFFIX, SceneCamera, camera_of, check_codes, load_scene, write_scene
 from vq3dcli.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.weights_file import LoadedWeights
 
@@ -128,6 +128,11 @@ class OpenedScene:
         """Where the NeRF computes."""
         return self.scene.planes.device
 
+    def save(self, path: Path | str) -> None:
+        """Write it as a saved scene; raises what `scene_file.save_scene` does."""
+        made_by, facts = str(self.provenance["weights_sha256"]), self.provenance
+        write_scene(path, self.scene, self.camera, made_by, provenance=facts, photo=self.photo)
+
     @property
     def has_detail(self) -> bool:
         """Whether there is a photo, and not hardly one."""
@@ -185,6 +190,11 @@ def read_picture(source: Source, size_px: int, *, fit: Fit) -> Picture:
         image = _toy_image(*source.toy, size_px)
         return Picture(image, 1.0, image, 1.0)
     photo = _read_stdin() if source.text == STDIN else read_image(Path(source.text))
+    return fitted_picture(photo, size_px, fit=fit)
+
+
+def fitted_picture(photo: Tensor, size_px: int, *, fit: Fit) -> Picture:
+    """A photo uint8 `[3, H, W]`, fitted as `read_picture` does."""
     whole_aspect = photo.shape[2] / photo.shape[1]
     if fit == "crop":
         top, left, side = centre_square(photo.shape[1], photo.shape[2])
@@ -249,16 +259,19 @@ def open_scene(
         raise ValueError(f"a scene of {source.text!r} needs weights")
     facts = {"input": source.path.name if source.is_file else source.text, "weights_sha256": weights.sha256}
     if source.sample is not None:
-        codes = _sampled_codes(source, weights)
-        scene = scene_from_codes(weights.model, codes.to(device))
-        facts["sample"] = source.sample
-        return OpenedScene(scene, None, source.stem, camera_of(weights), facts)
+        return open_codes(_sampled_codes(source, weights), weights, {**facts, "sample": source.sample}, source.stem)
     if picture is None:
         picture = read_picture(source, weights.recipe.model.image_size, fit=fit)
     scene = reconstruct_scene(weights.model, picture.image[None].to(device))
     facts["fit"] = fit
     seen_by = camera_of(weights, picture.aspect)
     return OpenedScene(scene, picture.photo, source.stem, seen_by, facts, picture.whole_aspect)
+
+
+def open_codes(codes: Tensor, weights: LoadedWeights, facts: dict[str, Any], stem: str) -> OpenedScene:
+    """A scene of codes `[1, L]` that were sampled; `facts` are its provenance."""
+    scene = scene_from_codes(weights.model, codes.to(next(weights.model.parameters()).device))
+    return OpenedScene(scene, None, stem, camera_of(weights), facts)
 
 
 def _sampled_codes(source: Source, weights: LoadedWeights) -> Tensor:

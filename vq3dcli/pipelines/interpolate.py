@@ -52,15 +52,15 @@ def interpolate(
     loaded = task.load(sources, always=mix == "codes")
     opened = [open_scene(source, loaded, fit=fit, device=task.device) for source in sources]
     scene_at = way_between(opened, loaded, mix=mix, requantize=requantize, loop=loop)
-    _log.info("%d frames between %d scenes, mixing %s", shot.frames, len(opened), mix)
+    _log.info("%d frames between %d scenes, mixing %s", shot.length, len(opened), mix)
     film(
-        lambda frame: partial(scene_at(frame, shot.frames).render, samples=shot.samples),
+        lambda frame: partial(scene_at(frame, shot.length).render, samples=shot.samples),
         shot_camera(shot, opened[0].frustum),
         target,
         fps=shot.fps,
-        on_frames=counting_frames(task.on_progress, shot.frames),
+        on_frames=counting_frames(task.on_progress, shot.length),
     )
-    figures = {"mix": mix, "requantize": requantize, "loop": loop, "frames": shot.frames, "fps": shot.fps}
+    figures = {"mix": mix, "requantize": requantize, "loop": loop, "frames": shot.length, "fps": shot.fps}
     return Made(target.paths, len(opened), loaded, figures)
 
 

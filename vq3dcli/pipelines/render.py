@@ -44,7 +44,6 @@ from vq3dcli.pipelines.inputs import (
 from vq3dcli.pipelines.targets import OnProgress, Target, Task, check_targets, note_replaced, plan_targets
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.rendering.scene import ViewOf, view_fields
-from vq3dcli.scene_file import save_scene
 from vq3dcli.weights_file import LoadedWeights
 
 Detail = Literal["photo", "none"]
@@ -290,9 +289,8 @@ def render_all(
         if look.write_cameras:
             write_cameras(target.cameras, camera, fps=shot.fps)
             outputs.append(target.cameras)
-        if look.save_scene and weights is not None:
-            facts = {"provenance": opened.provenance, "photo": opened.photo, "aspect": opened.camera.aspect}
-            save_scene(target.scene, opened.scene, weights=weights, **facts)  # type: ignore[arg-type]
+        if look.save_scene:
+            opened.save(target.scene)
             outputs.append(target.scene)
     return outputs
 

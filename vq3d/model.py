@@ -1,0 +1,239 @@
+"""What turns photos into scenes and draws new ones: `Model`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, overload
+
+import torch
+
+from vq3d.photos import Photo, photo_pixels
+from vq3d.scene import Scene
+from vq3dcli.errors import UnavailableError, UsageError
+from vq3dcli.pipelines.device import pick_device
+from vq3dcli.pipelines.geometry import GeometryName
+from vq3dcli.pipelines.inputs import STDIN, Fit, Source, fitted_picture, open_codes, parse_sources
+from vq3dcli.pipelines.render import Detail, Look, check_look
+from vq3dcli.pipelines.sampling.record import SampleWish, pick_classes, shown_name
+from vq3dcli.pipelines.sampling.sample import draw_samples, sharpening_of
+from vq3dcli.scene_file import SUFFIX
+from vq3dcli.weights_file import LoadedPrior, LoadedWeights, load_prior, load_weights
+
+
+class Model:
+    """A trained model: `load` makes one.
+
+    Attributes:
+        weights: The autoencoder, its recipe, and what its file says of itself.
+        device: Where it computes.
+    """
+
+    def __init__(self, weights: LoadedWeights, prior: str | Path | None = None) -> None:
+        self.weights = weights
+        self.device = next(weights.model.parameters()).device
+        self._prior_path = prior
+
+    def __repr__(self) -> str:
+        size = self.weights.recipe.model.image_size
+        return f"Model({Path(self.weights.path).name!r}, {size} px, on {self.device})"
+
+    @overload
+    def reconstruct(  # type: ignore[overload-overlap]  # a path is text, and no sequence of photos
+        self,
+        photos: Photo,
+        *,
+        detail: Detail | None = None,
+        geometry: GeometryName | None = None,
+        fit: Fit | None = None,
+    ) -> Scene: ...
+
+    @overload
+    def reconstruct(
+        self,
+        photos: Sequence[Photo],
+        *,
+        detail: Detail | None = None,
+        geometry: GeometryName | None = None,
+        fit: Fit | None = None,
+    ) -> list[Scene]: ...
+
+    def reconstruct(
+        self,
+        photos: Photo | Sequence[Photo],
+        *,
+        detail: Detail | None = None,
+        geometry: GeometryName | None = None,
+        fit: Fit | None = None,
+    ) -> Scene | list[Scene]:
+        """Make a scene of a photo, or of each of a list.
+
+        Args:
+            photos: A path (or another input of the commands: `toyscene:CLASS`, `samples.json#NAME`, a saved scene), a
+                PIL image, a uint8 array `[H, W, 3]`, a uint8 tensor `[3, H, W]`; or a list of them.
+            detail: `photo` carries the photo's own pixels to novel views, `none` shows the plain NeRF; default:
+                `photo`, but for toy scenes and samples, which are none.
+            geometry: Of photo detail: `nerf`, `teacher` (the embedded depth network), or `both`, that network at the
+                NeRF's scale; default: the best there is.
+            fit: `crop` takes the centre square, `squash` shows all of the photo; default: `squash` with photo detail.
+
+        Raises:
+            UsageError: What is no photo, or options that contradict each other.
+            InputMissingError, DataError: A file that is not there, is damaged or too large.
+
+        >>> import vq3d
+        >>> from PIL import Image
+        >>> model = vq3d.load()
+        >>> model.reconstruct(Image.new("RGB", (80, 60), "green"))
+        Scene('image', photo detail)
+        >>> len(model.reconstruct(["toyscene:snowman", "toyscene:tower"]))
+        2
+        """
+        if isinstance(photos, list | tuple):
+            return [self._reconstruct(photo, Look(detail, fit), geometry) for photo in photos]
+        return self._reconstruct(photos, Look(detail, fit), geometry)
+
+    def _reconstruct(self, photo: object, look: Look, geometry: GeometryName | None) -> Scene:
+        picture = None
+        if isinstance(photo, str | Path):
+            (source,) = parse_sources([str(photo)])
+            check_look(look, [source], has_map=False, has_network=False)
+        else:
+            source = Source(STDIN, Path(str(getattr(photo, "filename", ""))).stem or "image")
+            size_px = self.weights.recipe.model.image_size
+            picture = fitted_picture(photo_pixels(photo), size_px, fit=look.fit_of(source))
+        opened = look.open(source, self.weights, self.device, picture)
+        return Scene(opened, detail=look.detail_of(source), geometry=geometry, weights=self.weights, source=source)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that `sample` draws, by number; empty for a prior without classes.
+
+        Raises:
+            Vq3dError: See `sample`.
+
+        >>> import vq3d
+        >>> vq3d.load().classes[:3]
+        ('sphere', 'box', 'cylinder')
+        """
+        return tuple(map(shown_name, self._prior.tokens.class_names))
+
+    def sample(
+        self,
+        classes: str | int | None = None,
+        n: int = 1,
+        seed: int = 0,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance: float | None = None,
+    ) -> list[Scene]:
+        """Draw new scenes, `n` of each class; sample j of a class and a seed is the same whatever else is drawn.
+
+        Args:
+            classes: By name or number, a comma between them; default: all of them.
+            n: Scenes of each class.
+            seed: Of all samples, at least 0.
+            temperature: Above 1 more varied, below 1 safer; default, as of the others: the prior's own.
+            top_k: Draw from so many codes; 0 for all.
+            top_p: Draw from codes of this probability together.
+            guidance: Above 1 more typical of the class.
+
+        Raises:
+            UsageError: No such class (the nearest is named), or a value out of range.
+            DataError: The prior is one of other weights.
+
+        >>> import vq3d
+        >>> vq3d.load().sample("torus", n=1, seed=0)
+        [Scene('torus-0000', plain NeRF)]
+        """
+        prior = self._prior
+        if n < 1 or not 0 <= seed < 2**63:
+            raise UsageError(f"n is {n} and seed is {seed}", remedy="n of at least 1, and a seed of at least 0")
+        asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+        given = {name: value for name, value in asked.items() if value is not None}
+        sharpening = replace(sharpening_of(prior), **given)  # type: ignore[arg-type]
+        chosen = pick_classes(None if classes is None else str(classes), prior.tokens.class_names)
+        drawn = draw_samples(prior, SampleWish(chosen, n, seed, sharpening))
+        facts = {"weights_sha256": self.weights.sha256, "prior_sha256": prior.sha256, "seed": seed}
+        opened = [open_codes(one.codes[None], self.weights, {**facts, "sample": one.name}, one.name) for one in drawn]
+        return [Scene(one, detail="none", weights=self.weights) for one in opened]
+
+    @functools.cached_property
+    def _prior(self) -> LoadedPrior:
+        """Raises `DataError` unless it belongs to these weights."""
+        prior = load_prior(self._prior_path, self.device)
+        prior.check_stage1(self.weights)
+        return prior
+
+
+def load(
+    weights: str | Path | None = None,
+    *,
+    prior: str | Path | None = None,
+    device: Literal["auto", "cpu", "cuda"] | str | torch.device = "auto",
+) -> Model:
+    """Load a model.
+
+    Args:
+        weights: A weights file, a run's folder or a checkpoint; default: the embedded ones.
+        prior: The same of the prior that `Model.sample` draws from, read when that is first called.
+        device: Where to compute; `auto` takes CUDA where it works.
+
+    Raises:
+        InputMissingError: There is no such file.
+        DataError, UnsafeFileError: It is damaged, or no weights of ours.
+        UnavailableError: There is no such device.
+
+    >>> import vq3d
+    >>> vq3d.load(device="cpu")
+    Model('stage1.safetensors', 64 px, on cpu)
+    """
+    given: tuple[tuple[str, object], ...] = (("weights", weights), ("a prior", prior))
+    for what, value in given:
+        if value is not None and not isinstance(value, str | Path):
+            kind = type(value).__name__
+            raise UsageError(f"{what} cannot be a {kind}", remedy="a path, or None for the embedded ones")
+    return Model(load_weights(weights, _device(device)), prior)
+
+
+def open_scene(path: str | Path, *, device: str | torch.device = "auto") -> Scene:
+    """Open a saved scene, without the weights that made it.
+
+    One that was saved as codes alone needs them: `model.reconstruct(path)`.
+
+    Args:
+        path: `NAME.vq3d.safetensors`.
+        device: Where to compute; `auto` takes CUDA where it works.
+
+    Raises:
+        UsageError: Another kind of file.
+        InputMissingError, DataError, UnsafeFileError: There is no such file, or it is damaged.
+
+    >>> import vq3d
+    >>> vq3d.load().reconstruct("toyscene:box").save("box.vq3d.safetensors")
+    PosixPath('box.vq3d.safetensors')
+    >>> vq3d.open("box.vq3d.safetensors")
+    Scene('box', photo detail)
+    """
+    if not str(path).endswith(SUFFIX):
+        raise UsageError(f"not a saved scene, NAME{SUFFIX} ({path})", remedy="vq3d.load().reconstruct(path)")
+    (source,) = parse_sources([str(path)])
+    look = Look()
+    opened = look.open(source, None, _device(device))
+    return Scene(opened, detail=look.detail_of(source), source=source)
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """Raises `UnavailableError`."""
+    if name in ("auto", "cpu", "cuda"):
+        return pick_device(str(name))
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise UnavailableError(f"no device {str(name)!r}: {error}", remedy='device="auto"') from error
+    return device
