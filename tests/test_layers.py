@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("vq3dcli.__main__", "vq3dcli.cli", "vq3dcli"),
     ("vq3dcli.commands",),
+    ("vq3d",),
     ("vq3dcli.pipelines", "vq3dcli.training", "vq3dcli.data_tools"),
     (
         "vq3dcli.model",
@@ -83,7 +84,7 @@ def imports(source: str, package: str) -> Iterator[str]:
             # `from vq3dcli import __version__` takes a name of the root, not a module.
             if name.startswith("vq3dcli.") and not is_module(name) and name.count(".") == 1:
                 continue
-            if name == "vq3dcli" or name.startswith("vq3dcli."):
+            if name.partition(".")[0] in ("vq3d", "vq3dcli"):
                 yield name
 
 
@@ -108,7 +109,7 @@ def violations(module: str, source: str, *, is_package: bool = False) -> list[st
 
 
 def our_modules() -> list[tuple[str, Path]]:
-    files = sorted((ROOT / "vq3dcli").rglob("*.py"))
+    files = sorted(file for package in ("vq3d", "vq3dcli") for file in (ROOT / package).rglob("*.py"))
     return [(".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), f) for f in files]
 
 
@@ -132,6 +133,8 @@ def test_no_module_imports_upward() -> None:
         ("vq3dcli.data_tools.job", "from vq3dcli.training import stage1"),
         ("vq3dcli.pipelines.render", "from vq3dcli.commands.output import Output"),
         ("vq3dcli.commands.render", "from vq3dcli.cli import run"),
+        ("vq3dcli.pipelines.render", "import vq3d"),
+        ("vq3d.scene", "from vq3dcli.commands.output import Output"),
     ],
 )
 def test_an_upward_import_is_found(module: str, source: str) -> None:
@@ -148,6 +151,8 @@ def test_an_upward_import_is_found(module: str, source: str) -> None:
         ("vq3dcli.commands.output", "from vq3dcli import __version__, log"),
         ("vq3dcli.model.build", "from vq3dcli.config.schema import Stage1Recipe\nimport torch"),
         ("vq3dcli.config.load", "import vq3dcli"),
+        ("vq3dcli.commands.classes", "import vq3d"),
+        ("vq3d.scene", "from vq3dcli.pipelines.render import staged"),
     ],
 )
 def test_a_downward_import_is_fine(module: str, source: str) -> None:

@@ -87,7 +87,7 @@ class Film:
             camera: `orbit`, `swing`, `spiral`, `dolly`, `dolly-zoom`, `still`, or a JSON file of cameras.
             frames: Of the video, which loops; a file of cameras has its own number.
             fps: Frames a second.
-            size: Longer side in pixels; default: the photo's, at most 1024, or 128 without photo detail.
+            size: Longer side in pixels; default: the photo's, at most 1024, or 256 without photo detail.
             fov: Field of view in degrees; default: the model's.
             amplitude: How far the camera goes, in degrees; default: what suits the scene.
             samples: Samples a ray of the plain NeRF.
@@ -105,7 +105,8 @@ class Film:
         """
         options = {"frames": frames, "fps": fps, "size_px": size, "fov_deg": fov, "samples": samples}
         shot = shot_of(str(camera), amplitude, **options)
-        (target,) = plan_targets([self._source], str(path), None, path="video", disparity=disparity, cameras=False)
+        place = str(path) if Path(path).suffix else f"{path}/"
+        (target,) = plan_targets([self._source], place, None, path="video", disparity=disparity, cameras=False)
         check_shot(shot, target.video_format)
         check_targets([target])
         view_at, cameras = self._staged(shot, stereo)
@@ -170,7 +171,7 @@ class Scene(Film):
         Args:
             yaw: Degrees to the right, around the middle of the scene.
             pitch: Degrees up.
-            size: Longer side in pixels; default: the photo's, at most 1024, or 128 without photo detail.
+            size: Longer side in pixels; default: the photo's, at most 1024, or 256 without photo detail.
             fov: Field of view in degrees; default: the model's.
             samples: Samples a ray of the plain NeRF.
 

@@ -8,12 +8,18 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vq3dcli.commands.options import FOV, DisparityOption, ExactOption, FormatOption, GeometryOption, WeightsOption
+from vq3dcli.commands.options import (
+    CAMERA,
+    FOV,
+    DisparityOption,
+    ExactOption,
+    FormatOption,
+    GeometryOption,
+    WeightsOption,
+)
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES
 from vq3dcli.errors import UsageError
-
-CameraName = Literal["still", "orbit", "swing", "spiral", "dolly", "dolly-zoom"]
 
 SCENE = "A photo, sample, saved scene or toyscene:CLASS[:SEED]; or a composition file, NAME.toml."
 INSERT = "What to insert: a photo or scene to cut it out of, or a mesh (.glb, .ply, .obj, .stl). Again for more."
@@ -47,7 +53,7 @@ def command(
     shadow: Annotated[
         float | None, typer.Option(help="How dark shadows are, 0 to 1. Default: 0.35, or as the file says.")
     ] = None,
-    camera: Annotated[CameraName, typer.Option(help="How the camera moves, once around.")] = "orbit",
+    camera: Annotated[str, typer.Option(metavar="NAME|FILE", help=CAMERA)] = "orbit",
     frames: Annotated[int, typer.Option(help="Frames of the video.")] = VIDEO_FRAMES,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = VIDEO_FPS,
     size: Annotated[int | None, typer.Option(help="Longer side of the video in pixels.")] = None,

@@ -6,11 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from vq3dcli.commands.options import DisparityOption, ExactOption, FormatOption, WeightsOption
+from vq3dcli.commands.options import CAMERA, DisparityOption, ExactOption, FormatOption, WeightsOption
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES, VIDEO_SIZE_PX
-
-CameraName = Literal["still", "orbit", "swing", "spiral", "dolly", "dolly-zoom"]
 
 INPUTS = (
     "Two or more photos, samples (samples.json#NAME), saved scenes (NAME.vq3d.safetensors) or toyscene:CLASS[:SEED]."
@@ -26,7 +24,7 @@ def command(
         bool, typer.Option("--requantize", help="Move every mixed token to its nearest code.")
     ] = False,
     loop: Annotated[bool, typer.Option("--loop", help="Return to A, so that the video repeats.")] = False,
-    camera: Annotated[CameraName, typer.Option(help="How the camera moves meanwhile, once around.")] = "still",
+    camera: Annotated[str, typer.Option(metavar="NAME|FILE", help=CAMERA)] = "still",
     frames: Annotated[int, typer.Option(help="Frames of the video.")] = VIDEO_FRAMES,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = VIDEO_FPS,
     size: Annotated[int, typer.Option(help="Longer side of the video in pixels.")] = VIDEO_SIZE_PX,

@@ -19,6 +19,7 @@ FOV = (
     "Field of view in degrees; less zooms in. Default: the model's; with photo detail up to 12 % closer, so that "
     "nothing beyond the photo's edges shows."
 )
+CAMERA = "orbit, swing, spiral, dolly, dolly-zoom, still, or a JSON file of cameras as render writes it."
 WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="Weights file, run folder or checkpoint. Default: the embedded ones.")
 ]
