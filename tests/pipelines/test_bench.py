@@ -12,10 +12,11 @@ import torch
 from vq3dcli.errors import UsageError
 from vq3dcli.model.draw_codes import sample_tokens
 from vq3dcli.model.prior import Prior
-from vq3dcli.pipelines.bench import data, render
+from vq3dcli.pipelines.bench import curves, data, render, video
 from vq3dcli.pipelines.bench.measure import Gate, Work, added_bytes, measure
-from vq3dcli.pipelines.bench.run import run
+from vq3dcli.pipelines.bench.run import _curve_rows, run
 from vq3dcli.pipelines.bench.sample import feed_again, grow_caches
+from vq3dcli.rendering.trajectories import trajectory
 
 CPU = torch.device("cpu")
 
@@ -65,6 +66,22 @@ def test_plain_rendering_is_ours():
     dense = render.looking(subject._replace(samples=512))(rays)
     eg3d = render.psnr_db(render.eg3d_way(subject, rays), dense)
     assert 45.0 < eg3d < math.inf
+
+
+def test_videos_are_of_the_same_frames(tmp_path: Path):
+    subject, _ = render.subjects(CPU)
+    camera = trajectory("orbit", 2, height_px=24, width_px=32)
+    ours = video.our_video(subject, camera, tmp_path / "ours.mp4")
+    theirs = video.their_video(subject, camera, tmp_path / "theirs.mp4")
+    assert render.same_colours(ours, theirs).passed
+    assert (tmp_path / "ours.mp4").stat().st_size > 0
+
+
+def test_a_straight_line_does_not_bend():
+    works = {size: Work("", lambda size=size: burn(100_000 * size), size, "sums") for size in (1, 2, 4)}
+    curve = curves._curve("size", [1, 2, 4], works.__getitem__, 5, CPU)
+    assert 0.5 < curve.bend < 2.0 and [each.things for each in curve.results] == [1, 2, 4]
+    assert [row[1] for row in _curve_rows([curve])] == ["size", 1, 2, 4]
 
 
 def test_plain_loops_draw_our_codes():

@@ -57,7 +57,7 @@ def curves(rounds: int, device: torch.device) -> Iterator[Curve]:
 
         def video(frames: int) -> Work:
             camera = trajectory("orbit", frames, height_px=_VIDEO_PX, width_px=_VIDEO_PX).to(device)
-            return Work("", partial(our_video, small, camera, folder / f"{frames}.mp4"), frames, "frames")
+            return Work("", partial(our_video, small, camera, folder / "a.mp4", keep=False), frames, "frames")
 
         yield _curve("frames of a video", [8, 16, 32, 64], video, rounds, device)
 
@@ -75,7 +75,7 @@ def curves(rounds: int, device: torch.device) -> Iterator[Curve]:
             act = lambda: image_loader(shards, 8, _STORED_PX).batch_at(0)  # noqa: E731
             return Work("", act, images, "images")
 
-        yield _curve("images of shards, opened", [500, 1000, 2000, 4000], open_shards, rounds, torch.device("cpu"))
+        yield _curve("images of shards, opened", [250, 500, 1000, 2000], open_shards, rounds, torch.device("cpu"))
 
         def open_tokens(images: int) -> Work:
             store = write_tokens(folder / f"tokens{images}", images, 256)

@@ -20,7 +20,7 @@ from vq3dcli.pipelines.bench.render import PLAIN, SUBJECT, Subject, looking, pla
 from vq3dcli.pipelines.film import Shot
 from vq3dcli.pipelines.inputs import open_scene, parse_sources
 from vq3dcli.pipelines.render import Look, staged
-from vq3dcli.rendering.cameras import Camera, Rays, canonical_camera, image_rays
+from vq3dcli.rendering.cameras import Camera, canonical_camera, image_rays
 from vq3dcli.rendering.scene import to_uint8
 from vq3dcli.rendering.trajectories import trajectory
 from vq3dcli.scene_file import SUFFIX, save_scene
@@ -51,28 +51,28 @@ def works(device: torch.device) -> Iterator[Work]:
         yield Work(saved, by_command(folder), COMMAND_FRAMES, "frames")
 
 
-def our_video(subject: Subject, camera: Camera, path: Path) -> Tensor:
-    """Frames `[F, N, 3]`, of a scene that is prepared in here, encoded as they come."""
-    frames, look, rays = [], looking(subject), image_rays(camera)
+def our_video(subject: Subject, camera: Camera, path: Path, *, keep: bool = True) -> Tensor:
+    """Frames `[F, N, 3]`, of a scene that is prepared in here, encoded as they come; only the last without `keep`."""
+    frames: list[Tensor] = []
+    look = looking(subject)
     with video_writer(path, frames=len(camera), fps=VIDEO_FPS, video_format="mp4") as write:
         for i in range(len(camera)):
-            frames.append(look(Rays(rays.origin[i : i + 1], rays.direction[i : i + 1])))
-            write(_picture(frames[-1]))
+            frames = [*(frames if keep else ()), look(image_rays(camera[i]))]
+            write(_picture(frames[-1], camera))
     return torch.stack(frames)
 
 
 @torch.no_grad()
 def their_video(subject: Subject, camera: Camera, path: Path) -> Tensor:
     """The same, each frame all at once, and all encoded in the end."""
-    rays = image_rays(camera)
-    frames = [plain_way(subject, Rays(rays.origin[i : i + 1], rays.direction[i : i + 1])) for i in range(len(camera))]
+    frames = [plain_way(subject, image_rays(camera[i])) for i in range(len(camera))]
     with video_writer(path, frames=len(camera), fps=VIDEO_FPS, video_format="mp4") as write:
-        write(torch.cat([_picture(frame) for frame in frames]))
+        write(torch.cat([_picture(frame, camera) for frame in frames]))
     return torch.stack(frames)
 
 
-def _picture(rgb: Tensor) -> Tensor:
-    return to_uint8(rgb.T.reshape(1, 3, SIZE_PX, SIZE_PX)).cpu()
+def _picture(rgb: Tensor, camera: Camera) -> Tensor:
+    return to_uint8(rgb.T.reshape(1, 3, camera.height_px, camera.width_px)).cpu()
 
 
 def photo_in_detail(folder: Path, device: torch.device) -> Callable[[], object]:
