@@ -36,6 +36,7 @@ LAYERS = (
         "vq3dcli.errors",
         "vq3dcli.files",
         "vq3dcli.locks",
+        "vq3dcli.remote",
         "vq3dcli.sealed",
         "vq3dcli.log",
         "vq3dcli.signals",

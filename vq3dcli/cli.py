@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from vq3dcli import __version__, log, signals
-from vq3dcli.errors import Vq3dError
+from vq3dcli.errors import UsageError, Vq3dError
 from vq3dcli.files import MORE_OPEN_FILES, TOO_MANY_OPEN
 
 # Name, module in `vq3dcli.commands`, and the line in `vq3d --help`. A module is imported when its command is used.
@@ -58,6 +58,9 @@ SUBCOMMANDS = {
 
 # What may stand before a path in one argument: `--option=`, `-o`, `key=`.
 _TILDE = re.compile(r"(?:--[\w-]+=|-\w|[\w.-]+=)?(?=~(?:/|$))")
+# The same before an address, and the options that name an output.
+_ADDRESS = re.compile(r"(--[\w-]+=|[\w.-]+=)?((?:https?|s3|gs|hf)://.+|pipe:.+)", re.DOTALL)
+_OUTPUTS = ("-o", "--out", "--output", "--sheet", "--preview")
 REPORT = "the same command with --debug, and report what it prints"
 EXIT_CODES = {0, 2, 65, 66, 69, 70, 73, 74, 75, 77, 78, 79, 130, 141}
 
@@ -66,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run `vq3d ARGUMENTS` in this process and return its exit code; nothing but output escapes."""
     call = _read_call(arguments)
     try:
-        return _invoke(call.arguments)
+        return _invoke(_with_copies(call.arguments))
     except BrokenPipeError:
         return 141
     except BaseException as caught:
@@ -155,6 +158,23 @@ def _from_home(argument: str) -> str:
     """An argument whose path starts at the home folder, also where a shell leaves `~` alone: `--out=~/x`, `'~/x'`."""
     before = _TILDE.match(argument)
     return argument if before is None else argument[: before.end()] + os.path.expanduser(argument[before.end() :])
+
+
+def _with_copies(arguments: list[str]) -> list[str]:
+    """The arguments, with local copies in the place of addresses. Raises as `remote.cache.local_copy`."""
+    copies = list(arguments)
+    for i, argument in enumerate(arguments):
+        if (match := _ADDRESS.fullmatch(argument)) is None:
+            continue
+        option = match[1].rstrip("=") if match[1] else arguments[i - 1]
+        if option in _OUTPUTS:
+            raise UsageError(
+                f"outputs are local ({match[2]})", remedy="a local folder, then aws s3 sync, gsutil rsync or rsync"
+            )
+        from vq3dcli.remote.cache import local_copy
+
+        copies[i] = f"{match[1] or ''}{local_copy(match[2])}"
+    return copies
 
 
 def _invoke(arguments: list[str]) -> int:

@@ -36,8 +36,11 @@ def command(
     """
     from vq3dcli.pipelines.inspect import inspect
     from vq3dcli.pipelines.inspect_shards import write_sheet
+    from vq3dcli.remote.cache import address, ensure_all
 
     output = Output("inspect", json, quiet)
+    if address(Path(source)) is not None:
+        ensure_all(Path(source))
     with output.counting("reading", unit="bytes") as progress:
         found = inspect(source, verify=verify, progress=progress)
     for note in found.notes:

@@ -29,6 +29,7 @@ from vq3dcli.data.views import View, Views, gather_views, mirrored, read_views
 from vq3dcli.errors import DataError, InputMissingError, StorageError, UsageError, Vq3dError
 from vq3dcli.files import sha256_bytes
 from vq3dcli.losses.depth import LABEL_METRIC, LABEL_NONE, LABEL_RELATIVE
+from vq3dcli.remote.cache import address, require_room
 from vq3dcli.seeding import uniform
 
 LABEL_KIND = {"none": LABEL_NONE, "metric": LABEL_METRIC, "relative": LABEL_RELATIVE}
@@ -153,6 +154,9 @@ class TrainingLoader:
         self._cache: dict[tuple[int, int], _Sample] | None = (
             {} if pixels * CACHED_BYTES_A_PIXEL <= cache_bytes else None
         )
+        # All of them are read in any order: a cache that does not hold them would fetch a shard a sample.
+        read = [*self._folders, *(label.shards for label in there)]
+        require_room(sum(s.size for folder in read if address(folder.path) for s in folder.manifest.shards))
         for folder in self._folders:
             _ = folder.index  # damage is found here, not in the first step
 

@@ -40,8 +40,9 @@ from vq3dcli.data.shard_format import (
     read_record_bytes,
     sample_key,
 )
-from vq3dcli.errors import DataError, OutputError, StorageError
+from vq3dcli.errors import DataError, InputMissingError, OutputError, StorageError, UnavailableError
 from vq3dcli.files import sha256_bytes, write_bytes
+from vq3dcli.remote.cache import ensure
 from vq3dcli.sealed import parse_json
 
 PREPARE_AGAIN = "vq3d prepare-data again, for labels vq3d depth-labels, with --force if need be"
@@ -95,6 +96,9 @@ def open_index(folder: Path, manifest: Manifest, manifest_sha256: str) -> Folder
         InputMissingError, DataError: A JSON index is missing or damaged.
     """
     path, large = folder / COLUMNS_NAME, manifest.num_samples >= LEAST_KEPT
+    if large:
+        with contextlib.suppress(InputMissingError, UnavailableError):
+            ensure(path)
     kept = _kept(path, manifest_sha256) if large else None
     if kept is not None:
         return kept
@@ -164,6 +168,7 @@ def _columns(folder: Path, manifest: Manifest, manifest_sha256: str) -> bytes:
 def read_shard_index(folder: Path, listed: ShardEntry, manifest: Manifest) -> ShardIndex:
     """The JSON index of a shard. Raises `InputMissingError` or `DataError`."""
     path = folder / f"{listed.name}.index.json"
+    ensure(path, sha256=listed.index_sha256)
     text = read_record_bytes(path, PREPARE_AGAIN)
     if sha256_bytes(text) != listed.index_sha256:
         raise DataError(f"damaged index ({path})", remedy=PREPARE_AGAIN)

@@ -45,6 +45,7 @@ from vq3dcli.data.shard_format import (
 from vq3dcli.data.shard_index import PREPARE_AGAIN, FolderIndex, OpenFile, open_index
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import read_error, sha256_bytes
+from vq3dcli.remote.cache import address, ensure, mirror_of
 
 # What `encode_levels` writes: format 1.0, rows first.
 _LEVELS = re.compile(
@@ -132,7 +133,7 @@ def disparity_of(levels: Tensor, lo: Tensor | float, extent: Tensor | float) -> 
 
 
 class ShardFolder:
-    """A finished shard folder; threads may share one.
+    """A finished shard folder, or the mirror of one; threads may share one.
 
     Attributes:
         manifest: What the folder holds.
@@ -144,7 +145,7 @@ class ShardFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path = mirror_of(path)
         if not path.is_dir():
             raise InputMissingError(f"no such folder of shards ({path})", remedy="check the path, or vq3d prepare-data")
         if not (path / MANIFEST_NAME).exists():
@@ -156,6 +157,7 @@ class ShardFolder:
         self.manifest = parse_record(text, Manifest, name=str(path / MANIFEST_NAME), remedy=PREPARE_AGAIN)
         self.sha256 = sha256_bytes(text)
         # Everything else is found from the manifest's hashes; its own is in the list of them all.
+        ensure(path / SUMS_NAME)
         sums = read_record_bytes(path / SUMS_NAME, PREPARE_AGAIN)
         if f"{self.sha256}  {MANIFEST_NAME}\n".encode() not in sums:
             raise DataError(
@@ -210,13 +212,16 @@ class ShardFolder:
         """
         entry = self.entry(i)
         wanted = {e: m for e, m in entry.members.items() if extensions is None or e in extensions}
-        path = self.path / f"{self.manifest.shards[bisect.bisect_right(self._ends, i)].name}.tar"
+        shard = self.manifest.shards[bisect.bisect_right(self._ends, i)]
+        path = self.path / f"{shard.name}.tar"
         pauses = iter(_PAUSES)
         while True:
             try:
                 members = _read_members(_open_files.get(id(self), path), wanted)
                 break
             except FileNotFoundError as error:
+                if ensure(path, sha256=shard.sha256, size=shard.size):
+                    continue
                 raise InputMissingError(f"no such shard ({path})", remedy=PREPARE_AGAIN) from error
             except OSError as error:
                 pause = next(pauses, None) if error.errno in _PASSING else None
@@ -295,6 +300,7 @@ class LabelFolder:
     """The disparity labels `name` of a shard folder.
 
     Attributes:
+        shards: Where they lie.
         kind: Of all labels.
         sha256: Of their manifest.
 
@@ -308,15 +314,17 @@ class LabelFolder:
         model = f"MODEL --name {name}"
         if name == "exact":  # which only data with a disparity of their own can have
             model = name if images.manifest.own_disparity else "MODEL"
-        self._remedy = f"vq3d depth-labels {images.path} --model {model}"
+        self._remedy = f"vq3d depth-labels {address(images.path) or images.path} --model {model}"
         path = label_folder(images.path, name)
+        with contextlib.suppress(InputMissingError):
+            path = mirror_of(path)
         if not (path / MANIFEST_NAME).is_file():
             raise self._missing(name)
-        self._labels = ShardFolder(path)
-        self.sha256 = self._labels.sha256
-        if self._labels.manifest.options.get("images_manifest_sha256") not in (None, images.sha256):
+        self.shards = ShardFolder(path)
+        self.sha256 = self.shards.sha256
+        if self.shards.manifest.options.get("images_manifest_sha256") not in (None, images.sha256):
             raise DataError(f"labels of other images ({path})", remedy=f"{self._remedy} --force")
-        self.kind = self._labels.disparity(0).info.kind if len(self) else "relative"
+        self.kind = self.shards.disparity(0).info.kind if len(self) else "relative"
 
     def _missing(self, name: str) -> InputMissingError:
         there = labels_there(self._images.path)
@@ -332,14 +340,14 @@ class LabelFolder:
         )
 
     def __len__(self) -> int:
-        return self._labels.num_samples
+        return self.shards.num_samples
 
     def read(self, i: int) -> Disparity | None:
         """The label of image sample `i`; None if there is none, or if it is flagged (`DisparityInfo.flags`)."""
-        position = self._labels.index.position(int(self._images.index.keys[i]))
+        position = self.shards.index.position(int(self._images.index.keys[i]))
         if position is None:
             return None
-        label, name = self._labels.disparity(position), self._labels.name(position)
+        label, name = self.shards.disparity(position), self.shards.name(position)
         if label.info.sha256 != self._images.image_sha256(i):
             raise DataError(f"labels of another image ({name})", remedy=f"{self._remedy} --force")
         if label.info.kind != self.kind:

@@ -1,0 +1,282 @@
+"""Files at addresses: they come whole or not at all, and are asked for again where that may help.
+
+`https://` and `hf://` are read here, and go on where they broke off; `s3://`, `gs://` and `pipe:COMMAND` are read by
+`webdataset.gopen`, from the start. A `pipe:` runs its command: it is for what a user types, never for what a file says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import logging
+import os
+import random
+import re
+import shlex
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from http.client import HTTPException, HTTPResponse, InvalidURL
+from pathlib import Path
+from typing import BinaryIO
+
+from vq3dcli.errors import DataError, InputMissingError, UnavailableError
+from vq3dcli.files import atomic_path, make_folder
+
+_log = logging.getLogger(__name__)
+
+_HF = re.compile(r"hf://(datasets/|spaces/)?([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
+_CHUNK = 1 << 20
+_TIMEOUT_S = 30.0
+# Seconds before each further try; a try that brought this much more than all before begins the row anew.
+_PAUSES = (0.5, 2.0, 8.0, 20.0, 60.0)
+_PROGRESS = 16 << 20
+_LONGEST_PAUSE_S = 120.0
+# A body that comes slower than this over a window is broken off.
+_WINDOW_S, _LEAST_BYTES = 60.0, 60_000
+_PASSING = {408, 425, 429, 500, 502, 503, 504}
+UNCHANGED = 304
+
+
+class _PassingError(Exception):
+    """Something that may be over at the next try, `pause` seconds later at least."""
+
+    def __init__(self, reason: object, pause: float = 0.0) -> None:
+        super().__init__(" ".join(str(reason).split()) or type(reason).__name__)
+        self.pause = pause
+
+
+class UnchangedError(Exception):
+    """The file is still the one that a tag is of."""
+
+
+def join(url: str, name: str) -> str:
+    """The address of a file in the folder at an address; of a pipe the command with the name in place of `{}`."""
+    if url.startswith("pipe:"):
+        return url.replace("{}", shlex.quote(name))
+    base, mark, query = url.partition("?")
+    return f"{base.rstrip('/')}/{name}{mark}{query}"
+
+
+def shown(url: str) -> str:
+    """An address as messages name it: without what may be a key to it."""
+    return url if url.startswith("pipe:") else re.sub(r"//[^/@?]*@", "//", url.partition("?")[0])
+
+
+def fetch(
+    url: str,
+    path: Path,
+    *,
+    sha256: str = "",
+    size: int | None = None,
+    unless: str = "",
+    room: Callable[[int], None] = lambda size: None,
+) -> str:
+    """Write the bytes at an address to `path`, whole or not at all.
+
+    Args:
+        url: Where they are.
+        path: Their file; its folder is made.
+        sha256: Of the bytes, if that is known.
+        size: Of the bytes, if that is known.
+        unless: The tag of a file that is there already.
+        room: Called with the number of bytes that come, where the server says it.
+
+    Returns:
+        A tag of this version of the file, where the server gives one.
+
+    Raises:
+        UnchangedError: The file has the tag `unless`.
+        InputMissingError: There is no such file.
+        UnavailableError: Access is refused, a program or package is missing, or it still failed at the last try.
+        DataError: The bytes are not those of `sha256` or `size`.
+        OutputError, StorageError: They cannot be written.
+    """
+    make_folder(path.parent)
+    with atomic_path(path) as temporary, temporary.open("w+b") as file:
+        transfer = _Transfer(url, file, unless, room)
+        pauses, most, again = iter(_PAUSES), 0, True
+        while True:
+            try:
+                transfer.read()
+                if (wrong := _wrong(file, sha256, size)) == "":
+                    file.flush()
+                    return transfer.tag
+                if not again:
+                    raise DataError(f"other bytes than expected ({shown(url)}): {wrong}", remedy="another copy of it")
+                again, transfer.tag = False, ""
+                file.truncate(0)
+                continue
+            except _PassingError as error:
+                reached = file.seek(0, os.SEEK_END)
+                if reached >= most + _PROGRESS:
+                    pauses, most = iter(_PAUSES), reached
+                pause = next(pauses, None)
+                if pause is None:
+                    raise UnavailableError(
+                        f"cannot fetch ({shown(url)}): {error}", remedy="the same command again later, or a local copy"
+                    ) from error
+                pause = min(max(pause * random.uniform(0.75, 1.25), error.pause), _LONGEST_PAUSE_S)
+                _log.info("%s: %s; again in %.0f s", shown(url), error, pause)
+            time.sleep(pause)
+
+
+def _wrong(file: BinaryIO, sha256: str, size: int | None) -> str:
+    found = file.seek(0, os.SEEK_END)
+    if size is not None and found != size:
+        return f"{found} bytes, not {size}"
+    file.seek(0)
+    digest = hashlib.sha256()
+    while sha256 and (chunk := file.read(_CHUNK)):
+        digest.update(chunk)
+    if sha256 not in ("", digest.hexdigest()):
+        return f"SHA-256 {digest.hexdigest()[:12]}..., not {sha256[:12]}..."
+    return ""
+
+
+class _Transfer:
+    """The bytes at an address, from wherever a try before has come to."""
+
+    def __init__(self, url: str, file: BinaryIO, unless: str, room: Callable[[int], None]) -> None:
+        self.url, self.file, self.unless, self.room, self.tag = url, file, unless, room, ""
+        self.shown = shown(url)
+
+    def read(self) -> None:
+        """Append what is missing. Raises `_PassingError`, or what `fetch` raises."""
+        if self.url.startswith(("http", "hf:")):
+            self._read_http()
+        else:
+            self._read_stream()
+
+    def _read_http(self) -> None:
+        have = self.file.seek(0, os.SEEK_END)
+        if have and not self.tag:  # who knows whether it is still the same file
+            have = self._restart()
+        request = _request(self.url)
+        if have:
+            request.add_header("Range", f"bytes={have}-")
+            request.add_header("If-Range", self.tag)
+        elif self.unless:
+            name = "If-None-Match" if self.unless.startswith(('"', "W/")) else "If-Modified-Since"
+            request.add_header(name, self.unless)
+        with contextlib.ExitStack() as stack:
+            with self._network():
+                # An opener of its own reads the proxy settings of this moment.
+                response: HTTPResponse = stack.enter_context(
+                    urllib.request.build_opener().open(request, timeout=_TIMEOUT_S)
+                )
+            length = response.headers.get("Content-Length") or ""
+            total = int(length) if length.isdecimal() else -1
+            if response.status == 206:
+                if not (response.headers.get("Content-Range") or "").startswith(f"bytes {have}-"):
+                    self._restart()
+                    raise _PassingError("the server sent another part than was asked for")
+                total += have if total >= 0 else 0
+            elif have:
+                have = self._restart()
+            etag = response.headers.get("ETag") or ""
+            # A weak tag does not promise the same bytes: parts of such files are not put together.
+            self.tag = (etag if not etag.startswith("W/") else "") or response.headers.get("Last-Modified") or ""
+            self.room(max(total, 0))
+            self._copy(response)
+        if self.file.tell() < total:
+            raise _PassingError(f"it ended after {self.file.tell()} of {total} bytes")
+
+    def _copy(self, response: HTTPResponse) -> None:
+        start, mark = time.monotonic(), self.file.tell()
+        while True:
+            with self._network():
+                chunk = response.read1(_CHUNK)
+            if not chunk:
+                return
+            self.file.write(chunk)
+            if time.monotonic() > start + _WINDOW_S:
+                if self.file.tell() < mark + _LEAST_BYTES:
+                    raise _PassingError(f"{self.file.tell() - mark} bytes in {_WINDOW_S:.0f} s")
+                start, mark = time.monotonic(), self.file.tell()
+
+    def _restart(self) -> int:
+        self.file.seek(0)
+        self.file.truncate()
+        return 0
+
+    @contextlib.contextmanager
+    def _network(self) -> Iterator[None]:
+        """Errors of the network alone by what helps against them."""
+        try:
+            yield
+        except urllib.error.HTTPError as error:
+            with error:
+                raise self._refusal(error) from error
+        except urllib.error.URLError as error:
+            raise _PassingError(error.reason) from error
+        except TimeoutError as error:
+            raise _PassingError(f"no answer for {_TIMEOUT_S:.0f} s") from error
+        except (InvalidURL, ValueError) as error:
+            raise InputMissingError(f"no such address ({self.shown}): {error}", remedy="check the address") from error
+        except (OSError, HTTPException) as error:
+            raise _PassingError(error) from error
+
+    def _refusal(self, error: urllib.error.HTTPError) -> Exception:
+        code, said = error.code, f"{error.code} {error.reason}"
+        if code == UNCHANGED:
+            return UnchangedError()
+        if code in (404, 410):
+            return InputMissingError(f"no such file ({self.shown}): {said}", remedy="check the address")
+        if code in (401, 403):
+            token = "; HF_TOKEN" if self.url.startswith("hf:") else ""
+            return UnavailableError(f"access is refused ({self.shown}): {said}", remedy=f"a signed address{token}")
+        if code == 416:  # there is no more of it: it is another file
+            self._restart()
+        elif code not in _PASSING:
+            return UnavailableError(f"cannot fetch ({self.shown}): {said}", remedy="check the address")
+        after = error.headers.get("Retry-After") or ""
+        return _PassingError(said, float(after) if after.isdecimal() else 0.0)
+
+    def _read_stream(self) -> None:
+        try:
+            gopen = importlib.import_module("webdataset.gopen").gopen
+        except ImportError as error:
+            raise UnavailableError(
+                f"needs a package that is not installed ({self.shown})", remedy="pip install 'vq3d[remote]'"
+            ) from error
+        self._restart()
+        url = self.url
+        if url.startswith("s3:"):
+            url = f"pipe:aws s3 cp --only-show-errors {shlex.quote(url)} -"
+        if url.startswith("pipe:") and shutil.which("bash"):  # plain shells forget that the first of several failed
+            url = f"pipe:bash -o pipefail -c {shlex.quote(url[5:])}"
+        code = 127
+        with contextlib.suppress(FileNotFoundError):
+            stream = gopen(url, "rb")
+            stream.ignore_errors = True  # it takes some codes for success
+            while chunk := stream.read(_CHUNK):
+                self.file.write(chunk)
+            stream.close()
+            code = stream.proc.wait()
+        if code == 127:
+            raise UnavailableError(f"a program is not installed ({self.shown})", remedy="install it")
+        if code or not self.file.tell():
+            raise _PassingError(f"the program ended with {code}" if code else "nothing came")
+
+
+def _request(url: str) -> urllib.request.Request:
+    headers = {"User-Agent": "vq3d", "Accept-Encoding": "identity"}
+    if not url.startswith("hf:"):
+        return urllib.request.Request(url, headers=headers)
+    match = _HF.fullmatch(url)
+    if match is None:
+        raise InputMissingError(
+            f"no address of the Hub ({url})", remedy="hf://datasets/OWNER/NAME@REVISION/PATH, or hf://OWNER/NAME/PATH"
+        )
+    kind, name, revision, path = match.groups()
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    request = urllib.request.Request(
+        f"{endpoint}/{kind or ''}{name}/resolve/{revision or 'main'}/{path}", headers=headers
+    )
+    if token := os.environ.get("HF_TOKEN"):
+        request.add_unredirected_header("Authorization", f"Bearer {token}")  # not for the hosts that it leads to
+    return request
