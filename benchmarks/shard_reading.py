@@ -81,9 +81,9 @@ def open_folder(folder: Path) -> dict[str, float]:
 
 def images_per_second(folder: Path, latency_ms: float, batch_size: int) -> float:
     """Of the training loader on toy shards, uncached, where each read of a shard takes the latency longer."""
-    from vq3dcli.data import shard_reader
+    from vq3dcli.data import open_files
     from vq3dcli.data.loader import TrainingLoader
-    from vq3dcli.data.shard_index import OpenFile
+    from vq3dcli.data.open_files import OpenFile
     from vq3dcli.data_tools.depth.labels import label_exact
     from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 
@@ -95,7 +95,7 @@ def images_per_second(folder: Path, latency_ms: float, batch_size: int) -> float
             time.sleep(latency_ms / 1000)
             return super().read(start, size)
 
-    shard_reader.OpenFile = SlowFile  # type: ignore[misc]
+    open_files.OpenFile = SlowFile  # type: ignore[misc]
     loader = TrainingLoader([folder], batch_size=batch_size, size=64, seed=0, flip=True, crop=True, cache_bytes=0)
     batches = loader.batches(0)
     next(batches)

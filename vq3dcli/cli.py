@@ -164,7 +164,8 @@ def _with_copies(arguments: list[str]) -> list[str]:
     """The arguments, with local copies in the place of addresses. Raises as `remote.cache.local_copy`."""
     copies = list(arguments)
     for i, argument in enumerate(arguments):
-        if (match := _ADDRESS.fullmatch(argument)) is None:
+        match = _ADDRESS.fullmatch(argument)
+        if match is None or os.path.lexists(argument):  # a shell's * may give files of any name: they are no commands
             continue
         option = match[1].rstrip("=") if match[1] else arguments[i - 1]
         if option in _OUTPUTS:

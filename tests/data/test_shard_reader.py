@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import torch
 
-from vq3dcli.data import shard_reader
+from vq3dcli.data import open_files, shard_reader
 from vq3dcli.data.images import decode_image
+from vq3dcli.data.open_files import OpenFile, OpenFiles
 from vq3dcli.data.shard_format import DisparityInfo
-from vq3dcli.data.shard_index import OpenFile
 from vq3dcli.data.shard_reader import LabelFolder, ShardFolder, decode_disparity, decode_levels, encode_levels
 from vq3dcli.errors import DataError, InputMissingError, StorageError
 from vq3dcli.rendering.cameras import canonical_camera
@@ -59,7 +59,7 @@ def test_samples_are_the_scenes_they_say_they_are(toy_shards: Path):
 def test_all_folders_together_hold_few_files_open(
     toy_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_reader, "_open_files", shard_reader._OpenFiles(most=2))
+    monkeypatch.setattr(shard_reader, "_open_files", OpenFiles(most=2))
     folders = [ShardFolder(toy_shards), ShardFolder(Path(shutil.copytree(toy_shards, tmp_path / "copy")))]
     for i in (*range(22), *reversed(range(22))):
         assert folders[0].read(i) == folders[1].read(i)
@@ -91,7 +91,7 @@ def test_network_storage_that_fails_for_a_while_is_read_again(
 
 
 def test_threads_read_on_while_others_close_their_files(toy_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_reader, "_open_files", shard_reader._OpenFiles(most=1))
+    monkeypatch.setattr(shard_reader, "_open_files", OpenFiles(most=1))
     folder = ShardFolder(toy_shards)
     expected = [folder.read(i) for i in range(22)]
     with ThreadPoolExecutor(8) as pool:
@@ -104,7 +104,7 @@ def test_threads_wait_for_storage_together(toy_shards: Path, monkeypatch: pytest
             time.sleep(0.05)
             return super().read(start, size)
 
-    monkeypatch.setattr(shard_reader, "OpenFile", SlowFile)
+    monkeypatch.setattr(open_files, "OpenFile", SlowFile)
     folder = ShardFolder(toy_shards)
     began = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
@@ -116,7 +116,7 @@ def test_all_shards_of_a_large_job_stay_open_where_the_system_allows() -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard == resource.RLIM_INFINITY or hard >= 1 << 16:
         hard = 1 << 16
-    assert shard_reader._most_open() >= hard // 2
+    assert open_files._most_open() >= hard // 2
 
 
 def test_every_flipped_bit_of_a_member_is_found_and_named(toy_shards: Path):

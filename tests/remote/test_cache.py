@@ -76,6 +76,11 @@ def test_a_shard_that_is_another_or_gone_is_told(server: Any, toys: Path) -> Non
     shard.write_bytes(data[:900] + b"x" + data[901:])
     with pytest.raises(DataError, match=r"other bytes than expected \(http.*/toys/shard-000000\.tar\): SHA-256"):
         folder.read(3)
+    # It is no bad sample, for each of which it would be fetched again.
+    data = TrainingLoader([folder.path], batch_size=22, size=16, seed=5, flip=True, crop=False, max_bad=1.0)
+    with pytest.raises(DataError, match="other bytes than expected"):
+        data.batch_at(0)
+    assert not data.bad
     shard.unlink()
     with pytest.raises(InputMissingError, match=r"no such file \(http.*/toys/shard-000000\.tar\): 404"):
         folder.read(3)
@@ -120,7 +125,12 @@ def test_the_cache_is_bounded_and_forgets_what_was_not_read_for_the_longest(
 
 
 def test_the_command_line_takes_addresses(
-    server: Any, toys: Path, tmp_path: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]
+    server: Any,
+    toys: Path,
+    tmp_path: Path,
+    tiny_weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (server.folder / "w.safetensors").write_bytes(tiny_weights.read_bytes())
     for requests in (1, 2):  # the second time the server is only asked whether it is the same
@@ -142,6 +152,11 @@ def test_the_command_line_takes_addresses(
         assert said in line
     assert cli.run(["inspect", f"{server.url}/toys", "--verify", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["count"] == 22
+    monkeypatch.chdir(tmp_path)
+    Path("pipe:touch made;.png").write_bytes(b"")
+    assert cli.run(["render", "pipe:touch made;.png", "-o", "a.mp4"]) == 65
+    assert not Path("made").exists()
+    capsys.readouterr()
     out = tmp_path / "tokens"
     words = ["tokenize", f"--data={server.url}/toys", "--weights", str(tiny_weights), "--out", str(out), "--json"]
     assert cli.run(words) == 0

@@ -65,8 +65,11 @@ def on_every_rank(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**options: Any) -> None:
         if options["slurm"] is not None:
-            _print_sbatch(options)
-            return None
+            _check_asked(options["data"], options["out"], dry_run=False)
+            refuse_given({"--dry-run": options["dry_run"], "--json": options["json"]}, "and --slurm exclude each other")
+            return typer.echo(
+                sbatch(sys.argv[1:], options["out"], nodes=options["slurm"], nproc=options["nproc"]), nl=False
+            )
         ranks = started_ranks()
         if options["nproc"] > 1 and not options["dry_run"] and signals.LAUNCHER not in os.environ:
             if ranks > 1:
@@ -311,20 +314,6 @@ def train_depth(
     facts = run_facts(resolved, loader, shares=shares)
     run = functools.partial(depth.train_depth, resolved, loader, out, device=place, facts=facts)
     _train(said, resolved, out, run, "loss {:.4f}")
-
-
-def _print_sbatch(options: Mapping[str, Any]) -> None:
-    """Print a file for sbatch that runs this command; `UsageError` for what it would not train."""
-    _check_asked(options["data"], options["out"], dry_run=False)
-    refuse_given({"--dry-run": options["dry_run"], "--json": options["json"]}, "and --slurm exclude each other")
-    words = iter(sys.argv[1:])
-    kept = []
-    for word in words:
-        if word in ("--slurm", "--nproc"):
-            next(words)
-        elif not word.startswith(("--slurm=", "--nproc=")):
-            kept.append(word)
-    typer.echo(sbatch(kept, options["out"], nodes=options["slurm"], nproc=options["nproc"]), nl=False)
 
 
 def _is_main_rank() -> bool:

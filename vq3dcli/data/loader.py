@@ -190,8 +190,12 @@ class TrainingLoader:
     def _row(self, position: int, place: Tensor, flipped: bool, first: float) -> tuple[_Sample, list[View]]:
         """The sample at a position and its views, or the next of its folder that is whole: the same on any rank."""
         folder, start = self._stream.at(position)
-        images = self._folders[folder]
+        images, labels = self._folders[folder], self._labels[folder]
         for i in itertools.chain(range(start, images.num_samples), range(start)):
+            if self._cache is None or (folder, i) not in self._cache:  # a shard that does not come is no bad sample
+                images.bring(i)
+                if labels is not None:
+                    labels.bring(i)
             try:
                 return self._sample(folder, i, place, flipped), self._views_of(folder, i, first, flipped)
             except (DataError, StorageError) as error:

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vq3dcli.data.open_files import OpenFile
 from vq3dcli.data.shard_format import (
     COLUMNS_NAME,
     Manifest,
@@ -122,21 +123,6 @@ def _kept(path: Path, manifest_sha256: str) -> FolderIndex | None:
     except OSError:
         return None
     return index if index.manifest_sha256 == manifest_sha256 else None
-
-
-class OpenFile:
-    """An open file that is closed with the last reference to it: threads read from it while others forget it."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._size = os.fstat(descriptor).st_size
-
-    def read(self, start: int, size: int) -> bytes:
-        """Bytes from a place on, fewer at the end of the file, whatever size is asked for."""
-        return os.pread(self._descriptor, max(0, min(size, self._size - start)), start)
-
-    def __del__(self) -> None:
-        os.close(self._descriptor)
 
 
 def _columns(folder: Path, manifest: Manifest, manifest_sha256: str) -> bytes:

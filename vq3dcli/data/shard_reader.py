@@ -8,12 +8,9 @@ import errno
 import functools
 import io
 import math
-import os
 import re
-import threading
 import time
 import weakref
-from collections import OrderedDict
 from collections.abc import Collection
 from functools import cached_property
 from itertools import accumulate
@@ -26,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vq3dcli.data.images import decode_image
+from vq3dcli.data.open_files import OpenFile, OpenFiles
 from vq3dcli.data.shard_format import (
     DISPARITY_EXTENSION,
     DISPARITY_FOLDER,
@@ -42,7 +40,7 @@ from vq3dcli.data.shard_format import (
     read_record_bytes,
     sample_key,
 )
-from vq3dcli.data.shard_index import PREPARE_AGAIN, FolderIndex, OpenFile, open_index
+from vq3dcli.data.shard_index import PREPARE_AGAIN, FolderIndex, open_index
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import read_error, sha256_bytes
 from vq3dcli.remote.cache import address, ensure, mirror_of
@@ -54,7 +52,6 @@ _LEVELS = re.compile(
 )
 # Bytes between two members that are read with them: less than a second read costs.
 _GAP = 4096
-_MOST_OPEN = 1 << 16
 # What network storage answers for a while: a file that was moved behind an open handle, a server that is away. Seconds
 # until each further try.
 _PASSING = {errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EAGAIN}
@@ -62,51 +59,7 @@ _PAUSES = (0.1, 1.0, 5.0)
 _LABEL_AGAIN = "vq3d depth-labels again, with --force"
 
 
-@functools.cache
-def _most_open() -> int:
-    """How many shards this process may hold open: three quarters of the files that the system lets it have."""
-    try:
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = min(_MOST_OPEN, hard) if hard != resource.RLIM_INFINITY else _MOST_OPEN
-        if soft != resource.RLIM_INFINITY and soft < most:
-            with contextlib.suppress(ValueError, OSError):  # macOS has a limit below the one that it tells
-                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-                soft = most
-        return max(16, (most if soft == resource.RLIM_INFINITY else min(soft, most)) * 3 // 4)
-    except ImportError:
-        return 192
-
-
-class _OpenFiles:
-    """The shards that all folders of this process hold open: the longest unused one goes for the next."""
-
-    def __init__(self, most: int | None = None) -> None:
-        self._files: OrderedDict[tuple[int, Path], OpenFile] = OrderedDict()
-        self._lock = threading.Lock()
-        self._most = most
-
-    def get(self, folder: int, path: Path) -> OpenFile:
-        """A file as the folder object of that number opened it: since then it may have been replaced."""
-        with self._lock:
-            file = self._files.get((folder, path))
-            if file is not None:
-                self._files.move_to_end((folder, path))
-                return file
-        file = OpenFile(os.open(path, os.O_RDONLY))
-        with self._lock:
-            while len(self._files) >= (self._most or _most_open()):
-                self._files.popitem(last=False)
-            return self._files.setdefault((folder, path), file)
-
-    def forget(self, folder: int) -> None:
-        with self._lock:
-            for key in [key for key in self._files if key[0] == folder]:
-                del self._files[key]
-
-
-_open_files = _OpenFiles()
+_open_files = OpenFiles()
 
 
 class Disparity(NamedTuple):
@@ -212,15 +165,14 @@ class ShardFolder:
         """
         entry = self.entry(i)
         wanted = {e: m for e, m in entry.members.items() if extensions is None or e in extensions}
-        shard = self.manifest.shards[bisect.bisect_right(self._ends, i)]
-        path = self.path / f"{shard.name}.tar"
+        path = self._shard_of(i)
         pauses = iter(_PAUSES)
         while True:
             try:
                 members = _read_members(_open_files.get(id(self), path), wanted)
                 break
             except FileNotFoundError as error:
-                if ensure(path, sha256=shard.sha256, size=shard.size):
+                if self.bring(i):
                     continue
                 raise InputMissingError(f"no such shard ({path})", remedy=PREPARE_AGAIN) from error
             except OSError as error:
@@ -233,6 +185,18 @@ class ShardFolder:
             if sha256_bytes(data) != wanted[extension].sha256:
                 raise DataError(f"damaged shard ({path}, key {entry.key}, member {extension})", remedy=PREPARE_AGAIN)
         return members
+
+    def _shard_of(self, i: int) -> Path:
+        return self.path / f"{self.manifest.shards[bisect.bisect_right(self._ends, i)].name}.tar"
+
+    def bring(self, i: int) -> bool:
+        """Of a mirror fetch the shard of sample `i`, unless it is here; false for other folders.
+
+        Raises:
+            InputMissingError, UnavailableError, DataError, StorageError: As `remote.fetch.fetch`.
+        """
+        shard = self.manifest.shards[bisect.bisect_right(self._ends, i)]
+        return ensure(self._shard_of(i), sha256=shard.sha256, size=shard.size)
 
     def image(self, i: int) -> Tensor:
         """The picture of sample `i`, uint8 `[3, T, T]`, T the stored side. Raises as `read`."""
@@ -341,6 +305,12 @@ class LabelFolder:
 
     def __len__(self) -> int:
         return self.shards.num_samples
+
+    def bring(self, i: int) -> None:
+        """Of a mirror fetch the shard of the label of image sample `i`. Raises as `ShardFolder.bring`."""
+        position = self.shards.index.position(int(self._images.index.keys[i]))
+        if position is not None:
+            self.shards.bring(position)
 
     def read(self, i: int) -> Disparity | None:
         """The label of image sample `i`; None if there is none, or if it is flagged (`DisparityInfo.flags`)."""

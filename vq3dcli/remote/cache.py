@@ -107,11 +107,12 @@ def ensure(path: Path, *, sha256: str = "", size: int | None = None) -> bool:
         InputMissingError, UnavailableError, DataError, StorageError: As `fetch`.
     """
     url = address(path)
-    if url is None:
-        return False
+    if url is None or path.exists():
+        return url is not None
     with _locked(path):
         if not path.exists():
-            _make_room(size or 0)
+            if size:
+                _make_room(size)
             fetch(url, path, sha256=sha256, size=size)
     return True
 

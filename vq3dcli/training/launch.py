@@ -82,9 +82,18 @@ def started_ranks() -> int:
 
 
 def sbatch(arguments: Sequence[str], out: Path, *, nodes: int, nproc: int) -> str:
-    """The text of a file for `sbatch` that runs `vq3d ARGUMENTS` on so many machines, `nproc` ranks on each."""
+    """The text of a file for `sbatch` that runs `vq3d ARGUMENTS` on so many machines, `nproc` ranks on each.
+
+    `--slurm` and `--nproc` among the arguments are left out.
+    """
+    words, kept = iter(arguments), list[str]()
+    for word in words:
+        if word in ("--slurm", "--nproc"):
+            next(words)
+        elif not word.startswith(("--slurm=", "--nproc=")):
+            kept.append(word)
     name = re.sub(r"[^\w.-]", "-", out.resolve().name).lstrip("-.") or "vq3d"
-    command = shlex.join([sys.executable, "-m", "vq3dcli", *arguments])
+    command = shlex.join([sys.executable, "-m", "vq3dcli", *kept])
     return _SBATCH.format(name=name, nodes=nodes, nproc=nproc, ranks=nodes * nproc, command=command)
 
 
