@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from vq3dcli.training.initialise import initialise
 
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import DataError, InputMissingError, RecipeError
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_autoencoder
+from vq3dcli.training.finetune import initialise
 from vq3dcli.weights_file import load_weights, save_weights
 
 Make = Callable[..., Stage1Recipe]

@@ -10,10 +10,13 @@ from typing import ClassVar
 import pytest
 import torch
 
+from vq3dcli.checkpoint import read_checkpoint
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.loader import Batch
 from vq3dcli.data.token_store import TokenStore
 from vq3dcli.errors import DataError, InputMissingError, RecipeError, StoppedError
+from vq3dcli.sealed import write_sealed_json
+from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.run_folder import RunFolder
 from vq3dcli.training.stage1 import train
 from vq3dcli.training.stage2 import train_prior
@@ -102,6 +105,27 @@ def test_a_sheet_that_a_kill_cost_is_drawn_by_the_resume(tiny_recipe: Make, tmp_
     (tmp_path / "run/weights.safetensors").unlink()
     train(tiny_recipe(), _Grey(), tmp_path / "run")
     assert sheets[1][-1].read_bytes() == sheets[0][-1].read_bytes()
+
+
+def test_images_seen_that_were_edited_give_way_to_the_checkpoint_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, parts = RunFolder(tmp_path), {name: {"x": torch.ones(2)} for name in ("weights", "average")}
+    folder.checkpoints.mkdir()
+    for images_seen in (8, 16):
+        folder.save(parts, {"images_seen": images_seen}, {}, keep=2)
+    path = folder.checkpoints / "images-000000000016/manifest.json"
+    manifest, whole = read_checkpoint(path.parent)[1], path.read_bytes()
+    for edit in (
+        lambda: path.write_bytes(whole.replace(b'"images_seen": 16', b'"images_seen": 61')),
+        lambda: write_sealed_json(path, {**manifest, "images_seen": 61}),
+    ):
+        edit()
+        assert path.read_bytes() != whole
+        newest = folder.newest(Ranks())
+        assert newest is not None and newest.manifest["images_seen"] == 8
+        assert "falling back" in caplog.text
+        caplog.clear()
 
 
 def test_a_run_goes_on_with_the_same_facts_alone(tiny_recipe: Make, tmp_path: Path) -> None:
