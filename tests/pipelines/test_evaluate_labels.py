@@ -134,10 +134,10 @@ def test_a_perfect_disparity_and_a_wall_on_the_stereo_pair(tiny_recipe):
     front, right = truth.cameras
     z = torch.tensor([1.5, 3.0, 20.0])
     points = torch.stack([torch.tensor([0.1, -0.2, 1.0]), torch.zeros(3), z - recipe.camera.radius], -1)[None]
-    from vq3dcli.rendering.cameras import project, s_from_z_depth
+    from vq3dcli.rendering.cameras import DepthRange, project, s_from_z_depth
 
     moved = project(front, points)[0][0, :, 0] - project(right, points)[0][0, :, 0]
-    expected = s_from_z_depth(z, recipe.camera.near, recipe.camera.far) * 200 * size / 500
+    expected = s_from_z_depth(z, DepthRange(recipe.camera.near, recipe.camera.far)) * 200 * size / 500
     assert moved.tolist() == pytest.approx(expected.tolist(), abs=1e-3)
     wall = Fixed(torch.zeros(1, 3, size, size, dtype=torch.uint8), torch.full((1, size, size), 0.4))
     flat = evaluate_stereo(lambda images: wall, recipe, pair, size_px=size)[0]

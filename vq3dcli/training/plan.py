@@ -128,7 +128,7 @@ def plan_run(
     }
 
     @cache
-    def work_of(remade: bool, started: bool = adversarial.on) -> Work:
+    def work_of(remade: bool, started: bool) -> Work:
         return stage1_work(_remaking(recipe, remade), processor, micro_batch, started=started, classes=classes or 0)
 
     # The loader keeps all decoded samples, eight-bit colours and 16-bit disparity, if they fit.
@@ -139,7 +139,7 @@ def plan_run(
         processor,
         model,
         gpus,
-        work_of,
+        lambda remade: work_of(remade, adversarial.on),
         {
             "discriminators": 16 * sum(discriminators.values()),
             "perceptual": 4 * PERCEPTUAL[recipe.loss.perceptual_network][2] if recipe.loss.any_perceptual else 0,
@@ -149,7 +149,7 @@ def plan_run(
     )
     works = {"before_discriminators": work_of(schedule.checkpoint_activations, False)}
     if adversarial.on:
-        work = work_of(schedule.checkpoint_activations)
+        work = work_of(schedule.checkpoint_activations, True)
         penalty = _R1_SHARE / adversarial.r1_every_steps if adversarial.r1 > 0 else 0.0
         penalty *= work.seconds - works["before_discriminators"].seconds
         works["with_discriminators"] = work._replace(seconds=work.seconds + penalty)
