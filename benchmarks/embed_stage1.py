@@ -5,7 +5,7 @@ Example:
     vq3d evaluate reconstruction --weights run/ --data photos/ --json > photos.json
     vq3d evaluate depth --weights run/ --data pairs/ --json > pairs.json
     python benchmarks/embed_stage1.py run/ --toys toys.json --photos photos.json --pairs pairs.json \
-        --data "8,000 toy scenes ..." --command "vq3d train-stage1 ..." --licence CC-BY-SA-3.0 \\
+        --data "8,000 toy scenes ..." --command "vq3d train-stage1 ..." --licence CC-BY-SA-3.0 \
         --credits "..." --limits "..."
 """
 
