@@ -249,7 +249,7 @@ _OPTIONS = [
     "-5",
 ]
 # These begin to work without an input file, so they always get an option that does not exist.
-_NEED_NO_INPUT = {"quickstart", "evaluate", "doctor", "demo"}
+_NEED_NO_INPUT = {"quickstart", "evaluate", "doctor", "demo", "bench", "classes", "sample"}
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
