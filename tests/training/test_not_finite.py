@@ -31,20 +31,20 @@ MakePrior = Callable[..., Stage2Recipe]
 
 
 class _Noise:
-    """Random images and labels; those of steps that begin within `bad` are not finite."""
+    """Random images and labels; those of steps that begin within `not_finite` are not finite."""
 
     class_names: tuple[str, ...] = ()
     metric_labels = True
     bad: ClassVar[dict[str, str]] = {}
 
-    def __init__(self, bad: range = range(0)) -> None:
-        self.bad = bad
+    def __init__(self, not_finite: range = range(0)) -> None:
+        self.not_finite = not_finite
 
     def batches(self, images_seen: int) -> Iterator[Batch]:
         while True:
             drawn = torch.Generator().manual_seed(images_seen)
             s = torch.rand(8, 16, 16, generator=drawn)
-            if images_seen in self.bad:
+            if images_seen in self.not_finite:
                 s[2] = torch.nan
             index = torch.arange(images_seen, images_seen + 8)
             yield Batch(
