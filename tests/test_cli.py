@@ -67,6 +67,29 @@ def test_every_command_has_help_with_an_example(words: tuple[str, ...], capsys: 
         assert re.search(r"\S  +\S|[a-z>]$", option), f"no help for {option}"
 
 
+def test_help_lists_every_command_once_in_panels(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--help"]) == 0
+    text = capsys.readouterr().out
+    shown = re.findall(r"^(?:(Use|Train|Data|Measure|Machine):|  ([a-z][\w-]*)  )", text, re.MULTILINE)
+    assert shown[:2] == [("Use", ""), ("", "render")]
+    assert [title for title, _ in shown if title] == list(cli.PANELS.values())
+    assert sorted(name for _, name in shown if name) == sorted(name for name, _, _ in cli.COMMANDS)
+
+
+def test_outputs_are_spelt_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--out` and `-o` wherever there is one of them; `--output` is taken for them."""
+    found = 0
+    for name, module, _ in cli.COMMANDS:
+        command = cli.load_command(name, module)
+        for each in command.commands.values() if isinstance(command, TyperGroup) else (command,):
+            spelt = [{*option.opts} for option in each.params if {"--out", "--output", "-o"} & {*option.opts}]
+            found += len(spelt)
+            assert all(opts == {"--out", "-o"} for opts in spelt), name
+    assert found > 10
+    given = ["render", "--output", "a", "--output=b", "--outputs", "--", "--output"]
+    assert cli._read_call(given).arguments == ["render", "--out", "a", "--out=b", "--outputs", "--", "--output"]
+
+
 def test_help_of_commands_needs_no_torch() -> None:
     lines = [f"cli.run([*{words!r}, '--help'])" for words in every_command()]
     code = "\n".join(["import sys; from vq3dcli import cli", *lines, "assert 'torch' not in sys.modules"])

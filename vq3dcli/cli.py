@@ -22,9 +22,23 @@ from vq3dcli.files import MORE_OPEN_FILES, TOO_MANY_OPEN
 
 # Name, module in `vq3dcli.commands`, and the line in `vq3d --help`. A module is imported when its command is used.
 COMMANDS = (
-    ("doctor", "doctor", "Say what works on this machine, what is missing, and what to do about it."),
+    ("render", "render", "Turn photos into videos of novel views."),
+    ("export", "export", "Turn a scene into a web viewer, points, a mesh, splats, layers or maps."),
+    ("sample", "sample", "Sample new 3D scenes: pictures, a contact sheet with disparity, videos."),
+    ("classes", "classes", "List the classes that new scenes can be of."),
+    ("interpolate", "interpolate", "Turn one scene into another: photos, samples and saved scenes."),
+    ("compose", "compose", "Insert, move and delete objects in a scene, and film it."),
     ("demo", "demo", "Turn a photo and toy scenes into videos with the embedded weights, and sample new scenes."),
     ("quickstart", "quickstart", "Run the whole pipeline at toy scale, from toy scenes to videos and a report."),
+    ("train-stage1", "train", "Train the autoencoder whose decoder emits a NeRF; run it again to continue."),
+    ("tokenize", "tokenize", "Encode shards into the tokens that Stage 2 is trained on."),
+    ("train-stage2", "train", "Train the prior that new scenes are sampled from; run it again to continue."),
+    (
+        "train-depth",
+        "train",
+        "Train a depth network on shards with disparity, a teacher for photos; run it again to continue.",
+    ),
+    ("recipes", "recipes", "List, show, copy, check and compare recipes."),
     (
         "prepare-data",
         "prepare_data",
@@ -32,23 +46,19 @@ COMMANDS = (
     ),
     ("depth-labels", "depth_labels", "Write disparity labels beside the shards."),
     ("inspect", "inspect", "Say what shards, tokens or weights hold, and whether they are whole."),
-    (
-        "train-depth",
-        "train",
-        "Train a depth network on shards with disparity, a teacher for photos; run it again to continue.",
-    ),
-    ("train-stage1", "train", "Train the autoencoder whose decoder emits a NeRF; run it again to continue."),
-    ("tokenize", "tokenize", "Encode shards into the tokens that Stage 2 is trained on."),
-    ("train-stage2", "train", "Train the prior that new scenes are sampled from; run it again to continue."),
-    ("recipes", "recipes", "List, show, copy, check and compare recipes."),
-    ("render", "render", "Turn photos into videos of novel views."),
-    ("export", "export", "Turn a scene into a web viewer, points, a mesh, splats, layers or maps."),
-    ("sample", "sample", "Sample new 3D scenes: pictures, a contact sheet with disparity, videos."),
-    ("interpolate", "interpolate", "Turn one scene into another: photos, samples and saved scenes."),
-    ("compose", "compose", "Insert, move and delete objects in a scene, and film it."),
     ("evaluate", "evaluate", "Measure a model."),
     ("bench", "bench", "Measure speed and memory beside other ways of doing the same."),
+    ("doctor", "doctor", "Say what works on this machine, what is missing, and what to do about it."),
 )
+
+# Where in that order a panel of `vq3d --help` begins.
+PANELS = {
+    "render": "Use",
+    "quickstart": "Train",
+    "prepare-data": "Data",
+    "evaluate": "Measure",
+    "doctor": "Machine",
+}
 
 # The commands of commands: an error names them without importing anything.
 SUBCOMMANDS = {
@@ -61,6 +71,8 @@ _TILDE = re.compile(r"(?:--[\w-]+=|-\w|[\w.-]+=)?(?=~(?:/|$))")
 # The same before an address, and the options that name an output.
 _ADDRESS = re.compile(r"(--[\w-]+=|[\w.-]+=)?((?:https?|s3|gs|hf)://.+|pipe:.+)", re.DOTALL)
 _OUTPUTS = ("-o", "--out", "--output", "--sheet", "--preview")
+# What every command takes for `--out`, too.
+_OUTPUT = re.compile(r"^--output(?==|$)")
 REPORT = "the same command with --debug, and report what it prints"
 EXIT_CODES = {0, 2, 65, 66, 69, 70, 73, 74, 75, 77, 78, 79, 130, 141}
 
@@ -142,7 +154,7 @@ def _read_call(arguments: Sequence[str]) -> _Call:
     """Take `--debug` out of the options, wherever it stands, and find the command and `--json`."""
     arguments = [_from_home(argument) for argument in arguments]
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    options = [a for a in arguments[:end] if a != "--debug"]
+    options = [_OUTPUT.sub("--out", a) for a in arguments[:end] if a != "--debug"]
     words = [a for a in options if not a.startswith("-")]
     command = words[0] if words and words[0] in {name for name, _, _ in COMMANDS} else ""
     subcommand = next((word for word in words[1:] if word in SUBCOMMANDS.get(command, ())), "")
@@ -209,6 +221,7 @@ def _report(failure: Failure, call: _Call) -> int:
 def build_group() -> TyperGroup:
     """The root of the command line; the commands in it are imported when they are used."""
     app = typer.Typer(
+        cls=Root,
         help=ROOT_HELP,
         rich_markup_mode=None,  # plain help: no boxes in pipes, and rich costs a tenth of a second
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
@@ -241,9 +254,24 @@ One photo to a NeRF in one forward pass: novel views, orbits and disparity; and 
 
 \b
 Example:
+  vq3d render photo.jpg --camera orbit -o orbit.mp4
   vq3d doctor
-  vq3d render photo.jpg --orbit -o orbit.mp4
 """
+
+
+class Root(TyperGroup):
+    """The root, whose help lists the commands in panels."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the panels, all names in one column."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        title, widest = "Commands", max(map(len, self.commands))
+        for name, command in self.commands.items():
+            title = PANELS.get(name, title)
+            panels.setdefault(title, []).append((name.ljust(widest), command.short_help or ""))
+        for title, rows in panels.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
 
 class LazyCommand(TyperCommand):

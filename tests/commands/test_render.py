@@ -59,6 +59,28 @@ def test_each_path_names_its_output(photo: str, weights: str, path: str, capsys:
     assert sorted(os.listdir()) == ["photo.jpg", *names]
 
 
+def test_a_camera_is_a_path_by_name_or_a_file(photo: str, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--weights", weights, *FAST, "--quiet"]
+    for flag in ("--swing", "--camera=swing", "--camera=dolly-zoom", "--dolly-zoom", "--camera=still"):
+        assert run(["render", photo, flag, *options, "-o", f"a{flag}.gif"]) == 0
+    assert Path("a--swing.gif").read_bytes() == Path("a--camera=swing.gif").read_bytes()
+    assert Path("a--dolly-zoom.gif").read_bytes() == Path("a--camera=dolly-zoom.gif").read_bytes()
+    cameras, few = "a--swing_cameras.json", ["--weights", weights, "--size", "16", "--samples", "4", "--device", "cpu"]
+    assert run(["render", photo, "--camera", cameras, *few, "-o", "again.gif"]) == 0
+    assert run(["render", photo, "--path", cameras, *few, "-o", "path.gif"]) == 0
+    assert Path("again.gif").read_bytes() == Path("path.gif").read_bytes()
+    assert run(["render", photo, "--camera", cameras, *options, "-o", "path.gif"]) == 2  # --frames are of paths alone
+    capsys.readouterr()
+    for wrong, said in (
+        (["--camera", "circle"], "no camera path 'circle'"),
+        (["--camera", "swing", "--orbit"], "one camera path at a time, not --orbit and --camera"),
+        (["--camera", "still", "--yaw", "3"], "not --yaw or --pitch and --camera"),
+        (["--camera", "none.json"], "no such file"),
+    ):
+        assert run(["render", photo, "--weights", weights, *wrong]) in (2, 66)
+        assert said in capsys.readouterr().err
+
+
 def test_json_tells_what_was_made(photo: str, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--disparity", "--fit", "squash", "--size", "32", "--json", "-o", "new/a.gif"]
     assert run(["render", photo, "--weights", weights, *FAST, *options]) == 0

@@ -336,3 +336,12 @@ def test_tokens_of_another_stage_1_are_refused(
     assert run([*train, "--weights", str(tiny_weights)]) == 65
     assert "tokens of another Stage 1" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_classes_are_those_that_samples_are_drawn_of(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["classes", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["count"] == len(made["metrics"]["classes"])
+    assert made["metrics"]["classes"][:2] == ["sphere", "box"]
+    assert run(["classes"]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[:2]] == [["0", "sphere"], ["1", "box"]]

@@ -12,7 +12,9 @@ from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOptio
 
 
 def command(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the videos and contact sheets.")] = Path("demo-out"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the videos and contact sheets.")] = Path(
+        "demo-out"
+    ),
     weights: WeightsOption = None,
     prior: Annotated[
         Path | None,

@@ -41,7 +41,7 @@ def command(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
-    output: Annotated[str | None, typer.Option("--output", "-o", metavar="PATH", help=OUTPUT)] = None,
+    output: Annotated[str | None, typer.Option("--out", "-o", metavar="PATH", help=OUTPUT)] = None,
 ) -> None:
     """Turn one scene into another: photos, samples and saved scenes.
 

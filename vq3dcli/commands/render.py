@@ -6,12 +6,21 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from vq3dcli.commands.options import FOV, DisparityOption, ExactOption, FormatOption, GeometryOption, WeightsOption
+from vq3dcli.commands.options import (
+    CAMERA,
+    FOV,
+    DisparityOption,
+    ExactOption,
+    FormatOption,
+    GeometryOption,
+    WeightsOption,
+)
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, stdout_bytes
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES
 from vq3dcli.errors import UsageError
@@ -44,6 +53,7 @@ STEREO = "sbs: left and right view side by side; anaglyph: for red-cyan glasses.
 def command(
     context: typer.Context,
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help=INPUTS)],
+    camera: Annotated[str | None, typer.Option(metavar="NAME|FILE", help=CAMERA)] = None,
     orbit: Annotated[bool, typer.Option("--orbit", help="Circle around the first view; the default.")] = False,
     swing: Annotated[bool, typer.Option("--swing", help="Right, left and back.")] = False,
     spiral: Annotated[bool, typer.Option("--spiral", help="Widening circles from the first view and back.")] = False,
@@ -76,22 +86,27 @@ def command(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
-    output: Annotated[str | None, typer.Option("--output", "-o", metavar="PATH", help=OUTPUT)] = None,
+    output: Annotated[str | None, typer.Option("--out", "-o", metavar="PATH", help=OUTPUT)] = None,
 ) -> None:
     """Turn photos into videos of novel views.
 
     Example:
-      vq3d render photo.jpg --orbit --disparity
+      vq3d render photo.jpg --camera orbit --disparity
       vq3d render photo.jpg --yaw 5 --pitch 2 -o still.png
       vq3d render photo.jpg --swing --stereo anaglyph --depth disparity.png
-      vq3d render *.jpg --swing --size 256 -o videos/
+      vq3d render *.jpg --camera swing --size 256 -o videos/
       vq3d render toyscene:snowman -o snowman.gif
       curl -s https://example.org/cat.png | vq3d render - -o - --format mp4 > cat.mp4
     """
     paths = {"orbit": orbit, "swing": swing, "spiral": spiral, "dolly": dolly, "dolly-zoom": dolly_zoom}
     still = yaw is not None or pitch is not None
-    wanted = [name for name, chosen in paths.items() if chosen]
-    path = _only_path(wanted + ["path"] * (path_file is not None) + ["view"] * still)
+    asked = {f"--{name}": name for name, chosen in paths.items() if chosen}
+    asked |= {} if path_file is None else {"--path": "path"}
+    asked |= {"--yaw or --pitch": "view"} if still else {}
+    asked |= {} if camera is None else {"--camera": camera if camera in (*paths, "still") else "path"}
+    if len(asked) > 1:
+        raise UsageError(f"one camera path at a time, not {' and '.join(asked)}")
+    path = next(iter(asked.values()), "orbit")
     if amplitude is not None and path in ("path", "view"):
         raise UsageError("--amplitude is for camera paths that have one", remedy="--orbit, --swing, --spiral, --dolly")
     if _given(context, "frames") and path in ("path", "view"):
@@ -105,13 +120,14 @@ def command(
     said = Output("render", json, quiet, stdout_is_data=to_stdout)
 
     from vq3dcli.pipelines.camera_file import read_cameras
-    from vq3dcli.pipelines.film import Shot
+    from vq3dcli.pipelines.film import shot_of
     from vq3dcli.pipelines.render import Look, render
     from vq3dcli.pipelines.targets import Task
 
     view = (yaw or 0.0, pitch or 0.0) if still else None
     given = read_cameras(path_file) if path_file is not None else ()
-    shot = Shot(path if path in paths else "orbit", frames, fps, size, fov, amplitude, samples, given, view)
+    shot = shot_of(camera or (path if path in paths else "orbit"), amplitude, frames=frames, fps=fps)
+    shot = replace(shot, size_px=size, fov_deg=fov, samples=samples, view_deg=view, given=given or shot.given)
     look = Look(detail, fit, stereo=stereo, write_cameras=not to_stdout, save_scene=save_scene)
     with (
         _file_for_stdout(video_format) if to_stdout else nullcontext(output) as place,
@@ -127,7 +143,7 @@ def command(
             samples_given=_given(context, "samples"),
             depth=depth,
             depth_model=depth_model,
-            kept=[] if path_file is None else [path_file],
+            kept=[Path(file) for file in (path_file, camera if path == "path" else None) if file is not None],
         )
     outputs = ["-"] if to_stdout else made.outputs
     said.finish(count=made.inputs, weights=made.weights, metrics=made.metrics, table=[], outputs=outputs)
@@ -141,13 +157,6 @@ def _given(context: typer.Context, option: str) -> bool:
     """Whether an option was given rather than left at its default."""
     source = context.get_parameter_source(option)
     return source is not None and source.name != "DEFAULT"
-
-
-def _only_path(wanted: list[str]) -> str:
-    if len(wanted) > 1:
-        names = ["--yaw or --pitch" if name == "view" else f"--{name}" for name in wanted]
-        raise UsageError(f"one camera path at a time, not {' and '.join(names)}")
-    return wanted[0] if wanted else "orbit"
 
 
 def _check_stdout(inputs: int, video_format: str | None, *, json: bool, more: bool) -> None:

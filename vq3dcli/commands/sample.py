@@ -47,7 +47,7 @@ def command(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
-    out: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to.")] = Path("samples"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where to.")] = Path("samples"),
 ) -> None:
     """Sample new 3D scenes: pictures, a contact sheet with disparity, videos.
 

@@ -35,7 +35,7 @@ SharesOption = Annotated[
     list[float] | None,
     typer.Option("--share", help="Share of the images from each --data, in the same order. Default: by their number."),
 ]
-OutOption = Annotated[Path | None, typer.Option("--out", help="The run's folder; a run that it holds continues.")]
+OutOption = Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder; a run that it holds continues.")]
 OverridesOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a key of the recipe; repeat it.")
 ]
