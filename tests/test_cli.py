@@ -207,7 +207,7 @@ def test_usage_errors(arguments: list[str], part: str, capsys: pytest.CaptureFix
 
 def test_no_arguments_show_help_and_version_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([]) == 0
-    assert "Commands:" in capsys.readouterr().out
+    assert "\nUse:\n" in capsys.readouterr().out
     assert cli.run(["--version"]) == 0
     assert capsys.readouterr().out == f"vq3d {__version__}\n"
 
