@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from vq3dcli.rendering.cameras import s_from_z_depth
 from vq3dcli.rendering.lookup import gather_planes, sample_planes
-from vq3dcli.rendering.render import Field
+from vq3dcli.rendering.render import Field, note_slower
 from vq3dcli.rendering.space import Frustum, Space
 
 _DENSITY_SCALE = 24.0
@@ -85,14 +85,23 @@ class FieldModel(nn.Module):
         return field
 
     def frozen_field(self, planes: Tensor) -> Field:
-        """The field for rendering only: of one scene on a CPU the fused one, see `rendering.fused`."""
-        if planes.device.type != "cpu" or len(planes) != 1:
-            return self.exact_field(planes)
+        """The field for rendering only: of one scene the one of `rendering.fused` or `fused_cuda`."""
+        exact = self.exact_field(planes)
+        if planes.device.type not in ("cpu", "cuda") or len(planes) != 1:
+            return exact
         from vq3dcli.rendering.fused import Density, FusedField, pack  # numba takes half a second
 
         layers = [(layer.weight, layer.bias) for layer in [*self.field_mlp.hidden, self.field_mlp.out]]
         density = Density(_DENSITY_SCALE, RAW_GAIN, _PRIOR_SLOPE, _PRIOR_MIDDLE_S, _DENSITY_SHIFT)
-        return FusedField(pack(planes[0], layers, self.space, density, self.frustum), self.exact_field(planes))
+        scene = pack(planes[0], layers, self.space, density, self.frustum)
+        if planes.device.type == "cpu":
+            return FusedField(scene, exact)
+        try:
+            from vq3dcli.rendering.fused_cuda import fused_or_exact
+        except ImportError as error:
+            note_slower(str(error))
+            return exact
+        return fused_or_exact(scene, exact, planes.device)
 
     def exact_field(self, planes: Tensor) -> Field:
         """The same by tensor operations: on a CPU a point's bits do not depend on the other points."""
@@ -124,10 +133,13 @@ def thickness(raw: Tensor, prior: Tensor) -> Tensor:
 
 
 def _tiled(mlp: FieldMLP, features: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-    """Features `[N, C]` and priors `[N]` to thickness `[N]` and rgb `[N, 3]`, in tiles of one shape.
+    """Features `[N, C]` and priors `[N]` to thickness `[N]` and rgb `[N, 3]`; on a CPU in tiles of one shape.
 
     Matmuls, and softplus and sigmoid in the last few elements of a tensor, round differently with the shape.
     """
+    if features.device.type != "cpu":
+        raw, rgb = mlp(features)
+        return thickness(raw, prior), rgb
     count = features.shape[0]
     excess = -count % _TILE
     tiles = functional.pad(features, (0, 0, 0, excess)).split(_TILE)

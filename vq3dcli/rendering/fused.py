@@ -37,7 +37,7 @@ EMPTY = 0.04
 # A ray ends when less than this passes through.
 OPAQUE = 1e-3
 # Weights that no grey level of 8 bits shows.
-_UNSEEN = 1e-5
+UNSEEN = 1e-5
 
 _SLOW_S = 1.0
 
@@ -285,7 +285,7 @@ def _rays(
                 thick = _thickness(scene, numbers[at], _s(scene, inverse_z))
                 opacity = _f(1.0) - math.exp(-thick * inverse_z * inverse_z / range_s * length[i] * metres)
             weight = passing * opacity
-            if not weight <= _f(_UNSEEN):
+            if not weight <= _f(UNSEEN):
                 red += weight * _sigmoid(numbers[at + 1])
                 green += weight * _sigmoid(numbers[at + 2])
                 blue += weight * _sigmoid(numbers[at + 3])

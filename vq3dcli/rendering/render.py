@@ -12,6 +12,8 @@ Legend: B scenes, N rays, S samples, C channels of colour, which are 3 but in co
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -45,6 +47,7 @@ class RayField:
         raise NotImplementedError
 
 
+_log = logging.getLogger(__name__)
 _exact = ContextVar("exact", default=False)
 
 
@@ -63,8 +66,25 @@ def is_exact() -> bool:
     return _exact.get()
 
 
+@functools.cache  # once a reason
+def note_slower(why: str) -> None:
+    """Log that a GPU has no fused renderer."""
+    _log.warning("on this GPU scenes are rendered by tensor operations, which is slower: no Triton kernel (%s)", why)
+
+
 # Points of a chunk of rays: what fits the cache of a CPU.
 _POINTS_AT_ONCE = 1 << 15
+# On a GPU more, in a quarter of what is free, until more would not be faster.
+_MOST_POINTS_AT_ONCE = 1 << 21
+_BYTES_A_POINT = 1 << 12
+
+
+def _points_at_once(device: torch.device) -> int:
+    """What fits."""
+    if device.type != "cuda":
+        return _POINTS_AT_ONCE
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(max(free // (4 * _BYTES_A_POINT), _POINTS_AT_ONCE), _MOST_POINTS_AT_ONCE)
 
 
 class Rendering(NamedTuple):
@@ -177,7 +197,7 @@ def render(
 
     Args:
         samples: How many a ray, at the middles of equal bins of s; or samples `[B, N, S]`, or `[S]` for all rays.
-        rays_per_chunk: Rays at once; by default as many as have 2^15 samples.
+        rays_per_chunk: Rays at once; by default as many as have 2^15 samples, on a GPU as fit its memory.
 
     Returns:
         rgb `[B, N, C]`, s `[B, N]`, weight_variance `[B, N]`.
@@ -188,7 +208,7 @@ def render(
         field = field.exact if is_exact() else field
     count = rays.origin.shape[1]
     given = uniform_samples(samples, rays.origin.device) if isinstance(samples, int) else samples
-    chunk = rays_per_chunk or max(1, _POINTS_AT_ONCE // given.s.shape[-1])
+    chunk = rays_per_chunk or max(1, _points_at_once(rays.origin.device) // given.s.shape[-1])
 
     @torch.no_grad()  # a thread does not inherit the caller's mode
     def render_chunk(start: int) -> Rendering:
