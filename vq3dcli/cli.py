@@ -23,6 +23,7 @@ from vq3dcli.files import MORE_OPEN_FILES, TOO_MANY_OPEN
 # Name, module in `vq3dcli.commands`, and the line in `vq3d --help`. A module is imported when its command is used.
 COMMANDS = (
     ("render", "render", "Turn photos into videos of novel views."),
+    ("view", "view", "Look around in a scene, in the browser, while it is rendered."),
     ("export", "export", "Turn a scene into a web viewer, points, a mesh, splats, layers or maps."),
     ("sample", "sample", "Sample new 3D scenes: pictures, a contact sheet with disparity, videos."),
     ("classes", "classes", "List the classes that new scenes can be of."),

@@ -72,7 +72,7 @@ def write_viewer(
         )
     script, style = _resource("viewer.js"), _resource("viewer.css")
     policy = (
-        f"default-src 'none'; img-src data:; script-src {_hash_source(script)}; style-src {_hash_source(style)}; "
+        f"default-src 'none'; img-src data:; script-src {hash_source(script)}; style-src {hash_source(style)}; "
         "base-uri 'none'; form-action 'none'"
     )
     drawn = _photo_value(layers) if isinstance(layers, PhotoScene) else _layers_value(layers)
@@ -89,7 +89,7 @@ def write_viewer(
         '<div id="bar"><button id="disparity" type="button" aria-pressed="false">Disparity</button>'
         '<button id="tilt" type="button" aria-pressed="false" hidden>Tilt</button>'
         f'<button id="reset" type="button">Reset</button></div><p id="status" role="status"></p><p>{_HELP}</p>\n'
-        f'<script type="application/json" id="scene">{_json_in_html(value)}</script>\n'
+        f'<script type="application/json" id="scene">{json_in_html(value)}</script>\n'
         f"<script>{script}</script></body></html>\n"
     )
     write_bytes(path, as_bytes(text))
@@ -162,7 +162,7 @@ def _place_range(layers: Layers) -> tuple[Tensor, Tensor]:
     return low, torch.maximum(high, low + 1e-4)  # a range of nothing would divide by zero
 
 
-def _json_in_html(value: object) -> str:
+def json_in_html(value: object) -> str:
     """JSON that cannot end the element it stands in, whatever text is inside."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
@@ -172,7 +172,8 @@ def _resource(name: str) -> str:
     return resources.files("vq3dcli.export").joinpath(name).read_text(encoding="utf-8")
 
 
-def _hash_source(text: str) -> str:
+def hash_source(text: str) -> str:
+    """The source of a content security policy that allows a script or style sheet, and nothing else."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 

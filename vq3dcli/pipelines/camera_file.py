@@ -23,7 +23,7 @@ from vq3dcli.sealed import JSON, check_seal, first_problem, json_value, write_se
 
 FORMAT_VERSION = 1
 AXES = "cam_to_world, x right, y down, z forward; the pivot at the origin, the first camera on -z"
-_MOST_CAMERAS = 10_000
+MOST_CAMERAS = 10_000
 _RIGID = 1e-3
 _Coordinate = Annotated[float, Field(ge=-1e4, le=1e4)]
 
@@ -59,7 +59,7 @@ class _File(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     format_version: int = Field(default=FORMAT_VERSION, le=FORMAT_VERSION)
-    cameras: list[GivenCamera] = Field(min_length=1, max_length=_MOST_CAMERAS)
+    cameras: list[GivenCamera] = Field(min_length=1, max_length=MOST_CAMERAS)
 
 
 def read_cameras(path: Path) -> tuple[GivenCamera, ...]:

@@ -1,0 +1,64 @@
+"""`vq3d view`."""
+
+from __future__ import annotations
+
+import threading
+import webbrowser
+from typing import Annotated, Literal
+
+import typer
+
+from vq3dcli.commands.export import INPUT
+from vq3dcli.commands.options import GeometryOption, WeightsOption
+from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
+
+SIZE = (
+    "Longer side in pixels where the camera rests. Default: the photo's, at most 1024, with photo detail; else 512. "
+    "While it moves: 192."
+)
+AMPLITUDE = "How far the camera turns, in degrees. Default: what suits the photo; the plain NeRF 20."
+DETAIL = "photo shows the photo's own pixels, and the plain NeRF at the press of a button; none the NeRF alone."
+FIT = "crop takes the centre square; squash keeps all of a photo. Default: squash with photo detail, else crop."
+PORT = "Port of 127.0.0.1. Default: one that is free."
+OUTPUT = "Where stills and paths are saved. Default: the current folder."
+
+
+def command(
+    source_text: Annotated[str, typer.Argument(metavar="INPUT", help=INPUT.partition("; or a composition")[0] + ".")],
+    size: Annotated[int | None, typer.Option(help=SIZE)] = None,
+    amplitude: Annotated[float | None, typer.Option(help=AMPLITUDE)] = None,
+    detail: Annotated[Literal["photo", "none"] | None, typer.Option(help=DETAIL)] = None,
+    geometry: GeometryOption = None,
+    fit: Annotated[Literal["crop", "squash"] | None, typer.Option(help=FIT)] = None,
+    port: Annotated[int, typer.Option(help=PORT, show_default=False)] = 0,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FOLDER", help=OUTPUT)] = None,
+) -> None:
+    """Look around in a scene, in the browser, while it is rendered.
+
+    Prints the address of a page that only this machine reaches, and serves it until Ctrl-C. The page saves stills, and
+    camera paths that vq3d render --path films.
+
+    Example:
+      vq3d view photo.jpg --open
+      vq3d view toyscene:snowman --size 256
+      vq3d view photo_orbit.vq3d.safetensors -o stills/
+    """
+    said = Output("view", json, quiet)
+
+    from vq3dcli.pipelines.render import Look
+    from vq3dcli.pipelines.targets import Task
+    from vq3dcli.pipelines.view import open_live
+    from vq3dcli.pipelines.view_server import ViewServer
+
+    task = Task(pick_device(device), output, geometry=geometry, weights=weights)
+    scene = open_live(source_text, Look(detail, fit), task, size_px=size, amplitude_deg=amplitude)
+    server = ViewServer(scene, port)
+    said.finish(count=1, weights=scene.weights, metrics={"url": server.url}, table=[[server.url]])
+    if open_browser:
+        threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
+    server.serve()
