@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,20 +31,6 @@ from vq3dcli.weights_file import load_weights
 
 HOSTILE = "</title></script><script>window.hacked = 1</script><img src=x onerror='window.hacked=1'>\"&.jpg"
 YAW_RAD = (0.0, 0.1, -0.1, 0.2, -0.2)
-BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-SOFTWARE = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-
-
-@pytest.fixture(scope="module")
-def browser():  # type: ignore[no-untyped-def]
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser is installed: {', '.join(BROWSERS)}")
-    with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=SOFTWARE)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")

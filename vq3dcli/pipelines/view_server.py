@@ -135,19 +135,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """A frame, a still or a path."""
-        name = self._asked_for()
+        length = self.headers.get("Content-Length", "")
+        if not (length.isascii() and length.isdigit()) or int(length) > _MOST_BYTES:
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too long, or without a length")
+            return
+        body = self.rfile.read(int(length))  # all of it: else the answer is lost with the connection
         kinds: dict[str, type[_Message]] = {"frame": _Frame, "still": _Still, "path": _Path}
+        name = self._asked_for()
         if name is None:
             return
         if name not in kinds:
             self._refuse(HTTPStatus.NOT_FOUND, "no such page")
             return
-        length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit()) or int(length) > _MOST_BYTES:
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too long, or without a length")
-            return
         try:
-            message = kinds[name].model_validate_json(self.rfile.read(int(length)))
+            message = kinds[name].model_validate_json(body)
             if isinstance(message, _Frame):
                 picture = self.server.frame(message.gaze, message.whole)
                 if picture is None:
@@ -181,7 +182,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return name if allowed else None
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
-        self.close_connection = True  # what else was sent is not read
+        self.close_connection = True
         self._answer(status, "text/plain; charset=utf-8", as_bytes(reason))
 
     def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
