@@ -41,7 +41,7 @@ def command(
     """Look around in a scene, in the browser, while it is rendered.
 
     Prints the address of a page that only this machine reaches, and serves it until Ctrl-C. The page saves stills, and
-    camera paths that vq3d render --path films.
+    camera paths for --path of vq3d render.
 
     Example:
       vq3d view photo.jpg --open

@@ -201,7 +201,7 @@ def open_live(text: str, look: Look, task: Task, *, size_px: int | None, amplitu
     size = output_size(size_px or PLAIN_PX, aspect)
 
     def render(camera: Camera, moving: bool) -> SceneView:
-        return opened.scene.render(camera, samples=min(_MOVING_SAMPLES, VIDEO_SAMPLES) if moving else VIDEO_SAMPLES)
+        return opened.scene.render(camera, samples=_MOVING_SAMPLES if moving else VIDEO_SAMPLES)
 
     shown = display_range(render(opened.frustum.camera(MOVING_PX, MOVING_PX), True).s[0])
     ways["none"] = Way(render, vantage, size, True, shown)
