@@ -21,6 +21,7 @@ _NEEDED = {
     "tokenize": ("--data", "shards", "--out", "tokens"),
     "render": ("toyscene:sphere",),
     "export": ("toyscene:sphere",),
+    "view": ("toyscene:sphere",),
     "interpolate": ("toyscene:sphere", "toyscene:cube", "--camera", "orbit"),
     "compose": ("toyscene:sphere",),
     "evaluate ablation": ("--out", "figures"),

@@ -30,7 +30,7 @@ def command(
     detail: Annotated[Literal["photo", "none"] | None, typer.Option(help=DETAIL)] = None,
     geometry: GeometryOption = None,
     fit: Annotated[Literal["crop", "squash"] | None, typer.Option(help=FIT)] = None,
-    port: Annotated[int, typer.Option(help=PORT, show_default=False)] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help=PORT, show_default=False)] = 0,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",

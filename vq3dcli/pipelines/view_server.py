@@ -27,7 +27,6 @@ from vq3dcli.errors import UnavailableError, UsageError, Vq3dError
 from vq3dcli.export.viewer import hash_source, json_in_html
 from vq3dcli.files import as_bytes
 from vq3dcli.pipelines.camera_file import MOST_CAMERAS
-from vq3dcli.pipelines.film import check_limits
 from vq3dcli.pipelines.view import Gaze, LiveScene
 from vq3dcli.sealed import first_problem
 
@@ -62,7 +61,6 @@ class ViewServer(socketserver.ThreadingTCPServer):
         port: Of this machine; 0 takes one that is free.
 
     Raises:
-        UsageError: No such port.
         UnavailableError: The port is in use.
     """
 
@@ -70,7 +68,6 @@ class ViewServer(socketserver.ThreadingTCPServer):
     daemon_threads = True
 
     def __init__(self, scene: LiveScene, port: int = 0) -> None:
-        check_limits((("--port", port, 0, 65535),))
         try:
             super().__init__((HOST, port), _Handler)
         except OSError as error:
