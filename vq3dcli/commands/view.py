@@ -36,7 +36,7 @@ def command(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
-    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FOLDER", help=OUTPUT)] = None,
+    output: Annotated[str | None, typer.Option("--out", "-o", metavar="FOLDER", help=OUTPUT)] = None,
 ) -> None:
     """Look around in a scene, in the browser, while it is rendered.
 
