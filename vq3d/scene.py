@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ class View:
         return f"View({self.image.width} x {self.image.height} px)"
 
 
-class Film:
+class Film(ABC):
     """What can be filmed."""
 
     name: str
@@ -114,9 +115,9 @@ class Film:
         film(view_at, cameras, target, fps=fps, on_frames=count)
         return target.paths
 
+    @abstractmethod
     def _staged(self, shot: Shot, stereo: StereoKind | None) -> tuple[ViewAt, Camera]:
         """What is filmed in each frame, and the cameras that film it."""
-        raise NotImplementedError
 
 
 class Scene(Film):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -29,7 +30,7 @@ Field = Callable[[Tensor], tuple[Tensor, Tensor]]
 """World points `[B, N, 3]` to density `[B, N]` (per metre) and rgb `[B, N, 3]` in [0, 1]."""
 
 
-class RayField:
+class RayField(ABC):
     """A `Field` of one scene that looks along rays by itself, faster and within a grey level of what `render` does.
 
     Attributes:
@@ -38,13 +39,13 @@ class RayField:
 
     exact: Field
 
+    @abstractmethod
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """See `Field`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def along(self, rays: Rays, samples: int) -> tuple[Tensor, Tensor, Tensor]:
         """See `render`, for rays `[1, N]`."""
-        raise NotImplementedError
 
 
 _log = logging.getLogger(__name__)
