@@ -86,7 +86,7 @@ def test_runs_figure_and_pages(tmp_path, capsys):
     assert (conditions["scenes"]["count"], conditions["scenes"]["size_px"]) == (2, 16)
     assert "8 bits" in conditions["rendering"]
     assert set(conditions["weights_sha256"]) == set(KINDS)
-    assert json.loads((out / "ablation.json").read_text()) == metrics
+    assert metrics.items() <= json.loads((out / "ablation.json").read_text()).items()
     for kind in KINDS:
         assert (out / "runs" / f"{kind}-0" / "report.html").is_file()
     _, height_px, width_px = read_image(out / "ablation.png").shape

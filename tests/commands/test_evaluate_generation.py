@@ -51,7 +51,7 @@ def test_samples_of_weights_beside_what_bounds_them(given, tiny_weights, prior, 
     assert run([*given, *options, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     metrics = result["metrics"]
-    assert json.loads((out / "generation.json").read_text()) == metrics
+    assert metrics.items() <= json.loads((out / "generation.json").read_text()).items()
     assert "<svg" in (out / "generation.html").read_text()
     assert (result["protocol"], result["count"]) == ("offline-1, 4 samples", 4)
     for key in ("samples", "reconstructions", "training", "yaw -20"):
@@ -66,7 +66,7 @@ def test_samples_of_weights_beside_what_bounds_them(given, tiny_weights, prior, 
     assert sets["reconstructions"]["images"]["of"]["first"] == 4
     assert sets["real, yaw -20"]["images"]["yaw_deg"] == -20.0
     assert {"vq3d", "torch", "numpy", "python"} <= set(found["versions"])
-    assert {"classifier", "sampling", "distances", "all"} == set(found["seconds"])
+    assert found["seconds"] > 0
     assert read_image(out / "samples.png").shape[0] == 3
 
     # A second run looks at nothing again, and says the same; the table has a line a set.

@@ -11,7 +11,6 @@ from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.metrics.features import FeatureNetwork
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, open_images, toy_set
 from vq3dcli.pipelines.evaluation.reconstruction import (
-    Reconstruction,
     code_usage,
     evaluate_reconstruction,
     model_reconstructor,
@@ -37,12 +36,12 @@ def image_set(count, seed=0):
 def perfect(images):
     """Every code as often as any other."""
     codes = torch.arange(len(images) * CODES).reshape(len(images), CODES) % CODES
-    return Reconstruction(images.clone(), codes)
+    return images.clone(), codes
 
 
 def darker(images):
     """Brighter images lose more; one code for all."""
-    return Reconstruction(images // 2, torch.zeros(len(images), CODES, dtype=torch.int64))
+    return images // 2, torch.zeros(len(images), CODES, dtype=torch.int64)
 
 
 def test_a_perfect_model_scores_perfectly():

@@ -63,7 +63,7 @@ class _Voice(Output):
         from vq3dcli.pipelines.evaluation.page import write_evaluation
 
         metrics, name = plain(result.metrics), self.command.split()[-1]
-        outputs = [] if out is None else write_evaluation(out, name, result, metrics, picture=picture)
+        outputs = [] if out is None else write_evaluation(out, name, result, metrics, picture or f"{name}.png")
         self.finish(
             protocol=result.protocol,
             count=result.count,
@@ -378,7 +378,10 @@ def ablation(
         figure.table(result),
         title="The pointwise depth loss",
         subtitle=f"{len(chosen)} seeds of three losses, {images} images each, measured on {count} scenes",
-        sections=lambda path: figure.ablation_sections(result, path, charts),
+        texts=pipeline.verdict(result),
+        charts=figure.bars(result),
+        sections=figure.profile_sections(charts),
         sheet=sheet,
+        sheet_text=figure.SHEET_TEXT,
     )
     voice.show(evaluation, out, more=[out / name for name in more])

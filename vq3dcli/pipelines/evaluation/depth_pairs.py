@@ -25,12 +25,11 @@ from vq3dcli.data.images import decode_image, resize
 from vq3dcli.data.shard_reader import resize_label
 from vq3dcli.data_tools.depth.models import find_model, open_model
 from vq3dcli.errors import DataError, InputMissingError, UsageError
-from vq3dcli.export.page import Section
 from vq3dcli.files import read_error
 from vq3dcli.metrics.geometry import RELATIVE_FIGURES, relative_figures
 from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.scene import reconstruct_scene
-from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder, text_tables
+from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder
 from vq3dcli.rendering.render import exact_rendering
 from vq3dcli.seeding import generator
 from vq3dcli.weights_file import LoadedWeights, load_weights
@@ -96,16 +95,13 @@ def measure_depth(
     with progress("measuring", len(pairs) * len(predictors), "maps") as advance:
         figures = measure_pairs(pairs, predictors, progress=advance)
     conditions = {"protocol": PROTOCOL, "data": str(data), "pairs": len(pairs), "flip": flip, "sha256": hashes}
-    rows = table(figures)
     return Evaluation(
         PROTOCOL,
         len(pairs),
         {**figures, "conditions": conditions},
-        rows,
+        table(figures),
         title="Depth of photos",
         subtitle=f"{PROTOCOL}, {len(pairs)} pairs",
-        sections=lambda sheet: [Section("Figures", [*text_tables(rows)])],
-        head={"protocol": PROTOCOL, "count": len(pairs)},
     )
 
 

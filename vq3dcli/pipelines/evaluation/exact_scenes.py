@@ -22,10 +22,9 @@ _TEMPLATE_BATCH = 125
 
 @dataclass(frozen=True)
 class ExactScenes:
-    """A batch of evaluation scenes, seen from the canonical camera and from the V cameras of `EVALUATION_VIEWS_DEG`.
+    """B evaluation scenes, seen from the canonical camera and from the V cameras of `EVALUATION_VIEWS_DEG`.
 
-    Images `rgb` uint8 `[B, 3, H, W]`, the input of a model, and `novel_rgb` `[B, V, 3, H, W]`; normalised disparities
-    `s` float32 `[B, H, W]` and `novel_s` `[B, V, H, W]`; B of each camera.
+    Images uint8, `rgb` `[B, 3, H, W]` and `novel_rgb` `[B, V, 3, H, W]`, and normalised disparities float32.
     """
 
     rgb: Tensor

@@ -13,7 +13,6 @@ Legend: N images, D features.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,39 +25,22 @@ from torch import Tensor
 from vq3dcli.data.arrays import read_npz
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.export.charts import bar_chart
-from vq3dcli.export.page import Media, Row, Section, Svg, Text
 from vq3dcli.export.sheet import grid
-from vq3dcli.metrics.distribution import (
-    Moments,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    precision_recall,
-)
+from vq3dcli.metrics.distribution import Moments, frechet_distance, inception_score, kernel_distance, precision_recall
 from vq3dcli.metrics.features import FeatureNetwork, FeatureNetworkName, distance_name
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet
 from vq3dcli.pipelines.evaluation.measured_set import Classifier, MeasuredSet, measure_set
-from vq3dcli.pipelines.evaluation.page import Progress, text_tables, versions
+from vq3dcli.pipelines.evaluation.page import Progress, versions
 from vq3dcli.pipelines.sampling.record import shown_name
 from vq3dcli.rendering.render import exact_rendering
-
-_FIGURES_TEXT = (
-    "Each set against the real images. Reconstructions are the floor that no prior over their codes gets below; images "
-    "of the training show what a set of equal size scores by chance."
-)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A named way to measure.
+    """A named way to measure: whose features, how many samples, and a definition in one line.
 
-    Attributes:
-        name: As `--protocol` says it.
-        network: Whose features.
-        samples: How many samples.
-        labels: `even` for as many samples of each class as can be, `data` for the proportions of the real images.
-        all_real: Whether all real images count, or as many as there are samples.
-        definition: In one line.
+    `labels` is `even` for as many samples of each class as can be, `data` for the proportions of the real images;
+    `all_real` says whether all real images count, or as many as there are samples.
     """
 
     name: str
@@ -90,13 +72,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """What was measured.
-
-    Attributes:
-        figures: By the key of a set, then by figure.
-        conditions: Protocol, counts, hashes, resize and quantisation, versions, and the seconds of each part.
-        sets: What was measured, by key; the real images under "real".
-    """
+    """Figures by the key of a set and their name, what they depend on, and the measured sets, "real" among them."""
 
     figures: dict[str, dict[str, Any]]
     conditions: dict[str, Any]
@@ -143,14 +119,12 @@ def evaluate_generation(
 
     base = measure("real", real)
     figures: dict[str, dict[str, Any]] = {}
-    seconds_of_distances = 0.0
     if classifier is not None:
         figures["real"] = {"images": len(real), "recognised": recognised(base, classifier)}
     for compared in sets:
         own = measure(compared.key, compared.images)
         against = base if compared.real is None else measure(f"real, {compared.key}", compared.real)
         moments = real_moments if compared.real is None and real_moments is not None else against.moments
-        began = time.perf_counter()
         row: dict[str, Any] = {"images": len(compared.images)}
         row |= set_distances(network, against.features, own.features, (moments, own.moments), seed)
         row |= precision_recall(against.features, own.features)._asdict()
@@ -160,7 +134,6 @@ def evaluate_generation(
         if classifier is not None:
             row["recognised"] = recognised(own, classifier)
         figures[compared.key] = row
-        seconds_of_distances += time.perf_counter() - began
     conditions = {
         "protocol": {"name": protocol.name, "definition": protocol.definition, "labels": protocol.labels},
         "features": {**network.facts(), "dimensions": network.dimensions},
@@ -173,12 +146,10 @@ def evaluate_generation(
                 "count": len(one.images),
                 "features_kept": len(one.features),
                 "images": dict(one.images.description),
-                "seconds": dict(one.seconds),
                 "from_statistics": one.kept,
             }
             for key, one in measured.items()
         },
-        "seconds_of_distances": seconds_of_distances,
         "threads": torch.get_num_threads(),
         "versions": versions(**network.versions),
     }
@@ -249,7 +220,7 @@ def protocol_of(name: str, samples: int | None) -> Protocol:
 
 def table(result: GenerationResult, network: FeatureNetwork) -> list[list[object]]:
     """Rows for a reader: a set each, the heading first; then the classes, where a classifier looked at them."""
-    columns = [distance_name(network, "frechet"), distance_name(network, "kernel"), "precision", "recall"]
+    columns = _columns(network)
     names = {key: measured.images.name for key, measured in result.sets.items()}
     rows: list[list[object]] = [["", "images", *columns, "recognised"]]
     for key, row in result.figures.items():
@@ -263,6 +234,23 @@ def table(result: GenerationResult, network: FeatureNetwork) -> list[list[object
     return rows
 
 
+def _columns(network: FeatureNetwork) -> tuple[str, ...]:
+    return distance_name(network, "frechet"), distance_name(network, "kernel"), "precision", "recall"
+
+
+def generation_charts(result: GenerationResult, network: FeatureNetwork) -> list[str]:
+    """Bars of each figure by set, and of the samples' classes where a classifier looked at them."""
+    charts = []
+    for figure in _columns(network):
+        rows = [(key, row[figure]) for key, row in result.figures.items() if figure in row]
+        charts.append(bar_chart(figure, [(result.sets[key].images.name, float(value)) for key, value in rows]))
+    shares = result.figures["samples"].get("recognised")
+    if shares is not None:
+        by_class = [(shown_name(name), part) for name, part in shares.items() if name != "all"]
+        charts.append(bar_chart("part of the samples that is recognised", by_class))
+    return charts
+
+
 def sample_sheet(measured: MeasuredSet) -> Tensor:
     """A contact sheet uint8 `[3, H, W]` of the first pictures of each class, named above the first of them."""
     names = {-1: "", **dict(enumerate(map(shown_name, measured.images.class_names)))}
@@ -270,20 +258,3 @@ def sample_sheet(measured: MeasuredSet) -> Tensor:
     classes = measured.picture_class[order].tolist()
     labels = [names[c] if i == 0 or classes[i - 1] != c else "" for i, c in enumerate(classes)]
     return grid(measured.pictures[order], columns=8, labels=labels if any(labels) else None)
-
-
-def generation_sections(
-    result: GenerationResult, network: FeatureNetwork, rows: Sequence[Sequence[object]], sheet: Path
-) -> Sequence[Section]:
-    """Figures, plots and pictures as sections of a page, by the command's table and the path of the sheet."""
-    charts: list[Svg] = []
-    for figure in (distance_name(network, "frechet"), distance_name(network, "kernel"), "precision", "recall"):
-        rows_with = {key: row for key, row in result.figures.items() if figure in row}
-        bars = [(result.sets[key].images.name, float(row[figure])) for key, row in rows_with.items()]
-        charts.append(Svg(bar_chart(figure, bars)))
-    sections = [Section("Figures", [Text(_FIGURES_TEXT), *text_tables(rows), Row(charts)])]
-    shares = result.figures["samples"].get("recognised")
-    if shares is not None:
-        by_class = [(shown_name(name), part) for name, part in shares.items() if name != "all"]
-        sections.append(Section("By class", [Svg(bar_chart("part of the samples that is recognised", by_class))]))
-    return [*sections, Section("Samples", [Media(sheet, "the first samples of each class", width_px=1040)])]

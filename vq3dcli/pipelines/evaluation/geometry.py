@@ -33,7 +33,7 @@ from vq3dcli.metrics.geometry import (
 )
 from vq3dcli.metrics.image import psnr
 from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, exact_warp, flat_warp, plane_z_depth, reprojection
-from vq3dcli.model.scene import Renderable, Scene, reconstruct_scene
+from vq3dcli.model.scene import Renderable, reconstruct_scene
 from vq3dcli.pipelines.evaluation.exact_scenes import ExactScenes, Template, exact_batches
 from vq3dcli.rendering.cameras import CAMERA_RADIUS, DEPTH_RANGE, FAR, FOV_RAD, NEAR, Camera, DepthRange
 from vq3dcli.rendering.render import exact_rendering
@@ -68,31 +68,22 @@ def model_predictor(weights: LoadedWeights) -> Predictor:
 
 
 def photo_predictor(weights: LoadedWeights) -> Predictor:
-    """The predictor of trained weights for images of any camera; its views come back on the CPU."""
+    """The predictor of trained weights for images of any camera."""
     device = next(weights.model.parameters()).device
-    return lambda images: _OnCpu(reconstruct_scene(weights.model, images.to(device)))
+    return lambda images: reconstruct_scene(weights.model, images.to(device))
 
 
-@dataclass(frozen=True)
-class _OnCpu:
-    """A scene on any device whose views lie on the CPU, where the exact ones are."""
-
-    scene: Scene
-
-    def render(self, camera: Camera, *, samples: int) -> SceneView:
-        view = self.scene.render(camera, samples=samples)
-        return SceneView(*(part.cpu() for part in view))
+def look(scene: Renderable, camera: Camera) -> SceneView:
+    """What a predicted scene shows to a camera, as it is measured, on the CPU, where the exact views are."""
+    return SceneView(*(part.cpu() for part in scene.render(camera, samples=EVALUATION_SAMPLES)))
 
 
 @dataclass(frozen=True)
 class GeometryResult:
-    """What was measured.
+    """Figures by name (those that end in `psnr` in dB), `VIEW_FIGURES` of each view by "yaw,pitch" in degrees, a sheet.
 
-    Attributes:
-        metrics: Figures by name; those that end in `psnr` are in dB.
-        views: `VIEW_FIGURES` of each view, by "yaw,pitch" in degrees.
-        sheet: Contact sheet uint8 `[3, H, W]` of the first scenes, two rows each, the exact one above: input,
-            disparity, evaluation views; None without a predictor.
+    The sheet, uint8 `[3, H, W]`, has the first scenes in two rows each, the exact one above: input, disparity,
+    evaluation views; None without a predictor.
     """
 
     metrics: dict[str, float]
@@ -211,8 +202,7 @@ def add_rendered(
     depth_range: DepthRange = DEPTH_RANGE,
 ) -> tuple[SceneView, list[SceneView]]:
     """Figures of what `scene` shows to the camera of `rgb` `[B, 3, H, W]` with disparity `s_true`, and its views."""
-    main = scene.render(camera, samples=EVALUATION_SAMPLES)
-    novel = [scene.render(other, samples=EVALUATION_SAMPLES) for other in novel_cameras]
+    main, novel = look(scene, camera), [look(scene, other) for other in novel_cameras]
     figures.add("psnr", psnr(main.rgb, rgb))
     add_disparity(figures, "", main.s, s_true)
     figures.add("weight_variance", mean_weight_variance(main.weight_variance))
@@ -252,42 +242,38 @@ def _add_consistency(
 
 
 def _add_copies(figures: Figures, prefix: str, image: Tensor, exact: ExactScenes) -> None:
-    """`image` shown unmoved, and painted on the planes at the mean disparity and through the pivot."""
-    figures.add_views(f"{prefix}copy_psnr", _copy_psnr(image, exact))
-    figures.add_views(f"{prefix}flat_psnr", _flat_psnr(image, exact, plane_z_depth(exact.s)))
+    """`image` `[B, 3, H, W]` shown unmoved, and painted on planes at the mean disparity and through the pivot."""
+    _add_unmoved(figures, prefix, image, exact)
     # A painted wall does best on the plane through the pivot: all cameras look at it.
-    pivot = torch.full(exact.s.shape[:1], CAMERA_RADIUS)
-    figures.add_views(f"{prefix}pivot_psnr", _flat_psnr(image, exact, pivot))
+    figures.add_views(f"{prefix}pivot_psnr", _flat_psnr(image, exact, torch.full(exact.s.shape[:1], CAMERA_RADIUS)))
+
+
+def _add_unmoved(figures: Figures, prefix: str, image: Tensor, exact: ExactScenes) -> None:
+    copies = image[:, None].expand(exact.novel_rgb.shape)
+    figures.add_views(f"{prefix}copy_psnr", _view_psnr(copies, exact))
+    figures.add_views(f"{prefix}flat_psnr", _flat_psnr(image, exact, plane_z_depth(exact.s)))
 
 
 def _add_baselines(figures: Figures, exact: ExactScenes, template: Template) -> None:
     """The ceiling `warp_psnr` and the template's figures."""
-    warped = [
-        exact_warp(exact.rgb, exact.camera, camera, exact.s, exact.novel_s[:, number])
-        for number, camera in enumerate(exact.novel_cameras)
-    ]
+    novel = zip(exact.novel_cameras, exact.novel_s.unbind(1), strict=True)
+    warped = [exact_warp(exact.rgb, exact.camera, camera, exact.s, novel_s) for camera, novel_s in novel]
     rgb, s = template.rgb.expand(exact.rgb.shape), template.s.expand(exact.s.shape)
     figures.add_views("warp_psnr", _view_psnr(torch.stack(warped, 1), exact))
     figures.add("template_psnr", psnr(rgb, exact.rgb))
-    figures.add_views("template_copy_psnr", _copy_psnr(rgb, exact))
-    figures.add_views("template_flat_psnr", _flat_psnr(rgb, exact, plane_z_depth(exact.s)))
+    _add_unmoved(figures, "template_", rgb, exact)
     add_disparity(figures, "template_", s, exact.s)
+
+
+def _flat_psnr(image: Tensor, exact: ExactScenes, z_depth: Tensor) -> Tensor:
+    """PSNR `[B, V]` of `image` painted on planes at `z_depth` `[B]`."""
+    warped = [flat_warp(image, exact.camera, camera, z_depth) for camera in exact.novel_cameras]
+    return _view_psnr(torch.stack(warped, 1), exact)
 
 
 def _view_psnr(images: Tensor, exact: ExactScenes) -> Tensor:
     """PSNR `[B, V]` of novel views `[B, V, 3, H, W]`."""
     return psnr(images.flatten(0, 1), exact.novel_rgb.flatten(0, 1)).reshape(images.shape[:2])
-
-
-def _copy_psnr(image: Tensor, exact: ExactScenes) -> Tensor:
-    """PSNR `[B, V]` of `image` `[B, 3, H, W]` shown as every novel view."""
-    return _view_psnr(image[:, None].expand(exact.novel_rgb.shape), exact)
-
-
-def _flat_psnr(image: Tensor, exact: ExactScenes, z_depth: Tensor) -> Tensor:
-    """PSNR `[B, V]` of `image` `[B, 3, H, W]` painted on planes at `z_depth` `[B]`."""
-    warped = [flat_warp(image, exact.camera, camera, z_depth) for camera in exact.novel_cameras]
-    return _view_psnr(torch.stack(warped, 1), exact)
 
 
 def _sheet(exact: ExactScenes, main: SceneView, novel_rgb: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from vq3dcli.pipelines.evaluation.generation import (
     Compared,
     Protocol,
     evaluate_generation,
-    generation_sections,
+    generation_charts,
     protocol_of,
     published_moments,
     sample_sheet,
@@ -48,6 +48,10 @@ from vq3dcli.weights_file import LoadedWeights, load_prior, load_weights
 
 _MAX_YAW_DEG = 60.0
 _SIZE_PX = 64
+_FIGURES_TEXT = (
+    "Each set against the real images. Reconstructions are the floor that no prior over their codes gets below; images "
+    "of the training show what a set of equal size scores by chance."
+)
 _log = logging.getLogger(__name__)
 
 
@@ -74,38 +78,18 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Real:
-    """Real images to compare with.
-
-    Attributes:
-        images: What all sets are compared with.
-        to_reconstruct: Other images where there are enough, else the same; None if none fit Stage 1.
-        training: Images of the training; None if none are known.
-        moments: Published ones to use instead of the images' own.
-    """
+class _Real:
+    """Real images to compare with, others to reconstruct, images of the training, published moments."""
 
     images: ImageSet
-    to_reconstruct: ImageSet | None
+    to_reconstruct: ImageSet | None  # other ones where there are enough, else the same; None if none fit Stage 1
     training: ImageSet | None
     moments: Moments | None = None
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is to be measured, against `real`; `drawn` draws the samples, where they are not given."""
-
-    protocol: Protocol
-    network: FeatureNetwork
-    weights: LoadedWeights | None
-    sets: Sequence[Compared]
-    real: Real
-    tokens: dict[str, Any] | None = None
-    drawn: Samples | None = None
-
-
 @exact_rendering()
 def measure_generation(asked: Asked, *, out: Path | None, progress: Progress) -> Evaluation:
-    """What `vq3d evaluate generation` does.
+    """What `vq3d evaluate generation` does: first everything that is asked for is opened, then measured.
 
     Raises:
         UsageError: Options that contradict each other, or too few images.
@@ -114,89 +98,84 @@ def measure_generation(asked: Asked, *, out: Path | None, progress: Progress) ->
         OutputError: The folder `out` cannot be written to.
     """
     evaluation_folder(out, "generation", "samples.png")
-    plan = _plan(asked)
-    _warn(plan)
     began = time.perf_counter()
-    samples = plan.sets[0].images
-    shown = {samples.class_names[i] for i in samples.class_index.unique().tolist() if i >= 0}
-    classifier = None
-    if asked.classifier_scenes and shown and shown <= set(CLASS_NAMES):
-        size = int(plan.real.images.description["size_px"])
-        classifier = toy_classifier(
-            size, scenes=asked.classifier_scenes, statistics=asked.statistics, progress=progress
-        )
-    trained = time.perf_counter() - began
-    result = evaluate_generation(
-        plan.protocol,
-        plan.network,
-        plan.real.images,
-        plan.sets,
-        classifier=classifier,
-        real_moments=plan.real.moments,
-        statistics=asked.statistics,
-        seed=asked.seed,
-        progress=progress,
-    )
-    result.conditions["seconds"] = {
-        "classifier": trained,
-        "sampling": 0.0 if plan.drawn is None else plan.drawn.seconds,
-        "distances": result.conditions.pop("seconds_of_distances"),
-        "all": time.perf_counter() - began,
-    }
-    result.conditions["device"] = asked.device.type
-    rows = table(result, plan.network)
-    if plan.tokens is not None:
-        rows += [[], ["bits per code, held out", plan.tokens["bits"]]]
-        rows += [["class-conditional unigram", plan.tokens["unigram_bits"]], ["share", plan.tokens["share"]]]
-    count = result.figures["samples"]["images"]
-    return Evaluation(
-        plan.protocol.name,
-        count,
-        {**result.figures, "tokens": plan.tokens, "conditions": result.conditions},
-        rows,
-        title="Generation",
-        subtitle=f"{plan.protocol.name}: {count} samples, seed {asked.seed}",
-        sections=lambda sheet: generation_sections(result, plan.network, rows, sheet),
-        sheet=sample_sheet(result.sets["samples"]),
-        seed=asked.seed,
-        weights=plan.weights,
-    )
-
-
-def _plan(asked: Asked) -> Plan:
-    """Open everything that is asked for and find out what does not fit together."""
     protocol = protocol_of(asked.protocol, asked.count)
     if asked.samples is not None:
         _check_given(asked)
     yaws = _yaws(asked.yaws)
     network = load_feature_network(protocol.network, weights=asked.inception, device=asked.device)
-    if asked.samples is not None:
-        return _plan_given(asked, asked.samples, network)
-    prior = load_prior(asked.prior, asked.device)
-    weights = load_weights(asked.weights, asked.device)
-    prior.check_stage1(weights)
-    names = prior.tokens.class_names
-    chosen, only = _classes(asked, names)
-    sharpening = Sharpening(**{**prior.recipe.sampling.model_dump(), **asked.sharpening})
-    size, count = weights.recipe.model.image_size, protocol.samples
-    real = _real(asked, protocol, network, names if only is None else only, only, size, count)
-    counts = class_counts(chosen, count, names, real.images if protocol.labels == "data" else None)
-    samples = Samples(prior, counts, seed=asked.seed, sharpening=sharpening)
-    sets = [Compared("samples", sampled_set("samples", weights, samples)), *_bounds(weights, real)]
-    is_toy = asked.data in (None, TOYSCENES)  # scenes that are drawn, from any camera
-    for yaw in yaws:
-        turned = None
-        if is_toy:
-            turned = toy_set(f"held-out images, yaw {yaw:g}", count, **_toys(asked, only, size), yaw_deg=yaw)
-        images = sampled_set(f"samples, yaw {yaw:g}", weights, samples, yaw_deg=yaw)
-        sets.append(Compared(f"yaw {yaw:g}", images, turned))
     tokens = None
-    if asked.tokens is not None:
-        began = time.perf_counter()
-        tokens = {**prior_bits(prior, TokenStore(asked.tokens)), "seconds": time.perf_counter() - began}
-    if asked.classes is None and only is not None:
-        _log.warning("only the %d classes of toy scenes, of %d: --data with shards for others", len(only), len(names))
-    return Plan(protocol, network, weights, sets, real, tokens, samples)
+    if asked.samples is not None:
+        weights = None if asked.weights is None else load_weights(asked.weights, asked.device)
+        size = None if weights is None else weights.recipe.model.image_size
+        sampled = _given(asked, asked.samples, size)
+        protocol = protocol_of(asked.protocol, len(sampled))
+        side = sampled.description["size_px"]
+        real = _real(asked, protocol, network, (), None, size or (side if isinstance(side, int) else _SIZE_PX))
+        sets = [Compared("samples", sampled), *_bounds(weights, real)]
+    else:
+        prior = load_prior(asked.prior, asked.device)
+        weights = load_weights(asked.weights, asked.device)
+        prior.check_stage1(weights)
+        names = prior.tokens.class_names
+        chosen, only = _classes(asked, names)
+        sharpening = Sharpening(**{**prior.recipe.sampling.model_dump(), **asked.sharpening})
+        size, count = weights.recipe.model.image_size, protocol.samples
+        real = _real(asked, protocol, network, names if only is None else only, only, size)
+        counts = class_counts(chosen, count, names, real.images if protocol.labels == "data" else None)
+        samples = Samples(prior, counts, seed=asked.seed, sharpening=sharpening)
+        sets = [Compared("samples", sampled_set("samples", weights, samples)), *_bounds(weights, real)]
+        for yaw in yaws:
+            turned = None
+            if asked.data in (None, TOYSCENES):  # scenes that are drawn, from any camera
+                turned = toy_set(f"held-out images, yaw {yaw:g}", count, **_toys(asked, only, size), yaw_deg=yaw)
+            images = sampled_set(f"samples, yaw {yaw:g}", weights, samples, yaw_deg=yaw)
+            sets.append(Compared(f"yaw {yaw:g}", images, turned))
+        if asked.tokens is not None:
+            tokens = prior_bits(prior, TokenStore(asked.tokens))
+        if asked.classes is None and only is not None:
+            _log.warning(
+                "only the %d classes of toy scenes, of %d: --data with shards for others", len(only), len(names)
+            )
+    _warn(protocol, real, sets)
+    samples_set = sets[0].images
+    shown = {samples_set.class_names[i] for i in samples_set.class_index.unique().tolist() if i >= 0}
+    classifier = None
+    if asked.classifier_scenes and shown and shown <= set(CLASS_NAMES):
+        size = int(real.images.description["size_px"])
+        classifier = toy_classifier(
+            size, scenes=asked.classifier_scenes, statistics=asked.statistics, progress=progress
+        )
+    result = evaluate_generation(
+        protocol,
+        network,
+        real.images,
+        sets,
+        classifier=classifier,
+        real_moments=real.moments,
+        statistics=asked.statistics,
+        seed=asked.seed,
+        progress=progress,
+    )
+    conditions = {**result.conditions, "seconds": time.perf_counter() - began, "device": asked.device.type}
+    rows = table(result, network)
+    if tokens is not None:
+        rows += [[], ["bits per code, held out", tokens["bits"]]]
+        rows += [["class-conditional unigram", tokens["unigram_bits"]], ["share", tokens["share"]]]
+    return Evaluation(
+        protocol.name,
+        len(samples_set),
+        {**result.figures, "tokens": tokens, "conditions": conditions},
+        rows,
+        title="Generation",
+        subtitle=f"{protocol.name}: {len(samples_set)} samples, seed {asked.seed}",
+        texts=[_FIGURES_TEXT],
+        charts=generation_charts(result, network),
+        sheet=sample_sheet(result.sets["samples"]),
+        sheet_text="The first samples of each class.",
+        seed=asked.seed,
+        weights=weights,
+    )
 
 
 def _classes(asked: Asked, names: Sequence[str]) -> tuple[list[int], list[str] | None]:
@@ -223,25 +202,16 @@ def _check_given(asked: Asked) -> None:
             raise UsageError(f"{name} says how to sample, and --samples has the samples", remedy="one of the two")
 
 
-def _plan_given(asked: Asked, path: Path, network: FeatureNetwork) -> Plan:
-    """A plan for samples in a folder or a file."""
-    weights = None if asked.weights is None else load_weights(asked.weights, asked.device)
-    size = None if weights is None else weights.recipe.model.image_size
+def _given(asked: Asked, path: Path, size_px: int | None) -> ImageSet:
+    """Samples in a folder or a file."""
     names: Sequence[str] = ()
     if asked.data == TOYSCENES:
         names = CLASS_NAMES
     elif asked.data is not None and (Path(asked.data) / MANIFEST_NAME).is_file():
         names = ShardFolder(Path(asked.data)).class_names
     if path.suffix.lower() == ".npz" and not path.is_dir():
-        given = npz_set("samples", path, class_names=names)
-    else:
-        given = folder_set("samples", path, size_px=size, class_names=names)
-    _check_count(given, 4)
-    protocol = protocol_of(asked.protocol, len(given))
-    side = given.description["size_px"]
-    size = size or (side if isinstance(side, int) else _SIZE_PX)
-    real = _real(asked, protocol, network, (), None, size, len(given))
-    return Plan(protocol, network, weights, [Compared("samples", given), *_bounds(weights, real)], real)
+        return _check_count(npz_set("samples", path, class_names=names), 4)
+    return _check_count(folder_set("samples", path, size_px=size_px, class_names=names), 4)
 
 
 def _real(
@@ -251,9 +221,9 @@ def _real(
     shown: Sequence[str],
     only: Sequence[str] | None,
     size_px: int,
-    count: int,
-) -> Real:
+) -> _Real:
     """The real images that `--data` names, those of the classes `only` where some are named; `shown` are sampled."""
+    count = protocol.samples
     data = asked.data
     if data is None:
         if not shown or not set(shown) <= set(CLASS_NAMES):
@@ -278,7 +248,7 @@ def _real(
         images = toy_set("held-out images", count, **toys)
         others = toy_set("reconstructed images", count, **toys, first=count)
         training = training or toy_set("training images", count, **{**toys, "seed": 0, "purpose": "train"})
-        return Real(images, others, training)
+        return _Real(images, others, training)
     if (path / MANIFEST_NAME).is_file():
         folder = ShardFolder(path)
         rows = pick_rows(folder, None, seed=asked.seed, classes=only)
@@ -286,7 +256,7 @@ def _real(
         images = _check_count(shard_set("held-out images", folder, rows[:wanted], size_px=size_px), wanted)
         # Other images where there are enough: reconstructions of the same ones would be nearer by that alone.
         second = rows[wanted : wanted + count] if len(rows) >= wanted + count else rows[:count]
-        return Real(images, shard_set("reconstructed images", folder, second, size_px=size_px), training)
+        return _Real(images, shard_set("reconstructed images", folder, second, size_px=size_px), training)
     if only is not None:
         raise UsageError(
             f"--class needs real images of these classes alone, and which they are is not known ({data})",
@@ -294,11 +264,11 @@ def _real(
         )
     if path.suffix.lower() == ".npz":
         images = npz_set("held-out images", path)
-        return Real(images, images if images.description["size_px"] == size_px else None, training, moments)
+        return _Real(images, images if images.description["size_px"] == size_px else None, training, moments)
     if not path.is_dir():
         raise InputMissingError(f"no such data ({data})", remedy=f"{TOYSCENES}, shards, a folder of images, or an .npz")
     images = folder_set("held-out images", path, size_px=size_px)
-    return Real(images, images, training)
+    return _Real(images, images, training)
 
 
 def _toys(asked: Asked, only: Sequence[str] | None, size_px: int) -> dict[str, Any]:
@@ -321,7 +291,7 @@ def _check_count(images: ImageSet, wanted: int) -> ImageSet:
     return images
 
 
-def _bounds(weights: LoadedWeights | None, real: Real) -> list[Compared]:
+def _bounds(weights: LoadedWeights | None, real: _Real) -> list[Compared]:
     """What samples are read beside: the reconstructions' floor, and images of the training."""
     bounds = []
     if weights is not None and real.to_reconstruct is not None:
@@ -343,14 +313,14 @@ def _yaws(text: str | None) -> list[float]:
     return yaws
 
 
-def _warn(plan: Plan) -> None:
+def _warn(protocol: Protocol, real: _Real, sets: Sequence[Compared]) -> None:
     """Say what keeps figures from comparing with others."""
-    name, real, count = plan.protocol.name, plan.real, len(plan.sets[0].images)
-    if "," in name and plan.protocol.network == "inception":
-        _log.warning("not the protocol that others publish: %s instead of its own number", name)
-    if not plan.protocol.all_real and len(real.images) != count:
+    count = len(sets[0].images)
+    if "," in protocol.name and protocol.network == "inception":
+        _log.warning("not the protocol that others publish: %s instead of its own number", protocol.name)
+    if not protocol.all_real and len(real.images) != count:
         _log.warning("%d samples against %d real images: a Frechet distance depends on both", count, len(real.images))
-    if any(c.key == "reconstructions" for c in plan.sets) and real.to_reconstruct is not None:
+    if any(c.key == "reconstructions" for c in sets) and real.to_reconstruct is not None:
         own, others = real.images.description, real.to_reconstruct.description
         if own == others or ("rows_sha256" in own and own["rows_sha256"] == others.get("rows_sha256")):
             _log.warning("the floor is of reconstructions of the very images that they are compared with")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vq3dcli.export.charts import Series, bar_chart, series_chart
-from vq3dcli.export.page import Media, Row, Section, Svg, Text
+from vq3dcli.export.page import Section, Svg, Text
 from vq3dcli.pipelines.evaluation import geometry, stereo_pair
 from vq3dcli.pipelines.evaluation import labels as teacher
 from vq3dcli.pipelines.evaluation.exact_scenes import TEMPLATE_SCENES, toy_template
@@ -43,12 +42,11 @@ _VIEWS_TEXT = (
 )
 
 
-@dataclass(frozen=True)
-class _Measured:
+class _Measured(NamedTuple):
     """What one way to measure has to say; `facts` are conditions of its own."""
 
     protocol: str
-    count: int
+    total: int
     metrics: dict[str, Any]
     facts: dict[str, Any]
     sheet: Tensor | None
@@ -93,16 +91,17 @@ def measure_geometry(
     }
     return Evaluation(
         protocol,
-        measured.count,
+        measured.total,
         {**measured.metrics, "conditions": conditions},
         table(measured.metrics),
         title="Geometry",
-        subtitle=f"{protocol}, {measured.count} of {data}, seed {seed}",
-        sections=lambda sheet: geometry_sections(measured.metrics, sheet, measured.sheet_text),
+        subtitle=f"{protocol}, {measured.total} of {data}, seed {seed}",
+        charts=_charts(measured.metrics),
+        sections=_sections(measured.metrics),
         sheet=measured.sheet,
+        sheet_text=measured.sheet_text,
         seed=seed,
         weights=weights,
-        head={"protocol": protocol, "count": measured.count, "seed": seed},
     )
 
 
@@ -177,29 +176,29 @@ def table(metrics: Mapping[str, Any]) -> list[list[object]]:
     return rows
 
 
-def geometry_sections(metrics: Mapping[str, Any], sheet: Path, sheet_text: str) -> Sequence[Section]:
-    """Figures, plots and pictures as sections of a page."""
+def _sections(metrics: Mapping[str, Any]) -> list[Section]:
+    """What the figures say, and novel views by angle where there are several."""
     meanings: list[list[object]] = [["figure", "what it says"]]
     meanings += [[name, text] for name, _, text in _DISPARITY if name in metrics]
-    sections = [Section("Figures", [*text_tables(table(metrics)), Row(_bars(metrics)), *text_tables(meanings)])]
+    sections = [Section("What the figures say", text_tables(meanings))]
     if "views" in metrics:
         chart = _by_yaw(metrics["views"], metrics["psnr"])
         sections.append(Section("Novel views by angle", [Text(_VIEWS_TEXT), Svg(chart)]))
-    return [*sections, Section("Pictures", [Text(sheet_text), Media(sheet, sheet.stem, width_px=1040)])]
+    return sections
 
 
-def _bars(metrics: Mapping[str, Any]) -> list[Svg]:
+def _charts(metrics: Mapping[str, Any]) -> list[str]:
     charts = []
     for name, perfect, _ in _DISPARITY[:5]:
         if name in metrics:
             best = metrics.get(f"exact_{name}", perfect)
             bars = (("measured", metrics[name]), ("image-blind", metrics.get(f"template_{name}")), ("perfect", best))
             known = [(label, float(value)) for label, value in bars if value is not None]
-            charts.append(Svg(bar_chart(name, known, width_px=360)))
+            charts.append(bar_chart(name, known, width_px=360))
     psnr = [
         (n, float(v)) for n, v in metrics.items() if n.endswith("psnr") and not n.startswith(("template_", "view_"))
     ]
-    return [*charts, Svg(bar_chart("PSNR, dB", psnr))]
+    return [*charts, bar_chart("PSNR, dB", psnr)]
 
 
 def _by_yaw(views: Mapping[str, Mapping[str, float]], psnr: float) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,12 +45,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Classifier:
-    """What says which class an image shows.
+    """What says which class an image shows: uint8 `[B, 3, H, W]` to class indices `[B]`.
 
-    Attributes:
-        classify: uint8 `[B, 3, H, W]` to class indices `[B]`.
-        class_names: By class index.
-        description: Its settings and the hash of its weights, as JSON values.
+    `description` has its settings and the hash of its weights, as JSON values.
     """
 
     classify: Callable[[Tensor], Tensor]
@@ -70,7 +66,6 @@ class MeasuredSet:
         seen_class: Class of each image as the classifier sees it, int64 `[N]`; empty without one.
         pictures: The first images of each class in turn, uint8 `[P, 3, S, S]`, P at most 64, for a sheet.
         picture_class: Their classes, int64 `[P]`.
-        seconds: Of its parts.
         kept: Whether it comes from a file of statistics.
     """
 
@@ -80,7 +75,6 @@ class MeasuredSet:
     seen_class: Tensor
     pictures: Tensor
     picture_class: Tensor
-    seconds: Mapping[str, float]
     kept: bool
 
 
@@ -122,7 +116,7 @@ def measure_set(
         make_folder(path.parent)
         tensors = {name: getattr(measured, name).contiguous() for name in _TENSORS}
         tensors |= {"mean": measured.moments.mean, "covariance": measured.moments.covariance}
-        write_tensors(path, tensors, {"facts": text, "seconds": dict(measured.seconds)})
+        write_tensors(path, tensors, {"facts": text})
     return measured
 
 
@@ -136,7 +130,7 @@ def _read(path: Path, facts: str, images: ImageSet) -> MeasuredSet | None:
             raise ValueError("it is of other images")
         own = Moments(len(images), tensors["mean"], tensors["covariance"])
         rest = {name: tensors[name] for name in _TENSORS}
-        return MeasuredSet(images, own, **rest, seconds=header["seconds"], kept=True)
+        return MeasuredSet(images, own, **rest, kept=True)
     except (DataError, InputMissingError, ValueError, KeyError) as error:
         _log.warning("damaged statistics are measured again (%s): %s", path, error)
         return None
@@ -145,7 +139,6 @@ def _read(path: Path, facts: str, images: ImageSet) -> MeasuredSet | None:
 def _measure(
     images: ImageSet, network: FeatureNetwork, classifier: Classifier | None, on_images: Callable[[int], object]
 ) -> MeasuredSet:
-    seconds = {"images": 0.0, "features": 0.0, "classes": 0.0}
     wanted, shown = _kept_rows(len(images)), _shown_rows(images.class_index)
     features: list[Tensor] = []
     seen: list[Tensor] = []
@@ -153,16 +146,10 @@ def _measure(
 
     def batches() -> Iterator[Tensor]:
         start, joined = 0, torch.zeros(0)
-        began = time.perf_counter()
         for batch in images.batches():
-            seconds["images"] += time.perf_counter() - began
-            began = time.perf_counter()
             values = network(batch)
-            seconds["features"] += time.perf_counter() - began
             if classifier is not None:
-                began = time.perf_counter()
                 seen.append(classifier.classify(batch))
-                seconds["classes"] += time.perf_counter() - began
             stop = start + len(batch)
             features.append(values[wanted[start:stop]])
             pictures.append(batch[shown[start:stop]])
@@ -171,15 +158,13 @@ def _measure(
                 yield joined
                 joined = torch.zeros(0)
             on_images(len(batch))
-            began = time.perf_counter()
         if len(joined):
             yield joined
 
     own = moments(batches())
     classes = torch.cat(seen) if seen else torch.zeros(0, dtype=torch.int64)
-    shown_classes = images.class_index[shown]
     return MeasuredSet(
-        images, own, torch.cat(features), classes, torch.cat(pictures), shown_classes, seconds, kept=False
+        images, own, torch.cat(features), classes, torch.cat(pictures), images.class_index[shown], kept=False
     )
 
 

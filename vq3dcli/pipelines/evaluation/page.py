@@ -19,7 +19,7 @@ from vq3dcli import __version__
 from vq3dcli.data.images import encode_png
 from vq3dcli.errors import OutputError
 from vq3dcli.export.charts import number_text
-from vq3dcli.export.page import Block, Code, Section, Table, Text, write_page
+from vq3dcli.export.page import Code, Media, Row, Section, Svg, Table, Text, write_page
 from vq3dcli.files import make_folder, write_bytes, write_json
 from vq3dcli.weights_file import LoadedWeights
 
@@ -36,18 +36,8 @@ _CONDITIONS_TEXT = (
 class Evaluation:
     """What was measured, and how it is shown.
 
-    Attributes:
-        protocol: Name of the definition of the figures.
-        count: Items that were measured.
-        metrics: Figures by name; `conditions` has what they depend on.
-        table: Rows for a reader.
-        title: Of the page.
-        subtitle: Of the page.
-        sections: Of the page, by the path of the sheet.
-        sheet: Contact sheet uint8 `[3, H, W]`.
-        seed: Of the run.
-        weights: That were measured.
-        head: What the JSON file says before the metrics.
+    `metrics` are figures by name, and under `conditions` what they depend on. The page shows `texts`, the rows of
+    `table`, `charts` (SVG), further sections, and the sheet, uint8 `[3, H, W]`, with its text.
     """
 
     protocol: str
@@ -56,11 +46,13 @@ class Evaluation:
     table: Sequence[Sequence[object]]
     title: str
     subtitle: str
-    sections: Callable[[Path], Sequence[Section]]
+    texts: Sequence[str] = ()
+    charts: Sequence[str] = ()
+    sections: Sequence[Section] = ()
     sheet: Tensor | None = field(default=None, repr=False)
+    sheet_text: str = ""
     seed: int | None = None
     weights: LoadedWeights | None = None
-    head: Mapping[str, Any] = field(default_factory=dict)
 
 
 def text_tables(rows: Sequence[Sequence[object]]) -> list[Table]:
@@ -68,14 +60,13 @@ def text_tables(rows: Sequence[Sequence[object]]) -> list[Table]:
     parts: list[list[list[str]]] = [[]]
     for row in rows:
         if row:
-            parts[-1].append([cell_text(value) for value in row])
+            parts[-1].append([_cell(value) for value in row])
         else:
             parts.append([])
     return [Table(part) for part in parts if part]
 
 
-def cell_text(value: object) -> str:
-    """A cell: numbers short, nothing as a dash."""
+def _cell(value: object) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "-"
     return number_text(value) if isinstance(value, float) else str(value)
@@ -103,22 +94,26 @@ def evaluation_folder(folder: Path | None, name: str, *pictures: str) -> None:
 
 
 def write_evaluation(
-    folder: Path, name: str, result: Evaluation, metrics: Mapping[str, Any], *, picture: str | None = None
+    folder: Path, name: str, result: Evaluation, metrics: Mapping[str, Any], picture: str
 ) -> list[Path]:
-    """Write `NAME.json`, the page `NAME.html` and the sheet, and return their paths.
+    """Write `NAME.json`, the page `NAME.html` and the sheet `picture`, and return their paths.
 
-    `metrics` are the result's in plain values, `picture` is the file name of the sheet, `NAME.png` by default.
+    `metrics` are the result's in plain values.
 
     Raises:
         OutputError, StorageError: They cannot be written.
     """
     written = [folder / f"{name}.json", folder / f"{name}.html"]
-    sheet = folder / (picture or f"{name}.png")
+    row = [Row([Svg(chart) for chart in result.charts])] if result.charts else []
+    sections = [Section("Figures", [*map(Text, result.texts), *text_tables(result.table), *row]), *result.sections]
     if result.sheet is not None:
-        write_bytes(sheet, encode_png(result.sheet))
-        written.append(sheet)
-    write_json(written[0], {**result.head, **metrics})
-    blocks: list[Block] = [Text(_CONDITIONS_TEXT), Code(json.dumps(metrics["conditions"], indent=2, default=str))]
-    sections = [*result.sections(sheet), Section("Conditions", blocks)]
+        written.append(folder / picture)
+        write_bytes(written[-1], encode_png(result.sheet))
+        sections.append(Section("Pictures", [Text(result.sheet_text), Media(written[-1], name, width_px=1040)]))
+    conditions = json.dumps(metrics["conditions"], indent=2, default=str)
+    sections.append(Section("Conditions", [Text(_CONDITIONS_TEXT), Code(conditions)]))
+    head = {"protocol": result.protocol, "count": result.count, "seed": result.seed}
+    head["weights"] = None if result.weights is None else result.weights.sha256
+    write_json(written[0], {**head, **metrics})
     write_page(written[1], result.title, result.subtitle, sections)
     return written

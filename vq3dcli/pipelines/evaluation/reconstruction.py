@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import heapq
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,7 +24,7 @@ from torch import Tensor
 from vq3dcli.config.defaults import EVALUATION_SAMPLES
 from vq3dcli.errors import UnavailableError, UsageError
 from vq3dcli.export.charts import Series, bar_chart, histogram, series_chart
-from vq3dcli.export.page import Media, Row, Section, Svg, Text
+from vq3dcli.export.page import Section, Text
 from vq3dcli.export.sheet import grid
 from vq3dcli.losses.perceptual import PerceptualDistance, build_perceptual
 from vq3dcli.metrics.distribution import moments
@@ -36,7 +35,7 @@ from vq3dcli.model.quantizer import perplexity
 from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.evaluation.generation import set_distances
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, open_images
-from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder, text_tables, versions
+from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder, versions
 from vq3dcli.pipelines.sampling.record import shown_name
 from vq3dcli.rendering.render import exact_rendering
 from vq3dcli.weights.third_party import LPIPS_TRUNKS, cached_path
@@ -58,15 +57,8 @@ _CODES_TEXT = (
 _log = logging.getLogger(__name__)
 
 
-class Reconstruction(NamedTuple):
-    """What a model makes of a batch: uint8 `[B, 3, S, S]` and codes int64 `[B, L]`, both on the CPU; L may be 0."""
-
-    rgb: Tensor
-    codes: Tensor
-
-
-Reconstructor = Callable[[Tensor], Reconstruction]
-"""Images uint8 `[B, 3, S, S]` to their reconstructions."""
+Reconstructor = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Images uint8 `[B, 3, S, S]` to reconstructions like them and their codes int64 `[B, L]`, on the CPU; L may be 0."""
 
 
 class Pair(NamedTuple):
@@ -80,15 +72,10 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class ReconstructionResult:
-    """What was measured.
+    """Figures by name (`classes`: of each class, `codes`: use of the codebook) and what they depend on, JSON values.
 
-    Attributes:
-        figures: By name, JSON values; `classes` has those of each class, `codes` the use of the codebook.
-        conditions: What the figures depend on, JSON values.
-        psnr: Of each image, float64 `[N]`.
-        code_counts: How often each code was used, int64 `[K]`.
-        worst: The pairs that are farthest apart, the worst first.
-        best: The nearest, the best first.
+    Beside them the PSNR of each image, float64 `[N]`, how often each code was used, int64 `[K]`, and the pairs that are
+    farthest apart, the worst first, and nearest, the best first.
     """
 
     figures: dict[str, Any]
@@ -147,11 +134,12 @@ def measure_reconstruction(
         table(result),
         title="Reconstruction",
         subtitle=f"{len(images)} {images.name} at {size} px, seed {seed}",
-        sections=lambda sheet: reconstruction_sections(result, sheet),
+        charts=reconstruction_charts(result),
+        sections=[Section("Codes", [Text(_CODES_TEXT)])] if len(result.code_counts) else [],
         sheet=pair_sheet(result),
+        sheet_text=_SHEET_TEXT,
         seed=seed,
         weights=weights,
-        head={"weights": weights.sha256, "seed": seed},
     )
 
 
@@ -188,10 +176,10 @@ def model_reconstructor(weights: LoadedWeights) -> Reconstructor:
     """The reconstructor of trained weights, for images of their size."""
     device = next(weights.model.parameters()).device
 
-    def reconstruct(images: Tensor) -> Reconstruction:
+    def reconstruct(images: Tensor) -> tuple[Tensor, Tensor]:
         scene = reconstruct_scene(weights.model, images.to(device))
         camera = build_canonical_camera(weights.recipe, images.shape[-1], len(images))
-        return Reconstruction(scene.render(camera, samples=EVALUATION_SAMPLES).rgb.cpu(), scene.codes.cpu())
+        return scene.render(camera, samples=EVALUATION_SAMPLES).rgb.cpu(), scene.codes.cpu()
 
     return reconstruct
 
@@ -226,13 +214,9 @@ def evaluate_reconstruction(
     counts = torch.zeros(codebook_size, dtype=torch.int64)
     worst: list[Pair] = []
     best: list[Pair] = []
-    seconds = {"reconstructions": 0.0, "figures": 0.0}
     done = 0
     for part in (part for batch in images.batches() for part in batch.split(_AT_ONCE)):
-        began = time.perf_counter()
         rgb, codes = reconstruct(part)
-        seconds["reconstructions"] += time.perf_counter() - began
-        began = time.perf_counter()
         figures_of_part = {"psnr": psnr(rgb, part)}
         if min(part.shape[-2:]) >= _SMALLEST_SSIM_PX:
             figures_of_part["ssim"] = ssim(rgb, part)
@@ -249,10 +233,8 @@ def evaluate_reconstruction(
         pairs = [Pair(value, done + i, part[i].clone(), rgb[i].clone()) for i, value in enumerate(decibels)]
         worst = heapq.nsmallest(_SHOWN, [*worst, *pairs], key=lambda pair: (pair.psnr, pair.number))
         best = heapq.nsmallest(_SHOWN, [*best, *pairs], key=lambda pair: (-pair.psnr, pair.number))
-        seconds["figures"] += time.perf_counter() - began
         done += len(part)
         on_images(len(part))
-    began = time.perf_counter()
     joined = {name: torch.cat(parts) for name, parts in values.items()}
     figures: dict[str, Any] = {"images": done}
     for name, value in joined.items():
@@ -268,7 +250,6 @@ def evaluate_reconstruction(
         for index, name in enumerate(images.class_names)
         if len(rows := (images.class_index == index).nonzero()[:, 0])
     }
-    seconds["distances"] = time.perf_counter() - began
     distance = None
     if lpips is not None:
         distance = {"network": lpips.network.removeprefix("lpips-"), "sha256": LPIPS_TRUNKS[lpips.network].sha256}
@@ -279,7 +260,6 @@ def evaluate_reconstruction(
         "features": None if network is None else network.facts(),
         "lpips": distance,
         "seed": seed,
-        "seconds": seconds,
         "threads": torch.get_num_threads(),
         "versions": versions(**({} if network is None else network.versions)),
     }
@@ -326,20 +306,17 @@ def pair_sheet(result: ReconstructionResult) -> Tensor:
     return grid(tiles, columns=len(result.worst), labels=labels)
 
 
-def reconstruction_sections(result: ReconstructionResult, sheet: Path) -> Sequence[Section]:
-    """Figures, plots and pictures as sections of a page."""
-    plots: list[Svg] = [Svg(histogram("images by PSNR, dB", result.psnr.tolist(), x_label="dB"))]
+def reconstruction_charts(result: ReconstructionResult) -> list[str]:
+    """Histogram of PSNR, share of each code, and PSNR by class, the lowest and highest of many."""
+    charts = [histogram("images by PSNR, dB", result.psnr.tolist(), x_label="dB")]
     if len(result.code_counts):
         share = (result.code_counts.double() / result.code_counts.sum().clamp(min=1)).sort(descending=True).values
         rank = [float(number) for number in range(len(share))]
         even = [1.0 / len(share)] * len(share)
         curves = [Series("used", rank, share.tolist()), Series("all alike", rank, even, dashed=True)]
-        plots.append(Svg(series_chart("share of each code", curves, x_label="rank", from_zero=True)))
-    sections = [Section("Figures", [*text_tables(table(result)), Row(plots), Text(_CODES_TEXT)])]
-    by_class = sorted(
-        ((name, float(row["psnr"])) for name, row in result.figures["classes"].items()), key=lambda c: c[1]
-    )
+        charts.append(series_chart("share of each code", curves, x_label="rank", from_zero=True))
+    by_class = sorted(((n, float(row["psnr"])) for n, row in result.figures["classes"].items()), key=lambda c: c[1])
     if by_class:
         shown = by_class if len(by_class) <= 60 else [*by_class[:30], *by_class[-30:]]
-        sections.append(Section("By class", [Svg(bar_chart("PSNR, dB", shown))]))
-    return [*sections, Section("Worst and best", [Text(_SHEET_TEXT), Media(sheet, "worst and best", width_px=1040)])]
+        charts.append(bar_chart("PSNR, dB, by class", shown))
+    return charts

@@ -6,7 +6,6 @@ Legend: N images, B images of a batch, L codes of an image, S side in pixels.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -34,15 +33,13 @@ class Samples:
     """Samples of the prior, drawn a group at a time when somebody asks, and then remembered as codes.
 
     They are those that `vq3d sample` draws with the same seed and options: the first ones of each class, as many as
-    `counts` says by class index, -1 for no class. `class_index` int64 `[N]` is that of each, class by class, `seconds`
-    how long drawing took so far.
+    `counts` says by class index, -1 for no class. `class_index` int64 `[N]` is that of each, class by class.
     """
 
     def __init__(self, prior: LoadedPrior, counts: dict[int, int], *, seed: int, sharpening: Sharpening) -> None:
         self.prior, self.counts, self.seed, self.sharpening = prior, dict(counts), seed, sharpening
         numbered = [(c, sample_index(c, number)) for c, count in counts.items() for number in range(count)]
         self.class_index, self._index = torch.tensor(numbered, dtype=torch.int64).unbind(1)
-        self.seconds = 0.0
         self._rows = rows_together(prior.model, len(numbered), guidance=sharpening.guidance)
         self._drawn: list[Tensor] = []
 
@@ -50,12 +47,10 @@ class Samples:
         """Codes int64 `[at most a group, L]`, in order."""
         for number, rows in enumerate(torch.arange(len(self.class_index)).split(self._rows)):
             if number == len(self._drawn):
-                began = time.perf_counter()
                 classes, index = self.class_index[rows], self._index[rows]
                 self._drawn.append(
                     sample_tokens(self.prior.model, classes, seed=self.seed, index=index, sharpening=self.sharpening)
                 )
-                self.seconds += time.perf_counter() - began
             yield self._drawn[number]
 
 

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vq3dcli.config.defaults import EVALUATION_SAMPLES
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.images import read_image, resize
 from vq3dcli.errors import DataError, UnavailableError
@@ -28,7 +27,7 @@ from vq3dcli.files import sha256_file
 from vq3dcli.metrics.geometry import mean_weight_variance, non_flatness_score, spearman, ssi_error
 from vq3dcli.metrics.image import psnr
 from vq3dcli.model.build import build_canonical_camera
-from vq3dcli.pipelines.evaluation.geometry import Predictor
+from vq3dcli.pipelines.evaluation.geometry import Predictor, look
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.weights.third_party import package_file
 
@@ -96,10 +95,10 @@ def evaluate_stereo(
 
     scene = predictor(left[None])
     camera = build_canonical_camera(recipe, size_px)
-    main = scene.render(camera, samples=EVALUATION_SAMPLES)
+    main = look(scene, camera)
     s, truth = main.s[0][known][None, None], true_px[known][None, None]
     slope, offset = _fit(s.flatten().double(), truth.flatten().double())
-    view = scene.render(right_camera(camera, recipe, slope, offset), samples=EVALUATION_SAMPLES).rgb[0]
+    view = look(scene, right_camera(camera, recipe, slope, offset)).rgb[0]
 
     # What the right photo shows at its right edge lies outside the left square.
     seen = size_px - math.ceil(float(truth.max()))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,10 +17,9 @@ from torch import Tensor
 from vq3dcli.config.defaults import EVALUATION_SAMPLES
 from vq3dcli.export.charts import Series, bar_chart, number_text, series_chart, side_by_side
 from vq3dcli.export.colour import colour_map
-from vq3dcli.export.page import Media, Row, Section, Svg, Text
+from vq3dcli.export.page import Section, Svg, Text
 from vq3dcli.export.sheet import grid
 from vq3dcli.model.scene import reconstruct_scene
-from vq3dcli.pipelines.evaluation.page import text_tables
 from vq3dcli.pipelines.studies.ablation import FIGURES, KINDS, Ablation, verdict
 from vq3dcli.rendering.cameras import Camera, Rays, canonical_camera, pivot_camera, pixel_centres, rays_at_pixels
 from vq3dcli.rendering.ray_samples import uniform_samples
@@ -35,7 +33,7 @@ _YAWS_DEG = (-20.0, 20.0)
 # Places in the image, in shares of its sides: the middle, the ground in front, the background.
 _RAYS = ((0.5, 0.5, "middle"), (0.5, 0.85, "below"), (0.25, 0.2, "above left"))
 _BINS = 96
-_SHEET_TEXT = (
+SHEET_TEXT = (
     "The same inputs, the first scenes of the evaluation. From left to right: input; trained with the loss on "
     "accumulated depth: disparity, then views from 20 degrees to the left and to the right; the same trained with the "
     "pointwise loss; and the exact scene."
@@ -178,17 +176,16 @@ def table(result: Ablation) -> list[list[object]]:
     return rows
 
 
-def ablation_sections(result: Ablation, sheet: Path, charts: Sequence[str]) -> Sequence[Section]:
-    """Sections of the page."""
+def bars(result: Ablation) -> list[str]:
+    """Charts of what tells the losses apart."""
     summary = result.summary()
-    bars = [(kind, summary[kind]["weight_variance"]["mean"]) for kind in KINDS]
-    gains = [(kind, summary[kind]["novel_gain"]["mean"]) for kind in KINDS]
-    return [
-        Section("What was found", [*(Text(text) for text in verdict(result)), *text_tables(table(result))]),
-        Section("Side by side", [Text(_SHEET_TEXT), Media(sheet, "accumulated, pointwise", width_px=1400)]),
-        Section("Weights along rays", [Text(_PROFILE_TEXT), Svg(side_by_side(charts, 3))]),
-        Section("As bars", [Row([Svg(bar_chart("weight variance", bars)), Svg(bar_chart("novel gain, dB", gains))])]),
-    ]
+    shown = (("weight variance", "weight_variance"), ("novel gain, dB", "novel_gain"))
+    return [bar_chart(title, [(kind, summary[kind][name]["mean"]) for kind in KINDS]) for title, name in shown]
+
+
+def profile_sections(charts: Sequence[str]) -> list[Section]:
+    """The weights along rays as a section of the page."""
+    return [Section("Weights along rays", [Text(_PROFILE_TEXT), Svg(side_by_side(charts, 3))])]
 
 
 def markdown(result: Ablation, command: str) -> str:
@@ -208,7 +205,7 @@ def markdown(result: Ablation, command: str) -> str:
         made,
         "\n".join(f"- {text}" for text in verdict(result)),
         "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]),
-        _SHEET_TEXT,
+        SHEET_TEXT,
         f"![{picture}](ablation.png)",
         _PROFILE_TEXT,
         "![Weights along rays](profiles.svg)",
