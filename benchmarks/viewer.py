@@ -24,7 +24,8 @@ from playwright.sync_api import Page, sync_playwright
 from vq3dcli.data.images import decode_image
 from vq3dcli.export.viewer import BOUND_RAD
 from vq3dcli.metrics.image import psnr
-from vq3dcli.pipelines.export import Wish, export_scene, sampled_size, turned_cameras, wished_photo_scene
+from vq3dcli.pipelines.export import Wish, export_scene, sampled_size, wished_photo_scene
+from vq3dcli.pipelines.export_layers import turned_cameras
 from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
 from vq3dcli.weights_file import load_weights
 

@@ -254,6 +254,30 @@ def test_doctor_finds_what_is_there_and_names_what_is_not(
     assert doctor(capsys)[0] == 0  # a metric is no must
 
 
+def test_extras_that_messages_name_are_there_and_doctor_knows_them() -> None:
+    import tomllib
+
+    from vq3dcli.pipelines.doctor import PACKAGES
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    names = lambda lines: {re.split(r"[<>=;\[ ]", line)[0] for line in lines}  # noqa: E731
+    known = {extra: {package[1] for package in PACKAGES if package[3] == extra} for extra in [*extras, None]}
+    checked = {package[1] for package in PACKAGES}
+    assert known[None] <= names(project["dependencies"]) | {"tomli-w"}
+    for extra in extras.keys() - {"test", "all"}:
+        assert known[extra] <= names(extras[extra]) <= checked, extra
+    (everything,) = extras["all"]
+    assert set(everything.removeprefix("vq3d[").rstrip("]").split(",")) == extras.keys() - {"test", "all"}
+    for folder in ("vq3d", "vq3dcli", "docs"):
+        for path in (ROOT / folder).rglob("*.*"):
+            if path.suffix in (".py", ".md"):
+                named = {
+                    name for group in re.findall(r"vq3d\[([\w,-]+)\]", path.read_text()) for name in group.split(",")
+                }
+                assert named <= extras.keys(), path
+
+
 _WORDS = [name for name, _, _ in cli.COMMANDS]
 _OPTIONS = [
     "--json",

@@ -202,29 +202,30 @@ class Scene(Film):
         samples: int = 96,
         views: int = 1,
         amplitude: float | None = None,
-        mesh: Literal["relief", "solid"] = "relief",
-        axes: Literal["opencv", "opengl"] = "opencv",
+        mesh: Literal["relief", "solid"] | None = None,
+        axes: Literal["opencv", "opengl"] | None = None,
         max_depth: float | None = None,
     ) -> list[Path]:
         """Write it for other programs; the files that were written. docs/exports.md says what each holds.
 
         Args:
-            path: `NAME.html`, a page to look around in; `.glb`, a textured mesh; `.ply`, points; `.npz`, pictures,
-                disparities and cameras.
-            format: `viewer`, `ply`, `glb`, `splat`, `mpi`, `npz` or `depth`, where the name does not tell it.
+            path: `NAME.html`, a page to look around in; `.glb` or `.obj`, a textured mesh; `.stl`, one for printers;
+                `.ply`, points; `.spz`, splats; `.npz`, pictures, disparities and cameras.
+            format: `viewer`, `ply`, `glb`, `obj`, `stl`, `splat`, `spz`, `mpi`, `npz` or `depth`, where the name does
+                not tell it.
             size: Longer side in pixels of what is sampled; default: what suits the format.
             layers: Of viewer and mpi, at most 32.
             samples: Samples a ray of the NeRF.
             views: Of npz: 1 is the first view, more lie on an orbit.
             amplitude: How far the viewer's camera turns or the orbit of npz goes, in degrees.
-            mesh: `relief`, the visible surface, or `solid`, closed.
-            axes: Of ply and splat: `opencv`, y down, or `opengl`, y up.
-            max_depth: Leave out what is farther from the camera, of ply, glb and splat.
+            mesh: `relief`, the visible surface, or `solid`, closed; default: `relief`, for stl `solid`.
+            axes: Of ply and splat: `opencv`, y down, or `opengl`, y up; default: `opengl` for ply, `opencv` for splat.
+            max_depth: Leave out what is farther from the camera, of points, meshes and splats; default: nothing, but
+                in points and meshes what is farther than 12 stands there.
 
         Raises:
             UsageError: An option that the format has no use for, or a value out of range.
             DataError: Nothing is near enough to be exported.
-            UnavailableError: A package is missing.
             OutputError, StorageError: What cannot be written.
 
         >>> import vq3d

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trimesh
 from PIL import Image
 
 from vq3dcli.cli import run
@@ -47,6 +48,9 @@ def test_the_formats_are_the_library_s() -> None:
             ["photo_mpi/mpi.json", *(f"photo_mpi/layer_{i:02d}.png" for i in range(4))],
         ),
         (["--format", "npz", "--views", "3"], ["photo.npz"]),
+        (["-o", "a.obj"], ["a.obj", "a.mtl", "a.png"]),
+        (["--format", "stl", "-o", "new/"], ["new/photo.stl"]),
+        (["-o", "a.spz"], ["a.spz"]),
         (["--format", "depth"], ["photo_disparity.png", "photo_z_depth.pfm"]),
         (["--format", "depth", "-o", "new/a.png"], ["new/a.png", "new/a_z_depth.pfm"]),
     ],
@@ -55,8 +59,6 @@ def test_each_format_names_its_files(
     photo: str, weights: list[str], detail: str, options: list[str], expected: list[str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    if "a.glb" in expected:
-        pytest.importorskip("trimesh", reason="meshes are written by trimesh")
     assert run(["export", photo, "--detail", detail, *weights, *FAST, *options, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["outputs"] == expected
@@ -90,7 +92,6 @@ shadow = 0.0
 @pytest.mark.parametrize("detail", ["photo", "none"])
 def test_a_composition_is_exported_as_it_is_seen(photo: str, weights: list[str], detail: str) -> None:
     """A cube stands in each format: at its distance, in its colour, on top of what is there without it."""
-    trimesh = pytest.importorskip("trimesh", reason="meshes need the extra vq3d[mesh]")
     cube = trimesh.creation.box((1.0, 1.0, 1.0))
     cube.visual.face_colors = [250, 0, 0, 255]
     cube.export("cube.ply")
@@ -109,7 +110,7 @@ def test_a_composition_is_exported_as_it_is_seen(photo: str, weights: list[str],
     cloud = trimesh.load("a.ply")
     colours = np.asarray(cloud.colors).astype(int)
     of_cube = colours[:, 0] - colours[:, 1:3].max(1) > 60
-    assert np.median(np.asarray(cloud.vertices)[of_cube, 2]) == pytest.approx(1.75 - 3.0, abs=0.1)
+    assert np.median(np.asarray(cloud.vertices)[of_cube, 2]) == pytest.approx(3.0 - 1.75, abs=0.1)
     index = json.loads(Path("a_mpi/mpi.json").read_text())
     picture = np.zeros((rows, columns, 3))
     for entry in reversed(index["layers"]):
@@ -118,6 +119,24 @@ def test_a_composition_is_exported_as_it_is_seen(photo: str, weights: list[str],
     drawn = picture[..., 0] - picture[..., 1:].max(-1) > 60 / 255
     assert (drawn == red).mean() > 0.97
     assert Path("a.html").stat().st_size > 0
+
+
+def test_y_is_up_in_points_and_the_far_closes_the_surface(
+    photo: str, weights: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vq3dcli.pipelines.export._DEFAULT_MAX_Z", 2.0)  # an untrained field has nothing at 12
+    options = [*weights, *FAST, "--detail", "none", "--quiet"]
+    for name in ("up.ply", "down.ply", "a.glb", "a.npz"):
+        axes = ["--axes", "opencv"] if name == "down.ply" else []
+        assert run(["export", photo, "-o", name, *axes, *options]) == 0
+    up, down = (np.asarray(trimesh.load(name).vertices) for name in ("up.ply", "down.ply"))
+    assert np.allclose(up * [1, -1, -1], down, atol=1e-6)
+    with np.load("a.npz", allow_pickle=False) as file:
+        assert (file["z_depth"] > 2.0).mean() > 0.1
+    assert up[:, 2].min() > 3.0 - 2.6  # of cameras beside, too
+    (mesh,) = trimesh.load("a.glb").geometry.values()
+    assert mesh.vertices[:, 2].min() == pytest.approx(3.0 - 2.0, abs=1e-3)
+    assert len(mesh.vertices) > 0.9 * 32 * 32
 
 
 def test_a_toy_scene_and_a_saved_one(photo: str, weights: list[str]) -> None:
@@ -140,7 +159,7 @@ def test_a_toy_scene_and_a_saved_one(photo: str, weights: list[str]) -> None:
     [
         (["missing.jpg"], 66),
         (["photo.jpg", "-o", "-"], 2),
-        (["photo.jpg", "-o", "a.obj"], 2),
+        (["photo.jpg", "-o", "a.fbx"], 2),
         (["photo.jpg", "-o", "a.glb", "--format", "ply"], 2),
         (["photo.jpg", "--size", "4096"], 2),
         (["photo.jpg", "--layers", "64"], 2),
@@ -148,7 +167,7 @@ def test_a_toy_scene_and_a_saved_one(photo: str, weights: list[str]) -> None:
         (["photo.jpg", "--format", "glb", "--axes", "opengl"], 2),
         (["missing.toml"], 66),
         (["photo.jpg", "--max-depth", "nan"], 2),
-        (["photo.jpg", "--format", "stl"], 2),
+        (["photo.jpg", "--format", "fbx"], 2),
         (["photo.jpg", "--format", "ply", "--max-depth", "0.5"], 65),
         (["photo.jpg", "-o", "photo.jpg/a.html"], 73),
     ],

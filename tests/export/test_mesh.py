@@ -1,4 +1,4 @@
-"""GLB files, read back by pygltflib and trimesh."""
+"""GLB, OBJ and STL files, read back by pygltflib and trimesh."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
 from vq3dcli.errors import DataError
-from vq3dcli.export.mesh import Mesh, relief_mesh, write_glb
+from vq3dcli.export.mesh import relief_mesh, write_mesh
 from vq3dcli.rendering.cameras import project, s_from_z_depth
 from vq3dcli.rendering.space import Frustum
 
 pygltflib = pytest.importorskip("pygltflib", reason="pygltflib reads the files back")
-trimesh = pytest.importorskip("trimesh", reason="trimesh writes the files")
 
 
 def read_glb(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -49,7 +49,7 @@ def view(ball):  # type: ignore[no-untyped-def]
 
 
 def test_a_relief_is_the_canonical_view(view, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    write_glb(tmp_path / "a.glb", relief_mesh(view.rgb[0], view.s[0], Frustum()))
+    write_mesh([tmp_path / "a.glb"], relief_mesh(view.rgb[0], view.s[0], Frustum()))
     positions, uv, faces, picture = read_glb(tmp_path / "a.glb")
     assert np.array_equal(picture, view.rgb[0].permute(1, 2, 0).numpy())
     # Back from glTF's axes: y down, z forward.
@@ -82,7 +82,7 @@ def test_a_relief_seen_from_the_side(view, ball, look, tmp_path: Path) -> None: 
 
 
 def test_a_solid_is_watertight(view, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    write_glb(tmp_path / "a.glb", relief_mesh(view.rgb[0], view.s[0], Frustum(), max_z_depth=4.2, solid=True))
+    write_mesh([tmp_path / "a.glb"], relief_mesh(view.rgb[0], view.s[0], Frustum(), max_z_depth=4.2, solid=True))
     (mesh,) = trimesh.load(tmp_path / "a.glb").geometry.values()
     assert mesh.is_watertight
     assert mesh.is_winding_consistent
@@ -99,14 +99,25 @@ def test_the_far_can_be_left_out(view) -> None:  # type: ignore[no-untyped-def]
         relief_mesh(view.rgb[0], view.s[0], Frustum(), max_z_depth=1.0)
 
 
-def test_without_trimesh_there_is_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import sys
-
-    from vq3dcli.errors import UnavailableError
-
-    monkeypatch.setitem(sys.modules, "trimesh", None)
-    mesh = Mesh(
-        torch.zeros(3, 3), torch.tensor([[0, 1, 2]]), torch.zeros(3, 2), torch.zeros(3, 2, 2, dtype=torch.uint8)
-    )
-    with pytest.raises(UnavailableError, match="trimesh"):
-        write_glb(tmp_path / "a.glb", mesh)
+def test_obj_and_stl_are_the_same_surface(view, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    mesh = relief_mesh(view.rgb[0], view.s[0], Frustum(aspect=2.0), max_z_depth=4.2, solid=True)
+    paths = [tmp_path / f"a photo.{end}" for end in ("obj", "mtl", "png")]
+    write_mesh(paths, mesh)
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    assert "map_Kd a photo.png" in paths[1].read_text()
+    read = trimesh.load_mesh(paths[0], process=False)
+    assert np.allclose(read.vertices, mesh.vertices.numpy(), atol=1e-6)
+    assert np.array_equal(read.faces, mesh.faces.numpy())
+    # Its pixels, from below as OBJ counts.
+    assert np.allclose(1.0 - read.visual.uv[:, 1], mesh.uv[:, 1].numpy(), atol=1e-6)
+    assert np.array_equal(np.array(read.visual.material.image), view.rgb[0].permute(1, 2, 0).numpy())
+    before = [path.read_bytes() for path in paths]
+    write_mesh(paths, mesh)
+    assert [path.read_bytes() for path in paths] == before
+    write_mesh([tmp_path / "a.stl"], mesh)
+    printed = trimesh.load_mesh(tmp_path / "a.stl")
+    assert printed.is_watertight
+    assert printed.volume == pytest.approx(read.volume, rel=1e-4)
+    # It stands: what was up, y, is z, and what looked at the camera looks along -y.
+    assert np.allclose(printed.bounds[:, 2], mesh.vertices[:, 1].aminmax())
+    assert np.allclose(-printed.bounds[::-1, 1], mesh.vertices[:, 2].aminmax())

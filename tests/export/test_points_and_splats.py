@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import math
+import struct
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import trimesh
 
 from vq3dcli.errors import DataError
-from vq3dcli.export.points import quaternions, surface_points, write_points, write_splats
+from vq3dcli.export.points import gaussians, quaternions, surface_points, write_points, write_splats, write_spz
 from vq3dcli.rendering.cameras import project, s_from_z_depth
 from vq3dcli.rendering.space import Frustum
-
-trimesh = pytest.importorskip("trimesh", reason="trimesh reads the files back")
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,33 @@ def test_splats_drawn_by_others_are_the_rendering(ball, frustum, look, psnr, tmp
         inner = (slice(None), slice(6, -6), slice(6, -6))
         drawn = draw_splats(tmp_path / "a.ply", camera, number)
         assert psnr(drawn[inner], view.rgb[number][inner] / 255.0) > least, number
+
+
+def test_compressed_splats_are_the_splats(ball, frustum, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    seen = partial(ball.render, samples=64)
+    surface = surface_points(seen, frustum, (24, 24), outside=True, axes="opengl")
+    write_splats(tmp_path / "a.ply", surface)
+    write_spz(tmp_path / "a.spz", surface)
+    assert (tmp_path / "a.spz").stat().st_size < (tmp_path / "a.ply").stat().st_size / 4
+    data, count = gzip.decompress((tmp_path / "a.spz").read_bytes()), len(surface.points)
+    magic, version, found, degree, bits, flags, reserved = struct.unpack_from("<4sIIBBBB", data)
+    assert (magic, version, found, degree, flags, reserved) == (b"NGSP", 2, count, 0, 0, 0)
+    assert len(data) == 16 + 19 * count
+    table = np.frombuffer(data, np.uint8, offset=16)
+    position, alpha, colour, scale, turn = (
+        part.reshape(count, -1).astype(np.int32) for part in np.split(table, np.cumsum([9, 1, 3, 3]) * count)
+    )
+    whole = position.reshape(count, 3, 3) @ np.array([1, 1 << 8, 1 << 16])
+    points = (whole - (whole >> 23 << 24)) / 2.0**bits
+    assert np.abs(points - surface.points.numpy()).max() < 1e-4
+    assert np.allclose(alpha / 255.0, 0.98, atol=0.01)
+    rgb = 0.5 + 0.28209479177387814 * (colour / 255.0 - 0.5) / 0.15
+    assert np.abs(rgb - surface.rgb.numpy() / 255.0).max() < 0.005
+    deviations, quaternions = gaussians(surface)
+    assert np.abs(scale / 16.0 - 10.0 - deviations.log().numpy()).max() < 0.04
+    xyz = turn / 127.5 - 1.0
+    w = np.sqrt(np.clip(1.0 - (xyz**2).sum(1, keepdims=True), 0.0, 1.0))
+    assert np.abs((np.concatenate([w, xyz], 1) * quaternions.numpy()).sum(1)).min() > 0.99
 
 
 def test_quaternions_turn_as_their_matrices() -> None:

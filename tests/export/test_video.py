@@ -69,8 +69,12 @@ def test_mp4_is_what_players_want(tmp_path: Path) -> None:
     write(path, frames, "mp4")
     # One word for matrix, primaries and transfer: players that miss one of the three guess it.
     assert re.search(r"h264.*yuv420p\(tv, bt709, progressive\).*48x48.*24 fps", stream_line(path))
-    boxes = box_names(path)
+    boxes, data = box_names(path), path.read_bytes()
     assert boxes.index("moov") < boxes.index("mdat")
+    # QuickTime wants avc1, of the profile High at most, and believes `colr` alone: BT.709 thrice, limited range.
+    assert b"stsd" in data and b"avc1" in data
+    assert data[data.index(b"avcC") + 5] == 100
+    assert data[data.index(b"colr") + 4 :][:11] == b"nclx" + bytes([0, 1, 0, 1, 0, 1, 0])
     decoded = read(path, 48, 48)
     assert len(decoded) == 8
     assert float((decoded.float() - frames.float()).abs().mean()) < 3.0

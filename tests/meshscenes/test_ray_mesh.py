@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.meshscenes.ray_mesh import is_mesh, read_mesh
 from vq3dcli.rendering.cameras import Rays
 
-trimesh = pytest.importorskip("trimesh", reason="meshes need the extra vq3d[mesh]")
 LIGHT = (0.0, 0.0, -1.0)
 
 

@@ -128,7 +128,8 @@ def open_toy(weights: LoadedWeights) -> Callable[[str], OpenedScene]:
 
 @pytest.fixture(scope="module")
 def cube(tmp_path_factory: pytest.TempPathFactory) -> str:
-    trimesh = pytest.importorskip("trimesh", reason="meshes need the extra vq3d[mesh]")
+    import trimesh
+
     path = tmp_path_factory.mktemp("mesh") / "cube.glb"
     mesh = trimesh.creation.box((1.0, 1.0, 1.0))
     mesh.visual.face_colors = [250, 0, 0, 255]

@@ -34,7 +34,8 @@ from vq3dcli.editing.relief import fitted, refined_disparity
 from vq3dcli.errors import DataError, UnavailableError, UsageError
 from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.camera_file import given_camera, read_cameras, write_cameras
-from vq3dcli.pipelines.export import Wish, turned_cameras, wished_photo_scene
+from vq3dcli.pipelines.export import Wish, wished_photo_scene
+from vq3dcli.pipelines.export_layers import turned_cameras
 from vq3dcli.pipelines.film import Eyes, Shot, StereoKind
 from vq3dcli.pipelines.geometry import (
     NERF,

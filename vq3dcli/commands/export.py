@@ -9,25 +9,34 @@ import typer
 from vq3dcli.commands.options import ExactOption, GeometryOption, WeightsOption
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 
-FormatName = Literal["viewer", "ply", "glb", "splat", "mpi", "npz", "depth"]
+FormatName = Literal["viewer", "ply", "glb", "obj", "stl", "splat", "spz", "mpi", "npz", "depth"]
 
 INPUT = (
     "A photo (JPEG, PNG, WebP), - for stdin, a saved scene (.vq3d.safetensors), a sample (samples.json#NAME), or "
     "toyscene:CLASS[:SEED]; or a composition, NAME.toml."
 )
 FORMAT = (
-    "viewer: one HTML page to look around in; ply: coloured points; glb: a textured mesh; splat: 3D Gaussians; mpi: "
-    "PNG layers; npz: pictures, disparities and cameras; depth: 16-bit PNG and PFM. Default: what the name of the "
-    "output says, else viewer."
+    "viewer: one HTML page to look around in; ply: coloured points; glb, obj: a textured mesh; stl: one for printers; "
+    "splat: 3D Gaussians, spz: the same in a sixth of the bytes; mpi: PNG layers; npz: pictures, "
+    "disparities and cameras; depth: 16-bit PNG and PFM. Default: what the name of the output says, else viewer."
 )
 SIZE = "Longer side in pixels of what is sampled. Default: 512, points and meshes 256; without photo detail 128."
-MESH = "relief: the visible surface, torn where depth jumps; solid: closed, with walls and a flat back."
-AXES = "Of ply and splat. opencv: y down, z away from the camera; opengl: y up, z towards it, as glb always has."
+MESH = (
+    "relief: the visible surface, torn where depth jumps; solid: closed, with walls and a flat back. Default: relief, "
+    "for stl solid."
+)
+AXES = (
+    "Of ply and splat. opencv: y down, z away from the camera; opengl: y up, z towards it, as glb, obj and spz always "
+    "have. Default: opengl for ply, opencv for splat."
+)
 AMPLITUDE = (
     "How far the viewer's camera turns, at most 11.45 degrees (0.2 rad), or the orbit of npz goes. Default: what suits "
     "the photo; without photo detail 0.2 rad; npz 10."
 )
-MAX_DEPTH = "Leave out what is farther from the camera. Default: 12 for ply and glb; splat keeps all."
+MAX_DEPTH = (
+    "Leave out of points, meshes and splats what is farther from the camera. Default: nothing, but in points and "
+    "meshes what is farther than 12 stands there."
+)
 DETAIL = "photo exports the photo's own pixels; none the plain NeRF. Default: photo, for photos."
 FIT = "crop takes the centre square; squash keeps all of a photo. Default: squash with photo detail, else crop."
 OUTPUT = "File, or FOLDER/; for mpi the folder of its layers. Default: named after the input, in the current folder."
@@ -41,8 +50,8 @@ def command(
     samples: Annotated[int, typer.Option(help="Samples a ray of the NeRF.")] = 96,
     views: Annotated[int, typer.Option(help="Of npz: 1 is the first view, more lie on an orbit.")] = 1,
     amplitude: Annotated[float | None, typer.Option(help=AMPLITUDE)] = None,
-    mesh: Annotated[Literal["relief", "solid"], typer.Option(help=MESH)] = "relief",
-    axes: Annotated[Literal["opencv", "opengl"], typer.Option(help=AXES)] = "opencv",
+    mesh: Annotated[Literal["relief", "solid"] | None, typer.Option(help=MESH)] = None,
+    axes: Annotated[Literal["opencv", "opengl"] | None, typer.Option(help=AXES)] = None,
     max_depth: Annotated[float | None, typer.Option(help=MAX_DEPTH)] = None,
     detail: Annotated[Literal["photo", "none"] | None, typer.Option(help=DETAIL)] = None,
     geometry: GeometryOption = None,
@@ -61,7 +70,7 @@ def command(
     Example:
       vq3d export photo.jpg
       vq3d export photo.jpg -o photo.glb --mesh solid
-      vq3d export samples/samples.json#torus-0000 --format splat --axes opengl
+      vq3d export samples/samples.json#torus-0000 --format spz
       vq3d export toyscene:snowman --format mpi --layers 16 -o layers/
       vq3d export room_composed.toml --format glb
     """

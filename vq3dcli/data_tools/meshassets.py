@@ -68,7 +68,6 @@ def survey_assets(
     Raises:
         InputMissingError: There is no such folder, or no model in it.
         DataError: No model is of use; the first reason is told.
-        UnavailableError: trimesh is not installed.
     """
     found = list_folder(root, leave_out=leave_out)
     in_grounds = [file for file in found if file.path.startswith(f"{GROUNDS}/")]

@@ -1,4 +1,4 @@
-"""The visible surface as a textured mesh, GLB: a relief that is torn where depth jumps, or a closed solid.
+"""The visible surface as a textured mesh, GLB, OBJ or STL: a relief that is torn where depth jumps, or a closed solid.
 
 The mesh is in glTF's axes: x right, y up, z towards the viewer; the pivot is the origin and the canonical camera stands
 at z = 3. Its texture is the canonical view itself.
@@ -8,6 +8,7 @@ Legend: H height_px, W width_px, N vertices, M triangles.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vq3dcli.errors import DataError, UnavailableError
+from vq3dcli.errors import DataError
 from vq3dcli.export.layers import snap_to_surfaces
 from vq3dcli.export.points import to_axes
 from vq3dcli.files import write_bytes
@@ -88,27 +89,40 @@ def relief_mesh(
     return _compact(Mesh(to_axes(points, frustum, "opengl"), faces, uv, rgb.detach().cpu()))
 
 
-def write_glb(path: Path, mesh: Mesh) -> None:
-    """Write a binary glTF 2.0 file with the texture inside, atomically.
+def write_mesh(paths: Sequence[Path], mesh: Mesh) -> None:
+    """Write a mesh, atomically, as the first path's ending says.
 
-    Raises:
-        UnavailableError: The package trimesh is missing.
+    `.glb` is binary glTF 2.0 with the texture inside; `.obj` names the other two paths, its material and texture;
+    `.stl`, for printers, has the shape alone, z up.
     """
-    trimesh = _trimesh()
+    from trimesh import Trimesh
+    from trimesh.exchange.obj import export_obj
+    from trimesh.visual import TextureVisuals
+    from trimesh.visual.material import PBRMaterial, SimpleMaterial
+
+    vertices, faces, suffix = mesh.vertices.numpy(), mesh.faces.numpy(), paths[0].suffix.lower()
+    if suffix == ".stl":
+        upright = vertices[:, [0, 2, 1]] * np.array([1.0, -1.0, 1.0], np.float32)
+        write_bytes(paths[0], Trimesh(upright, faces, process=False).export(file_type="stl"))
+        return
     texture = Image.fromarray(mesh.texture.permute(1, 2, 0).numpy())
     # A photo carries its light in itself: no metal, no gloss, seen from both sides.
-    material = trimesh.visual.material.PBRMaterial(
-        baseColorTexture=texture, metallicFactor=0.0, roughnessFactor=1.0, doubleSided=True
-    )
+    glossless: Any = PBRMaterial(baseColorTexture=texture, metallicFactor=0.0, roughnessFactor=1.0, doubleSided=True)
+    plain: Any = SimpleMaterial(image=texture, diffuse=[255] * 4, specular=[0, 0, 0, 255])
+    material = glossless if suffix == ".glb" else plain
     # trimesh counts v from below, as OBJ does, and turns it over for glTF.
     uv: NDArray[np.float32] = mesh.uv.numpy() * np.array([1.0, -1.0], np.float32) + np.array([0.0, 1.0], np.float32)
-    built = trimesh.Trimesh(
-        vertices=mesh.vertices.numpy(),
-        faces=mesh.faces.numpy(),
-        visual=trimesh.visual.TextureVisuals(uv=uv, material=material),
-        process=False,  # as they are: merging and reordering would undo what the texture coordinates say
-    )
-    write_bytes(path, built.export(file_type="glb", tree_postprocessor=_unlit))
+    # As they are: merging and reordering would undo what the texture coordinates say.
+    built = Trimesh(vertices, faces, visual=TextureVisuals(uv=uv, material=material), process=False)
+    if suffix == ".glb":
+        write_bytes(paths[0], built.export(file_type="glb", tree_postprocessor=_unlit))
+        return
+    _, materials, picture = paths
+    material.name = picture.stem  # the texture of a material has its name
+    text, more = export_obj(built, return_texture=True, mtl_name=materials.name, header=None)
+    for path, data in zip((materials, picture), (more.pop(materials.name), *more.values()), strict=True):
+        write_bytes(path, data)
+    write_bytes(paths[0], text.encode())
 
 
 def _unlit(tree: dict[str, Any]) -> None:
@@ -116,18 +130,6 @@ def _unlit(tree: dict[str, Any]) -> None:
     tree["extensionsUsed"] = ["KHR_materials_unlit"]
     for material in tree["materials"]:
         material["extensions"] = {"KHR_materials_unlit": {}}
-
-
-def _trimesh() -> Any:
-    try:
-        import trimesh
-        import trimesh.visual
-        import trimesh.visual.material
-    except ImportError as error:
-        raise UnavailableError(
-            "meshes need the package trimesh", remedy="pip install 'vq3d[mesh]', or --format ply"
-        ) from error
-    return trimesh
 
 
 def _quads(grid: Tensor) -> Tensor:

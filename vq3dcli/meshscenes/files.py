@@ -16,8 +16,6 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from vq3dcli.errors import UnavailableError
-
 Floats = NDArray[np.float64]
 
 _GREY = 0.7
@@ -84,15 +82,6 @@ def as_utf8(data: bytes) -> bytes:
     return data
 
 
-def import_trimesh() -> Any:
-    """The package. Raises `UnavailableError`."""
-    try:
-        import trimesh
-    except ImportError as error:
-        raise UnavailableError("meshes need trimesh", remedy="pip install 'vq3d[mesh]'") from error
-    return trimesh
-
-
 def load_parts(data: bytes, suffix: str, resolver: Any) -> list[Any]:
     """The parts of a mesh that have triangles, as trimesh reads them; it raises almost any type on damaged bytes.
 
@@ -100,8 +89,10 @@ def load_parts(data: bytes, suffix: str, resolver: Any) -> list[Any]:
         suffix: Of the file's name, lower case.
         resolver: Its `get` and `__getitem__` give the bytes of files that the mesh names.
     """
+    import trimesh
+
     with _silent_trimesh():
-        scene = import_trimesh().load_scene(io.BytesIO(data), file_type=suffix[1:], resolver=resolver)
+        scene = trimesh.load_scene(io.BytesIO(data), file_type=suffix[1:], resolver=resolver)
         return [part for part in scene.dump() if len(getattr(part, "faces", ()))]
 
 

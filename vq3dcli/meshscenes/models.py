@@ -20,7 +20,7 @@ from PIL import Image
 from vq3dcli.compiled import compiled
 from vq3dcli.data.pillow import MAX_PIXELS
 from vq3dcli.errors import DataError
-from vq3dcli.meshscenes.files import Look, decode_srgb, encode_srgb, import_trimesh, load_parts, look_of
+from vq3dcli.meshscenes.files import Look, decode_srgb, encode_srgb, load_parts, look_of
 from vq3dcli.meshscenes.raster import MAX_LEVELS, NOTHING, Bytes, Floats, Ints, Singles
 
 MODEL_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".dae")
@@ -117,9 +117,7 @@ def read_model(path: Path, root: Path) -> ReadModel:
 
     Raises:
         DataError: It is no model of use; the message is the reason.
-        UnavailableError: trimesh is not installed.
     """
-    import_trimesh()
     files, suffix = _Files(path, root), path.suffix.lower()
     try:
         parts = load_parts(files.open(path, path.name), suffix, files)

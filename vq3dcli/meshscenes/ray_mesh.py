@@ -32,7 +32,6 @@ from vq3dcli.meshscenes.files import (
     check_gltf,
     decode_srgb,
     encode_srgb,
-    import_trimesh,
     load_parts,
     look_of,
 )
@@ -105,10 +104,10 @@ def read_mesh(path: Path, *, up: Up = "y") -> Mesh:
 
     Raises:
         InputMissingError: There is no such file, or none of those that it cannot do without.
-        UnavailableError: trimesh is not installed.
         DataError: It is damaged, has no triangles, or needs what cannot be read, such as compression.
     """
-    trimesh = import_trimesh()
+    import trimesh
+
     if not path.is_file():
         raise InputMissingError(f"no such file ({path})", remedy="check the path")
     data, suffix, beside = read_file(path), path.suffix.lower(), FilesBeside(path)

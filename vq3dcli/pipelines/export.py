@@ -13,14 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
 from vq3dcli.editing.parallax import adapted_reach, covered_reach
-from vq3dcli.editing.photo_scene import PhotoLayer, PhotoScene, build_photo_scene
-from vq3dcli.editing.placement import Hits
-from vq3dcli.editing.relief import resized
+from vq3dcli.editing.photo_scene import PhotoScene, build_photo_scene
 from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import display_range
 from vq3dcli.export.depth_files import write_disparity_png, write_pfm, write_views
@@ -28,56 +26,55 @@ from vq3dcli.export.layers import (
     MAX_LAYERS,
     MAX_SIDE_PX,
     Layers,
-    bake_layers,
-    choose_edges,
     flat_layers,
-    layers_of_sheets,
-    render_layers,
 )
-from vq3dcli.export.mesh import MeshKind, relief_mesh, write_glb
+from vq3dcli.export.mesh import MeshKind, relief_mesh, write_mesh
 from vq3dcli.export.mpi import check_folder, layers_in, write_mpi
-from vq3dcli.export.points import Axes, surface_points, write_points, write_splats
+from vq3dcli.export.points import Axes, surface_points, write_points, write_splats, write_spz
 from vq3dcli.export.video import check_output
 from vq3dcli.export.viewer import BOUND_RAD, write_viewer
 from vq3dcli.files import cut_name
-from vq3dcli.metrics.image import psnr
 from vq3dcli.pipelines.compose import Opened, Stage, composition_files, composition_sources, open_composition
 from vq3dcli.pipelines.composition import SUFFIX, read_composition
+from vq3dcli.pipelines.export_layers import Vantage, field_layers, layers_psnr, photo_layers, turned_cameras
 from vq3dcli.pipelines.film import check_limits, output_size
 from vq3dcli.pipelines.geometry import NERF, Geometry, photo_relief
 from vq3dcli.pipelines.inputs import OpenedScene, Source, fitted_photo, parse_sources
 from vq3dcli.pipelines.render import Look, Made, with_geometry
 from vq3dcli.pipelines.targets import Task, note_replaced, refuse_overwriting, refuse_stdout
-from vq3dcli.rendering.cameras import Camera, pivot_pose, z_depth_from_s
-from vq3dcli.rendering.scene import ViewOf
+from vq3dcli.rendering.cameras import Camera, s_from_z_depth, z_depth_from_s
+from vq3dcli.rendering.scene import SceneView, ViewOf
 from vq3dcli.rendering.space import Frustum
 from vq3dcli.rendering.trajectories import trajectory
 
-ExportFormat = Literal["viewer", "ply", "glb", "splat", "mpi", "npz", "depth"]
+ExportFormat = Literal["viewer", "ply", "glb", "obj", "stl", "splat", "spz", "mpi", "npz", "depth"]
 
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
-# What a file's name ends in, if it was made here; the first part of what `depth` writes.
-_ENDINGS: Mapping[ExportFormat, str] = {
-    "viewer": ".html",
-    "ply": ".ply",
-    "glb": ".glb",
-    "splat": "_splat.ply",
-    "mpi": "_mpi",
-    "npz": ".npz",
-    "depth": "_disparity.png",
+# What the names of files end in, if they are made here.
+_ENDINGS: Mapping[ExportFormat, tuple[str, ...]] = {
+    "viewer": (".html",),
+    "ply": (".ply",),
+    "glb": (".glb",),
+    "obj": (".obj", ".mtl", ".png"),
+    "stl": (".stl",),
+    "splat": ("_splat.ply",),
+    "spz": (".spz",),
+    "mpi": ("_mpi",),
+    "npz": (".npz",),
+    "depth": ("_disparity.png", "_z_depth.pfm"),
 }
-_BY_SUFFIX: Mapping[str, ExportFormat] = {".html": "viewer", ".ply": "ply", ".glb": "glb", ".npz": "npz"}
+_BY_SUFFIX: Mapping[str, ExportFormat] = {ends[0]: name for name, ends in _ENDINGS.items() if ends[0].startswith(".")}
+_MESHES: tuple[ExportFormat, ...] = ("glb", "obj", "stl")
+_SURFACES: tuple[ExportFormat, ...] = ("ply", *_MESHES, "splat", "spz")
 MOST_PX = 1024
 # The longer side in pixels: of the plain NeRF, which holds no more, and of a photo in each format.
 _PLAIN_PX = 128
-_PHOTO_PX: Mapping[ExportFormat, int] = {"ply": 256, "glb": 256, "splat": 256}
+_PHOTO_PX: Mapping[ExportFormat, int] = dict.fromkeys(_SURFACES, 256)
 # Layers of a composition are cut from its fields, which takes its time.
 _COMPOSED_PX = 256
-# Without a limit of the user's, meshes and points end here: the sky, at 60, would make viewers show a dot.
+# Without a limit of the user's, what is farther stands here in meshes and points: the sky, at 60, would make viewers
+# show a dot, and left out it would be a hole.
 _DEFAULT_MAX_Z = 12.0
-# What layers are compared with the rendering at.
-_CHECK_PX = 64
-_CHECK_TURNS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 _ORBIT_DEG = 10.0
 _log = logging.getLogger(__name__)
 
@@ -92,7 +89,9 @@ class Wish:
         views: Of npz: 1 is the canonical one, more lie on an orbit.
         amplitude_deg: How far the viewer's camera turns, at most 0.2 rad, or the orbit of npz goes; None is what suits
             a photo, and 0.2 rad and 10 degrees otherwise.
-        max_z_depth: Farthest z_depth of ply and glb, and of splat if it is given.
+        mesh: Of glb, obj and stl; None is the relief, for stl the solid.
+        axes: Of ply and splat; None is opengl for points, opencv for splats.
+        max_z_depth: What is farther is left out of points, meshes and splats.
         detail: Whether photos are exported with their own pixels.
         geometry: What gives them their geometry.
     """
@@ -103,8 +102,8 @@ class Wish:
     samples: int = 96
     views: int = 1
     amplitude_deg: float | None = None
-    mesh: MeshKind = "relief"
-    axes: Axes = "opencv"
+    mesh: MeshKind | None = None
+    axes: Axes | None = None
     max_z_depth: float | None = None
     detail: bool = True
     geometry: Geometry = NERF
@@ -119,14 +118,6 @@ class Wish:
     def shows_photo(self, opened: OpenedScene) -> bool:
         """Whether a scene is exported as its photo."""
         return self.detail and opened.has_detail
-
-
-class Vantage(NamedTuple):
-    """From where one looks at a scene: how far cameras turn, how far from the first one their pivot lies, how close."""
-
-    bound_rad: float
-    pivot_z: float
-    zoom: float = 1.0
 
 
 def export(text: str, kind: str | None, look: Look, task: Task, **options: Any) -> Made:
@@ -178,9 +169,9 @@ def check_wish(wish: Wish) -> None:
         ("--layers", wish.layers, MAX_LAYERS, ("viewer", "mpi")),
         ("--views", wish.views, 1, ("npz",)),
         ("--amplitude", wish.amplitude_deg, None, ("viewer", "mpi", "npz")),
-        ("--mesh", wish.mesh, "relief", ("glb",)),
-        ("--axes", wish.axes, "opencv", ("ply", "splat")),
-        ("--max-depth", wish.max_z_depth, None, ("ply", "glb", "splat")),
+        ("--mesh", wish.mesh, None, _MESHES),
+        ("--axes", wish.axes, None, ("ply", "splat")),
+        ("--max-depth", wish.max_z_depth, None, _SURFACES),
     ):
         if value != default and wish.kind not in kinds:
             raise UsageError(f"{option} has no meaning for {wish.kind}", remedy=f"--format {'|'.join(kinds)}")
@@ -214,19 +205,17 @@ def plan_export(
         if suffix:
             raise UsageError(f"cannot tell the format from the name ({output})", remedy="--format")
         chosen = "viewer"
-    ending = _ENDINGS[chosen]
+    endings = _ENDINGS[chosen]
     if output is None or (is_folder and chosen != "mpi"):
-        first = Path(output or ".") / f"{source.stem}{ending}"
+        first = Path(output or ".") / f"{source.stem}{endings[0]}"
     else:
-        first, wanted = Path(output), Path(f"x{ending}").suffix
+        first, wanted = Path(output), Path(f"x{endings[0]}").suffix
         if chosen != "mpi" and suffix != wanted:
             raise UsageError(
                 f"--format {chosen} contradicts the name of the output ({output})",
                 remedy=f"a name that ends in {wanted}",
             )
-    paths = [first]
-    if chosen == "depth":
-        paths.append(first.with_name(f"{first.stem.removesuffix('_disparity')}_z_depth.pfm"))
+    paths = [first, *(first.with_name(f"{first.stem.removesuffix('_disparity')}{end}") for end in endings[1:])]
     refuse_overwriting([*paths, *(layers_in(first) if chosen == "mpi" else [])], [source], kept)
     return chosen, paths
 
@@ -249,6 +238,8 @@ def export_scene(
     picture, vantage = wished_photo_scene(opened, wish, size)
     stage = None if edits is None else edits.stage(picture)
     view_of = _view_of(opened, wish, picture, stage)
+    if wish.kind in ("ply", *_MESHES) and wish.max_z_depth is None:
+        view_of = _no_farther(view_of, s_from_z_depth(torch.tensor(_DEFAULT_MAX_Z), frustum.depth_range))
     detail = "none" if picture is None else "photo"
     figures: dict[str, Any] = {"format": wish.kind, "width_px": size[1], "height_px": size[0], "detail": detail}
     canonical = frustum.camera(*size)
@@ -259,35 +250,40 @@ def export_scene(
             drawn = picture.cropped()
         else:
             as_photo = picture is not None and stage is None
-            drawn = _photo_layers(picture, wish) if as_photo and picture else _field_layers(opened, stage, wish, size)
+            if as_photo and picture:
+                drawn = photo_layers(picture, wish.layers)
+            else:
+                drawn = field_layers(opened, stage, wish.layers, wish.samples, size)
             drawn = flat_layers(drawn) if wish.kind == "mpi" else drawn
-            figures |= {"layers": len(drawn), "psnr": _layers_psnr(drawn, view_of, frustum, vantage)}
+            figures |= {"layers": len(drawn), "psnr": layers_psnr(drawn, view_of, frustum, vantage)}
             if wish.kind == "mpi":
                 return write_mpi(paths[0], drawn), figures
         view = view_of(canonical)
         still, shown = view.rgb[0].cpu(), display_range(view.s[0])
         write_viewer(paths[0], opened.stem, drawn, still, shown, **vantage._asdict())
-    elif wish.kind in ("ply", "splat"):
+    elif wish.kind in ("ply", "splat", "spz"):
+        axes = wish.axes or ("opencv" if wish.kind == "splat" else "opengl")
         surface = surface_points(
             view_of,
             frustum,
             size,
             beside_rad=BOUND_RAD,
-            outside=wish.kind == "splat",
-            max_z_depth=wish.max_z_depth or (math.inf if wish.kind == "splat" else _DEFAULT_MAX_Z),
-            axes=wish.axes,
+            outside=wish.kind != "ply",
+            max_z_depth=wish.max_z_depth or math.inf,
+            axes=axes,
         )
-        figures |= {"points": len(surface.points), "axes": wish.axes}
-        (write_splats if wish.kind == "splat" else write_points)(paths[0], surface)
-    elif wish.kind == "glb":
+        figures |= {"points": len(surface.points), "axes": axes}
+        {"ply": write_points, "splat": write_splats, "spz": write_spz}[wish.kind](paths[0], surface)
+    elif wish.kind in _MESHES:
         view, rgb = view_of(canonical), None
         if picture is not None and stage is None:
             assert opened.photo is not None
             rgb = fitted_photo(opened.photo, *output_size(MOST_PX, frustum.aspect)).cpu()
-        texture, max_z_depth = view.rgb[0] if rgb is None else rgb, wish.max_z_depth or _DEFAULT_MAX_Z
-        mesh = relief_mesh(texture, view.s[0], frustum, max_z_depth=max_z_depth, solid=wish.mesh == "solid")
-        figures |= {"vertices": len(mesh.vertices), "triangles": len(mesh.faces), "axes": "opengl"}
-        write_glb(paths[0], mesh)
+        texture = view.rgb[0] if rgb is None else rgb
+        solid = (wish.mesh or ("solid" if wish.kind == "stl" else "relief")) == "solid"
+        mesh = relief_mesh(texture, view.s[0], frustum, max_z_depth=wish.max_z_depth or math.inf, solid=solid)
+        figures |= {"vertices": len(mesh.vertices), "triangles": len(mesh.faces)}
+        write_mesh(paths, mesh)
     elif wish.kind == "npz":
         camera = _orbit(canonical, frustum, wish)
         write_views(paths[0], view_of(camera), camera, frustum.depth_range)
@@ -304,6 +300,16 @@ def _view_of(opened: OpenedScene, wish: Wish, picture: PhotoScene | None, stage:
     if stage is not None:
         return partial(stage.at(0.0).render, samples=wish.samples)
     return partial(opened.scene.render, samples=wish.samples) if picture is None else picture.render
+
+
+def _no_farther(view_of: ViewOf, least_s: torch.Tensor) -> ViewOf:
+    """The same, where what is farther stands at a distance."""
+
+    def seen(camera: Camera) -> SceneView:
+        view = view_of(camera)
+        return view._replace(s=view.s.clamp(min=least_s.item()))
+
+    return seen
 
 
 def sampled_size(opened: OpenedScene, wish: Wish, *, composed: bool = False) -> tuple[int, int]:
@@ -340,55 +346,6 @@ def wished_photo_scene(opened: OpenedScene, wish: Wish, size: tuple[int, int]) -
         vantage = Vantage(bound_rad, vantage.pivot_z, zoom)
     looking, nerf_px = cameras(vantage.bound_rad), opened.scene.planes.shape[2]
     return build_photo_scene(opened.field, frustum, photo, s, looking, nerf_px=nerf_px), vantage
-
-
-def turned_cameras(
-    frustum: Frustum, vantage: Vantage, turns: Sequence[tuple[float, float]], size: tuple[int, int]
-) -> Camera:
-    """Cameras at parts of the bound in yaw and pitch."""
-    angles = torch.tensor(turns) * vantage.bound_rad
-    pose = pivot_pose(angles[:, 0], angles[:, 1], vantage.pivot_z)
-    pose[:, 2, 3] += vantage.pivot_z - frustum.radius
-    return frustum.camera(*size).at(pose)
-
-
-def _photo_layers(picture: PhotoScene, wish: Wish) -> Layers:
-    # Beyond the photo's edges the canvas goes on, mirrored: that much wider than the camera's view are the layers.
-    canvas, tangent = picture.camera, picture.frustum.tangent
-    focal = canvas.intrinsics[0]
-    margins = (
-        0.5 * canvas.width_px / float(focal[0, 0]) / tangent,
-        0.5 * canvas.height_px / float(focal[1, 1]) / tangent,
-    )
-    # No larger than layers may be.
-    factor = min(1.0, MAX_SIDE_PX / max(canvas.width_px, canvas.height_px))
-    size = [max(1, math.floor(side * factor)) for side in (canvas.height_px, canvas.width_px)]
-    sheets = [
-        PhotoLayer(resized(part.rgb.cpu(), size).clamp(0.0, 1.0), resized(part.s.cpu(), size))
-        for part in (picture.front, picture.behind)
-    ]
-    return layers_of_sheets(sheets, picture.frustum, wish.layers, margins=margins)
-
-
-def _field_layers(opened: OpenedScene, stage: Stage | None, wish: Wish, size: tuple[int, int]) -> Layers:
-    """Layers of a NeRF, or of a composition: of its meshes they hold what the first camera sees."""
-    frustum, field, hits = opened.frustum, opened.field, None
-    if stage is not None:
-        field, hits = stage.coloured(), stage.at(0.0).hits(frustum.camera(*size).to(opened.device))
-    edges_s = choose_edges(field, frustum, wish.layers, opened.device)
-    samples_a_layer = max(1, round(wish.samples / wish.layers))
-    hits = None if hits is None else Hits(hits.z_depth, hits.rgb[..., :3])
-    return bake_layers(field, frustum, edges_s, size, samples_a_layer=samples_a_layer, hits=hits, device=opened.device)
-
-
-def _layers_psnr(layers: Layers, view_of: ViewOf, frustum: Frustum, vantage: Vantage) -> dict[str, float]:
-    """What drawing the layers differs from rendering the scene by, in dB, by the camera's yaw in radians."""
-    size = output_size(_CHECK_PX, frustum.aspect)
-    camera = turned_cameras(frustum, vantage, [(turn, 0.0) for turn in _CHECK_TURNS], size)
-    seen = view_of(camera).rgb.cpu()
-    drawn, _ = render_layers(layers, camera)
-    figures = psnr(drawn.cpu(), seen).tolist()
-    return {f"{turn * vantage.bound_rad:+.3f}": value for turn, value in zip(_CHECK_TURNS, figures, strict=True)}
 
 
 def _orbit(canonical: Camera, frustum: Frustum, wish: Wish) -> Camera:

@@ -23,7 +23,8 @@ from vq3dcli.export.colour import colour_map, display_range
 from vq3dcli.export.video import video_writer
 from vq3dcli.files import cut_name, make_folder
 from vq3dcli.pipelines.camera_file import MOST_CAMERAS, write_cameras
-from vq3dcli.pipelines.export import Vantage, Wish, turned_cameras, wished_photo_scene
+from vq3dcli.pipelines.export import Wish, wished_photo_scene
+from vq3dcli.pipelines.export_layers import Vantage, turned_cameras
 from vq3dcli.pipelines.film import MAX_SIZE_PX, check_limits, output_size
 from vq3dcli.pipelines.inputs import OpenedScene, parse_sources
 from vq3dcli.pipelines.render import DETAIL_SIZE_PX, Detail, Look, check_look, with_geometry
