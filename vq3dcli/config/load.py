@@ -216,23 +216,14 @@ def _known_keys(schema: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterat
 
 @dataclass(frozen=True)
 class RecipeSummary:
-    """A recipe that comes with the package.
+    """A recipe that comes with the package."""
 
-    Attributes:
-        name: What commands take.
-        about: The first sentence of its file.
-        stage: 1 for an autoencoder, 2 for a prior over its codes, "depth" for a depth network.
-        image_size: Side of the images in pixels; None for a prior, which takes what its tokens were made from.
-        tokens: Codes an image; None where there are none.
-        images: Images seen in a whole run.
-    """
-
-    name: str
-    about: str
-    stage: int | str
-    image_size: int | None
-    tokens: int | None
-    images: int
+    name: str  # what commands take
+    about: str  # the first sentence of its file
+    stage: int | str  # 1 for an autoencoder, 2 for a prior over its codes, "depth" for a depth network
+    image_size: int | None  # side of the images in pixels; None for a prior, which takes what its tokens were made from
+    tokens: int | None  # codes an image; None where there are none
+    images: int  # images seen in a whole run
 
     def figures(self) -> dict[str, Any]:
         """All but the name."""

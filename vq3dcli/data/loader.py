@@ -40,25 +40,16 @@ CACHED_BYTES_A_PIXEL = 5
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one step on one rank.
+    """Samples of one step on one rank."""
 
-    Attributes:
-        image: uint8 `[B, 3, S, S]`.
-        s: Disparity labels float32 `[B, S, S]` at the image's pixels, in [0, 1] where metric; zeros where unlabelled.
-        label_kind: int8 `[B]`, see `LABEL_KIND`.
-        class_index: Index into the loader's class names, int64 `[B]`, -1 for no class.
-        index: Positions in the endless stream, int64 `[B]`.
-        keys: `folder/key` of each sample, for messages.
-        views: Exact pictures from other cameras, where the loader was asked for them.
-    """
-
-    image: Tensor
+    image: Tensor  # uint8 `[B, 3, S, S]`
+    # disparity labels float32 `[B, S, S]` at the image's pixels, in [0, 1] where metric; zeros where unlabelled
     s: Tensor
-    label_kind: Tensor
-    class_index: Tensor
-    index: Tensor
-    keys: list[str]
-    views: Views | None = None
+    label_kind: Tensor  # int8 `[B]`, see `LABEL_KIND`
+    class_index: Tensor  # index into the loader's class names, int64 `[B]`, -1 for no class
+    index: Tensor  # positions in the endless stream, int64 `[B]`
+    keys: list[str]  # `folder/key` of each sample, for messages
+    views: Views | None = None  # exact pictures from other cameras, where the loader was asked for them
 
 
 class _Sample(NamedTuple):

@@ -63,14 +63,11 @@ class SampleEntry(StrictRecord):
 
 
 class RejectEntry(StrictRecord):
-    """A source file that is not in the shards.
-
-    Attributes:
-        kind: `duplicate`: a good file, but its bytes are in the shards already; `--max-bad` does not count it.
-    """
+    """A source file that is not in the shards."""
 
     path: str
     reason: str
+    # `duplicate`: a good file, but its bytes are in the shards already; `--max-bad` does not count it
     kind: Literal["bad", "duplicate"] = "bad"
 
 
@@ -97,34 +94,21 @@ class ShardEntry(StrictRecord):
 
 
 class Manifest(StrictRecord):
-    """`manifest.json`.
-
-    Attributes:
-        kind: `images`, or `disparity` for label shards.
-        preset: How the shards were made: `toyscenes`, `folder`, or the name of a depth model.
-        image_size: Side in pixels that training reads; what is stored is `margin` times larger.
-        margin: Room for random crops, 1 for none.
-        own_disparity: Whether the samples carry a disparity of their own.
-        views: Exact pictures from other cameras beside each sample, see `data.views`.
-        num_samples: Samples in all shards.
-        num_rejects: Lines in `rejects.jsonl`.
-        class_names: By class index, each once: WordNet ids for ImageNet.
-        class_titles: What to call the classes, by class index; empty where their names say it.
-        options: The plan: everything that the bytes depend on.
-    """
+    """`manifest.json`."""
 
     format_version: int
-    kind: Literal["images", "disparity"]
-    preset: str
+    kind: Literal["images", "disparity"]  # `images`, or `disparity` for label shards
+    preset: str  # how the shards were made: `toyscenes`, `folder`, or the name of a depth model
+    # side in pixels that training reads; what is stored is `margin` times larger
     image_size: int = Field(ge=1, le=65536)
-    margin: float = Field(ge=1, le=16)
-    own_disparity: bool
-    views: int = Field(0, ge=0, le=MAX_VIEWS)
-    num_samples: int = Field(ge=0)
-    num_rejects: int = Field(ge=0)
-    class_names: list[str]
-    class_titles: list[str] = []
-    options: dict[str, Any]
+    margin: float = Field(ge=1, le=16)  # room for random crops, 1 for none
+    own_disparity: bool  # whether the samples carry a disparity of their own
+    views: int = Field(0, ge=0, le=MAX_VIEWS)  # exact pictures from other cameras beside each sample, see `data.views`
+    num_samples: int = Field(ge=0)  # samples in all shards
+    num_rejects: int = Field(ge=0)  # lines in `rejects.jsonl`
+    class_names: list[str]  # by class index, each once: WordNet ids for ImageNet
+    class_titles: list[str] = []  # what to call the classes, by class index; empty where their names say it
+    options: dict[str, Any]  # the plan: everything that the bytes depend on
     shards: list[ShardEntry]
 
     @property
@@ -134,20 +118,15 @@ class Manifest(StrictRecord):
 
 
 class DisparityInfo(StrictRecord):
-    """`{key}.disparity.json`: the disparity is `lo + (hi - lo) * u16 / 65535`.
+    """`{key}.disparity.json`: the disparity is `lo + (hi - lo) * u16 / 65535`."""
 
-    Attributes:
-        kind: `metric`: normalised disparity s itself; `relative`: known up to scale and shift.
-        flags: What is wrong with the label, for example `constant`; empty if nothing is. Flagged labels are passed
-            over in training.
-        sha256: Of the image member that it was made for.
-    """
-
-    kind: LabelKind
+    kind: LabelKind  # `metric`: normalised disparity s itself; `relative`: known up to scale and shift
     lo: float = Field(ge=-1.7e38, le=1.7e38)  # their difference is a float32
     hi: float = Field(ge=-1.7e38, le=1.7e38)
+    # what is wrong with the label, for example `constant`; empty if nothing is. Flagged labels are passed over in
+    # training
     flags: list[str] = Field(max_length=16)
-    sha256: str
+    sha256: str  # of the image member that it was made for
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

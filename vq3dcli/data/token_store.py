@@ -180,17 +180,11 @@ class TokenStore:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Samples of one step on one rank.
+    """Samples of one step on one rank."""
 
-    Attributes:
-        tokens: Codes int64 `[B, L]`.
-        class_index: int64 `[B]`, -1 for no class.
-        index: Positions in the endless stream, int64 `[B]`; of held-out batches the numbers of the images.
-    """
-
-    tokens: Tensor
-    class_index: Tensor
-    index: Tensor
+    tokens: Tensor  # codes int64 `[B, L]`
+    class_index: Tensor  # int64 `[B]`, -1 for no class
+    index: Tensor  # positions in the endless stream, int64 `[B]`; of held-out batches the numbers of the images
 
 
 class TokenLoader:

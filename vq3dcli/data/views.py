@@ -30,34 +30,21 @@ YAW_DEG, PITCH_DEG = 20.0, 10.0
 
 
 class View(NamedTuple):
-    """One picture of a scene.
+    """One picture of a scene."""
 
-    Attributes:
-        image: uint8 `[3, S, S]`.
-        s: Normalised disparity in its own camera, float32 `[S, S]`, in [0, 1].
-        cam_to_world: float32 `[4, 4]`.
-    """
-
-    image: Tensor
-    s: Tensor
-    cam_to_world: Tensor
+    image: Tensor  # uint8 `[3, S, S]`
+    s: Tensor  # normalised disparity in its own camera, float32 `[S, S]`, in [0, 1]
+    cam_to_world: Tensor  # float32 `[4, 4]`
 
 
 @dataclass(frozen=True)
 class Views:
-    """The views of a batch, those of its first sample first; samples may have none.
+    """The views of a batch, those of its first sample first; samples may have none."""
 
-    Attributes:
-        image: uint8 `[M, 3, S, S]`.
-        s: Exact normalised disparity in the views' own cameras, float32 `[M, S, S]`, in [0, 1].
-        cam_to_world: float32 `[M, 4, 4]`; intrinsics are those of the main picture.
-        row: Which sample of the batch a view belongs to, int64 `[M]`, from 0 to B - 1.
-    """
-
-    image: Tensor
-    s: Tensor
-    cam_to_world: Tensor
-    row: Tensor
+    image: Tensor  # uint8 `[M, 3, S, S]`
+    s: Tensor  # exact normalised disparity in the views' own cameras, float32 `[M, S, S]`, in [0, 1]
+    cam_to_world: Tensor  # float32 `[M, 4, 4]`; intrinsics are those of the main picture
+    row: Tensor  # which sample of the batch a view belongs to, int64 `[M]`, from 0 to B - 1
 
     def of_rows(self, start: int, stop: int) -> Views:
         """Those of the samples from `start` to before `stop`, whose rows count from there."""

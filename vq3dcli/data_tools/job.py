@@ -58,18 +58,7 @@ _ONLY_OURS = (".index.json", ".u16", ".i32")
 
 @dataclass(frozen=True)
 class Job:
-    """A shard folder to be made; `Manifest` describes the fields that it has, too.
-
-    Attributes:
-        shards: Source positions of each shard, from 0 on without gaps.
-        plan: JSON values that the bytes depend on; a run into the same folder must have the same.
-        make: Samples and rejects of the positions in a range, in order.
-        portable: What makes the samples of one shard's positions, small enough to be sent to another process;
-            None: the work is always done in this process.
-        max_bad: Fraction of the positions that may be rejected as bad.
-        num_sources: What that is a fraction of, where the positions are not the source's files.
-        known_rejects: Rejects that are known before any shard is made; `make` gives them too.
-    """
+    """A shard folder to be made; `Manifest` describes the fields that it has, too."""
 
     kind: Literal["images", "disparity"]
     preset: str
@@ -77,15 +66,17 @@ class Job:
     margin: float
     own_disparity: bool
     class_names: list[str]
-    shards: list[range]
-    plan: dict[str, Any]
-    make: Make
+    shards: list[range]  # source positions of each shard, from 0 on without gaps
+    plan: dict[str, Any]  # JSON values that the bytes depend on; a run into the same folder must have the same
+    make: Make  # samples and rejects of the positions in a range, in order
     class_titles: list[str] = field(default_factory=list)
+    # what makes the samples of one shard's positions, small enough to be sent to another process; None: the work is
+    # always done in this process
     portable: Callable[[range], Make] | None = None
-    max_bad: float = 0.0
+    max_bad: float = 0.0  # fraction of the positions that may be rejected as bad
     views: int = 0
-    num_sources: int | None = None
-    known_rejects: Sequence[Reject] = ()
+    num_sources: int | None = None  # what that is a fraction of, where the positions are not the source's files
+    known_rejects: Sequence[Reject] = ()  # rejects that are known before any shard is made; `make` gives them too
 
     @property
     def num_positions(self) -> int:

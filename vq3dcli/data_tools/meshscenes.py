@@ -28,27 +28,17 @@ from vq3dcli.toyscenes.photos import PhotoBank
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """What the bytes of the shards depend on, beside the models.
+    """What the bytes of the shards depend on, beside the models."""
 
-    Attributes:
-        count: Number of scenes.
-        size: Side of the images in pixels.
-        seed: Of all that is drawn.
-        varied: Cameras of any field of view.
-        photos: Shards, or a folder or tar of photos, for surfaces and skies.
-        coats: The same, for the models of varied scenes.
-        shard_size: Scenes a shard.
-        views: Exact pictures from other cameras beside each scene, see `data.views`; not of varied ones, whose
-            cameras Stage 1 does not know.
-    """
-
-    count: int
-    size: int
-    seed: int = 0
-    varied: bool = False
-    photos: Path | None = None
-    coats: Path | None = None
-    shard_size: int = SHARD_SIZE
+    count: int  # number of scenes
+    size: int  # side of the images in pixels
+    seed: int = 0  # of all that is drawn
+    varied: bool = False  # cameras of any field of view
+    photos: Path | None = None  # shards, or a folder or tar of photos, for surfaces and skies
+    coats: Path | None = None  # the same, for the models of varied scenes
+    shard_size: int = SHARD_SIZE  # scenes a shard
+    # exact pictures from other cameras beside each scene, see `data.views`; not of varied ones, whose cameras Stage 1
+    # does not know
     views: int = 0
 
     def __post_init__(self) -> None:

@@ -40,21 +40,13 @@ _TAIL_BYTES = 1024
 
 @dataclass(frozen=True)
 class Options:
-    """What the bytes of the shards depend on, beside the source.
+    """What the bytes of the shards depend on, beside the source."""
 
-    Attributes:
-        size: Side of the training images in pixels.
-        margin: Stored side over `size`; more than 1 leaves room for random crops.
-        shard_size: Positions a shard.
-        dedup: Leave out images whose bytes are those of an earlier one.
-        box_margin: Room around a car's box, as a fraction of its longer side.
-    """
-
-    size: int
-    margin: float = 1.0
-    shard_size: int = SHARD_SIZE
-    dedup: bool = False
-    box_margin: float = BOX_MARGIN
+    size: int  # side of the training images in pixels
+    margin: float = 1.0  # stored side over `size`; more than 1 leaves room for random crops
+    shard_size: int = SHARD_SIZE  # positions a shard
+    dedup: bool = False  # leave out images whose bytes are those of an earlier one
+    box_margin: float = BOX_MARGIN  # room around a car's box, as a fraction of its longer side
 
 
 def open_source(
@@ -166,21 +158,13 @@ def image_job(preset: Preset, source: Source, options: Options, *, max_bad: floa
 
 @dataclass(frozen=True)
 class SquareMaker:
-    """Makes the samples of some positions; it is sent to worker processes.
+    """Makes the samples of some positions; it is sent to worker processes."""
 
-    Attributes:
-        first: Position of the first of `entries`.
-        entries: Entries of consecutive positions.
-        side: Of the stored images in pixels.
-        apply_orientation: Rotate by EXIF orientation.
-        box_margin: Width that is added on each side of a box, as a fraction of its longer side.
-    """
-
-    first: int
-    entries: list[Entry]
-    side: int
-    apply_orientation: bool
-    box_margin: float
+    first: int  # position of the first of `entries`
+    entries: list[Entry]  # entries of consecutive positions
+    side: int  # of the stored images in pixels
+    apply_orientation: bool  # rotate by EXIF orientation
+    box_margin: float  # width that is added on each side of a box, as a fraction of its longer side
 
     def part(self, positions: range) -> SquareMaker:
         """The same for some of the positions."""

@@ -51,15 +51,12 @@ class Problem(NamedTuple):
 
 @dataclass
 class Verification:
-    """What was read: the problems in the order of the files, the number of files, and their bytes.
-
-    Attributes:
-        unfinished: Folders of labels that are being made, or were never finished; they are passed over.
-    """
+    """What was read: the problems in the order of the files, the number of files, and their bytes."""
 
     problems: list[Problem] = field(default_factory=list)
     files: int = 0
     size: int = 0
+    # folders of labels that are being made, or were never finished; they are passed over
     unfinished: list[Path] = field(default_factory=list)
 
 

@@ -47,22 +47,14 @@ _NEAR_SURFACE_S = 0.01
 
 @dataclass(frozen=True)
 class Layers:
-    """A scene as layers.
+    """A scene as layers."""
 
-    Attributes:
-        rgb: Colour, not multiplied by opacity, `[L, 3, H, W]` in [0, 1]; filled where a layer is empty.
-        alpha: Opacity `[L, H, W]` in [0, 1]; 1 everywhere in the last layer.
-        s: Where the surface of each texel lies, `[L, H, W]`, in or near the layer's bin; filled as the colour is.
-        edges_s: `[L + 1]` from 1 to 0: layer i lies between edges i and i + 1.
-        frustum: The camera whose rays the texels follow.
-        margins: How much wider and higher the layers are than what that camera sees, at least 1 each.
-    """
-
-    rgb: Tensor
-    alpha: Tensor
-    s: Tensor
-    edges_s: Tensor
-    frustum: Frustum
+    rgb: Tensor  # colour, not multiplied by opacity, `[L, 3, H, W]` in [0, 1]; filled where a layer is empty
+    alpha: Tensor  # opacity `[L, H, W]` in [0, 1]; 1 everywhere in the last layer
+    s: Tensor  # where the surface of each texel lies, `[L, H, W]`, in or near the layer's bin; filled as the colour is
+    edges_s: Tensor  # `[L + 1]` from 1 to 0: layer i lies between edges i and i + 1
+    frustum: Frustum  # the camera whose rays the texels follow
+    # how much wider and higher the layers are than what that camera sees, at least 1 each
     margins: tuple[float, float] = (1.0, 1.0)
 
     def __len__(self) -> int:

@@ -33,16 +33,11 @@ _TORN_SLOPE = 6.0
 
 
 class Mesh(NamedTuple):
-    """A textured triangle mesh.
-
-    Attributes:
-        faces: int64 `[M, 3]`, counter-clockwise from outside.
-        uv: Texture coordinates `[N, 2]`, (0, 0) at the top left of the picture.
-    """
+    """A textured triangle mesh."""
 
     vertices: Tensor
-    faces: Tensor
-    uv: Tensor
+    faces: Tensor  # int64 `[M, 3]`, counter-clockwise from outside
+    uv: Tensor  # texture coordinates `[N, 2]`, (0, 0) at the top left of the picture
     texture: Tensor
 
 

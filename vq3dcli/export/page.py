@@ -41,17 +41,11 @@ class Code:
 
 @dataclass(frozen=True)
 class Media:
-    """A picture or a video.
+    """A picture or a video."""
 
-    Attributes:
-        path: A file; its suffix says what it is.
-        caption: What it shows.
-        width_px: Width on the page, with sharp pixels where that enlarges; the file's own by default.
-    """
-
-    path: Path
-    caption: str
-    width_px: int | None = None
+    path: Path  # a file; its suffix says what it is
+    caption: str  # what it shows
+    width_px: int | None = None  # width on the page, with sharp pixels where that enlarges; the file's own by default
 
 
 @dataclass(frozen=True)
@@ -63,14 +57,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text; the first row of `rows` is the heading.
+    """Cells of text; the first row of `rows` is the heading."""
 
-    Attributes:
-        rows: Text of each cell.
-        marks: One a row after the heading: True and False put a tick or a cross before it, None nothing.
-    """
-
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str]]  # text of each cell
+    # one a row after the heading: True and False put a tick or a cross before it, None nothing
     marks: Sequence[bool | None] = field(default=())
 
 

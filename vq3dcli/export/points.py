@@ -45,21 +45,13 @@ _THICKNESS = 0.1
 
 
 class Surface(NamedTuple):
-    """Points on surfaces.
+    """Points on surfaces."""
 
-    Attributes:
-        points: World positions `[N, 3]`, in the axes asked for.
-        rgb: uint8 `[N, 3]`.
-        across: How far and where to the pixel on the right, `[N, 3]`, at most a few pixels' extent.
-        down: The same for the pixel below.
-        view: Which view each point is of, int64 `[N]`; 0 is the canonical one.
-    """
-
-    points: Tensor
-    rgb: Tensor
-    across: Tensor
-    down: Tensor
-    view: Tensor
+    points: Tensor  # world positions `[N, 3]`, in the axes asked for
+    rgb: Tensor  # uint8 `[N, 3]`
+    across: Tensor  # how far and where to the pixel on the right, `[N, 3]`, at most a few pixels' extent
+    down: Tensor  # the same for the pixel below
+    view: Tensor  # which view each point is of, int64 `[N]`; 0 is the canonical one
 
 
 def to_axes(vectors: Tensor, frustum: Frustum, axes: Axes) -> Tensor:

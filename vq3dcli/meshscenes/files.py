@@ -111,23 +111,14 @@ def _silent_trimesh() -> Iterator[None]:
 
 
 class Look(NamedTuple):
-    """How the T triangles of a part look.
+    """How the T triangles of a part look."""
 
-    Attributes:
-        colours: Of their corners in [0, 1], `[T, 3, 3]`.
-        linear: These are linear light, to be shown as sRGB.
-        image: The texture, or None.
-        uv: Of the corners on it, v upwards, `[T, 3, 2]`, or None.
-        factor: What the texture is multiplied by in linear light `[3]`, or None.
-        material: trimesh's, where there is one.
-    """
-
-    colours: Floats
-    linear: bool = False
-    image: Any = None
-    uv: Floats | None = None
-    factor: Floats | None = None
-    material: Any = None
+    colours: Floats  # of their corners in [0, 1], `[T, 3, 3]`
+    linear: bool = False  # these are linear light, to be shown as sRGB
+    image: Any = None  # the texture, or None
+    uv: Floats | None = None  # of the corners on it, v upwards, `[T, 3, 2]`, or None
+    factor: Floats | None = None  # what the texture is multiplied by in linear light `[3]`, or None
+    material: Any = None  # trimesh's, where there is one
 
     def shown(self, colours: Floats) -> Floats:
         """Colours of triangles as sRGB."""

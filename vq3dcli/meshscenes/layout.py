@@ -38,41 +38,23 @@ _ROLL_RAD = math.radians(6.0)
 
 
 class Layout(NamedTuple):
-    """A scene in the world.
+    """A scene in the world."""
 
-    Attributes:
-        kind: What is around the main model.
-        class_index: Of the main model.
-        triangles: Those that cast shadows come first. Part 0 is the main model, NOTHING are surfaces.
-        num_casters: How many cast shadows.
-        textures: Of the triangles and the sky.
-        sky: What is behind all.
-        light: Sun and air.
-        reach_m: Half width of what shadows are computed for, around `centre`.
-        centre: Of shadows `[3]`.
-        fov_rad: Of the cameras.
-        blur_px: Of a picture of 128 pixels, at half of the main model's disparity; 0 for none.
-        vignette: Share of the light that the corners lack.
-        brightness: Least and largest mean level of the picture.
-        least_share: Of the picture that the main model must cover.
-        least_contrast: Deviation that the picture's levels must have.
-    """
-
-    kind: Kind
-    class_index: int
-    triangles: Triangles
-    num_casters: int
-    textures: Textures
-    sky: Sky
-    light: Light
-    reach_m: float
-    centre: Floats
-    fov_rad: float
-    blur_px: float
-    vignette: float = 0.0
-    brightness: tuple[float, float] = (0.28, 0.62)
-    least_share: float = 0.03
-    least_contrast: float = 0.04
+    kind: Kind  # what is around the main model
+    class_index: int  # of the main model
+    triangles: Triangles  # those that cast shadows come first. Part 0 is the main model, NOTHING are surfaces
+    num_casters: int  # how many cast shadows
+    textures: Textures  # of the triangles and the sky
+    sky: Sky  # what is behind all
+    light: Light  # sun and air
+    reach_m: float  # half width of what shadows are computed for, around `centre`
+    centre: Floats  # of shadows `[3]`
+    fov_rad: float  # of the cameras
+    blur_px: float  # of a picture of 128 pixels, at half of the main model's disparity; 0 for none
+    vignette: float = 0.0  # share of the light that the corners lack
+    brightness: tuple[float, float] = (0.28, 0.62)  # least and largest mean level of the picture
+    least_share: float = 0.03  # of the picture that the main model must cover
+    least_contrast: float = 0.04  # deviation that the picture's levels must have
 
 
 def draw_layout(library: Library, dice: Dice, *, fov_rad: float) -> Layout:

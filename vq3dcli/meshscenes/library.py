@@ -75,19 +75,12 @@ class Asset(NamedTuple):
 
 @dataclass(frozen=True)
 class Assets:
-    """What a folder holds.
+    """What a folder holds."""
 
-    Attributes:
-        root: The folder.
-        class_names: By class index.
-        models: In the order of their paths.
-        grounds: Paths of pictures for grounds and walls, and their hashes.
-    """
-
-    root: Path
-    class_names: tuple[str, ...]
-    models: tuple[Asset, ...]
-    grounds: tuple[tuple[str, str], ...]
+    root: Path  # the folder
+    class_names: tuple[str, ...]  # by class index
+    models: tuple[Asset, ...]  # in the order of their paths
+    grounds: tuple[tuple[str, str], ...]  # paths of pictures for grounds and walls, and their hashes
 
 
 class Photos:

@@ -36,17 +36,11 @@ _TO_OURS = np.array([1.0, -1.0, -1.0])  # in all these formats y is up, and the 
 
 
 class Texture(NamedTuple):
-    """A picture at all its sizes.
+    """A picture at all its sizes."""
 
-    Attributes:
-        texels: uint8 `[C, 4]`: rows of the largest size, of the next one, ...
-        sizes: (width, height) of each.
-        cutoff: Alpha from which on a texel is there; 0 where all are.
-    """
-
-    texels: Bytes
-    sizes: list[tuple[int, int]]
-    cutoff: int
+    texels: Bytes  # uint8 `[C, 4]`: rows of the largest size, of the next one, ...
+    sizes: list[tuple[int, int]]  # (width, height) of each
+    cutoff: int  # alpha from which on a texel is there; 0 where all are
 
 
 class Model(NamedTuple):

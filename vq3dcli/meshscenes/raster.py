@@ -30,41 +30,24 @@ _THINNEST = 1e-12  # triangles whose plane goes through the camera cover nothing
 
 
 class Textures(NamedTuple):
-    """K pictures at all their sizes.
+    """K pictures at all their sizes."""
 
-    Attributes:
-        texels: uint8 `[C, 4]`, RGB and alpha.
-        sizes: Row of a level's first texel, its width and height, int32 `[K, L, 3]`.
-        levels: Number of levels, int32 `[K]`.
-        cutoff: Alpha from which on a texel is there; 0 where all are, int32 `[K]`.
-        mirrored: Whether a picture is mirrored where it ends, not repeated, uint8 `[K]`.
-    """
-
-    texels: Bytes
-    sizes: Ints
-    levels: Ints
-    cutoff: Ints
-    mirrored: Bytes
+    texels: Bytes  # uint8 `[C, 4]`, RGB and alpha
+    sizes: Ints  # row of a level's first texel, its width and height, int32 `[K, L, 3]`
+    levels: Ints  # number of levels, int32 `[K]`
+    cutoff: Ints  # alpha from which on a texel is there; 0 where all are, int32 `[K]`
+    mirrored: Bytes  # whether a picture is mirrored where it ends, not repeated, uint8 `[K]`
 
 
 class Triangles(NamedTuple):
-    """Triangles in the world.
+    """Triangles in the world."""
 
-    Attributes:
-        corners: float32 `[T, 3, 3]`.
-        normals: Unit normals at the corners, float32 `[T, 3, 3]`.
-        uv: Of the corners, in pictures, v downwards, float32 `[T, 3, 2]`.
-        colour: Times the texture's colour, uint8 `[T, 3, 3]`.
-        texture: int32 `[T]`, NOTHING for none.
-        part: What it belongs to, int32 `[T]`.
-    """
-
-    corners: Singles
-    normals: Singles
-    uv: Singles
-    colour: Bytes
-    texture: Ints
-    part: Ints
+    corners: Singles  # float32 `[T, 3, 3]`
+    normals: Singles  # unit normals at the corners, float32 `[T, 3, 3]`
+    uv: Singles  # of the corners, in pictures, v downwards, float32 `[T, 3, 2]`
+    colour: Bytes  # times the texture's colour, uint8 `[T, 3, 3]`
+    texture: Ints  # int32 `[T]`, NOTHING for none
+    part: Ints  # what it belongs to, int32 `[T]`
 
 
 def first_triangles(triangles: Triangles, count: int) -> Triangles:
@@ -73,17 +56,11 @@ def first_triangles(triangles: Triangles, count: int) -> Triangles:
 
 
 class Visible(NamedTuple):
-    """What rays meet first.
+    """What rays meet first."""
 
-    Attributes:
-        inverse_z: 1 / z_depth, 0 where there is nothing, float64 `[H, W]`.
-        triangle: int32 `[H, W]`, or NOTHING.
-        edges: M^-1 of each triangle, float64 `[T, 3, 3]`: e = M^-1 (x, y, 1).
-    """
-
-    inverse_z: Floats
-    triangle: Ints
-    edges: Floats
+    inverse_z: Floats  # 1 / z_depth, 0 where there is nothing, float64 `[H, W]`
+    triangle: Ints  # int32 `[H, W]`, or NOTHING
+    edges: Floats  # M^-1 of each triangle, float64 `[T, 3, 3]`: e = M^-1 (x, y, 1)
 
 
 def visible(

@@ -50,19 +50,12 @@ _AMBIENT = 0.55
 
 @dataclass(frozen=True)
 class Mesh:
-    """A mesh in our axes.
+    """A mesh in our axes."""
 
-    Attributes:
-        triangles: trimesh's mesh.
-        looks: Of its parts, whose triangles are numbered one after the other.
-        lower: Corner of its bounding box.
-        upper: The other corner.
-    """
-
-    triangles: Any
-    looks: Sequence[Look]
-    lower: Vector
-    upper: Vector
+    triangles: Any  # trimesh's mesh
+    looks: Sequence[Look]  # of its parts, whose triangles are numbered one after the other
+    lower: Vector  # corner of its bounding box
+    upper: Vector  # the other corner
 
     def surface(self, light: Vector) -> Surface:
         """What rays in the mesh's own coordinates see of it, lit from the direction `light` (of any length)."""

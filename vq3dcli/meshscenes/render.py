@@ -50,19 +50,12 @@ _CORNERS_DEG = ((0.0, 0.0), (20.0, 10.0), (-20.0, 10.0), (20.0, -10.0), (-20.0, 
 
 
 class MeshScene(NamedTuple):
-    """A scene that can be looked at.
+    """A scene that can be looked at."""
 
-    Attributes:
-        layout: What is where.
-        shadows: From the sun.
-        gain: Times all colours: the exposure of the canonical camera.
-        focus: Disparity (1 / z_depth) that is sharp in the canonical camera.
-    """
-
-    layout: Layout
-    shadows: ShadowMap
-    gain: float
-    focus: float
+    layout: Layout  # what is where
+    shadows: ShadowMap  # from the sun
+    gain: float  # times all colours: the exposure of the canonical camera
+    focus: float  # disparity (1 / z_depth) that is sharp in the canonical camera
 
     @property
     def class_index(self) -> int:

@@ -33,65 +33,37 @@ _TAPS = 3  # a side: points of the shadow map that are averaged
 
 
 class Sky(NamedTuple):
-    """What is at infinity.
+    """What is at infinity."""
 
-    Attributes:
-        zenith: `[3]` in [0, 1].
-        horizon: `[3]`; the colour of haze too.
-        up: World direction `[3]`.
-        photo: Number of the texture that is shown instead, NOTHING for none.
-        zoom: Pictures a unit of the canonical camera's x / z.
-        offset: In pictures `[2]`.
-        gain: Times the photo's colours.
-    """
-
-    zenith: Floats
-    horizon: Floats
-    up: Floats
-    photo: int
-    zoom: float
-    offset: Floats
-    gain: float
+    zenith: Floats  # `[3]` in [0, 1]
+    horizon: Floats  # `[3]`; the colour of haze too
+    up: Floats  # world direction `[3]`
+    photo: int  # number of the texture that is shown instead, NOTHING for none
+    zoom: float  # pictures a unit of the canonical camera's x / z
+    offset: Floats  # in pictures `[2]`
+    gain: float  # times the photo's colours
 
 
 class Light(NamedTuple):
-    """Sun, ambient light and air; with a lamp, both are brighter near it.
+    """Sun, ambient light and air; with a lamp, both are brighter near it."""
 
-    Attributes:
-        direction: Unit vector towards the sun `[3]`, world.
-        sun: Colour `[3]` of what it adds where it shines straight on a surface.
-        ambient: Colour `[3]` of what comes from everywhere.
-        darkness: Share of the sun that a shadow takes.
-        softness: Width of a shadow's edge in texels of the map.
-        haze_m: z_depth at which half is haze; infinite for none.
-        lamp: Where it is brightest `[3]`, world.
-        lamp_m: Distance from there at which half of the light is left; infinite for the same everywhere.
-    """
-
-    direction: Floats
-    sun: Floats
-    ambient: Floats
-    darkness: float
-    softness: float
-    haze_m: float
-    lamp: Floats = _NOWHERE
-    lamp_m: float = math.inf
+    direction: Floats  # unit vector towards the sun `[3]`, world
+    sun: Floats  # colour `[3]` of what it adds where it shines straight on a surface
+    ambient: Floats  # colour `[3]` of what comes from everywhere
+    darkness: float  # share of the sun that a shadow takes
+    softness: float  # width of a shadow's edge in texels of the map
+    haze_m: float  # z_depth at which half is haze; infinite for none
+    lamp: Floats = _NOWHERE  # where it is brightest `[3]`, world
+    lamp_m: float = math.inf  # distance from there at which half of the light is left; infinite for the same everywhere
 
 
 class ShadowMap(NamedTuple):
-    """What the sun sees, from far away.
+    """What the sun sees, from far away."""
 
-    Attributes:
-        inverse_z: float64 `[side, side]`.
-        cam_to_world: Of the sun's camera `[4, 4]`.
-        focal_px: Of it.
-        bias_m: Points this much behind what the sun sees are still lit.
-    """
-
-    inverse_z: Floats
-    cam_to_world: Floats
-    focal_px: float
-    bias_m: float
+    inverse_z: Floats  # float64 `[side, side]`
+    cam_to_world: Floats  # of the sun's camera `[4, 4]`
+    focal_px: float  # of it
+    bias_m: float  # points this much behind what the sun sees are still lit
 
 
 def shadow_map(triangles: Triangles, textures: Textures, light: Light, centre: Floats, reach_m: float) -> ShadowMap:

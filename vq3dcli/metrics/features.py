@@ -37,25 +37,16 @@ _AT_ONCE = 32
 
 @dataclass
 class FeatureNetwork:
-    """A network whose features distances are measured in; call it with images uint8 `[B, 3, H, W]`.
+    """A network whose features distances are measured in; call it with images uint8 `[B, 3, H, W]`."""
 
-    Attributes:
-        name: One of `FEATURE_NETWORKS`, or the name that a report should give.
-        weights_sha256: Of the weights file, for the report.
-        dimensions: D.
-        resize: How it brings images to its input's size, in words, for the report.
-        extract: Images uint8 on any device to features `[B, D]`, each image by itself.
-        logits: Features `[B, D]` to the logits of the Inception score, on the CPU; None for other networks.
-        versions: Of the packages that it comes from, for the report.
-    """
-
-    name: str
-    weights_sha256: str
-    dimensions: int
-    resize: str
-    extract: Callable[[Tensor], Tensor]
+    name: str  # one of `FEATURE_NETWORKS`, or the name that a report should give
+    weights_sha256: str  # of the weights file, for the report
+    dimensions: int  # D
+    resize: str  # how it brings images to its input's size, in words, for the report
+    extract: Callable[[Tensor], Tensor]  # images uint8 on any device to features `[B, D]`, each image by itself
+    # features `[B, D]` to the logits of the Inception score, on the CPU; None for other networks
     logits: Callable[[Tensor], Tensor] | None = None
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)  # of the packages that it comes from, for the report
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:

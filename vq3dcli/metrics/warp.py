@@ -136,16 +136,12 @@ def _sample(image: Tensor, camera: Camera, pixels: Tensor, mode: str = "bilinear
 
 
 class Reprojection(NamedTuple):
-    """How pixels come home; float64 `[B]` each, NaN where the second view sees none of them.
+    """How pixels come home; float64 `[B]` each, NaN where the second view sees none of them."""
 
-    Attributes:
-        error: Median distance from where they started, in percent of the width. A median, since what one view sees and
-            something hides from the other never comes home.
-        share: Part of the pixels within `CONSISTENT_SHARE_OF_WIDTH`. Exact scenes do not reach 1 either: compare with
-            theirs.
-    """
-
+    # median distance from where they started, in percent of the width. A median, since what one view sees and something
+    # hides from the other never comes home
     error: Tensor
+    # part of the pixels within `CONSISTENT_SHARE_OF_WIDTH`. Exact scenes do not reach 1 either: compare with theirs
     share: Tensor
 
 

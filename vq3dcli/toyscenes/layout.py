@@ -22,27 +22,16 @@ _HAZE_M = 9.0
 
 @dataclass(frozen=True)
 class ToyObjects:
-    """Up to k objects of n scenes each; the first is the main one, and is always there.
+    """Up to k objects of n scenes each; the first is the main one, and is always there."""
 
-    Attributes:
-        class_index: Index into CLASS_NAMES, or ABSENT, int64 `[n, k]`.
-        dimensions: See `Shape`; zero where it has fewer `[n, k, NUM_DIMENSIONS]`.
-        extent: Half width x, height, half width z of the object's box in its own frame `[n, k, 3]`.
-        foot: Where the middle of its base is, in the scene's frame `[n, k, 3]`.
-        turn: Cosine and sine of its yaw `[n, k, 2]`.
-        tilt: Cosine and sine of the angle by which it leans over to its own left, before the yaw `[n, k, 2]`.
-        texture: Of its first part `[n, k, 17]`, see `make_texture`.
-        accent: Colour of its second part `[n, k, 3]`.
-    """
-
-    class_index: Tensor
-    dimensions: Tensor
-    extent: Tensor
-    foot: Tensor
-    turn: Tensor
-    tilt: Tensor
-    texture: Tensor
-    accent: Tensor
+    class_index: Tensor  # index into CLASS_NAMES, or ABSENT, int64 `[n, k]`
+    dimensions: Tensor  # see `Shape`; zero where it has fewer `[n, k, NUM_DIMENSIONS]`
+    extent: Tensor  # half width x, height, half width z of the object's box in its own frame `[n, k, 3]`
+    foot: Tensor  # where the middle of its base is, in the scene's frame `[n, k, 3]`
+    turn: Tensor  # cosine and sine of its yaw `[n, k, 2]`
+    tilt: Tensor  # cosine and sine of the angle by which it leans over to its own left, before the yaw `[n, k, 2]`
+    texture: Tensor  # of its first part `[n, k, 17]`, see `make_texture`
+    accent: Tensor  # colour of its second part `[n, k, 3]`
 
     def select(self, index: Tensor | tuple[Tensor, ...]) -> ToyObjects:
         """The objects at positions of the leading axes."""
@@ -55,42 +44,24 @@ class ToyScenes:
 
     The canonical camera looks down at the subject, as one who photographs an object does. More of a picture then has a
     disparity of its own: with level cameras, sky and walls, tied in rank, were half of it.
-
-    Attributes:
-        objects: k of each scene.
-        elevation: Cosine and sine of the angle by which the canonical camera looks down `[n, 2]`.
-        roll: Cosine and sine of the angle by which it is turned around its axis `[n, 2]`.
-        has_ground: Bool `[n]`.
-        ground_y: Height of the ground, y down `[n]`.
-        ground: Texture of the ground `[n, 17]`.
-        has_wall: Bool `[n]`; scenes without a wall show the sky.
-        wall_z_depth: From the canonical camera, at the middle of its view `[n]`.
-        wall_turn: Cosine and sine of its yaw `[n, 2]`.
-        wall: Texture of the wall `[n, 17]`.
-        zenith: Colour of the sky above `[n, 3]`.
-        horizon: Colour of the sky at the horizon, and of the distant ground `[n, 3]`.
-        haze_m: From the pivot, where distant ground has half of the horizon's colour `[n]`.
-        light: Unit vector towards the light `[n, 3]`.
-        ambient: Share of the light that comes from everywhere `[n]`.
-        photos: Photos on surfaces, instead of their textures; None for none.
     """
 
-    objects: ToyObjects
-    elevation: Tensor
-    roll: Tensor
-    has_ground: Tensor
-    ground_y: Tensor
-    ground: Tensor
-    has_wall: Tensor
-    wall_z_depth: Tensor
-    wall_turn: Tensor
-    wall: Tensor
-    zenith: Tensor
-    horizon: Tensor
-    haze_m: Tensor
-    light: Tensor
-    ambient: Tensor
-    photos: PhotoSurfaces | None = None
+    objects: ToyObjects  # k of each scene
+    elevation: Tensor  # cosine and sine of the angle by which the canonical camera looks down `[n, 2]`
+    roll: Tensor  # cosine and sine of the angle by which it is turned around its axis `[n, 2]`
+    has_ground: Tensor  # bool `[n]`
+    ground_y: Tensor  # height of the ground, y down `[n]`
+    ground: Tensor  # texture of the ground `[n, 17]`
+    has_wall: Tensor  # bool `[n]`; scenes without a wall show the sky
+    wall_z_depth: Tensor  # from the canonical camera, at the middle of its view `[n]`
+    wall_turn: Tensor  # cosine and sine of its yaw `[n, 2]`
+    wall: Tensor  # texture of the wall `[n, 17]`
+    zenith: Tensor  # colour of the sky above `[n, 3]`
+    horizon: Tensor  # colour of the sky at the horizon, and of the distant ground `[n, 3]`
+    haze_m: Tensor  # from the pivot, where distant ground has half of the horizon's colour `[n]`
+    light: Tensor  # unit vector towards the light `[n, 3]`
+    ambient: Tensor  # share of the light that comes from everywhere `[n]`
+    photos: PhotoSurfaces | None = None  # photos on surfaces, instead of their textures; None for none
 
     def __len__(self) -> int:
         """Number of scenes."""

@@ -20,21 +20,13 @@ from vq3dcli.toyscenes.tracing import Vector, box_hits, first_hits, gather, is_b
 
 
 class Group(NamedTuple):
-    """Objects of one class among n scenes.
+    """Objects of one class among n scenes."""
 
-    Attributes:
-        shape: What the class looks like.
-        objects: p of them, without an axis of scenes.
-        scene: The scene of each, int64 `[p]`.
-        number: Which object of its scene each is, int64 `[p]`.
-        alone: These are all objects, one a scene: values of the scenes are values of the objects.
-    """
-
-    shape: Shape
-    objects: ToyObjects
-    scene: Tensor
-    number: Tensor
-    alone: bool
+    shape: Shape  # what the class looks like
+    objects: ToyObjects  # p of them, without an axis of scenes
+    scene: Tensor  # the scene of each, int64 `[p]`
+    number: Tensor  # which object of its scene each is, int64 `[p]`
+    alone: bool  # these are all objects, one a scene: values of the scenes are values of the objects
 
     def of_scenes(self, values: Tensor) -> Tensor:
         """Values of the scenes `[n, ...]` for each object `[p, ...]`."""

@@ -54,17 +54,12 @@ class PhotoBank:
 
 @dataclass(frozen=True)
 class PhotoSurfaces:
-    """The photos of n scenes, patches of `make_patch`.
+    """The photos of n scenes, patches of `make_patch`."""
 
-    Attributes:
-        bank: Where they are from.
-        objects: Of the first and the second parts of objects, `[n, k, 2, 9]`.
-        planes: Of the ground and the wall, in metres, and at infinity instead of the sky, where a unit is the camera's
-            z where x is 1, `[n, 3, 9]`.
-    """
-
-    bank: PhotoBank
-    objects: Tensor
+    bank: PhotoBank  # where they are from
+    objects: Tensor  # of the first and the second parts of objects, `[n, k, 2, 9]`
+    # of the ground and the wall, in metres, and at infinity instead of the sky, where a unit is the camera's z where x
+    # is 1, `[n, 3, 9]`
     planes: Tensor
 
 

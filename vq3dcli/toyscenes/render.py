@@ -40,15 +40,10 @@ _MAX_RAYS = 1 << 17  # traced together; bounds the memory at about 100 MB, and a
 
 
 class ToyViews(NamedTuple):
-    """Pictures of scenes.
+    """Pictures of scenes."""
 
-    Attributes:
-        rgb: uint8 `[n, 3, height, width]`.
-        s: Normalised disparity at the pixel centres, float32 `[n, height, width]`, in [0, 1]; 0 is the sky.
-    """
-
-    rgb: Tensor
-    s: Tensor
+    rgb: Tensor  # uint8 `[n, 3, height, width]`
+    s: Tensor  # normalised disparity at the pixel centres, float32 `[n, height, width]`, in [0, 1]; 0 is the sky
 
 
 @contextmanager

@@ -22,19 +22,12 @@ _FADE_M = 9.0  # from the pivot, where the textures of the ground have half of t
 
 
 class Hits(NamedTuple):
-    """What rays meet: z_depth `[n, m]`, infinite where they do not meet it or too late.
+    """What rays meet: z_depth `[n, m]`, infinite where they do not meet it or too late."""
 
-    Attributes:
-        ground: Of the ground.
-        wall: Of the wall.
-        objects: Of the first object.
-        which: Its number in its scene, int8.
-    """
-
-    ground: Tensor
-    wall: Tensor
-    objects: Tensor
-    which: Tensor
+    ground: Tensor  # of the ground
+    wall: Tensor  # of the wall
+    objects: Tensor  # of the first object
+    which: Tensor  # its number in its scene, int8
 
     @property
     def nearest(self) -> Tensor:
@@ -43,27 +36,16 @@ class Hits(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What rays see of the objects of a group.
+    """What rays see of the objects of a group."""
 
-    Attributes:
-        local_point: All points that rays meet, in the frames of the objects `[p, m]`.
-        local_light: Towards the light, in their frames `[p, 1]`.
-        rays: Flat positions in `[p, m]` of the points on the objects themselves, int64 `[k]`.
-        which: The object of each of those.
-        target: Their flat positions in `[n, m]`.
-        point: They, in the frames of the objects.
-        normal: Unit vectors in the frames of the objects.
-        facing: Cosine between the normal and the light, 0 for what is turned away.
-    """
-
-    local_point: Vector
-    local_light: Vector
-    rays: Tensor
-    which: Tensor
-    target: Tensor
-    point: Vector
-    normal: Vector
-    facing: Tensor
+    local_point: Vector  # all points that rays meet, in the frames of the objects `[p, m]`
+    local_light: Vector  # towards the light, in their frames `[p, 1]`
+    rays: Tensor  # flat positions in `[p, m]` of the points on the objects themselves, int64 `[k]`
+    which: Tensor  # the object of each of those
+    target: Tensor  # their flat positions in `[n, m]`
+    point: Vector  # they, in the frames of the objects
+    normal: Vector  # unit vectors in the frames of the objects
+    facing: Tensor  # cosine between the normal and the light, 0 for what is turned away
 
 
 def shade(

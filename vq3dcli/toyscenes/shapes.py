@@ -24,25 +24,17 @@ _Piece = tuple[Any, ...]  # a function below, the centre (x, y, z) that it is se
 
 @dataclass(frozen=True)
 class Shape:
-    """One class of object: the union of its pieces.
+    """One class of object: the union of its pieces."""
 
-    Attributes:
-        name: Class name.
-        ranges_m: Smallest and largest value of each dimension, at most NUM_DIMENSIONS pairs.
-        extent: Dimensions -> half width in x, full height, half width in z: the box that holds the shape.
-        parts: Dimensions -> its pieces.
-        num_accents: This many of the last pieces have the second colour.
-        convex_pieces: Every piece's distance is a convex function, which the tracer makes use of.
-        max_yaw_rad: Flat shapes turn less, so that they never show only their edge.
-    """
-
-    name: str
+    name: str  # class name
+    # smallest and largest value of each dimension, at most NUM_DIMENSIONS pairs
     ranges_m: tuple[tuple[float, float], ...]
+    # dimensions -> half width in x, full height, half width in z: the box that holds the shape
     extent: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    parts: Callable[..., Sequence[_Piece]]
-    num_accents: int = 0
-    convex_pieces: bool = True
-    max_yaw_rad: float = math.pi
+    parts: Callable[..., Sequence[_Piece]]  # dimensions -> its pieces
+    num_accents: int = 0  # this many of the last pieces have the second colour
+    convex_pieces: bool = True  # every piece's distance is a convex function, which the tracer makes use of
+    max_yaw_rad: float = math.pi  # flat shapes turn less, so that they never show only their edge
 
     @property
     def casts_on_itself(self) -> bool:

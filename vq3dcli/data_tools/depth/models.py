@@ -25,17 +25,13 @@ _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
 @dataclass(frozen=True)
 class DepthModel:
-    """An opened network.
+    """An opened network."""
 
-    Attributes:
-        predict: Its own numbers, float32 `[B, h, w]` on the CPU, for uint8 images `[B, 3, H, W]`.
-        meaning: What they are: `disparity`, larger is nearer, known up to scale and shift; or `depth`, z in any unit.
-        facts: JSON values that its numbers depend on, the hash of its files among them.
-    """
-
+    # its own numbers, float32 `[B, h, w]` on the CPU, for uint8 images `[B, 3, H, W]`
     predict: Callable[[Tensor], Tensor]
+    # what they are: `disparity`, larger is nearer, known up to scale and shift; or `depth`, z in any unit
     meaning: Meaning
-    facts: dict[str, Any]
+    facts: dict[str, Any]  # JSON values that its numbers depend on, the hash of its files among them
 
     def disparity(self, images: Tensor) -> Tensor:
         """Disparity up to scale and shift, larger is nearer, as `predict`."""
@@ -53,18 +49,13 @@ def to_disparity(prediction: Tensor, meaning: Meaning) -> Tensor:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a network lies.
+    """Where a network lies."""
 
-    Attributes:
-        path: An `.onnx` file, a folder in the layout of transformers, or what `vq3d train-depth` made; None for the
-            embedded network.
-        name: A short name, for the folder of the labels.
-        is_own: Whether `vq3d train-depth` made it.
-    """
-
+    # an `.onnx` file, a folder in the layout of transformers, or what `vq3d train-depth` made; None for the embedded
+    # network
     path: Path | None
-    name: str
-    is_own: bool = False
+    name: str  # a short name, for the folder of the labels
+    is_own: bool = False  # whether `vq3d train-depth` made it
 
 
 def find_model(model: str, *, download: bool = False) -> ModelFiles:

@@ -41,50 +41,29 @@ class Box(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A file of a source, in a folder or an archive; in `Source.entries` an image at its position.
+    """A file of a source, in a folder or an archive; in `Source.entries` an image at its position."""
 
-    Attributes:
-        path: Relative to the source, with `/`, printable as JSON; an archive counts as a folder.
-        place: Where its bytes lie.
-        size: Of its bytes; 0 where that is not known before they are read.
-        class_index: None for an image without a class.
-        reject: Why it gives no sample, if that is known already; else nothing.
-        kind: As in `RejectEntry`.
-        box: What the square is cut around, in stored pixels.
-        info: Goes into the sample's JSON.
-    """
-
-    path: str
-    place: Place
-    size: int
-    class_index: int | None = None
-    reject: str = ""
-    kind: Literal["bad", "duplicate"] = "bad"
-    box: Box | None = None
-    info: dict[str, Any] | None = None
+    path: str  # relative to the source, with `/`, printable as JSON; an archive counts as a folder
+    place: Place  # where its bytes lie
+    size: int  # of its bytes; 0 where that is not known before they are read
+    class_index: int | None = None  # none for an image without a class
+    reject: str = ""  # why it gives no sample, if that is known already; else nothing
+    kind: Literal["bad", "duplicate"] = "bad"  # as in `RejectEntry`
+    box: Box | None = None  # what the square is cut around, in stored pixels
+    info: dict[str, Any] | None = None  # goes into the sample's JSON
 
 
 @dataclass
 class Source:
-    """All images of a source, in an order that depends on nothing but their names.
+    """All images of a source, in an order that depends on nothing but their names."""
 
-    Attributes:
-        entries: By position.
-        class_names: By class index, each once.
-        class_titles: What to call the classes, or nothing.
-        options: What was chosen or found, for the plan: split, layout.
-        facts: Counts, for the report.
-        notes: What is good to know, a line each.
-        warnings: What is not as it should be, a line each.
-    """
-
-    entries: list[Entry] = field(default_factory=list)
-    class_names: list[str] = field(default_factory=list)
-    class_titles: list[str] = field(default_factory=list)
-    options: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)  # by position
+    class_names: list[str] = field(default_factory=list)  # by class index, each once
+    class_titles: list[str] = field(default_factory=list)  # what to call the classes, or nothing
+    options: dict[str, Any] = field(default_factory=dict)  # what was chosen or found, for the plan: split, layout
+    facts: dict[str, Any] = field(default_factory=dict)  # counts, for the report
+    notes: list[str] = field(default_factory=list)  # what is good to know, a line each
+    warnings: list[str] = field(default_factory=list)  # what is not as it should be, a line each
 
 
 def counted(kinds: dict[str, int]) -> str:

@@ -17,17 +17,11 @@ _ANOTHER_COPY = "another copy of the file"
 
 
 class ParquetRows(NamedTuple):
-    """What one file lists.
+    """What one file lists."""
 
-    Attributes:
-        entries: A row each, without a class; the size is not known.
-        labels: A row each, None where there is none.
-        class_names: By label, as the file's own metadata has them; empty without.
-    """
-
-    entries: list[Entry]
-    labels: list[int | None]
-    class_names: list[str]
+    entries: list[Entry]  # a row each, without a class; the size is not known
+    labels: list[int | None]  # a row each, None where there is none
+    class_names: list[str]  # by label, as the file's own metadata has them; empty without
 
 
 def is_parquet_name(name: str) -> bool:

@@ -43,21 +43,13 @@ _SCENES_LOOKED_AT = 4096
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images that come in batches, as often as they are asked for.
+    """Images that come in batches, as often as they are asked for."""
 
-    Attributes:
-        name: What a table calls them.
-        class_index: Of each image, int64 `[N]`, below 0 for none.
-        class_names: By class index.
-        description: What the images are, as JSON values; equal for equal images.
-        batches: Begins a new pass: uint8 `[B, 3, S, S]` on the CPU, in order.
-    """
-
-    name: str
-    class_index: Tensor
-    class_names: tuple[str, ...]
-    description: Mapping[str, Any]
-    batches: Callable[[], Iterator[Tensor]]
+    name: str  # what a table calls them
+    class_index: Tensor  # of each image, int64 `[N]`, below 0 for none
+    class_names: tuple[str, ...]  # by class index
+    description: Mapping[str, Any]  # what the images are, as JSON values; equal for equal images
+    batches: Callable[[], Iterator[Tensor]]  # begins a new pass: uint8 `[B, 3, S, S]` on the CPU, in order
 
     def __len__(self) -> int:
         """Number of images N."""

@@ -57,25 +57,16 @@ class Classifier:
 
 @dataclass(frozen=True)
 class MeasuredSet:
-    """A set and its numbers.
+    """A set and its numbers."""
 
-    Attributes:
-        images: The set.
-        moments: Of the features of all images.
-        features: Of the first images, or of random ones where there are more than `KEPT_FEATURES`: float32 `[K, D]`.
-        seen_class: Class of each image as the classifier sees it, int64 `[N]`; empty without one.
-        pictures: The first images of each class in turn, uint8 `[P, 3, S, S]`, P at most 64, for a sheet.
-        picture_class: Their classes, int64 `[P]`.
-        kept: Whether it comes from a file of statistics.
-    """
-
-    images: ImageSet
-    moments: Moments
+    images: ImageSet  # the set
+    moments: Moments  # of the features of all images
+    # of the first images, or of random ones where there are more than `KEPT_FEATURES`: float32 `[K, D]`
     features: Tensor
-    seen_class: Tensor
-    pictures: Tensor
-    picture_class: Tensor
-    kept: bool
+    seen_class: Tensor  # class of each image as the classifier sees it, int64 `[N]`; empty without one
+    pictures: Tensor  # the first images of each class in turn, uint8 `[P, 3, S, S]`, P at most 64, for a sheet
+    picture_class: Tensor  # their classes, int64 `[P]`
+    kept: bool  # whether it comes from a file of statistics
 
 
 def measure_set(

@@ -71,19 +71,12 @@ _OWN_KEYS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What all runs have in common; a folder of runs that was begun with another one is refused.
+    """What all runs have in common; a folder of runs that was begun with another one is refused."""
 
-    Attributes:
-        images: Images that each run sees.
-        scenes: Training scenes.
-        count: Evaluation scenes.
-        overrides: Changes to the recipe, as `a.b=c`.
-    """
-
-    images: int = DEFAULT_IMAGES
-    scenes: int = 4000
-    count: int = 32
-    overrides: tuple[str, ...] = ()
+    images: int = DEFAULT_IMAGES  # images that each run sees
+    scenes: int = 4000  # training scenes
+    count: int = 32  # evaluation scenes
+    overrides: tuple[str, ...] = ()  # changes to the recipe, as `a.b=c`
 
     def recipe(self, kind: str, seed: int) -> Stage1Recipe:
         """The recipe of a run: the parts of its schedule keep their share of the images."""
@@ -108,23 +101,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What was measured.
+    """What was measured."""
 
-    Attributes:
-        plan: What all runs have in common.
-        seeds: Of the runs.
-        runs: Figures of each run, by loss and then by seed.
-        template: Figures of the image-blind template, the same for all runs.
-        weights: Hash of each run's weights, by loss and then by seed.
-        folders: Of each run, by loss and then by seed.
-    """
-
-    plan: Plan
-    seeds: tuple[int, ...]
-    runs: dict[str, dict[int, dict[str, float]]]
-    template: dict[str, float]
-    weights: dict[str, dict[int, str]]
-    folders: dict[str, dict[int, Path]]
+    plan: Plan  # what all runs have in common
+    seeds: tuple[int, ...]  # of the runs
+    runs: dict[str, dict[int, dict[str, float]]]  # figures of each run, by loss and then by seed
+    template: dict[str, float]  # figures of the image-blind template, the same for all runs
+    weights: dict[str, dict[int, str]]  # hash of each run's weights, by loss and then by seed
+    folders: dict[str, dict[int, Path]]  # of each run, by loss and then by seed
 
     def values(self, kind: str, figure: str) -> list[float]:
         """A figure of all seeds of a loss."""

@@ -46,21 +46,13 @@ _PROFILE_TEXT = (
 
 @dataclass(frozen=True)
 class Profiles:
-    """Weights along the rays of some scenes.
+    """Weights along the rays of some scenes."""
 
-    Attributes:
-        s: Of the samples, `[S]`, from near to far.
-        weights: By loss, at the pixels of `_RAYS`: `[B, N, S]`.
-        s_true: The true surface there, `[B, N]`.
-        offset: Bins of s - s_true, `[M]`.
-        mean: By loss, the mean weight in each bin over all rays, `[M]`, summing to 1.
-    """
-
-    s: Tensor
-    weights: Mapping[str, Tensor]
-    s_true: Tensor
-    offset: Tensor
-    mean: Mapping[str, Tensor]
+    s: Tensor  # of the samples, `[S]`, from near to far
+    weights: Mapping[str, Tensor]  # by loss, at the pixels of `_RAYS`: `[B, N, S]`
+    s_true: Tensor  # the true surface there, `[B, N]`
+    offset: Tensor  # bins of s - s_true, `[M]`
+    mean: Mapping[str, Tensor]  # by loss, the mean weight in each bin over all rays, `[M]`, summing to 1
 
 
 @torch.inference_mode()

@@ -30,19 +30,12 @@ AnyRecipe = TypeVar("AnyRecipe", Stage1Recipe, Stage2Recipe)
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a run is and why.
+    """How long a run is and why."""
 
-    Attributes:
-        minutes: What was asked for.
-        images_per_second: What the calibration measured.
-        images: What follows, a multiple of the batch size.
-        seed: Of the run.
-    """
-
-    minutes: float
-    images_per_second: float
-    images: int
-    seed: int
+    minutes: float  # what was asked for
+    images_per_second: float  # what the calibration measured
+    images: int  # what follows, a multiple of the batch size
+    seed: int  # of the run
 
 
 def recorded_budget(path: Path, *, minutes: float | None, seed: int) -> Budget | None:

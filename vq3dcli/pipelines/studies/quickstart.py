@@ -79,70 +79,42 @@ _NEXT_COMMANDS = (
 
 @dataclass(frozen=True)
 class Size:
-    """How much is done of what.
+    """How much is done of what."""
 
-    Attributes:
-        scenes: Training scenes.
-        evaluated: Scenes that the figures are measured on.
-        frames: Frames a video.
-        video_px: Side of the videos.
-        video_samples: Samples a ray in them.
-        calibration_seconds: Length of the calibration.
-        samples_a_class: New scenes of each class.
-        samples_filmed: How many of them get a video.
-        overrides: Changes to the recipe `toy-cpu`, as `a.b=c`.
-        prior_overrides: Changes to the recipe `toy-cpu-prior`.
-    """
-
-    scenes: int = 4000
-    evaluated: int = 24
-    frames: int = 48
-    video_px: int = 128
+    scenes: int = 4000  # training scenes
+    evaluated: int = 24  # scenes that the figures are measured on
+    frames: int = 48  # frames a video
+    video_px: int = 128  # side of the videos
+    # samples a ray in them
     video_samples: int = 32  # a first look: half the time of a video's usual number, slices at the ends of an orbit
-    calibration_seconds: float = 12.0
-    samples_a_class: int = 4
-    samples_filmed: int = 4
-    overrides: tuple[str, ...] = ()
+    calibration_seconds: float = 12.0  # length of the calibration
+    samples_a_class: int = 4  # new scenes of each class
+    samples_filmed: int = 4  # how many of them get a video
+    overrides: tuple[str, ...] = ()  # changes to the recipe `toy-cpu`, as `a.b=c`
     # Three million parameters: what minutes on a CPU can train.
-    prior_overrides: tuple[str, ...] = ("model.width=192", "model.heads=6")
+    prior_overrides: tuple[str, ...] = ("model.width=192", "model.heads=6")  # changes to the recipe `toy-cpu-prior`
 
 
 @dataclass(frozen=True)
 class NewScenes:
-    """What a quickstart's second half made.
+    """What a quickstart's second half made."""
 
-    Attributes:
-        prior: The trained prior.
-        budget: How long it trained.
-        sheet: Samples of each class beside their disparity.
-        filmed: Picture, video and disparity video of some samples.
-    """
-
-    prior: LoadedPrior
-    budget: Budget
-    sheet: Path
-    filmed: list[tuple[Path, Path, Path]]
+    prior: LoadedPrior  # the trained prior
+    budget: Budget  # how long it trained
+    sheet: Path  # samples of each class beside their disparity
+    filmed: list[tuple[Path, Path, Path]]  # picture, video and disparity video of some samples
 
 
 @dataclass(frozen=True)
 class Quickstart:
-    """What a quickstart made.
+    """What a quickstart made."""
 
-    Attributes:
-        report: The HTML page.
-        videos: Orbits and their disparity.
-        weights: The trained weights.
-        metrics: Figures of `evaluate_geometry`.
-        budget: How long it trained.
-        new_scenes: What the second half made.
-    """
-
-    report: Path
-    videos: list[Path]
-    weights: LoadedWeights
-    metrics: Mapping[str, float]
-    budget: Budget
-    new_scenes: NewScenes
+    report: Path  # the HTML page
+    videos: list[Path]  # orbits and their disparity
+    weights: LoadedWeights  # the trained weights
+    metrics: Mapping[str, float]  # figures of `evaluate_geometry`
+    budget: Budget  # how long it trained
+    new_scenes: NewScenes  # what the second half made
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,12 @@ _VIDEO_WIDTH_PX = 256
 
 
 class Target(NamedTuple):
-    """A figure and the bound that it should keep.
+    """A figure and the bound that it should keep."""
 
-    Attributes:
-        name: Key of the figure.
-        meaning: In one line.
-        bound: The bound as text, from all figures.
-        met: Whether it is kept, from all figures.
-    """
-
-    name: str
-    meaning: str
-    bound: Callable[[Metrics], str]
-    met: Callable[[Metrics], bool]
+    name: str  # key of the figure
+    meaning: str  # in one line
+    bound: Callable[[Metrics], str]  # the bound as text, from all figures
+    met: Callable[[Metrics], bool]  # whether it is kept, from all figures
 
 
 GEOMETRY_TARGETS: tuple[Target, ...] = (
