@@ -30,7 +30,6 @@ def load_recipe(path_or_name: str, schema: type[T], overrides: Sequence[str] = (
 
     Args:
         path_or_name: A TOML file, or the name of a recipe that comes with the package, for example `toy-cpu`.
-        schema: The pydantic model to validate against.
         overrides: `section.key=value` each; values are TOML, bare words are strings. Later ones win.
 
     Raises:

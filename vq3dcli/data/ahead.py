@@ -22,7 +22,6 @@ def ahead(
 
     Args:
         make: May be called in any thread. What it raises is raised in its item's turn.
-        items: They may have no end.
         most: Results that are begun before the first of them is taken; by default as many as threads.
     """
     remaining = iter(items)

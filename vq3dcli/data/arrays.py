@@ -90,7 +90,6 @@ def npz_rows(path: Path, name: str, rows: Sequence[int]) -> Iterator[Array]:
     """Rows of a large array of an `.npz` file, of which only one is in memory; raises as `read_npz`.
 
     Args:
-        path: The file.
         name: Of an array in C order.
         rows: Numbers of the first axis, ascending.
     """

@@ -34,12 +34,7 @@ class ColourChange:
 
 
 def colour_change(profile: bytes, mode: str) -> ColourChange | None:
-    """What turns pixels with a profile into sRGB; None where nothing has to be done, or can be.
-
-    Args:
-        profile: ICC profile.
-        mode: Pillow's mode of the pixels.
-    """
+    """What turns pixels with a profile into sRGB; None where nothing has to be done, or can be."""
     if not profile or len(profile) > MAX_PROFILE_BYTES:
         return None
     grey = mode in ("1", "L", "LA") or mode.startswith("I")

@@ -45,8 +45,6 @@ def decode_image(data: bytes, *, name: str, apply_orientation: bool = True) -> T
     16-bit greys are scaled to 8 bits, CMYK and palettes become RGB, transparency lies over mid grey.
 
     Args:
-        data: The bytes of a file in one of `FORMATS`.
-        name: What error messages call it.
         apply_orientation: Rotate by the EXIF orientation; broken EXIF is ignored. TIFFs are always rotated.
 
     Returns:
@@ -94,8 +92,6 @@ def decode_square(
     large ones: what the discrete cosine transform averages differs from an antialiased bicubic filter by 39 to 59 dB.
 
     Args:
-        data: As for `decode_image`, whose errors are raised.
-        size: Side of the result in pixels.
         window: From height and width in pixels, as the image is turned, to top, left and side of a square inside.
     """
     pixels = _decoded(data, name=name, apply_orientation=apply_orientation, scratch=True)
@@ -128,7 +124,6 @@ def read_file(path: Path) -> bytes:
     Raises:
         InputMissingError: There is none, or it is a folder.
         DataError: More than `MAX_FILE_BYTES`; of a device that has no end no more is read.
-        StorageError: The disk fails.
     """
     try:
         with path.open("rb") as file:
@@ -164,8 +159,7 @@ def to_square(image: Tensor, size: int, *, fit: Literal["crop", "squash"]) -> Te
     Returns:
         uint8 `[3, size, size]`.
 
-    Raises:
-        ValueError: What is no uint8 tensor `[3, H, W]`.
+    Raises `ValueError`: what is no uint8 tensor `[3, H, W]`.
     """
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         got = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__

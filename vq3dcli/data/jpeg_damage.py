@@ -52,7 +52,6 @@ def decode(data: bytes, height_px: int, width_px: int, *, scratch: bool = False)
     """Pixels of a grey or colour JPEG as they are stored; None if Pillow should have a look, after `check`.
 
     Args:
-        data: The file.
         height_px: As Pillow reads it in the header; so is `width_px`.
         scratch: The result may lie in memory that the next call in this thread writes over; saves an allocation.
 
@@ -79,8 +78,7 @@ def check(data: bytes) -> None:
 
     libjpeg tells its first warning only, so what is odd in the headers is left out or mended before.
 
-    Raises:
-        DamagedJpegError: Parts of the picture are missing.
+    Raises `DamagedJpegError`: parts of the picture are missing.
     """
     plain, components = _without_oddities(data)
     try:

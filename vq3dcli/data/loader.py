@@ -73,9 +73,7 @@ class TrainingLoader:
             without.
         batch_size: Of all ranks together.
         size: S. Larger stored images are resized, so that a crop has the same margin at any size.
-        seed: Of order, crops and flips.
         shares: Of the stream, one a folder, see `data.stream.Stream`; None mixes the folders by their samples.
-        flip: Mirror half of the samples.
         crop: Cut at a random place of images that were stored with a margin; otherwise the whole image is resized.
         rank: This process takes rows `rank * B ... (rank + 1) * B - 1` of each global batch.
         world_size: Number of processes; must divide `batch_size`.
@@ -93,9 +91,8 @@ class TrainingLoader:
         sha256: Of what the stream is made of: the manifests of images and labels, in the order of the folders.
         class_names: Union of the folders' classes, in the order of first appearance.
 
-    Raises:
-        InputMissingError, DataError, UsageError: At once for what is missing or contradicts, labels included;
-            `DataError` and `StorageError` from `batches` for more damaged samples than may be, naming shard and key.
+    Raises `InputMissingError`, `DataError` or `UsageError`: at once for what is missing or contradicts, labels
+    included; `DataError` and `StorageError` from `batches` for more damaged samples than may be, naming shard and key.
     """
 
     def __init__(

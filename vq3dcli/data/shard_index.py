@@ -93,8 +93,7 @@ class FolderIndex:
 def open_index(folder: Path, manifest: Manifest, manifest_sha256: str) -> FolderIndex:
     """The index of a shard folder; of a large one it is left there for the next time, where it can be written.
 
-    Raises:
-        InputMissingError, DataError: A JSON index is missing or damaged.
+    Raises `InputMissingError` or `DataError`: a JSON index is missing or damaged.
     """
     path, large = folder / COLUMNS_NAME, manifest.num_samples >= LEAST_KEPT
     if large:

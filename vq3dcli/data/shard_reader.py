@@ -161,7 +161,6 @@ class ShardFolder:
         Raises:
             DataError: The bytes are not those that were written; names the shard and the key.
             InputMissingError: There is no such shard.
-            StorageError: The disk fails, several times in a row.
         """
         entry = self.entry(i)
         wanted = {e: m for e, m in entry.members.items() if extensions is None or e in extensions}
@@ -192,8 +191,7 @@ class ShardFolder:
     def bring(self, i: int) -> bool:
         """Of a mirror fetch the shard of sample `i`, unless it is here; false for other folders.
 
-        Raises:
-            InputMissingError, UnavailableError, DataError, StorageError: As `remote.fetch.fetch`.
+        Raises `InputMissingError`, `UnavailableError`, `DataError` or `StorageError`: as `remote.fetch.fetch`.
         """
         shard = self.manifest.shards[bisect.bisect_right(self._ends, i)]
         return ensure(self._shard_of(i), sha256=shard.sha256, size=shard.size)

@@ -29,12 +29,10 @@ class Stream:
 
     Args:
         counts: Samples of each folder, not all of them 0.
-        seed: Of the order.
         shares: Of the stream, one a folder, any positive numbers: their sum is 1 after scaling. None mixes by count.
 
-    Raises:
-        UsageError: Other shares than folders, a share that is not positive or too small for BLOCK, or one of a folder
-            that is empty.
+    Raises `UsageError`: other shares than folders, a share that is not positive or too small for BLOCK, or one of a
+    folder that is empty.
     """
 
     def __init__(self, counts: Sequence[int], seed: int, shares: Sequence[float] | None = None) -> None:

@@ -100,7 +100,6 @@ class TokenStore:
     """A finished token store.
 
     Args:
-        path: The folder that holds `manifest.json`.
         check_hashes: Read every byte and compare with the manifest: about a second for a gigabyte. Sizes, classes and
             the manifest itself are checked always.
 
@@ -194,9 +193,6 @@ class TokenLoader:
     (seed, epoch), the view only on (seed, p).
 
     Args:
-        store: Where the tokens are.
-        batch_size: Of all ranks together.
-        seed: Of order and views.
         held_out: Fraction of the images that training never sees, see `split`.
         rank: This process takes rows `rank * B ... (rank + 1) * B - 1` of each global batch.
         world_size: Number of processes; must divide `batch_size`.
@@ -206,8 +202,7 @@ class TokenLoader:
         train_images: Numbers of the images of the stream, int64 `[n]`.
         held_out_images: Numbers of the images held out, int64.
 
-    Raises:
-        UsageError: The ranks do not divide the batch, or nothing is left for training.
+    Raises `UsageError`: the ranks do not divide the batch, or nothing is left for training.
     """
 
     def __init__(

@@ -60,7 +60,6 @@ def novel_poses(seed: int, name: str, index: Tensor, count: int) -> Tensor:
     """`cam_to_world` of the views of scenes: a pure function of (seed, name, index).
 
     Args:
-        name: Of the scenes' kind and purpose.
         index: Numbers of the scenes, int64 `[n]`.
         count: V.
 
@@ -74,11 +73,7 @@ def novel_poses(seed: int, name: str, index: Tensor, count: int) -> Tensor:
 
 
 def read_views(folder: ShardFolder, i: int, numbers: Sequence[int], side: int) -> list[View]:
-    """Views of sample `i`, resized to `side`.
-
-    Raises:
-        DataError: They are damaged, or not there.
-    """
+    """Views of sample `i`, resized to `side`. Raises `DataError`: they are damaged, or not there."""
     name = folder.name(i)
     extensions = [view_extensions(number) for number in numbers]
     members = folder.read(i, {INFO_EXTENSION, *(extension for pair in extensions for extension in pair)})

@@ -113,7 +113,6 @@ def write_part(
     Args:
         force: Delete an existing shard folder that was made with another plan.
         progress: Called with (positions done, positions of this part).
-        workers: Processes that make shards.
 
     Returns:
         None while other parts have work left.
@@ -122,7 +121,6 @@ def write_part(
         UsageError: `out` holds something else, or another plan without `force`.
         DataError: More than `max_bad` rejects; they are in `rejects.jsonl`.
         StoppedError: Another process is writing there, or a worker was killed.
-        OutputError, StorageError: It cannot be written.
     """
     make_folder(out)
     plan = json_bytes({"format_version": FORMAT_VERSION, **job.plan})
@@ -235,7 +233,6 @@ def claimed(out: Path, part: Part, plan: bytes, *, ours: re.Pattern[str], force:
         UsageError: The folder was made with another plan, and `force` is not given; it is another command's; or it
             holds such names without a plan, or with one of another kind.
         StoppedError: A process that writes all parts, or one that writes the same part, is at work.
-        OutputError, StorageError: It cannot be written.
     """
     if part == WHOLE:
         with lock_folder(out):

@@ -60,8 +60,6 @@ def survey_assets(
     Pictures in the top-level folder `textures` are grounds and walls, but for those that belong to a model.
 
     Args:
-        root: The folder.
-        leave_out: The output, which may lie in it.
         workers: Processes; None for one a core, fewer for few models.
         progress: Called with (models done, models).
 

@@ -62,11 +62,7 @@ def open_source(
     """List the images of a source; what is found is logged, and what is amiss is logged as a warning.
 
     Args:
-        out: The output, which may lie in the source.
-        classes: For `folder`.
         split: `auto`, `train` or `val` for `imagenet`; `auto` (all), `train` or `test` for `compcars`.
-        devkit: For `imagenet`.
-        class_by: For `compcars`.
     """
     if preset == "imagenet":
         listed = imagenet_source(source, leave_out=out, split=split, devkit=devkit)
@@ -95,8 +91,7 @@ def prepare(
 ) -> Manifest | None:
     """Write the images of a source as JPEG squares: `prepare_part` of an `image_job`.
 
-    Raises:
-        DataError: More than `max_bad`, a fraction, of the images are bad.
+    Raises `DataError`: more than `max_bad`, a fraction, of the images are bad.
     """
     job = image_job(preset, source, options, max_bad=max_bad)
     return prepare_part(out, job, part, workers=workers, force=force, progress=progress)

@@ -59,9 +59,6 @@ class ShardTask:
 def complete_shard(task: ShardTask, advance: Callable[[int], None]) -> tuple[int, ShardEntry, list[RejectEntry]]:
     """Keep the shard if it is whole, which is checked by its hash, else make it.
 
-    Args:
-        advance: Called with the number of positions done since the last call.
-
     Returns:
         Its number, its line of the manifest, and its rejects.
     """

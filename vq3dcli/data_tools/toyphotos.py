@@ -30,7 +30,6 @@ def read_photo_bank(path: Path, *, leave_out: Path) -> PhotoBank:
 
     Args:
         path: A shard folder, a folder of images, or a tar of images; files that are no images are passed over.
-        leave_out: The output, which may lie in the folder.
 
     Raises:
         InputMissingError: There is nothing.

@@ -54,11 +54,9 @@ def prepare_toyscenes(
     """Write toy scenes 0 .. count - 1 of a seed; equal arguments give equal bytes.
 
     Args:
-        size: Side of the images in pixels.
         varied: Draw from the wide distribution of `toyscenes/varied.py`: other scenes than a seed's plain ones.
         photos: What varied scenes show on their surfaces; other photos are another data set.
         views: Exact pictures from other cameras beside each scene, see `data.views`.
-        force: Replace a shard folder that was made with other options.
         progress: Called with (scenes done, count).
     """
     draw = partial(sample_varied_scenes, photos=photos) if varied else sample_scenes
@@ -115,13 +113,7 @@ def drawn_job(
 def toy_samples(
     positions: range, *, size: int, seed: int, draw: Draw = sample_scenes, views: int = 0
 ) -> Iterator[Sample]:
-    """The samples of scenes number `positions`, in order, as many chunks at a time as PyTorch has threads.
-
-    Args:
-        size: Side of the images in pixels.
-        draw: From numbers, seed and purpose to scenes.
-        views: Exact pictures from other cameras a scene.
-    """
+    """The samples of scenes number `positions`, in order, as many chunks at a time as PyTorch has threads."""
     starts = range(positions.start, positions.stop, _SCENES_AT_ONCE)
     # Most operations on a chunk are too small for PyTorch to split, and compressing PNGs is not torch's at all.
     chunks = (range(start, min(start + _SCENES_AT_ONCE, positions.stop)) for start in starts)
@@ -160,10 +152,8 @@ def scene_sample(
     """Scene number `index` of a seed as it is stored.
 
     Args:
-        named_class: Number and name of its class.
         pictures: uint8 `[3, S, S]` and s `[S, S]` of the canonical camera, then of the views.
         poses: `cam_to_world` of the views `[V, 4, 4]`.
-        facts: What else its JSON says.
     """
     views = [ViewInfo(cam_to_world=pose.tolist()).model_dump() for pose in poses]
     info = {"seed": seed, "purpose": PURPOSE, "index": index, "class": named_class[1], **facts}

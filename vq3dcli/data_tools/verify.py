@@ -76,8 +76,7 @@ def verify_folder(folder: Path, *, progress: Progress = lambda done, total: None
         folder: Of images, with all labels below it, or of labels.
         progress: Called with (bytes read, all bytes).
 
-    Raises:
-        InputMissingError: Not a finished shard folder.
+    Raises `InputMissingError`: not a finished shard folder.
     """
     if not _is_finished(folder):
         raise InputMissingError(f"no finished shards ({folder})", remedy="the folder that holds manifest.json")

@@ -43,11 +43,7 @@ def line_chart(title: str, x: Sequence[float], y: Sequence[float], *, x_label: s
     """A small chart of one curve and its last value, as an `<svg>` element.
 
     Args:
-        title: What y is.
-        x: Ascending positions.
         y: As many values; those that are not finite (or not positive, with `log_y`) are left out.
-        x_label: What x is.
-        log_y: Logarithmic y axis.
     """
     points = [(a, b) for a, b in _finite(x, y) if b > 0 or not log_y]
     shown = [(a, math.log10(b)) for a, b in _thinned(points)] if log_y else _thinned(points)
@@ -70,11 +66,7 @@ def series_chart(
     """Curves over one pair of axes, as an `<svg>` element.
 
     Args:
-        title: What y is.
-        series: The curves.
-        x_label: What x is.
         marks: Positions on the x axis with a name, drawn as upright lines.
-        from_zero: Whether the y axis starts at 0.
     """
     lines = [_finite(curve.x, curve.y) for curve in series]
     strokes = [

@@ -115,7 +115,6 @@ def bake_layers(
 
     Args:
         edges_s: `[L + 1]`, from `choose_edges`.
-        samples_a_layer: Samples K in each bin.
         hits: What the rays of each texel meet besides, in row-major order.
     """
     bins = _ray_bins(field, frustum, edges_s, size, samples_a_layer, device)

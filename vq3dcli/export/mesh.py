@@ -52,8 +52,7 @@ def relief_mesh(
         max_z_depth: What is farther is left out; a solid has its flat back there.
         solid: Close the surface by walls along the picture's border and a flat back, and tear nothing.
 
-    Raises:
-        DataError: Nothing is near enough.
+    Raises `DataError`: nothing is near enough.
     """
     height_px, width_px = s.shape
     s = snap_to_surfaces(s.detach().cpu().float())

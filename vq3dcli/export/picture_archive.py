@@ -22,9 +22,6 @@ def picture_archive(path: Path, count: int, size_px: int) -> Iterator[Callable[[
 
     Yields:
         Adds a picture, uint8 `[3, size_px, size_px]`, and its class index.
-
-    Raises:
-        OutputError, StorageError: It cannot be written.
     """
     labels: list[int] = []
     shape = (count, size_px, size_px, 3)

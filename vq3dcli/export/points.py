@@ -82,8 +82,7 @@ def surface_points(
         outside: Also take what they see outside of the canonical picture, which the model only continues.
         max_z_depth: Leave out what is farther from its camera.
 
-    Raises:
-        DataError: No point is left.
+    Raises `DataError`: no point is left.
     """
     camera = _cameras(frustum, size, beside_rad)
     view = view_of(camera)

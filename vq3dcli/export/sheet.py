@@ -35,8 +35,7 @@ def grid(
     Returns:
         uint8 `[3, H_sheet, W_sheet]` on the CPU.
 
-    Raises:
-        ValueError: No images, images that are not uint8 `[3, H, W]`, or a different number of labels.
+    Raises `ValueError`: no images, images that are not uint8 `[3, H, W]`, or a different number of labels.
     """
     cells = [image.detach().cpu() for image in images]
     if not cells:

@@ -55,11 +55,8 @@ def write_viewer(
         still: What is shown without WebGL, uint8 `[3, H, W]` of any size.
         shown: The range of s that the colours of the disparity span.
         pivot_z: How far in front of the first camera the point lies that it turns around; default: the origin.
-        zoom: How close it is at first.
 
-    Raises:
-        UsageError: Too many or too large layers.
-        OutputError, StorageError: It cannot be written.
+    Raises `UsageError`: too many or too large layers.
     """
     if isinstance(layers, PhotoScene):
         count, height_px, width_px = 2, *layers.front.s.shape

@@ -45,9 +45,6 @@ class UnreadExtensionError(ValueError):
 class FilesBeside:
     """The files that a mesh names, out of its own folder: what trimesh calls a resolver.
 
-    Args:
-        path: The mesh.
-
     Attributes:
         file_name: Of the mesh.
         missing: Names that were asked for and are not there, or not in the folder.
@@ -86,7 +83,6 @@ def load_parts(data: bytes, suffix: str, resolver: Any) -> list[Any]:
     """The parts of a mesh that have triangles, as trimesh reads them; it raises almost any type on damaged bytes.
 
     Args:
-        suffix: Of the file's name, lower case.
         resolver: Its `get` and `__getitem__` give the bytes of files that the mesh names.
     """
     import trimesh

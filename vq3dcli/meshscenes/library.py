@@ -102,13 +102,7 @@ class Photos:
 class Library:
     """Models and pictures, read when they are first needed and kept while there is room.
 
-    Args:
-        assets: What there is.
-        photos: For surfaces and skies, or None.
-        coats: For the models of varied scenes, or None.
-
-    Raises:
-        DataError: From its methods, where a file has changed since the folder was looked through.
+    Raises `DataError`: from its methods, where a file has changed since the folder was looked through.
     """
 
     def __init__(self, assets: Assets, photos: PhotoBank | None, coats: PhotoBank | None = None) -> None:

@@ -91,10 +91,6 @@ def is_mesh(text: str) -> bool:
 def read_mesh(path: Path, *, up: Up = "y") -> Mesh:
     """Read a GLB, glTF, PLY, OBJ or STL file.
 
-    Args:
-        path: The file.
-        up: Which of the file's axes points up.
-
     Raises:
         InputMissingError: There is no such file, or none of those that it cannot do without.
         DataError: It is damaged, has no triangles, or needs what cannot be read, such as compression.

@@ -84,9 +84,6 @@ def sample_scene(library: Library, index: int, *, seed: int, purpose: str = "tra
     """Scene number `index` of (seed, purpose).
 
     Args:
-        library: The models.
-        index: At least 0.
-        seed: Of all that is drawn.
         purpose: Equal seeds under different purposes share no scene.
         varied: The field of view is drawn too, from 26 to 72 degrees, and rooms and tables are as in photos; otherwise
             it is that of the canonical camera.
@@ -152,7 +149,6 @@ def _finished(layout: Layout, *, novel: bool, forgiving: bool) -> MeshScene | No
     """The scene with its distance, exposure and shadows, or None if it makes no picture.
 
     Args:
-        layout: What was drawn.
         novel: Nothing may be too near for novel cameras either.
         forgiving: Take it as it is, if only nothing is too near.
     """

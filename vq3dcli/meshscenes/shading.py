@@ -234,9 +234,6 @@ def defocused(rgb: Singles, inverse_z: Floats, focus: float, strength_px: float)
     """Pictures `[H, W, 3]` whose points blur by how far their disparity is from the focus'.
 
     Args:
-        rgb: `[H, W, 3]`.
-        inverse_z: `[H, W]`.
-        focus: The disparity that is sharp.
         strength_px: Radius at half of that disparity.
     """
     rows, columns, _ = rgb.shape

@@ -116,7 +116,6 @@ def kernel_distance(
         second: Features `[N2, D]`.
         subsets: How many to draw; one where a subset is the whole of both sets.
         subset_size: Images of each side, drawn without replacement; at most the smaller set.
-        seed: Of the subsets.
 
     Raises:
         UsageError: Fewer than two images on a side.
@@ -152,8 +151,7 @@ def precision_recall(real: Tensor, samples: Tensor, *, neighbours: int = 3) -> P
     A set's manifold is the union of balls around its features, each reaching to the k-th nearest other one of the set;
     the paper's k is 3.
 
-    Raises:
-        UsageError: A set has no more than k images.
+    Raises `UsageError`: a set has no more than k images.
     """
     fewest = min(len(real), len(samples))
     if fewest <= neighbours:
@@ -187,10 +185,8 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> Incep
     Args:
         logits: Of the network's classes, `[N, C]`.
         splits: Parts of equal size, up to one image; with 50,000 images the usual ten have 5000.
-        seed: Of the order.
 
-    Raises:
-        UsageError: Fewer images than parts.
+    Raises `UsageError`: fewer images than parts.
     """
     count = len(logits)
     if count < splits:

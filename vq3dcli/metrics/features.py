@@ -67,7 +67,6 @@ def load_feature_network(
     Args:
         name: "inception" (for FID and KID), or a network whose weights a package ships.
         weights: Inception's weights file, from `INCEPTION_URL`; for the others the package's, where it lies elsewhere.
-        device: Where it runs.
 
     Raises:
         UnavailableError: A package, or Inception's weights, are missing.

@@ -114,8 +114,7 @@ def train_classifier(
     Equal arguments give equal weights on the same machine with the same number of threads. `on_images` is called with
     the number of images just learnt from.
 
-    Raises:
-        UsageError: Fewer than two images, which a normalisation by batches cannot learn from.
+    Raises `UsageError`: fewer than two images, which a normalisation by batches cannot learn from.
     """
     if len(images) < 2:
         raise UsageError(f"a classifier cannot learn from {len(images)} scenes", remedy=f"--classifier-scenes {SCENES}")

@@ -101,7 +101,6 @@ def paint_photo(bank: PhotoBank, patch: Tensor, u: Tensor, v: Tensor, width: Ten
     """Colours at (u, v), from 0 on.
 
     Args:
-        bank: Where the photos are from.
         patch: One for each point, each with a photo, `[k, 9]`.
         u: `[k]`.
         v: `[k]`, downwards.

@@ -69,12 +69,9 @@ def render_scenes(scenes: ToyScenes, camera: Camera, *, supersample: int = 2) ->
     """Pictures and exact disparity, on one core; large batches are faster, since scenes of a class go together.
 
     Args:
-        scenes: n scenes.
-        camera: n cameras, one a scene.
         supersample: A pixel's colour is the mean of supersample^2 rays. Its disparity is that of its centre, unmixed.
 
-    Raises:
-        ValueError: There are not as many cameras as scenes, or supersample is not positive.
+    Raises `ValueError`: there are not as many cameras as scenes, or supersample is not positive.
     """
     if camera.cam_to_world.shape[0] != len(scenes):
         raise ValueError(f"{camera.cam_to_world.shape[0]} cameras for {len(scenes)} scenes")

@@ -60,12 +60,9 @@ def shade(
     """Colours `[n, 3, m]` in [0, 1] of what the rays meet first.
 
     Args:
-        scenes: n of them.
-        groups: Their objects.
         origin: In the scenes' frames `[n, 1]`.
         direction: In the scenes' frames `[n, m]`.
         view: The directions in the world `[n, m]`.
-        hits: What they meet.
         ray_width: What a ray covers across at z_depth 1 `[n, 1]`.
     """
     nearest, photos = hits.nearest, scenes.photos
@@ -174,9 +171,6 @@ def _object_colour(scenes: ToyScenes, group: Group, some: _Seen, lit: Tensor, wi
     """Colours of the points of objects `[k]`.
 
     Args:
-        scenes: All scenes.
-        group: The objects.
-        some: Their points.
         lit: 1.0 where the light arrives, else 0.0, `[k]`.
         width: What rays cover of a surface that faces them `[k]`.
     """

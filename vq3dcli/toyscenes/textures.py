@@ -35,8 +35,6 @@ def make_texture(
     """Textures `[..., 17]` from six uniform draws `[...]`.
 
     Args:
-        hue_shift: Of the second colour.
-        plain: Share of plain ones.
         frequency: Least and most waves a metre.
 
     Returns:
@@ -62,8 +60,6 @@ def paint(texture: Tensor, u: Tensor, v: Tensor, *, contrast: Tensor | float = 1
 
     Args:
         texture: `[..., 17]`, one for each element of `u`, or one that broadcasts to it.
-        u: Any shape.
-        v: Like `u`.
         contrast: 0 is the mean of the two colours.
     """
     columns = texture.movedim(-1, 0).contiguous()

@@ -31,9 +31,6 @@ def sample_varied_scenes(
     """Varied scenes number `index` of (seed, purpose): others than the plain ones of these, whatever the purpose.
 
     Args:
-        index: int64 `[n]`.
-        seed: Of all that is drawn.
-        purpose: As for `sample_scenes`.
         photos: What surfaces show; None for textures and skies alone.
     """
     draws = Draws(index, seed, f"toyscenes-varied/{purpose}")

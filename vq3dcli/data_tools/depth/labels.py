@@ -41,12 +41,10 @@ def label_exact(shards: Path, *, force: bool = False, progress: Progress = lambd
     """Write the disparity that a data set carries itself as the labels `exact`.
 
     Args:
-        shards: A finished shard folder of images.
         force: Replace labels that were made for other images.
         progress: Called with (samples done, all samples).
 
-    Raises:
-        DataError: The data set has no disparity of its own.
+    Raises `DataError`: the data set has no disparity of its own.
     """
     images = open_images(shards)
     if not images.manifest.own_disparity:
@@ -77,11 +75,8 @@ def label_by_model(
     bits.
 
     Args:
-        shards: A finished shard folder of images.
         name: Folder of the labels, `disparity/NAME`.
         size: Side of the labels in pixels; less where the images or the network's maps are smaller.
-        batch_size: Images that the network gets at once.
-        part: Share of the shards that this process labels.
         force: Replace labels that were made otherwise.
         progress: Called with (samples done, samples of this part).
         flagged: Counts the labels made in this call, by what is wrong with them.

@@ -64,7 +64,6 @@ def find_model(model: str, *, download: bool = False) -> ModelFiles:
     Args:
         model: `embedded`, what `vq3d train-depth` made, an `.onnx` file, a folder of transformers, or a name such as
             `depth-anything/Depth-Anything-V2-Small-hf`.
-        download: Fetch what is missing from the Hub.
 
     Raises:
         InputMissingError: There is no such file or folder.
@@ -101,8 +100,6 @@ def open_model(
     """Open a network for inference.
 
     Args:
-        files: From `find_model`.
-        device: Where it computes.
         meaning: What its numbers mean, where that is not known from its family.
         input_px: Side of the images that an ONNX file of free size is given.
         or_cpu: An ONNX file may be computed on the CPU if onnxruntime cannot use the device.

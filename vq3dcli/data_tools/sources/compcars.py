@@ -52,7 +52,6 @@ def compcars_source(source: Path, *, leave_out: Path, class_by: ClassBy = "model
 
     Args:
         source: The folder that holds `image/`, or `data/` with it; or a tar of that.
-        leave_out: The output, which may lie in the folder.
         split: `train` or `test`, the official lists for classification, which have a part of the photos; or `all`.
 
     Raises:

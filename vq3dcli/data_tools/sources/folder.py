@@ -56,7 +56,6 @@ def folder_source(source: Path, *, leave_out: Path, classes: Classes = "auto") -
     Files that are known not to be images are passed over, and counted in a note.
 
     Args:
-        leave_out: The output, which may lie in the folder.
         classes: `folders`: the top-level folder names the class, below folders that all files have in common; a file
             outside is rejected. `none`: one class. `auto`: labels of Parquet files and `.cls` files beside the images,
             else folders where at least half of the files lie in one.

@@ -45,8 +45,6 @@ def imagenet_source(source: Path, *, leave_out: Path, split: str = "auto", devki
     """The images of one split; class indices are positions among the sorted WordNet ids that occur.
 
     Args:
-        source: A folder, a tar or a Parquet file.
-        leave_out: The output, which may lie in the folder.
         split: `train`, `val`, or `auto`: train where there is any, else val. Where no folder and no archive names a
             split, all is taken.
         devkit: Labels of the flat validation set; it is also found beside the images.
@@ -189,7 +187,6 @@ def compare_counts(result: Source, split: str, counts: Mapping[str, int], unusab
 
     Args:
         split: `train`, `val`, or `any`: then only the classes are compared.
-        counts: Images by class.
         unusable: Images among the files found that cannot be used: without a class, or no regular files.
     """
     total, (whole, fewest, most) = sum(counts.values()), EXPECTED.get(split, (0, 0, 0))

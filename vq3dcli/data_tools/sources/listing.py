@@ -44,7 +44,6 @@ def list_source(
     """All files of a folder or a tar that are not hidden, sorted by path; tars count as folders.
 
     Args:
-        leave_out: A folder that is passed over: the output may lie in the source.
         open_archive: Whether to look into the tar at a path; the others are left out.
     """
     if source.is_file():
@@ -107,9 +106,6 @@ def _is_hidden(name: str) -> bool:
 
 def list_tar(path: Path, prefix: str = "") -> Iterator[Entry]:
     """The files in a tar in its order, those of inner tars in their place; hidden ones are left out.
-
-    Args:
-        prefix: Is put before their paths.
 
     Raises:
         InputMissingError, StorageError: It cannot be read.

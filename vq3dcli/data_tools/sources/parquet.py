@@ -56,9 +56,6 @@ def _opened(path: Path) -> Iterator[Any]:
 def list_rows(path: Path, prefix: str) -> ParquetRows:
     """The rows of a file; images are not read.
 
-    Args:
-        prefix: Is put before their paths.
-
     Raises:
         UnavailableError: pyarrow is missing.
         DataError: Damaged, or without an image column.
@@ -86,7 +83,6 @@ def rows_from(path: Path, column: str, row: int) -> Iterator[bytes | None]:
 
     Raises:
         InputMissingError: There is no such file.
-        StorageError: The disk fails.
         DataError: It is damaged.
     """
     with _opened(path) as file:

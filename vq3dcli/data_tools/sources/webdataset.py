@@ -83,8 +83,7 @@ def class_labels(files: Iterable[Entry], standard: Sequence[str]) -> dict[str, s
 def manifest_classes(folder: Path) -> tuple[list[str], list[str]]:
     """What the manifest of shards calls its classes: names and titles, empty where there is no such manifest.
 
-    Raises:
-        DataError: It is damaged.
+    Raises `DataError`: it is damaged.
     """
     path = folder / MANIFEST_NAME
     try:

@@ -73,7 +73,6 @@ def validation_labels(devkit: Path | None, source: Path, files: Sequence[Entry])
     Args:
         devkit: The devkit as a folder, a tar or a tar.gz; None: it is looked for.
         source: What is prepared: a folder that may hold the devkit, or something beside it.
-        files: Of the source.
 
     Raises:
         UsageError: There is no list.

@@ -95,15 +95,9 @@ def evaluate_generation(
     """Measure sets of images against real ones.
 
     Args:
-        protocol: For its name and definition.
-        network: Its features.
         real: Real images, the same for all sets that name no others.
         sets: What to measure; "samples" gets an Inception score where the network is Inception.
-        classifier: Says which class an image shows.
         real_moments: Published moments to use instead of those of `real`.
-        statistics: Folder where what is measured is kept.
-        seed: Of subsets.
-        progress: Shows the progress of each part.
 
     Raises:
         UsageError: A set has too few images.
@@ -188,8 +182,7 @@ def recognised(measured: MeasuredSet, classifier: Classifier) -> dict[str, float
 def published_moments(path: Path, network: FeatureNetwork) -> Moments | None:
     """Mean and covariance in a file of ADM's (`mu`, `sigma`), where the network is Inception; None without them.
 
-    Raises:
-        InputMissingError, DataError: There is no such file, or its arrays do not fit.
+    Raises `InputMissingError` or `DataError`: there is no such file, or its arrays do not fit.
     """
     arrays = read_npz(path, ["mu", "sigma"])
     if len(arrays) < 2 or network.logits is None:
@@ -207,8 +200,7 @@ def published_moments(path: Path, network: FeatureNetwork) -> Moments | None:
 def protocol_of(name: str, samples: int | None) -> Protocol:
     """A named protocol; with another number of samples it is named after it, since it no longer compares.
 
-    Raises:
-        UsageError: There is no such protocol.
+    Raises `UsageError`: there is no such protocol.
     """
     if name not in PROTOCOLS:
         raise UsageError(f"no protocol is called {name!r}", remedy=f"--protocol {'|'.join(PROTOCOLS)}")

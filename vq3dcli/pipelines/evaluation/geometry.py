@@ -130,14 +130,9 @@ def evaluate_geometry(
 
     Args:
         predictor: Reconstructs images of `size_px` x `size_px`.
-        count: Scenes.
-        seed: Of the scenes.
-        size_px: Side of images and views.
         template: From `toy_template` at the same size.
-        on_progress: Called with the number of scenes finished since the last call.
 
-    Raises:
-        UsageError: `count` is not positive.
+    Raises `UsageError`: `count` is not positive.
     """
     if count < 1:
         raise UsageError(f"--count {count}: nothing to measure", remedy="--count 64")

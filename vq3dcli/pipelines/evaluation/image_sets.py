@@ -67,8 +67,6 @@ def open_images(data: str, *, count: int | None, seed: int, size_px: int) -> Ima
         data: `toyscenes` (evaluation scenes, which no training sees), a folder of shards, a folder of images, whose
             folders in it are the classes, or an `.npz` file in ADM's format at that size.
         count: How many at most; None for 256 toy scenes and 2048 images.
-        seed: Of toy scenes and of the choice.
-        size_px: S.
 
     Raises:
         InputMissingError: There is nothing of that name.
@@ -114,13 +112,8 @@ def toy_set(
     """Exact toy scenes, drawn when they are asked for.
 
     Args:
-        name: What a table calls them.
-        count: N.
-        seed: Of the scenes.
         purpose: "eval" for scenes that no training has seen, "train" for those of training.
-        size_px: S.
         first: How many scenes to pass over.
-        classes: Indices of the only classes that are wanted.
         yaw_deg: Of the camera around the pivot; 0 is the canonical view.
     """
     numbers, class_index = _toy_numbers(first + count, seed=seed, purpose=purpose, classes=classes)
@@ -168,8 +161,7 @@ def _toy_numbers(count: int, *, seed: int, purpose: str, classes: Sequence[int] 
 def shard_set(name: str, folder: ShardFolder, rows: Tensor, *, size_px: int) -> ImageSet:
     """Images of the samples `rows` int64 `[N]` of a shard folder, whole, resized to `size_px` where they are larger.
 
-    Raises:
-        UsageError: The images are smaller, or the folder holds labels.
+    Raises `UsageError`: the images are smaller, or the folder holds labels.
     """
     manifest = folder.manifest
     if manifest.kind != "images":
@@ -223,12 +215,8 @@ def folder_set(
     image lies in. Images of another size than the first one's are cropped to the centre square and resized.
 
     Args:
-        name: What a table calls them.
-        folder: The folder.
         size_px: S; the first image's own size by default.
         class_names: Names of classes to know; others are none. None for all that there are.
-        count: How many images at most, chosen at random by the seed.
-        seed: Of the choice.
 
     Raises:
         InputMissingError: There is no such folder.
@@ -279,8 +267,7 @@ def npz_set(
 
     At most `count` images are chosen at random; `class_names` are by label.
 
-    Raises:
-        InputMissingError, DataError: There is no such file, or it is another one.
+    Raises `InputMissingError` or `DataError`: there is no such file, or it is another one.
     """
     images = npz_header(path, "arr_0")
     if images is None or not _are_adm_images(images):

@@ -95,7 +95,6 @@ def measure_generation(asked: Asked, *, out: Path | None, progress: Progress) ->
         UsageError: Options that contradict each other, or too few images.
         UnavailableError: Weights or a package are missing.
         InputMissingError, DataError, UnsafeFileError: A file is missing, damaged, or another one.
-        OutputError: The folder `out` cannot be written to.
     """
     evaluation_folder(out, "generation", "samples.png")
     began = time.perf_counter()

@@ -82,7 +82,6 @@ def measure_set(
     Raises:
         UsageError: Fewer than two images.
         DataError: A feature that is not finite, or an image that cannot be read.
-        OutputError, StorageError: The file cannot be written.
     """
     if len(images) < 2:
         raise UsageError(f"too few images to measure ({images.name}): {len(images)}", remedy="at least 2, better 2048")
@@ -179,9 +178,7 @@ def _shown_rows(class_index: Tensor) -> Tensor:
 def toy_classifier(size_px: int, *, scenes: int, statistics: Path | None, progress: Progress) -> Classifier:
     """Train a classifier of so many toy scenes, which neither Stage 1 nor a figure sees, or take the one that was kept.
 
-    Raises:
-        UsageError: Fewer than two scenes.
-        OutputError, StorageError: It cannot be written.
+    Raises `UsageError`: fewer than two scenes.
     """
     drawn = toy_set("classifier's scenes", scenes, seed=0, purpose="classifier", size_px=size_px)
     facts = {

@@ -81,9 +81,7 @@ def versions(**more: str) -> dict[str, str]:
 def evaluation_folder(folder: Path | None, name: str, *pictures: str) -> None:
     """Make the folder of `write_evaluation`, before the work; None for no folder.
 
-    Raises:
-        OutputError: It cannot be made, or holds what the page or the pictures would replace, and no `NAME.json`.
-        StorageError: The disk failed.
+    Raises `OutputError`: it cannot be made, or holds what the page or the pictures would replace, and no `NAME.json`.
     """
     if folder is None:
         return
@@ -99,9 +97,6 @@ def write_evaluation(
     """Write `NAME.json`, the page `NAME.html` and the sheet `picture`, and return their paths.
 
     `metrics` are the result's in plain values.
-
-    Raises:
-        OutputError, StorageError: They cannot be written.
     """
     written = [folder / f"{name}.json", folder / f"{name}.html"]
     row = [Row([Svg(chart) for chart in result.charts])] if result.charts else []

@@ -68,8 +68,7 @@ def spread(count: int, shares: Sequence[float]) -> list[int]:
 def sampled_set(name: str, weights: LoadedWeights, samples: Samples, *, yaw_deg: float = 0.0) -> ImageSet:
     """Samples from the camera at a yaw around the pivot, 0 for the one that took the training images.
 
-    Raises:
-        DataError: The prior's codes are those of another Stage 1.
+    Raises `DataError`: the prior's codes are those of another Stage 1.
     """
     samples.prior.check_stage1(weights)
     own = {
@@ -143,8 +142,7 @@ def class_counts(
     As even as can be over the `chosen` class indices, `[-1]` for no class, or in the proportions of the images `like`,
     whose classes are found by name.
 
-    Raises:
-        UsageError: None of the images in `like` has a class that is chosen.
+    Raises `UsageError`: none of the images in `like` has a class that is chosen.
     """
     shares = [1.0] * len(chosen)
     if like is not None and list(chosen) != [NO_CLASS]:

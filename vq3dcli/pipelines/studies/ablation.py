@@ -147,11 +147,6 @@ def run_ablation(
 
     Args:
         folder: Of the runs; another call may add seeds.
-        plan: What all runs have in common.
-        seeds: Each trains all three losses.
-        device: Where to compute.
-        counting: Shows progress.
-        should_stop: Polled between parts and between training steps.
 
     Raises:
         StoppedError: `should_stop` became true, or another process works in `folder`.

@@ -57,13 +57,7 @@ class Profiles:
 
 @torch.inference_mode()
 def figure_sheet(models: Mapping[str, LoadedWeights], *, scenes: int = 5, seed: int = 0) -> Tensor:
-    """The figure of the project page, uint8 `[3, H, W]`; scenes are rendered at twice the side of the input.
-
-    Args:
-        models: By loss.
-        scenes: Rows.
-        seed: Of the evaluation scenes.
-    """
+    """The figure of the project page, uint8 `[3, H, W]`; scenes are rendered at twice the side of the input."""
     index = torch.arange(scenes)
     exact = sample_scenes(index, seed=seed, purpose="eval")
     size = models[_SHOWN[0]].recipe.model.image_size

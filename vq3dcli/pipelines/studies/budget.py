@@ -41,11 +41,6 @@ class Budget:
 def recorded_budget(path: Path, *, minutes: float | None, seed: int) -> Budget | None:
     """The budget in the file `path`, or None if there is none yet.
 
-    Args:
-        path: What `measure_budget` wrote.
-        minutes: What is asked for now; None takes what is recorded.
-        seed: What is asked for now.
-
     Raises:
         UsageError: Something else is recorded.
         DataError: The record is damaged.
@@ -77,16 +72,9 @@ def measure_budget(
     """Train for some seconds beside `path`, throw that away, and record the budget in `path`.
 
     Args:
-        path: JSON file to write.
         train: Trains what will be trained, but for its length, in a folder; takes `report` and `should_stop`.
-        minutes: How long the training should take.
-        batch_size: Images a step.
-        seed: Of the run, for the record.
-        seconds: How long to calibrate.
-        should_stop: Polled between steps.
 
-    Raises:
-        StoppedError: `should_stop` became true.
+    Raises `StoppedError`: `should_stop` became true.
     """
     folder = path.parent / "calibration"
     shutil.rmtree(folder, ignore_errors=True)

@@ -36,16 +36,12 @@ def demo(
     """Render the example photo, where scikit-image brings it, toy scenes, and samples of the prior.
 
     Args:
-        weights: The model.
         prior: Over its codes; None to do without samples.
-        out: Folder of the results; samples go into `samples/` in it.
-        on_frames: Called with the number of frames just rendered.
 
     Returns:
         Videos and contact sheets, in the order of the inputs, then those of samples.
 
-    Raises:
-        DataError: The prior's codes are those of another Stage 1.
+    Raises `DataError`: the prior's codes are those of another Stage 1.
     """
     if prior is not None:
         prior.check_stage1(weights)

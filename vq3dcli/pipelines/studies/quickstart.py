@@ -146,13 +146,7 @@ def quickstart(
     """Run or continue a quickstart in `out`.
 
     Args:
-        out: Its folder.
         minutes: Of training Stage 1; None for what an earlier call chose, else 6. The prior gets half as many.
-        seed: Of data, training and evaluation.
-        device: Where to compute.
-        counting: Shows progress.
-        should_stop: Polled between parts and between training steps.
-        size: How much of everything.
 
     Raises:
         StoppedError: `should_stop` became true, or another process works in `out`.

@@ -69,19 +69,7 @@ def measure_once(
     template: Template | None = None,
     sheet: Path | None = None,
 ) -> dict[str, float]:
-    """Figures of weights on evaluation scenes, measured once and kept.
-
-    Args:
-        path: JSON file for them.
-        weights: Of a Stage 1.
-        count: Scenes.
-        seed: Of the scenes.
-        identity: What else tells these figures from others.
-        description: For the progress.
-        counting: Shows it.
-        template: Where it is made already.
-        sheet: PNG for the first scenes.
-    """
+    """Figures of weights on evaluation scenes, measured once and kept."""
     identity = {"protocol": PROTOCOL, "weights": weights.sha256, "count": count, **identity}
     known = kept_metrics(path, identity)
     if known is not None:
