@@ -25,7 +25,7 @@ demo: $(VENV)/.demo-installed
 
 test: lint
 	@echo "== tests"
-	@$(RUN) pytest -q --durations=10
+	@OMP_NUM_THREADS=1 $(RUN) pytest -q -n auto --dist loadfile --durations=10
 
 lint: $(VENV)/.test-installed
 	@echo "== ruff"
