@@ -1,9 +1,12 @@
 # make demo   install into .venv, then turn a photo and a toy scene into videos in demo-out/
 # make test   the same environment, then linters, the type checker and the test suite
+# make docs   write the pages that are made of help texts and of the weights' cards
+# make gallery  make the pictures of README and docs anew, after a change of the embedded weights
+# make site   the pages of docs/ as a site, in out/site/
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint install format docs
+.PHONY: help demo test lint install format docs gallery site
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
@@ -40,6 +43,14 @@ format: $(VENV)/.test-installed
 
 docs: $(VENV)/.test-installed
 	$(VENV)/bin/python docs/generate_commands.py
+	$(VENV)/bin/python docs/generate_model_card.py
+
+gallery: $(VENV)/.test-installed
+	$(VENV)/bin/python docs/make_photo.py
+	$(VENV)/bin/python docs/make_gallery.py
+
+site: $(VENV)/.test-installed
+	$(RUN) mkdocs build --strict
 
 install: $(VENV)/.demo-installed
 

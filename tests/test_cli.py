@@ -108,11 +108,12 @@ def test_the_list_of_commands_is_complete_and_says_what_they_say() -> None:
     assert inner == {words for words in every_command() if len(words) == 2}
 
 
-def test_the_page_of_commands_has_not_drifted() -> None:
-    generator = types.ModuleType("generate_commands")
-    generator.__file__ = str(ROOT / "docs" / "generate_commands.py")
+@pytest.mark.parametrize("name", ["commands", "model-card"])
+def test_pages_that_are_made_have_not_drifted(name: str) -> None:
+    generator = types.ModuleType(f"generate_{name}")
+    generator.__file__ = str(ROOT / "docs" / f"generate_{name.replace('-', '_')}.py")
     exec(Path(generator.__file__).read_text(), vars(generator))
-    assert (ROOT / "docs" / "commands.md").read_text() == generator.page(), "run `make docs`"
+    assert (ROOT / "docs" / f"{name}.md").read_text() == generator.page(), "run `make docs`"
 
 
 def test_the_page_of_errors_has_every_code() -> None:

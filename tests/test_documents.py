@@ -25,7 +25,7 @@ from vq3dcli.pipelines.camera_file import read_cameras
 from vq3dcli.pipelines.composition import read_composition
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _SCHEMAS: dict[str, type[Stage1Recipe | Stage2Recipe]] = {"train-stage1": Stage1Recipe, "train-stage2": Stage2Recipe}
 
 
@@ -181,7 +181,7 @@ def test_nothing_cites_a_place_in_a_paper_that_nobody_read() -> None:
         if file.suffix in (".py", ".md", ".toml", ".cff"):
             found = cited.search(file.read_text())
             assert found is None, f"{file.relative_to(ROOT)}: {found[0] if found else ''}"
-    for page in [*(ROOT / "docs").glob("*.md"), *(ROOT / "recipes").glob("*.toml")]:
+    for page in [*(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").glob("*.toml")]:
         assert "the paper's" not in page.read_text(), page.name
 
 

@@ -325,7 +325,7 @@ def ablation(
 
     Example:
       vq3d evaluate ablation -o ablation/
-      vq3d evaluate ablation --runs runs/ablation -o docs/ablation --images 13600
+      vq3d evaluate ablation --runs runs/ablation -o ablation/ --images 13600
       vq3d evaluate ablation -o try/ --images 800 --seeds 0 --scenes 500 -n 8
     """
     signals.watch()

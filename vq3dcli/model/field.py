@@ -7,7 +7,7 @@ step ds has the optical thickness 24 softplus(...) ds wherever it lies: the netw
 The term 8 (0.45 - s_c) says that space is empty near the camera and filled far away. Without it, the depth loss first
 thins the density everywhere, since half of the range is in front of the surface, and it may never come back. The
 factor 6 lets a surface sharpen within a short run: it grows with the step of the optimizer, which is the same for all
-weights (docs/measurements.md compares 1, 4 and 12).
+weights (docs/notes/measurements.md compares 1, 4 and 12).
 
 Legend: B scenes, N points, C plane channels.
 """

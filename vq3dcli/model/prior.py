@@ -7,7 +7,7 @@ predicts  code 0   code 1   code 2     code L - 1
 ```
 
 The class is added to every slot, not put before the codes alone: it says little about a single code, and is looked up
-late otherwise (docs/decisions.md).
+late otherwise (docs/notes/decisions.md).
 
 Pre-norm blocks (Radford et al., 2019). Slot i carries the place on the grid that it predicts: a learned vector, and
 in attention a rotation by row and column (Su et al., 2021; axial, with base 100, as Heo et al., ECCV 2024, sec. 3.2).

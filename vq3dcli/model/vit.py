@@ -149,7 +149,7 @@ def initialise(transformer: nn.Module) -> None:
 
     So an untrained block passes its tokens on unchanged (Goyal et al., 2017, sec. 5.1; Zhang et al., ICLR 2019). Colour
     then reaches the decoder from the first step, and not through nine layers of noise, which cost thousands of images
-    (docs/measurements.md).
+    (docs/notes/measurements.md).
     """
     for module in transformer.modules():
         if isinstance(module, nn.Linear):

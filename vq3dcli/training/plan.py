@@ -29,8 +29,8 @@ from vq3dcli.weights_file import load_weights
 PROCESS_BYTES = {"cpu": 850_000_000, "cuda": 800_000_000}
 # What gradients cost on the way between GPUs, though it overlaps with the backward pass: an assumption.
 MANY_GPUS_SHARE = 0.9
-# A stored photo of 256 pixels a side takes about 27 kB (35 GB for ImageNet), a label two bytes at half the side.
-_JPEG_BYTES_PER_PIXEL = 27e3 / 256**2
+# A stored photo of 256 pixels a side takes about 40 kB (docs/data.md), a label two bytes at half the side.
+_JPEG_BYTES_PER_PIXEL = 40e3 / 256**2
 _STORED_MARGIN = 1.125
 # Of a memory. Above it a plan is called tight: allocators fragment, other programs want some, and the count is a count.
 TIGHT_SHARE = 0.7

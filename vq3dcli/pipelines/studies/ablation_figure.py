@@ -182,7 +182,7 @@ def markdown(result: Ablation, command: str) -> str:
     made = (
         f"Made by `{command}`: one recipe with three values of `loss.depth_kind`, each with the seeds {seeds} and "
         f"{plan.images} images of {plan.scenes} toy scenes, measured on {plan.count} others. Mean of the seeds "
-        "(least to greatest). [evaluation.md](../evaluation.md) defines the figures; `novel_gain` is `novel_psnr` - "
+        "(least to greatest). docs/evaluation.md defines the figures; `novel_gain` is `novel_psnr` - "
         "`copy_psnr`."
     )
     picture = "Disparity and novel views, loss on accumulated depth on the left, pointwise on the right"
