@@ -15,7 +15,7 @@ from vq3d.scene import Scene
 from vq3dcli.errors import UnavailableError, UsageError
 from vq3dcli.pipelines.device import pick_device
 from vq3dcli.pipelines.geometry import GeometryName
-from vq3dcli.pipelines.inputs import STDIN, Fit, Source, fitted_picture, open_codes, parse_sources
+from vq3dcli.pipelines.inputs import STDIN, Fit, Source, fitted_picture, open_codes, parse_sources, with_first_view
 from vq3dcli.pipelines.render import Detail, Look, check_look
 from vq3dcli.pipelines.sampling.record import SampleWish, pick_classes, shown_name
 from vq3dcli.pipelines.sampling.sample import draw_samples, sharpening_of
@@ -130,6 +130,7 @@ class Model:
         top_k: int | None = None,
         top_p: float | None = None,
         guidance: float | None = None,
+        detail: Detail = "none",
     ) -> list[Scene]:
         """Draw new scenes, `n` of each class; sample j of a class and a seed is the same whatever else is drawn.
 
@@ -141,6 +142,7 @@ class Model:
             top_k: Draw from so many codes; 0 for all.
             top_p: Draw from codes of this probability together.
             guidance: Above 1 more typical of the class.
+            detail: `photo` carries the pixels of the first view to novel views, `none` shows the plain NeRF.
 
         Raises:
             UsageError: No such class (the nearest is named), or a value out of range.
@@ -160,7 +162,8 @@ class Model:
         drawn = draw_samples(prior, SampleWish(chosen, n, seed, sharpening))
         facts = {"weights_sha256": self.weights.sha256, "prior_sha256": prior.sha256, "seed": seed}
         opened = [open_codes(one.codes[None], self.weights, {**facts, "sample": one.name}, one.name) for one in drawn]
-        return [Scene(one, detail="none", weights=self.weights) for one in opened]
+        opened = [with_first_view(one) for one in opened] if detail == "photo" else opened
+        return [Scene(one, detail=detail, weights=self.weights) for one in opened]
 
     @functools.cached_property
     def _prior(self) -> LoadedPrior:
@@ -174,7 +177,7 @@ def load(
     weights: str | Path | None = None,
     *,
     prior: str | Path | None = None,
-    device: Literal["auto", "cpu", "cuda"] | str | torch.device = "auto",
+    device: Literal["auto", "cpu", "cuda", "mps"] | str | torch.device = "auto",
 ) -> Model:
     """Load a model.
 
@@ -229,7 +232,7 @@ def open_scene(path: str | Path, *, device: str | torch.device = "auto") -> Scen
 
 def _device(name: str | torch.device) -> torch.device:
     """Raises `UnavailableError`."""
-    if name in ("auto", "cpu", "cuda"):
+    if name in ("auto", "cpu", "cuda", "mps"):
         return pick_device(str(name))
     try:
         device = torch.device(name)

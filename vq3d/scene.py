@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES
+from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_SAMPLES
 from vq3dcli.errors import UsageError
+from vq3dcli.export.video import Quality
 from vq3dcli.model.scene import Scene as Nerf
 from vq3dcli.pipelines.compose import Opened
 from vq3dcli.pipelines.export import ExportFormat, export_scene, plan_wish
@@ -27,7 +28,7 @@ from vq3dcli.pipelines.film import Shot, StereoKind, check_shot, film, shot_of
 from vq3dcli.pipelines.geometry import NERF, Geometry, GeometryName, open_geometry
 from vq3dcli.pipelines.inputs import STDIN, OpenedScene, Source
 from vq3dcli.pipelines.render import Detail, Look, counting_frames, staged
-from vq3dcli.pipelines.targets import check_targets, plan_targets
+from vq3dcli.pipelines.targets import Disparity, check_targets, plan_targets
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.rendering.scene import ViewOf
 from vq3dcli.weights_file import LoadedWeights
@@ -71,13 +72,16 @@ class Film(ABC):
         path: str | Path,
         *,
         camera: str | Path = "orbit",
-        frames: int = VIDEO_FRAMES,
+        frames: int | None = None,
+        seconds: float | None = None,
         fps: float = VIDEO_FPS,
         size: int | None = None,
+        aspect: str | None = None,
         fov: float | None = None,
         amplitude: float | None = None,
         samples: int = VIDEO_SAMPLES,
-        disparity: bool = False,
+        quality: Quality = "good",
+        disparity: Disparity = False,
         stereo: StereoKind | None = None,
         on_frame: OnFrame = lambda done, total: None,
     ) -> list[Path]:
@@ -86,13 +90,16 @@ class Film(ABC):
         Args:
             path: `NAME.mp4`, `.webm` or `.gif`; `.png`, a contact sheet; without suffix a folder of PNG frames.
             camera: `orbit`, `swing`, `spiral`, `dolly`, `dolly-zoom`, `still`, or a JSON file of cameras.
-            frames: Of the video, which loops; a file of cameras has its own number.
+            frames: Of the video, which loops; default: 60. A file of cameras has its own number.
+            seconds: The same in seconds.
             fps: Frames a second.
             size: Longer side in pixels; default: the photo's, at most 1024, or 256 without photo detail.
+            aspect: Shape of the video, as `9:16` or `1:1`, cut out of the middle; default: that of the photo.
             fov: Field of view in degrees; default: the model's.
             amplitude: How far the camera goes, in degrees; default: what suits the scene.
             samples: Samples a ray of the plain NeRF.
-            disparity: Also write `NAME_disparity`, where near is bright.
+            quality: Of mp4 and webm: `small`, `good` or `best`.
+            disparity: True also writes `NAME_disparity`, where near is bright; `beside` shows it on the right.
             stereo: `sbs`, left and right view side by side, or `anaglyph`.
             on_frame: Called with frames done and all frames.
 
@@ -104,15 +111,15 @@ class Film(ABC):
         >>> scene.save_video("orbit.gif", frames=2, size=32, disparity=True)
         [PosixPath('orbit.gif'), PosixPath('orbit_disparity.gif')]
         """
-        options = {"frames": frames, "fps": fps, "size_px": size, "fov_deg": fov, "samples": samples}
-        shot = shot_of(str(camera), amplitude, **options)
+        options = {"size_px": size, "fov_deg": fov, "samples": samples, "quality": quality}
+        shot = shot_of(str(camera), amplitude, frames=frames, seconds=seconds, fps=fps, aspect=aspect, **options)
         place = str(path) if Path(path).suffix else f"{path}/"
         (target,) = plan_targets([self._source], place, None, path="video", disparity=disparity, cameras=False)
         check_shot(shot, target.video_format)
         check_targets([target])
         view_at, cameras = self._staged(shot, stereo)
         count = counting_frames(lambda done, total, _: on_frame(done, total), shot.length)
-        film(view_at, cameras, target, fps=fps, on_frames=count)
+        film(view_at, cameras, target, shot, on_frames=count)
         return target.paths
 
     @abstractmethod

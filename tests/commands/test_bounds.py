@@ -31,7 +31,7 @@ _NEEDED = {
 _EXPORTS = {"--views": "npz", "--max-depth": "ply"}
 # Numbers that are read from text, with a text around them.
 _TEXTS = (
-    ("compose", "--depth", "--insert a.glb --depth {}"),
+    ("compose", "--distance", "--insert a.glb --distance {}"),
     ("compose", "--scale", "--insert a.glb --scale {}"),
     ("compose", "--rotate", "--insert a.glb --rotate {}"),
     ("compose", "--at", "--insert a.glb --at {},0.5"),

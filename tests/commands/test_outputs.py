@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +43,47 @@ def hashes(folder: Path) -> dict[str, str]:
         for path in folder.iterdir()
         if path.is_file() and path.name != ".lock"
     }
+
+
+@pytest.mark.parametrize(("answer", "stays"), [("n", True), ("y", False), ("", True)])
+def test_a_terminal_asks_before_it_replaces(
+    folder: Path, weights: list[str], answer: str, stays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And -q is not asked."""
+    render = ["render", "frame_00001.png", *weights, "--yaw", "0", "--size", "16", "--device", "cpu", "-o", "a.png"]
+    Path("a.png").write_text("mine")
+    terminal, screen = os.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with os.fdopen(os.dup(screen)) as stdin, os.fdopen(screen, "w") as stderr:
+        monkeypatch.setattr("sys.stdin", stdin)
+        monkeypatch.setattr("sys.stderr", stderr)
+        os.write(terminal, f"{answer}\n".encode())
+        assert run(render) == (73 if stays else 0)
+        print("the end", file=stderr, flush=True)
+        said = ""
+        while "the end" not in said:
+            said += os.read(terminal, 1 << 16).decode()
+        assert "replace a.png? [y/N]" in said
+        assert ("error: there is a.png already; try: another name with -o" in said) == stays
+        assert (Path("a.png").read_bytes() == b"mine") == stays
+        assert run([*render, "-q"]) == 0
+        assert Path("a.png").read_bytes() != b"mine"
+    os.close(terminal)
+
+
+def test_what_was_made_is_opened(folder: Path, weights: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    program = folder / "bin" / "xdg-open"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "$1" > opened\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    assert run(["render", "frame_00001.png", *weights, *FAST, "-o", "a.gif", "--open", "-q"]) == 0
+    for _ in range(100):
+        if Path("opened").exists() and Path("opened").read_text():
+            break
+        time.sleep(0.05)
+    assert Path("opened").read_text() == "a.gif\n"
 
 
 @pytest.mark.parametrize(

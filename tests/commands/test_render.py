@@ -45,7 +45,7 @@ def test_the_formats_and_defaults_are_the_library_s() -> None:
     assert FormatName == VideoFormat
     options = {name: option.default for name, option in inspect.signature(command).parameters.items()}
     shot = Shot()
-    assert (options["frames"], options["fps"], options["size"]) == (shot.frames, shot.fps, shot.size_px)
+    assert (options["fps"], options["size"], options["quality"]) == (shot.fps, shot.size_px, shot.quality)
     assert options["samples"] == shot.samples == VIDEO_SAMPLES
 
 

@@ -242,6 +242,7 @@ def test_the_coldest_temperature_takes_the_likeliest_codes(sample: Callable[...,
 def test_videos(sample: Callable[..., Path]) -> None:
     options = ("--class", "0", "-n", "1", "--orbit", "--disparity", "--frames", "3", "--size", "32")
     folder = sample("films", *options)
+    assert not list(folder.glob("*_swing*"))
     films = []
     for name in ("ant-0000_orbit.mp4", "ant-0000_orbit_disparity.mp4"):
         command = [find_ffmpeg(), "-loglevel", "error", "-i", str(folder / name), "-f", "rawvideo", "-pix_fmt", "rgb24"]
@@ -254,6 +255,19 @@ def test_videos(sample: Callable[..., Path]) -> None:
     assert np.abs(photo - disparity).mean() > 20  # ... and those of a map
 
 
+def test_videos_that_carry_the_pixels_of_the_first_view(sample: Callable[..., Path]) -> None:
+    options = ("--class", "0", "-n", "1", "--camera", "swing", "--frames", "4", "--size", "32")
+    films = []
+    for more in ([], ["--amplitude", "0"], ["--amplitude", "12"]):
+        folder = sample(f"films{len(films)}", *options, "--detail", "photo", "--quality", "best", *more)
+        command = [find_ffmpeg(), "-loglevel", "error", "-i", str(folder / "ant-0000_swing.mp4"), "-f", "rawvideo"]
+        raw = subprocess.run([*command, "-pix_fmt", "rgb24", "-"], check=True, capture_output=True, timeout=60).stdout
+        films.append(np.frombuffer(raw, np.uint8).reshape(4, 32, 32, 3).astype(float))
+    moved = [np.abs(film[1] - film[0]).mean() for film in films]
+    assert moved[1] < 1.0 < moved[2]  # compression alone, and a camera that moves
+    assert moved[0] < moved[2]  # by itself only as far as the first view reaches
+
+
 @pytest.mark.parametrize(
     ("options", "code", "problem"),
     [
@@ -262,7 +276,10 @@ def test_videos(sample: Callable[..., Path]) -> None:
         (["--temperature", "-1"], 2, "temperature"),
         (["--guidance", "1e300"], 2, "--guidance"),
         (["--top-p", "0"], 2, "top-p"),
-        (["--orbit", "--frames", "0"], 2, "--frames"),
+        (["--orbit", "--frames", "0"], 2, "frames"),
+        (["--frames", "8"], 2, "--frames is for videos"),
+        (["--orbit", "--camera", "swing"], 2, "one camera path"),
+        (["--camera", "still", "--amplitude", "3"], 2, "no amplitude"),
         (["--prior", "no-such-file"], 66, "no-such-file"),
     ],
 )

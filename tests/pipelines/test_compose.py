@@ -272,8 +272,8 @@ def test_one_file_makes_the_same_video_again(
 ) -> None:
     Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / "photo.png")
     (tmp_path / "out").mkdir()
-    edits = ["--insert", cube, "--at", "0.2,0.8:0.8,0.8", "--depth", "2.5", "--scale", "0.4"]
-    edits += ["--insert", "toyscene:box:1", "--at", "0.5,0.9", "--depth", "-", "--scale", "1.2"]
+    edits = ["--insert", cube, "--at", "0.2,0.8:0.8,0.8", "--distance", "2.5", "--scale", "0.4"]
+    edits += ["--insert", "toyscene:box:1", "--at", "0.5,0.9", "--distance", "-", "--scale", "1.2"]
     edits += ["--box", "-", "--box", "0.2,0.2,0.8,0.8,1.35,60", "--delete", "0.1,0.1,0.4,0.4,1.35,60"]
     assert compose("photo.png", *edits, "--json", "-o", "out/a.gif") == 0
     result = json.loads(capsys.readouterr().out)
@@ -300,7 +300,7 @@ def test_one_file_makes_the_same_video_again(
         (["--insert", "missing.glb"], 66, "missing.glb"),
         (["--insert", "missing.jpg"], 66, "missing.jpg"),
         (["--insert", "a.toml"], 2, "a composition"),
-        (["--insert", "a.glb", "--depth", "0.5"], 2, "nothing is seen"),
+        (["--insert", "a.glb", "--distance", "0.5"], 2, "nothing is seen"),
         (["--camera", "still", "--amplitude", "5"], 2, "no amplitude"),
         (["-o", "-"], 2, "stdout"),
     ],

@@ -379,7 +379,6 @@ def test_options_that_contradict_each_other() -> None:
         (Look(), ["a.jpg", "b.jpg"], {"has_map": True, "has_network": False}),
         (Look(save_scene=True), ["a.jpg"], {"has_map": True, "has_network": False}),
         (Look(save_scene=True), ["a.vq3d.safetensors"], {"has_map": False, "has_network": False}),
-        (Look(detail="photo"), ["samples.json#a"], {"has_map": False, "has_network": False}),
         (Look(), ["samples.json#a"], {"has_map": False, "has_network": True}),
     ):
         with pytest.raises(UsageError):

@@ -15,7 +15,7 @@ from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.errors import UsageError
 from vq3dcli.export.video import VideoFormat
 from vq3dcli.metrics.image import psnr
-from vq3dcli.pipelines.film import Shot, check_shot, film, output_size, shot_camera
+from vq3dcli.pipelines.film import Shot, check_shot, film, output_size, shot_camera, shot_of
 from vq3dcli.pipelines.inputs import open_scene, parse_sources
 from vq3dcli.pipelines.targets import Target
 from vq3dcli.rendering.cameras import Camera, image_rays, pivot_camera, s_from_z_depth
@@ -75,7 +75,7 @@ def test_video_and_disparity(tmp_path: Path, video_format: VideoFormat) -> None:
     scene = Wall()
     seen: list[int] = []
     camera = shot_camera(Shot("dolly", frames=7, size_px=128), Frustum())
-    film(lambda _: scene.render, camera, target, fps=24, on_frames=seen.append)
+    film(lambda _: scene.render, camera, target, Shot(), on_frames=seen.append)
     assert sum(seen) == 7
     assert scene.largest_batch == 1
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
@@ -90,6 +90,39 @@ def test_video_and_disparity(tmp_path: Path, video_format: VideoFormat) -> None:
             assert np.asarray(near).mean() > np.asarray(first).mean() + 10
 
 
+def test_disparity_beside_the_picture(tmp_path: Path) -> None:
+    camera, wall = shot_camera(Shot(frames=2, amplitude_deg=0.0, size_px=32), Frustum()), Wall()
+    film(lambda _: wall.render, camera, Target(tmp_path / "a", None, "frames", beside=True), Shot(), on_frames=str)
+    film(lambda _: wall.render, camera, Target(tmp_path / "b", tmp_path / "c", "frames"), Shot(), on_frames=str)
+    both, rgb, s = (np.asarray(Image.open(tmp_path / name / "frame_00001.png")) for name in "abc")
+    assert np.array_equal(both, np.concatenate([rgb, s], 1))
+
+
+def test_a_shape_is_cut_out_of_the_middle() -> None:
+    """Each pixel of what is left has the ray that it had."""
+    whole = shot_camera(Shot("swing", frames=3, size_px=120), Frustum(aspect=1.5))
+    tall = shot_camera(shot_of("swing", frames=3, size_px=80, aspect="1:2"), Frustum(aspect=1.5))
+    assert (tall.height_px, tall.width_px) == (80, 40)
+    rays, cut = image_rays(whole).direction.reshape(3, 80, 120, 3), image_rays(tall).direction.reshape(3, 80, 40, 3)
+    torch.testing.assert_close(cut, rays[:, :, 40:80])
+    wide = shot_camera(shot_of("orbit", size_px=64, aspect="16:9"), Frustum())
+    assert (wide.height_px, wide.width_px) == (36, 64)
+    for aspect in ("9", "0:1", "1:0", "a:b", "100:1", "-1:2"):
+        with pytest.raises(UsageError, match="no shape of a video"):
+            shot_of("orbit", aspect=aspect)
+
+
+def test_seconds_are_frames() -> None:
+    assert shot_of("orbit", seconds=2.0, fps=30.0).length == 60
+    assert shot_of("orbit").length == 60
+    assert shot_of("orbit", seconds=0.01).length == 1
+    with pytest.raises(UsageError, match="one of them"):
+        shot_of("orbit", seconds=1.0, frames=24)
+    for seconds in (0.0, math.nan, math.inf, -1.0):
+        with pytest.raises(UsageError, match="seconds is"):
+            shot_of("orbit", seconds=seconds)
+
+
 def test_a_scene_that_fails_leaves_nothing(tmp_path: Path) -> None:
     class Broken(Wall):
         def render(self, camera: Camera) -> SceneView:
@@ -100,7 +133,7 @@ def test_a_scene_that_fails_leaves_nothing(tmp_path: Path) -> None:
     broken, camera = Broken(), shot_camera(Shot(frames=5, size_px=128), Frustum())
     target = Target(tmp_path / "a.mp4", tmp_path / "b.mp4", "mp4")
     with pytest.raises(RuntimeError, match="memory"):
-        film(lambda _: broken.render, camera, target, fps=24, on_frames=lambda count: None)
+        film(lambda _: broken.render, camera, target, Shot(), on_frames=lambda count: None)
     assert os.listdir(tmp_path) == []
 
 

@@ -9,16 +9,26 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vq3dcli.commands.options import (
-    CAMERA,
     FOV,
+    AmplitudeOption,
+    AspectOption,
+    BesideOption,
+    CameraOption,
     DisparityOption,
     ExactOption,
     FormatOption,
+    FpsOption,
+    FramesOption,
     GeometryOption,
+    OpenOption,
+    QualityOption,
+    SecondsOption,
+    SizeOption,
     WeightsOption,
+    asked_disparity,
 )
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
-from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES
+from vq3dcli.config.defaults import VIDEO_FPS
 from vq3dcli.errors import UsageError
 
 SCENE = "A photo, sample, saved scene or toyscene:CLASS[:SEED]; or a composition file, NAME.toml."
@@ -29,7 +39,7 @@ BOX = (
     f"distance. Default: what stands out of the whole picture. {OF_EACH}"
 )
 AT = f"Where on the scene's picture its foot stands; X,Y:X,Y:... is its way during the video. {OF_EACH}"
-DEPTH = f"Distance of its foot from the first camera. Default: that of what the scene shows there. {OF_EACH}"
+DISTANCE = f"Distance of its foot from the first camera. Default: that of what the scene shows there. {OF_EACH}"
 SCALE = f"Its size against its own; of meshes, the longest side in metres. {OF_EACH}"
 ROTATE = f"Degrees about the vertical axis, or yaw,pitch,roll. {OF_EACH}"
 MOVE = "LEFT,TOP,RIGHT,BOTTOM=X,Y[:X,Y...]: move what is in a box of the scene's picture."
@@ -43,7 +53,7 @@ def command(
     insert: Annotated[list[str] | None, typer.Option("--insert", metavar="OBJECT", help=INSERT)] = None,
     box: Annotated[list[str] | None, typer.Option("--box", metavar="L,T,R,B", help=BOX)] = None,
     at: Annotated[list[str] | None, typer.Option("--at", metavar="X,Y", help=AT)] = None,
-    depth: Annotated[list[str] | None, typer.Option("--depth", metavar="D", help=DEPTH)] = None,
+    distance: Annotated[list[str] | None, typer.Option("--distance", metavar="D", help=DISTANCE)] = None,
     scale: Annotated[list[str] | None, typer.Option("--scale", metavar="S", help=SCALE)] = None,
     rotate: Annotated[list[str] | None, typer.Option("--rotate", metavar="DEG", help=ROTATE)] = None,
     move: Annotated[list[str] | None, typer.Option("--move", metavar="BOX=X,Y", help=MOVE)] = None,
@@ -53,14 +63,18 @@ def command(
     shadow: Annotated[
         float | None, typer.Option(help="How dark shadows are, 0 to 1. Default: 0.35, or as the file says.")
     ] = None,
-    camera: Annotated[str, typer.Option(metavar="NAME|FILE", help=CAMERA)] = "orbit",
-    frames: Annotated[int, typer.Option(help="Frames of the video.")] = VIDEO_FRAMES,
-    fps: Annotated[float, typer.Option(help="Frames a second.")] = VIDEO_FPS,
-    size: Annotated[int | None, typer.Option(help="Longer side of the video in pixels.")] = None,
+    camera: CameraOption = "orbit",
+    frames: FramesOption = None,
+    seconds: SecondsOption = None,
+    fps: FpsOption = VIDEO_FPS,
+    size: SizeOption = None,
+    aspect: AspectOption = None,
     fov: Annotated[float | None, typer.Option(help=FOV)] = None,
-    amplitude: Annotated[float | None, typer.Option(help="How far the camera goes, in degrees.")] = None,
+    amplitude: AmplitudeOption = None,
     samples: Annotated[int, typer.Option(help="Samples a ray; more are slower and cleaner.")] = 64,
+    quality: QualityOption = "good",
     disparity: DisparityOption = False,
+    beside: BesideOption = False,
     detail: Annotated[
         Literal["photo", "none"] | None, typer.Option(help="The photo's own pixels, or the plain NeRF. Default: photo.")
     ] = None,
@@ -70,6 +84,7 @@ def command(
         typer.Option(help="The centre square of photos, or all of them. Default: squash with photo detail, else crop."),
     ] = None,
     video_format: FormatOption = None,
+    open_it: OpenOption = False,
     weights: WeightsOption = None,
     exact: ExactOption = False,
     device: DeviceOption = "auto",
@@ -92,12 +107,13 @@ def command(
     from vq3dcli.pipelines.targets import Task
 
     said = Output("compose", json, quiet)
-    shot = shot_of(camera, amplitude, frames=frames, fps=fps, size_px=size, fov_deg=fov, samples=samples)
+    options = {"size_px": size, "fov_deg": fov, "samples": samples, "quality": quality, "aspect": aspect}
+    shot = shot_of(camera or "orbit", amplitude, frames=frames, seconds=seconds, fps=fps, **options)  # type: ignore[arg-type]
     file = Path(scene) if scene.endswith(SUFFIX) else None
     base = None if file is None else read_composition(file)
     added = composition_from_options(
         scene if base is None else base.scene,
-        _of_each(insert or [], {"box": box, "at": at, "depth": depth, "scale": scale, "rotate": rotate}),
+        _of_each(insert or [], {"box": box, "at": at, "distance": distance, "scale": scale, "rotate": rotate}),
         [_move(text) for text in move or []],
         [_box("--delete", text) for text in delete or []],
     )
@@ -105,10 +121,11 @@ def command(
     if shadow is not None:
         composition = with_shadows(composition, shadow)
     with said.counting("rendering", unit="frames") as count:
-        task = Task(pick_device(device), output, video_format, disparity, geometry, weights, count)
+        shown = asked_disparity(disparity, beside)
+        task = Task(pick_device(device), output, video_format, shown, geometry, weights, count, said.replacing)
         made = compose(composition, file, shot, Look(detail, fit), task)
     metrics = made.metrics | {"camera": camera}
-    said.finish(count=made.inputs, weights=made.weights, metrics=metrics, table=[], outputs=made.outputs)
+    said.finish(count=made.inputs, weights=made.weights, metrics=metrics, table=[], outputs=made.outputs, show=open_it)
 
 
 def _of_each(objects: Sequence[str], options: dict[str, list[str] | None]) -> list[dict[str, Any]]:
@@ -131,8 +148,8 @@ def _option(option: str, text: str) -> dict[str, Any]:
         return _box("--box", text)
     if option == "at":
         return {"at": _places("--at", text)}
-    if option == "depth":
-        return {"z_depth": _numbers("--depth", text, 1)[0]}
+    if option == "distance":
+        return {"z_depth": _numbers("--distance", text, 1)[0]}
     if option == "scale":
         return {"scale": _numbers("--scale", text, 1)[0]}
     turns = _numbers("--rotate", text, 1, 3)

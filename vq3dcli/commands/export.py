@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vq3dcli.commands.options import ExactOption, GeometryOption, WeightsOption
+from vq3dcli.commands.options import ExactOption, GeometryOption, OpenOption, WeightsOption
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 
 FormatName = Literal["viewer", "ply", "glb", "obj", "stl", "splat", "spz", "mpi", "npz", "depth"]
@@ -56,6 +56,7 @@ def command(
     detail: Annotated[Literal["photo", "none"] | None, typer.Option(help=DETAIL)] = None,
     geometry: GeometryOption = None,
     fit: Annotated[Literal["crop", "squash"] | None, typer.Option(help=FIT)] = None,
+    open_it: OpenOption = False,
     weights: WeightsOption = None,
     exact: ExactOption = False,
     device: DeviceOption = "auto",
@@ -79,7 +80,7 @@ def command(
     from vq3dcli.pipelines.targets import Task
 
     said = Output("export", json, quiet)
-    task = Task(pick_device(device), output, geometry=geometry, weights=weights)
+    task = Task(pick_device(device), output, geometry=geometry, weights=weights, on_replaced=said.replacing)
     made = export(
         source_text,
         export_format,
@@ -94,4 +95,4 @@ def command(
         axes=axes,
         max_z_depth=max_depth,
     )
-    said.finish(count=1, weights=made.weights, metrics=made.metrics, table=[], outputs=made.outputs)
+    said.finish(count=1, weights=made.weights, metrics=made.metrics, table=[], outputs=made.outputs, show=open_it)

@@ -6,9 +6,25 @@ from typing import Annotated, Literal
 
 import typer
 
-from vq3dcli.commands.options import CAMERA, DisparityOption, ExactOption, FormatOption, WeightsOption
+from vq3dcli.commands.options import (
+    AmplitudeOption,
+    AspectOption,
+    BesideOption,
+    CameraOption,
+    DisparityOption,
+    ExactOption,
+    FormatOption,
+    FpsOption,
+    FramesOption,
+    OpenOption,
+    QualityOption,
+    SecondsOption,
+    SizeOption,
+    WeightsOption,
+    asked_disparity,
+)
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
-from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES, VIDEO_SIZE_PX
+from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_SAMPLES
 
 INPUTS = (
     "Two or more photos, samples (samples.json#NAME), saved scenes (NAME.vq3d.safetensors) or toyscene:CLASS[:SEED]."
@@ -24,18 +40,23 @@ def command(
         bool, typer.Option("--requantize", help="Move every mixed token to its nearest code.")
     ] = False,
     loop: Annotated[bool, typer.Option("--loop", help="Return to A, so that the video repeats.")] = False,
-    camera: Annotated[str, typer.Option(metavar="NAME|FILE", help=CAMERA)] = "still",
-    frames: Annotated[int, typer.Option(help="Frames of the video.")] = VIDEO_FRAMES,
-    fps: Annotated[float, typer.Option(help="Frames a second.")] = VIDEO_FPS,
-    size: Annotated[int, typer.Option(help="Longer side of the video in pixels.")] = VIDEO_SIZE_PX,
+    camera: CameraOption = "still",
+    frames: FramesOption = None,
+    seconds: SecondsOption = None,
+    fps: FpsOption = VIDEO_FPS,
+    size: SizeOption = None,
+    aspect: AspectOption = None,
     fov: Annotated[float | None, typer.Option(help="Field of view in degrees. Default: the model's.")] = None,
-    amplitude: Annotated[float | None, typer.Option(help="How far the camera goes, in degrees.")] = None,
+    amplitude: AmplitudeOption = None,
     samples: Annotated[int, typer.Option(help="Samples a ray; more are slower and a little cleaner.")] = VIDEO_SAMPLES,
+    quality: QualityOption = "good",
     disparity: DisparityOption = False,
+    beside: BesideOption = False,
     fit: Annotated[
         Literal["crop", "squash"], typer.Option(help="What of a photo is kept; squash has the first one's shape.")
     ] = "crop",
     video_format: FormatOption = None,
+    open_it: OpenOption = False,
     weights: WeightsOption = None,
     exact: ExactOption = False,
     device: DeviceOption = "auto",
@@ -55,9 +76,11 @@ def command(
     from vq3dcli.pipelines.targets import Task
 
     said = Output("interpolate", json, quiet)
-    shot = shot_of(camera, amplitude, frames=frames, fps=fps, size_px=size, fov_deg=fov, samples=samples)
+    options = {"size_px": size, "fov_deg": fov, "samples": samples, "quality": quality, "aspect": aspect}
+    shot = shot_of(camera or "still", amplitude, frames=frames, seconds=seconds, fps=fps, **options)  # type: ignore[arg-type]
     with said.counting("rendering", unit="frames") as count:
-        task = Task(pick_device(device), output, video_format, disparity, weights=weights, on_progress=count)
+        shown = asked_disparity(disparity, beside)
+        task = Task(pick_device(device), output, video_format, shown, None, weights, count, said.replacing)
         made = interpolate(inputs, shot, task, mix=mix, requantize=requantize, loop=loop, fit=fit)
     metrics = made.metrics | {"camera": camera}
-    said.finish(count=made.inputs, weights=made.weights, metrics=metrics, table=[], outputs=made.outputs)
+    said.finish(count=made.inputs, weights=made.weights, metrics=metrics, table=[], outputs=made.outputs, show=open_it)

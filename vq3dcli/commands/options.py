@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vq3dcli.commands.output import Output
+from vq3dcli.config.defaults import VIDEO_FRAMES
+from vq3dcli.errors import UsageError
 
 if TYPE_CHECKING:
     from vq3dcli.data_tools.part import Part
+    from vq3dcli.pipelines.targets import Disparity
 
 FormatName = Literal["mp4", "webm", "gif", "png", "frames"]
 
@@ -19,7 +22,6 @@ FOV = (
     "Field of view in degrees; less zooms in. Default: the model's; with photo detail up to 12 % closer, so that "
     "nothing beyond the photo's edges shows."
 )
-CAMERA = "orbit, swing, spiral, dolly, dolly-zoom, still, or a JSON file of cameras as render writes it."
 WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="Weights file, run folder or checkpoint. Default: the embedded ones.")
 ]
@@ -30,7 +32,52 @@ FormatOption = Annotated[
         help="Format, where the name does not tell it: mp4, webm, gif, png (contact sheet) or frames (a PNG each).",
     ),
 ]
+CameraOption = Annotated[
+    str | None,
+    typer.Option(
+        "--camera",
+        metavar="NAME|FILE",
+        help="orbit, swing, spiral, dolly, dolly-zoom, still, or a JSON file of cameras as render writes it.",
+    ),
+]
+AmplitudeOption = Annotated[
+    float | None,
+    typer.Option(
+        "--amplitude",
+        help="How far the camera goes, in degrees. Default: what suits the scene with photo detail; else 20, dolly 12.",
+    ),
+]
+FramesOption = Annotated[
+    int | None, typer.Option("--frames", help=f"Frames of a video. Default: {VIDEO_FRAMES}, which loop.")
+]
+SecondsOption = Annotated[float | None, typer.Option("--seconds", help="The same in seconds.")]
+FpsOption = Annotated[float, typer.Option("--fps", help="Frames a second.")]
+SizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--size",
+        help="Longer side of a video in pixels. Default: the photo's, at most 1024, with photo detail; else 256.",
+    ),
+]
+AspectOption = Annotated[
+    str | None,
+    typer.Option("--aspect", metavar="W:H", help="Shape of a video, as 9:16 or 1:1, cut out of its middle."),
+]
+QualityOption = Annotated[
+    Literal["small", "good", "best"], typer.Option("--quality", help="Of mp4 and webm: small files are to be sent.")
+]
 DisparityOption = Annotated[bool, typer.Option("--disparity", help="Also write NAME_disparity: near is bright.")]
+BesideOption = Annotated[
+    bool, typer.Option("--beside", help="Show picture and disparity beside each other, in one video.")
+]
+OpenOption = Annotated[bool, typer.Option("--open", help="Open what was made.")]
+
+
+def asked_disparity(disparity: bool, beside: bool) -> Disparity:
+    """What `--disparity` and `--beside` say together. Raises `UsageError`."""
+    if disparity and beside:
+        raise UsageError("--disparity and --beside both show disparity", remedy="one of them")
+    return "beside" if beside else disparity
 
 
 def _render_exactly(context: typer.Context, wanted: bool) -> bool:

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from vq3dcli import __version__, log
-from vq3dcli.commands.progress import Progress
-from vq3dcli.errors import UnavailableError, UsageError, Vq3dError
+from vq3dcli.commands.progress import Progress, is_terminal
+from vq3dcli.errors import OutputError, UnavailableError, UsageError, Vq3dError
 from vq3dcli.pipelines.device import pick_device as pick_device
 
 if TYPE_CHECKING:
     from vq3dcli.weights_file import LoadedWeights
 
-DeviceName = Literal["auto", "cpu", "cuda"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress, only warnings and errors.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors; no notes, no questions.")]
 DeviceOption = Annotated[DeviceName, typer.Option("--device", help="Where to compute; auto takes CUDA where it works.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything that is random.")]
 
@@ -60,10 +60,21 @@ class Output:
             self._line(message)
 
     def replacing(self, paths: Iterable[Path]) -> None:
-        """Name the files that the work will replace, before it starts."""
+        """Name the files that the work will replace, before it starts, and in a terminal ask whether it may.
+
+        Raises:
+            OutputError: It may not.
+        """
         names = [str(path) for path in paths]
-        if names:
-            self.note(f"replaces {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
+        if not names or self.quiet:
+            return
+        which = log.one_line(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        if self.json or not (is_terminal() and sys.stdin is not None and sys.stdin.isatty()):
+            self.note(f"replaces {which}")
+            return
+        print(f"replace {which}? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise OutputError(f"there is {which} already", remedy="another name with -o, or -q to replace it unasked")
 
     def warn(self, message: str) -> None:
         """Say that something is not as it should be; it is repeated in the JSON object."""
@@ -111,6 +122,7 @@ class Output:
         metrics: Mapping[str, Any] | None = None,
         outputs: Sequence[str | Path] = (),
         table: Sequence[Sequence[object]] | None = None,
+        show: bool = False,
     ) -> None:
         """Print the result; call it once, last.
 
@@ -122,7 +134,10 @@ class Output:
             metrics: Figures by name; nested mappings are allowed, NaN and infinity become null in JSON.
             outputs: Files and folders that were made.
             table: Rows for the human reader, the first one the heading; without it the metrics are listed.
+            show: Open the first of the outputs in the program that the system has for it.
         """
+        if show and outputs and str(outputs[0]) != "-" and typer.launch(str(outputs[0])):
+            self.warn(f"cannot open {outputs[0]}: the system knows no program for it")
         if self.json:
             value = {
                 "version": __version__,

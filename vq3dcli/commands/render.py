@@ -13,16 +13,26 @@ from typing import Annotated, Literal
 import typer
 
 from vq3dcli.commands.options import (
-    CAMERA,
     FOV,
+    AmplitudeOption,
+    AspectOption,
+    BesideOption,
+    CameraOption,
     DisparityOption,
     ExactOption,
     FormatOption,
+    FpsOption,
+    FramesOption,
     GeometryOption,
+    OpenOption,
+    QualityOption,
+    SecondsOption,
+    SizeOption,
     WeightsOption,
+    asked_disparity,
 )
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, stdout_bytes
-from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES
+from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_SAMPLES
 from vq3dcli.errors import UsageError
 
 INPUTS = (
@@ -38,8 +48,6 @@ FIT = (
     "detail, else crop."
 )
 DETAIL = "photo carries the photo's own pixels to novel views; none is the plain NeRF. Default: photo, for photos."
-SIZE = "Longer side of the video in pixels. Default: the photo's, at most 1024, with photo detail; else 256."
-AMPLITUDE = "How far the camera goes, in degrees. Default: what suits the scene with photo detail; else 20, dolly 12."
 PATH = "A JSON list of cameras, as it is written beside each video."
 DEPTH = "A disparity map of the photo (PNG, .npy, .pfm; near is large, in any unit) instead of the NeRF's geometry."
 DEPTH_MODEL = (
@@ -53,7 +61,7 @@ STEREO = "sbs: left and right view side by side; anaglyph: for red-cyan glasses.
 def command(
     context: typer.Context,
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help=INPUTS)],
-    camera: Annotated[str | None, typer.Option(metavar="NAME|FILE", help=CAMERA)] = None,
+    camera: CameraOption = None,
     orbit: Annotated[bool, typer.Option("--orbit", help="Circle around the first view; the default.")] = False,
     swing: Annotated[bool, typer.Option("--swing", help="Right, left and back.")] = False,
     spiral: Annotated[bool, typer.Option("--spiral", help="Widening circles from the first view and back.")] = False,
@@ -63,17 +71,19 @@ def command(
     yaw: Annotated[float | None, typer.Option(help="A single view, so many degrees to the right.")] = None,
     pitch: Annotated[float | None, typer.Option(help="A single view, so many degrees up.")] = None,
     detail: Annotated[Literal["photo", "none"] | None, typer.Option(help=DETAIL)] = None,
-    frames: Annotated[
-        int, typer.Option(help="Frames of the video, which loops; not of a single view or --path.")
-    ] = VIDEO_FRAMES,
-    fps: Annotated[float, typer.Option(help="Frames a second.")] = VIDEO_FPS,
-    size: Annotated[int | None, typer.Option(help=SIZE)] = None,
+    frames: FramesOption = None,
+    seconds: SecondsOption = None,
+    fps: FpsOption = VIDEO_FPS,
+    size: SizeOption = None,
+    aspect: AspectOption = None,
     fov: Annotated[float | None, typer.Option(help=FOV)] = None,
-    amplitude: Annotated[float | None, typer.Option(help=AMPLITUDE)] = None,
+    amplitude: AmplitudeOption = None,
     samples: Annotated[
         int, typer.Option(help="Samples a ray of the plain NeRF; more are slower and cleaner.")
     ] = VIDEO_SAMPLES,
+    quality: QualityOption = "good",
     disparity: DisparityOption = False,
+    beside: BesideOption = False,
     save_scene: Annotated[bool, typer.Option("--save-scene", help=SCENE)] = False,
     stereo: Annotated[Literal["sbs", "anaglyph"] | None, typer.Option(help=STEREO)] = None,
     geometry: GeometryOption = None,
@@ -81,6 +91,7 @@ def command(
     depth_model: Annotated[str | None, typer.Option(metavar="NAME", help=DEPTH_MODEL)] = None,
     fit: Annotated[Literal["crop", "squash"] | None, typer.Option(help=FIT)] = None,
     video_format: FormatOption = None,
+    open_it: OpenOption = False,
     weights: WeightsOption = None,
     exact: ExactOption = False,
     device: DeviceOption = "auto",
@@ -107,13 +118,12 @@ def command(
     if len(asked) > 1:
         raise UsageError(f"one camera path at a time, not {' and '.join(asked)}")
     path = next(iter(asked.values()), "orbit")
-    if amplitude is not None and path in ("path", "view"):
-        raise UsageError("--amplitude is for camera paths that have one", remedy="--orbit, --swing, --spiral, --dolly")
-    if _given(context, "frames") and path in ("path", "view"):
-        raise UsageError(
-            f"--frames is for camera paths, not for {'the cameras of a file' if path == 'path' else 'a single view'}",
-            remedy="--orbit, --swing, --spiral, --dolly",
-        )
+    of_paths = {"amplitude": amplitude, "frames": frames, "seconds": seconds}
+    for name, value in of_paths.items() if path in ("path", "view") else ():
+        if value is not None:
+            other = "the cameras of a file" if path == "path" else "a single view"
+            remedy = "--camera orbit, swing, spiral, dolly or dolly-zoom"
+            raise UsageError(f"--{name} is for camera paths, not for {other}", remedy=remedy)
     to_stdout = output == "-"
     if to_stdout:
         _check_stdout(len(inputs), video_format, json=json, more=disparity or save_scene)
@@ -126,14 +136,16 @@ def command(
 
     view = (yaw or 0.0, pitch or 0.0) if still else None
     given = read_cameras(path_file) if path_file is not None else ()
-    shot = shot_of(camera or (path if path in paths else "orbit"), amplitude, frames=frames, fps=fps)
+    going = {"frames": frames, "seconds": seconds, "fps": fps, "aspect": aspect, "quality": quality}
+    shot = shot_of(camera or (path if path in paths else "orbit"), amplitude, **going)  # type: ignore[arg-type]
     shot = replace(shot, size_px=size, fov_deg=fov, samples=samples, view_deg=view, given=given or shot.given)
     look = Look(detail, fit, stereo=stereo, write_cameras=not to_stdout, save_scene=save_scene)
     with (
         _file_for_stdout(video_format) if to_stdout else nullcontext(output) as place,
         said.counting("rendering", unit="frames") as count,
     ):
-        task = Task(pick_device(device), place, video_format, disparity, geometry, weights, count)
+        shown = asked_disparity(disparity, beside)
+        task = Task(pick_device(device), place, video_format, shown, geometry, weights, count, said.replacing)
         made = render(
             inputs,
             shot,
@@ -146,7 +158,7 @@ def command(
             kept=[Path(file) for file in (path_file, camera if path == "path" else None) if file is not None],
         )
     outputs = ["-"] if to_stdout else made.outputs
-    said.finish(count=made.inputs, weights=made.weights, metrics=made.metrics, table=[], outputs=outputs)
+    said.finish(count=made.inputs, weights=made.weights, metrics=made.metrics, table=[], outputs=outputs, show=open_it)
     if made.failures:
         first, inputs_count = made.failures[0], made.inputs + len(made.failures)
         left_out = f"{len(made.failures)} of {inputs_count} inputs left out, first: {first.message}"

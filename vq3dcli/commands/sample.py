@@ -4,24 +4,46 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from vq3dcli.commands.options import (
+    AmplitudeOption,
+    DisparityOption,
     ExactOption,
+    FpsOption,
+    FramesOption,
     GuidanceOption,
+    OpenOption,
     PriorOption,
+    QualityOption,
+    SecondsOption,
+    SizeOption,
     Stage1Option,
     TemperatureOption,
     TopKOption,
     TopPOption,
     asked_sharpening,
 )
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device
-from vq3dcli.config.defaults import VIDEO_SIZE_PX
+from vq3dcli.commands.output import (
+    DeviceOption,
+    JsonOption,
+    Output,
+    QuietOption,
+    SeedOption,
+    pick_device,
+    refuse_given,
+)
+from vq3dcli.config.defaults import VIDEO_FPS
+from vq3dcli.errors import UsageError
 
 SHOWN_CLASSES = 16
+CAMERA = "Also film each scene: orbit, swing, spiral, dolly, dolly-zoom, still, or a JSON file of cameras."
+DETAIL = (
+    "Of videos. photo carries the pixels of the first view to novel views, on the geometry of the embedded depth "
+    "network; none is the plain NeRF."
+)
 CLASS = (
     "Classes by name or number, a comma between them; of ImageNet also WordNet ids; all for all. "
     f"Default: all, or {SHOWN_CLASSES} of more."
@@ -38,11 +60,18 @@ def command(
     top_k: TopKOption = None,
     top_p: TopPOption = None,
     guidance: GuidanceOption = None,
-    orbit: Annotated[bool, typer.Option("--orbit", help="Also write a video of each scene, NAME_orbit.mp4.")] = False,
-    disparity: Annotated[bool, typer.Option("--disparity", help="Also write disparity, NAME_disparity.png.")] = False,
+    camera: Annotated[str | None, typer.Option(metavar="NAME|FILE", help=CAMERA)] = None,
+    orbit: Annotated[bool, typer.Option("--orbit", help="The same as --camera orbit.")] = False,
+    amplitude: AmplitudeOption = None,
+    frames: FramesOption = None,
+    seconds: SecondsOption = None,
+    fps: FpsOption = VIDEO_FPS,
+    size: SizeOption = None,
+    quality: QualityOption = "good",
+    detail: Annotated[Literal["photo", "none"], typer.Option(help=DETAIL)] = "none",
+    disparity: DisparityOption = False,
     npz: Annotated[bool, typer.Option("--npz", help="Also write all pictures as one file in ADM's format.")] = False,
-    frames: Annotated[int, typer.Option(help="Frames of a video, which loops.")] = 60,
-    size: Annotated[int, typer.Option(help="Side of a video in pixels.")] = VIDEO_SIZE_PX,
+    open_it: OpenOption = False,
     exact: ExactOption = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
@@ -57,34 +86,48 @@ def command(
 
     Example:
       vq3d sample --class "torus,3" -n 8 --seed 0 -o new/
-      vq3d sample --orbit --disparity
+      vq3d sample --camera swing --amplitude 10 --detail photo --disparity
       vq3d sample --class "golden retriever" --weights stage1/ --prior stage2/ --guidance 1.75 --top-k 2000
     """
     from vq3dcli.export.video import check_output
-    from vq3dcli.pipelines.film import Shot, check_shot
+    from vq3dcli.pipelines.film import check_shot, shot_of
+    from vq3dcli.pipelines.geometry import open_geometry
     from vq3dcli.pipelines.sampling.record import SampleWish, pick_classes, some_classes
     from vq3dcli.pipelines.sampling.sample import RECORD_NAME, make_samples, sharpening_of
     from vq3dcli.weights_file import load_prior, load_weights
 
     said = Output("sample", json, quiet)
-    shot = Shot("orbit", frames, size_px=size)
-    check_shot(shot, "mp4")
+    if orbit and camera not in (None, "orbit"):
+        raise UsageError(f"one camera path at a time, not --orbit and --camera {camera}")
+    camera, shot, geometry = "orbit" if orbit else camera, None, None
+    of_videos = {"amplitude": amplitude, "frames": frames, "seconds": seconds, "size": size}
+    given = {f"--{name}": value is not None for name, value in of_videos.items()}
+    given |= {"--fps": fps != VIDEO_FPS, "--quality": quality != "good", "--detail": detail != "none"}
+    if camera is None:
+        refuse_given(given, "is for videos (--camera orbit)")
+    else:
+        options = {"frames": frames, "seconds": seconds, "fps": fps, "size_px": size, "quality": quality}
+        shot = shot_of(camera, amplitude, **options)  # type: ignore[arg-type]
+        check_shot(shot, "mp4")
     target = pick_device(device)
+    if detail == "photo":
+        geometry = open_geometry(None, target)
     loaded_prior = load_prior(prior, target)
     loaded = load_weights(weights, target)
     loaded_prior.check_stage1(loaded)
-    given: dict[str, Any] = asked_sharpening(temperature, top_k, top_p, guidance)
-    sharpening = dataclasses.replace(sharpening_of(loaded_prior), **given)
+    asked: dict[str, Any] = asked_sharpening(temperature, top_k, top_p, guidance)
+    sharpening = dataclasses.replace(sharpening_of(loaded_prior), **asked)
     names = loaded_prior.tokens.class_names
     chosen = pick_classes(classes, names)
     if classes is None:
         chosen = some_classes(chosen, SHOWN_CLASSES)
-    check_output(out / ("sheet.mp4" if orbit else "sheet.png"), "mp4" if orbit else "png")  # before hours of work
+    video = shot is not None
+    check_output(out / ("sheet.mp4" if video else "sheet.png"), "mp4" if video else "png")  # before hours of work
     said.replacing(path for path in (out / RECORD_NAME,) if path.exists())
     said.note(f"{count} samples of {len(chosen)} classes, prior {loaded_prior.path}, weights {loaded.path}")
     if classes is None and len(chosen) < len(names):
         said.note(f"{len(chosen)} of {len(names)} classes; --class all takes all")
-    wish = SampleWish(chosen, count, seed, sharpening, shot if orbit else None, None, disparity, npz)
+    wish = SampleWish(chosen, count, seed, sharpening, shot, None, disparity, npz, geometry)
     outputs = make_samples(out, loaded, loaded_prior, wish, said.progress)
     said.finish(
         count=wish.total,
@@ -93,4 +136,5 @@ def command(
         metrics={"prior": {"path": loaded_prior.path, "sha256": loaded_prior.sha256}, "classes": len(chosen)},
         table=[],
         outputs=outputs,
+        show=open_it,
     )

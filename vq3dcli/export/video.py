@@ -12,7 +12,7 @@ import itertools
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -38,6 +38,9 @@ from vq3dcli.files import (
 VideoFormat = Literal["mp4", "webm", "gif", "png", "frames"]
 """`png` is a contact sheet of up to 12 frames, or the frame if there is one; `frames` a folder, a PNG file a frame."""
 
+Quality = Literal["small", "good", "best"]
+"""Of mp4 and webm: to send, to look at, to work on."""
+
 FORMATS: tuple[VideoFormat, ...] = get_args(VideoFormat)
 MAX_GIF_FPS = 50.0
 _SHEET_FRAMES = 12
@@ -55,9 +58,13 @@ _TAGGED = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=b
 _TO_YUV = ["-vf", f"{_SCALED},format=yuv420p,{_TAGGED}", "-pix_fmt", "yuv420p"]
 # No encoder name and version in the header: the same frames give the same bytes.
 _NO_VERSIONS = ["-map_metadata", "-1", "-fflags", "+bitexact", "-flags:v", "+bitexact"]
-_MP4 = ["-c:v", "libx264", "-preset", "medium", "-crf", "18", *_TO_YUV, "-movflags", "+faststart"]
+_CRF: Mapping[str, Mapping[Quality, str]] = {
+    "mp4": {"small": "27", "good": "18", "best": "10"},
+    "webm": {"small": "36", "good": "24", "best": "12"},
+}
+_MP4 = ["-c:v", "libx264", "-preset", "medium", *_TO_YUV, "-movflags", "+faststart"]
 _WEBM_SPEED = ["-deadline", "good", "-cpu-used", "5", "-row-mt", "1"]
-_WEBM = ["-c:v", "libvpx-vp9", "-crf", "24", "-b:v", "0", *_WEBM_SPEED, *_TO_YUV]
+_WEBM = ["-c:v", "libvpx-vp9", "-b:v", "0", *_WEBM_SPEED, *_TO_YUV]
 _ENCODERS = {"mp4": [*_MP4, *_NO_VERSIONS, "-f", "mp4"], "webm": [*_WEBM, *_NO_VERSIONS, "-f", "webm"]}
 _LOSSLESS = ["-c:v", "libx264rgb", "-preset", "ultrafast", "-qp", "0", "-f", "matroska"]
 
@@ -73,6 +80,14 @@ def format_of(path: Path) -> VideoFormat:
         if suffix == name != "frames":
             return name
     raise UsageError(f"cannot tell the format from the name ({path})", remedy=".mp4, .webm, .gif, .png or --format")
+
+
+def check_quality(quality: Quality, video_format: VideoFormat) -> None:
+    """Raise `UsageError` for a quality that does not exist, or that a format has no use for."""
+    if quality not in get_args(Quality):
+        raise UsageError(f"no quality {quality!r}", remedy=", ".join(get_args(Quality)))
+    if quality != "good" and video_format not in _CRF:
+        raise UsageError(f"a quality is for mp4 and webm, not for {video_format}", remedy="another format")
 
 
 def check_output(path: Path, video_format: VideoFormat) -> None:
@@ -122,7 +137,9 @@ def _is_ours(frame: Path) -> bool:
 
 
 @contextlib.contextmanager
-def video_writer(path: Path, *, frames: int, fps: float, video_format: VideoFormat) -> Iterator[WriteFrames]:
+def video_writer(
+    path: Path, *, frames: int, fps: float, video_format: VideoFormat, quality: Quality = "good"
+) -> Iterator[WriteFrames]:
     """Open an output for exactly `frames` frames; it lies at `path` when the `with` block has ended.
 
     For mp4 and webm, odd sizes gain a copy of their last row or column, since yuv420p needs even ones; gif and PNG
@@ -139,7 +156,7 @@ def video_writer(path: Path, *, frames: int, fps: float, video_format: VideoForm
         ValueError: More or fewer than `frames` frames were written, or the sizes differ.
     """
     written, sizes = 0, set()
-    with _SINKS[video_format](path, frames, fps) as sink:
+    with _sink(path, frames, fps, video_format, quality) as sink:
 
         def write(batch: Tensor) -> None:
             nonlocal written
@@ -177,11 +194,9 @@ def _piped(path: Path, fps: float, outputs: Sequence[str], *, even: bool) -> Ite
 
 
 @contextlib.contextmanager
-def _ffmpeg_sink(video_format: str, path: Path, fps: float) -> Iterator[WriteFrames]:
-    with (
-        atomic_path(path) as temporary,
-        _piped(path, fps, [*_ENCODERS[video_format], _file(temporary)], even=True) as write,
-    ):
+def _ffmpeg_sink(video_format: str, path: Path, fps: float, quality: Quality) -> Iterator[WriteFrames]:
+    encoder = [*_ENCODERS[video_format], "-crf", _CRF[video_format][quality]]
+    with atomic_path(path) as temporary, _piped(path, fps, [*encoder, _file(temporary)], even=True) as write:
         yield write
 
 
@@ -250,13 +265,14 @@ def _sheet_sink(path: Path, frames: int) -> Iterator[WriteFrames]:
         _save_png(grid(kept, _SHEET_COLUMNS) if frames > 1 else kept[0], temporary)
 
 
-_SINKS: dict[VideoFormat, Callable[[Path, int, float], contextlib.AbstractContextManager[WriteFrames]]] = {
-    "mp4": lambda path, _, fps: _ffmpeg_sink("mp4", path, fps),
-    "webm": lambda path, _, fps: _ffmpeg_sink("webm", path, fps),
-    "gif": lambda path, _, fps: _gif_sink(path, fps),
-    "png": lambda path, frames, _: _sheet_sink(path, frames),
-    "frames": lambda path, _, __: _folder_sink(path),
-}
+def _sink(
+    path: Path, frames: int, fps: float, video_format: VideoFormat, quality: Quality
+) -> contextlib.AbstractContextManager[WriteFrames]:
+    if video_format == "frames":
+        return _folder_sink(path)
+    if video_format == "png":
+        return _sheet_sink(path, frames)
+    return _gif_sink(path, fps) if video_format == "gif" else _ffmpeg_sink(video_format, path, fps, quality)
 
 
 def even_size(frames: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ from vq3dcli.pipelines.film import Shot, check_shot, film, shot_camera
 from vq3dcli.pipelines.geometry import field_of, first_view
 from vq3dcli.pipelines.inputs import OpenedScene, Source, fitted_photo, parse_sources
 from vq3dcli.pipelines.render import Detail, Look, Made, as_shown, counting_frames, staged_photo, with_geometry
-from vq3dcli.pipelines.targets import Task, check_targets, input_files, note_replaced, plan_joint_target, refuse_stdout
+from vq3dcli.pipelines.targets import Task, check_targets, input_files, plan_joint_target, refuse_stdout
 from vq3dcli.rendering.cameras import Camera, project
 from vq3dcli.rendering.lookup import coloured_by
 from vq3dcli.rendering.render import Field
@@ -230,11 +230,11 @@ def compose(added: Composition, base: Path | None, shot: Shot, look: Look, task:
     check_targets([target])
     if changed:
         check_place(written)
-    note_replaced([*target.replaced, *([written] if changed and written.exists() else [])])
+    task.on_replaced([*target.replaced, *([written] if changed and written.exists() else [])])
     loaded, look = task.load(sources), with_geometry(look, sources[:1], task)
     opened = open_composition(added, sources, loaded, look, task.device)
     stage, view_at, cameras = opened.staged(shot, look, detail=look.detail_of(sources[0]))
-    film(view_at, cameras, target, fps=shot.fps, on_frames=counting_frames(task.on_progress, shot.length))
+    film(view_at, cameras, target, shot, on_frames=counting_frames(task.on_progress, shot.length))
     outputs = list(target.paths)
     if changed:
         sha256 = None if loaded is None else loaded.sha256
@@ -376,7 +376,7 @@ def _stops(stand: Stand, frustum: Frustum, ground: FirstView) -> tuple[Vector, .
     near, far = frustum.depth_range
     if stand.z_depth is not None and not near < stand.z_depth < far:
         reason = f"nothing is seen at a distance of {stand.z_depth:g}"
-        raise UsageError(reason, remedy=f"--depth or z_depth between {near:g} and {far:g}")
+        raise UsageError(reason, remedy=f"a distance (z_depth) between {near:g} and {far:g}")
     side = ground.s.shape[0]
     stops = []
     for x, y in stand.at:

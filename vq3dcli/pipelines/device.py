@@ -18,13 +18,17 @@ def pick_device(name: str) -> torch.device:
     SLURM may show each of its tasks all GPUs of a machine, or one of its own.
 
     Raises:
-        UnavailableError: CUDA is asked for and is not there, or there are fewer GPUs than processes.
+        UnavailableError: CUDA or MPS is asked for and is not there, or there are fewer GPUs than processes.
     """
     import torch
 
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise UnavailableError("no CUDA device is available", remedy="--device cpu, or vq3d doctor to see why")
+        raise UnavailableError("no CUDA device is available", remedy="device cpu, or vq3d doctor to see why")
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise UnavailableError("no MPS device is available", remedy="device cpu, or vq3d doctor")
+        return torch.device("mps")
     if not available or name == "cpu":
         return torch.device("cpu")
     in_slurm = number_in(os.environ, "SLURM_LOCALID", 0) % max(torch.cuda.device_count(), 1)

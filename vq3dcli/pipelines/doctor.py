@@ -121,7 +121,9 @@ def check_torch() -> Check:
     facts: dict[str, Any] = {"version": torch.__version__, "threads": torch.get_num_threads(), "cuda": None}
     detail = f"{torch.__version__}, {torch.get_num_threads()} threads"
     if not torch.cuda.is_available():
-        return Check("torch", "ok", f"{detail}, no CUDA device: computes on the CPU", facts=facts)
+        facts["mps"] = torch.backends.mps.is_available()
+        other = "--device mps, or the CPU" if facts["mps"] else "computes on the CPU"
+        return Check("torch", "ok", f"{detail}, no CUDA device: {other}", facts=facts)
     name = torch.cuda.get_device_name()
     free, total = torch.cuda.mem_get_info()
     bf16 = resolve_precision("auto", torch.device("cuda")) == torch.bfloat16

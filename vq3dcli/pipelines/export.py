@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -133,7 +133,8 @@ def export(text: str, kind: str | None, look: Look, task: Task, **options: Any) 
     named = sources[0] if composition is None else replace(sources[0], stem=cut_name(Path(text).stem))
     kept = composition_files(composition, Path(text)) if composition is not None else []
     in_detail = look.detail_of(named) == "photo"
-    wish, paths = plan_wish(named, task.output, kind, kept=[*kept, *task.kept], detail=in_detail, **options)
+    kept, asked = [*kept, *task.kept], {"on_replaced": task.on_replaced, "detail": in_detail, **options}
+    wish, paths = plan_wish(named, task.output, kind, kept=kept, **asked)
     look, loaded, edits = with_geometry(look, [named], task), task.load(sources), None
     if composition is not None:
         edits = open_composition(composition, [named, *sources[1:]], loaded, look, task.device)
@@ -144,7 +145,13 @@ def export(text: str, kind: str | None, look: Look, task: Task, **options: Any) 
 
 
 def plan_wish(
-    source: Source, output: str | None, kind: str | None, *, kept: Sequence[Path] = (), **options: Any
+    source: Source,
+    output: str | None,
+    kind: str | None,
+    *,
+    kept: Sequence[Path] = (),
+    on_replaced: Callable[[Sequence[Path]], None] = note_replaced,
+    **options: Any,
 ) -> tuple[Wish, list[Path]]:
     """What to export, and the files or the folder to write, which can be written; arguments as `export` has them.
 
@@ -159,7 +166,7 @@ def plan_wish(
         check_output(path, "frames" if chosen == "mpi" else "png")
         if chosen == "mpi":
             check_folder(path)
-    note_replaced([path for path in paths if path.exists()])
+    on_replaced([path for path in paths if path.exists()])
     return wish, paths
 
 

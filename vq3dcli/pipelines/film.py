@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES, VIDEO_SIZE_PX
 from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import colour_map, display_range
-from vq3dcli.export.video import MAX_GIF_FPS, VideoFormat, video_writer
+from vq3dcli.export.video import MAX_GIF_FPS, Quality, VideoFormat, check_quality, video_writer
 from vq3dcli.pipelines.camera_file import GivenCamera, given_camera, read_cameras
 from vq3dcli.pipelines.targets import Target
 from vq3dcli.rendering.cameras import Camera
@@ -26,6 +27,7 @@ from vq3dcli.rendering.space import Frustum
 from vq3dcli.rendering.trajectories import PATHS, trajectory
 
 StereoKind = Literal["sbs", "anaglyph"]
+_ASPECT = re.compile(r"(\d{1,4}(?:\.\d{1,4})?):(\d{1,4}(?:\.\d{1,4})?)")
 
 MAX_SIZE_PX = 2048
 _MIN_SIDE_PX = 16
@@ -37,6 +39,8 @@ class Shot:
 
     Attributes:
         size_px: The longer side of the output; None is `VIDEO_SIZE_PX`, or the photo's own with photo detail.
+        aspect: Width / height of the output, cut out of the middle; None is all of the scene's.
+        quality: Of a compressed video.
         fov_deg: Field of view of the output; None is the model's own.
         amplitude_deg: How far the path goes; None is the path's own, or what suits the scene with photo detail.
         given: Cameras of a file instead of a path.
@@ -52,6 +56,8 @@ class Shot:
     samples: int = VIDEO_SAMPLES
     given: tuple[GivenCamera, ...] = ()
     view_deg: tuple[float, float] | None = None
+    aspect: float | None = None
+    quality: Quality = "good"
 
     @property
     def still(self) -> bool:
@@ -64,13 +70,30 @@ class Shot:
         return len(self.given) or (self.frames if self.view_deg is None else 1)
 
 
-def shot_of(camera: str, amplitude_deg: float | None = None, **options: Any) -> Shot:
+def shot_of(
+    camera: str,
+    amplitude_deg: float | None = None,
+    *,
+    frames: int | None = None,
+    seconds: float | None = None,
+    fps: float = VIDEO_FPS,
+    aspect: str | None = None,
+    **options: Any,
+) -> Shot:
     """The shot of `--camera`: a path by name, `still`, which does not move, or a file of cameras.
 
+    `seconds` say the same as `frames`; `aspect` is a text such as 16:9.
+
     Raises:
-        UsageError: There is no such path, or an amplitude for what has none.
+        UsageError: There is no such path, or an amplitude for what has none; a value that says nothing, or twice.
         DataError: See `camera_file.read_cameras`.
     """
+    if seconds is not None:
+        if frames is not None:
+            raise UsageError("frames and seconds both say how long a video is", remedy="one of them")
+        check_limits((("seconds", seconds, 0.01, 1000.0), ("fps", fps, 0.1, 240.0)))
+        frames = max(1, round(seconds * fps))
+    options |= {"frames": VIDEO_FRAMES if frames is None else frames, "fps": fps, "aspect": _ratio(aspect)}
     if camera in PATHS:
         return Shot(camera, amplitude_deg=amplitude_deg, **options)
     if camera != "still" and not Path(camera).is_file() and not camera.endswith(".json"):
@@ -81,6 +104,17 @@ def shot_of(camera: str, amplitude_deg: float | None = None, **options: Any) -> 
     if camera == "still":
         return Shot("orbit", amplitude_deg=0.0, **options)
     return Shot("orbit", given=read_cameras(Path(camera)), **options)
+
+
+def _ratio(aspect: str | None) -> float | None:
+    """Width / height. Raises `UsageError`."""
+    if aspect is None:
+        return None
+    match = _ASPECT.fullmatch(aspect)
+    ratio = float(match[1]) / (float(match[2]) or math.inf) if match else 0.0
+    if not 0.1 <= ratio <= 10.0:
+        raise UsageError(f"no shape of a video ({aspect})", remedy="9:16, 1:1, 4:3 or 16:9")
+    return ratio
 
 
 def check_shot(shot: Shot, video_format: VideoFormat) -> None:
@@ -99,6 +133,7 @@ def check_shot(shot: Shot, video_format: VideoFormat) -> None:
             ("--pitch", pitch, -89.0, 89.0),
         )
     )
+    check_quality(shot.quality, video_format)
     if shot.path not in PATHS:
         raise UsageError(f"no camera path {shot.path!r}", remedy=", ".join(f"--{name}" for name in PATHS))
 
@@ -124,13 +159,16 @@ def shot_camera(
         pivot_z: How far from the canonical camera the point lies that a path turns around; default: the radius. Given
             cameras and single views turn around the origin.
     """
-    height_px, width_px = output_px or output_size(shot.size_px or VIDEO_SIZE_PX, frustum.aspect)
+    if output_px is None:
+        output_px = output_size(whole_px(shot, shot.size_px or VIDEO_SIZE_PX, frustum.aspect), frustum.aspect)
+    height_px, width_px = output_px
     fov_rad = math.radians(shot.fov_deg) if shot.fov_deg else frustum.fov_rad
     given = shot.given
     if shot.view_deg is not None:
         given = (GivenCamera(yaw_deg=shot.view_deg[0], pitch_deg=shot.view_deg[1]),)
     if given:
-        return given_camera(given, height_px=height_px, width_px=width_px, radius=frustum.radius, fov_rad=fov_rad)
+        camera = given_camera(given, height_px=height_px, width_px=width_px, radius=frustum.radius, fov_rad=fov_rad)
+        return _cut(camera, shot.aspect)
     turns_around = frustum.radius if pivot_z is None or shot.path.startswith("dolly") else pivot_z
     camera = trajectory(
         shot.path,
@@ -143,7 +181,32 @@ def shot_camera(
         fov_y_rad=fov_rad,
     )
     camera.cam_to_world[:, 2, 3] += turns_around - frustum.radius
-    return camera
+    return _cut(camera, shot.aspect)
+
+
+def whole_px(shot: Shot, size_px: int, aspect: float) -> int:
+    """Longer side of a picture, whose middle of the shot's aspect has a longer side of `size_px`."""
+    if shot.aspect is None:
+        return size_px
+    cut = max(min(aspect, shot.aspect), min(1.0, aspect / shot.aspect))
+    return round(size_px * max(aspect, 1.0) / cut)
+
+
+def _cut_size(height_px: int, width_px: int, aspect: float | None) -> tuple[int, int]:
+    """Height and width of the largest middle part of an aspect."""
+    if aspect is None:
+        return height_px, width_px
+    fitting = 2 * round(0.5 * width_px / aspect), 2 * round(0.5 * height_px * aspect)  # even, as videos are
+    return max(2, min(height_px, fitting[0])), max(2, min(width_px, fitting[1]))
+
+
+def _cut(camera: Camera, aspect: float | None) -> Camera:
+    """The cameras of the middle of a picture."""
+    height_px, width_px = _cut_size(camera.height_px, camera.width_px, aspect)
+    matrix = camera.intrinsics.clone()
+    matrix[:, 0, 2] -= (camera.width_px - width_px) // 2
+    matrix[:, 1, 2] -= (camera.height_px - height_px) // 2
+    return Camera(camera.cam_to_world, matrix, height_px, width_px)
 
 
 def output_size(size_px: int, aspect: float) -> tuple[int, int]:
@@ -195,7 +258,7 @@ class Eyes:
 
 
 def film(
-    view_at: Callable[[int], ViewOf], camera: Camera, target: Target, *, fps: float, on_frames: Callable[[int], object]
+    view_at: Callable[[int], ViewOf], camera: Camera, target: Target, shot: Shot, *, on_frames: Callable[[int], object]
 ) -> None:
     """Render a scene frame by frame into its target; memory does not grow with the number of frames.
 
@@ -205,15 +268,21 @@ def film(
     with contextlib.ExitStack() as stack:
         # Both outputs get their final names at the end, the disparity first.
         sinks = [
-            stack.enter_context(video_writer(path, frames=len(camera), fps=fps, video_format=target.video_format))
+            stack.enter_context(
+                video_writer(
+                    path, frames=len(camera), fps=shot.fps, video_format=target.video_format, quality=shot.quality
+                )
+            )
             for path in target.paths
         ]
         shown: tuple[float, float] | None = None
         for frame in range(len(camera)):
             view = view_at(frame)(camera[frame])
-            sinks[0](view.rgb)
-            if len(sinks) > 1:
+            pictures = [view.rgb]
+            if len(sinks) > 1 or target.beside:
                 # One range of colours for the whole video: it would flicker otherwise.
                 shown = shown or display_range(view.s[0])
-                sinks[1](colour_map(view.s, *shown))
+                pictures.append(colour_map(view.s, *shown))
+            for sink, picture in zip(sinks, [torch.cat(pictures, -1)] if target.beside else pictures, strict=True):
+                sink(picture)
             on_frames(1)

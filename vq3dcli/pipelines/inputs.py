@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vq3dcli.config.defaults import VIDEO_SAMPLES, VIDEO_SIZE_PX
 from vq3dcli.data.images import centre_square, decode_image, read_image, resize, to_square
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import cut_name
@@ -272,6 +273,12 @@ def open_codes(codes: Tensor, weights: LoadedWeights, facts: dict[str, Any], ste
     """A scene of codes `[1, L]` that were sampled; `facts` are its provenance."""
     scene = scene_from_codes(weights.model, codes.to(next(weights.model.parameters()).device))
     return OpenedScene(scene, None, stem, camera_of(weights), facts)
+
+
+def with_first_view(opened: OpenedScene) -> OpenedScene:
+    """A scene without a photo with what its canonical camera sees in its place."""
+    camera = opened.frustum.camera(VIDEO_SIZE_PX, VIDEO_SIZE_PX)
+    return replace(opened, photo=opened.scene.render(camera, samples=VIDEO_SAMPLES).rgb[0].cpu())
 
 
 def _sampled_codes(source: Source, weights: LoadedWeights) -> Tensor:

@@ -15,7 +15,7 @@ from vq3dcli.model.scene import Scene
 from vq3dcli.pipelines.film import Shot, check_shot, film, shot_camera
 from vq3dcli.pipelines.inputs import Fit, OpenedScene, open_scene, parse_sources
 from vq3dcli.pipelines.render import Made, counting_frames
-from vq3dcli.pipelines.targets import Task, check_targets, note_replaced, plan_joint_target, refuse_stdout
+from vq3dcli.pipelines.targets import Task, check_targets, plan_joint_target, refuse_stdout
 from vq3dcli.scene_file import check_codes
 from vq3dcli.weights_file import LoadedWeights
 
@@ -48,7 +48,7 @@ def interpolate(
     target = plan_joint_target(sources, stem, task, kind="interpolation", kept=task.kept)
     check_shot(shot, target.video_format)
     check_targets([target])
-    note_replaced(target.replaced)
+    task.on_replaced(target.replaced)
     loaded = task.load(sources, always=mix == "codes")
     opened = [open_scene(source, loaded, fit=fit, device=task.device) for source in sources]
     scene_at = way_between(opened, loaded, mix=mix, requantize=requantize, loop=loop)
@@ -57,7 +57,7 @@ def interpolate(
         lambda frame: partial(scene_at(frame, shot.length).render, samples=shot.samples),
         shot_camera(shot, opened[0].frustum),
         target,
-        fps=shot.fps,
+        shot,
         on_frames=counting_frames(task.on_progress, shot.length),
     )
     figures = {"mix": mix, "requantize": requantize, "loop": loop, "frames": shot.length, "fps": shot.fps}

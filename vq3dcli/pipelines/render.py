@@ -17,7 +17,7 @@ from vq3dcli.editing.photo_scene import PhotoScene, build_photo_scene
 from vq3dcli.editing.relief import moved_to
 from vq3dcli.errors import UsageError, Vq3dError
 from vq3dcli.pipelines.camera_file import write_cameras
-from vq3dcli.pipelines.film import Eyes, Shot, StereoKind, check_shot, film, shot_camera
+from vq3dcli.pipelines.film import Eyes, Shot, StereoKind, check_shot, film, shot_camera, whole_px
 from vq3dcli.pipelines.geometry import (
     NERF,
     Geometry,
@@ -39,9 +39,10 @@ from vq3dcli.pipelines.inputs import (
     fitted_photo,
     open_scene,
     parse_sources,
+    with_first_view,
     with_photos_of_folders,
 )
-from vq3dcli.pipelines.targets import OnProgress, Target, Task, check_targets, note_replaced, plan_targets
+from vq3dcli.pipelines.targets import OnProgress, Target, Task, check_targets, plan_targets
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.rendering.scene import ViewOf, view_fields
 from vq3dcli.weights_file import LoadedWeights
@@ -109,8 +110,10 @@ class Look:
         device: torch.device | str | None,
         picture: Picture | None = None,
     ) -> OpenedScene:
-        """`inputs.open_scene` with what is kept of this input."""
-        return open_scene(source, weights, fit=self.fit_of(source), device=device, picture=picture)
+        """`inputs.open_scene` with what is kept of this input; a sample's photo is its own first view."""
+        opened = open_scene(source, weights, fit=self.fit_of(source), device=device, picture=picture)
+        as_photo = source.sample is not None and self.detail_of(source) == "photo"
+        return with_first_view(opened) if as_photo else opened
 
 
 PLAIN = Look(detail="none", write_cameras=False)
@@ -167,7 +170,7 @@ def render(
     given = geometry_of_map(depth) if depth is not None else network
     look = with_geometry(replace(look, geometry=given or NERF), sources, task)
     check_targets(targets)
-    note_replaced([file for target in targets for file in target.replaced])
+    task.on_replaced([file for target in targets for file in target.replaced])
     loaded = task.load(sources)
     readable, failures = read_all(sources, targets, loaded, look)
     if failures and len(sources) == 1:
@@ -216,9 +219,7 @@ def check_look(look: Look, sources: Sequence[Source], *, has_map: bool, has_netw
             "a saved scene keeps the NeRF's own geometry", remedy="--depth again, where the saved scene is rendered"
         )
     for source in sources:
-        if source.sample is not None and look.detail_of(source) == "photo":
-            raise UsageError(f"a sample has no photo ({source.text})", remedy="--detail none")
-        if source.sample is not None and has_network:
+        if source.sample is not None and has_network and look.detail_of(source) == "none":
             raise UsageError(f"a sample has no photo for a depth network ({source.text})", remedy="--depth FILE")
         if source.is_saved_scene and look.save_scene:
             raise UsageError(f"this is a saved scene ({source.text})", remedy="no --save-scene")
@@ -284,7 +285,7 @@ def render_all(
     for source, target, picture in inputs:
         opened = look.open(source, weights, device, picture)
         view_of, camera = staged(opened, shot, look, detail=look.detail_of(source))
-        film(lambda _, view_of=view_of: view_of, camera, target, fps=shot.fps, on_frames=on_frames)  # type: ignore[misc]
+        film(lambda _, view_of=view_of: view_of, camera, target, shot, on_frames=on_frames)  # type: ignore[misc]
         outputs += target.paths
         if look.write_cameras:
             write_cameras(target.cameras, camera, fps=shot.fps)
@@ -315,7 +316,9 @@ def staged_photo(opened: OpenedScene, shot: Shot, look: Look) -> tuple[PhotoScen
     assert opened.photo is not None
     frustum = opened.frustum
     fov_rad = math.radians(shot.fov_deg) if shot.fov_deg else frustum.fov_rad
-    output_px = _output_px(opened.photo.shape[1], opened.photo.shape[2], shot.size_px)
+    height, width = opened.photo.shape[1:]
+    longer_px = None if shot.size_px is None else whole_px(shot, shot.size_px, width / height)
+    output_px = _output_px(height, width, longer_px)
     # A zoom shows fewer of the photo's pixels, larger.
     zoom = min(max(1.0, frustum.tangent / math.tan(0.5 * fov_rad)), max(1.0, _MOST_PHOTO_PX / max(output_px)))
     photo = fitted_photo(opened.photo, round(output_px[0] * zoom), round(output_px[1] * zoom))

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -20,6 +21,9 @@ from vq3dcli.weights_file import LoadedWeights, load_weights
 _log = logging.getLogger(__name__)
 
 
+Disparity = bool | Literal["beside"]
+"""Of a video: none, one of its own, or on the right of the picture."""
+
 OnProgress = Callable[[int, int, str], object]
 """Called with how many frames are done, of how many, and what is worked on."""
 
@@ -32,19 +36,21 @@ class Task:
         device: Where to compute.
         output: What `-o` says, see `targets`; None is the current folder.
         video_format: What `--format` says.
-        disparity: Also write disparity videos.
+        disparity: Also show disparity.
         geometry: Of photo detail; None is the best there is.
         weights: The model; None is the embedded one, if one is needed.
         on_progress: See `OnProgress`.
+        on_replaced: Called with the files that the work will replace, before it starts.
     """
 
     device: torch.device
     output: str | None = None
     video_format: str | None = None
-    disparity: bool = False
+    disparity: Disparity = False
     geometry: GeometryName | None = None
     weights: Path | None = None
     on_progress: OnProgress = lambda done, total, status: None
+    on_replaced: Callable[[Sequence[Path]], None] = lambda paths: note_replaced(paths)
 
     def load(self, sources: Sequence[Source], *, always: bool = False) -> LoadedWeights | None:
         """The model, if it was named or any of the inputs needs one."""
@@ -64,13 +70,15 @@ class Target:
 
     Attributes:
         video: File, or folder for `frames`.
-        disparity: The same for the disparity video, if task.
+        disparity: The same for the disparity video, if there is one.
+        beside: Whether disparity is shown on the right of the picture.
         more: What else is written beside it.
     """
 
     video: Path
     disparity: Path | None
     video_format: VideoFormat
+    beside: bool = False
     more: tuple[Path, ...] = ()
 
     @property
@@ -105,7 +113,7 @@ def plan_targets(
     video_format: str | None,
     *,
     path: str,
-    disparity: bool,
+    disparity: Disparity,
     default: VideoFormat = "mp4",
     kept: Sequence[Path] = (),
     cameras: bool = True,
@@ -191,7 +199,7 @@ def _plan_target(
     output: str | None,
     video_format: str | None,
     path: str,
-    disparity: bool,
+    disparity: Disparity,
     default: VideoFormat,
 ) -> Target:
     made_name = f"{source.stem}_{path}"
@@ -227,11 +235,11 @@ def _known(video_format: str) -> VideoFormat:
     return next(name for name in FORMATS if name == video_format)
 
 
-def _target(path: Path, video_format: VideoFormat, disparity: bool) -> Target:
+def _target(path: Path, video_format: VideoFormat, disparity: Disparity) -> Target:
     # Of "." and ".." nothing can be named after.
     path = path if path.name not in ("", "..") else path.resolve()
     if not path.name:
         raise UsageError(f"the output has no name ({path})", remedy="-o FOLDER/")
     suffix = "" if video_format == "frames" else path.suffix
-    beside = path.with_name(f"{path.name.removesuffix(suffix)}_disparity{suffix}") if disparity else None
-    return Target(path, beside, video_format)
+    own = path.with_name(f"{path.name.removesuffix(suffix)}_disparity{suffix}") if disparity is True else None
+    return Target(path, own, video_format, beside=disparity == "beside")

@@ -26,7 +26,8 @@ from vq3dcli.sealed import first_problem, read_sealed_json
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights, embedded_path
 
 if TYPE_CHECKING:
-    from vq3dcli.pipelines.film import Shot  # which imports us by `inputs`
+    from vq3dcli.pipelines.film import Shot  # both import us by `inputs`
+    from vq3dcli.pipelines.geometry import Geometry
 
 _SHOWN = 8
 _MAX_DIGITS = 18
@@ -191,6 +192,7 @@ class SampleWish:
         filmed: Names of the samples that are filmed; all by default.
         disparity: Write a picture (and a video) of each sample's disparity, too.
         npz: Write all pictures as `samples_NxSxSx3.npz`, as ADM's evaluation reads them (Dhariwal and Nichol, 2021).
+        geometry: Of films that carry the pixels of the first view to novel views; None films the plain NeRF.
     """
 
     classes: Sequence[int]
@@ -201,6 +203,7 @@ class SampleWish:
     filmed: Sequence[str] | None = None
     disparity: bool = False
     npz: bool = False
+    geometry: Geometry | None = None
 
     @property
     def total(self) -> int:

@@ -12,7 +12,6 @@ import contextlib
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -38,7 +37,10 @@ from vq3dcli.files import (
 from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.draw_codes import Sharpening, sample_index, sample_tokens
 from vq3dcli.model.scene import scene_from_codes
-from vq3dcli.pipelines.film import film, shot_camera
+from vq3dcli.pipelines.film import film
+from vq3dcli.pipelines.geometry import NERF
+from vq3dcli.pipelines.inputs import OpenedScene, with_first_view
+from vq3dcli.pipelines.render import Look, staged
 from vq3dcli.pipelines.sampling.record import (
     Drawn,
     SampleWish,
@@ -48,6 +50,7 @@ from vq3dcli.pipelines.sampling.record import (
     shown_name,
 )
 from vq3dcli.pipelines.targets import Target
+from vq3dcli.scene_file import camera_of
 from vq3dcli.sealed import write_sealed_json
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights
 
@@ -93,7 +96,7 @@ def make_samples(
             part = f" {first + 1} to {last} of {wish.total}" if wish.total > SAMPLES_AT_ONCE else ""
             with progress(f"sampling{part}", (last - first) * prior.tokens.length, "codes") as shown:
                 drawn = draw_samples(prior, wish, first, last, on_token=shown.advance)
-            frames = (last - first) * (1 + (0 if wish.shot is None else wish.shot.frames))
+            frames = (last - first) * (1 + (0 if wish.shot is None else wish.shot.length))
             with progress(f"rendering{part}", frames, "frames") as shown:
                 folder.add(drawn, on_frames=shown.advance)
         return folder.finish()
@@ -228,11 +231,12 @@ class SampleFolder:
         on_frames(1)
         target, shot = self._target(sample, place), self._wish.shot
         if target is not None and shot is not None:
-            from_where, view_of = (
-                shot_camera(shot, self._stage1.model.frustum),
-                partial(scene.render, samples=shot.samples),
-            )
-            film(lambda _: view_of, from_where, target, fps=shot.fps, on_frames=on_frames)
+            opened, geometry = OpenedScene(scene, None, sample.name, camera_of(self._stage1), {}), self._wish.geometry
+            if geometry is not None:
+                opened = with_first_view(opened)
+            look = Look(geometry=geometry or NERF)
+            view_of, cameras = staged(opened, shot, look, detail="none" if geometry is None else "photo")
+            film(lambda _: view_of, cameras, target, shot, on_frames=on_frames)
 
 
 def _check_folder(out: Path) -> None:
