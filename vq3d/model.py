@@ -13,6 +13,7 @@ import torch
 from vq3d.photos import Photo, photo_pixels
 from vq3d.scene import Scene
 from vq3dcli.errors import UnavailableError, UsageError
+from vq3dcli.model.draw_codes import NO_CLASS
 from vq3dcli.pipelines.device import pick_device
 from vq3dcli.pipelines.geometry import GeometryName
 from vq3dcli.pipelines.inputs import STDIN, Fit, Source, fitted_picture, open_codes, parse_sources, with_first_view
@@ -109,7 +110,9 @@ class Model:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes that `sample` draws, by number; empty for a prior without classes.
+        """Names of the classes that `sample` draws unless told; empty for a prior without classes.
+
+        Those whose samples a viewer recognises, as the prior's card says. Others are drawn where they are named.
 
         Raises:
             Vq3dError: See `sample`.
@@ -118,7 +121,8 @@ class Model:
         >>> vq3d.load().classes[:3]
         ('sphere', 'box', 'cylinder')
         """
-        return tuple(map(shown_name, self._prior.tokens.class_names))
+        names = self._prior.tokens.class_names
+        return tuple(shown_name(names[index]) for index in self._prior.recognised)
 
     def sample(
         self,
@@ -135,7 +139,7 @@ class Model:
         """Draw new scenes, `n` of each class; sample j of a class and a seed is the same whatever else is drawn.
 
         Args:
-            classes: By name or number, a comma between them; default: all of them.
+            classes: By name or number, a comma between them; default: those of `classes`.
             n: Scenes of each class.
             seed: Of all samples, at least 0.
             temperature: Above 1 more varied, below 1 safer; default, as of the others: the prior's own.
@@ -158,7 +162,8 @@ class Model:
         asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
         given = {name: value for name, value in asked.items() if value is not None}
         sharpening = replace(sharpening_of(prior), **given)  # type: ignore[arg-type]
-        chosen = pick_classes(None if classes is None else str(classes), prior.tokens.class_names)
+        names = prior.tokens.class_names
+        chosen = pick_classes(str(classes), names) if classes is not None else prior.recognised or [NO_CLASS]
         drawn = draw_samples(prior, SampleWish(chosen, n, seed, sharpening))
         facts = {"weights_sha256": self.weights.sha256, "prior_sha256": prior.sha256, "seed": seed}
         opened = [open_codes(one.codes[None], self.weights, {**facts, "sample": one.name}, one.name) for one in drawn]

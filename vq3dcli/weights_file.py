@@ -87,6 +87,7 @@ class _Card(BaseModel):
     init_sha256: str | None = None
     init_ancestors: list[str] = []
     codes_of: list[str] = []
+    recognised: list[str] | None = None
 
 
 class _Header(BaseModel):
@@ -154,6 +155,12 @@ class LoadedPrior(_Loaded):
     model: Prior = field(repr=False)
     recipe: Stage2Recipe = field(repr=False)
     tokens: TokenFacts = field(repr=False)
+
+    @property
+    def recognised(self) -> list[int]:
+        """Classes whose samples a viewer recognises, by index: those that the card names, all without such a card."""
+        told = self.card.get("recognised")
+        return [i for i, name in enumerate(self.tokens.class_names) if told is None or name in told]
 
     def check_stage1(self, stage1: LoadedWeights) -> None:
         """Raise `DataError` unless the codes are those of these Stage 1 weights."""

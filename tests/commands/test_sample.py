@@ -87,7 +87,11 @@ def test_some_classes_of_many_or_all(
     sha256 = load_weights(tiny_weights).sha256
     facts = TokenFacts(stage1_sha256=sha256, codebook_size=32, length=16, class_names=names)
     path = tmp_path / "prior.safetensors"
-    save_weights(path, build_prior(recipe, codebook_size=32, length=16, classes=20), recipe, {}, facts)
+
+    def save(card: dict[str, object]) -> None:
+        save_weights(path, build_prior(recipe, codebook_size=32, length=16, classes=20), recipe, card, facts)
+
+    save({})
     call = ["sample", "-n", "1", "--weights", str(tiny_weights), "--prior", str(path), "--device", "cpu"]
     for options, shown in (([], [i * 20 // 16 for i in range(16)]), (["--class", "all"], [*range(20)])):
         assert run([*call, *options, "-o", str(tmp_path / "new")]) == 0
@@ -96,6 +100,10 @@ def test_some_classes_of_many_or_all(
         assert [sample["class_index"] for sample in found["samples"]] == shown
         # The record names its classes: it makes the same again, whatever the default will be.
         assert found["command"][3] == ",".join(map(str, shown))
+    save({"recognised": ["kind 3", "kind 17"]})  # the others come out where they are asked for alone
+    for options, shown in (([], [3, 17]), (["--class", "kind 4"], [4])):
+        assert run([*call, *options, "-o", str(tmp_path / "new")]) == 0
+        assert [sample["class_index"] for sample in record(tmp_path / "new")["samples"]] == shown
 
 
 def test_the_record_makes_the_same_samples_again(sample: Callable[..., Path], tmp_path: Path) -> None:

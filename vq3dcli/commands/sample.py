@@ -90,6 +90,7 @@ def command(
       vq3d sample --class "golden retriever" --weights stage1/ --prior stage2/ --guidance 1.75 --top-k 2000
     """
     from vq3dcli.export.video import check_output
+    from vq3dcli.model.draw_codes import NO_CLASS
     from vq3dcli.pipelines.film import check_shot, shot_of
     from vq3dcli.pipelines.geometry import open_geometry
     from vq3dcli.pipelines.sampling.record import SampleWish, pick_classes, some_classes
@@ -118,9 +119,10 @@ def command(
     asked: dict[str, Any] = asked_sharpening(temperature, top_k, top_p, guidance)
     sharpening = dataclasses.replace(sharpening_of(loaded_prior), **asked)
     names = loaded_prior.tokens.class_names
-    chosen = pick_classes(classes, names)
     if classes is None:
-        chosen = some_classes(chosen, SHOWN_CLASSES)
+        chosen = some_classes(loaded_prior.recognised, SHOWN_CLASSES) or [NO_CLASS]
+    else:
+        chosen = pick_classes(classes, names)
     video = shot is not None
     check_output(out / ("sheet.mp4" if video else "sheet.png"), "mp4" if video else "png")  # before hours of work
     said.replacing(path for path in (out / RECORD_NAME,) if path.exists())

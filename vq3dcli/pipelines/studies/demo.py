@@ -20,14 +20,13 @@ from vq3dcli.pipelines.render import Look, read_all, render_all
 from vq3dcli.pipelines.sampling.record import SampleWish, some_classes
 from vq3dcli.pipelines.sampling.sample import SHEET_NAME, draw_samples, sharpening_of, write_samples
 from vq3dcli.pipelines.targets import check_targets, plan_targets
-from vq3dcli.toyscenes import CLASS_NAMES
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights
 
 TOY_INPUTS = ("toyscene:mushroom", "toyscene:arch")
 _VIDEO = Shot("orbit", frames=48)
 _SHEET = Shot("orbit", frames=8, size_px=VIDEO_SIZE_PX)
 _SAMPLES_A_CLASS, _FILMED_SAMPLES = 2, 2
-_PHOTO_CLASSES = 8
+_CLASSES = 16
 
 
 def demo(
@@ -74,11 +73,7 @@ def total_frames(prior: LoadedPrior | None) -> int:
 
 
 def _classes(prior: LoadedPrior) -> list[int]:
-    """All classes of toy scenes that the prior knows, and some of its others."""
-    names = prior.tokens.class_names
-    toys = [i for i, name in enumerate(names) if name in CLASS_NAMES]
-    others = [i for i, name in enumerate(names) if name not in CLASS_NAMES]
-    return toys + some_classes(others, _PHOTO_CLASSES) or [NO_CLASS]
+    return some_classes(prior.recognised, _CLASSES) or [NO_CLASS]
 
 
 def _samples(
