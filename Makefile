@@ -1,12 +1,13 @@
 # make demo   install into .venv, then turn a photo and a toy scene into videos in demo-out/
 # make test   the same environment, then linters, the type checker and the test suite
+# make test-faults  what `make test` samples of docs/reliability.md, in full: an hour of kills, signals, full disks
 # make docs   write the pages that are made of help texts and of the weights' cards
 # make gallery  make the pictures of README and docs anew, after a change of the embedded weights
 # make site   the pages of docs/ as a site, in out/site/
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint install format docs gallery site
+.PHONY: help demo test test-faults lint install format docs gallery site
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
@@ -29,6 +30,11 @@ demo: $(VENV)/.demo-installed
 test: lint
 	@echo "== tests"
 	@OMP_NUM_THREADS=1 $(RUN) pytest -q -n auto --dist loadfile --durations=10
+
+test-faults: $(VENV)/.test-installed
+	@$(RUN) pytest -q -m faults -rP
+	@HYPOTHESIS_PROFILE=explore $(RUN) pytest -q tests/test_cli.py tests/test_config.py -k 'any_ or anything'
+	@$(VENV)/bin/python tests/tools/damage.py
 
 lint: $(VENV)/.test-installed
 	@echo "== ruff"

@@ -300,7 +300,7 @@ _OPTIONS = [
 _NEED_NO_INPUT = {"quickstart", "evaluate", "doctor", "demo", "bench", "classes", "sample"}
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(_WORDS),
     before=st.lists(st.sampled_from(["--debug=1", "--version=x", "--quiet", "-"]), max_size=1),
@@ -323,6 +323,7 @@ def test_any_arguments_end_with_a_code_of_the_table(
     assert ("Traceback" in captured.err) <= ("--debug" in options)
     if code:
         assert captured.err.splitlines()[-1].startswith("error: ")
+        assert "--json" not in options or json.loads(captured.out)["error"]["exit_code"] == code
 
 
 # --- the voice of a command ------------------------------------------------------------------------------------------

@@ -119,6 +119,19 @@ def test_a_signal_to_the_launcher_saves_and_ends_all(start: Callable[..., Run]) 
     assert list((run.out / "checkpoints").iterdir())
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("instant", range(10))
+def test_a_signal_at_any_time_saves_what_was_done(start: Callable[..., Run], instant: int) -> None:
+    run = start()
+    run.train()
+    time.sleep(0.17 * instant)
+    os.kill(run.launcher.pid, (signal.SIGTERM, signal.SIGUSR1)[instant % 2])
+    code, said = run.end()
+    assert (code, said.count("\n")) == (75, 1), said
+    last = json.loads((run.out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert [p.name for p in (run.out / "checkpoints").iterdir()] == [f"images-{last['images_seen']:012d}"]
+
+
 @pytest.mark.parametrize(
     ("number", "code", "line"),
     [
