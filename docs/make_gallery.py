@@ -1,166 +1,144 @@
-"""Write the pictures of docs/gallery.md: `python docs/make_gallery.py`; needs trimesh, and Chromium for the viewer.
+"""Make the pictures of docs/gallery.md and of README's table with the embedded weights: `make gallery`.
 
-Everything is made of toy scenes by the embedded weights. Pictures with photo detail take a toy scene, drawn with many
-pixels, for a photo.
+Needs trimesh, scikit-image for its CC0 photos, and Chromium for the picture of the viewer. Where a thing must be known
+exactly a toy scene, drawn with many pixels, stands for a photo.
 """
 
 from __future__ import annotations
 
-import math
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import skimage.data
 import torch
-from torch import Tensor
-from torch.nn import functional
+import trimesh
+from PIL import Image
 
-from vq3dcli.cli import run
+import vq3d
 from vq3dcli.data.images import encode_png
-from vq3dcli.editing.photo_scene import build_photo_scene
 from vq3dcli.export.colour import colour_map
-from vq3dcli.export.sheet import grid
-from vq3dcli.export.video import video_writer
 from vq3dcli.files import write_bytes
-from vq3dcli.pipelines.compose import build_stage
-from vq3dcli.pipelines.composition import Composition
-from vq3dcli.pipelines.geometry import photo_relief
-from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources, read_picture
-from vq3dcli.pipelines.interpolate import way_between
-from vq3dcli.rendering.cameras import pivot_camera
-from vq3dcli.rendering.trajectories import trajectory
-from vq3dcli.weights_file import LoadedWeights, load_weights
+from vq3dcli.pipelines.inputs import parse_sources, read_picture
 
 DOCS = Path(__file__).resolve().parent
 FOLDER = DOCS / "gallery"
-TOYS = ("toyscene:mushroom:1", "toyscene:arch:2", "toyscene:snowman:3", "toyscene:tower:4", "toyscene:cone:5")
-SIZE_PX = 96
-SAMPLES = 64
-ORBIT_FRAMES, ORBIT_DEG = 20, 12.0
-STOPS = TOYS[:3]
-FRAMES = 9
-# As photos: the scene, what is cut out of another one, and where it is there.
-SCENE, OTHER, OTHER_BOX = "toyscene:sphere:5", "toyscene:snowman:3", [0.2, 0.1, 0.9, 0.98]
-PHOTO_PX = 384
-TILE_PX = 176
-BESIDE_DEG = 8.0
-VIEWER_PX = (440, 520)
+PHOTOS = Path(skimage.data.__file__).parent
+TILE_PX, PHOTO_PX, GAP_PX = 128, 384, 2
+# Seen from the side by so much: scenes of our own, and photos, whose own orbits go as far.
+BESIDE_DEG, PHOTO_DEG = 12.0, 4.0
+SAMPLED = "torus,mushroom,snowman,arch,lollipop,table,dumbbell"
+CARS = "sports car,convertible,school bus"
+STOPS = ["toyscene:mushroom:1", "toyscene:arch:2"]
+FRAMES = 7
+# The scene, what is cut out of another one, and where it is there.
+SCENE, OTHER, OTHER_BOX = "sphere:5", "snowman:3", (0.2, 0.1, 0.9, 0.98)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+SHOT = ["--headless", "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+SHOT += ["--force-prefers-reduced-motion", "--virtual-time-budget=5000", "--window-size=420,330"]
+
+Tiles = list[Image.Image]
 
 
 def main() -> None:
     """Make all pictures."""
-    weights = load_weights()
+    model = vq3d.load()
     FOLDER.mkdir(exist_ok=True)
-    _orbit(weights)
-    _save("interpolation.png", _interpolation(weights), columns=FRAMES)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        mesh, scene, other = _mesh(folder), _photo(folder, SCENE), _photo(folder, OTHER)
-        cut = {"object": other, "box": OTHER_BOX}
-        edits: list[dict[str, Any]] = [
-            {},
-            {"insert": [{**cut, "at": [[0.5, 0.62]], "z_depth": 4.2, "scale": 1.3}]},
-            {"insert": [{**cut, "at": [[0.6, 0.92]], "scale": 0.8}]},
-            {"move": [{"at": [[0.75, 0.75]]}], "insert": [{"object": mesh, "at": [[0.28, 0.88]], "scale": 0.6}]},
-            {"delete": [{}]},
-        ]
-        _save("composition.png", _composition(weights, scene, edits), columns=len(edits))
-        _viewer(folder, scene)
+    save("samples", *sampled(model, SAMPLED))
+    save("cars", *sampled(model, CARS, 2))
+    cat = model.reconstruct(PHOTOS / "chelsea.png")
+    save("reconstruction", *(reconstructed(model.reconstruct(PHOTOS / name)) for name in ("rocket.jpg", "coffee.png")))
+    first, last = model.reconstruct(list(STOPS))
+    way = vq3d.interpolate(first, last)
+    steps = [(way.at(i / (FRAMES - 1)), BESIDE_DEG * (2 * i / (FRAMES - 1) - 1)) for i in range(FRAMES)]
+    views = [scene.view(yaw=yaw, size=TILE_PX) for scene, yaw in steps]
+    save("interpolation", [view.image for view in views], [coloured(view) for view in views])
+    with tempfile.TemporaryDirectory() as folder:
+        save("manipulation", *manipulated(model, Path(folder)))
+    save("depth-loss", *depth_loss())
+    page = FOLDER / "cat.html"
+    cat.export(page, size=PHOTO_PX)
+    photograph(page)
 
 
-def _photo(folder: Path, text: str) -> str:
-    """A toy scene as a photo of many pixels."""
-    path = folder / f"{text.split(':')[1]}.png"
-    write_bytes(path, encode_png(read_picture(parse_sources([text])[0], PHOTO_PX, fit="crop").image))
-    return str(path)
+def sampled(model: vq3d.Model, classes: str, each: int = 1) -> list[Tiles]:
+    """Samples of each class, not chosen: seen from the front, from the side, and their disparity."""
+    scenes = model.sample(classes, n=each, seed=0)
+    front, beside = ([scene.view(yaw=yaw, size=TILE_PX) for scene in scenes] for yaw in (0.0, BESIDE_DEG))
+    return [[view.image for view in front], [view.image for view in beside], [coloured(view) for view in front]]
 
 
-def _orbit(weights: LoadedWeights) -> None:
-    """What the model saw, the orbit around the scene that it made of it, and that scene's disparity."""
-    opened = [_open(weights, text) for text in TOYS]
-    amplitude_rad = math.radians(ORBIT_DEG)
-    camera = trajectory("orbit", ORBIT_FRAMES, height_px=SIZE_PX, width_px=SIZE_PX, amplitude_rad=amplitude_rad)
-    views = [item.scene.render(camera, samples=SAMPLES) for item in opened]
-    photos = torch.stack([item.photo for item in opened if item.photo is not None])
-    inputs = functional.interpolate(photos.float(), size=SIZE_PX, mode="nearest").to(torch.uint8)
-    with video_writer(DOCS / "orbit.gif", frames=ORBIT_FRAMES, fps=12, video_format="gif") as writer:
-        for frame in range(ORBIT_FRAMES):
-            orbit = torch.stack([view.rgb[frame] for view in views])
-            disparity = torch.stack([colour_map(view.s[frame], 0.0, 0.7) for view in views])
-            writer(grid(torch.cat([inputs, orbit, disparity]), columns=len(views))[None])
+def reconstructed(scene: vq3d.Scene) -> Tiles:
+    """A photo, two novel views, and its disparity."""
+    left, front, right = (scene.view(yaw=yaw, size=PHOTO_PX // 2) for yaw in (-PHOTO_DEG, 0.0, PHOTO_DEG))
+    return [front.image, left.image, right.image, coloured(front)]
 
 
-def _interpolation(weights: LoadedWeights) -> list[Tensor]:
-    opened = [_open(weights, text) for text in STOPS]
-    camera = trajectory("swing", FRAMES, height_px=SIZE_PX, width_px=SIZE_PX, amplitude_rad=math.radians(12.0))
-    tiles = []
-    for mix in ("codes", "planes"):
-        scene_at = way_between(opened, weights, mix=mix, requantize=False, loop=False)
-        for frame in range(FRAMES):
-            view = scene_at(frame, FRAMES).render(camera[frame], samples=SAMPLES)
-            tiles.append(view.rgb[0])
-    return tiles
-
-
-def _composition(weights: LoadedWeights, scene: str, edits: list[dict[str, Any]]) -> list[Tensor]:
-    angles = torch.tensor([0.0, math.radians(BESIDE_DEG)])
-    camera = pivot_camera(angles, torch.zeros(2), height_px=TILE_PX, width_px=TILE_PX)
-    opened = _open(weights, scene)
-    assert opened.photo is not None
-    s = photo_relief(opened, opened.photo)
-    picture = build_photo_scene(opened.field, opened.frustum, opened.photo, s, camera)
-    views = []
-    for edit in edits:
-        composition = Composition.model_validate({"scene": scene, **edit})
-        stage = build_stage(composition, opened, lambda text: _open(weights, text), picture=picture)
-        views.append(stage.at(0.0).render(camera, samples=SAMPLES))
-    disparity = [colour_map(view.s[1], 0.0, 0.7) for view in views]
-    return [*(view.rgb[0] for view in views), *(view.rgb[1] for view in views), *disparity]
-
-
-def _mesh(folder: Path) -> str:
-    """A golden ring that stands, as other programs would write it."""
-    import trimesh
-
+def manipulated(model: vq3d.Model, folder: Path) -> list[Tiles]:
+    """A scene, and edits of it, from the front and from the side."""
+    scene, other = (model.reconstruct(as_photo(folder, name)) for name in (SCENE, OTHER))
     ring = trimesh.creation.torus(1.0, 0.3)
     ring.visual.vertex_colors = [235, 185, 60, 255]
     ring.export(folder / "ring.glb")
-    return str(folder / "ring.glb")
+    ball = (0.0, 0.0, 1.0, 1.0)
+    moved = vq3d.compose(scene, move={ball: (0.75, 0.75)})
+    edits = [
+        scene,
+        vq3d.compose(scene, other, box=OTHER_BOX, at=(0.5, 0.62), distance=4.2, scale=1.3),
+        vq3d.compose(scene, other, box=OTHER_BOX, at=(0.6, 0.92), scale=0.8),
+        vq3d.compose(moved, folder / "ring.glb", at=(0.28, 0.88), scale=0.6),
+        vq3d.compose(scene, delete=[ball]),
+    ]
+    return [[edit.view(yaw=yaw, size=TILE_PX).image for edit in edits] for yaw in (0.0, PHOTO_DEG * 2)]
 
 
-def _viewer(folder: Path, scene: str) -> None:
-    """A photograph of the viewer page, if there is a browser to take it."""
+def as_photo(folder: Path, name: str) -> Path:
+    """A toy scene as a photo of many pixels."""
+    path = folder / f"{name.replace(':', '-')}.png"
+    write_bytes(path, encode_png(read_picture(parse_sources([f"toyscene:{name}"])[0], PHOTO_PX, fit="crop").image))
+    return path
+
+
+def depth_loss() -> list[Tiles]:
+    """Of the figure of `vq3d evaluate ablation`, which takes an hour to make: input, both losses, and the truth."""
+    figure = Image.open(DOCS / "notes" / "ablation" / "ablation.webp").convert("RGB")
+    side, step, top = 128, 130, (16, 160, 304)
+    columns = (0, 1, 4, 7)
+    return [[figure.crop((2 + c * step, y, 2 + c * step + side, y + side)) for c in columns] for y in top[1:]]
+
+
+def coloured(view: vq3d.View) -> Image.Image:
+    """The disparity of a view as a picture."""
+    s = torch.from_numpy(view.disparity)
+    return Image.fromarray(np.asarray(colour_map(s, 0.0, max(0.3, float(s.max()))).permute(1, 2, 0)))
+
+
+def save(name: str, *rows: Tiles) -> None:
+    """Tiles of one size a row to `gallery/NAME.webp`."""
+    width = max(sum(tile.width + GAP_PX for tile in row) for row in rows) - GAP_PX
+    picture = Image.new("RGB", (width, sum(row[0].height + GAP_PX for row in rows) - GAP_PX), "white")
+    y = 0
+    for row in rows:
+        x = 0
+        for tile in row:
+            picture.paste(tile, (x, y))
+            x += tile.width + GAP_PX
+        y += row[0].height + GAP_PX
+    picture.save(FOLDER / f"{name}.webp", quality=80, method=6)
+
+
+def photograph(page: Path) -> None:
+    """The viewer's page in a browser, if there is one."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         return
-    page = folder / "sphere.html"
-    assert run(["export", scene, "--format", "viewer", "-o", str(page), "--quiet"]) == 0
-    # Still: while things move, software rendering gives up pixels.
-    shot = [
-        "--headless",
-        "--force-prefers-reduced-motion",
-        "--no-sandbox",
-        "--use-gl=angle",
-        "--use-angle=swiftshader",
-        "--enable-unsafe-swiftshader",
-    ]
-    size = f"--window-size={VIEWER_PX[0]},{VIEWER_PX[1]}"
-    picture = f"--screenshot={FOLDER / 'viewer.png'}"
-    waiting = "--virtual-time-budget=5000"
-    subprocess.run(
-        [browser, *shot, size, waiting, picture, page.as_uri()], check=True, timeout=120, capture_output=True
-    )
-
-
-def _open(weights: LoadedWeights, text: str) -> OpenedScene:
-    return open_scene(parse_sources([text])[0], weights, fit="crop")
-
-
-def _save(name: str, tiles: list[Tensor], *, columns: int) -> None:
-    write_bytes(FOLDER / name, encode_png(grid(tiles, columns=columns)))
+    with tempfile.TemporaryDirectory() as folder:
+        shot = Path(folder) / "viewer.png"
+        command = [browser, *SHOT, f"--screenshot={shot}", page.as_uri()]
+        subprocess.run(command, check=True, timeout=120, capture_output=True)
+        save("viewer", [Image.open(shot).convert("RGB")])
 
 
 if __name__ == "__main__":
