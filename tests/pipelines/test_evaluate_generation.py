@@ -1,6 +1,7 @@
 """Figures of sets whose distance is known, with a feature network that needs no weights."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_the_figures_are_those_of_the_metrics():
 
 def test_the_same_images_are_at_no_distance():
     real = random_set("real", 40)
-    found = evaluate([Compared("samples", real.named("samples"))], real).figures["samples"]
+    found = evaluate([Compared("samples", replace(real, name="samples"))], real).figures["samples"]
     assert found["frechet_tiny_test"] == pytest.approx(0.0, abs=1e-9)
     assert (found["precision"], found["recall"]) == (1.0, 1.0)
 
@@ -91,7 +92,9 @@ def test_the_same_images_are_at_no_distance():
 def test_a_set_may_have_real_images_of_its_own():
     real, dark = random_set("real", 40), random_set("dark", 40, seed=2, darker=3)
     samples = random_set("samples", 40, seed=1, darker=3)
-    found = evaluate([Compared("samples", samples), Compared("yaw 20", samples.named("turned"), dark)], real).figures
+    found = evaluate(
+        [Compared("samples", samples), Compared("yaw 20", replace(samples, name="turned"), dark)], real
+    ).figures
     assert found["yaw 20"]["frechet_tiny_test"] < 0.01 < found["samples"]["frechet_tiny_test"]
 
 

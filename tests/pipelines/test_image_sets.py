@@ -11,9 +11,10 @@ import torch
 from vq3dcli.data import arrays as arrays_module
 from vq3dcli.data.arrays import read_npz
 from vq3dcli.data.images import encode_jpeg, encode_png
+from vq3dcli.data.stream import spread
 from vq3dcli.errors import DataError, InputMissingError, Vq3dError
 from vq3dcli.pipelines.evaluation.image_sets import folder_set, npz_set, toy_set
-from vq3dcli.pipelines.evaluation.rendered_sets import class_counts, spread
+from vq3dcli.pipelines.evaluation.rendered_sets import class_counts
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.sealed import write_sealed_json
 from vq3dcli.seeding import generator

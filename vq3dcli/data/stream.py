@@ -91,7 +91,7 @@ def rows_of_rank(batch_size: int, rank: int, world_size: int) -> slice:
 
 
 def _slots(counts: Sequence[int], shares: Sequence[float]) -> list[int]:
-    """Places of a block that each folder gets: whole numbers that add up to BLOCK, by largest remainders."""
+    """Places of a block that each folder gets."""
     if len(shares) != len(counts):
         raise UsageError(
             f"{len(shares)} shares for {len(counts)} folders", remedy="one --share for each --data, in the same order"
@@ -104,9 +104,15 @@ def _slots(counts: Sequence[int], shares: Sequence[float]) -> list[int]:
         )
     if 0 in counts:
         raise UsageError("a folder without samples has a share", remedy="only folders with samples")
-    exact = [share / total * BLOCK for share in shares]
-    slots = [math.floor(places) for places in exact]
-    by_remainder = sorted(range(len(slots)), key=lambda f: slots[f] - exact[f])
-    for folder in by_remainder[: BLOCK - sum(slots)]:
-        slots[folder] += 1
-    return slots
+    return spread(BLOCK, shares)
+
+
+def spread(count: int, shares: Sequence[float]) -> list[int]:
+    """`count` in whole numbers as near as can be to `shares`, by largest remainders; ties go to the first."""
+    total = sum(shares)
+    exact = [count * share / total for share in shares]
+    whole = [math.floor(part) for part in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: whole[i] - exact[i])
+    for i in by_remainder[: count - sum(whole)]:
+        whole[i] += 1
+    return whole

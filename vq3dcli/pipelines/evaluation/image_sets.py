@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,6 @@ class ImageSet:
     def __len__(self) -> int:
         """Number of images N."""
         return len(self.class_index)
-
-    def named(self, name: str) -> ImageSet:
-        """The same images under another name."""
-        return replace(self, name=name)
 
 
 def open_images(data: str, *, count: int | None, seed: int, size_px: int) -> ImageSet:
@@ -116,8 +112,7 @@ def toy_set(
         first: How many scenes to pass over.
         yaw_deg: Of the camera around the pivot; 0 is the canonical view.
     """
-    numbers, class_index = _toy_numbers(first + count, seed=seed, purpose=purpose, classes=classes)
-    numbers, class_index = numbers[first:], class_index[first:]
+    numbers, class_index = _toy_numbers(first + count, seed=seed, purpose=purpose, classes=classes)[:, first:]
 
     def draw(part: Tensor) -> Tensor:
         yaw_rad = torch.full((len(part),), np.deg2rad(yaw_deg), dtype=torch.float32)
@@ -144,18 +139,15 @@ def toy_set(
     return ImageSet(name, class_index, CLASS_NAMES, description, batches)
 
 
-def _toy_numbers(count: int, *, seed: int, purpose: str, classes: Sequence[int] | None) -> tuple[Tensor, Tensor]:
-    """Numbers and classes of the first `count` scenes of some classes."""
+def _toy_numbers(count: int, *, seed: int, purpose: str, classes: Sequence[int] | None) -> Tensor:
+    """Numbers of the first `count` scenes of some classes, and their classes, int64 `[2, count]`."""
     parts: list[Tensor] = []
     wanted = torch.tensor(range(len(CLASS_NAMES)) if classes is None else classes)
-    start = 0
     while sum(part.shape[1] for part in parts) < count:
-        index = torch.arange(start, start + _SCENES_LOOKED_AT)
+        index = torch.arange(_SCENES_LOOKED_AT) + len(parts) * _SCENES_LOOKED_AT
         class_index = sample_scenes(index, seed=seed, purpose=purpose).class_index
         parts.append(torch.stack([index, class_index])[:, torch.isin(class_index, wanted)])
-        start += _SCENES_LOOKED_AT
-    numbers, class_index = torch.cat(parts, 1)[:, :count]
-    return numbers, class_index
+    return torch.cat(parts, 1)[:, :count]
 
 
 def shard_set(name: str, folder: ShardFolder, rows: Tensor, *, size_px: int) -> ImageSet:
@@ -172,9 +164,6 @@ def shard_set(name: str, folder: ShardFolder, rows: Tensor, *, size_px: int) -> 
             remedy=f"vq3d prepare-data with --size {size_px}",
         )
 
-    def read(i: int) -> Tensor:
-        return resize(folder.image(i), size_px, size_px)
-
     stored = manifest.stored_size
     description = {
         "kind": "shards",
@@ -185,9 +174,8 @@ def shard_set(name: str, folder: ShardFolder, rows: Tensor, *, size_px: int) -> 
         "resize": "none" if stored == size_px else f"{stored} to {size_px}, bicubic with antialiasing, to 8 bits",
         "quantisation": "8 bits a channel, as stored",
     }
-    return ImageSet(
-        name, folder.class_index[rows], tuple(folder.class_names), description, _reader(read, rows.tolist())
-    )
+    batches = _reader(lambda i: resize(folder.image(i), size_px, size_px), rows.tolist())
+    return ImageSet(name, folder.class_index[rows], tuple(folder.class_names), description, batches)
 
 
 def pick_rows(folder: ShardFolder, count: int | None, *, seed: int, classes: Sequence[str] | None) -> Tensor:
@@ -196,8 +184,14 @@ def pick_rows(folder: ShardFolder, count: int | None, *, seed: int, classes: Seq
     if classes is not None:
         wanted = [number for number, name in enumerate(folder.class_names) if name in set(classes)]
         rows = rows[torch.isin(folder.class_index, torch.tensor(wanted, dtype=torch.int64))]
-    order = torch.randperm(len(rows), generator=generator(seed, "evaluate-generation/rows"))
-    return rows[order[:count]]
+    return rows[torch.randperm(len(rows), generator=generator(seed, "evaluate-generation/rows"))[:count]]
+
+
+def _some(total: int, count: int | None, seed: int, purpose: str) -> Tensor:
+    """Numbers below `total`, ascending: all, or `count` at random."""
+    if count is None or count >= total:
+        return torch.arange(total)
+    return torch.randperm(total, generator=generator(seed, purpose))[:count].sort().values
 
 
 def folder_set(
@@ -229,9 +223,7 @@ def folder_set(
         raise DataError(f"no images in this folder ({folder})", remedy=f"images as {', '.join(FORMATS)}")
     if class_names is None:
         class_names = sorted({text for _, text in files if text})
-    if count is not None and count < len(files):
-        chosen = torch.randperm(len(files), generator=generator(seed, "folder-set/files"))[:count]
-        files = [files[i] for i in chosen.sort().values.tolist()]
+    files = [files[i] for i in _some(len(files), count, seed, "folder-set/files").tolist()]
     first = read_image(folder / files[0][0])
     side = size_px or min(first.shape[1:])
     known = {text.casefold(): number for number, text in enumerate(class_names)}
@@ -284,12 +276,8 @@ def npz_set(
     if labels is not None and class_names:
         class_index = torch.from_numpy(labels.astype(np.int64))
         class_index = torch.where((class_index >= 0) & (class_index < len(class_names)), class_index, NO_CLASS)
-    chosen: dict[str, str] = {}
-    rows = torch.arange(total)
-    if count is not None and count < total:
-        rows = torch.randperm(total, generator=generator(seed, "npz-set/rows"))[:count].sort().values
-        class_index = class_index[rows]
-        chosen = {"rows_sha256": sha256_bytes(rows.numpy().tobytes())}
+    rows = _some(total, count, seed, "npz-set/rows")
+    chosen = {"rows_sha256": sha256_bytes(rows.numpy().tobytes())} if len(rows) < total else {}
 
     def batches() -> Iterator[Tensor]:
         pictures = npz_rows(path, "arr_0", rows.tolist())
@@ -306,7 +294,7 @@ def npz_set(
         "quantisation": "8 bits a channel, as stored",
         "classes": list(class_names),
     }
-    return ImageSet(name, class_index, tuple(class_names), description, batches)
+    return ImageSet(name, class_index[rows], tuple(class_names), description, batches)
 
 
 def _are_adm_images(header: ArrayHeader) -> bool:

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from vq3dcli import __version__
 from vq3dcli.config.defaults import EVALUATION_SAMPLES
+from vq3dcli.data.stream import spread
 from vq3dcli.data.token_store import TokenLoader, TokenStore
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.autoencoder import Autoencoder
+from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.draw_codes import Sharpening, rows_together, sample_index, sample_tokens
 from vq3dcli.model.scene import Scene, reconstruct_scene, scene_from_codes
 from vq3dcli.pipelines.evaluation.image_sets import NO_CLASS, ImageSet
-from vq3dcli.rendering.cameras import pivot_camera
+from vq3dcli.rendering.cameras import pivot_pose
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.held_out import by_class, held_out_bits, unigram_bits
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights
@@ -54,17 +56,6 @@ class Samples:
             yield self._drawn[number]
 
 
-def spread(count: int, shares: Sequence[float]) -> list[int]:
-    """`count` in whole numbers as near as can be to `shares`, by largest remainders; ties go to the first."""
-    total = sum(shares)
-    exact = [count * share / total for share in shares]
-    whole = [math.floor(part) for part in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: (whole[i] - exact[i], i))
-    for i in by_remainder[: count - sum(whole)]:
-        whole[i] += 1
-    return whole
-
-
 def sampled_set(name: str, weights: LoadedWeights, samples: Samples, *, yaw_deg: float = 0.0) -> ImageSet:
     """Samples from the camera at a yaw around the pivot, 0 for the one that took the training images.
 
@@ -88,9 +79,8 @@ def sampled_set(name: str, weights: LoadedWeights, samples: Samples, *, yaw_deg:
 def reconstructed_set(name: str, weights: LoadedWeights, source: ImageSet) -> ImageSet:
     """Stage 1's reconstructions of a set, through the codes and from the camera that took the images."""
     own = {"kind": "reconstructions", "of": dict(source.description)}
-    return _rendered_set(
-        name, weights, source.batches, reconstruct_scene, source.class_index, source.class_names, own, 0.0
-    )
+    names = source.class_names
+    return _rendered_set(name, weights, source.batches, reconstruct_scene, source.class_index, names, own, 0.0)
 
 
 def _rendered_set(
@@ -104,22 +94,16 @@ def _rendered_set(
     yaw_deg: float,
 ) -> ImageSet:
     """Pictures of the scenes that the model makes of batches of `inputs`; `own` is the description's own part."""
-    camera, size = weights.recipe.camera, weights.recipe.model.image_size
+    size = weights.recipe.model.image_size
+    camera = build_canonical_camera(weights.recipe, size)
     device = next(weights.model.parameters()).device
 
     def batches() -> Iterator[Tensor]:
         for part in (part for batch in inputs() for part in batch.split(_SCENES_AT_ONCE)):
             scene = scene_of(weights.model, part.to(device))
             yaw_rad = torch.full((len(scene),), math.radians(yaw_deg))
-            view = pivot_camera(
-                yaw_rad,
-                torch.zeros_like(yaw_rad),
-                height_px=size,
-                width_px=size,
-                radius=camera.radius,
-                fov_rad=math.radians(camera.fov_deg),
-            )
-            yield scene.render(view, samples=EVALUATION_SAMPLES).rgb.cpu()
+            pose = pivot_pose(yaw_rad, torch.zeros_like(yaw_rad), weights.recipe.camera.radius)
+            yield scene.render(camera.at(pose), samples=EVALUATION_SAMPLES).rgb.cpu()
 
     description = {
         "stage1_sha256": weights.sha256,
