@@ -16,8 +16,10 @@ from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data.views import read_views
 from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.meshassets import Survey, survey_assets
-from vq3dcli.data_tools.meshscenes import SceneOptions, prepare_meshscenes
-from vq3dcli.data_tools.part import Part
+from vq3dcli.data_tools.meshscenes import scene_job
+from vq3dcli.data_tools.part import WHOLE, Part
+from vq3dcli.data_tools.prepare import prepare_part
+from vq3dcli.data_tools.toyscenes import SceneOptions
 from vq3dcli.data_tools.verify import verify_folder
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.losses.depth import LABEL_METRIC
@@ -25,6 +27,11 @@ from vq3dcli.meshscenes.library import Library
 from vq3dcli.meshscenes.render import render_scene, sample_scene
 
 OPTIONS = SceneOptions(count=7, size=16, seed=4, shard_size=3)
+
+
+def prepare_meshscenes(found: Survey, out: Path, options: SceneOptions, *, max_bad=0.0, part=WHOLE, workers=1):
+    job = scene_job(found, out, options, max_bad=max_bad)
+    return prepare_part(out, job, part, workers=workers, force=False, progress=lambda done, total: None)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -186,9 +193,9 @@ def test_views_are_of_the_same_scene(models: Path, tmp_path: Path):
         assert (view.image.permute(1, 2, 0).numpy() == expected.rgb).all()
         assert np.abs(view.s.numpy() - expected.s).max() < 1e-5
     with pytest.raises(UsageError, match="varied"):
-        replace(options, varied=True)
+        scene_job(found, tmp_path, replace(options, varied=True), max_bad=0.0)
     with pytest.raises(UsageError, match="--varied"):
-        replace(options, coats=tmp_path)
+        scene_job(found, tmp_path, replace(OPTIONS, coats=tmp_path), max_bad=0.0)
 
 
 def test_training_reads_them_with_exact_labels(models: Path, tmp_path: Path):

@@ -165,7 +165,8 @@ def command(
     most_bad = 1.0 if dry_run else max_bad
     if meshes:
         from vq3dcli.data_tools.meshassets import survey_assets
-        from vq3dcli.data_tools.meshscenes import SceneOptions, scene_job
+        from vq3dcli.data_tools.meshscenes import scene_job
+        from vq3dcli.data_tools.toyscenes import SceneOptions
 
         assert count is not None
         with output.counting("reading", unit="models") as progress:

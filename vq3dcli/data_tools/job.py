@@ -135,7 +135,16 @@ def write_part(
         rejects = _rejects(results)
         _check_budget(out, rejects, job)
         write_bytes(out / REJECTS_NAME, rejects_text(rejects))
-        manifest = _manifest(job, results)
+        entries = [results[number][0] for number in sorted(results)]
+        same = ("kind", "preset", "image_size", "margin", "own_disparity", "views", "class_names", "class_titles")
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            num_samples=sum(entry.samples for entry in entries),
+            num_rejects=len(rejects),
+            options=job.plan,
+            shards=entries,
+            **{name: getattr(job, name) for name in same},
+        )
         text = json_bytes(manifest.model_dump(mode="json", exclude_defaults=True))
         sums = {
             PLAN_NAME: sha256_bytes(plan),
@@ -144,7 +153,8 @@ def write_part(
             **{f"{shard.name}.tar": shard.sha256 for shard in manifest.shards},
             **{f"{shard.name}.index.json": shard.index_sha256 for shard in manifest.shards},
         }
-        write_bytes(out / SUMS_NAME, sums_text(sums))
+        # As `sha256sum --check` reads them.
+        write_bytes(out / SUMS_NAME, "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(sums.items())).encode())
         write_bytes(out / MANIFEST_NAME, text)
         open_index(out, manifest, sha256_bytes(text))  # which is kept there: else all who read at once would make it
         return manifest
@@ -181,27 +191,9 @@ def _rejects(results: Results) -> list[RejectEntry]:
     return [reject for number in sorted(results) for reject in results[number][1]]
 
 
-def _manifest(job: Job, results: Results) -> Manifest:
-    entries = [results[number][0] for number in sorted(results)]
-    same = ("kind", "preset", "image_size", "margin", "own_disparity", "views", "class_names", "class_titles")
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        num_samples=sum(entry.samples for entry in entries),
-        num_rejects=len(_rejects(results)),
-        options=job.plan,
-        shards=entries,
-        **{name: getattr(job, name) for name in same},
-    )
-
-
 def rejects_text(rejects: list[RejectEntry]) -> bytes:
     """The bytes of `rejects.jsonl`."""
     return b"".join(compact_json(reject.model_dump(exclude_defaults=True)) + b"\n" for reject in rejects)
-
-
-def sums_text(sha256_by_name: dict[str, str]) -> bytes:
-    """The bytes of `SHA256SUMS`, for `sha256sum --check`."""
-    return "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(sha256_by_name.items())).encode()
 
 
 def _check_budget(out: Path, rejects: list[RejectEntry], job: Job) -> None:

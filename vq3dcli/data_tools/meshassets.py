@@ -30,11 +30,6 @@ class Survey:
     assets: Assets
     rejects: list[Reject]
 
-    @property
-    def num_files(self) -> int:
-        """All models and pictures."""
-        return len(self.assets.models) + len(self.assets.grounds) + len(self.rejects)
-
 
 @dataclass(frozen=True)
 class _Seen:

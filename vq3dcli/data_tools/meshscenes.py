@@ -4,102 +4,52 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from vq3dcli.config.defaults import MAX_BAD, SHARD_SIZE
-from vq3dcli.data.shard_format import Manifest
 from vq3dcli.data.views import novel_poses
 from vq3dcli.data_tools.job import Job
 from vq3dcli.data_tools.meshassets import Survey
-from vq3dcli.data_tools.part import WHOLE, Part
-from vq3dcli.data_tools.prepare import prepare_part
 from vq3dcli.data_tools.shard_writer import Reject, Sample
 from vq3dcli.data_tools.toyphotos import read_photo_bank
-from vq3dcli.data_tools.toyscenes import PURPOSE, drawn_job, scene_sample
+from vq3dcli.data_tools.toyscenes import PURPOSE, SceneOptions, drawn_job, scene_sample
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.meshscenes.library import Assets, Library
 from vq3dcli.meshscenes.render import pose_at, render_scene, sample_scene
 from vq3dcli.toyscenes.photos import PhotoBank
 
 
-@dataclass(frozen=True)
-class SceneOptions:
-    """What the bytes of the shards depend on, beside the models."""
-
-    count: int  # number of scenes
-    size: int  # side of the images in pixels
-    seed: int = 0  # of all that is drawn
-    varied: bool = False  # cameras of any field of view
-    photos: Path | None = None  # shards, or a folder or tar of photos, for surfaces and skies
-    coats: Path | None = None  # the same, for the models of varied scenes
-    shard_size: int = SHARD_SIZE  # scenes a shard
-    # exact pictures from other cameras beside each scene, see `data.views`; not of varied ones, whose cameras Stage 1
-    # does not know
-    views: int = 0
-
-    def __post_init__(self) -> None:
-        """Raise `UsageError` for views of varied scenes, and for coats of others."""
-        if self.coats is not None and not self.varied:
-            raise UsageError("coats are for the models of varied scenes", remedy="--varied, or no --coats")
-        if self.varied and self.views:
-            raise UsageError(
-                "views are of the canonical camera, which varied mesh scenes have not",
-                remedy="no --views, or no --varied",
-            )
-
-
-def prepare_meshscenes(
-    survey: Survey,
-    out: Path,
-    options: SceneOptions,
-    *,
-    max_bad: float = MAX_BAD,
-    part: Part = WHOLE,
-    workers: int | None = 1,
-    force: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Manifest | None:
-    """Write scenes 0 .. count - 1 of a seed; equal models, photos and options give equal bytes.
-
-    Args and errors are those of `prepare.prepare`; `max_bad` is the fraction of the models and pictures that may be of
-    no use.
-
-    Returns:
-        None while other parts have work left.
-    """
-    job = scene_job(survey, out, options, max_bad=max_bad)
-    return prepare_part(out, job, part, workers=workers, force=force, progress=progress)
-
-
 def scene_job(survey: Survey, out: Path, options: SceneOptions, *, max_bad: float) -> Job:
-    """The shard folder that `prepare_meshscenes` makes."""
+    """The shard folder of scenes 0 .. count - 1; equal models, photos and options give equal bytes.
+
+    `max_bad` is the fraction of the models and pictures that may be of no use. Raises `UsageError` for views of varied
+    scenes, whose cameras Stage 1 does not know, and for coats of others.
+    """
+    if options.coats is not None and not options.varied:
+        raise UsageError("coats are for the models of varied scenes", remedy="--varied, or no --coats")
+    if options.varied and options.views:
+        raise UsageError(
+            "views are of the canonical camera, which varied mesh scenes have not", remedy="no --views, or no --varied"
+        )
     banks = {name: _bank(path, out) for name, path in (("photos", options.photos), ("coats", options.coats)) if path}
     photos, coats = (banks[name].sha256 if name in banks else None for name in ("photos", "coats"))
     samples = functools.partial(_samples, survey.assets, options, out, (photos, coats))
-    plan = {
-        "assets": {asset.path: asset.sha256 for asset in survey.assets.models},
-        "grounds": dict(survey.assets.grounds),
-    }
     return drawn_job(
         "meshscenes",
         survey.assets.class_names,
         functools.partial(samples, tuple(survey.rejects)),
-        count=options.count,
-        size=options.size,
-        seed=options.seed,
-        shard_size=options.shard_size,
-        varied=options.varied,
-        views=options.views,
-        banks=banks,
-        plan=plan,
+        options,
+        banks,
+        plan={
+            "assets": {asset.path: asset.sha256 for asset in survey.assets.models},
+            "grounds": dict(survey.assets.grounds),
+        },
         # The rejects of the whole folder stand in the first shard.
         portable=lambda positions: functools.partial(samples, () if positions.start else tuple(survey.rejects)),
         max_bad=max_bad,
-        num_sources=survey.num_files,
+        num_sources=len(survey.assets.models) + len(survey.assets.grounds) + len(survey.rejects),
         known_rejects=survey.rejects,
     )
 

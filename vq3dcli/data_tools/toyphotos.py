@@ -13,7 +13,7 @@ from torch import Tensor
 from vq3dcli.data.ahead import ahead
 from vq3dcli.data.images import decode_square, resize
 from vq3dcli.data.shard_format import MANIFEST_NAME
-from vq3dcli.data.shard_reader import open_images
+from vq3dcli.data.shard_reader import ShardFolder, open_images
 from vq3dcli.data_tools.sources.entry import Entry
 from vq3dcli.data_tools.sources.folder import folder_source
 from vq3dcli.data_tools.sources.reader import Reader
@@ -36,7 +36,13 @@ def read_photo_bank(path: Path, *, leave_out: Path) -> PhotoBank:
         DataError: There is no image.
         UsageError: The shards hold labels.
     """
-    readers = _of_shards(path) if (path / MANIFEST_NAME).is_file() else _of_files(path, leave_out)
+    readers: list[Callable[[], Tensor | None]]
+    if (path / MANIFEST_NAME).is_file():
+        folder = open_images(path)
+        readers = [partial(_shown, folder, i) for i in range(folder.num_samples)]
+    else:
+        entries = folder_source(path, leave_out=leave_out, classes="none").entries
+        readers = [partial(_decoded, entry) for entry in entries if not entry.reject]
     chosen = readers
     if len(readers) > MAX_PHOTOS:
         chosen = [readers[i * len(readers) // MAX_PHOTOS] for i in range(MAX_PHOTOS)]
@@ -49,22 +55,13 @@ def read_photo_bank(path: Path, *, leave_out: Path) -> PhotoBank:
     return PhotoBank(torch.stack(photos))
 
 
-def _of_shards(path: Path) -> list[Callable[[], Tensor | None]]:
-    folder = open_images(path)
-
-    def read(i: int) -> Tensor:
-        return resize(folder.image(i), SIDE_PX, SIDE_PX)
-
-    return [partial(read, i) for i in range(folder.num_samples)]
+def _shown(folder: ShardFolder, i: int) -> Tensor:
+    return resize(folder.image(i), SIDE_PX, SIDE_PX)
 
 
-def _of_files(path: Path, leave_out: Path) -> list[Callable[[], Tensor | None]]:
-    def read(entry: Entry) -> Tensor | None:
-        try:
-            with Reader() as reader:
-                return decode_square(reader.read(entry.place), SIDE_PX, name=entry.path).image.contiguous()
-        except (DataError, InputMissingError):  # also a link to nowhere
-            return None
-
-    entries = folder_source(path, leave_out=leave_out, classes="none").entries
-    return [partial(read, entry) for entry in entries if not entry.reject]
+def _decoded(entry: Entry) -> Tensor | None:
+    try:
+        with Reader() as reader:
+            return decode_square(reader.read(entry.place), SIDE_PX, name=entry.path).image.contiguous()
+    except (DataError, InputMissingError):  # also a link to nowhere
+        return None

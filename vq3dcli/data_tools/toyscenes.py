@@ -6,7 +6,7 @@ Plain scenes, or varied ones, whose surfaces may show photos.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,50 +60,51 @@ def prepare_toyscenes(
         progress: Called with (scenes done, count).
     """
     draw = partial(sample_varied_scenes, photos=photos) if varied else sample_scenes
-    job = drawn_job(
-        "toyscenes",
-        CLASS_NAMES,
-        lambda positions: toy_samples(positions, size=size, seed=seed, draw=draw, views=views),
-        count=count,
-        size=size,
-        seed=seed,
-        shard_size=shard_size,
-        varied=varied,
-        views=views,
-        banks={} if photos is None else {"photos": photos},
-    )
+    make = partial(toy_samples, size=size, seed=seed, draw=draw, views=views)
+    options = SceneOptions(count, size, seed, varied, shard_size=shard_size, views=views)
+    job = drawn_job("toyscenes", CLASS_NAMES, make, options, {} if photos is None else {"photos": photos})
     return write_folder(out, job, force=force, progress=progress)
+
+
+@dataclass(frozen=True)
+class SceneOptions:
+    """What the bytes of shards of drawn scenes depend on, beside what the scenes are made of."""
+
+    count: int  # of scenes
+    size: int  # side of the images in pixels
+    seed: int = 0  # of all that is drawn
+    varied: bool = False  # toy scenes of many kinds; mesh scenes of any field of view
+    photos: Path | None = None  # shards, or a folder or tar of photos, for surfaces and skies of mesh scenes
+    coats: Path | None = None  # the same, for the models of varied mesh scenes
+    shard_size: int = SHARD_SIZE
+    views: int = 0  # exact pictures from other cameras beside each scene, see `data.views`
 
 
 def drawn_job(
     preset: str,
     class_names: Sequence[str],
     make: Make,
-    *,
-    count: int,
-    size: int,
-    seed: int,
-    shard_size: int,
-    varied: bool,
-    views: int,
+    options: SceneOptions,
     banks: Mapping[str, PhotoBank],
+    *,
     plan: Mapping[str, Any] | None = None,
     **job: Any,
 ) -> Job:
     """The shard folder of scenes 0 .. count - 1; `plan` and `job` are what toy scenes do not have."""
-    facts = {"preset": preset, "count": count, "size": size, "seed": seed, "purpose": PURPOSE, "shard_size": shard_size}
-    facts |= {**(plan or {}), **({"varied": True} if varied else {}), **({"views": views} if views else {})}
+    facts = {"preset": preset, "purpose": PURPOSE, **(plan or {})}
+    facts |= {name: getattr(options, name) for name in ("count", "size", "seed", "shard_size")}
+    facts |= {name: value for name in ("varied", "views") if (value := getattr(options, name))}
     for name, bank in banks.items():
         facts |= {name: len(bank), f"{name}_sha256": bank.sha256}
     return Job(
         kind="images",
         preset=preset,
-        image_size=size,
+        image_size=options.size,
         margin=1.0,
         own_disparity=True,
-        views=views,
+        views=options.views,
         class_names=list(class_names),
-        shards=shard_ranges(count, shard_size),
+        shards=shard_ranges(options.count, options.shard_size),
         plan=facts,
         make=make,
         **job,

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from vq3dcli.data.imagenet import imagenet_names
 from vq3dcli.data.images import SUFFIXES
 from vq3dcli.data_tools.sources.entry import Entry, FilePlace, Source, counted
 from vq3dcli.data_tools.sources.listing import is_compressed_name, is_tar_name, list_folder, list_source
@@ -23,7 +24,6 @@ from vq3dcli.data_tools.sources.webdataset import class_labels
 from vq3dcli.data_tools.sources.wnids import (
     WNID,
     standard_wnids,
-    title_of,
     validation_labels,
     validation_number,
     wnid_in_name,
@@ -59,8 +59,13 @@ def imagenet_source(source: Path, *, leave_out: Path, split: str = "auto", devki
     outer = [Entry(source.name, FilePlace(str(source)), source.stat().st_size)]
     if source.is_dir():
         outer = list_folder(source, leave_out=leave_out)
+
+    def holds_images(file: Entry) -> bool:
+        tar = is_tar_name(file.path) and not _is_of_another_task(file.path)
+        return tar or _is_image(file) or is_parquet_name(file.path)
+
     prefix = "" if source.is_file() else f"{source.name}/"
-    chosen = _chosen_split(split, (f"{prefix}{file.path}" for file in outer if _may_hold_images(file)))
+    chosen = _chosen_split(split, (f"{prefix}{file.path}" for file in outer if holds_images(file)))
     parquet = [file for file in outer if is_parquet_name(file.path)]
     others: Counter[str] = Counter()
     if parquet:
@@ -83,7 +88,11 @@ def imagenet_source(source: Path, *, leave_out: Path, split: str = "auto", devki
         )
     names = sorted({wnid for _, wnid in labelled if wnid is not None})
     number = {wnid: index for index, wnid in enumerate(names)}
-    result = Source(class_names=names, class_titles=[title_of(wnid) for wnid in names], options={"split": chosen})
+    result = Source(
+        class_names=names,
+        class_titles=[", ".join(imagenet_names().get(wnid, (wnid,))) for wnid in names],
+        options={"split": chosen},
+    )
     for file, wnid in labelled:
         reject = file.reject or ("" if wnid else "no WordNet id in its path, and no label beside it")
         result.entries.append(file._replace(class_index=number[wnid] if wnid else None, reject=reject))
@@ -132,12 +141,6 @@ def _is_of(path: str, chosen: str) -> bool:
 
 def _is_image(file: Entry) -> bool:
     return file.path.lower().endswith(SUFFIXES)
-
-
-def _may_hold_images(file: Entry) -> bool:
-    if is_tar_name(file.path):
-        return not _is_of_another_task(file.path)
-    return _is_image(file) or is_parquet_name(file.path)
 
 
 def _is_of_another_task(path: str) -> bool:

@@ -62,11 +62,6 @@ def standard_wnids() -> list[str]:
     return list(imagenet_names())
 
 
-def title_of(wnid: str) -> str:
-    """English names of a class, as the official lists give them: `tench, Tinca tinca`."""
-    return ", ".join(imagenet_names().get(wnid, (wnid,)))
-
-
 def validation_labels(devkit: Path | None, source: Path, files: Sequence[Entry]) -> Mapping[int, str]:
     """WordNet ids of the validation images by their number, from the devkit or from Kaggle's list.
 
