@@ -101,24 +101,23 @@ def test_a_finished_quickstart_does_nothing_again(out, finished):
 
 
 def _lasting(out: Path, made: Quickstart) -> list[Path]:
-    scenes = made.new_scenes
     return [
         *made.videos,
         Path(made.weights.path),
         out / "geometry.json",
-        Path(scenes.prior.path),
-        scenes.sheet,
-        *(path for row in scenes.filmed for path in row),
+        Path(made.prior.path),
+        made.sheet,
+        *(path for row in made.filmed for path in row),
     ]
 
 
 def test_new_scenes_are_of_every_class(out, finished):
     made, _ = finished
     record = json.loads((out / "samples" / "samples.json").read_text())
-    assert {sample["class"] for sample in record["samples"]} == set(made.new_scenes.prior.tokens.class_names)
+    assert {sample["class"] for sample in record["samples"]} == set(made.prior.tokens.class_names)
     assert record["stage1_sha256"] == made.weights.sha256
-    assert len(made.new_scenes.filmed) == TINY.samples_filmed
-    assert all(path.stat().st_size > 0 for row in made.new_scenes.filmed for path in row)
+    assert len(made.filmed) == TINY.samples_filmed
+    assert all(path.stat().st_size > 0 for row in made.filmed for path in row)
 
 
 def test_other_options_are_refused(out, finished, capsys):

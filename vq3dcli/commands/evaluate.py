@@ -339,49 +339,23 @@ def ablation(
     if not all(0 <= seed < 2**63 for seed in chosen):
         raise UsageError(f"--seeds {seeds[:60]}: a seed is 0 to {2**63 - 1}", remedy="--seeds 0,1,2")
 
-    from vq3dcli.export.charts import side_by_side, standalone
-    from vq3dcli.files import as_bytes, write_bytes
-    from vq3dcli.pipelines.evaluation.page import Evaluation, evaluation_folder, versions
-    from vq3dcli.pipelines.studies import ablation as pipeline
-    from vq3dcli.pipelines.studies import ablation_figure as figure
+    from vq3dcli.pipelines.studies.ablation import Plan
+    from vq3dcli.pipelines.studies.ablation_figure import measure_ablation
     from vq3dcli.training.arithmetic import flush_denormals
-    from vq3dcli.weights_file import load_weights
 
     flush_denormals()
-    plan = pipeline.Plan(images, scenes, count, tuple(overrides or ()))
-    plan.check(chosen)
-    evaluation_folder(out, "ablation", "ablation.png", "profiles.svg", "ablation.md")
-    target = pick_device(device)
-    result = pipeline.run_ablation(
-        runs if runs is not None else out / "runs",
-        plan,
-        chosen,
-        device=target,
-        counting=lambda description, unit: voice.counting(description, unit=unit),
-        should_stop=signals.stop_requested,
-    )
-    models = {kind: load_weights(result.folders[kind][chosen[0]], target) for kind in pipeline.KINDS}
-    with voice.progress("drawing the figure"):
-        charts = figure.profile_charts(figure.weight_profiles(models))
-        sheet = figure.figure_sheet(models)
     again = f"vq3d evaluate ablation -o FOLDER --images {images} --seeds {seeds} --scenes {scenes} -n {count}"
     again += "".join(f" --set {shlex.quote(text)}" for text in overrides or ())
-    more = {"profiles.svg": standalone(side_by_side(charts, 3)), "ablation.md": figure.markdown(result, again)}
-    for name, text in more.items():
-        write_bytes(out / name, as_bytes(text))
-    for text in pipeline.verdict(result):
-        voice.note(text)
-    evaluation = Evaluation(
-        pipeline.PROTOCOL,
-        count,
-        {**pipeline.record(result), "conditions": pipeline.conditions(result, versions(), target)},
-        figure.table(result),
-        title="The pointwise depth loss",
-        subtitle=f"{len(chosen)} seeds of three losses, {images} images each, measured on {count} scenes",
-        texts=pipeline.verdict(result),
-        charts=figure.bars(result),
-        sections=figure.profile_sections(charts),
-        sheet=sheet,
-        sheet_text=figure.SHEET_TEXT,
+    evaluation, more = measure_ablation(
+        out,
+        runs if runs is not None else out / "runs",
+        Plan(images, scenes, count, tuple(overrides or ())),
+        chosen,
+        device=pick_device(device),
+        counting=lambda description, unit: voice.counting(description, unit=unit),
+        should_stop=signals.stop_requested,
+        command=again,
     )
-    voice.show(evaluation, out, more=[out / name for name in more])
+    for text in evaluation.texts:
+        voice.note(text)
+    voice.show(evaluation, out, more=more)

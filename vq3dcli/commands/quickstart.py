@@ -54,5 +54,5 @@ def command(
         seed=seed,
         weights=result.weights,
         metrics=result.metrics,
-        outputs=[*result.videos, result.new_scenes.sheet, result.report],
+        outputs=[*result.videos, result.sheet, result.report],
     )

@@ -252,11 +252,6 @@ def verdict(result: Ablation) -> list[str]:
     ]
 
 
-def views_text() -> str:
-    """The evaluation views, in words."""
-    return ", ".join(f"({yaw:g}, {pitch:g})" for yaw, pitch in EVALUATION_VIEWS_DEG)
-
-
 def record(result: Ablation) -> dict[str, Any]:
     """All figures as JSON values."""
     return {
@@ -284,7 +279,7 @@ def conditions(result: Ablation, versions: Mapping[str, str], device: torch.devi
         "images_a_run": plan.images,
         "training_scenes": plan.scenes,
         "seeds": list(result.seeds),
-        "views_deg": views_text(),
+        "views_deg": ", ".join(f"({yaw:g}, {pitch:g})" for yaw, pitch in EVALUATION_VIEWS_DEG),
         "weights_sha256": {
             kind: {str(seed): sha for seed, sha in found.items()} for kind, found in result.weights.items()
         },

@@ -8,24 +8,37 @@ Legend: B scenes, N rays, S samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vq3dcli.config.defaults import EVALUATION_SAMPLES
-from vq3dcli.export.charts import Series, bar_chart, number_text, series_chart, side_by_side
+from vq3dcli.export.charts import Series, bar_chart, number_text, series_chart, side_by_side, standalone
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.page import Section, Svg, Text
 from vq3dcli.export.sheet import grid
+from vq3dcli.files import as_bytes, write_bytes
 from vq3dcli.model.scene import reconstruct_scene
-from vq3dcli.pipelines.studies.ablation import FIGURES, KINDS, Ablation, verdict
+from vq3dcli.pipelines.evaluation.page import Evaluation, evaluation_folder, versions
+from vq3dcli.pipelines.studies.ablation import (
+    FIGURES,
+    KINDS,
+    PROTOCOL,
+    Ablation,
+    Plan,
+    conditions,
+    record,
+    run_ablation,
+    verdict,
+)
+from vq3dcli.pipelines.studies.toy_runs import Counting
 from vq3dcli.rendering.cameras import Camera, Rays, canonical_camera, pivot_camera, pixel_centres, rays_at_pixels
 from vq3dcli.rendering.ray_samples import uniform_samples
 from vq3dcli.rendering.render import render_rays
-from vq3dcli.toyscenes import ToyScenes, render_scenes, sample_scenes
-from vq3dcli.weights_file import LoadedWeights
+from vq3dcli.toyscenes import render_scenes, sample_scenes
+from vq3dcli.weights_file import LoadedWeights, load_weights
 
 NAMES = {"accumulated": "loss on accumulated depth", "pointwise": "pointwise depth loss", "none": "no depth loss"}
 _SHOWN = ("accumulated", "pointwise")
@@ -33,7 +46,7 @@ _YAWS_DEG = (-20.0, 20.0)
 # Places in the image, in shares of its sides: the middle, the ground in front, the background.
 _RAYS = ((0.5, 0.5, "middle"), (0.5, 0.85, "below"), (0.25, 0.2, "above left"))
 _BINS = 96
-SHEET_TEXT = (
+_SHEET_TEXT = (
     "The same inputs, the first scenes of the evaluation. From left to right: input; trained with the loss on "
     "accumulated depth: disparity, then views from 20 degrees to the left and to the right; the same trained with the "
     "pointwise loss; and the exact scene."
@@ -44,17 +57,6 @@ _PROFILE_TEXT = (
 )
 
 
-@dataclass(frozen=True)
-class Profiles:
-    """Weights along the rays of some scenes."""
-
-    s: Tensor  # of the samples, `[S]`, from near to far
-    weights: Mapping[str, Tensor]  # by loss, at the pixels of `_RAYS`: `[B, N, S]`
-    s_true: Tensor  # the true surface there, `[B, N]`
-    offset: Tensor  # bins of s - s_true, `[M]`
-    mean: Mapping[str, Tensor]  # by loss, the mean weight in each bin over all rays, `[M]`, summing to 1
-
-
 @torch.inference_mode()
 def figure_sheet(models: Mapping[str, LoadedWeights], *, scenes: int = 5, seed: int = 0) -> Tensor:
     """The figure of the project page, uint8 `[3, H, W]`; scenes are rendered at twice the side of the input."""
@@ -62,7 +64,8 @@ def figure_sheet(models: Mapping[str, LoadedWeights], *, scenes: int = 5, seed: 
     exact = sample_scenes(index, seed=seed, purpose="eval")
     size = models[_SHOWN[0]].recipe.model.image_size
     inputs = render_scenes(exact, canonical_camera(scenes, height_px=size, width_px=size)).rgb
-    cameras = [_turned(yaw_deg, scenes, 2 * size) for yaw_deg in (0.0, *_YAWS_DEG)]
+    yaws = [torch.full((scenes,), math.radians(yaw_deg)) for yaw_deg in (0.0, *_YAWS_DEG)]
+    cameras = [pivot_camera(yaw, torch.zeros(scenes), height_px=2 * size, width_px=2 * size) for yaw in yaws]
     columns: list[tuple[str, Tensor]] = [("input", inputs.repeat_interleave(2, -1).repeat_interleave(2, -2))]
     for kind in _SHOWN:
         model = models[kind].model
@@ -70,45 +73,48 @@ def figure_sheet(models: Mapping[str, LoadedWeights], *, scenes: int = 5, seed: 
         views = [scene.render(camera, samples=EVALUATION_SAMPLES) for camera in cameras]
         columns.append((f"{kind}: disparity", colour_map(views[0].s.cpu())))
         columns += [(f"{kind}, {yaw:+.0f}", view.rgb.cpu()) for yaw, view in zip(_YAWS_DEG, views[1:], strict=True)]
-    columns += _exact_columns(exact, cameras)
+    true = [render_scenes(exact, camera) for camera in cameras]
+    columns.append(("exact: disparity", colour_map(true[0].s)))
+    columns += [(f"exact, {yaw:+.0f}", view.rgb) for yaw, view in zip(_YAWS_DEG, true[1:], strict=True)]
     tiles = [pictures[row] for row in range(scenes) for _, pictures in columns]
     labels = [name if row == 0 else "" for row in range(scenes) for name, _ in columns]
     return grid(tiles, columns=len(columns), labels=labels)
 
 
-def _exact_columns(scenes: ToyScenes, cameras: Sequence[Camera]) -> list[tuple[str, Tensor]]:
-    views = [render_scenes(scenes, camera) for camera in cameras]
-    columns = [("exact: disparity", colour_map(views[0].s))]
-    return columns + [(f"exact, {yaw:+.0f}", view.rgb) for yaw, view in zip(_YAWS_DEG, views[1:], strict=True)]
-
-
-def _turned(yaw_deg: float, count: int, side_px: int) -> Camera:
-    yaw = torch.full((count,), math.radians(yaw_deg))
-    return pivot_camera(yaw, torch.zeros(count), height_px=side_px, width_px=side_px)
-
-
 @torch.inference_mode()
-def weight_profiles(models: Mapping[str, LoadedWeights], *, scenes: int = 4, seed: int = 0) -> Profiles:
-    """Weights along rays of evaluation scenes, 96 samples at the middles of equal bins of s."""
+def profile_charts(models: Mapping[str, LoadedWeights], *, scenes: int = 4, shown: int = 2, seed: int = 0) -> list[str]:
+    """Weights along rays of evaluation scenes, 96 samples at the middles of equal bins of s.
+
+    A chart a ray of the scenes that are shown, then the mean of all rays of all scenes by distance from the surface.
+    """
     exact = sample_scenes(torch.arange(scenes), seed=seed, purpose="eval")
     size = next(iter(models.values())).recipe.model.image_size
     camera = canonical_camera(scenes, height_px=size, width_px=size)
     views = render_scenes(exact, camera)
-    pixels = torch.tensor([[min(int(x * size), size - 1), min(int(y * size), size - 1)] for x, y, _ in _RAYS])
-    s_true = views.s[:, pixels[:, 1], pixels[:, 0]]
+    pixels = [(min(int(x * size), size - 1), min(int(y * size), size - 1)) for x, y, _ in _RAYS]
     s = uniform_samples(EVALUATION_SAMPLES).s
+    place = ((s - views.s[..., None] + 1.0) / 2.0 * _BINS).long().clamp(0, _BINS - 1)
+    offset = ((torch.arange(_BINS) + 0.5) / _BINS * 2.0 - 1.0).tolist()
     weights: dict[str, Tensor] = {}
-    mean: dict[str, Tensor] = {}
+    means = []
     for kind, loaded in models.items():
         found = torch.stack([_ray_weights(loaded, views.rgb[b : b + 1], camera, b) for b in range(scenes)])
-        by_pixel = found.reshape(scenes, size, size, EVALUATION_SAMPLES)
-        weights[kind] = by_pixel[:, pixels[:, 1], pixels[:, 0]]
-        place = (s - views.s[..., None] + 1.0) / 2.0 * _BINS
+        weights[kind] = found.reshape(scenes, size, size, EVALUATION_SAMPLES)
         bins = torch.zeros(_BINS, dtype=torch.float64)
-        bins.scatter_add_(0, place.long().clamp(0, _BINS - 1).flatten(), by_pixel.double().flatten())
-        mean[kind] = bins / bins.sum()
-    offset = (torch.arange(_BINS) + 0.5) / _BINS * 2.0 - 1.0
-    return Profiles(s, weights, s_true, offset, mean)
+        bins.scatter_add_(0, place.flatten(), weights[kind].double().flatten())
+        means.append(Series(kind, offset, (bins / bins.sum()).tolist(), dashed=kind == "none"))
+    charts = []
+    for scene in range(shown):
+        for (column, row), (_, _, where) in zip(pixels, _RAYS, strict=True):
+            series = [
+                Series(kind, s.flip(0).tolist(), of[scene, row, column].flip(0).tolist(), dashed=kind == "none")
+                for kind, of in weights.items()
+            ]
+            mark = [(float(views.s[scene, row, column]), "true")]
+            title = f"scene {scene}, {where}: weight"
+            charts.append(series_chart(title, series, x_label="s", marks=mark, from_zero=True))
+    title, mark = "mean weight by distance from the true surface", [(0.0, "true")]
+    return [*charts, series_chart(title, means, x_label="s - true s", marks=mark, from_zero=True)]
 
 
 def _ray_weights(loaded: LoadedWeights, image: Tensor, camera: Camera, row: int) -> Tensor:
@@ -126,26 +132,6 @@ def _ray_weights(loaded: LoadedWeights, image: Tensor, camera: Camera, row: int)
     return torch.cat(parts)
 
 
-def profile_charts(profiles: Profiles, scenes: int = 2) -> list[str]:
-    """A chart a ray of the first scenes, then the mean of all rays."""
-    charts = []
-    for scene in range(min(scenes, len(profiles.s_true))):
-        for ray, (_, _, place) in enumerate(_RAYS):
-            series = [
-                Series(kind, profiles.s.flip(0).tolist(), weights[scene, ray].flip(0).tolist(), dashed=kind == "none")
-                for kind, weights in profiles.weights.items()
-            ]
-            mark = [(float(profiles.s_true[scene, ray]), "true")]
-            title = f"scene {scene}, {place}: weight"
-            charts.append(series_chart(title, series, x_label="s", marks=mark, from_zero=True))
-    series = [
-        Series(kind, profiles.offset.tolist(), mean.tolist(), dashed=kind == "none")
-        for kind, mean in profiles.mean.items()
-    ]
-    title = "mean weight by distance from the true surface"
-    return [*charts, series_chart(title, series, x_label="s - true s", marks=[(0.0, "true")], from_zero=True)]
-
-
 def table(result: Ablation) -> list[list[object]]:
     """Rows for a reader: figure, then the mean of each loss with its least and greatest."""
     summary = result.summary()
@@ -160,18 +146,6 @@ def table(result: Ablation) -> list[list[object]]:
         blind = result.template.get(f"template_{figure}")
         rows.append([figure, *cells, "-" if blind is None else number_text(blind)])
     return rows
-
-
-def bars(result: Ablation) -> list[str]:
-    """Charts of what tells the losses apart."""
-    summary = result.summary()
-    shown = (("weight variance", "weight_variance"), ("novel gain, dB", "novel_gain"))
-    return [bar_chart(title, [(kind, summary[kind][name]["mean"]) for kind in KINDS]) for title, name in shown]
-
-
-def profile_sections(charts: Sequence[str]) -> list[Section]:
-    """The weights along rays as a section of the page."""
-    return [Section("Weights along rays", [Text(_PROFILE_TEXT), Svg(side_by_side(charts, 3))])]
 
 
 def markdown(result: Ablation, command: str) -> str:
@@ -191,9 +165,50 @@ def markdown(result: Ablation, command: str) -> str:
         made,
         "\n".join(f"- {text}" for text in verdict(result)),
         "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]),
-        SHEET_TEXT,
+        _SHEET_TEXT,
         f"![{picture}](ablation.png)",
         _PROFILE_TEXT,
         "![Weights along rays](profiles.svg)",
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def measure_ablation(
+    out: Path,
+    runs: Path,
+    plan: Plan,
+    seeds: Sequence[int],
+    *,
+    device: torch.device,
+    counting: Counting,
+    should_stop: Callable[[], bool],
+    command: str,
+) -> tuple[Evaluation, list[Path]]:
+    """What `vq3d evaluate ablation` does, and the files beside the page; `command` makes them again.
+
+    Raises as `run_ablation`.
+    """
+    plan.check(seeds)
+    evaluation_folder(out, "ablation", "ablation.png", "profiles.svg", "ablation.md")
+    result = run_ablation(runs, plan, seeds, device=device, counting=counting, should_stop=should_stop)
+    models = {kind: load_weights(result.folders[kind][seeds[0]], device) for kind in KINDS}
+    profiles = side_by_side(profile_charts(models), 3)
+    files = {"profiles.svg": standalone(profiles), "ablation.md": markdown(result, command)}
+    for name, text in files.items():
+        write_bytes(out / name, as_bytes(text))
+    summary = result.summary()
+    shown = (("weight variance", "weight_variance"), ("novel gain, dB", "novel_gain"))
+    evaluation = Evaluation(
+        PROTOCOL,
+        plan.count,
+        {**record(result), "conditions": conditions(result, versions(), device)},
+        table(result),
+        title="The pointwise depth loss",
+        subtitle=f"{len(seeds)} seeds of three losses, {plan.images} images each, measured on {plan.count} scenes",
+        texts=verdict(result),
+        charts=[bar_chart(title, [(kind, summary[kind][name]["mean"]) for kind in KINDS]) for title, name in shown],
+        sections=[Section("Weights along rays", [Text(_PROFILE_TEXT), Svg(profiles)])],
+        sheet=figure_sheet(models),
+        sheet_text=_SHEET_TEXT,
+    )
+    return evaluation, [out / name for name in files]

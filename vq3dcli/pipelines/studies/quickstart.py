@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -26,13 +27,13 @@ from vq3dcli.data.images import encode_png
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.data.token_store import TokenStore
 from vq3dcli.data_tools.depth.labels import EXACT
-from vq3dcli.export.page import Block, Code, Media, Section, Text, write_page
+from vq3dcli.export.page import Code, Media, Section, Text, write_page
 from vq3dcli.files import make_folder, write_bytes
 from vq3dcli.locks import lock_folder
 from vq3dcli.pipelines.film import Shot
 from vq3dcli.pipelines.inputs import parse_sources, read_picture
 from vq3dcli.pipelines.render import read_all, render_all
-from vq3dcli.pipelines.run_report.kinds import STAGE1_SHEET, STAGE2_SHEET
+from vq3dcli.pipelines.run_report.page import run_sections
 from vq3dcli.pipelines.sampling.record import SampleWish
 from vq3dcli.pipelines.sampling.sample import SHEET_NAME, draw_samples, sharpening_of, write_samples
 from vq3dcli.pipelines.studies.budget import (
@@ -44,7 +45,7 @@ from vq3dcli.pipelines.studies.budget import (
     with_budget,
 )
 from vq3dcli.pipelines.studies.demo import TOY_INPUTS, example_photo
-from vq3dcli.pipelines.studies.report import geometry_section, training_section, video_rows
+from vq3dcli.pipelines.studies.report import geometry_section, video_rows
 from vq3dcli.pipelines.studies.toy_runs import Counting, adding, make_toy_data, measure_once, stop_between, train_once
 from vq3dcli.pipelines.targets import check_targets, plan_targets
 from vq3dcli.pipelines.tokenize import tokenize
@@ -96,41 +97,17 @@ class Size:
 
 
 @dataclass(frozen=True)
-class NewScenes:
-    """What a quickstart's second half made."""
-
-    prior: LoadedPrior  # the trained prior
-    budget: Budget  # how long it trained
-    sheet: Path  # samples of each class beside their disparity
-    filmed: list[tuple[Path, Path, Path]]  # picture, video and disparity video of some samples
-
-
-@dataclass(frozen=True)
 class Quickstart:
     """What a quickstart made."""
 
     report: Path  # the HTML page
     videos: list[Path]  # orbits and their disparity
-    weights: LoadedWeights  # the trained weights
+    weights: LoadedWeights
     metrics: Mapping[str, float]  # figures of `evaluate_geometry`
-    budget: Budget  # how long it trained
-    new_scenes: NewScenes  # what the second half made
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What all parts of a call have in common."""
-
-    out: Path
-    size: Size
-    seed: int
-    device: torch.device
-    counting: Counting
-    should_stop: Callable[[], bool]
-
-    @property
-    def shot(self) -> Shot:
-        return Shot("orbit", frames=self.size.frames, size_px=self.size.video_px, samples=self.size.video_samples)
+    budget: Budget  # how long Stage 1 trained
+    prior: LoadedPrior
+    sheet: Path  # samples of each class beside their disparity
+    filmed: list[tuple[Path, Path, Path]]  # picture, video and disparity video of some samples
 
 
 def quickstart(
@@ -145,190 +122,200 @@ def quickstart(
 ) -> Quickstart:
     """Run or continue a quickstart in `out`.
 
-    Args:
-        minutes: Of training Stage 1; None for what an earlier call chose, else 6. The prior gets half as many.
+    Stage 1 is trained for so many minutes, None for what an earlier call chose, else 6; the prior for half as many.
 
     Raises:
         StoppedError: `should_stop` became true, or another process works in `out`.
         UsageError: `out` was begun with other options.
     """
-    call = _Call(out, size or Size(), seed, device, counting, should_stop)
     make_folder(out)
     with lock_folder(out):
-        budget, weights = _stage1(call, minutes)
-        stop_between(should_stop, out)
-        videos = _videos(call, weights)
-        stop_between(should_stop, out)
+        return _Call(out, size or Size(), seed, device, counting, should_stop).run(minutes)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call, part by part."""
+
+    out: Path
+    size: Size
+    seed: int
+    device: torch.device
+    counting: Counting
+    should_stop: Callable[[], bool]
+
+    def run(self, minutes: float | None) -> Quickstart:
+        out = self.out
+        budget, weights = self._stage1(minutes)
+        stop_between(self.should_stop, out)
+        videos = self._videos(weights)
+        stop_between(self.should_stop, out)
         metrics = measure_once(
             out / "geometry.json",
             weights,
-            count=call.size.evaluated,
-            seed=seed,
-            identity={"seed": seed},
+            count=self.size.evaluated,
+            seed=self.seed,
+            identity={"seed": self.seed},
             description="measuring",
-            counting=counting,
+            counting=self.counting,
             sheet=out / "geometry.png",
         )
-        stop_between(should_stop, out)
-        prior_budget, prior = _stage2(call, weights, SHARE_OF_MINUTES * budget.minutes)
-        stop_between(should_stop, out)
-        scenes = _new_scenes(call, weights, prior, prior_budget)
-        made = Quickstart(out / "report.html", videos, weights, metrics, budget, scenes)
-        _write_report(call, made)
-    return made
+        stop_between(self.should_stop, out)
+        prior = self._stage2(weights, SHARE_OF_MINUTES * budget.minutes)
+        stop_between(self.should_stop, out)
+        sheet, filmed = self._new_scenes(weights, prior)
+        made = Quickstart(out / "report.html", videos, weights, metrics, budget, prior, sheet, filmed)
+        self._write_report(made)
+        return made
 
+    @property
+    def _shot(self) -> Shot:
+        return Shot("orbit", frames=self.size.frames, size_px=self.size.video_px, samples=self.size.video_samples)
 
-def _stage1(call: _Call, minutes: float | None) -> tuple[Budget, LoadedWeights]:
-    """Data, then Stage 1 over them."""
-    recipe = load_recipe(RECIPE, Stage1Recipe, [*call.size.overrides, f"training.seed={call.seed}"])
-    recorded_budget(call.out / "budget.json", minutes=minutes, seed=call.seed)  # before the data are made
-    schedule, side_px, data = recipe.training, recipe.model.image_size, call.out / "data"
-    make_toy_data(data, scenes=call.size.scenes, size_px=side_px, seed=call.seed, counting=call.counting)
-    loader = TrainingLoader(
-        [data],
-        labels=EXACT,
-        batch_size=schedule.batch_size,
-        size=side_px,
-        seed=schedule.seed,
-        flip=schedule.flip,
-        crop=schedule.crop,
-    )
-    stop_between(call.should_stop, call.out)
-    facts = {"data": "toyscenes", "scenes": loader.num_samples}
+    def _stage1(self, minutes: float | None) -> tuple[Budget, LoadedWeights]:
+        """Data, then Stage 1 over them."""
+        recipe = load_recipe(RECIPE, Stage1Recipe, [*self.size.overrides, f"training.seed={self.seed}"])
+        recorded_budget(self.out / "budget.json", minutes=minutes, seed=self.seed)  # before the data are made
+        schedule, side_px, data = recipe.training, recipe.model.image_size, self.out / "data"
+        make_toy_data(data, scenes=self.size.scenes, size_px=side_px, seed=self.seed, counting=self.counting)
+        loader = TrainingLoader(
+            [data],
+            labels=EXACT,
+            batch_size=schedule.batch_size,
+            size=side_px,
+            seed=schedule.seed,
+            flip=schedule.flip,
+            crop=schedule.crop,
+        )
+        stop_between(self.should_stop, self.out)
+        facts = {"data": "toyscenes", "scenes": loader.num_samples}
 
-    def train_it(recipe: Stage1Recipe, folder: Path, **watching: Any) -> None:
-        train(recipe, loader, folder, device=call.device, facts=facts, **watching)
+        def train_it(recipe: Stage1Recipe, folder: Path, **watching: Any) -> None:
+            train(recipe, loader, folder, device=self.device, facts=facts, **watching)
 
-    budget = _trained(call, "run", "budget.json", "training", recipe, train_it, minutes)
-    return budget, load_weights(call.out / "run", call.device)
+        budget = self._trained("run", "budget.json", "training", recipe, train_it, minutes)
+        return budget, load_weights(self.out / "run", self.device)
 
+    def _stage2(self, weights: LoadedWeights, minutes: float) -> LoadedPrior:
+        """Codes of the data, then a prior over them."""
+        recipe = load_recipe(PRIOR_RECIPE, Stage2Recipe, [*self.size.prior_overrides, f"training.seed={self.seed}"])
+        with self.counting("encoding", "scenes") as count:
+            tokenize(weights, [self.out / "data"], self.out / "tokens", device=self.device, on_progress=count)
+        store = TokenStore(self.out / "tokens")
 
-def _stage2(call: _Call, weights: LoadedWeights, minutes: float) -> tuple[Budget, LoadedPrior]:
-    """Codes of the data, then a prior over them."""
-    recipe = load_recipe(PRIOR_RECIPE, Stage2Recipe, [*call.size.prior_overrides, f"training.seed={call.seed}"])
-    with call.counting("encoding", "scenes") as count:
-        tokenize(weights, [call.out / "data"], call.out / "tokens", device=call.device, on_progress=count)
-    store = TokenStore(call.out / "tokens")
+        def train_it(recipe: Stage2Recipe, folder: Path, **watching: Any) -> None:
+            # A calibration draws no sheets.
+            stage1 = weights if folder == self.out / "prior" else None
+            train_prior(recipe, store, folder, stage1=stage1, device=self.device, **watching)
 
-    def train_it(recipe: Stage2Recipe, folder: Path, **watching: Any) -> None:
-        # A calibration draws no sheets.
-        stage1 = weights if folder == call.out / "prior" else None
-        train_prior(recipe, store, folder, stage1=stage1, device=call.device, **watching)
+        record = "prior_budget.json"
+        recorded = recorded_budget(self.out / record, minutes=None, seed=self.seed)
+        minutes = minutes if recorded is None else recorded.minutes
+        self._trained("prior", record, "training the prior", recipe, train_it, minutes)
+        return load_prior(self.out / "prior", self.device)
 
-    file = "prior_budget.json"
-    recorded = recorded_budget(call.out / file, minutes=None, seed=call.seed)
-    minutes = minutes if recorded is None else recorded.minutes
-    budget = _trained(call, "prior", file, "training the prior", recipe, train_it, minutes)
-    return budget, load_prior(call.out / "prior", call.device)
+    def _trained(
+        self,
+        folder: str,
+        record: str,
+        description: str,
+        recipe: AnyRecipe,
+        train_it: Callable[..., object],
+        minutes: float | None,
+    ) -> Budget:
+        """Calibrate, unless that is recorded, and train, unless that is done."""
+        budget = recorded_budget(self.out / record, minutes=minutes, seed=self.seed)
+        if budget is None:
+            with self.counting("calibrating", "steps"):
+                budget = measure_budget(
+                    self.out / record,
+                    lambda scratch, **watching: train_it(recipe, scratch, **watching),
+                    minutes=minutes or DEFAULT_MINUTES,
+                    batch_size=recipe.training.batch_size,
+                    seed=self.seed,
+                    seconds=self.size.calibration_seconds,
+                    should_stop=self.should_stop,
+                )
+        run, final = self.out / folder, with_budget(recipe, budget)
+        train_once(
+            run,
+            description,
+            self.counting,
+            lambda report: train_it(final, run, report=report, should_stop=self.should_stop),
+        )
+        return budget
 
-
-def _trained(
-    call: _Call,
-    folder: str,
-    record: str,
-    description: str,
-    recipe: AnyRecipe,
-    train_it: Callable[..., object],
-    minutes: float | None,
-) -> Budget:
-    """Calibrate, unless that is recorded, and train, unless that is done."""
-    budget = recorded_budget(call.out / record, minutes=minutes, seed=call.seed)
-    if budget is None:
-        with call.counting("calibrating", "steps"):
-            budget = measure_budget(
-                call.out / record,
-                lambda scratch, **watching: train_it(recipe, scratch, **watching),
-                minutes=minutes or DEFAULT_MINUTES,
-                batch_size=recipe.training.batch_size,
-                seed=call.seed,
-                seconds=call.size.calibration_seconds,
-                should_stop=call.should_stop,
-            )
-    run, final = call.out / folder, with_budget(recipe, budget)
-    train_once(
-        run,
-        description,
-        call.counting,
-        lambda report: train_it(final, run, report=report, should_stop=call.should_stop),
-    )
-    return budget
-
-
-def _videos(call: _Call, weights: LoadedWeights) -> list[Path]:
-    """Orbits with disparity of a photo, where scikit-image is at hand, and of toy scenes; what they began with too."""
-    inputs = call.out / "inputs"
-    photo = example_photo(inputs)
-    sources = parse_sources([*([str(photo)] if photo else []), *TOY_INPUTS])
-    targets = plan_targets(sources, f"{call.out / 'videos'}/", "mp4", path="orbit", disparity=True, cameras=False)
-    paths = [path for target in targets for path in target.paths]
-    if _newer(paths, weights.path):
+    def _videos(self, weights: LoadedWeights) -> list[Path]:
+        """Orbits with disparity of a photo, where scikit-image is at hand, and of toy scenes; their inputs too."""
+        inputs = self.out / "inputs"
+        photo = example_photo(inputs)
+        sources = parse_sources([*([str(photo)] if photo else []), *TOY_INPUTS])
+        targets = plan_targets(sources, f"{self.out / 'videos'}/", "mp4", path="orbit", disparity=True, cameras=False)
+        paths = [path for target in targets for path in target.paths]
+        if _newer(paths, weights.path):
+            return paths
+        check_targets(targets)
+        for source in sources:
+            picture = read_picture(source, weights.recipe.model.image_size, fit="crop")
+            write_bytes(inputs / f"{source.stem}_input.png", encode_png(picture.image))
+        readable, failures = read_all(sources, targets, weights)
+        assert not failures, failures
+        with self.counting("rendering", "frames") as count:
+            render_all(weights, readable, self._shot, on_frames=adding(count, self.size.frames * len(readable)))
         return paths
-    check_targets(targets)
-    for source in sources:
-        picture = read_picture(source, weights.recipe.model.image_size, fit="crop")
-        write_bytes(inputs / f"{source.stem}_input.png", encode_png(picture.image))
-    readable, failures = read_all(sources, targets, weights)
-    assert not failures, failures
-    with call.counting("rendering", "frames") as count:
-        render_all(weights, readable, call.shot, on_frames=adding(count, call.size.frames * len(readable)))
-    return paths
 
+    def _new_scenes(self, weights: LoadedWeights, prior: LoadedPrior) -> tuple[Path, list[tuple[Path, Path, Path]]]:
+        """Samples of each class, some of them filmed, from the first class to the last."""
+        folder, size = self.out / "samples", self.size
+        classes = range(len(prior.tokens.class_names))
+        total = len(classes) * size.samples_a_class
+        wish = SampleWish(classes, size.samples_a_class, self.seed, sharpening_of(prior), self._shot, disparity=True)
+        with self.counting("sampling", "codes") as count:
+            drawn = draw_samples(prior, wish, on_token=adding(count, total * prior.tokens.length))
+        step = max(len(classes) // max(size.samples_filmed, 1), 1)
+        names = [sample.name for sample in drawn[:: step * size.samples_a_class]][: size.samples_filmed]
+        sheet = folder / SHEET_NAME  # written last
+        if not _newer([sheet], weights.path, prior.path):
+            with self.counting("rendering samples", "frames") as count:
+                on_frames = adding(count, total + len(names) * size.frames)
+                write_samples(folder, weights, prior, replace(wish, filmed=names), drawn, on_frames=on_frames)
+        ends = (".png", "_orbit.mp4", "_orbit_disparity.mp4")
+        filmed = [(folder / f"{n}{ends[0]}", folder / f"{n}{ends[1]}", folder / f"{n}{ends[2]}") for n in names]
+        return sheet, filmed
 
-def _new_scenes(call: _Call, weights: LoadedWeights, prior: LoadedPrior, budget: Budget) -> NewScenes:
-    """Samples of each class, some of them filmed, from the first class to the last."""
-    folder, size = call.out / "samples", call.size
-    classes = range(len(prior.tokens.class_names))
-    total = len(classes) * size.samples_a_class
-    wish = SampleWish(classes, size.samples_a_class, call.seed, sharpening_of(prior), call.shot, disparity=True)
-    with call.counting("sampling", "codes") as count:
-        drawn = draw_samples(prior, wish, on_token=adding(count, total * prior.tokens.length))
-    step = max(len(classes) // max(size.samples_filmed, 1), 1)
-    names = [sample.name for sample in drawn[:: step * size.samples_a_class]][: size.samples_filmed]
-    sheet = folder / SHEET_NAME  # written last
-    if not _newer([sheet], weights.path, prior.path):
-        with call.counting("rendering samples", "frames") as count:
-            on_frames = adding(count, total + len(names) * size.frames)
-            write_samples(folder, weights, prior, replace(wish, filmed=names), drawn, on_frames=on_frames)
-    filmed = [
-        (folder / f"{name}.png", folder / f"{name}_orbit.mp4", folder / f"{name}_orbit_disparity.mp4") for name in names
-    ]
-    return NewScenes(prior, budget, sheet, filmed)
+    def _write_report(self, made: Quickstart) -> None:
+        """The page: what was made, what was measured, how it was trained, how to go on."""
+        out, budget = self.out, made.budget
+        pictures = [out / "inputs" / f"{video.stem.removesuffix('_orbit')}_input.png" for video in made.videos[::2]]
+        rows = list(zip(pictures, made.videos[::2], made.videos[1::2], strict=True))
+        figures = made.prior.card["training"]
+        text = _SAMPLES_TEXT
+        if "held_out_bits" in figures:
+            text += " " + _BITS_TEXT.format(bits=figures["held_out_bits"], unigram=figures["unigram_bits"])
+        sheet = Media(made.sheet, made.sheet.stem, width_px=_SHEET_WIDTH_PX)
+        commands = [command.format(weights=out / "run", prior=out / "prior") for command in _NEXT_COMMANDS]
+        with TemporaryDirectory(prefix="vq3d-report-") as scratch:
+            runs = []
+            for name, folder in (("Stage 1", "run"), ("Prior", "prior")):
+                make_folder(Path(scratch, folder))
+                sections = run_sections(out / folder, Path(scratch, folder))[2]
+                runs += [Section(f"{name}: {section.title}", section.blocks) for section in sections]
+            write_page(
+                made.report,
+                "vq3d quickstart",
+                f"{budget.images} images of {self.size.scenes} toy scenes, at {budget.images_per_second:.0f} images a "
+                f"second on {self.device.type}, seed {self.seed}",
+                [
+                    Section("From one picture to novel views", [Text(_VIDEOS_TEXT), *video_rows(rows)]),
+                    Section("New scenes", [Text(text), sheet, *video_rows(made.filmed)]),
+                    geometry_section(made.metrics, out / "geometry.png"),
+                    *runs,
+                    Section("Go on", [Code("\n".join(commands))]),
+                ],
+            )
 
 
 def _newer(paths: Sequence[Path], *sources: str | Path) -> bool:
     """Whether all of them were made after what they are made from."""
     made = max(Path(source).stat().st_mtime for source in sources)
     return all(path.exists() and path.stat().st_mtime >= made for path in paths)
-
-
-def _write_report(call: _Call, made: Quickstart) -> None:
-    """The page: what was made, what was measured, how it was trained, how to go on."""
-    out, budget, scenes = call.out, made.budget, made.new_scenes
-    pictures = [out / "inputs" / f"{video.stem.removesuffix('_orbit')}_input.png" for video in made.videos[::2]]
-    rows = list(zip(pictures, made.videos[::2], made.videos[1::2], strict=True))
-    sheet: list[Block] = [
-        Text(_samples_text(scenes.prior)),
-        Media(scenes.sheet, scenes.sheet.stem, width_px=_SHEET_WIDTH_PX),
-    ]
-    commands = [command.format(weights=out / "run", prior=out / "prior") for command in _NEXT_COMMANDS]
-    write_page(
-        made.report,
-        "vq3d quickstart",
-        f"{budget.images} images of {call.size.scenes} toy scenes, at {budget.images_per_second:.0f} images a second "
-        f"on {call.device.type}, seed {call.seed}",
-        [
-            Section("From one picture to novel views", [Text(_VIDEOS_TEXT), *video_rows(rows)]),
-            Section("New scenes", [*sheet, *video_rows(scenes.filmed)]),
-            geometry_section(made.metrics, out / "geometry.png"),
-            training_section(out / "run", "Training of Stage 1", STAGE1_SHEET),
-            training_section(out / "prior", "Training of the prior", STAGE2_SHEET),
-            Section("Go on", [Code("\n".join(commands))]),
-        ],
-    )
-
-
-def _samples_text(prior: LoadedPrior) -> str:
-    figures = prior.card["training"]
-    if not {"held_out_bits", "unigram_bits"} <= figures.keys():
-        return _SAMPLES_TEXT
-    return f"{_SAMPLES_TEXT} " + _BITS_TEXT.format(bits=figures["held_out_bits"], unigram=figures["unigram_bits"])

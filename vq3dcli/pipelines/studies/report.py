@@ -1,4 +1,4 @@
-"""Sections of a study's page: geometry beside its targets, videos, a training run."""
+"""Sections of a study's page: geometry beside its targets, videos."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vq3dcli.export.charts import number_text
-from vq3dcli.export.page import Block, Code, Media, Row, Section, Svg, Table, Text
-from vq3dcli.pipelines.run_report.curves import Record, curve, curve_names, read_metrics
+from vq3dcli.export.page import Block, Media, Row, Section, Table
 
 Metrics = Mapping[str, float]
-_FIRST_CURVES = ("loss", "bits", "held_out_bits", "l2", "l1", "depth", "perplexity", "images_per_second")
-_SHEETS = 4
-_SHEET_WIDTH_PX = 560
 _VIDEO_WIDTH_PX = 256
 
 
@@ -58,20 +54,6 @@ GEOMETRY_TARGETS: tuple[Target, ...] = (
 )
 
 
-def training_section(run: Path, title: str, sheets_text: str) -> Section:
-    """Curves, contact sheets and the recipe of a training run's folder, finished or not."""
-    records = read_metrics(run / "metrics.jsonl")
-    blocks: list[Block] = [Text("There are no metrics yet.")] if not records else [Row(_curves(records))]
-    sheets = sorted((run / "sheets").glob("*.png"))
-    if sheets:
-        blocks.append(Text(sheets_text))
-        blocks.append(Row([Media(path, path.stem, width_px=_SHEET_WIDTH_PX) for path in _spread(sheets, _SHEETS)]))
-    recipe = run / "recipe.toml"
-    if recipe.exists():
-        blocks.append(Code(recipe.read_text(errors="replace")))
-    return Section(title, blocks)
-
-
 def geometry_section(metrics: Metrics, sheet: Path | None = None) -> Section:
     """Figures of `evaluate_geometry` beside their targets, then all of them, then a contact sheet."""
     rows = [["figure", "measured", "wanted", "what it is"]]
@@ -98,16 +80,3 @@ def video_rows(rows: Sequence[tuple[Path, Path, Path]]) -> list[Row]:
         )
         for picture, video, disparity in rows
     ]
-
-
-def _curves(records: Sequence[Record]) -> list[Svg]:
-    names = curve_names(records)
-    names.sort(key=lambda name: _FIRST_CURVES.index(name) if name in _FIRST_CURVES else len(_FIRST_CURVES))
-    return [curve(name, records) for name in names]
-
-
-def _spread(items: Sequence[Path], count: int) -> list[Path]:
-    """`count` items from first to last, evenly."""
-    if len(items) <= count:
-        return list(items)
-    return [items[round(number * (len(items) - 1) / (count - 1))] for number in range(count)]
