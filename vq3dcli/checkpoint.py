@@ -74,9 +74,8 @@ class Parts(Mapping[str, dict[str, Tensor]]):
     Args:
         files: By name.
 
-    Raises:
-        DataError: On reading a part whose file is damaged or missing, or has weights that are not finite; for a part
-            that is not there.
+    Raises `DataError`: on reading a part whose file is damaged or missing, or has weights that are not finite; for a
+    part that is not there.
     """
 
     def __init__(self, files: Mapping[str, Path]) -> None:
@@ -108,8 +107,7 @@ def read_checkpoint(folder: Path, *, check: Collection[str] | None = None) -> tu
         check: Parts whose every byte is read and compared with the manifest, whose own hash is always compared; None
             for all of them.
 
-    Raises:
-        DataError: Names the file that is damaged or missing.
+    Raises `DataError`: names the file that is damaged or missing.
     """
     path = folder / MANIFEST
     try:

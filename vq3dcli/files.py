@@ -137,9 +137,8 @@ def cut_name(text: str, most_bytes: int = MOST_STEM_BYTES) -> str:
 def written_file(path: Path) -> Path:
     """The file that gets the bytes of `path`: where a symbolic link leads, so that the link stays a link.
 
-    Raises:
-        OutputError: A device, pipe or socket has that name, which a rename would replace; links in a circle; a name
-            that is too long.
+    Raises `OutputError`: a device, pipe or socket has that name, which a rename would replace; links in a circle; a
+    name that is too long.
     """
     try:
         mode = path.stat().st_mode

@@ -39,27 +39,19 @@ _Distance = Annotated[float, Field(ge=1e-3, le=1e4)]
 
 
 class SceneCamera(BaseModel):
-    """The canonical camera of a scene and the range that its field covers; see docs/conventions.md.
-
-    Attributes:
-        radius: Distance from the pivot.
-        fov_deg: Field of view, the same on both axes: a picture of another shape was squashed.
-        near: Nearest z_depth.
-        far: Farthest z_depth.
-        aspect: Width / height of what the camera saw.
-        mean_s: Mean of normalised disparity in an average training image, which relative maps are brought to.
-        std_s: Its standard deviation.
-    """
+    """The canonical camera of a scene and the range that its field covers; see docs/conventions.md."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    radius: _Distance
+    radius: _Distance  # distance from the pivot
+    # field of view, the same on both axes: a picture of another shape was squashed
     fov_deg: float = Field(ge=1, le=150)
-    near: _Distance
-    far: _Distance
-    aspect: float = Field(default=1.0, ge=1e-5, le=1e5)
+    near: _Distance  # nearest z_depth
+    far: _Distance  # farthest z_depth
+    aspect: float = Field(default=1.0, ge=1e-5, le=1e5)  # width / height of what the camera saw
+    # mean of normalised disparity in an average training image, which relative maps are brought to
     mean_s: float = Field(default=0.28, gt=0, lt=1)
-    std_s: float = Field(default=0.145, gt=0, lt=1)
+    std_s: float = Field(default=0.145, gt=0, lt=1)  # its standard deviation
 
     @model_validator(mode="after")
     def _near_is_nearer(self) -> SceneCamera:
@@ -101,25 +93,16 @@ class _Header(BaseModel):
 
 @dataclass(frozen=True)
 class LoadedScene:
-    """A saved scene, ready to be rendered.
+    """A saved scene, ready to be rendered."""
 
-    Attributes:
-        scene: A single one.
-        photo: What the canonical camera saw, uint8 `[3, H, W]` at the resolution it was saved with, or None.
-        camera: The canonical camera.
-        weights_sha256: Hash of the weights that made it.
-        provenance: What the file says of its making.
-        path: The file.
-        sha256: Its hash.
-    """
-
-    scene: Scene
+    scene: Scene  # a single one
+    # what the canonical camera saw, uint8 `[3, H, W]` at the resolution it was saved with, or None
     photo: Tensor | None = field(repr=False)
-    camera: SceneCamera
-    weights_sha256: str
-    provenance: dict[str, Any] = field(repr=False)
-    path: str
-    sha256: str
+    camera: SceneCamera  # the canonical camera
+    weights_sha256: str  # hash of the weights that made it
+    provenance: dict[str, Any] = field(repr=False)  # what the file says of its making
+    path: str  # the file
+    sha256: str  # its hash
 
 
 def save_scene(
@@ -143,9 +126,7 @@ def save_scene(
         aspect: Width / height of what the camera saw, where there is no photo to tell.
         codes_alone: Leave planes and field out: such a file needs the weights to be read.
 
-    Raises:
-        UsageError: Another suffix; codes alone of planes that have none.
-        OutputError, StorageError: The file cannot be written.
+    Raises `UsageError`: another suffix; codes alone of planes that have none.
     """
     camera = camera_of(weights, aspect if photo is None else photo.shape[2] / photo.shape[1])
     return write_scene(path, scene, camera, weights.sha256, provenance=provenance, photo=photo, codes_alone=codes_alone)

@@ -28,17 +28,11 @@ _CHUNK = 1 << 20
 
 
 class Seal(NamedTuple):
-    """Where the digits of a kind of file are.
+    """Where the digits of a kind of file are."""
 
-    Attributes:
-        start: Where the mark begins.
-        mark: What is in front of the digits.
-        older: What to do about a file without the mark; None: as with a damaged one.
-    """
-
-    start: int
-    mark: bytes
-    older: str | None = None
+    start: int  # where the mark begins
+    mark: bytes  # what is in front of the digits
+    older: str | None = None  # what to do about a file without the mark; None: as with a damaged one
 
 
 JSON = Seal(0, b'{\n  "file_sha256": "')
@@ -68,8 +62,7 @@ def check_seal(handle: IO[bytes], kind: Seal, *, name: str, remedy: str) -> str:
         name: What an error calls it, for example `scene (a.vq3d.safetensors)`.
         remedy: What to do about a damaged one.
 
-    Raises:
-        DataError: It is damaged, or carries no hash.
+    Raises `DataError`: it is damaged, or carries no hash.
     """
     handle.seek(0)
     actual, written, whole = _digests(handle, kind)

@@ -28,17 +28,11 @@ _DTYPES = frozenset(("F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL"))
 
 
 class TensorFile(NamedTuple):
-    """What a file holds.
+    """What a file holds."""
 
-    Attributes:
-        header: JSON values.
-        tensors: By name, on the CPU; all numbers are finite.
-        sha256: The file's hash.
-    """
-
-    header: dict[str, Any]
-    tensors: dict[str, Tensor]
-    sha256: str
+    header: dict[str, Any]  # JSON values
+    tensors: dict[str, Tensor]  # by name, on the CPU; all numbers are finite
+    sha256: str  # the file's hash
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:

@@ -86,8 +86,7 @@ class Discriminator(nn.Module):
         minibatch_group: Images that a minibatch statistic is taken over; must divide every batch; 1 for none.
         classes: Number of classes for a projection discriminator (Miyato and Koyama, ICLR 2018); 0 for unconditional.
 
-    Raises:
-        UsageError: `size_px` is not such a side.
+    Raises `UsageError`: `size_px` is not such a side.
     """
 
     def __init__(

@@ -65,23 +65,15 @@ def rows_together(prior: Prior, count: int, *, guidance: float = 1.0, memory_sha
 
 @dataclass(frozen=True)
 class Sharpening:
-    """How the prior's distribution is changed before a code is drawn.
+    """How the prior's distribution is changed before a code is drawn. Raises `UsageError`: a value out of its range."""
 
-    Attributes:
-        temperature: Divides the logits; 0 takes the most probable code.
-        top_k: Keep this many codes, the most probable ones; 0 for all.
-        top_p: Keep the fewest most probable codes that have this probability together (Holtzman et al., ICLR 2020),
-            after `temperature` and `top_k`; 1 for all.
-        guidance: g of u + g (c - u), where c and u are the logits with and without the class (Ho and Salimans, 2022);
-            1 is off, and costs nothing. 0 to 100.
-
-    Raises:
-        UsageError: A value out of its range.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
+    temperature: float = 1.0  # divides the logits; 0 takes the most probable code
+    top_k: int = 0  # keep this many codes, the most probable ones; 0 for all
+    # keep the fewest most probable codes that have this probability together (Holtzman et al., ICLR 2020), after
+    # `temperature` and `top_k`; 1 for all
     top_p: float = 1.0
+    # g of u + g (c - u), where c and u are the logits with and without the class (Ho and Salimans, 2022); 1 is off, and
+    # costs nothing. 0 to 100
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
@@ -123,8 +115,7 @@ def sample_tokens(
     Returns:
         Codes int64 `[N, L]` on the CPU.
 
-    Raises:
-        DataError: The prior's logits are not finite.
+    Raises `DataError`: the prior's logits are not finite.
     """
     assert not prior.training, "dropout would spoil the samples: prior.eval()"
     device = prior.positions.device

@@ -26,23 +26,14 @@ _STATISTICS_MOMENTUM = 0.01
 
 
 class Quantized(NamedTuple):
-    """Result of a quantisation.
+    """Result of a quantisation."""
 
-    Attributes:
-        embedding: `[B, L, D]`, unit length; carries the straight-through gradient in training.
-        codes: Code indices `[B, L]`, int64.
-        commitment: Squared distance from encoder output to (detached) code, summed over D, mean over tokens.
-        codebook: The same distance, pulling the code to the (detached) encoder output.
-        projected: Encoder outputs on the unit sphere, `[B, L, D]`, detached; revived codes are picked from them.
-        raw: Encoder outputs before normalisation, `[B, L, D]`, detached; the running statistics follow them.
-    """
-
-    embedding: Tensor
-    codes: Tensor
-    commitment: Tensor
-    codebook: Tensor
-    projected: Tensor
-    raw: Tensor
+    embedding: Tensor  # `[B, L, D]`, unit length; carries the straight-through gradient in training
+    codes: Tensor  # code indices `[B, L]`, int64
+    commitment: Tensor  # squared distance from encoder output to (detached) code, summed over D, mean over tokens
+    codebook: Tensor  # the same distance, pulling the code to the (detached) encoder output
+    projected: Tensor  # encoder outputs on the unit sphere, `[B, L, D]`, detached; revived codes are picked from them
+    raw: Tensor  # encoder outputs before normalisation, `[B, L, D]`, detached; the running statistics follow them
 
 
 class Quantizer(nn.Module):

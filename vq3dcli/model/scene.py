@@ -32,17 +32,12 @@ class Renderable(Protocol):
 
 @dataclass(frozen=True)
 class Scene:
-    """One NeRF or a batch of them.
+    """One NeRF or a batch of them."""
 
-    Attributes:
-        model: What reads the planes: an autoencoder, or the field alone of a saved scene.
-        planes: `[B, 3, P, P, C]`.
-        codes: The code indices that the planes were decoded from, `[B, L]`; L is 0 for planes that have none, such as
-            a mixture of two scenes.
-    """
-
-    model: Autoencoder | FieldModel
-    planes: Tensor
+    model: Autoencoder | FieldModel  # what reads the planes: an autoencoder, or the field alone of a saved scene
+    planes: Tensor  # `[B, 3, P, P, C]`
+    # the code indices that the planes were decoded from, `[B, L]`; L is 0 for planes that have none, such as a mixture
+    # of two scenes
     codes: Tensor
 
     def __repr__(self) -> str:
@@ -72,8 +67,7 @@ class Scene:
         Returns:
             A view a camera, or a scene.
 
-        Raises:
-            ValueError: Several scenes and another number of cameras.
+        Raises `ValueError`: several scenes and another number of cameras.
         """
         if len(camera) == 1:
             poses, intrinsics = (part.expand(len(self), -1, -1) for part in (camera.cam_to_world, camera.intrinsics))
@@ -117,8 +111,7 @@ def to_model_range(images: Tensor) -> Tensor:
 def reconstruct_scene(model: Autoencoder, images: Tensor) -> Scene:
     """Photos uint8 `[B, 3, S, S]`, at the model's image size, to NeRFs in one forward pass, through the codes.
 
-    Raises:
-        ValueError: Images of another type or shape.
+    Raises `ValueError`: images of another type or shape.
     """
     size = math.isqrt(model.encoder.positions.shape[1]) * model.patch
     if images.ndim != 4 or images.shape[1:] != (3, size, size):

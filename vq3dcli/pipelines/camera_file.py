@@ -29,23 +29,16 @@ _Coordinate = Annotated[float, Field(ge=-1e4, le=1e4)]
 
 
 class GivenCamera(BaseModel):
-    """One camera of a file.
-
-    Attributes:
-        cam_to_world: Rows of a rigid matrix, if the pose is given so.
-        yaw_deg: To the right around the pivot, otherwise.
-        distance: From the pivot; default: the model's radius.
-        fov_x_deg: Horizontal field of view; default: that of the shot.
-        fov_y_deg: Vertical; default: that of the shot, or as `fov_x_deg` with square pixels.
-    """
+    """One camera of a file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)  # no booleans
 
-    cam_to_world: list[list[_Coordinate]] | None = None
-    yaw_deg: float = Field(default=0.0, ge=-180, le=180)
+    cam_to_world: list[list[_Coordinate]] | None = None  # rows of a rigid matrix, if the pose is given so
+    yaw_deg: float = Field(default=0.0, ge=-180, le=180)  # to the right around the pivot, otherwise
     pitch_deg: float = Field(default=0.0, ge=-89, le=89)
-    distance: float | None = Field(default=None, ge=1e-3, le=1e4)
-    fov_x_deg: float | None = Field(default=None, ge=1, le=170)
+    distance: float | None = Field(default=None, ge=1e-3, le=1e4)  # from the pivot; default: the model's radius
+    fov_x_deg: float | None = Field(default=None, ge=1, le=170)  # horizontal field of view; default: that of the shot
+    # vertical; default: that of the shot, or as `fov_x_deg` with square pixels
     fov_y_deg: float | None = Field(default=None, ge=1, le=170)
 
     @model_validator(mode="after")

@@ -40,14 +40,10 @@ class _Strict(BaseModel):
 
 
 class Cut(_Strict):
-    """Where on a first view an object is.
+    """Where on a first view an object is."""
 
-    Attributes:
-        box: Left, top, right, bottom; None is the whole view.
-        z_range: Nearest and farthest z_depth of the object; None finds it by what stands out of its surroundings.
-    """
-
-    box: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
+    box: tuple[Fraction, Fraction, Fraction, Fraction] | None = None  # left, top, right, bottom; None is the whole view
+    # nearest and farthest z_depth of the object; None finds it by what stands out of its surroundings
     z_range: tuple[Distance, Distance] | None = None
 
     @model_validator(mode="after")
@@ -60,49 +56,33 @@ class Cut(_Strict):
 
 
 class Stand(Cut):
-    """Where something stands.
+    """Where something stands."""
 
-    Attributes:
-        at: The place of its foot, or several, which it visits in turn during the video; none keeps its own place
-            (a mesh: below the middle).
-        z_depth: Distance of its foot from the first camera; None stands on what the scene shows there.
-        scale: Its size against its own; of meshes, the longest side in metres.
-        rotate_deg: Turn about the vertical axis; or yaw, pitch, roll.
-        spin_deg: Further turn about the vertical axis during the video.
-        shadow: How dark its shadow on the scene is, 0 to 1.
-    """
-
+    # the place of its foot, or several, which it visits in turn during the video; none keeps its own place (a mesh:
+    # below the middle)
     at: list[Place] = Field(default=[], max_length=1000)
+    # distance of its foot from the first camera; None stands on what the scene shows there
     z_depth: Distance | None = None
+    # its size against its own; of meshes, the longest side in metres
     scale: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
-    rotate_deg: Degrees | tuple[Degrees, Degrees, Degrees] = 0.0
-    spin_deg: Degrees = 0.0
-    shadow: Fraction = 0.35
+    rotate_deg: Degrees | tuple[Degrees, Degrees, Degrees] = 0.0  # turn about the vertical axis; or yaw, pitch, roll
+    spin_deg: Degrees = 0.0  # further turn about the vertical axis during the video
+    shadow: Fraction = 0.35  # how dark its shadow on the scene is, 0 to 1
 
 
 class Insert(Stand):
-    """Something that comes from elsewhere.
+    """Something that comes from elsewhere."""
 
-    Attributes:
-        object: A photo, sample, saved scene or toy scene to cut it out of, or a mesh.
-        up: The axis of a mesh that points up.
-    """
-
-    object: str = Field(min_length=1)
-    up: Literal["y", "z"] = "y"
+    object: str = Field(min_length=1)  # a photo, sample, saved scene or toy scene to cut it out of, or a mesh
+    up: Literal["y", "z"] = "y"  # the axis of a mesh that points up
 
 
 class Composition(_Strict):
-    """A scene and what is done to it.
-
-    Attributes:
-        scene: A photo, sample, saved scene or toy scene.
-        weights_sha256: The weights it was made with, for a warning if others are used.
-    """
+    """A scene and what is done to it."""
 
     format_version: Literal[1] = 1
-    scene: str = Field(min_length=1)
-    weights_sha256: str | None = None
+    scene: str = Field(min_length=1)  # a photo, sample, saved scene or toy scene
+    weights_sha256: str | None = None  # the weights it was made with, for a warning if others are used
     delete: list[Cut] = Field(default=[], max_length=1000)
     move: list[Stand] = Field(default=[], max_length=1000)
     insert: list[Insert] = Field(default=[], max_length=1000)
@@ -150,11 +130,7 @@ def check_place(path: Path) -> None:
 
 
 def write_composition(path: Path, composition: Composition) -> None:
-    """Write a composition file, atomically; names of files become relative to its folder.
-
-    Raises:
-        OutputError, StorageError: It cannot be written.
-    """
+    """Write a composition file, atomically; names of files become relative to its folder."""
     # Folders without symbolic links: ".." of a linked one is not where its name stands.
     folder = path.parent.resolve()
     relative = _renamed(

@@ -26,19 +26,12 @@ _LOADERS: dict[str, Callable[[Path], object]] = {"stage1": load_weights, "stage2
 
 @dataclass
 class Inspection:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        kind: What it is.
-        facts: Figures and names, as JSON values.
-        problems: What is damaged, one line each; looked for only if asked to.
-        notes: What is good to know, one line each.
-    """
-
-    kind: Kind
-    facts: dict[str, Any] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    kind: Kind  # what it is
+    facts: dict[str, Any] = field(default_factory=dict)  # figures and names, as JSON values
+    problems: list[str] = field(default_factory=list)  # what is damaged, one line each; looked for only if asked to
+    notes: list[str] = field(default_factory=list)  # what is good to know, one line each
 
 
 def inspect(path: str, *, verify: bool = False, progress: Progress = lambda done, total: None) -> Inspection:

@@ -85,7 +85,6 @@ def tokenize(
             one image on both sides of a held-out split; or `out` was made otherwise.
         InputMissingError, DataError: The shards are missing, unfinished or damaged, or the codes do not fit 16 bits.
         StoppedError: Another process is writing there, or one that writes the same part.
-        OutputError, StorageError: It cannot be written.
     """
     model = weights.recipe.model
     if model.codebook_size > MAX_CODEBOOK_SIZE:

@@ -46,39 +46,25 @@ _log = logging.getLogger(__name__)
 
 
 class Gaze(BaseModel):
-    """Whence and how one looks; the page sends it.
-
-    Attributes:
-        yaw: To the right around the pivot, in radians.
-        pitch: Up.
-        zoom: How much closer than at first.
-        disparity: Whether disparity is shown instead of colours.
-    """
+    """Whence and how one looks; the page sends it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
-    yaw: float = Field(ge=-math.pi, le=math.pi)
-    pitch: float = Field(ge=-math.pi, le=math.pi)
-    zoom: float = Field(default=1.0, ge=1.0, le=MOST_ZOOM)
+    yaw: float = Field(ge=-math.pi, le=math.pi)  # to the right around the pivot, in radians
+    pitch: float = Field(ge=-math.pi, le=math.pi)  # up
+    zoom: float = Field(default=1.0, ge=1.0, le=MOST_ZOOM)  # how much closer than at first
     detail: Detail
-    disparity: bool = False
+    disparity: bool = False  # whether disparity is shown instead of colours
 
 
 class Way(NamedTuple):
-    """One of the ways to show a scene.
+    """One of the ways to show a scene."""
 
-    Attributes:
-        render: What a camera sees; the second argument says whether it moves.
-        size: Height and width where it rests.
-        in_bands: Whether parts of a picture are the same as in the whole one.
-        shown: The range of s that the colours of disparity span.
-    """
-
-    render: Callable[[Camera, bool], SceneView]
+    render: Callable[[Camera, bool], SceneView]  # what a camera sees; the second argument says whether it moves
     vantage: Vantage
-    size: tuple[int, int]
-    in_bands: bool
-    shown: tuple[float, float]
+    size: tuple[int, int]  # height and width where it rests
+    in_bands: bool  # whether parts of a picture are the same as in the whole one
+    shown: tuple[float, float]  # the range of s that the colours of disparity span
 
 
 @dataclass(frozen=True)
@@ -102,8 +88,7 @@ class LiveScene:
     def picture(self, gaze: Gaze, *, whole: bool, wanted: Callable[[], bool] = lambda: True) -> Tensor | None:
         """What is seen, uint8 `[3, H, W]`: whole, or small and at once; None when it is `wanted` no more.
 
-        Raises:
-            UsageError: See `camera`.
+        Raises `UsageError`: see `camera`.
         """
         way, camera = self.ways[self._known(gaze)], self.camera(gaze, whole=whole)
         rows = _BAND_PX if whole and way.in_bands else camera.height_px
@@ -117,11 +102,7 @@ class LiveScene:
         return torch.cat([view.rgb[0] for view in views], 1)
 
     def camera(self, gaze: Gaze, *, whole: bool = True) -> Camera:
-        """The camera of a gaze.
-
-        Raises:
-            UsageError: It lies beyond the bound, or there is no such detail.
-        """
+        """The camera of a gaze. Raises `UsageError`: it lies beyond the bound, or there is no such detail."""
         way = self.ways[self._known(gaze)]
         bound_rad, angle_rad = way.vantage.bound_rad, math.hypot(gaze.yaw, gaze.pitch)
         if angle_rad > bound_rad + _ROUNDING_RAD:
@@ -135,12 +116,7 @@ class LiveScene:
         return camera
 
     def save_still(self, gaze: Gaze) -> Path:
-        """Save the whole picture as a PNG of a new name.
-
-        Raises:
-            UsageError: See `camera`.
-            OutputError, StorageError: It cannot be written.
-        """
+        """Save the whole picture as a PNG of a new name. Raises `UsageError`: see `camera`."""
         picture = self.picture(gaze, whole=True)
         assert picture is not None
         path = self._free_name("_view", ".png")
@@ -177,8 +153,7 @@ def open_live(text: str, look: Look, task: Task, *, size_px: int | None, amplitu
 
     `look` may leave the photo's own pixels out, and the output of `task` is a folder.
 
-    Raises:
-        Vq3dError: Options or an input that do not fit, or cannot be read.
+    Raises `Vq3dError`: options or an input that do not fit, or cannot be read.
     """
     refuse_stdout(task.output, "view")
     check_limits((("--size", size_px, 16, MAX_SIZE_PX), ("--amplitude", amplitude_deg, 0.5, 60.0)))

@@ -60,8 +60,7 @@ class ViewServer(socketserver.ThreadingTCPServer):
         scene: What is shown.
         port: Of this machine; 0 takes one that is free.
 
-    Raises:
-        UnavailableError: The port is in use.
+    Raises `UnavailableError`: the port is in use.
     """
 
     allow_reuse_address = True

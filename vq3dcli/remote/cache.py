@@ -54,8 +54,8 @@ def local_copy(url: str) -> Path:
     A last part with an ending, or a `pipe:` without `{}`, is a file; numbers as in `shard-{000000..000127}.tar` are
     files in one folder; anything else is a folder of shards.
 
-    Raises:
-        InputMissingError, UnavailableError, DataError, StorageError: As `fetch`; it is larger than the cache.
+    Raises `InputMissingError`, `UnavailableError`, `DataError` or `StorageError`: as `fetch`; it is larger than the
+    cache.
     """
     if url.startswith("pipe:"):
         return mirror(url) if "{}" in url else _file(url, _place(url))
@@ -70,8 +70,7 @@ def local_copy(url: str) -> Path:
 def mirror(url: str) -> Path:
     """A folder that stands for the shards at an address: what is read of it comes by `ensure`.
 
-    Raises:
-        InputMissingError, UnavailableError: There are none, or the network fails.
+    Raises `InputMissingError` or `UnavailableError`: there are none, or the network fails.
     """
     make_folder(cache_folder())
     with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=".") as scratch:
@@ -103,8 +102,7 @@ def address(path: Path) -> str | None:
 def ensure(path: Path, *, sha256: str = "", size: int | None = None) -> bool:
     """Fetch a file of a mirror unless it is there; false for a path that is in none.
 
-    Raises:
-        InputMissingError, UnavailableError, DataError, StorageError: As `fetch`.
+    Raises `InputMissingError`, `UnavailableError`, `DataError` or `StorageError`: as `fetch`.
     """
     url = address(path)
     if url is None or path.exists():

@@ -93,7 +93,6 @@ def fetch(
         InputMissingError: There is no such file.
         UnavailableError: Access is refused, a program or package is missing, or it still failed at the last try.
         DataError: The bytes are not those of `sha256` or `size`.
-        OutputError, StorageError: They cannot be written.
     """
     make_folder(path.parent)
     with atomic_path(path) as temporary, temporary.open("w+b") as file:

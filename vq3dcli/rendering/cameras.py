@@ -38,15 +38,10 @@ DEPTH_RANGE = DepthRange()
 
 @dataclass(frozen=True)
 class Camera:
-    """A batch of pinhole cameras that share one image size.
+    """A batch of pinhole cameras that share one image size."""
 
-    Attributes:
-        cam_to_world: Rigid transforms `[B, 4, 4]`.
-        intrinsics: `[B, 3, 3]` in pixels, principal point with pixel centres at +0.5.
-    """
-
-    cam_to_world: Tensor
-    intrinsics: Tensor
+    cam_to_world: Tensor  # rigid transforms `[B, 4, 4]`
+    intrinsics: Tensor  # `[B, 3, 3]` in pixels, principal point with pixel centres at +0.5
     height_px: int
     width_px: int
 
@@ -71,15 +66,10 @@ class Camera:
 
 @dataclass(frozen=True)
 class Rays:
-    """Rays whose direction has a camera-z component of 1, so that `origin + z_depth * direction` is a point.
+    """Rays whose direction has a camera-z component of 1, so that `origin + z_depth * direction` is a point."""
 
-    Attributes:
-        origin: World positions `[B, N, 3]`.
-        direction: World directions `[B, N, 3]`, not unit length.
-    """
-
-    origin: Tensor
-    direction: Tensor
+    origin: Tensor  # world positions `[B, N, 3]`
+    direction: Tensor  # world directions `[B, N, 3]`, not unit length
 
     def __getitem__(self, index: slice | Tensor) -> Rays:
         """Some of the rays of every camera."""

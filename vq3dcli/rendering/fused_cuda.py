@@ -184,17 +184,11 @@ def _look(
 
 @dataclass(frozen=True)
 class CudaField(RayField):
-    """A scene on a GPU; points are looked up by tensor operations.
+    """A scene on a GPU; points are looked up by tensor operations."""
 
-    Attributes:
-        scene: From `fused.pack`.
-        exact: The same by tensor operations.
-        device: Where planes and rays are.
-    """
-
-    scene: fused.Packed
-    exact: Field
-    device: torch.device
+    scene: fused.Packed  # from `fused.pack`
+    exact: Field  # the same by tensor operations
+    device: torch.device  # where planes and rays are
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """See `Field`."""

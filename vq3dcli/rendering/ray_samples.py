@@ -14,15 +14,10 @@ from vq3dcli.rendering.cameras import DepthRange, z_depth_from_s
 
 
 class RaySamples(NamedTuple):
-    """Intervals that follow each other on rays.
+    """Intervals that follow each other on rays."""
 
-    Attributes:
-        edges_s: The fenceposts `[..., S + 1]`.
-        s: Where in each interval the field is asked, `[..., S]`.
-    """
-
-    edges_s: Tensor
-    s: Tensor
+    edges_s: Tensor  # the fenceposts `[..., S + 1]`
+    s: Tensor  # where in each interval the field is asked, `[..., S]`
 
     def lengths(self, depth_range: DepthRange) -> Tensor:
         """Extent of each interval in z_depth, `[..., S]`."""

@@ -16,17 +16,11 @@ from vq3dcli.rendering.render import Field, render
 
 
 class SceneView(NamedTuple):
-    """What cameras see.
+    """What cameras see."""
 
-    Attributes:
-        rgb: uint8 `[V, 3, H, W]`.
-        s: Expected normalised disparity `[V, H, W]` in [0, 1].
-        weight_variance: Variance of s under the rendering weights `[V, H, W]`.
-    """
-
-    rgb: Tensor
-    s: Tensor
-    weight_variance: Tensor
+    rgb: Tensor  # uint8 `[V, 3, H, W]`
+    s: Tensor  # expected normalised disparity `[V, H, W]` in [0, 1]
+    weight_variance: Tensor  # variance of s under the rendering weights `[V, H, W]`
 
 
 ViewOf = Callable[[Camera], SceneView]

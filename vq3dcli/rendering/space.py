@@ -40,19 +40,12 @@ Space = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Frustum:
-    """What the canonical camera sees; as a mapping (x/z / tan(fov/2), y/z / tan(fov/2), 1 - 2 s).
+    """What the canonical camera sees; as a mapping (x/z / tan(fov/2), y/z / tan(fov/2), 1 - 2 s)."""
 
-    Attributes:
-        radius: Distance of the canonical camera from the origin, on -z; it looks along +z.
-        fov_rad: Its field of view on both axes, whatever the shape of the picture.
-        depth_range: Nearest and farthest z_depth.
-        aspect: Width / height of what the picture shows; the world is squeezed by it where it is not 1.
-    """
-
-    radius: float = CAMERA_RADIUS
-    fov_rad: float = FOV_RAD
-    depth_range: DepthRange = DEPTH_RANGE
-    aspect: float = 1.0
+    radius: float = CAMERA_RADIUS  # distance of the canonical camera from the origin, on -z; it looks along +z
+    fov_rad: float = FOV_RAD  # its field of view on both axes, whatever the shape of the picture
+    depth_range: DepthRange = DEPTH_RANGE  # nearest and farthest z_depth
+    aspect: float = 1.0  # width / height of what the picture shows; the world is squeezed by it where it is not 1
 
     @property
     def tangent(self) -> float:

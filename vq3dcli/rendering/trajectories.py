@@ -49,8 +49,7 @@ def trajectory(
         fov_rad: Horizontal field of view, in (0, pi).
         fov_y_rad: Vertical field of view; default: what square pixels give.
 
-    Raises:
-        ValueError: An unknown name or a value out of range.
+    Raises `ValueError`: an unknown name or a value out of range.
     """
     if name not in PATHS:
         raise ValueError(f"unknown camera path {name!r}, know {', '.join(PATHS)}")

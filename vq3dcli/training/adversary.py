@@ -185,8 +185,7 @@ class Adversary:
         device: Where to compute; the CPU by default.
         ranks: This process among those of the run; alone by default.
 
-    Raises:
-        RecipeError: Minibatch groups that ranks would cut, or class-conditional discriminators without classes.
+    Raises `RecipeError`: minibatch groups that ranks would cut, or class-conditional discriminators without classes.
     """
 
     def __init__(
@@ -259,8 +258,7 @@ class Adversary:
             `fake_score`, `accuracy`, `sign` (r_t), `r1` (the last penalty), `probability` (of adaptive augmentation)
             and `gradient_norm`.
 
-        Raises:
-            DivergedError: A loss or gradient is not finite, on every rank; neither discriminator was changed.
+        Raises `DivergedError`: a loss or gradient is not finite, on every rank; neither discriminator was changed.
         """
         with_r1 = self.settings.r1 > 0 and (images_seen // self.images_per_step) % self.settings.r1_every_steps == 0
         steps = [(each, each.compute_gradients(micro_batches, with_r1=with_r1)) for each in self.discriminators]

@@ -38,23 +38,14 @@ _ADAPTABLE = ("image_size", "codebook_size", "auxiliary_head")
 
 @dataclass(frozen=True)
 class Initialised:
-    """Where the weights came from and what became of them.
+    """Where the weights came from and what became of them."""
 
-    Attributes:
-        path: The weights file.
-        sha256: Its hash.
-        ancestors: Hashes of the weights that it began from itself, the nearest first.
-        codes_of: Hashes of the weights files whose codes mean the same in it, its own first.
-        adapted: Tensors that were resampled, cut or extended.
-        fresh: Tensors that keep their random start.
-    """
-
-    path: str
-    sha256: str
-    ancestors: tuple[str, ...]
-    codes_of: tuple[str, ...]
-    adapted: tuple[str, ...]
-    fresh: tuple[str, ...]
+    path: str  # the weights file
+    sha256: str  # its hash
+    ancestors: tuple[str, ...]  # hashes of the weights that it began from itself, the nearest first
+    codes_of: tuple[str, ...]  # hashes of the weights files whose codes mean the same in it, its own first
+    adapted: tuple[str, ...]  # tensors that were resampled, cut or extended
+    fresh: tuple[str, ...]  # tensors that keep their random start
 
 
 @torch.no_grad()
@@ -112,8 +103,7 @@ def freeze_codes(model: Autoencoder, start: Initialised | None = None) -> None:
         model: Its weights in place.
         start: Where they came from, to check; None where a run goes on.
 
-    Raises:
-        RecipeError: The codes are untrained, or those of another image size or codebook size.
+    Raises `RecipeError`: the codes are untrained, or those of another image size or codebook size.
     """
     if not bool(model.quantizer.active):
         raise RecipeError(

@@ -102,30 +102,18 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Guard:
-    """A figure, its range, and what to say when it leaves it.
+    """A figure, its range, and what to say when it leaves it."""
 
-    Attributes:
-        name: What is wrong, in a few words; unique among the guards of a run.
-        figure: Its key in the records; what a message calls it where `measure` is given.
-        cause: The likely cause.
-        remedy: What to try.
-        low: Least healthy value.
-        high: Greatest healthy value.
-        records: Consecutive records out of range before it speaks, and in range before it has recovered.
-        from_images: Not evaluated before so many images.
-        relative: The range is of the ratio to the figure's own past, a geometric running mean.
-        measure: The figure of a record, None where the record says nothing; by default the number under its key.
-    """
-
-    name: str
-    figure: str
-    cause: str
-    remedy: str
-    low: float = -math.inf
-    high: float = math.inf
-    records: int = 3
-    from_images: int = 0
-    relative: bool = False
+    name: str  # what is wrong, in a few words; unique among the guards of a run
+    figure: str  # its key in the records; what a message calls it where `measure` is given
+    cause: str  # the likely cause
+    remedy: str  # what to try
+    low: float = -math.inf  # least healthy value
+    high: float = math.inf  # greatest healthy value
+    records: int = 3  # consecutive records out of range before it speaks, and in range before it has recovered
+    from_images: int = 0  # not evaluated before so many images
+    relative: bool = False  # the range is of the ratio to the figure's own past, a geometric running mean
+    # the figure of a record, None where the record says nothing; by default the number under its key
     measure: Callable[[Record], float | None] | None = None
 
 

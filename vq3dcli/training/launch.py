@@ -64,8 +64,7 @@ class RankLostError(Vq3dError):
 def started_ranks() -> int:
     """How many processes share this run: what torchrun, or `launch`, says in the environment; 1 where nobody does.
 
-    Raises:
-        UsageError: A part of what it says is missing, or is no number.
+    Raises `UsageError`: a part of what it says is missing, or is no number.
     """
     said = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_PORT", "MASTER_ADDR")}
     if said["WORLD_SIZE"] in ("", "1"):

@@ -57,26 +57,17 @@ class NovelViews(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What a step needs to know.
+    """What a step needs to know."""
 
-    Attributes:
-        loss: The total, to be differentiated.
-        terms: Its unweighted terms and other figures by name, scalars, detached.
-        relief: Spread of rendered over labelled disparity, summed over images with a label, and their number: `[2]`.
-            Labels that are fitted to the rendering say nothing and do not count.
-        codes: Code indices `[B, L]`.
-        projected: Encoder outputs on the sphere `[B, L, D]`, detached.
-        raw: Encoder outputs before normalisation `[B, L, D]`, detached.
-        views: What the discriminators are shown next, detached; None before their start.
-    """
-
-    loss: Tensor
-    terms: dict[str, Tensor]
+    loss: Tensor  # the total, to be differentiated
+    terms: dict[str, Tensor]  # its unweighted terms and other figures by name, scalars, detached
+    # spread of rendered over labelled disparity, summed over images with a label, and their number: `[2]`. Labels that
+    # are fitted to the rendering say nothing and do not count
     relief: Tensor
-    codes: Tensor
-    projected: Tensor
-    raw: Tensor
-    views: AdversarialViews | None
+    codes: Tensor  # code indices `[B, L]`
+    projected: Tensor  # encoder outputs on the sphere `[B, L, D]`, detached
+    raw: Tensor  # encoder outputs before normalisation `[B, L, D]`, detached
+    views: AdversarialViews | None  # what the discriminators are shown next, detached; None before their start
 
 
 class Stage1Objective(nn.Module):

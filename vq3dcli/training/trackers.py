@@ -33,19 +33,14 @@ _WANDB_LOGIN_S = 60
 
 @dataclass
 class Tracker:
-    """Who is told of a run; the first failure is a warning, and the last word.
+    """Who is told of a run; the first failure is a warning, and the last word."""
 
-    Attributes:
-        kind: Its name, for the warning.
-        write_figures: Takes images seen and figures by name.
-        write_sheet: Takes images seen and the path of a picture that has been written.
-        end: Writes out what is pending; takes whether the run failed.
-    """
-
-    kind: str
+    kind: str  # its name, for the warning
+    # takes images seen and figures by name
     write_figures: Callable[[int, dict[str, float]], object] = lambda images_seen, figures: None
+    # takes images seen and the path of a picture that has been written
     write_sheet: Callable[[int, Path], object] = lambda images_seen, path: None
-    end: Callable[[bool], object] = lambda failed: None
+    end: Callable[[bool], object] = lambda failed: None  # writes out what is pending; takes whether the run failed
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Figures by name, one of them `images_seen`; what is neither number nor truth value is passed over."""

@@ -47,21 +47,13 @@ class Compared(NamedTuple):
 
 @dataclass(frozen=True)
 class AdversarialViews:
-    """What both discriminators are shown for one batch of a rank.
+    """What both discriminators are shown for one batch of a rank."""
 
-    Attributes:
-        main: At the photo's camera, or None where that discriminator is off.
-        novel: Beside it, or None.
-        index: Global sample indices, int64 `[B]`.
-        class_index: `[B]`, -1 for no class.
-        labelled: Whether an image has a disparity label, bool `[B]`.
-    """
-
-    main: Compared | None
-    novel: Compared | None
-    index: Tensor
-    class_index: Tensor
-    labelled: Tensor
+    main: Compared | None  # at the photo's camera, or None where that discriminator is off
+    novel: Compared | None  # beside it, or None
+    index: Tensor  # global sample indices, int64 `[B]`
+    class_index: Tensor  # `[B]`, -1 for no class
+    labelled: Tensor  # whether an image has a disparity label, bool `[B]`
 
     def detached(self) -> AdversarialViews:
         """The same without graphs, for the discriminators' own step."""

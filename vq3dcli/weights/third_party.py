@@ -60,7 +60,6 @@ def read_state_dict(path: Path, sha256: str) -> dict[str, Tensor]:
 
     Raises:
         InputMissingError: There is no such file, or it may not be read.
-        StorageError: The disk fails.
         UnsafeFileError: It is not the file of that SHA-256.
         DataError: It holds something else than named tensors.
     """
@@ -88,8 +87,7 @@ def read_state_dict(path: Path, sha256: str) -> dict[str, Tensor]:
 def package_file(package: str, inside: str, *, purpose: str, remedy: str) -> Path:
     """Path of a file inside an installed package's folder, without importing the package.
 
-    Raises:
-        UnavailableError: The package or its file is missing; says its `purpose` and the `remedy`.
+    Raises `UnavailableError`: the package or its file is missing; says its `purpose` and the `remedy`.
     """
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations if spec is not None else None) or ():
@@ -106,9 +104,7 @@ def cached_path(file: PublishedFile) -> Path:
 def cached_file(file: PublishedFile, *, purpose: str, remedy: str) -> Path:
     """`file` at its `cached_path`, fetched if it is not there.
 
-    Raises:
-        UnavailableError: It cannot be fetched; says its `purpose`, the address, and what else to do, one clause.
-        OutputError, StorageError: It cannot be written.
+    Raises `UnavailableError`: it cannot be fetched; says its `purpose`, the address, and what else to do, one clause.
     """
     path = cached_path(file)
     if path.is_file():

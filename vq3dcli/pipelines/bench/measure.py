@@ -85,27 +85,16 @@ class Result(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What can be measured.
+    """What can be measured."""
 
-    Attributes:
-        what: Its name.
-        act: Our way; the first call is not measured, so that it may compile.
-        things: How many one call makes.
-        unit: Their name, plural.
-        baseline: Name of the other way, if there is one.
-        other: That way.
-        agreement: Of what both give.
-        things_there: How many a call of the other way makes, if not as many.
-    """
-
-    what: str
-    act: Callable[[], Any]
-    things: int
-    unit: str
-    baseline: str | None = None
-    other: Callable[[], Any] = lambda: None
-    agreement: Callable[[Any, Any], Gate] = lambda ours, theirs: Gate("none", math.nan, 0.0)
-    things_there: int | None = None
+    what: str  # its name
+    act: Callable[[], Any]  # our way; the first call is not measured, so that it may compile
+    things: int  # how many one call makes
+    unit: str  # their name, plural
+    baseline: str | None = None  # name of the other way, if there is one
+    other: Callable[[], Any] = lambda: None  # that way
+    agreement: Callable[[Any, Any], Gate] = lambda ours, theirs: Gate("none", math.nan, 0.0)  # of what both give
+    things_there: int | None = None  # how many a call of the other way makes, if not as many
 
 
 def measure(work: Work, rounds: int, device: torch.device) -> Result:

@@ -25,17 +25,11 @@ _HEADING = ("work", "s", "a second", "MB", "baseline", "s", "MB", "ratio", "leas
 
 
 class Measured(NamedTuple):
-    """Everything.
+    """Everything."""
 
-    Attributes:
-        metrics: Figures, nested by subject.
-        table: The same for a reader, the first row the heading.
-        missed: Works whose two ways do not agree.
-    """
-
-    metrics: dict[str, Any]
-    table: list[tuple[object, ...]]
-    missed: list[str]
+    metrics: dict[str, Any]  # figures, nested by subject
+    table: list[tuple[object, ...]]  # the same for a reader, the first row the heading
+    missed: list[str]  # works whose two ways do not agree
 
 
 def run(

@@ -47,9 +47,7 @@ def write_run_report(run: Path) -> Path:
     Args:
         run: The folder that `--out` of a training command names.
 
-    Raises:
-        InputMissingError: There is no such folder.
-        OutputError, StorageError: The page cannot be written.
+    Raises `InputMissingError`: there is no such folder.
     """
     if not run.is_dir():
         raise InputMissingError(f"no such run ({run})", remedy="the folder that --out named")
