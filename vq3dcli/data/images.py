@@ -115,7 +115,10 @@ def _decoded(data: bytes, *, name: str, apply_orientation: bool, scratch: bool) 
         if "allocate memory" in str(error):  # torch's own exception for it is a RuntimeError
             raise MemoryError(str(error)) from error
         # Pillow's decoders raise almost any type on damaged bytes: OSError, SyntaxError, struct.error, IndexError...
-        raise _undecodable(name, str(error) or type(error).__name__) from error
+        reason = str(error) or type(error).__name__
+        raise DataError(
+            f"cannot decode image ({name}): {reason}", remedy="another copy, or save it again as PNG or JPEG"
+        ) from error
 
 
 def read_file(path: Path) -> bytes:
@@ -200,10 +203,6 @@ def _encode(image: Tensor, image_format: str, **options: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(buffer, image_format, **options)
     return buffer.getvalue()
-
-
-def _undecodable(name: str, reason: str) -> DataError:
-    return DataError(f"cannot decode image ({name}): {reason}", remedy="another copy, or save it again as PNG or JPEG")
 
 
 def _decode(data: bytes, apply_orientation: bool, scratch: bool) -> Tensor:

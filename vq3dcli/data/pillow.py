@@ -14,7 +14,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -101,8 +101,12 @@ def open_header(data: bytes) -> Image.Image:
     _limit_pixels("WEBP", _webp_pixels(data))
     with _without_warnings():
         try:
-            if _is_heic(data):
-                return _open_heic(data)
+            if (brands := _brands(data)) & _HEIC_BRANDS and b"avif" not in brands:
+                try:
+                    from pillow_heif import HeifImageFile
+                except ImportError as error:
+                    raise ValueError("HEIC needs pillow-heif: pip install 'vq3d[heic]', or save it as JPEG") from error
+                return cast(Image.Image, HeifImageFile(io.BytesIO(data)))
             return Image.open(io.BytesIO(data), formats=_PILLOWS_FORMATS)
         except Image.DecompressionBombError as error:
             raise TooManyPixelsError(f"over the limit of {MAX_PIXELS // 10**6} megapixels") from error
@@ -129,7 +133,12 @@ def oriented(pixels: Tensor, orientation: int) -> Tensor:
 
 def pixels_of(image: Image.Image) -> Tensor:
     """Pixels of an image of any mode as sRGB: uint8 `[1, 3, H, W]`, channels last in memory."""
-    pixels = _memory(image.height * image.width * 3).view(image.height, image.width, 3)
+    size = image.height * image.width * 3
+    mapped = size > _OWN_MAPPING_BYTES
+    memory = (
+        torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8) if mapped else torch.empty(size, dtype=torch.uint8)
+    )
+    pixels = memory.view(image.height, image.width, 3)
     profile = image.info.get("icc_profile") or b""
     rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
@@ -173,14 +182,6 @@ def _webp_pixels(data: bytes) -> int:
         bits = int.from_bytes(data[21:25], "little")
         return (1 + (bits & 0x3FFF)) * (1 + (bits >> 14 & 0x3FFF))
     return int.from_bytes(data[26:28], "little") * int.from_bytes(data[28:30], "little")
-
-
-def _memory(size: int) -> Tensor:
-    return (
-        torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
-        if size > _OWN_MAPPING_BYTES
-        else torch.empty(size, dtype=torch.uint8)
-    )
 
 
 def _rgb(image: Image.Image, profile: bytes) -> Image.Image:
@@ -239,26 +240,12 @@ def _without_texts(data: bytes) -> tuple[bytes, bytes]:
     return b"".join(parts), profile
 
 
-def _is_heic(data: bytes) -> bool:
-    brands = _brands(data)
-    return bool(brands & _HEIC_BRANDS) and b"avif" not in brands
-
-
 def _brands(data: bytes) -> set[bytes]:
     """Of a file in the ISO base media format (ISO/IEC 14496-12, 4.3); nothing for others."""
     if data[4:8] != b"ftyp":
         return set()
     end = min(int.from_bytes(data[:4], "big"), 256)
     return {data[8:12], *(data[at : at + 4] for at in range(16, end, 4))}
-
-
-def _open_heic(data: bytes) -> Image.Image:
-    try:
-        from pillow_heif import HeifImageFile
-    except ImportError as error:
-        raise ValueError("HEIC needs pillow-heif: pip install 'vq3d[heic]', or save it as JPEG") from error
-    image: Image.Image = HeifImageFile(io.BytesIO(data))
-    return image
 
 
 def _unknown(data: bytes) -> str:

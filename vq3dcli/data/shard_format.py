@@ -157,11 +157,6 @@ def view_extensions(number: int) -> tuple[str, str]:
     return f"view{number}.png", f"view{number}.{DISPARITY_EXTENSION}"
 
 
-def has_views(sample: SampleEntry, views: int) -> bool:
-    """Whether a sample has as many views as its manifest says."""
-    return all(extension in sample.members for number in range(views) for extension in view_extensions(number))
-
-
 def shard_name(number: int) -> str:
     """`shard-000000` for number 0, without a suffix."""
     return f"shard-{number:06d}"

@@ -36,10 +36,10 @@ from vq3dcli.data.shard_format import (
     SampleEntry,
     ShardEntry,
     ShardIndex,
-    has_views,
     parse_record,
     read_record_bytes,
     sample_key,
+    view_extensions,
 )
 from vq3dcli.errors import DataError, InputMissingError, OutputError, StorageError, UnavailableError
 from vq3dcli.files import sha256_bytes, write_bytes
@@ -166,7 +166,12 @@ def read_shard_index(folder: Path, listed: ShardEntry, manifest: Manifest) -> Sh
         wrong = "members beyond the end of the shard"
     elif any(sample.class_index is not None and sample.class_index >= classes for sample in index.samples):
         wrong = f"classes beyond {classes}"
-    elif not all(has_views(sample, manifest.views) for sample in index.samples):
+    elif any(
+        extension not in s.members
+        for s in index.samples
+        for v in range(manifest.views)
+        for extension in view_extensions(v)
+    ):
         wrong = f"samples without the {manifest.views} views of the manifest"
     elif not all(s.key[:18].isdecimal() and sample_key(int(s.key[:18])) == s.key for s in index.samples):
         wrong = "keys that are no positions"

@@ -25,7 +25,7 @@ from vq3dcli.rendering.cameras import CAMERA_RADIUS
 
 Kind = Literal["open", "wall", "room", "table", "close"]
 
-_KINDS: tuple[tuple[Kind, float], ...] = (
+KINDS: tuple[tuple[Kind, float], ...] = (
     ("open", 0.22),
     ("wall", 0.11),
     ("room", 0.14),
@@ -55,11 +55,6 @@ class Layout(NamedTuple):
     brightness: tuple[float, float] = (0.28, 0.62)  # least and largest mean level of the picture
     least_share: float = 0.03  # of the picture that the main model must cover
     least_contrast: float = 0.04  # deviation that the picture's levels must have
-
-
-def draw_layout(library: Library, dice: Dice, *, fov_rad: float) -> Layout:
-    """Draw a scene; whether it makes a picture is for the caller to see."""
-    return Draft(library, dice, drawn_kind(dice, _KINDS), fov_rad).draw()
 
 
 def drawn_kind(dice: Dice, kinds: Sequence[tuple[Kind, float]]) -> Kind:

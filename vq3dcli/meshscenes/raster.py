@@ -50,11 +50,6 @@ class Triangles(NamedTuple):
     part: Ints  # what it belongs to, int32 `[T]`
 
 
-def first_triangles(triangles: Triangles, count: int) -> Triangles:
-    """The first `count` of them."""
-    return Triangles._make(column[:count] for column in triangles)
-
-
 class Visible(NamedTuple):
     """What rays meet first."""
 

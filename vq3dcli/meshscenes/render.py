@@ -19,16 +19,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from vq3dcli.meshscenes.layout import Draft, Kind, Layout, draw_layout, drawn_kind
+from vq3dcli.meshscenes.layout import KINDS, Draft, Kind, Layout, drawn_kind
 from vq3dcli.meshscenes.library import Dice, Library
-from vq3dcli.meshscenes.raster import Bytes, Floats, Singles, Visible, first_triangles, visible
+from vq3dcli.meshscenes.raster import Bytes, Floats, Singles, Triangles, Visible, visible
 from vq3dcli.meshscenes.rooms import RoomDraft
 from vq3dcli.meshscenes.shading import ShadowMap, defocused, mean_of_blocks, shade, shadow_map
 from vq3dcli.meshscenes.varied import TableDraft, VariedDraft
 from vq3dcli.rendering.cameras import CAMERA_RADIUS, FAR, FOV_RAD, NEAR, pivot_pose
 
 # Close-ups are refused more often than others: three of ten are left.
-_KINDS: tuple[tuple[Kind, float], ...] = (
+_VARIED_KINDS: tuple[tuple[Kind, float], ...] = (
     ("open", 0.19),
     ("wall", 0.08),
     ("room", 0.23),
@@ -91,23 +91,20 @@ def sample_scene(library: Library, index: int, *, seed: int, purpose: str = "tra
     name = f"meshscenes{'-varied' if varied else ''}/{purpose}"
     for attempt in range(_TRIES):
         dice = Dice(seed, f"{name}/{attempt}", index)
-        layout = _draw_varied(library, dice) if varied else draw_layout(library, dice, fov_rad=FOV_RAD)
-        scene = _finished(layout, novel=not varied, forgiving=attempt == _TRIES - 1)
+        draft = _varied(library, dice) if varied else Draft(library, dice, drawn_kind(dice, KINDS), FOV_RAD)
+        scene = _finished(draft.draw(), novel=not varied, forgiving=attempt == _TRIES - 1)
         if scene is not None:
             return scene
     raise AssertionError("the last try is always good")
 
 
-def _draw_varied(library: Library, dice: Dice) -> Layout:
-    """A varied scene, whether it makes a picture or not."""
-    kind = drawn_kind(dice, _KINDS)
+def _varied(library: Library, dice: Dice) -> Draft:
+    kind = drawn_kind(dice, _VARIED_KINDS)
     fov_rad = math.radians(dice(*_FOVS_DEG.get(kind, _ANY_FOV_DEG)))
-    draft: type[Draft] = VariedDraft
     if kind == "room":
-        draft = RoomDraft
-    elif kind == "table" and dice.chance(_FROM_ABOVE):
-        draft = TableDraft
-    return draft(library, dice, kind, fov_rad).draw()
+        return RoomDraft(library, dice, kind, fov_rad)
+    above = kind == "table" and dice.chance(_FROM_ABOVE)
+    return (TableDraft if above else VariedDraft)(library, dice, kind, fov_rad)
 
 
 def render_scene(scene: MeshScene, cam_to_world: Floats, size: int) -> MeshView:
@@ -153,7 +150,7 @@ def _finished(layout: Layout, *, novel: bool, forgiving: bool) -> MeshScene | No
         forgiving: Take it as it is, if only nothing is too near.
     """
     layout, moved = _moved_away(layout, _CORNERS_DEG if novel else _CORNERS_DEG[:1])
-    casters = first_triangles(layout.triangles, layout.num_casters)
+    casters = Triangles._make(column[: layout.num_casters] for column in layout.triangles)
     shadows = shadow_map(casters, layout.textures, layout.light, layout.centre, layout.reach_m)
     seen, rgb = _colours(layout, shadows, pose_at(0.0, 0.0), _SMALL_PX)
     main = (seen.triangle >= 0) & (layout.triangles.part[seen.triangle] == 0)

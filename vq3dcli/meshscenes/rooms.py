@@ -61,7 +61,11 @@ class RoomDraft(VariedDraft):
         dice = self.dice
         self._measure()
         class_index, number = self._pick()
-        any(self._stand_main(number) for _ in range(_ATTEMPTS))
+        for _ in range(_ATTEMPTS):
+            scale = self._scale(number)
+            depth_m = min(dice(1.3, 4.5), 0.95 * float(self.upper[2] - self.eye[2]) / self.unit)
+            if self._stand(number, scale, *self._ray(dice(-0.7, 0.7), depth_m), dice(0.0, 2.0 * math.pi), 0):
+                break
         parts = 6 + dice.number(10)
         if dice.chance(0.45):
             self._place_near(1)
@@ -137,11 +141,6 @@ class RoomDraft(VariedDraft):
             return False
         self.areas.append(area)
         return True
-
-    def _stand_main(self, number: int) -> bool:
-        dice, scale = self.dice, self._scale(number)
-        depth_m = min(dice(1.3, 4.5), 0.95 * float(self.upper[2] - self.eye[2]) / self.unit)
-        return self._stand(number, scale, *self._ray(dice(-0.7, 0.7), depth_m), dice(0.0, 2.0 * math.pi), 0)
 
     def _place_near(self, part: int) -> None:
         """Something near the camera that the picture's border cuts."""

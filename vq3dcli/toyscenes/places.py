@@ -71,7 +71,7 @@ def place_main(
     z_depth = torch.where(close_up, between(distance, 1.6, 2.6), z_depth)
     x, y, z = view.level((column * z_depth)[:, None], (row * z_depth)[:, None], (z_depth - CAMERA_RADIUS)[:, None])
     half_y = bodies.half_y[:, 0]
-    lowest = _lowest_ground(view)
+    lowest = view.level(*_points(_near_corners()))[1].amax(-1)  # below all that cameras see at NEAR
     ground_y = torch.where(setting.has_ground, torch.maximum(y[:, 0] + half_y, lowest), lowest)
     y = torch.where(setting.has_ground, ground_y - half_y, y[:, 0])
     z = z[:, 0] + _too_near(view, bodies, x, y[:, None], z)[:, 0]
@@ -176,11 +176,6 @@ def _too_near(view: View, bodies: Bodies, x: Tensor, y: Tensor, z: Tensor) -> Te
         z_depth = CAMERA_RADIUS + x * ahead_x + y * ahead_y + z * ahead_z - reach
         shift = torch.maximum(shift, (_NEAR_M - z_depth) / ahead_z)
     return shift
-
-
-def _lowest_ground(view: View) -> Tensor:
-    """How high the ground may be, y down, to lie below all that cameras see at NEAR `[n]`."""
-    return view.level(*_points(_near_corners()))[1].amax(-1)
 
 
 @functools.cache
