@@ -37,11 +37,14 @@ def ls(json: JsonOption = False, quiet: QuietOption = False) -> None:
     from vq3dcli.config.load import list_recipes
 
     recipes = list_recipes()
-    rows = [(r.name, r.stage, r.image_size, r.tokens, r.images, r.about) for r in recipes]
+    shown = ("stage", "image_size", "tokens", "images", "about")
     Output("recipes ls", json, quiet).finish(
         count=len(recipes),
-        metrics={r.name: r.figures() for r in recipes},
-        table=[("recipe", "stage", "pixels", "tokens", "images", "what it is"), *rows],
+        metrics=recipes,
+        table=[
+            ("recipe", "stage", "pixels", "tokens", "images", "what it is"),
+            *((name, *(facts[key] for key in shown)) for name, facts in recipes.items()),
+        ],
     )
 
 
@@ -122,9 +125,9 @@ def diff(before: RecipeArgument, after: RecipeArgument, json: JsonOption = False
     output = Output("recipes diff", json, quiet)
     changes = diff_recipes(before, after)
     # Whole values: a table's own rounding would make 500000.0 and 500050.0 look alike.
-    rows = [(c.key, *(None if v is None else repr(v) for v in (c.before, c.after))) for c in changes]
+    rows = [(key, *(None if v is None else repr(v) for v in both)) for key, both in changes.items()]
     output.finish(
         count=len(changes),
-        metrics={change.key: {"before": change.before, "after": change.after} for change in changes},
+        metrics={key: {"before": before, "after": after} for key, (before, after) in changes.items()},
         table=[("key", before, after), *rows] if rows else [("no difference",)],
     )

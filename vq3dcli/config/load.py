@@ -5,9 +5,8 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -45,7 +44,7 @@ def load_recipe(path_or_name: str, schema: type[T], overrides: Sequence[str] = (
             overridden.add(_apply_override(values, override))
         except ValueError as error:
             problems.append(str(error))
-    expected, kind = kind_of(schema), values.get("kind")
+    kind, expected = values.get("kind"), kind_of(schema)
     if expected is not None and kind != expected and kind in tuple(_SCHEMAS):  # any other is a mistake like others
         raise RecipeError(f"a recipe of {kind}, not of {expected} ({path})", remedy=f"vq3d recipes ls, or train-{kind}")
     recipe, more = _validate(values, schema, overridden)
@@ -68,8 +67,7 @@ def load_either(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def kind_of(schema: type[BaseModel]) -> str | None:
     """What a recipe of this schema must have as its `kind`; None where it has none."""
-    values = get_args(schema.model_fields["kind"].annotation) if "kind" in schema.model_fields else ()
-    return str(values[0]) if len(values) == 1 else None
+    return next((str(kind) for kind, each in _SCHEMAS.items() if each is schema), None)
 
 
 def dump_recipe(recipe: BaseModel) -> str:
@@ -213,25 +211,13 @@ def _known_keys(schema: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterat
             yield from _known_keys(field.annotation, (*prefix, name))
 
 
-@dataclass(frozen=True)
-class RecipeSummary:
-    """A recipe that comes with the package."""
+def list_recipes() -> dict[str, dict[str, Any]]:
+    """The recipes that come with the package by name, sorted: what each is.
 
-    name: str  # what commands take
-    about: str  # the first sentence of its file
-    stage: int | str  # 1 for an autoencoder, 2 for a prior over its codes, "depth" for a depth network
-    image_size: int | None  # side of the images in pixels; None for a prior, which takes what its tokens were made from
-    tokens: int | None  # codes an image; None where there are none
-    images: int  # images seen in a whole run
-
-    def figures(self) -> dict[str, Any]:
-        """All but the name."""
-        return {key: value for key, value in asdict(self).items() if key != "name"}
-
-
-def list_recipes() -> list[RecipeSummary]:
-    """The recipes that come with the package, sorted by name."""
-    summaries = []
+    `about`, the first sentence of its file; `stage`, 1 for an autoencoder, 2 for a prior over its codes, "depth" for a
+    depth network; `image_size` in pixels and `tokens` an image, None where there are none; `images` of a whole run.
+    """
+    listed = {}
     for name in recipe_names():
         recipe = load_either(name)
         shape: tuple[int | str, int | None, int | None] = (2, None, None)
@@ -239,8 +225,9 @@ def list_recipes() -> list[RecipeSummary]:
             shape = (1, recipe.model.image_size, (recipe.model.image_size // recipe.model.patch) ** 2)
         elif isinstance(recipe, DepthRecipe):
             shape = ("depth", recipe.model.input_px, None)
-        summaries.append(RecipeSummary(name, _first_sentence(find_recipe(name)), *shape, recipe.training.images))
-    return summaries
+        facts = (_first_sentence(find_recipe(name)), *shape, recipe.training.images)
+        listed[name] = dict(zip(("about", "stage", "image_size", "tokens", "images"), facts, strict=True))
+    return listed
 
 
 def recipe_text(path_or_name: str) -> str:
@@ -289,22 +276,14 @@ def validate_recipes(names: Sequence[str] = ()) -> list[Path]:
     return paths
 
 
-@dataclass(frozen=True)
-class Change:
-    """A key with another value; None where one side does not have it (TOML knows no null)."""
+def diff_recipes(before: str, after: str) -> dict[str, tuple[Any, Any]]:
+    """Keys that differ between two recipes with both values, which need not be valid, in the order of the files.
 
-    key: str
-    before: Any
-    after: Any
-
-
-def diff_recipes(before: str, after: str) -> list[Change]:
-    """Keys that differ between two recipes, in the order of the files; their values need not be valid.
-
-    Raises `InputMissingError`, `RecipeError` if one is not there, or is no TOML.
+    None where one side does not have the key (TOML knows no null). Raises `InputMissingError`, `RecipeError` if one is
+    not there, or is no TOML.
     """
     old, new = (_flat(read_toml(find_recipe(name, run=True))) for name in (before, after))
-    return [Change(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
+    return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
 
 
 def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
