@@ -30,7 +30,7 @@ from vq3dcli.metrics.toy_classifier import EPOCHS, ToyClassifier, settings, trai
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, toy_set
 from vq3dcli.pipelines.evaluation.page import Progress
 from vq3dcli.seeding import generator
-from vq3dcli.tensor_file import check_tensors, read_tensors, write_tensors
+from vq3dcli.tensor_file import read_tensors, write_tensors
 from vq3dcli.toyscenes import CLASS_NAMES
 
 # Features of more images than this are not held: 50,000 of Inception take 400 MB.
@@ -92,44 +92,41 @@ def measure_set(
         "judge": None if classifier is None else dict(classifier.description),
         "kept_features": KEPT_FEATURES,
     }
+    kind = str(images.description["kind"]).replace(" ", "-")
+    tensors, kept = _remembered(statistics, kind, facts, lambda: _measure(images, network, classifier, on_images))
+    if kept:
+        on_images(len(images))
+    own = Moments(len(images), tensors["mean"], tensors["covariance"])
+    return MeasuredSet(images, own, **{name: tensors[name] for name in _TENSORS}, kept=kept)
+
+
+def _remembered(
+    folder: Path | None, kind: str, facts: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]
+) -> tuple[Mapping[str, Tensor], bool]:
+    """Tensors that depend on `facts` alone, and whether a file in the folder had them; else they are made and kept."""
     text = json.dumps(facts, sort_keys=True)
-    path = None
-    if statistics is not None:
-        name = f"{images.description['kind'].replace(' ', '-')}-{sha256_bytes(text.encode())[:16]}.safetensors"
-        path = statistics / name
-        known = _read(path, text, images)
-        if known is not None:
-            on_images(len(images))
-            return known
-    measured = _measure(images, network, classifier, on_images)
+    path = None if folder is None else folder / f"{kind}-{sha256_bytes(text.encode())[:16]}.safetensors"
+    if path is not None and path.is_file():
+        try:
+            header, tensors, _ = read_tensors(path, what="statistics")
+            if header["facts"] != text:
+                raise ValueError("it is of something else")
+            return tensors, True
+        except (DataError, InputMissingError, ValueError, KeyError) as error:
+            _log.warning("damaged statistics are measured again (%s): %s", path, error)
+    made = make()
     if path is not None:
         make_folder(path.parent)
-        tensors = {name: getattr(measured, name).contiguous() for name in _TENSORS}
-        tensors |= {"mean": measured.moments.mean, "covariance": measured.moments.covariance}
-        write_tensors(path, tensors, {"facts": text})
-    return measured
-
-
-def _read(path: Path, facts: str, images: ImageSet) -> MeasuredSet | None:
-    """What a file of statistics has of a set; None where there is none, or a damaged one."""
-    if not path.is_file():
-        return None
-    try:
-        header, tensors, _ = read_tensors(path, what="statistics")
-        if header["facts"] != facts:
-            raise ValueError("it is of other images")
-        own = Moments(len(images), tensors["mean"], tensors["covariance"])
-        rest = {name: tensors[name] for name in _TENSORS}
-        return MeasuredSet(images, own, **rest, kept=True)
-    except (DataError, InputMissingError, ValueError, KeyError) as error:
-        _log.warning("damaged statistics are measured again (%s): %s", path, error)
-        return None
+        write_tensors(path, {name: value.contiguous() for name, value in made.items()}, {"facts": text})
+    return made, False
 
 
 def _measure(
     images: ImageSet, network: FeatureNetwork, classifier: Classifier | None, on_images: Callable[[int], object]
-) -> MeasuredSet:
-    wanted, shown = _kept_rows(len(images)), _shown_rows(images.class_index)
+) -> dict[str, Tensor]:
+    kept = torch.zeros(len(images), dtype=torch.bool)
+    kept[torch.randperm(len(images), generator=generator(0, "kept-features"))[:KEPT_FEATURES]] = True
+    shown = _shown_rows(images.class_index)
     features: list[Tensor] = []
     seen: list[Tensor] = []
     pictures: list[Tensor] = []
@@ -141,7 +138,7 @@ def _measure(
             if classifier is not None:
                 seen.append(classifier.classify(batch))
             stop = start + len(batch)
-            features.append(values[wanted[start:stop]])
+            features.append(values[kept[start:stop]])
             pictures.append(batch[shown[start:stop]])
             joined, start = torch.cat([joined.reshape(-1, values.shape[1]), values]), stop
             if len(joined) >= _MOMENT_ROWS:
@@ -152,17 +149,14 @@ def _measure(
             yield joined
 
     own = moments(batches())
-    classes = torch.cat(seen) if seen else torch.zeros(0, dtype=torch.int64)
-    return MeasuredSet(
-        images, own, torch.cat(features), classes, torch.cat(pictures), images.class_index[shown], kept=False
-    )
-
-
-def _kept_rows(count: int) -> Tensor:
-    """Which images' features are kept, bool `[N]`."""
-    kept = torch.zeros(count, dtype=torch.bool)
-    kept[torch.randperm(count, generator=generator(0, "kept-features"))[:KEPT_FEATURES]] = True
-    return kept
+    return {
+        "mean": own.mean,
+        "covariance": own.covariance,
+        "features": torch.cat(features),
+        "seen_class": torch.cat(seen) if seen else torch.zeros(0, dtype=torch.int64),
+        "pictures": torch.cat(pictures),
+        "picture_class": images.class_index[shown],
+    }
 
 
 def _shown_rows(class_index: Tensor) -> Tensor:
@@ -187,33 +181,20 @@ def toy_classifier(size_px: int, *, scenes: int, statistics: Path | None, progre
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-    digest = sha256_bytes(json.dumps(facts, sort_keys=True).encode())
-    path = None if statistics is None else statistics / f"classifier-{digest[:16]}.safetensors"
-    model = None if path is None else _read_classifier(path)
-    if model is None:
+
+    def trained() -> Mapping[str, Tensor]:
         images = []
         with progress("drawing scenes for the classifier", scenes, "images") as advance:
             for batch in drawn.batches():
                 images.append(batch)
                 advance(len(batch))
         with progress("training the classifier", scenes * EPOCHS, "images") as advance:
-            model = train_classifier(torch.cat(images), drawn.class_index, len(CLASS_NAMES), on_images=advance)
-        if path is not None:
-            make_folder(path.parent)
-            write_tensors(path, model.state_dict(), {"format": "toy classifier"})
+            return train_classifier(
+                torch.cat(images), drawn.class_index, len(CLASS_NAMES), on_images=advance
+            ).state_dict()
+
+    with torch.device("meta"):  # without storage: random numbers for it would move the global random state
+        model = ToyClassifier(len(CLASS_NAMES))
+    model.load_state_dict(_remembered(statistics, "classifier", facts, trained)[0], assign=True)
+    model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     return Classifier(model.classify, CLASS_NAMES, {**facts, "sha256": weights_sha256(model)})
-
-
-def _read_classifier(path: Path) -> ToyClassifier | None:
-    """The classifier of a file; None where there is none, or a damaged one."""
-    if not path.is_file():
-        return None
-    model = ToyClassifier(len(CLASS_NAMES)).to(memory_format=torch.channels_last)
-    try:
-        tensors = read_tensors(path, what="classifier").tensors
-        check_tensors(f"damaged classifier ({path})", model.state_dict(), tensors)
-    except (DataError, InputMissingError) as error:
-        _log.warning("%s; it is trained again", error.message)
-        return None
-    model.load_state_dict(tensors)
-    return model.eval().requires_grad_(False)
