@@ -38,7 +38,6 @@ def write_checkpoint(
 
     Args:
         folder: Its final name; replaced if it exists.
-        parts: File stem to named tensors.
         manifest: JSON values to keep beside them.
         header: Of the average as a weights file; without one it is none.
     """
@@ -71,9 +70,6 @@ def write_checkpoint(
 class Parts(Mapping[str, dict[str, Tensor]]):
     """Parts of a checkpoint by name, each read when it is asked for: together they may not fit memory.
 
-    Args:
-        files: By name.
-
     Raises `DataError`: on reading a part whose file is damaged or missing, or has weights that are not finite; for a
     part that is not there.
     """
@@ -103,7 +99,6 @@ def read_checkpoint(folder: Path, *, check: Collection[str] | None = None) -> tu
     """Open a checkpoint folder.
 
     Args:
-        folder: What `write_checkpoint` wrote.
         check: Parts whose every byte is read and compared with the manifest, whose own hash is always compared; None
             for all of them.
 

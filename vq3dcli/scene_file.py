@@ -119,8 +119,6 @@ def save_scene(
 
     Args:
         path: Ends in `SUFFIX`.
-        scene: A single one, of these weights.
-        weights: What made it.
         provenance: JSON values to keep with it: the command, the input's name, ...
         photo: What the canonical camera saw, uint8 `[3, H, W]` of any size, or None.
         aspect: Width / height of what the camera saw, where there is no photo to tell.

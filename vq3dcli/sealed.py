@@ -57,10 +57,7 @@ def check_seal(handle: IO[bytes], kind: Seal, *, name: str, remedy: str) -> str:
     """Compare a file with the hash that it carries; reads all of it from its start. Returns its SHA-256 as a whole.
 
     Args:
-        handle: The file.
-        kind: Where its hash is.
         name: What an error calls it, for example `scene (a.vq3d.safetensors)`.
-        remedy: What to do about a damaged one.
 
     Raises `DataError`: it is damaged, or carries no hash.
     """
@@ -101,9 +98,7 @@ def read_sealed_json(path: Path, *, what: str, remedy: str) -> dict[str, Any]:
     """Read what `write_sealed_json` wrote.
 
     Args:
-        path: The file.
         what: What an error calls it, for example `record`.
-        remedy: What to do about a damaged one.
 
     Raises:
         InputMissingError: It is not there.

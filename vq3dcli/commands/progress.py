@@ -21,7 +21,6 @@ class Progress:
     Args:
         description: What is being done, for example `rendering`.
         unit: What the items are, in the plural, for example `images`.
-        quiet: Show nothing.
     """
 
     def __init__(self, description: str, unit: str, *, quiet: bool) -> None:

@@ -41,7 +41,6 @@ def update_probability(
     """Raise p while r_t is above its target, lower it while below (Karras et al., sec. 3).
 
     Args:
-        state: Before the step.
         sign: r_t of this step, over all ranks.
         target: Where r_t shall be; 0.6 in the paper.
         images: Of this step, over all ranks.

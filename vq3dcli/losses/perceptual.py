@@ -56,7 +56,6 @@ class PerceptualDistance(nn.Module):
         trunk: Images `[B, 3, H, W]` in [-1, 1] to the activations of each stage, `[B, C, h, w]`.
         channel_weights: The weights v of each stage, `[C]`, not negative.
         least_px: Images with a shorter side are enlarged to it.
-        network: Its name, for a report.
     """
 
     def __init__(self, trunk: nn.Module, channel_weights: Sequence[Tensor], least_px: int, network: str = "") -> None:
@@ -171,7 +170,6 @@ def build_perceptual(
             own copy, fetched where there is none, or the package's.
         option: Of the command, that gives such a file: for remedies.
         without: What to do without these weights: for remedies; by default what a training can do.
-        device: Where it runs.
 
     Raises:
         UnavailableError: A package is missing or broken, or the published file cannot be fetched.

@@ -106,7 +106,6 @@ def sample_tokens(
     Args:
         prior: In evaluation mode; its device and dtype are used.
         class_index: int64 `[N]`; below 0, or `prior.classes`, for no class.
-        seed: Seed of the samples.
         index: Number i of each sample, int64 `[N]`; 0 to N - 1 by default.
         sharpening: Temperature, top-k, top-p and guidance; default: the distribution as it is.
         rows: R; more are faster for many samples, and take more memory. Default: by `rows_together`.

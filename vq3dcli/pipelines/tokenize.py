@@ -69,10 +69,7 @@ def tokenize(
     Args:
         weights: A Stage 1 as it was loaded from its file, whose hash goes into the store.
         folders: Finished shard folders of images; together they are one data set.
-        out: Folder of the store.
         views: Of each image: the whole image, its mirror image, then random crops, every other one mirrored.
-        seed: Of the crops.
-        device: Where the encoder computes.
         part: The share of the shards that this process encodes.
         force: Delete a store that was made otherwise.
         on_progress: Called with (images done, images of this part).

@@ -57,7 +57,6 @@ class ViewServer(socketserver.ThreadingTCPServer):
     """Serves one scene until Ctrl-C.
 
     Args:
-        scene: What is shown.
         port: Of this machine; 0 takes one that is free.
 
     Raises `UnavailableError`: the port is in use.

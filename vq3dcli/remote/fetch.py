@@ -78,7 +78,6 @@ def fetch(
     """Write the bytes at an address to `path`, whole or not at all.
 
     Args:
-        url: Where they are.
         path: Their file; its folder is made.
         sha256: Of the bytes, if that is known.
         size: Of the bytes, if that is known.

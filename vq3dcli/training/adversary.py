@@ -72,10 +72,6 @@ class TrainedDiscriminator:
 
     Args:
         name: Of the views: "main" or "novel".
-        recipe: Sizes, rates and the weight of the generator's loss.
-        classes: Number of classes; 0 for an unconditional one.
-        device: Where to compute.
-        ranks: This process among those of the run.
     """
 
     def __init__(self, name: str, recipe: Stage1Recipe, *, classes: int, device: torch.device, ranks: Ranks) -> None:
@@ -180,10 +176,7 @@ class Adversary:
     """Both discriminators of a run, as far as their weights in the recipe are above 0.
 
     Args:
-        recipe: The run's.
         classes: Classes of the data; used by class-conditional discriminators only.
-        device: Where to compute; the CPU by default.
-        ranks: This process among those of the run; alone by default.
 
     Raises `RecipeError`: minibatch groups that ranks would cut, or class-conditional discriminators without classes.
     """
@@ -233,7 +226,6 @@ class Adversary:
 
         Args:
             views: With graphs to the renderer.
-            images_seen: Before the step.
         """
         total = torch.zeros((), device=views.index.device)
         terms: dict[str, Tensor] = {}

@@ -28,8 +28,6 @@ def augmented(
         label: `[B, T, T]`.
         index: Places of the stream, int64 `[B]`: the only source of randomness.
         settings: What is changed, how often and how much.
-        input_px: P.
-        seed: Of the run.
 
     Returns:
         Images float32 `[B, 3, P, P]` in [0, 255], and labels `[B, P / 2, P / 2]` by nearest neighbours: a mixture of

@@ -31,11 +31,7 @@ _WORDS_OF_LIBRARIES = ("gloo", "nccl", "tcpstore", "connection", "process group"
 
 
 class OtherRankError(Exception):
-    """Another rank has said why the run ends.
-
-    Args:
-        exit_code: What it ends with.
-    """
+    """Another rank has said why the run ends."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(f"another rank ended with {exit_code}")

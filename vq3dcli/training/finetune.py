@@ -53,8 +53,6 @@ def initialise(model: Autoencoder, recipe: Stage1Recipe, path: Path) -> Initiali
     """Load the weights of a Stage 1 file into a freshly built model, in place.
 
     Args:
-        model: Built from `recipe`, on any device.
-        recipe: The new run's recipe.
         path: A weights file, the folder of a run, or a checkpoint.
 
     Raises:
@@ -130,7 +128,6 @@ def initialise_prior(model: Prior, tokens: TokenFacts, path: Path) -> str:
 
     Args:
         model: Built for `tokens`, on the CPU.
-        tokens: What it will be trained on.
         path: A prior's weights file, the folder of a run, or a checkpoint.
 
     Returns:

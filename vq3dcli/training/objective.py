@@ -74,8 +74,6 @@ class Stage1Objective(nn.Module):
     """All losses of the autoencoder.
 
     Args:
-        autoencoder: The model that is trained.
-        recipe: Loss weights and rendering settings.
         adversary: The discriminators; None for no adversarial losses, whatever the recipe says.
         perceptual: The frozen network of the perceptual loss; needed where the recipe gives it a weight.
     """

@@ -86,16 +86,7 @@ def _own_range(disparity: Tensor, least: float) -> Tensor:
 def write_prior_sheet(
     path: Path, prior: Prior, stage1: LoadedWeights, class_names: Sequence[str], sampling: SamplingSection, seed: int
 ) -> None:
-    """Write a PNG with a row a class: four samples, the same on each sheet but for the prior, each with its disparity.
-
-    Args:
-        path: The PNG.
-        prior: The averaged model.
-        stage1: The weights whose codes it was trained on.
-        class_names: By class index.
-        sampling: The recipe's.
-        seed: Of the samples.
-    """
+    """Write a PNG, a row a class: four samples, the same on each sheet but for the prior, each with its disparity."""
     device = next(stage1.model.parameters()).device
     chosen, codes = sheet_codes(prior, len(class_names), sampling, seed)
     camera = build_canonical_camera(stage1.recipe, stage1.recipe.model.image_size)

@@ -74,10 +74,7 @@ def open_tracker(
     `WANDB_MODE=disabled` does nothing, `WANDB_PROJECT` names another project than `vq3d`.
 
     Args:
-        kind: Which one; `none` gives one that does nothing.
-        run: The run's folder.
         images_seen: Where a run continues: TensorBoard forgets what was told after that.
-        config: The recipe, JSON values.
 
     Raises:
         UnavailableError: The package is not installed, or Weights & Biases does not let us in.

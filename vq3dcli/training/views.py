@@ -82,7 +82,6 @@ def render_views(
         labelled: Whether an image has one, `[B]`.
         index: Global sample indices `[B]`.
         class_index: `[B]`, -1 for no class.
-        recipe: Which views.
     """
     adversarial, side = recipe.adversarial, recipe.model.image_size
     size = adversarial.size_px
@@ -132,13 +131,9 @@ def render_view(
     """Render the whole of each camera's image, or a patch of it, with gradients.
 
     Args:
-        field: The scenes `[B]`.
         camera: One camera a scene `[B]`.
         index: Global sample indices `[B]`.
-        recipe: Samples, depth range and seed.
-        purpose: Names the samples' random numbers.
         corner: Upper left pixel (x, y) of each patch, int64 `[B, 2]`; None for the whole image.
-        patch_px: Side of the patches.
     """
     batch = index.shape[0]
     height, width = (camera.height_px, camera.width_px) if corner is None else (patch_px, patch_px)
@@ -160,9 +155,6 @@ def render_sampled(field: Field, rays: Rays, recipe: Stage1Recipe, uniform: Call
     """Render rays `[B, N]` at the recipe's stratified and importance samples.
 
     Args:
-        field: The scenes `[B]`.
-        rays: Of each scene.
-        recipe: Samples and depth range.
         uniform: Random numbers `[B, N, n]` in [0, 1) for a name and n.
     """
     samples = stratified_samples(uniform("samples", recipe.rendering.samples))
@@ -177,7 +169,6 @@ def crop(images: Tensor, corner: Tensor, patch_px: int) -> Tensor:
     Args:
         images: `[B, C, H, W]` or `[B, H, W]`.
         corner: Upper left pixels (x, y), int64 `[B, 2]`.
-        patch_px: Side of the patches.
     """
     span = torch.arange(patch_px, device=images.device)
     batch = torch.arange(images.shape[0], device=images.device)[:, None, None]
@@ -202,10 +193,8 @@ def real_disparity(label: Tensor, label_kind: Tensor, *, mean: float, std: float
     """Labels `[B, H, W]` as a discriminator is shown them: metric ones as they are, relative ones aligned canonically.
 
     Args:
-        label: As stored.
         label_kind: `[B]`, see `losses.depth`.
         mean: Of s, for `align_canonical`.
-        std: Of s.
     """
     relative = label_kind == LABEL_RELATIVE
     if not bool(relative.any()):

@@ -44,7 +44,6 @@ def run(
     Args:
         names: Of `DEFAULT`, and `CURVES`.
         baselines: Leave out what has none of these; empty for all.
-        rounds: Of each work.
         device: Where to compute; data are read on a CPU.
         on_work: Called with how many works are done, None, and what comes next.
 

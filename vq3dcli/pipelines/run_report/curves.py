@@ -48,8 +48,6 @@ def curve(name: str, records: Sequence[Record], title: str | None = None) -> Svg
 
     Args:
         name: Its key in the records; gaps where it is missing.
-        records: In their order.
-        title: Above the curve; the name by default.
     """
     x = [float(record["images_seen"]) for record in records]
     y = [math.nan if record.get(name) is None else float(record[name]) for record in records]

@@ -44,9 +44,6 @@ _STEP = ("learning_rate", "gradient_norm", "images_per_second")
 def write_run_report(run: Path) -> Path:
     """Write `RUN/report.html` anew from the run's folder, finished or not, and return its path.
 
-    Args:
-        run: The folder that `--out` of a training command names.
-
     Raises `InputMissingError`: there is no such folder.
     """
     if not run.is_dir():
@@ -62,7 +59,6 @@ def run_sections(run: Path, scratch: Path) -> tuple[str, str, list[Section]]:
     """Title, subtitle and sections of the page.
 
     Args:
-        run: The run's folder.
         scratch: A folder for smaller copies of pictures, which must stay until the page is made.
     """
     records = _in_order(read_metrics(run / "metrics.jsonl"))
