@@ -18,8 +18,7 @@ from vq3dcli.allocator import keep_freed_memory
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import TrainingLoader
-from vq3dcli.pipelines.evaluation.exact_scenes import toy_template
-from vq3dcli.pipelines.evaluation.geometry import evaluate_geometry, model_predictor
+from vq3dcli.pipelines.evaluation.geometry import evaluate_geometry, model_predictor, toy_template
 from vq3dcli.training.arithmetic import flush_denormals
 from vq3dcli.training.stage1 import train
 from vq3dcli.weights_file import load_weights

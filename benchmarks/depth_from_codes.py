@@ -27,7 +27,7 @@ from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.metrics.geometry import spearman, ssi_error
 from vq3dcli.model.scene import to_model_range
 from vq3dcli.model.vit import unpatchify
-from vq3dcli.pipelines.evaluation.exact_scenes import exact_batches
+from vq3dcli.pipelines.evaluation.geometry import exact_batches
 from vq3dcli.toyscenes import sample_scenes
 from vq3dcli.training.arithmetic import flush_denormals, resolve_precision
 from vq3dcli.training.optim import build_optimizer, is_due, learning_rate_at, set_learning_rate

@@ -14,8 +14,7 @@ from typing import Any
 
 from vq3dcli.checkpoint import read_checkpoint
 from vq3dcli.model.build import build_autoencoder
-from vq3dcli.pipelines.evaluation.exact_scenes import toy_template
-from vq3dcli.pipelines.evaluation.geometry import PROTOCOL, evaluate_geometry, model_predictor
+from vq3dcli.pipelines.evaluation.geometry import PROTOCOL, evaluate_geometry, model_predictor, toy_template
 from vq3dcli.pipelines.evaluation.image_sets import open_images
 from vq3dcli.pipelines.evaluation.reconstruction import evaluate_reconstruction, model_reconstructor
 from vq3dcli.weights_file import LoadedWeights, embedded_path, load_weights, save_weights

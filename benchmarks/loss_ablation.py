@@ -23,8 +23,13 @@ from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.metrics.distribution import Moments, frechet_distance, moments
 from vq3dcli.metrics.features import FeatureNetwork, load_feature_network
-from vq3dcli.pipelines.evaluation.exact_scenes import ExactScenes, exact_batches, toy_template
-from vq3dcli.pipelines.evaluation.geometry import evaluate_geometry, model_predictor
+from vq3dcli.pipelines.evaluation.geometry import (
+    ExactScenes,
+    evaluate_geometry,
+    exact_batches,
+    model_predictor,
+    toy_template,
+)
 from vq3dcli.training.arithmetic import flush_denormals
 from vq3dcli.training.stage1 import train
 from vq3dcli.weights_file import load_weights

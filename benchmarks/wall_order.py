@@ -20,7 +20,7 @@ from torch import Tensor
 from vq3dcli.config.defaults import EVALUATION_SAMPLES
 from vq3dcli.metrics.geometry import spearman
 from vq3dcli.model.scene import reconstruct_scene
-from vq3dcli.pipelines.evaluation.exact_scenes import SCENES_PER_BATCH
+from vq3dcli.pipelines.evaluation.geometry import SCENES_PER_BATCH
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.toyscenes import render_scenes, sample_scenes
 from vq3dcli.weights_file import load_weights

@@ -14,8 +14,7 @@ from vq3dcli.metrics.geometry import mean_weight_variance, spearman, ssi_error
 from vq3dcli.metrics.image import psnr
 from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.scene import reconstruct_scene, to_model_range
-from vq3dcli.pipelines.evaluation.exact_scenes import Template
-from vq3dcli.pipelines.evaluation.geometry import evaluate_geometry, model_predictor
+from vq3dcli.pipelines.evaluation.geometry import Template, evaluate_geometry, model_predictor
 from vq3dcli.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.weights_file import embedded_path, load_prior, load_weights
 

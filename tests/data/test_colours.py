@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image, ImageCms, features
 
-from vq3dcli.data.colour_profiles import colour_change
 from vq3dcli.data.images import decode_image, decode_square
+from vq3dcli.data.pillow import colour_change
 
 PATCHES = np.array([[230, 80, 60], [90, 190, 100], [70, 90, 200], [128, 128, 128], [220, 210, 90]], np.uint8)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -9,10 +9,12 @@ from torch import Tensor
 from vq3dcli.config.defaults import EVALUATION_SAMPLES
 from vq3dcli.errors import UsageError
 from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, flat_warp
-from vq3dcli.pipelines.evaluation.exact_scenes import Template, exact_batches, toy_template
 from vq3dcli.pipelines.evaluation.geometry import (
+    Template,
     evaluate_geometry,
+    exact_batches,
     kept_metrics,
+    toy_template,
 )
 from vq3dcli.rendering.cameras import Camera, canonical_camera
 from vq3dcli.rendering.scene import SceneView

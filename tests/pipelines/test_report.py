@@ -4,7 +4,7 @@ import pytest
 
 from vq3dcli.export.page import page_html
 from vq3dcli.pipelines.run_report.curves import read_metrics
-from vq3dcli.pipelines.studies.report import GEOMETRY_TARGETS, geometry_section
+from vq3dcli.pipelines.studies.toy_runs import GEOMETRY_TARGETS, geometry_section
 
 GOOD = {
     "psnr": 22.5,

@@ -15,12 +15,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vq3dcli.meshscenes.builder import Builder, tilted, turned
+from vq3dcli.meshscenes.builder import Builder, Skin, tilted, turned
 from vq3dcli.meshscenes.library import Dice, Library
 from vq3dcli.meshscenes.models import Model
 from vq3dcli.meshscenes.raster import NOTHING, Floats, Singles, Textures, Triangles
 from vq3dcli.meshscenes.shading import Light, Sky
-from vq3dcli.meshscenes.surfaces import Skin
 from vq3dcli.rendering.cameras import CAMERA_RADIUS
 
 Kind = Literal["open", "wall", "room", "table", "close"]

@@ -11,10 +11,9 @@ import math
 
 import numpy as np
 
-from vq3dcli.meshscenes.builder import turned
+from vq3dcli.meshscenes.builder import NUM_TILES, Skin, tiles, turned
 from vq3dcli.meshscenes.layout import Layout
 from vq3dcli.meshscenes.raster import Floats
-from vq3dcli.meshscenes.surfaces import NUM_TILES, Skin, tiles
 from vq3dcli.meshscenes.varied import VariedDraft
 from vq3dcli.rendering.cameras import CAMERA_RADIUS
 

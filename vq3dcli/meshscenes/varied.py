@@ -9,11 +9,10 @@ import math
 
 import numpy as np
 
-from vq3dcli.meshscenes.builder import turned
+from vq3dcli.meshscenes.builder import NUM_BOARDS, NUM_PLAIN, Skin, boards, plain, turned
 from vq3dcli.meshscenes.layout import Draft, Layout
 from vq3dcli.meshscenes.models import Model
 from vq3dcli.meshscenes.raster import NOTHING, Bytes, Floats
-from vq3dcli.meshscenes.surfaces import NUM_BOARDS, NUM_PLAIN, Skin, boards, plain
 from vq3dcli.rendering.cameras import CAMERA_RADIUS
 
 

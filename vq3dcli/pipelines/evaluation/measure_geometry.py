@@ -13,8 +13,7 @@ from vq3dcli.export.charts import Series, bar_chart, series_chart
 from vq3dcli.export.page import Section, Svg, Text
 from vq3dcli.pipelines.evaluation import geometry, stereo_pair
 from vq3dcli.pipelines.evaluation import labels as teacher
-from vq3dcli.pipelines.evaluation.exact_scenes import TEMPLATE_SCENES, toy_template
-from vq3dcli.pipelines.evaluation.geometry import VIEW_FIGURES, VIEW_NAMES
+from vq3dcli.pipelines.evaluation.geometry import TEMPLATE_SCENES, VIEW_FIGURES, VIEW_NAMES, toy_template
 from vq3dcli.pipelines.evaluation.image_sets import TOYSCENES, toy_set
 from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder, text_tables, versions
 from vq3dcli.rendering.render import exact_rendering

@@ -28,9 +28,8 @@ from vq3dcli.errors import UsageError
 from vq3dcli.files import make_folder
 from vq3dcli.locks import lock_folder
 from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG
-from vq3dcli.pipelines.evaluation.exact_scenes import toy_template
 from vq3dcli.pipelines.evaluation.geometry import PROTOCOL as GEOMETRY
-from vq3dcli.pipelines.evaluation.geometry import RENDERING
+from vq3dcli.pipelines.evaluation.geometry import RENDERING, toy_template
 from vq3dcli.pipelines.evaluation.image_sets import toy_set
 from vq3dcli.pipelines.run_report.page import write_run_report
 from vq3dcli.pipelines.studies.budget import Budget, with_budget

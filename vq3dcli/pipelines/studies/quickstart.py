@@ -45,8 +45,16 @@ from vq3dcli.pipelines.studies.budget import (
     with_budget,
 )
 from vq3dcli.pipelines.studies.demo import TOY_INPUTS, example_photo
-from vq3dcli.pipelines.studies.report import geometry_section, video_rows
-from vq3dcli.pipelines.studies.toy_runs import Counting, adding, make_toy_data, measure_once, stop_between, train_once
+from vq3dcli.pipelines.studies.toy_runs import (
+    Counting,
+    adding,
+    geometry_section,
+    make_toy_data,
+    measure_once,
+    stop_between,
+    train_once,
+    video_rows,
+)
 from vq3dcli.pipelines.targets import check_targets, plan_targets
 from vq3dcli.pipelines.tokenize import tokenize
 from vq3dcli.training.stage1 import train
