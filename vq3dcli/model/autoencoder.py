@@ -21,7 +21,7 @@ from vq3dcli.model.field import FieldModel
 from vq3dcli.model.planes import PlaneHead
 from vq3dcli.model.quantizer import Quantized, Quantizer
 from vq3dcli.model.vit import Transformer, patchify, unpatchify
-from vq3dcli.rendering.render import Field
+from vq3dcli.rendering.render import Field, TrainedField
 
 
 class Encoded(NamedTuple):
@@ -115,6 +115,6 @@ class Autoencoder(FieldModel):
     def field(self, planes: Tensor) -> Field:
         """The differentiable field over planes `[B, 3, P, P, C]`."""
         field = super().field(planes)
-        if not (self._checkpoint_field and torch.is_grad_enabled()):
-            return field
+        if isinstance(field, TrainedField) or not (self._checkpoint_field and torch.is_grad_enabled()):
+            return field  # the one keeps no activations
         return lambda points: checkpoint(field, points, use_reentrant=False)

@@ -20,17 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vq3dcli.model.vit import is_on_cpu
 from vq3dcli.rendering.cameras import s_from_z_depth
 from vq3dcli.rendering.lookup import gather_planes, sample_planes
-from vq3dcli.rendering.render import Field, note_slower
+from vq3dcli.rendering.render import Density, Field, note_slower
 from vq3dcli.rendering.space import Frustum, Space
 
-_DENSITY_SCALE = 24.0
-_DENSITY_SHIFT = 2.5
 RAW_GAIN = 6.0
 # An untrained ray (raw = 0) ends around s = 0.25, near the mean of toy scenes, with weight on either side.
-_PRIOR_SLOPE = 8.0
-_PRIOR_MIDDLE_S = 0.45
+_DENSITY = Density(scale=24.0, gain=RAW_GAIN, slope=8.0, middle=0.45, shift=2.5)
 # Points a matmul: padding the last tile to the same shape makes a point's bits independent of its chunk.
 _TILE = 4096
 
@@ -75,25 +73,36 @@ class FieldModel(nn.Module):
         self.space, self.frustum = space, frustum
 
     def field(self, planes: Tensor) -> Field:
-        """The differentiable field over planes `[B, 3, P, P, C]`."""
+        """The differentiable field over planes `[B, 3, P, P, C]`; on a CPU the one of `rendering.fused_training`."""
 
-        def field(points: Tensor) -> tuple[Tensor, Tensor]:
+        def exact(points: Tensor) -> tuple[Tensor, Tensor]:
             z_depth = self.frustum.z_depth(points)
             raw, rgb = self.field_mlp(sample_planes(planes, self.space(points)))
             return self.density(thickness(raw, self._prior(z_depth)), z_depth), rgb
 
-        return field
+        weight = self.field_mlp.out.weight
+        if not is_on_cpu(planes) or not planes.dtype == weight.dtype == torch.float32 or planes.shape[2] == 1:
+            return exact
+        from vq3dcli.rendering.fused import flat_layers, scene_numbers, whole_lanes  # numba takes half a second
+        from vq3dcli.rendering.fused_training import FusedTrainedField
+
+        padded = whole_lanes(planes)
+        layers, out, inputs = flat_layers(self._layers, padded.shape[-1])
+        numbers = scene_numbers(self.space, _DENSITY, self.frustum)
+        return FusedTrainedField(padded, layers, out, inputs, numbers, exact)
+
+    @property
+    def _layers(self) -> list[tuple[Tensor, Tensor]]:
+        return [(layer.weight, layer.bias) for layer in [*self.field_mlp.hidden, self.field_mlp.out]]
 
     def frozen_field(self, planes: Tensor) -> Field:
         """The field for rendering only: of one scene the one of `rendering.fused` or `fused_cuda`."""
         exact = self.exact_field(planes)
         if planes.device.type not in ("cpu", "cuda") or len(planes) != 1:
             return exact
-        from vq3dcli.rendering.fused import Density, FusedField, pack  # numba takes half a second
+        from vq3dcli.rendering.fused import FusedField, pack
 
-        layers = [(layer.weight, layer.bias) for layer in [*self.field_mlp.hidden, self.field_mlp.out]]
-        density = Density(_DENSITY_SCALE, RAW_GAIN, _PRIOR_SLOPE, _PRIOR_MIDDLE_S, _DENSITY_SHIFT)
-        scene = pack(planes[0], layers, self.space, density, self.frustum)
+        scene = pack(planes[0], self._layers, self.space, _DENSITY, self.frustum)
         if planes.device.type == "cpu":
             return FusedField(scene, exact)
         try:
@@ -124,12 +133,12 @@ class FieldModel(nn.Module):
 
     def _prior(self, z_depth: Tensor) -> Tensor:
         """8 (0.45 - s_c): `[...]`, from -4.4 at near to 3.6 at far."""
-        return _PRIOR_SLOPE * (_PRIOR_MIDDLE_S - s_from_z_depth(z_depth, self.frustum.depth_range))
+        return _DENSITY.slope * (_DENSITY.middle - s_from_z_depth(z_depth, self.frustum.depth_range))
 
 
 def thickness(raw: Tensor, prior: Tensor) -> Tensor:
     """24 softplus(6 raw + prior - 2.5): optical thickness a unit of s, `[...]`."""
-    return _DENSITY_SCALE * functional.softplus(RAW_GAIN * raw.float() + prior - _DENSITY_SHIFT)
+    return _DENSITY.scale * functional.softplus(RAW_GAIN * raw.float() + prior - _DENSITY.shift)
 
 
 def _tiled(mlp: FieldMLP, features: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,18 +16,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-_products_on_cpu = True
+_cpu_is_cpu = True
 
 
 @contextmanager
 def as_on_gpus(wanted: bool) -> Iterator[None]:
-    """Attend as a GPU does, whatever the device: a plan for one is made on a CPU."""
-    global _products_on_cpu
-    before, _products_on_cpu = _products_on_cpu, not wanted
+    """Compute as a GPU does, whatever the device: a plan for one is made on a CPU."""
+    global _cpu_is_cpu
+    before, _cpu_is_cpu = _cpu_is_cpu, not wanted
     try:
         yield
     finally:
-        _products_on_cpu = before
+        _cpu_is_cpu = before
+
+
+def is_on_cpu(tensor: Tensor) -> bool:
+    """Whether to compute with it as a CPU does."""
+    return _cpu_is_cpu and tensor.device.type == "cpu"
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
@@ -40,7 +45,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -
         causal: A token sees itself and those before it alone.
     """
     differentiated = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    if differentiated and _products_on_cpu and query.device.type == "cpu" and query.dtype == torch.bfloat16:
+    if differentiated and is_on_cpu(query) and query.dtype == torch.bfloat16:
         return attend_by_products(query, key, value, causal=causal)
     return functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
 

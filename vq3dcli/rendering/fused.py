@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from torch.nn import functional
 from vq3dcli.compiled import compiled_fast, inlined_fast
 from vq3dcli.rendering.cameras import DepthRange, Rays, z_depth_from_s
 from vq3dcli.rendering.ray_samples import uniform_samples
-from vq3dcli.rendering.render import Field, RayField
+from vq3dcli.rendering.render import Density, Field, RayField
 from vq3dcli.rendering.simd import LANES, UNITS, blend, layer, outputs
 from vq3dcli.rendering.space import ContractedSpace, Frustum, Space
 
@@ -43,16 +43,6 @@ _SLOW_S = 1.0
 
 _log = logging.getLogger(__name__)
 _f: Any = np.float32
-
-
-class Density(NamedTuple):
-    """Of raw density: scale softplus(gain raw + slope (middle - s) - shift) is optical thickness a unit of s."""
-
-    scale: float
-    gain: float
-    slope: float
-    middle: float
-    shift: float
 
 
 class Packed(NamedTuple):
@@ -105,21 +95,49 @@ def pack(
         density: How raw density becomes thickness.
         frustum: What the canonical camera sees.
     """
-    side, channels = planes.shape[1], planes.shape[3]
+    side = planes.shape[1]
     assert planes.shape[:3] == (3, side, side) and side > 1
-    planes = functional.pad(planes.detach().float(), (0, -channels % LANES))
-    *hidden, (last_weight, last_bias) = [(w.detach().float().cpu(), b.detach().float().cpu()) for w, b in layers]
+    planes = whole_lanes(planes.detach().float())
+    flat, out, inputs = flat_layers([(w.detach().cpu(), b.detach().cpu()) for w, b in layers], planes.shape[-1])
+    contracted, *numbers = scene_numbers(space, density, frustum)
+    return Packed(
+        planes.cpu().contiguous().numpy().reshape(-1),
+        side,
+        planes.shape[-1],
+        flat.numpy(),
+        np.array(inputs, np.int64),
+        (len(out) // 4 - 1) // UNITS,
+        out.numpy(),
+        bool(contracted),
+        *grouped(numbers),
+    )
+
+
+def whole_lanes(planes: Tensor) -> Tensor:
+    """Planes `[..., C]`, C padded with channels that are 0."""
+    excess = -planes.shape[-1] % LANES
+    return functional.pad(planes, (0, excess)) if excess else planes
+
+
+def flat_layers(layers: Sequence[tuple[Tensor, Tensor]], channels: int) -> tuple[Tensor, Tensor, list[int]]:
+    """`Packed.weights`, `Packed.out` and `Packed.inputs` of layers, see `pack`, on `channels` features."""
+    *hidden, (last_weight, last_bias) = [(weight.float(), bias.float()) for weight, bias in layers]
     units = max(len(bias) for _, bias in hidden)
     blocks = -(-units // UNITS)
     parts: list[Tensor] = []
     inputs: list[int] = []
     for weight, bias in hidden:
-        count = planes.shape[-1] if not inputs else blocks * UNITS
+        count = channels if not inputs else blocks * UNITS
         square = functional.pad(weight, (0, count - weight.shape[1], 0, blocks * UNITS - weight.shape[0]))
         rows = torch.cat([functional.pad(bias, (0, blocks * UNITS - len(bias)))[None], square.T])
         parts.append(rows.reshape(count + 1, blocks, UNITS).transpose(0, 1).reshape(-1))
         inputs.append(count)
     out = functional.pad(last_weight, (0, blocks * UNITS - last_weight.shape[1])).reshape(-1)
+    return torch.cat(parts), torch.cat([out, last_bias]), inputs
+
+
+def scene_numbers(space: Space, density: Density, frustum: Frustum) -> list[float]:
+    """What `grouped` sorts, behind a 1 where space is contracted, else 0."""
     if isinstance(space, ContractedSpace):
         extent = [b - a for a, b in zip(space.lower, space.upper, strict=True)]
         scale = [2.0 / e for e in extent]
@@ -127,26 +145,18 @@ def pack(
     else:
         assert isinstance(space, Frustum)
         scale, offset = [1.0 / math.tan(0.5 * space.fov_rad)] * 3, [0.0] * 3
-    return Packed(
-        planes.cpu().contiguous().numpy().reshape(-1),
-        side,
-        planes.shape[-1],
-        torch.cat(parts).numpy(),
-        np.array(inputs, np.int64),
-        blocks,
-        torch.cat([out, last_bias]).numpy(),
-        isinstance(space, ContractedSpace),
-        (_f(scale[0]), _f(scale[1]), _f(scale[2])),
-        (_f(offset[0]), _f(offset[1]), _f(offset[2])),
-        _f(frustum.depth_range.near),
-        _f(frustum.depth_range.far),
-        _f(frustum.radius),
-        (_f(density.scale), _f(density.gain), _f(density.slope), _f(density.middle), _f(density.shift)),
-    )
+    contracted = float(isinstance(space, ContractedSpace))
+    return [contracted, *scale, *offset, *frustum.depth_range, frustum.radius, *density]
+
+
+def grouped(numbers: Sequence[float]) -> tuple[Any, ...]:
+    """The last six of `Packed`, from `scene_numbers`."""
+    each = [_f(number) for number in numbers]
+    return tuple(each[:3]), tuple(each[3:6]), *each[6:9], tuple(each[9:])
 
 
 @inlined_fast
-def _locate(scene: Any, x: Any, y: Any, z: Any) -> Any:
+def locate(scene: Any, x: Any, y: Any, z: Any) -> Any:
     """Plane coordinates of a world point, and its clamped inverse z_depth in the canonical camera."""
     inverse_z = _f(1.0) / min(max(z + scene.radius, scene.near), scene.far)
     if scene.contracted:
@@ -157,51 +167,67 @@ def _locate(scene: Any, x: Any, y: Any, z: Any) -> Any:
         w = z * factor * scene.scale[2] + scene.offset[2]
     else:
         u, v = x * inverse_z * scene.scale[0], y * inverse_z * scene.scale[1]
-        w = _f(1.0) - _f(2.0) * _s(scene, inverse_z)
+        w = _f(1.0) - _f(2.0) * normalised_disparity(scene, inverse_z)
     return u, v, w, inverse_z
 
 
 @inlined_fast
-def _s(scene: Any, inverse_z: Any) -> Any:
+def normalised_disparity(scene: Any, inverse_z: Any) -> Any:
     """Normalised disparity."""
     least = _f(1.0) / scene.far
     return (inverse_z - least) / (_f(1.0) / scene.near - least)
 
 
 @inlined_fast
-def _evaluate(scene: Any, u: Any, v: Any, w: Any, numbers: Any) -> int:
-    """The raw density and the three logits of colour at plane coordinates: where they stand in `numbers`."""
-    side, channels, half, most = scene.side, scene.channels, _f(0.5 * scene.side), _f(scene.side - 1)
+def corners(scene: Any, plane: int, u: Any, v: Any, w: Any) -> Any:
+    """Where the upper left and lower left of four texels of a plane begin in the table, and the four weights."""
+    side, half, most = scene.side, _f(0.5 * scene.side), _f(scene.side - 1)
+    column = min(max(((u if plane < 2 else v) + _f(1.0)) * half - _f(0.5), _f(0.0)), most)
+    row = min(max(((v if plane == 0 else w) + _f(1.0)) * half - _f(0.5), _f(0.0)), most)
+    i, j = max(min(int(column), side - 2), 0), max(min(int(row), side - 2), 0)  # NaN becomes 0
+    right, low = column - _f(i), row - _f(j)
+    left, up = _f(1.0) - right, _f(1.0) - low
+    first = ((plane * side + j) * side + i) * scene.channels
+    return first, first + side * scene.channels, left * up, right * up, left * low, right * low
+
+
+@inlined_fast
+def evaluate(scene: Any, u: Any, v: Any, w: Any, numbers: Any) -> int:
+    """The raw density and the three logits of colour at plane coordinates: where they stand in `numbers`.
+
+    Before them stand the features, then the units of each hidden layer.
+    """
+    channels = scene.channels
     for c in range(channels):
         numbers[c] = _f(0.0)
     for plane in range(3):
-        column = min(max(((u if plane < 2 else v) + _f(1.0)) * half - _f(0.5), _f(0.0)), most)
-        row = min(max(((v if plane == 0 else w) + _f(1.0)) * half - _f(0.5), _f(0.0)), most)
-        i, j = max(min(int(column), side - 2), 0), max(min(int(row), side - 2), 0)  # NaN becomes 0
-        right, low = column - _f(i), row - _f(j)
-        left, up = _f(1.0) - right, _f(1.0) - low
-        first = ((plane * side + j) * side + i) * channels
-        below = first + side * channels
+        first, below, w00, w01, w10, w11 = corners(scene, plane, u, v, w)
         for c in range(0, channels, LANES):
             blend(
                 scene.table, first + c, first + channels + c, below + c, below + channels + c,
-                left * up, right * up, left * low, right * low, numbers, c,
+                w00, w01, w10, w11, numbers, c,
             )  # fmt: skip
     source, target, start = 0, channels, 0
     for count in scene.inputs:
         for block in range(scene.blocks):
             layer(numbers, source, count, scene.weights, start, target + block * UNITS)
             start += (count + 1) * UNITS
-        source, target = target, channels + scene.blocks * UNITS if target == channels else channels
+        source, target = target, target + scene.blocks * UNITS
     outputs(numbers, source, scene.blocks * UNITS, scene.out, target)
     return target
 
 
 @inlined_fast
-def _thickness(scene: Any, raw: Any, s: Any) -> Any:
+def softplus_argument(scene: Any, raw: Any, s: Any) -> Any:
+    """What softplus is taken of."""
+    _, gain, slope, middle, shift = scene.density
+    return gain * raw + slope * (middle - s) - shift
+
+
+@inlined_fast
+def optical_thickness(scene: Any, raw: Any, s: Any) -> Any:
     """Optical thickness a unit of s, with softplus in steps that are cheap."""
-    scale, gain, slope, middle, shift = scene.density
-    t = gain * raw + slope * (middle - s) - shift
+    scale, t = scene.density[0], softplus_argument(scene, raw, s)
     if t > _f(15.0):
         return scale * t
     e = math.exp(t)
@@ -211,33 +237,35 @@ def _thickness(scene: Any, raw: Any, s: Any) -> Any:
 
 
 @inlined_fast
-def _sigmoid(x: Any) -> Any:
+def sigmoid(x: Any) -> Any:
+    """A logit as a number between 0 and 1."""
     return _f(1.0) / (_f(1.0) + math.exp(-x))
 
 
 @inlined_fast
-def _scratch(scene: Any) -> Any:
-    return np.empty(scene.channels + 2 * scene.blocks * UNITS, np.float32)
+def scratch(scene: Any) -> Any:
+    """Room for what `evaluate` computes."""
+    return np.empty(scene.channels + len(scene.inputs) * scene.blocks * UNITS + 4, np.float32)
 
 
 @compiled_fast
 def _query(scene: Any, points: Any, density: Any, rgb: Any) -> None:
     """Density a metre `[N]` and colour `[N, 3]` at points `[N, 3]`."""
-    numbers = _scratch(scene)
+    numbers = scratch(scene)
     range_s = _f(1.0) / scene.near - _f(1.0) / scene.far
     for n in range(len(points)):
-        u, v, w, inverse_z = _locate(scene, points[n, 0], points[n, 1], points[n, 2])
-        at = _evaluate(scene, u, v, w, numbers)
-        thick = _thickness(scene, numbers[at], _s(scene, inverse_z))
+        u, v, w, inverse_z = locate(scene, points[n, 0], points[n, 1], points[n, 2])
+        at = evaluate(scene, u, v, w, numbers)
+        thick = optical_thickness(scene, numbers[at], normalised_disparity(scene, inverse_z))
         density[n] = thick * inverse_z * inverse_z / range_s
         for channel in range(3):
-            rgb[n, channel] = _sigmoid(numbers[at + 1 + channel])
+            rgb[n, channel] = sigmoid(numbers[at + 1 + channel])
 
 
 @compiled_fast
 def _cells(scene: Any, first: int, thickness: Any) -> None:
     """Thickness a unit of s at the middles of cells, `[layers, CELLS, CELLS]` from layer `first` of the third axis."""
-    numbers = _scratch(scene)
+    numbers = scratch(scene)
     step = _f(2.0 / CELLS)
     for k in range(len(thickness)):
         w = (_f(first + k) + _f(0.5)) * step - _f(1.0)
@@ -252,9 +280,9 @@ def _cells(scene: Any, first: int, thickness: Any) -> None:
                     norm = math.sqrt(x * x + y * y + z * z)
                     if norm > _f(1.0):  # the contraction's inverse; all beyond its ball is as far as the ball's edge
                         z /= norm * max(_f(2.0) - norm, _f(1e-3))
-                    s = _s(scene, _f(1.0) / min(max(z + scene.radius, scene.near), scene.far))
-                at = _evaluate(scene, u, v, w, numbers)
-                thickness[k, j, i] = _thickness(scene, numbers[at], s)
+                    s = normalised_disparity(scene, _f(1.0) / min(max(z + scene.radius, scene.near), scene.far))
+                at = evaluate(scene, u, v, w, numbers)
+                thickness[k, j, i] = optical_thickness(scene, numbers[at], s)
 
 
 @compiled_fast
@@ -262,7 +290,7 @@ def _rays(
     scene: Any, occupied: Any, origin: Any, direction: Any, samples_s: Any, z_depth: Any, length: Any, result: Any
 ) -> None:
     """rgb, s and the variance of s, `[N, 5]`, of rays `[N, 3]` with samples `[S]`."""
-    numbers = _scratch(scene)
+    numbers = scratch(scene)
     range_s, half = _f(1.0) / scene.near - _f(1.0) / scene.far, _f(0.5 * CELLS)
     last = len(samples_s) - 1
     for n in range(len(origin)):
@@ -271,7 +299,7 @@ def _rays(
         passing, red, green, blue, mean, square = _f(1.0), _f(0.0), _f(0.0), _f(0.0), 0.0, 0.0
         for i in range(last + 1):
             z = z_depth[i]
-            u, v, w, inverse_z = _locate(scene, origin[n, 0] + z * a, origin[n, 1] + z * b, origin[n, 2] + z * c)
+            u, v, w, inverse_z = locate(scene, origin[n, 0] + z * a, origin[n, 1] + z * b, origin[n, 2] + z * c)
             if i < last and (not scene.contracted or max(abs(u), abs(v), abs(w)) < _f(1.0)):
                 column, row = (
                     min(max(int((u + _f(1.0)) * half), 0), CELLS - 1),
@@ -279,16 +307,16 @@ def _rays(
                 )
                 if not occupied[min(max(int((w + _f(1.0)) * half), 0), CELLS - 1), row, column]:
                     continue
-            at = _evaluate(scene, u, v, w, numbers)
+            at = evaluate(scene, u, v, w, numbers)
             opacity = _f(1.0)
             if i < last:
-                thick = _thickness(scene, numbers[at], _s(scene, inverse_z))
+                thick = optical_thickness(scene, numbers[at], normalised_disparity(scene, inverse_z))
                 opacity = _f(1.0) - math.exp(-thick * inverse_z * inverse_z / range_s * length[i] * metres)
             weight = passing * opacity
             if not weight <= _f(UNSEEN):
-                red += weight * _sigmoid(numbers[at + 1])
-                green += weight * _sigmoid(numbers[at + 2])
-                blue += weight * _sigmoid(numbers[at + 3])
+                red += weight * sigmoid(numbers[at + 1])
+                green += weight * sigmoid(numbers[at + 2])
+                blue += weight * sigmoid(numbers[at + 3])
                 mean += weight * samples_s[i]
                 square += weight * samples_s[i] * samples_s[i]
             passing *= _f(1.0) - opacity
@@ -345,21 +373,21 @@ class FusedField(RayField):
         return rgb, mean[..., 0], variance[..., 0]
 
 
-def share(count: int, work: Callable[[slice], None], *, size: int = 2048) -> None:
-    """Do the parts of some work, by as many threads as PyTorch has; the first time numba compiles it."""
+def share(count: int, work: Callable[[slice], None], *, size: int = 2048, kernel: Any = None) -> None:
+    """Do the parts of some work, by as many threads as PyTorch has; the first time numba compiles its kernel."""
+    kernel = _rays if kernel is None else kernel
     parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
     note = threading.Timer(_SLOW_S, lambda: _log.info("the renderer is compiled, once for this machine (10 s)"))
-    if not cast(Any, _rays).signatures:
+    if parts and not kernel.signatures:
         note.start()
-    try:
-        if parts:
-            work(parts[0])
-    finally:
-        note.cancel()
+        try:
+            work(parts.pop(0))
+        finally:
+            note.cancel()
     threads = torch.get_num_threads()
-    if threads == 1 or len(parts) < 3:
-        for part in parts[1:]:
+    if threads == 1 or len(parts) < 2:
+        for part in parts:
             work(part)
     else:
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, parts[1:]))
+            list(pool.map(work, parts))

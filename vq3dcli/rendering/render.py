@@ -30,6 +30,16 @@ Field = Callable[[Tensor], tuple[Tensor, Tensor]]
 """World points `[B, N, 3]` to density `[B, N]` (per metre) and rgb `[B, N, 3]` in [0, 1]."""
 
 
+class Density(NamedTuple):
+    """Of raw density: scale softplus(gain raw + slope (middle - s) - shift) is optical thickness a unit of s."""
+
+    scale: float
+    gain: float
+    slope: float
+    middle: float
+    shift: float
+
+
 class RayField(ABC):
     """A `Field` of one scene that looks along rays by itself, faster and within a grey level of what `render` does.
 
@@ -46,6 +56,24 @@ class RayField(ABC):
     @abstractmethod
     def along(self, rays: Rays, samples: int) -> tuple[Tensor, Tensor, Tensor]:
         """See `render`, for rays `[1, N]`."""
+
+
+class TrainedField(ABC):
+    """A `Field` of scenes that looks along rays by itself, with gradients to what it is made of.
+
+    Attributes:
+        exact: The same field by tensor operations, for rays that have a gradient, too.
+    """
+
+    exact: Field
+
+    def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Field`."""
+        return self.exact(points)
+
+    @abstractmethod
+    def composited(self, rays: Rays, samples: RaySamples) -> tuple[Tensor, Tensor]:
+        """Colours `[B, N, 3]` and weights `[B, N, S]` of `render_rays`; the last sample is opaque."""
 
 
 _log = logging.getLogger(__name__)
@@ -164,12 +192,17 @@ def render_rays(
         with torch.no_grad(), _uncached_casts():
             coarse = render_rays(field, rays, samples, depth_range)
         samples = with_importance(samples, coarse.weights, importance)
-    density, rgb, metres = along_rays(field, rays, samples, depth_range)
-    tau = density * samples.lengths(depth_range) * metres[..., None]
-    weights, samples_s = ray_weights(tau, opaque_end=opaque_end), samples.s.expand_as(tau)
+    if isinstance(field, TrainedField) and opaque_end and not is_exact() and not rays.direction.requires_grad:
+        seen, weights = field.composited(rays, samples)
+    else:
+        density, rgb, metres = along_rays(field, rays, samples, depth_range)
+        tau = density * samples.lengths(depth_range) * metres[..., None]
+        weights = ray_weights(tau, opaque_end=opaque_end)
+        seen = (weights[..., None] * rgb).sum(-2)
+    samples_s = samples.s.expand_as(weights)
     s = (weights * samples_s).sum(-1)
     variance = (weights * (samples_s - s[..., None]).square()).sum(-1)
-    return Rendering((weights[..., None] * rgb).sum(-2), s, variance, weights, samples_s)
+    return Rendering(seen, s, variance, weights, samples_s)
 
 
 @contextlib.contextmanager

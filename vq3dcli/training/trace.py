@@ -116,7 +116,7 @@ class Tracer(TorchDispatchMode):
         return out
 
     def _time(self, func: Any, args: Any, kwargs: Any, out: Any, before: list[Tensor], after: list[Tensor]) -> None:
-        formula = _FLOPS.get(func._overloadpacket)
+        formula = _FLOPS.get(func._overloadpacket) or flop_registry.get(func._overloadpacket)
         if formula is None:
             moved = sum(min(t.numel() * t.itemsize, t.untyped_storage().nbytes()) for t in (*before, *after))
             self.seconds += max(moved / self.processor.bytes_per_second, self.processor.seconds_per_operation)
@@ -175,7 +175,6 @@ def _convolution_backward_flops(grad: Tensor, _: Tensor, weight: Tensor, *more: 
 
 
 _FLOPS: dict[Any, Callable[..., float]] = {
-    **flop_registry,
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
     _aten.convolution_backward: _convolution_backward_flops,
