@@ -43,6 +43,7 @@ OBVIOUS = {
     "accumulate",
     "compile",
     "checkpoint_activations",
+    "shard",
     "init",
     "tracker",
 }

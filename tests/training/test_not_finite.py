@@ -172,7 +172,7 @@ def test_what_is_not_finite_is_not_saved(
         ),
         (
             Run(prior_recipe, tmp_path / "prior", device=device, ranks=ranks, tokens=tokens),
-            stage2.build_state(prior_recipe, tokens, device=device),
+            stage2.build_state(prior_recipe, tokens, device=device, ranks=ranks),
         ),
     ):
         run.start(state, run.folder.newest(ranks), None)

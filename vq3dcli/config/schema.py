@@ -210,6 +210,7 @@ class ScheduleSection(RunSection):
     accumulate: int = Field(ge=1, le=2**20)
     compile: bool
     checkpoint_activations: bool
+    shard: Literal["auto", "always", "never"] = "auto"  # weights files from before this key name none
 
     @model_validator(mode="before")
     @classmethod

@@ -258,11 +258,9 @@ class TokenLoader:
             self._orders[epoch] = self.train_images[permutation] * views + view
         return self._orders[epoch]
 
-    def held_out_batches(self, batch_size: int) -> Iterator[TokenBatch]:
-        """The plain views of all held-out images in order, the same on every rank; the last batch may be smaller."""
-        for image in self.held_out_images.split(batch_size):
-            if len(image):
-                yield TokenBatch(self.store.read(image), self.store.class_index[image], image)
+    def held_out_batch(self, image: Tensor) -> TokenBatch:
+        """The plain views of some images, int64 `[B]`."""
+        return TokenBatch(self.store.read(image), self.store.class_index[image], image)
 
 
 def split(images: int, held_out: float) -> tuple[Tensor, Tensor]:

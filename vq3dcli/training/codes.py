@@ -10,6 +10,7 @@ from vq3dcli.config.schema import TrainingSection
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.optim import reset_rows
+from vq3dcli.training.sharding import changing, local, part
 from vq3dcli.training.state import RunState
 
 # The share of the target's colourfulness that a reconstruction has before quantisation starts ...
@@ -58,12 +59,15 @@ def update_codes(
         if state.images_seen >= schedule.quantize_from_images * patience:
             # Fresh statistics: `projected` was computed before they moved, a step's difference.
             outputs = ranks.gather(projected.flatten(0, 1))
-            quantizer.start(outputs, seeding.uniform(schedule.seed, "codes", step_index, size))
+            with changing(quantizer, "codebook"):
+                quantizer.start(outputs, seeding.uniform(schedule.seed, "codes", step_index, size))
             fresh = torch.ones(size, dtype=torch.bool, device=counts.device)
     elif quantizer.count(counts):
         outputs = ranks.gather(projected.flatten(0, 1))
-        fresh = quantizer.revive(outputs, seeding.uniform(schedule.seed, "codes", step_index, size))
+        with changing(quantizer, "codebook"):
+            fresh = quantizer.revive(outputs, seeding.uniform(schedule.seed, "codes", step_index, size))
     if fresh is not None:  # they have no past in the optimizer or the average
         reset_rows(state.optimizer, quantizer.codebook, fresh)
-        state.average.quantizer.codebook[fresh] = quantizer.codebook[fresh]
+        rows = local(part(fresh, quantizer.codebook))
+        local(state.average.quantizer.codebook)[rows] = local(quantizer.codebook)[rows]
     return counts

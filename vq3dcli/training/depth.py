@@ -65,8 +65,8 @@ def train_depth(
         state = build_state(recipe, device, pretrained=checkpoint is None)
         first = next(data.batches(0))  # of every sheet
 
-        def draw(path: Path) -> None:
-            write_depth_sheet(path, state.average, recipe, first, device)
+        def draw(path: Path, average: DepthNetwork) -> None:
+            write_depth_sheet(path, average, recipe, first, device)
 
         run.start(state, checkpoint, draw, data.bad)
         batches = data.batches(state.images_seen)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vq3dcli.training.launch import started_ranks
+from vq3dcli.training.sharding import is_spread
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,11 @@ class Ranks:
 
 
 def shared(module: nn.Module, ranks: Ranks) -> nn.Module:
-    """The module, on several ranks with gradients that are averaged over them.
+    """The module, on several ranks with gradients that are averaged over them, as those of a spread one are already.
 
     Its buffers are not broadcast: whatever changes ours is summed over ranks first.
     """
-    if ranks.world_size == 1:
+    if ranks.world_size == 1 or any(map(is_spread, module.parameters())):
         return module
     # PyTorch renamed the option in 2.14 and warns of the old name.
     known = inspect.signature(DistributedDataParallel).parameters

@@ -67,12 +67,16 @@ def held_out_bits(
     classes = len(loader.store.class_names)
     nats = torch.zeros(classes + 1, dtype=torch.float64, device=device)
     images = torch.zeros_like(nats)
-    for number, batch in enumerate(loader.held_out_batches(batch_size)):
-        if number % ranks.world_size != ranks.rank:
-            continue
+    batches = loader.held_out_images.split(batch_size)
+    for first in range(0, len(batches), ranks.world_size):
+        # Ranks that share a prior's tensors must all compute as often: one without a batch takes the last, for nothing.
+        number = first + ranks.rank
+        batch = loader.held_out_batch(batches[min(number, len(batches) - 1)])
         tokens, class_index = batch.tokens.to(device), batch.class_index.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast_dtype == torch.bfloat16):
             logits = model(tokens, class_index)
+        if number >= len(batches):
+            continue
         row = torch.where(class_index < 0, classes, class_index)
         nats.index_add_(0, row, token_nats(logits, tokens).double().mean(1))
         images.index_add_(0, row, torch.ones_like(row, dtype=torch.float64))

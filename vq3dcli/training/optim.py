@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from vq3dcli.config.schema import RunSection
 from vq3dcli.training.arithmetic import resolve_precision
+from vq3dcli.training.sharding import gathered, local, part, whole
 
 # Parameters that are not multiplied with activations as matrices: decay would only shrink them.
 _NO_DECAY_NAMES = ("codebook", "positions", "base")
@@ -50,7 +51,8 @@ class MuonAndAdamW(torch.optim.AdamW):
             state["momentum"] = torch.zeros_like(parameter)
         momentum = state["momentum"].lerp_(gradient, 1.0 - _MOMENTUM)
         dtype = resolve_precision(group["precision"], parameter.device)
-        direction = orthogonalised(gradient.lerp(momentum, _MOMENTUM), dtype)  # Nesterov's
+        nesterov = whole(gradient.lerp(momentum, _MOMENTUM))  # of all rows: a slice's own directions are others
+        direction = part(orthogonalised(nesterov, dtype), parameter)
         parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
         parameter.add_(direction, alpha=-0.2 * max(parameter.shape) ** 0.5 * group["lr"])
 
@@ -147,17 +149,18 @@ def reset_rows(optimizer: Optimizer, parameter: nn.Parameter, rows: Tensor) -> N
     state = optimizer.state.get(parameter, {})
     for name in ("exp_avg", "exp_avg_sq"):
         if name in state:
-            state[name][rows] = 0.0
+            local(state[name])[local(part(rows, state[name]))] = 0.0
 
 
-def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as flat named tensors, `{parameter}/{moment}`."""
+def optimizer_tensors(optimizer: Optimizer, model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
+    """The optimizer's state as flat named tensors, `{parameter}/{moment}`; as `sharding.gathered`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {
+    tensors = {
         f"{names[parameter]}/{moment}": torch.as_tensor(value).detach().contiguous()
         for parameter, state in optimizer.state.items()
         for moment, value in state.items()
     }
+    return gathered(tensors, keep=keep)
 
 
 def restore_optimizer(optimizer: Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -168,4 +171,4 @@ def restore_optimizer(optimizer: Optimizer, model: nn.Module, tensors: dict[str,
         parameter = parameters[name]
         if value.ndim and value.shape != parameter.shape:
             raise ValueError(f"{key} has the shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
-        optimizer.state[parameter][moment] = value.to(parameter.device).clone()
+        optimizer.state[parameter][moment] = part(value, parameter).clone()

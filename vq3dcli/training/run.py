@@ -116,7 +116,7 @@ class Run:
         self.should_stop = options.get("should_stop", lambda: False)
         self.stop_after_images, self.tokens = options.get("stop_after_images"), tokens
         self.state: RunState[Any]
-        self.draw: Callable[[Path], object] | None = None
+        self.draw: Callable[[Path, Any], object] | None = None
         self.tracker: Tracker | None = None
         self.rate = 0.0
 
@@ -137,7 +137,7 @@ class Run:
         self,
         state: RunState[Any],
         checkpoint: Checkpoint | None,
-        draw: Callable[[Path], object] | None,
+        draw: Callable[[Path, Any], object] | None,
         bad: dict[str, str] | None = None,
     ) -> None:
         """Begin at a state, or at the checkpoint that it continues; on all ranks.
@@ -145,7 +145,7 @@ class Run:
         Args:
             state: All that a step depends on.
             checkpoint: What to restore it from.
-            draw: Writes a contact sheet.
+            draw: Writes a contact sheet to a path, of the average.
             bad: Damaged samples as `TrainingLoader.bad`: those that the run knows come to it, its own are recorded.
 
         Raises:
@@ -157,8 +157,15 @@ class Run:
             state.restore(checkpoint)
             self.bad |= self.folder.bad_samples()
         self._interval = time.perf_counter(), state.images_seen
-        if not self.ranks.is_main:
-            return
+        schedule, seen = self.recipe.training, state.images_seen
+        if self.ranks.is_main:
+            self._start_records(checkpoint)
+        due = seen >= schedule.images or is_due(schedule.sheet_every_images, seen, schedule.batch_size)
+        missing = bool(seen) and due and self.tracker is not None and not self._sheet_path().exists()
+        if self.ranks.any(missing, self.device):  # the run was killed between a checkpoint and its sheet
+            self.sheet()
+
+    def _start_records(self, checkpoint: Checkpoint | None) -> None:
         threads = torch.get_num_threads()
         if checkpoint is not None and self.device.type == "cpu" and checkpoint.manifest.get("threads") != threads:
             _log.warning(
@@ -166,16 +173,13 @@ class Run:
                 checkpoint.manifest.get("threads"),
                 threads,
             )
-        schedule, seen = self.recipe.training, state.images_seen
+        schedule, seen = self.recipe.training, self.state.images_seen
         self.folder.forget_metrics_after(seen)
         self.guards = guards_of(self.recipe)
         self.health, _ = replay(self.folder.all_metrics(), self.guards)
         self.tracker = open_tracker(
             schedule.tracker, self.folder.path, images_seen=seen, config=json.loads(self.recipe.model_dump_json())
         )
-        due = seen >= schedule.images or is_due(schedule.sheet_every_images, seen, schedule.batch_size)
-        if seen and due and not self._sheet_path().exists():  # the run was killed between a checkpoint and its sheet
-            self.sheet()
         if 0 < seen < schedule.images:
             _log.info("continuing at %d images", seen)
 
@@ -249,16 +253,21 @@ class Run:
                 self.folder.record_bad(known | new)
 
     def save(self) -> None:
-        """Write a checkpoint. Raises `DivergedError` for numbers that are not finite, `OutputError`, `StorageError`."""
+        """Write a checkpoint; on all ranks.
+
+        Raises `DivergedError` for numbers that are not finite, `OutputError`, `StorageError`.
+        """
+        parts = self.state.parts(keep=self.ranks.is_main)
         if self.ranks.is_main:
             header = weights_header(self.recipe, self._card(), self.tokens)
             manifest = self.state.manifest(self.recipe)
-            self.folder.save(self.state.parts(), manifest, header, self.recipe.training.keep_checkpoints)
+            self.folder.save(parts, manifest, header, self.recipe.training.keep_checkpoints)
 
     def sheet(self) -> None:
-        """Draw a contact sheet, where there is anything to draw."""
+        """Draw a contact sheet, where there is anything to draw; on all ranks."""
+        average = self.state.whole_average(self.device, keep=self.ranks.is_main)
         if self.tracker is not None and self.draw is not None:
-            self.draw(self._sheet_path())
+            self.draw(self._sheet_path(), average)
             self.tracker.image(self._sheet_path(), self.state.images_seen)
             self._refresh()
 
@@ -272,9 +281,10 @@ class Run:
 
     def finish(self) -> Result:
         """Export the averaged weights, unless a call before did; on all ranks."""
+        average = self.state.whole_average(torch.device("cpu"), keep=self.ranks.is_main)
         sha256 = self.folder.exported(self.state.images_seen) if self.ranks.is_main else ""
         if self.ranks.is_main and not sha256:
-            sha256 = save_weights(self.folder.weights, self.state.average, self.recipe, self._card(), self.tokens)
+            sha256 = save_weights(self.folder.weights, average, self.recipe, self._card(), self.tokens)
         self.ranks.barrier()
         return Result(self.folder.weights, sha256, self.state.images_seen, self.folder.last_metrics())
 

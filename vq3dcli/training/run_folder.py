@@ -37,7 +37,7 @@ _FREE_KEYS = {
     f"training.{name}"
     for name in (
         *("log_every_images", "sheet_every_images", "checkpoint_every_images", "keep_checkpoints", "tracker"),
-        "checkpoint_activations",  # the same gradients to the bit
+        *("checkpoint_activations", "shard"),  # the same gradients
         "max_bad",
     )
 }

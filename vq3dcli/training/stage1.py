@@ -34,10 +34,11 @@ from vq3dcli.training.codes import update_codes
 from vq3dcli.training.distributed import Ranks, join_ranks, shared, without_exchange
 from vq3dcli.training.finetune import freeze_codes, initialise
 from vq3dcli.training.objective import NovelViews, Objective, Stage1Objective
-from vq3dcli.training.optim import build_optimizer, learning_rate_at, set_learning_rate
+from vq3dcli.training.optim import learning_rate_at, set_learning_rate
 from vq3dcli.training.run import Result, Run, RunOptions, require_whole_batches
+from vq3dcli.training.sharding import whole
 from vq3dcli.training.sheets import write_stage1_sheet
-from vq3dcli.training.state import RunState, average_of, require_finite
+from vq3dcli.training.state import RunState, new_state, require_finite
 from vq3dcli.training.views import AdversarialViews
 
 _log = logging.getLogger(__name__)
@@ -91,9 +92,9 @@ def train(
         state = build_state(recipe, classes=len(data.class_names), device=device, ranks=ranks, fresh=checkpoint is None)
         first = next(data.batches(0)) if ranks.is_main else None  # of every sheet
 
-        def draw(path: Path) -> None:
+        def draw(path: Path, average: Autoencoder) -> None:
             assert first is not None
-            write_stage1_sheet(path, state.average, recipe, first, device)
+            write_stage1_sheet(path, average, recipe, first, device)
 
         run.start(state, checkpoint, draw, data.bad)
         if checkpoint is not None and schedule.freeze_codes:
@@ -142,17 +143,10 @@ def build_state(
         InputMissingError, UnsafeFileError, DataError: As `weights_file.load_weights`.
     """
     schedule = recipe.training
-    model = build_autoencoder(recipe).to(device)
+    model = build_autoencoder(recipe)
     start = initialise(model, recipe, Path(schedule.init)) if fresh and schedule.init else None
-    optimizer = build_optimizer(
-        model,
-        kind=schedule.optimizer,
-        learning_rate=schedule.learning_rate,
-        weight_decay=schedule.weight_decay,
-        precision=schedule.precision,
-    )
-    adversary = Adversary(recipe, classes=classes, device=device, ranks=ranks)
-    state = RunState(model, average_of(model), optimizer, adversary)
+    state = new_state(model, schedule, ranks, device)
+    state.adversary = Adversary(recipe, classes=classes, device=device, ranks=ranks)
     if start is not None:
         state.init_sha256, state.init_ancestors, state.init_codes_of = start.sha256, start.ancestors, start.codes_of
     if fresh and schedule.freeze_codes:
@@ -200,7 +194,7 @@ def take_step(
     Args:
         recipe: The resolved recipe.
         state: The run's state.
-        forward: Its objective, wrapped by DistributedDataParallel on several ranks.
+        forward: Its objective, `shared` on several ranks.
         batch: This rank's rows of the global batch.
         device: Where to compute.
         ranks: This process among those of the run.
@@ -264,7 +258,7 @@ def compute_gradients(
                 part: Objective = forward(image, label, kind, index, labelled_share, classes, images_seen, novel)
             (part.loss / accumulate).backward()
         parts.append(part._replace(loss=part.loss.detach()))
-    gradient_norm = nn.utils.clip_grad_norm_(parameters, schedule.gradient_clip)
+    gradient_norm = whole(nn.utils.clip_grad_norm_(parameters, schedule.gradient_clip))
     loss = torch.stack([part.loss for part in parts]).mean()
     require_finite(loss, gradient_norm, batch.keys, images_seen, ranks)
     return Step(

@@ -25,10 +25,11 @@ from vq3dcli.training.arithmetic import resolve_precision
 from vq3dcli.training.distributed import Ranks, join_ranks, shared, without_exchange
 from vq3dcli.training.finetune import initialise_prior
 from vq3dcli.training.held_out import HeldOut, by_class, held_out_bits, unigram_bits
-from vq3dcli.training.optim import build_optimizer, learning_rate_at, set_learning_rate
+from vq3dcli.training.optim import learning_rate_at, set_learning_rate
 from vq3dcli.training.run import Result, Run, RunOptions, require_whole_batches
+from vq3dcli.training.sharding import whole
 from vq3dcli.training.sheets import write_prior_sheet
-from vq3dcli.training.state import RunState, average_of, require_finite
+from vq3dcli.training.state import RunState, new_state, require_finite
 from vq3dcli.weights_file import LoadedWeights, TokenFacts
 
 HELD_OUT_NAME = "held_out.json"
@@ -90,12 +91,12 @@ def train_prior(
     with run.opened(_run_facts(store)):
         # --- build, and resume where there is a checkpoint
         checkpoint = run.folder.newest(ranks)
-        state = build_state(recipe, facts, device=device, fresh=checkpoint is None)
+        state = build_state(recipe, facts, device=device, ranks=ranks, fresh=checkpoint is None)
         unigram = unigram_bits(loader, ranks, device)
 
-        def draw(path: Path) -> None:
+        def draw(path: Path, average: Prior) -> None:
             assert stage1 is not None
-            write_prior_sheet(path, state.average, stage1, store.class_names, recipe.sampling, schedule.seed)
+            write_prior_sheet(path, average, stage1, store.class_names, recipe.sampling, schedule.seed)
 
         run.start(state, checkpoint, None if stage1 is None else draw)
         state.model.checkpoint_activations = schedule.checkpoint_activations
@@ -125,7 +126,7 @@ def train_prior(
 
 
 def build_state(
-    recipe: Stage2Recipe, tokens: TokenFacts, *, device: torch.device, fresh: bool = True
+    recipe: Stage2Recipe, tokens: TokenFacts, *, device: torch.device, ranks: Ranks, fresh: bool = True
 ) -> RunState[Prior]:
     """The state of a new run, from `training.init` if the recipe names it and the run is `fresh`.
 
@@ -136,16 +137,9 @@ def build_state(
     schedule, classes = recipe.training, len(tokens.class_names)
     model = build_prior(recipe, codebook_size=tokens.codebook_size, length=tokens.length, classes=classes)
     init_sha256 = initialise_prior(model, tokens, Path(schedule.init)) if fresh and schedule.init else ""
-    model = model.to(device)
-    optimizer = build_optimizer(
-        model,
-        kind=schedule.optimizer,
-        learning_rate=schedule.learning_rate,
-        weight_decay=schedule.weight_decay,
-        precision=schedule.precision,
-        betas=_BETAS,
-    )
-    return RunState(model, average_of(model), optimizer, init_sha256=init_sha256)
+    state = new_state(model, schedule, ranks, device, betas=_BETAS)
+    state.init_sha256 = init_sha256
+    return state
 
 
 def take_step(
@@ -162,7 +156,7 @@ def take_step(
     Args:
         recipe: The resolved recipe.
         state: The run's state.
-        forward: Its `PriorObjective`, wrapped by DistributedDataParallel on several ranks.
+        forward: Its `PriorObjective`, `shared` on several ranks.
         batch: This rank's rows of the global batch.
         device: Where to compute.
         ranks: This process among those of the run.
@@ -187,7 +181,7 @@ def take_step(
                 loss = forward(tokens, class_index, index)
             (loss / schedule.accumulate).backward()
         parts.append(loss.detach())
-    gradient_norm = nn.utils.clip_grad_norm_(state.model.parameters(), schedule.gradient_clip)
+    gradient_norm = whole(nn.utils.clip_grad_norm_(state.model.parameters(), schedule.gradient_clip))
     nats = torch.stack(parts).mean()
     require_finite(nats, gradient_norm, [str(index) for index in batch.index.tolist()], state.images_seen, ranks)
     state.optimizer.step()

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vq3dcli.config.schema import Recipe, RunSection
+from vq3dcli.config.schema import Recipe, RunSection, ScheduleSection
 from vq3dcli.errors import DataError, DivergedError
 from vq3dcli.tensor_file import check_tensors
 from vq3dcli.training.adversary import Adversary
 from vq3dcli.training.distributed import Ranks
-from vq3dcli.training.optim import optimizer_tensors, restore_optimizer
+from vq3dcli.training.optim import build_optimizer, optimizer_tensors, restore_optimizer
 from vq3dcli.training.run_folder import CALMER, Checkpoint
+from vq3dcli.training.sharding import gathered, is_sharded, load, local, spread
 
 # So many samples of a rank are named where a step cannot be taken.
 _NAMED = 8
@@ -47,6 +48,7 @@ class RunState(Generic[Model]):
         init_sha256: Hash of the weights that the run started from; empty for a random start.
         init_ancestors: Hashes of those that they started from, the nearest first.
         init_codes_of: Hashes of the weights whose codes mean the same in those that the run started from.
+        hollow: The model without memory for its parameters, where ranks share them.
     """
 
     model: Model
@@ -60,13 +62,14 @@ class RunState(Generic[Model]):
     init_sha256: str = ""
     init_ancestors: tuple[str, ...] = ()
     init_codes_of: tuple[str, ...] = ()
+    hollow: Model | None = None
 
-    def parts(self) -> dict[str, Mapping[str, Tensor]]:
-        """The tensors of a checkpoint."""
+    def parts(self, *, keep: bool = True) -> dict[str, Mapping[str, Tensor]]:
+        """The tensors of a checkpoint; on all ranks, and those that do not `keep` them may get none."""
         parts: dict[str, Mapping[str, Tensor]] = {
-            "weights": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer, self.model),
+            "weights": gathered(self.model.state_dict(), keep=keep),
+            "average": gathered(self.average.state_dict(), keep=keep),
+            "optimizer": optimizer_tensors(self.optimizer, self.model, keep=keep),
         }
         if self.adversary is not None and self.adversary.discriminators:
             parts["adversarial"] = self.adversary.tensors()
@@ -98,7 +101,7 @@ class RunState(Generic[Model]):
         for name, module in (("weights", self.model), ("average", self.average)):
             tensors = parts.get(name, {})
             check_tensors(misfit, module.state_dict(), tensors)
-            module.load_state_dict(tensors)
+            load(module, tensors)
         try:
             restore_optimizer(self.optimizer, self.model, parts["optimizer"])
             self.images_seen, self.init_sha256 = int(manifest["images_seen"]), str(manifest["init_sha256"])
@@ -114,6 +117,15 @@ class RunState(Generic[Model]):
             remedy = "the version of vq3d that wrote it, or another --out"
             raise DataError(f"{misfit}: {error}", remedy=remedy) from error
 
+    def whole_average(self, device: torch.device, *, keep: bool) -> Model:
+        """The average, for one rank alone to use; on all ranks, and those that do not `keep` it may get a slice."""
+        tensors = {} if self.hollow is None else gathered(self.average.state_dict(), keep=keep)
+        if self.hollow is None or not keep:
+            return self.average
+        model = copy.deepcopy(self.hollow)
+        model.load_state_dict(tensors, assign=True)
+        return model.requires_grad_(False).eval().to(device)
+
     @torch.no_grad()
     def update_average(self, schedule: RunSection) -> None:
         """Move the average towards the model, its half-life in images (Karras et al., CVPR 2024); buffers are copied.
@@ -122,10 +134,35 @@ class RunState(Generic[Model]):
         """
         half_life = min(schedule.ema_half_life_images, self.images_seen * _RAMP_UP)
         keep = 0.5 ** (schedule.batch_size / max(half_life, 1e-8))
-        old, new = ([p.detach() for p in module.parameters()] for module in (self.average, self.model))
+        old, new = ([local(p.detach()) for p in module.parameters()] for module in (self.average, self.model))
         torch._foreach_lerp_(old, new, 1.0 - keep)
         for before, after in zip(self.average.buffers(), self.model.buffers(), strict=True):
             before.copy_(after)
+
+
+def new_state(
+    model: Model, schedule: ScheduleSection, ranks: Ranks, device: torch.device, **more: Any
+) -> RunState[Model]:
+    """The state of a new run of a model on the CPU, which goes to `device`; `more` is for `build_optimizer`."""
+    hollow = None
+    if is_sharded(schedule.shard, model, ranks.world_size):
+        without: dict[int, object] = {
+            id(weight): nn.Parameter(torch.empty_like(weight, device="meta")) for weight in model.parameters()
+        }
+        hollow, average = copy.deepcopy(model, without), average_of(model)
+        for each in (model, average):
+            spread(each, ranks.world_size, device)
+    else:
+        average = average_of(model.to(device))
+    optimizer = build_optimizer(
+        model,
+        kind=schedule.optimizer,
+        learning_rate=schedule.learning_rate,
+        weight_decay=schedule.weight_decay,
+        precision=schedule.precision,
+        **more,
+    )
+    return RunState(model, average, optimizer, hollow=hollow)
 
 
 def average_of(model: Model) -> Model:
