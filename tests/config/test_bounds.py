@@ -13,7 +13,8 @@ from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.errors import RecipeError, UsageError
 from vq3dcli.training.devices import named_processor
-from vq3dcli.training.plan import codes_of, plan_prior, plan_run, plan_table
+from vq3dcli.training.plan import codes_of, plan_prior, plan_run
+from vq3dcli.training.plan_table import plan_table
 
 SCHEMAS: tuple[tuple[str, type[Stage1Recipe | Stage2Recipe]], ...] = (
     ("toy-cpu", Stage1Recipe),

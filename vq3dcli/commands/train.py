@@ -140,7 +140,8 @@ def train_stage1(
     from vq3dcli.pipelines.train import open_loader, run_facts
     from vq3dcli.training.devices import find_processor
     from vq3dcli.training.distributed import join_ranks
-    from vq3dcli.training.plan import plan_run, plan_table
+    from vq3dcli.training.plan import plan_run
+    from vq3dcli.training.plan_table import plan_table
     from vq3dcli.training.stage1 import train
 
     resolved = _resolved(recipe, Stage1Recipe, overrides, init)
@@ -219,7 +220,8 @@ def train_stage2(
     from vq3dcli.config.schema import Stage2Recipe
     from vq3dcli.data.token_store import TokenStore
     from vq3dcli.training.devices import find_processor
-    from vq3dcli.training.plan import codes_of, plan_prior, plan_table
+    from vq3dcli.training.plan import codes_of, plan_prior
+    from vq3dcli.training.plan_table import plan_table
     from vq3dcli.training.stage2 import train_prior
 
     resolved = _resolved(recipe, Stage2Recipe, overrides, init)
@@ -389,11 +391,15 @@ def _train(
 def _say_plan(
     said: Output, recipe: Recipe, plan: Mapping[str, Any], table: Sequence[Sequence[object]], facts: Mapping[str, Any]
 ) -> None:
-    """Print a plan, with a warning where memory is short; `facts` of the data stand beside its figures."""
+    """Print a plan, with warnings of what is wrong with it; `facts` of the data stand beside its figures."""
+    from vq3dcli.training.plan_table import too_few_images
+
     memory = plan["memory"]
     if memory["state"] == "does not fit":
         said.warn(f"{plan['device']} has too little memory: {memory['advice']}")
     elif memory["state"] == "tight":
         share = memory["needed"] / memory["available"]
         said.warn(f"the plan takes {share:.0%} of the memory of {plan['device']}: {memory['advice']}")
+    if few := too_few_images(plan):
+        said.warn(f"{plan['micro_batch']} images of a GPU at a time are too few: {few}")
     said.finish(seed=recipe.training.seed, metrics={**plan, **facts}, table=table)

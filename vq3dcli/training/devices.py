@@ -26,6 +26,10 @@ CPU_MATMUL_SHARE = 0.85
 CPU_BANDWIDTH_SHARE = 0.25
 # No operation takes less: Python, PyTorch's dispatcher and autograd, of a GPU the launch.
 _SECONDS_PER_OPERATION = 5e-6
+# Bytes a second between processes of one machine by gloo, and of a GPU to other machines: 400 Gb/s, as in clusters of
+# H100; assumptions. GB/s of PCIe 4.
+LOOPBACK, NETWORK, PCIE = 1e9, 50e9 * BANDWIDTH_SHARE, 32.0
+GPUS_A_MACHINE = 8
 _MATMUL_SHAPE = (1024, 768, 768)
 _SECONDS = 0.4
 # The largest tensor of the step stands for all; beyond this size it makes no difference.
@@ -46,6 +50,7 @@ class Processor:
         dtype: The training precision.
         basis: Where the figures come from.
         seconds_per_operation: The least that one takes.
+        link_bytes_per_second: To the others of its machine, each way.
     """
 
     name: str
@@ -57,26 +62,31 @@ class Processor:
     dtype: torch.dtype
     basis: str
     seconds_per_operation: float = _SECONDS_PER_OPERATION
+    link_bytes_per_second: float = LOOPBACK
 
 
 class Published(NamedTuple):
-    """Peaks by NVIDIA's data sheets of the product: dense (half of the figures "with sparsity"), no TF32."""
+    """Peaks by NVIDIA's data sheets of the product: dense (half of the figures "with sparsity"), no TF32.
+
+    `link` in GB/s each way: NVLink, or PCIe 4.
+    """
 
     name: str
     tflops_bfloat16: float | None
     tflops_float32: float
     terabytes_per_second: float
     gigabytes: int
+    link: float
 
 
 PUBLISHED = {
-    "h200": Published("H200 SXM", 989.0, 67.0, 4.8, 141),
-    "h100": Published("H100 SXM", 989.0, 67.0, 3.35, 80),
-    "a100": Published("A100 SXM 80 GB", 312.0, 19.5, 2.039, 80),
-    "a100-40gb": Published("A100 SXM 40 GB", 312.0, 19.5, 1.555, 40),
-    "v100": Published("V100 SXM2", None, 15.7, 0.9, 32),
-    "l40s": Published("L40S", 362.0, 91.6, 0.864, 48),
-    "rtx4090": Published("GeForce RTX 4090", 165.2, 82.6, 1.008, 24),
+    "h200": Published("H200 SXM", 989.0, 67.0, 4.8, 141, 450.0),
+    "h100": Published("H100 SXM", 989.0, 67.0, 3.35, 80, 450.0),
+    "a100": Published("A100 SXM 80 GB", 312.0, 19.5, 2.039, 80, 300.0),
+    "a100-40gb": Published("A100 SXM 40 GB", 312.0, 19.5, 1.555, 40, 300.0),
+    "v100": Published("V100 SXM2", None, 15.7, 0.9, 32, 150.0),
+    "l40s": Published("L40S", 362.0, 91.6, 0.864, 48, PCIE),
+    "rtx4090": Published("GeForce RTX 4090", 165.2, 82.6, 1.008, 24, PCIE),
 }
 """By the name that `--device-name` takes."""
 
@@ -138,6 +148,7 @@ def named_processor(name: str, precision: str) -> Processor:
         memory_bytes=published.gigabytes * 10**9,
         dtype=torch.bfloat16 if bfloat16 else torch.float32,
         basis=basis,
+        link_bytes_per_second=published.link * 1e9 * BANDWIDTH_SHARE,
     )
 
 
@@ -188,6 +199,7 @@ def measured_processor(
         basis=f"{share:.0%} of a product and {bandwidth_share:.0%} of a pass measured here"
         if on_cpu
         else "measured here",
+        link_bytes_per_second=LOOPBACK if on_cpu else PCIE * 1e9 * BANDWIDTH_SHARE,
     )
 
 

@@ -18,17 +18,19 @@ from vq3dcli.data.shard_reader import label_folder
 from vq3dcli.data.token_store import TokenStore
 from vq3dcli.errors import RecipeError, UsageError
 from vq3dcli.model.build import build_autoencoder, build_prior
+from vq3dcli.model.vit import Block
 from vq3dcli.training.adversary import Adversary
-from vq3dcli.training.devices import Processor
+from vq3dcli.training.devices import GPUS_A_MACHINE, NETWORK, Processor
 from vq3dcli.training.optim import moments_bytes
+from vq3dcli.training.sharding import is_sharded
 from vq3dcli.training.trace import PERCEPTUAL, AnyRecipe, Work, of_one_processor, prior_work, stage1_work
 from vq3dcli.weights_file import load_weights
 
 # Python with PyTorch imported and what its allocator holds without using it (docs/performance.md); on a GPU the
 # driver's context and libraries.
 PROCESS_BYTES = {"cpu": 850_000_000, "cuda": 800_000_000}
-# What gradients cost on the way between GPUs, though it overlaps with the backward pass: an assumption.
-MANY_GPUS_SHARE = 0.9
+# Of a step's work.
+_BACKWARD_SHARE = 2 / 3
 # A stored photo of 256 pixels a side takes about 40 kB (docs/data.md), a label two bytes at half the side.
 _JPEG_BYTES_PER_PIXEL = 40e3 / 256**2
 _STORED_MARGIN = 1.125
@@ -147,13 +149,15 @@ def plan_run(
         },
         advice="a smaller model, or fewer rendering.rays_per_image and samples",
     )
+    total = figures["disk"]["weights"] // 2
     works = {"before_discriminators": work_of(schedule.checkpoint_activations, False)}
     if adversarial.on:
         work = work_of(schedule.checkpoint_activations, True)
         penalty = _R1_SHARE / adversarial.r1_every_steps if adversarial.r1 > 0 else 0.0
         penalty *= work.seconds - works["before_discriminators"].seconds
         works["with_discriminators"] = work._replace(seconds=work.seconds + penalty)
-    speed = {"with_discriminators": None, **_speeds(recipe, works, gpus, micro_batch)}
+    more = sum(discriminators.values())
+    speed = {"with_discriminators": None, **_speeds(recipe, works, processor, model, gpus, more)}
     before, after = speed["before_discriminators"], speed["with_discriminators"]
     assert before is not None
     first = min(adversarial.start_images, schedule.images) if after is not None else schedule.images
@@ -163,7 +167,6 @@ def plan_run(
     if data:
         shards = sum(_bytes_in(folder) for folder in data)
         sidecars = sum(_bytes_in(label_folder(folder, name)) for folder, name in zip(data, labels, strict=False))
-    total = figures["disk"]["weights"] // 2
     checkpoint = figures["disk"]["checkpoint"] + 12 * sum(discriminators.values())  # without an average
     return {
         "parameters": {
@@ -189,7 +192,7 @@ def plan_run(
 def plan_prior(recipe: Stage2Recipe, processor: Processor, codes: Codes, *, gpus: int = 1) -> dict[str, Any]:
     """Figures of a run of Stage 2 by name, as far as they apply with the keys and errors of `plan_run`.
 
-    Each of `gpus` processors holds the whole prior.
+    Each of `gpus` processors holds the whole prior, or a slice of it by `training.shard`.
     """
     schedule, classes = recipe.training, codes.classes or 0
     micro_batch = _micro_batch(recipe, gpus)
@@ -201,8 +204,10 @@ def plan_prior(recipe: Stage2Recipe, processor: Processor, codes: Codes, *, gpus
         one, size = _remaking(recipe, remade), codes.codebook_size
         return prior_work(one, processor, micro_batch, length=codes.length, codebook_size=size, classes=classes)
 
-    figures = _plan(recipe, processor, model, gpus, work_of, {}, advice="a smaller model: each GPU holds all of it")
-    speed = _speeds(recipe, {"training": work_of(schedule.checkpoint_activations)}, gpus, micro_batch)
+    shared = "--set training.shard=always, or " if gpus > 1 and not is_sharded(schedule.shard, model, gpus) else ""
+    figures = _plan(recipe, processor, model, gpus, work_of, {}, advice=f"{shared}a smaller model")
+    works = {"training": work_of(schedule.checkpoint_activations)}
+    speed = _speeds(recipe, works, processor, model, gpus)
     total = figures["disk"]["weights"] // 2
     blocks = sum(p.numel() for p in model.blocks.parameters())
     head = 0 if model.head is None else model.head.weight.numel()
@@ -259,15 +264,21 @@ def _plan(
     total = sum(p.numel() for p in model.parameters())
     moments = moments_bytes(model, schedule.optimizer)
     casts = 2 * total if processor.dtype == torch.bfloat16 else 0  # autocast casts each weight once a step
+    sharded = is_sharded(schedule.shard, model, gpus)
+    own = -(-total // gpus) if sharded else total
+    # Slices are put together block by block: one computes, the next is on its way, and so are their gradients.
+    largest = max((sum(p.numel() for p in m.parameters()) for m in model.modules() if isinstance(m, Block)), default=0)
 
     def memory_of(images: int, remade: bool) -> dict[str, int]:
         """Bytes of one processor at the worst moment of a step; other micro-batches by their share of ours."""
         work, share = work_of(remade), images / micro_batch
         memory = {
-            "weights": 4 * total + casts,
-            "gradients": 4 * total * (2 if gpus > 1 else 1),  # DistributedDataParallel keeps them in buckets, too
-            "optimizer": moments,
-            "average": 4 * total,
+            "weights": 4 * own + casts,
+            # DistributedDataParallel keeps them in buckets, too.
+            "gradients": 4 * own * (2 if gpus > 1 and not sharded else 1),
+            "optimizer": moments * own // total,
+            "average": 4 * own,
+            "gathered": 16 * largest if sharded else 0,
             **more_memory,
             "activations": round(share * max(work.kept - casts, 0.0)),
             "workspace": round(share * max(work.extra, 0.0)),
@@ -315,16 +326,39 @@ def _least_change(
 
 
 def _speeds(
-    recipe: Stage1Recipe | Stage2Recipe, works: Mapping[str, Work], gpus: int, micro_batch: int
+    recipe: Stage1Recipe | Stage2Recipe,
+    works: Mapping[str, Work],
+    processor: Processor,
+    model: nn.Module,
+    gpus: int,
+    more: int = 0,
 ) -> dict[str, Any]:
-    """Images a second over all processors, each of which updates all weights, by phase; operations of the last."""
-    speeds, batch = {}, recipe.training.batch_size
-    accumulate, share = batch / (gpus * micro_batch), MANY_GPUS_SHARE if gpus > 1 else 1.0
+    """Images a second over all processors by phase; of the last its operations, and what of a step is not computing.
+
+    `exchange_bytes` a processor sends in a step, and receives. It is a ring's share of all float32 gradients, once to
+    sum them and once to tell the sums; where slices are shared, of each micro-batch the weights for both passes, and
+    the gradients. `more` parameters are in no slices.
+
+    Each updates all weights. What it sends and receives is taken to be hidden behind backward passes, two thirds of
+    the work, as far as they last: behind the last one where gradients are exchanged once, else behind all.
+    """
+    batch, accumulate = recipe.training.batch_size, recipe.training.accumulate
+    sharded, total = is_sharded(recipe.training.shard, model, gpus), sum(p.numel() for p in model.parameters())
+    exchange = 4 * ((3 * accumulate if sharded else 2) * total + 2 * more) * (gpus - 1) // gpus
+    link = processor.link_bytes_per_second
+    if processor.kind == "cuda" and gpus > GPUS_A_MACHINE:
+        link = min(link, NETWORK)
+    speeds: dict[str, Any] = {}
     for name, work in works.items():
-        seconds = accumulate * work.seconds + work.update
-        speeds[name] = share * batch / seconds
+        hidden = _BACKWARD_SHARE * work.seconds * (accumulate if sharded else 1)
+        waits = max(exchange / link - hidden, 0.0)
+        seconds = accumulate * work.seconds + work.update + waits
+        speeds[name] = batch / seconds
         speeds[f"{name}_multiplying_share"] = (accumulate * work.multiplying + work.update_multiplying) / seconds
-        speeds["gigaflops_an_image"] = work.flops / micro_batch / 1e9
+        speeds["gigaflops_an_image"] = work.flops * accumulate * gpus / batch / 1e9
+        speeds["exchange_bytes"], speeds["exchange_share"] = exchange, waits / seconds
+        wasted = accumulate * work.waiting + work.update + waits
+        speeds["wasted_share"] = wasted / seconds if gpus > 1 else 0.0
     return speeds
 
 
@@ -341,59 +375,3 @@ def _checkpoints(checkpoint: int, parameters: int, kept: int) -> dict[str, int]:
 
 def _bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("shard-*") if path.is_file())
-
-
-def plan_table(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """A plan of either stage in rows of three for people: what, how much, a remark."""
-    memory, speed, disk = plan["memory"], plan["speed"], plan["disk"]
-    rows = [("what", "figure", "remark"), ("device", plan["device"], plan["basis"])]
-    if "codebook_size" in plan:
-        rows.append(("codes of an image", f"{plan['tokens']} of {plan['codebook_size']}", f"by {plan['codes_source']}"))
-    for name, count in plan["parameters"].items():
-        remark = ""
-        if plan["class_embeddings"] is False and name.endswith("_discriminator"):
-            remark = "class embeddings not counted"
-        elif plan["class_embeddings"] is False and name == "embeddings":
-            remark = "those of classes not counted"
-        rows.append((f"parameters, {name}", f"{count / 1e6:.2f} M", remark))
-    remark = {"fits": "fits", "tight": "tight", "does not fit": "DOES NOT FIT", None: ""}[memory["state"]]
-    remark += f": {memory['advice']}" if memory["advice"] else ""
-    for name, size in memory.items():
-        if name not in ("needed", "available", "state", "advice") and size:
-            rows.append((f"memory, {name}", f"{size / 1e9:.2f} GB", remark if name == "total" else ""))
-    if memory["available"]:
-        together = f"{memory['needed'] / 1e9:.2f} GB by all processes" if memory["needed"] > memory["total"] else ""
-        rows.append(("memory, of the device", f"{memory['available'] / 1e9:.2f} GB", together))
-    labels = {
-        "before_discriminators": "speed",
-        "with_discriminators": "speed, with discriminators",
-        "training": "speed",
-    }
-    for name, label in labels.items():
-        if speed.get(name) is not None:
-            share = f"{speed[f'{name}_multiplying_share']:.0%} of the time in matrix products"
-            rows.append((label, f"{_three_digits(speed[name])} images/s", share))
-    prior = "training" in speed
-    kept = "with density, code search, perceptual network and R1 in float32"
-    of = f"of {disk['images']} images"
-    rows += [
-        ("operations", f"{_three_digits(speed['gigaflops_an_image'])} GFLOP an image", ""),
-        ("precision", plan["precision"], kept if plan["precision"] == "bfloat16" and not prior else ""),
-        ("time", _duration(plan["days"]), f"{plan['images']} images, {plan['steps']} steps"),
-        ("disk, checkpoints", f"{disk['checkpoints'] / 1e9:.2f} GB", f"{disk['checkpoint'] / 1e9:.2f} GB each"),
-        ("disk, weights", f"{disk['weights'] / 1e9:.3f} GB", "fp16"),
-        *[(f"disk, {name}", f"{disk[name] / 1e9:.2f} GB", of) for name in ("shards", "labels") if name in disk],
-        ("disk, tokens", f"{disk['tokens'] / 1e9:.3f} GB", of if prior else f"{of}, {plan['tokens']} each"),
-    ]
-    return rows
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _duration(days: float) -> str:
-    """Days in the unit that suits them."""
-    if days >= 2:
-        return f"{days:.1f} days"
-    return f"{days * 24:.1f} hours" if days * 24 >= 2 else f"{days * 1440:.1f} minutes"

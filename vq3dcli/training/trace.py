@@ -67,6 +67,7 @@ class Work(NamedTuple):
         update_multiplying: Of these, in matrix products.
         kept: Bytes that live when the backward pass begins.
         extra: Bytes beside these at the worst moment; gradients of weights count in neither.
+        waiting: Of the seconds, what operations take beyond their arithmetic and their bytes, being too small.
     """
 
     seconds: float = 0.0
@@ -76,6 +77,7 @@ class Work(NamedTuple):
     update_multiplying: float = 0.0
     kept: float = 0.0
     extra: float = 0.0
+    waiting: float = 0.0
 
     def plus(self, other: Work, factor: float = 1.0) -> Work:
         """Part by part, the other times a factor."""
@@ -88,7 +90,7 @@ class Tracer(TorchDispatchMode):
     def __init__(self, processor: Processor, true: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.processor = processor
-        self.seconds = self.multiplying = self.flops = 0.0
+        self.seconds = self.multiplying = self.flops = self.waiting = 0.0
         self._forward_events = 0
         self._true = {_key(tensor) for tensor in true}
         self._events: list[tuple[int, int]] = []
@@ -119,15 +121,19 @@ class Tracer(TorchDispatchMode):
         formula = _FLOPS.get(func._overloadpacket) or flop_registry.get(func._overloadpacket)
         if formula is None:
             moved = sum(min(t.numel() * t.itemsize, t.untyped_storage().nbytes()) for t in (*before, *after))
-            self.seconds += max(moved / self.processor.bytes_per_second, self.processor.seconds_per_operation)
+            self._take(moved / self.processor.bytes_per_second)
             return
         flops = formula(*args, **kwargs, out_val=out)
         speed = self.processor.flops_per_second
         if before[0].dtype == torch.float32:
             speed = self.processor.flops_per_second_float32
         self.flops += flops
-        self.multiplying += max(flops / speed, self.processor.seconds_per_operation)
-        self.seconds += max(flops / speed, self.processor.seconds_per_operation)
+        self.multiplying += self._take(flops / speed)
+
+    def _take(self, seconds: float) -> float:
+        longer = max(seconds, self.processor.seconds_per_operation)
+        self.seconds, self.waiting = self.seconds + longer, self.waiting + longer - seconds
+        return longer
 
     def begin_backward(self) -> None:
         """From here on the backward pass runs."""
@@ -211,8 +217,16 @@ def _traced(
     for optimizer in trained:
         aside += [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
     kept, most = whole.most_bytes(aside)
-    flops, multiplying, seconds = whole.flops, whole.multiplying - update.multiplying, whole.seconds - update.seconds
-    return Work(seconds, multiplying, flops - update.flops, update.seconds, update.multiplying, kept, most - kept)
+    return Work(
+        whole.seconds - update.seconds,
+        whole.multiplying - update.multiplying,
+        whole.flops - update.flops,
+        update.seconds,
+        update.multiplying,
+        kept,
+        most - kept,
+        whole.waiting - update.waiting,
+    )
 
 
 def _layered(recipe: AnyRecipe, trace: Callable[[AnyRecipe], Work]) -> Work:
