@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from vq3dcli.errors import Vq3dError
     from vq3dcli.model.draw_codes import Sharpening, sample_tokens
     from vq3dcli.model.scene import Scene, reconstruct_scene, scene_from_codes
-    from vq3dcli.pipelines.compose import build_stage
     from vq3dcli.pipelines.composition import read_composition
     from vq3dcli.pipelines.inputs import open_scene, parse_sources
+    from vq3dcli.pipelines.stage import build_stage
     from vq3dcli.rendering.cameras import Camera, canonical_camera, pivot_camera
     from vq3dcli.rendering.scene import SceneView
     from vq3dcli.rendering.trajectories import trajectory
@@ -76,7 +76,7 @@ _NAMES = {
     "errors": "Vq3dError",
     "model.draw_codes": "Sharpening sample_tokens",
     "model.scene": "Scene reconstruct_scene scene_from_codes",
-    "pipelines.compose": "build_stage",
+    "pipelines.stage": "build_stage",
     "pipelines.composition": "read_composition",
     "pipelines.inputs": "open_scene parse_sources",
     "rendering.cameras": "Camera canonical_camera pivot_camera",

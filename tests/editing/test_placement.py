@@ -12,6 +12,7 @@ from torch import Tensor
 from vq3dcli.editing.placement import (
     Hits,
     Placement,
+    Shadow,
     carved,
     darkened,
     empty_field,
@@ -222,7 +223,7 @@ def test_what_is_kept_and_what_is_carved_add_up_to_the_whole() -> None:
 def test_a_shadow_darkens_where_it_lies_and_moves_nothing() -> None:
     points = torch.tensor([[[0.0, 0.5, 0.0], [0.0, 0.5, 5.0]]])
     density, rgb = room(points)
-    dark_density, dark = darkened(room, (0.0, 0.5, 0.0), 0.4, 0.5)(points)
+    dark_density, dark = darkened(room, Shadow((0.0, 0.5, 0.0), 0.4, 0.5))(points)
     assert torch.equal(density, dark_density)
     torch.testing.assert_close(dark[0, 0], 0.5 * rgb[0, 0])
     torch.testing.assert_close(dark[0, 1], rgb[0, 1])

@@ -21,7 +21,6 @@ from vq3dcli.editing.cutout import Cutout, FirstView
 from vq3dcli.editing.photo_scene import PhotoLayer, PhotoScene, build_photo_scene
 from vq3dcli.editing.placement import Placement, empty_field
 from vq3dcli.errors import DataError, UsageError
-from vq3dcli.pipelines.compose import build_stage
 from vq3dcli.pipelines.composition import (
     Composition,
     Cut,
@@ -31,6 +30,7 @@ from vq3dcli.pipelines.composition import (
     write_composition,
 )
 from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
+from vq3dcli.pipelines.stage import build_stage
 from vq3dcli.rendering.cameras import Camera, canonical_camera, project
 from vq3dcli.rendering.space import Frustum
 from vq3dcli.weights_file import LoadedWeights, load_weights
@@ -216,9 +216,35 @@ def test_photo_detail_stays_where_nothing_else_is(open_toy: Callable[[str], Open
     assert same[:6].all()
     assert 20 < (~same).sum() < 200
     cut = {"object": "toyscene:box:1", "box": [0.3, 0.3, 0.7, 0.8], "z_range": [1.35, 60.0], "at": [[0.5, 0.9]]}
-    behind = stage_of(open_toy, picture=picture, insert=[cut], delete=[{"z_range": [1.35, 60.0]}]).at(0.0)
-    view = behind.render(camera, samples=16)
-    assert (view.rgb == alone.rgb).all(1).float().mean() < 0.3
+    view = stage_of(open_toy, picture=picture, insert=[cut]).at(0.0).render(camera, samples=16)
+    changed = (view.rgb != alone.rgb).any(1)[0]
+    assert changed[12:20, 8:15].all()
+
+
+@pytest.mark.parametrize(("at", "height_px"), [((0.5, 0.75), 24.0), ((0.5, 0.9), 27.6), ((0.5, 0.6), 20.4)])
+def test_a_thing_from_another_photo_has_its_own_share_of_the_picture(
+    open_toy: Callable[[str], OpenedScene], at: tuple[float, float], height_px: float
+) -> None:
+    """On ground as high in the picture as its own was, 0.4 of the height; larger nearer, smaller farther."""
+    side = 60
+    ground = 0.1 + torch.linspace(0.0, 0.4, side)[:, None].expand(side, side)
+    layer = PhotoLayer(torch.full((3, side, side), 0.5), ground.contiguous())
+    picture = PhotoScene(layer, layer, canonical_camera(1, height_px=side, width_px=side), Frustum())
+    scene, thing = (
+        replace(open_toy("toyscene:sphere"), photo=torch.full((3, side, side), 128, dtype=torch.uint8)) for _ in "ab"
+    )
+    assert thing.photo is not None
+    thing.photo[:, 21:45, 20:40] = torch.tensor([250, 20, 20], dtype=torch.uint8)[:, None, None]
+    card = ground.clone()
+    card[21:45, 20:40] = 0.45
+    opened = {"scene.jpg": replace(scene, relief=ground), "thing.jpg": replace(thing, relief=card)}
+    insert = {"object": "thing.jpg", "box": [0.25, 0.25, 0.75, 0.85], "at": [at], "shadow": 0.0}
+    composition = Composition.model_validate({"scene": "scene.jpg", "insert": [insert]})
+    stage = build_stage(composition, opened["scene.jpg"], opened.__getitem__, picture=picture)
+    seen = stage.at(0.0).render(picture.camera, samples=4).rgb[0]
+    rows = ((seen[0] > 180) & (seen[1] < 80)).any(1).nonzero()[:, 0]
+    assert float(rows.max() - rows.min() + 1) == pytest.approx(height_px, abs=2.0)
+    assert float(rows.max() + 1) == pytest.approx(at[1] * side, abs=2.0)
 
 
 def test_what_is_deleted_goes_from_the_photo_too(
@@ -239,7 +265,8 @@ def test_what_is_deleted_goes_from_the_photo_too(
     hole = torch.zeros(24, 24)
     hole[5:19, 7:17] = 1.0
     behind = FirstView(torch.full((3, 24, 24), 0.1), torch.full((24, 24), 0.3))
-    cutout = Cutout(hole, hole, behind, opened.frustum, (0.0, 0.0, 0.0), 1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    nowhere = (0.0, 0.0, 0.0)
+    cutout = Cutout(hole, hole, hole, behind, opened.frustum, nowhere, 1.0, (0.4, 0.6), nowhere, (1.0, 1.0, 1.0))
     before, after = (scene.render(camera) for scene in (picture, picture.without([cutout])))
     assert (before.rgb > 128).float().mean() > 0.1
     assert after.rgb.max() < 60

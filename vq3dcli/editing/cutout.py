@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vq3dcli.editing.matte import matte
 from vq3dcli.editing.placement import Membership, Vector
 from vq3dcli.editing.relief import RELAXATIONS, fill_holes
 from vq3dcli.errors import DataError
@@ -54,19 +55,23 @@ class Cutout:
 
     Attributes:
         mask: How much of each pixel of the first view is the object, `[G, G]` in [0, 1].
+        gone: What goes with it when it is taken away, `[G, G]`.
         back_s: Where the object ends, `[G, G]`.
         behind: What is behind it, as far as its surroundings tell.
         foot: The middle of its lower edge.
         width: In metres.
+        share: Of the view's width and height.
         lower: Corner of a box around it.
     """
 
     mask: Tensor
+    gone: Tensor
     back_s: Tensor
     behind: FirstView
     frustum: Frustum
     foot: Vector
     width: float
+    share: tuple[float, float]
     lower: Vector
     upper: Vector
 
@@ -80,7 +85,7 @@ class Cutout:
     @property
     def hole_mask(self) -> Tensor:
         """What of the first view goes with the object, `[G, G]` in [0, 1]: also what the fringe around it hides."""
-        return _widened(self.mask, self._fringe_px)
+        return _widened(self.gone, self._fringe_px)
 
     def hole(self) -> Membership:
         """What has to go when the object goes: everything that it and the fringe around it hide, too.
@@ -97,7 +102,7 @@ class Cutout:
 
     def fill(self) -> Field:
         """What closes the hole: a relief of what is behind, of the colours around it."""
-        wide = _widened(self.mask, self._fringe_px + 1)
+        wide = _widened(self.gone, self._fringe_px + 1)
         images = torch.cat([wide[None], self.behind.s[None], self.behind.rgb])
 
         def field(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,10 +125,14 @@ def cut_out(
     frustum: Frustum,
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
     z_range: tuple[float, float] | None = None,
+    *,
+    of_photo: bool = False,
 ) -> Cutout:
     """Cut an object out of a scene.
 
     Args:
+        of_photo: Whether the view is a photo, whose edges say more about the object's than its relief does: no field
+            is carved, so what is behind has no colours, and the object stands where its own lower edge is.
         box: A little larger than the object: left, top, right, bottom in fractions of the view.
         z_range: Nearest and farthest z_depth: what the box holds between them is the object, whatever surrounds it.
 
@@ -131,7 +140,7 @@ def cut_out(
         DataError: Nothing stands out of its surroundings in the box.
     """
     side = view.s.shape[0]
-    inside = _box_pixels(box, side).to(view.s.device)
+    inside = _box_pixels(box, side, rim=not of_photo).to(view.s.device)
     surroundings_s = _continued(view.s, ~inside)
     z_depth = z_depth_from_s(view.s, frustum.depth_range)
     if z_range is not None:
@@ -143,7 +152,9 @@ def cut_out(
         # Where an object meets the ground it hardly stands out: there a quarter is enough, if it hangs together.
         weak = (4.0 * (excess - 0.25 * threshold) / threshold + 0.5).clamp(0.0, 1.0)
         strength = torch.maximum(strong, weak * _grown(strong > 0.5, weak > 0.5, side // 12))
-    mask = _without_specks(strength * inside)
+    mask = gone = _without_specks(strength * inside)
+    if of_photo and z_range is None and bool((mask > 0.5).any()):
+        mask, gone = matte(view.rgb, mask, inside)
     sure = mask > 0.5
     if int(sure.sum()) < _LEAST_PIXELS:
         reason = "nothing stands out of its surroundings in the box"
@@ -156,11 +167,13 @@ def cut_out(
     back_s = torch.full_like(view.s, float(s_from_z_depth(torch.tensor(farthest), frustum.depth_range)))
     # Never through what is behind: it stays in its own scene.
     back_s = torch.maximum(back_s, torch.where(sure, torch.minimum(surroundings_s, view.s - _SOFT_S), back_s))
-    taken = _widened(sure.to(view.s), max(1, round(side / 32))) > 0
-    behind = FirstView(_borrowed(view.rgb, ~taken), _continued(view.s, ~taken))
-    foot = _foot(rows, columns, z_depth_from_s(behind.s, frustum.depth_range), frustum)
+    taken = _widened((gone > 0.5).to(view.s), max(1, round(side / 32))) > 0
+    behind = FirstView(view.rgb if of_photo else _borrowed(view.rgb, ~taken), _continued(view.s, ~taken))
+    ground = z_depth if of_photo else z_depth_from_s(behind.s, frustum.depth_range)
+    foot = _foot(rows, columns, ground, frustum, own=of_photo)
     lower, upper = _bounds(mask, float(front.min()), farthest, frustum)
-    return Cutout(mask, back_s, behind, frustum, foot, width, lower, upper)
+    share = float(columns.max() - columns.min() + 1) / side, float(rows.max() - rows.min() + 1) / side
+    return Cutout(mask, gone, back_s, behind, frustum, foot, width, share, lower, upper)
 
 
 def point_at(x: float, y: float, z_depth: float, frustum: Frustum) -> Vector:
@@ -196,13 +209,14 @@ def _borrowed(rgb: Tensor, known: Tensor) -> Tensor:
     return result
 
 
-def _box_pixels(box: tuple[float, float, float, float], side: int) -> Tensor:
-    """Which pixels `[G, G]` lie in the box; the outermost ones of the view never do, they are its rim."""
+def _box_pixels(box: tuple[float, float, float, float], side: int, *, rim: bool) -> Tensor:
+    """Which pixels `[G, G]` lie in the box; with a rim, the outermost ones of the view never do."""
     left, top, right, bottom = box
     centres = (torch.arange(side) + 0.5) / side
     inside = ((centres > top) & (centres < bottom))[:, None] & (centres > left) & (centres < right)
-    rim = max(1, side // 32)
-    inside[:rim], inside[-rim:], inside[:, :rim], inside[:, -rim:] = False, False, False, False
+    if rim or bool(inside.all()):
+        rim_px = max(1, side // 32)
+        inside[:rim_px], inside[-rim_px:], inside[:, :rim_px], inside[:, -rim_px:] = False, False, False, False
     return inside
 
 
@@ -234,16 +248,18 @@ def _grown(seed: Tensor, allowed: Tensor, steps: int) -> Tensor:
     return grown
 
 
-def _foot(rows: Tensor, columns: Tensor, behind_z_depth: Tensor, frustum: Frustum) -> Vector:
-    """The middle of the lower edge of an object's pixels, on the ground that is seen there.
+def _foot(rows: Tensor, columns: Tensor, z_depth: Tensor, frustum: Frustum, *, own: bool) -> Vector:
+    """The middle of the lower edge of an object's pixels, on the ground behind it, or at its `own` distance.
 
-    A ball's lower edge is nearer than the ground behind it; ground has to come onto ground, or it would sink in.
+    A ball's lower edge is nearer than the ground behind it; ground has to come onto ground, or a field would sink in.
     """
-    side = behind_z_depth.shape[0]
+    side = z_depth.shape[0]
     lowest = min(int(rows.float().quantile(0.98)) + 1, side - 1)
     middle = int(0.5 * (columns.min() + columns.max()))
     x, y = (float(columns.min() + columns.max()) + 1.0) / (2.0 * side), (lowest + 0.5) / side
-    return point_at(x, y, float(behind_z_depth[lowest, middle]), frustum)
+    low = rows > rows.float().quantile(0.85)
+    distance = z_depth[rows, columns][low].median() if own and bool(low.any()) else z_depth[lowest, middle]
+    return point_at(x, y, float(distance), frustum)
 
 
 def _bounds(mask: Tensor, nearest: float, farthest: float, frustum: Frustum) -> tuple[Vector, Vector]:

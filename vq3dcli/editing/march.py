@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vq3dcli.rendering.cameras import Camera, DepthRange, image_rays, rays_at_pixels, s_from_z_depth
+from vq3dcli.rendering.cameras import Camera, DepthRange, Rays, image_rays, rays_at_pixels, s_from_z_depth
 from vq3dcli.rendering.lookup import look_up_px
 from vq3dcli.rendering.render import is_exact
 
@@ -61,15 +61,18 @@ class Intersections(NamedTuple):
 
 
 def camera_lines(photo: Camera, camera: Camera, depth_range: DepthRange, pixels: Tensor | None = None) -> Lines:
-    """Rays of a camera as lines in the image of another.
+    """Rays of a camera as lines in the image of another: all of its pixels', or through some, `[N, 2]`."""
+    return lines_of(photo, image_rays(camera) if pixels is None else rays_at_pixels(camera, pixels), depth_range)
+
+
+def lines_of(photo: Camera, rays: Rays, depth_range: DepthRange) -> Lines:
+    """Rays as lines in the image of a camera.
 
     Args:
         photo: The camera of the relief, one, at any pose.
-        camera: The camera that looks, one.
+        rays: `[1, N]`, of one camera.
         depth_range: z_depths of s = 1 and s = 0 in the photo's camera.
-        pixels: Where in the looking camera's image, `[N, 2]`; default: all pixel centres.
     """
-    rays = image_rays(camera) if pixels is None else rays_at_pixels(camera, pixels)
     rotation = photo.cam_to_world[0, :3, :3]
     origin = ((rays.origin - photo.cam_to_world[0, :3, 3]) @ rotation)[0]
     direction = (rays.direction @ rotation)[0]

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vq3dcli.editing.continued import continued
 from vq3dcli.editing.cutout import Cutout
 from vq3dcli.editing.march import Lines, camera_lines, intersect, longest_shift
 from vq3dcli.editing.placement import FOUR_A_PIXEL
@@ -166,11 +167,13 @@ class PhotoScene:
             radius_px = max(1, round(_HALO * len(cutout.mask)))
             wide = functional.max_pool2d(cutout.hole_mask[None], 2 * radius_px + 1, 1, radius_px)
             known = (self._on_canvas(wide)[0] <= 0.0).float()
-            rgb = self._on_canvas(cutout.behind.rgb)
+            rows, columns = self.window
+            behind_s = fill_holes(picture.front.s[None], known, relaxations=RELAXATIONS)[0]
+            hole = mask[0, rows, columns] > 0.0
+            rgb = continued(picture.front.rgb[:, rows, columns], hole, behind_s[rows, columns])
+            rgb = _mirrored(rgb, columns.start, rows.start)
             front, behind = (
-                PhotoLayer(
-                    layer.rgb + mask * (rgb - layer.rgb), fill_holes(layer.s[None], known, relaxations=RELAXATIONS)[0]
-                )
+                PhotoLayer(layer.rgb + mask * (rgb - layer.rgb), torch.lerp(behind_s, layer.s, known))
                 for layer in (picture.front, picture.behind)
             )
             picture = replace(picture, front=front, behind=behind)

@@ -1,8 +1,8 @@
 """Several radiance fields and surfaces in one scene, with occlusion both ways.
 
 Fields meet sample by sample along each ray: densities add, colours are weighted by density, as media that share a
-place do. Surfaces (meshes) are opaque: what a ray sees of the fields ends at the nearest one. Colours may have more
-than three channels, as long as all of a scene have as many.
+place do. Surfaces are opaque: what a ray sees of the fields ends at the nearest one. A picture may take the place of
+the fields: surfaces hide it, and it hides them, by its disparity.
 
 A place in an object's own coordinates and its place in the scene belong together by a `Placement`, a rotation, a scale
 and a shift. Rays keep their parameter under it, so z_depth means the same on both sides.
@@ -46,7 +46,6 @@ Vector = tuple[float, float, float]
 
 # Four rays a pixel for surfaces, whose edges are sharp; fields are soft.
 FOUR_A_PIXEL = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
-_RAYS_AT_ONCE = 1 << 14
 _RAYS_OF_HITS = 512
 
 
@@ -116,11 +115,6 @@ def _turn(points: Tensor, rotation: Tensor) -> Tensor:
     return (rotation * points[..., None, :]).sum(-1)
 
 
-def in_box(points: Tensor, lower: Vector, upper: Vector) -> Tensor:
-    """Which points `[..., 3]` lie between two corners, `[...]`."""
-    return ((points >= points.new_tensor(lower)) & (points <= points.new_tensor(upper))).all(-1)
-
-
 def empty_field(points: Tensor) -> tuple[Tensor, Tensor]:
     """A field with nothing in it."""
     return torch.zeros_like(points[..., 0]), torch.zeros_like(points)
@@ -134,12 +128,11 @@ def placed(field: Field, placement: Placement, *, lower: Vector, upper: Vector) 
 
     def in_scene(points: Tensor) -> tuple[Tensor, Tensor]:
         own = placement.to_object(points)
-        inside = in_box(own, lower, upper)
+        inside = ((own >= own.new_tensor(lower)) & (own <= own.new_tensor(upper))).all(-1)
         density, rgb = empty_field(points)
         if bool(inside.any()):
             inner_density, inner_rgb = field(own[inside][None])
             density[inside] = inner_density[0].to(density) / placement.scale
-            rgb = rgb.new_zeros(*rgb.shape[:-1], inner_rgb.shape[-1])
             rgb[inside] = inner_rgb[0].to(rgb)
         return density, rgb
 
@@ -194,31 +187,27 @@ def recoloured(field: Field, colour: Callable[[Tensor, Tensor], Tensor]) -> Fiel
     return other
 
 
-def darkened(field: Field, centre: Vector, radius: float, strength: float) -> Field:
-    """A field with a soft round shadow: colours darkened by up to `strength` in [0, 1] at `centre`.
+class Shadow(NamedTuple):
+    """A soft round shadow around a place: a Gaussian, half as far upwards as to the sides.
 
-    Its Gaussian has a standard deviation of `radius` metres, half as much upwards.
+    Attributes:
+        radius: Its standard deviation in metres.
+        strength: How much darker it is in the middle, 0 to 1.
     """
 
-    def shadowed(points: Tensor, rgb: Tensor) -> Tensor:
-        away = (points - points.new_tensor(centre)) / points.new_tensor([radius, 0.5 * radius, radius])
-        return rgb * (1.0 - strength * torch.exp(-0.5 * away.square().sum(-1)))[..., None]
+    centre: Vector
+    radius: float
+    strength: float
 
-    return recoloured(field, shadowed)
-
-
-def share_of(field: Field) -> Field:
-    """A field that shows only how much of it is seen: colour 0, and a fourth channel of 1.
-
-    Composed with others, whose fourth channel is 0 (`without_share`), the channel says how much of a ray's colour a
-    picture of the field alone shall have.
-    """
-    return recoloured(field, lambda _, rgb: torch.cat([torch.zeros_like(rgb), torch.ones_like(rgb[..., :1])], -1))
+    def left(self, points: Tensor) -> Tensor:
+        """What is left of the light at points `[..., 3]`, `[...]`."""
+        away = (points - points.new_tensor(self.centre)) / (self.radius * points.new_tensor([1.0, 0.5, 1.0]))
+        return 1.0 - self.strength * torch.exp(-0.5 * away.square().sum(-1))
 
 
-def without_share(field: Field) -> Field:
-    """A field with a fourth channel of 0; see `share_of`."""
-    return recoloured(field, lambda _, rgb: functional.pad(rgb, (0, 1)))
+def darkened(field: Field, shadow: Shadow) -> Field:
+    """A field with a shadow on it."""
+    return recoloured(field, lambda points, rgb: rgb * shadow.left(points)[..., None])
 
 
 class Hits(NamedTuple):
@@ -313,24 +302,35 @@ def _render_to_hits(
     return colour.mean(1)[None], s.mean(1)[None], variance.mean(1)[None]
 
 
+class Standing(NamedTuple):
+    """A surface in a scene.
+
+    Attributes:
+        give: How far behind what a picture shows it may lie, in metres, and still be seen: its foot is on a ground
+            whose distance is a guess.
+    """
+
+    surface: Surface
+    give: float = 0.0
+
+
 @dataclass(frozen=True)
 class ComposedScene:
     """One scene with what was inserted into it.
 
     Attributes:
-        field: All fields in one, see `merged`; with a picture its colours have four channels, see `share_of`.
-        surfaces: Meshes, in the scene's coordinates.
-        picture: A sharper picture of the scene, shown wherever and as far as the scene itself is seen.
-        touched: Whether anything but the scene may be at world points: rays that nothing else touches show the picture
-            and cost nothing.
+        field: All fields in one, see `merged`.
+        surfaces: In the scene's coordinates.
+        picture: What shows the scene instead of its field; only surfaces stand in a picture.
+        shadows: What is darker in the picture; the field has its own.
     """
 
     field: Field
-    surfaces: tuple[Surface, ...]
+    surfaces: tuple[Standing, ...]
     depth_range: DepthRange
     device: torch.device
     picture: ViewOf | None = None
-    touched: Membership = lambda points: points[:, 0] < -torch.inf
+    shadows: tuple[Shadow, ...] = ()
 
     @torch.no_grad()
     def render(self, camera: Camera, *, samples: int = 96) -> SceneView:
@@ -339,41 +339,44 @@ class ComposedScene:
         return joined([self._render_one(camera[index], samples) for index in range(len(camera))])
 
     def _render_one(self, camera: Camera, samples: int) -> SceneView:
-        rays, hits = image_rays(camera), self.hits(camera)
-        if self.picture is None:
-            return as_view(camera, *render_composed(self.field, rays, samples, hits, self.depth_range))
-        behind = self.picture(camera)
-        rgb = behind.rgb[0].flatten(1).T[None].float() / 255.0
-        s, variance = behind.s.reshape(1, -1).clone(), behind.weight_variance.reshape(1, -1).clone()
-        index = self._touched_rays(rays, hits, samples)
-        if len(index):
-            some = None if hits is None else hits.among(index)
-            front, front_s, front_variance = render_composed(self.field, rays[index], samples, some, self.depth_range)
-            share = front[..., 3:]
-            rgb[:, index] = front[..., :3] + share * rgb[:, index]
-            mostly = share[..., 0] < 0.5
-            s[:, index] = torch.where(mostly, front_s, s[:, index])
-            variance[:, index] = torch.where(mostly, front_variance, variance[:, index])
-        return as_view(camera, rgb, s, variance)
+        if self.picture is not None:
+            return self._on_picture(camera, self.picture(camera))
+        rays = image_rays(camera)
+        return as_view(camera, *render_composed(self.field, rays, samples, self.hits(camera), self.depth_range))
 
-    def _touched_rays(self, rays: Rays, hits: Hits | None, samples: int) -> Tensor:
-        """Which rays `[M]` may see anything but the scene."""
-        z_depth = z_depth_from_s(uniform_samples(samples, self.device).s, self.depth_range)[:, None]
-        touched = []
-        for index in torch.arange(rays.origin.shape[1], device=self.device).split(_RAYS_AT_ONCE):
-            points = rays.origin[0, index, None] + z_depth * rays.direction[0, index, None]
-            touched.append(self.touched(points.reshape(-1, 3)).reshape(len(index), samples).any(-1))
-        seen = torch.cat(touched)
+    def _on_picture(self, camera: Camera, seen: SceneView) -> SceneView:
+        """A picture with the shadows and the surfaces."""
+        rays, s = image_rays(camera), seen.s.flatten()
+        z_depth, rgb = z_depth_from_s(s, self.depth_range), seen.rgb[0].flatten(1).T / 255.0
+        for shadow in self.shadows:
+            rgb = rgb * shadow.left(rays.origin[0] + z_depth[:, None] * rays.direction[0])[:, None]
+        hits = self.hits(camera, z_depth)
         if hits is not None:
-            seen |= torch.isfinite(hits.z_depth).any(-1)
-        return seen.nonzero()[:, 0]
+            met = hits.within(self.depth_range)
+            rgb = torch.where(met[..., None], hits.rgb, rgb[:, None]).mean(1)
+            nearest = torch.where(met, hits.z_depth, torch.inf).amin(1)
+            s = torch.where(met.float().mean(1) < 0.5, s, s_from_z_depth(nearest, self.depth_range))
+        return as_view(camera, rgb[None], s[None], seen.weight_variance.reshape(1, -1))
 
-    def hits(self, camera: Camera) -> Hits | None:
-        """What the rays of one camera meet of the surfaces, four a pixel; None without surfaces."""
+    def hits(self, camera: Camera, behind: Tensor | None = None) -> Hits | None:
+        """What the rays of one camera meet of the surfaces, four a pixel; None without surfaces.
+
+        `behind` is the z_depth `[N]` that a picture shows at each pixel, which hides what lies farther.
+        """
         if not self.surfaces:
             return None
         centres = pixel_centres(camera.height_px, camera.width_px, self.device)
         rays = [rays_at_pixels(camera, centres + centres.new_tensor(offset)) for offset in FOUR_A_PIXEL]
-        hits = nearest_hits(self.surfaces, rays)
-        # Of the fourth channel, the scene's share, a mesh has nothing.
-        return hits if self.picture is None else Hits(hits.z_depth, functional.pad(hits.rgb, (0, 1)))
+        return nearest_hits([_shown(*standing, behind) for standing in self.surfaces], rays)
+
+
+def _shown(surface: Surface, give: float, behind: Tensor | None) -> Surface:
+    """A surface as far as it is not hidden behind what a picture shows, at z_depth `[N]`."""
+    if behind is None:
+        return surface
+
+    def seen(rays: Rays) -> tuple[Tensor, Tensor]:
+        z_depth, rgb = surface(rays)
+        return torch.where(z_depth < behind + give, z_depth, torch.inf), rgb
+
+    return seen

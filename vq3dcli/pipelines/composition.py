@@ -63,7 +63,8 @@ class Stand(Cut):
     at: list[Place] = Field(default=[], max_length=1000)
     # distance of its foot from the first camera; None stands on what the scene shows there
     z_depth: Distance | None = None
-    # its size against its own; of meshes, the longest side in metres
+    # its size against its own, or, from a photo into a photo, against that which suits it; of meshes, the longest
+    # side in metres
     scale: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     rotate_deg: Degrees | tuple[Degrees, Degrees, Degrees] = 0.0  # turn about the vertical axis; or yaw, pitch, roll
     spin_deg: Degrees = 0.0  # further turn about the vertical axis during the video

@@ -34,13 +34,14 @@ from vq3dcli.export.points import Axes, surface_points, write_points, write_spla
 from vq3dcli.export.video import check_output
 from vq3dcli.export.viewer import BOUND_RAD, write_viewer
 from vq3dcli.files import cut_name
-from vq3dcli.pipelines.compose import Opened, Stage, composition_files, composition_sources, open_composition
+from vq3dcli.pipelines.compose import Opened, composition_files, composition_sources, open_composition
 from vq3dcli.pipelines.composition import SUFFIX, read_composition
 from vq3dcli.pipelines.export_layers import Vantage, field_layers, layers_psnr, photo_layers, turned_cameras
 from vq3dcli.pipelines.film import check_limits, output_size
 from vq3dcli.pipelines.geometry import NERF, Geometry, photo_relief
 from vq3dcli.pipelines.inputs import OpenedScene, Source, fitted_photo, parse_sources
 from vq3dcli.pipelines.render import Look, Made, with_geometry
+from vq3dcli.pipelines.stage import Stage
 from vq3dcli.pipelines.targets import Task, note_replaced, refuse_overwriting, refuse_stdout
 from vq3dcli.rendering.cameras import Camera, s_from_z_depth, z_depth_from_s
 from vq3dcli.rendering.scene import SceneView, ViewOf

@@ -9,13 +9,12 @@ from typing import NamedTuple
 import torch
 
 from vq3dcli.editing.photo_scene import PhotoLayer, PhotoScene
-from vq3dcli.editing.placement import Hits
 from vq3dcli.editing.relief import resized
 from vq3dcli.export.layers import MAX_SIDE_PX, Layers, bake_layers, choose_edges, layers_of_sheets, render_layers
 from vq3dcli.metrics.image import psnr
-from vq3dcli.pipelines.compose import Stage
 from vq3dcli.pipelines.film import output_size
 from vq3dcli.pipelines.inputs import OpenedScene
+from vq3dcli.pipelines.stage import Stage
 from vq3dcli.rendering.cameras import Camera, pivot_pose
 from vq3dcli.rendering.scene import ViewOf
 from vq3dcli.rendering.space import Frustum
@@ -66,10 +65,10 @@ def field_layers(opened: OpenedScene, stage: Stage | None, count: int, samples: 
     """Layers of a NeRF, or of a composition: of its meshes they hold what the first camera sees."""
     frustum, field, hits = opened.frustum, opened.field, None
     if stage is not None:
-        field, hits = stage.coloured(), stage.at(0.0).hits(frustum.camera(*size).to(opened.device))
+        composed = stage.at(0.0)
+        field, hits = composed.field, composed.hits(frustum.camera(*size).to(opened.device))
     edges_s = choose_edges(field, frustum, count, opened.device)
     samples_a_layer = max(1, round(samples / count))
-    hits = None if hits is None else Hits(hits.z_depth, hits.rgb[..., :3])
     return bake_layers(field, frustum, edges_s, size, samples_a_layer=samples_a_layer, hits=hits, device=opened.device)
 
 

@@ -181,6 +181,16 @@ def first_view(opened: OpenedScene) -> FirstView:
     return FirstView(view.rgb[0].float() / 255.0, s)
 
 
+def photo_view(opened: OpenedScene) -> FirstView:
+    """The same with the colours and the edges of the scene's photo, if it has one."""
+    if opened.photo is None or not opened.has_detail:
+        return first_view(opened)
+    side_px = min(RELIEF_PX, max(opened.photo.shape[1:]))
+    photo = resize(opened.photo, side_px, side_px).to(opened.device)
+    s = refined_disparity(quiet(canonical_view(opened).s[0]), photo) if opened.relief is None else opened.relief
+    return FirstView(photo.float() / 255.0, resized(s, (side_px, side_px)))
+
+
 def field_of(opened: OpenedScene) -> Field:
     """The field of a scene, its surfaces at its relief if it has one."""
     if opened.relief is None:
