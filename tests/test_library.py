@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
 import vq3d
@@ -108,6 +109,48 @@ def test_photos_are_turned_as_their_cameras_say(model: vq3d.Model, photo: Path) 
     read, opened = model.reconstruct(["turned.png", Image.open("turned.png")])
     assert torch.equal(read.nerf.codes, opened.nerf.codes)
     assert opened.view(size=32).image.size == (24, 32)
+
+
+def test_a_photo_s_field_of_view_is_its_camera_s(model: vq3d.Model, photo: Path, tiny_weights: Path) -> None:
+    """By EXIF, or as the caller says; what the first camera sees stays, and the world becomes as wide as it is."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 26
+    for name, orientation in (("wide.png", 1), ("tall.png", 6)):
+        exif[0x0112] = orientation
+        Image.open(photo).save(name, exif=exif)
+    wide, cropped, tall = (
+        model.reconstruct("wide.png"),
+        model.reconstruct("wide.png", fit="crop"),
+        model.reconstruct("tall.png"),
+    )
+    fov_deg = [scene._opened.camera.fov_deg for scene in (wide, cropped, tall)]
+    assert fov_deg == pytest.approx([67.3, 53.1, 53.1], abs=0.1)  # 4:3 of a diagonal of 43.3 mm
+    assert model.reconstruct(Image.open("wide.png"))._opened.camera == wide._opened.camera
+    own = model.reconstruct(photo)
+    assert own._opened.camera.fov_deg == 40.0
+    for seen in (wide.view(size=24), model.reconstruct(photo, photo_fov=20.0).view(size=24)):
+        assert np.array_equal(np.asarray(seen.image), np.asarray(own.view(size=24).image))
+    look = wide._opened.scene.render(wide._opened.frustum.camera(16, 16), samples=64)
+    before = own._opened.scene.render(own._opened.frustum.camera(16, 16), samples=64)
+    assert (look.s - before.s).abs().max() < 0.05
+    assert vq3d.open(wide.save("wide.vq3d.safetensors"))._opened.camera == wide._opened.camera
+    meshes = [scene.export(f"{number}.ply", size=24, max_depth=100) for number, scene in enumerate((own, wide))]
+    width = [np.ptp(trimesh.load(path).vertices[:, 0]) for (path,) in meshes]
+    assert width[1] > 1.5 * width[0]
+    way = vq3d.interpolate(wide, own)  # its codes are decoded by the weights
+    assert way.at(0.0)._opened.camera.fov_deg == 40.0
+    options = ["--weights", str(tiny_weights), "--device", "cpu", "--yaw", "3", "--size", "24"]
+    assert run(["render", str(photo), "--photo-fov", "67.3", *options, "-o", "a.png"]) == 0
+    assert run(["render", "wide.png", *options, "-o", "b.png"]) == 0
+    ours, theirs = (np.asarray(Image.open(name), int) for name in ("a.png", "b.png"))
+    assert np.abs(ours - theirs).max() <= 2
+    for arguments in (
+        ["toyscene:box", "--photo-fov", "50"],
+        [str(photo), "--photo-fov", "0"],
+        [str(photo), "--photo-fov", "nan"],
+    ):
+        assert run(["render", *arguments, *options, "-o", "c.png"]) == 2
+        assert not Path("c.png").exists()
 
 
 def test_views_and_videos_are_those_of_the_command(model: vq3d.Model, photo: Path, tiny_weights: Path) -> None:

@@ -17,6 +17,7 @@ from vq3dcli.pipelines.geometry import with_relief
 from vq3dcli.pipelines.inputs import STDIN, OpenedScene, Source
 from vq3dcli.pipelines.interpolate import Mix, way_between
 from vq3dcli.rendering.cameras import Camera
+from vq3dcli.scene_file import camera_of
 
 Place = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -41,6 +42,9 @@ class Way(Film):
         self.name = f"{first.name}_to_{second.name}"
         self._source = Source(STDIN, self.name)
         self._weights = weights
+        # Codes are decoded by the weights, whose field of view is not that of the photo.
+        camera = first._opened.camera
+        self._camera = camera if mix == "planes" or weights is None else camera_of(weights, camera.aspect)
         self._scene_at = way_between(self._opened, weights, mix=mix, requantize=requantize, loop=loop)
 
     def __repr__(self) -> str:
@@ -52,7 +56,7 @@ class Way(Film):
             raise UsageError(f"a part of the way is from 0 to 1, not {progress}", remedy="0.5 for the middle")
         nerf, first = self._scene_at(round(progress * _STEPS), _STEPS + 1), self._opened[0]
         facts = {"weights_sha256": first.provenance["weights_sha256"], "way": self.name, "progress": progress}
-        return Scene(OpenedScene(nerf, None, self.name, first.camera, facts), detail="none", weights=self._weights)
+        return Scene(OpenedScene(nerf, None, self.name, self._camera, facts), detail="none", weights=self._weights)
 
     def _staged(self, shot: Shot, stereo: StereoKind | None) -> tuple[ViewAt, Camera]:
         if stereo is not None:
@@ -61,7 +65,7 @@ class Way(Film):
         def view_at(frame: int) -> Any:
             return partial(self._scene_at(frame, shot.length).render, samples=shot.samples)
 
-        return view_at, shot_camera(shot, self._opened[0].frustum)
+        return view_at, shot_camera(shot, self._camera.frustum)
 
 
 def interpolate(a: Scene, b: Scene, *, mix: Mix | None = None, requantize: bool = False, loop: bool = False) -> Way:

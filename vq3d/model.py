@@ -10,7 +10,7 @@ from typing import Literal, overload
 
 import torch
 
-from vq3d.photos import Photo, photo_pixels
+from vq3d.photos import Photo, photo_focal_mm, photo_pixels
 from vq3d.scene import Scene
 from vq3dcli.errors import UnavailableError, UsageError
 from vq3dcli.model.draw_codes import NO_CLASS
@@ -49,6 +49,7 @@ class Model:
         detail: Detail | None = None,
         geometry: GeometryName | None = None,
         fit: Fit | None = None,
+        photo_fov: float | None = None,
     ) -> Scene: ...
 
     @overload
@@ -59,6 +60,7 @@ class Model:
         detail: Detail | None = None,
         geometry: GeometryName | None = None,
         fit: Fit | None = None,
+        photo_fov: float | None = None,
     ) -> list[Scene]: ...
 
     def reconstruct(
@@ -68,6 +70,7 @@ class Model:
         detail: Detail | None = None,
         geometry: GeometryName | None = None,
         fit: Fit | None = None,
+        photo_fov: float | None = None,
     ) -> Scene | list[Scene]:
         """Make a scene of a photo, or of each of a list.
 
@@ -79,6 +82,8 @@ class Model:
             geometry: Of photo detail: `nerf`, `teacher` (the embedded depth network), or `both`, that network at the
                 NeRF's scale; default: the best there is.
             fit: `crop` takes the centre square, `squash` shows all of the photo; default: `squash` with photo detail.
+            photo_fov: Field of view of the photos in degrees of their width; default: what their EXIF says, else the
+                model's 40.
 
         Raises:
             UsageError: What is no photo, or options that contradict each other.
@@ -92,19 +97,20 @@ class Model:
         >>> len(model.reconstruct(["toyscene:snowman", "toyscene:tower"]))
         2
         """
+        look = Look(detail, fit, photo_fov_deg=photo_fov)
         if isinstance(photos, list | tuple):
-            return [self._reconstruct(photo, Look(detail, fit), geometry) for photo in photos]
-        return self._reconstruct(photos, Look(detail, fit), geometry)
+            return [self._reconstruct(photo, look, geometry) for photo in photos]
+        return self._reconstruct(photos, look, geometry)
 
     def _reconstruct(self, photo: object, look: Look, geometry: GeometryName | None) -> Scene:
         picture = None
         if isinstance(photo, str | Path):
             (source,) = parse_sources([str(photo)])
-            check_look(look, [source], has_map=False, has_network=False)
         else:
             source = Source(STDIN, Path(str(getattr(photo, "filename", ""))).stem or "image")
-            size_px = self.weights.recipe.model.image_size
-            picture = fitted_picture(photo_pixels(photo), size_px, fit=look.fit_of(source))
+            size_px, focal_mm = self.weights.recipe.model.image_size, photo_focal_mm(photo)
+            picture = fitted_picture(photo_pixels(photo), size_px, fit=look.fit_of(source), focal_mm=focal_mm)
+        check_look(look, [source], has_map=False, has_network=False)
         opened = look.open(source, self.weights, self.device, picture)
         return Scene(opened, detail=look.detail_of(source), geometry=geometry, weights=self.weights, source=source)
 

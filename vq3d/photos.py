@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vq3dcli.data.pillow import check_pixels, orientation_of, oriented, pixels_of
+from vq3dcli.data.pillow import check_pixels, focal_length_mm, orientation_of, oriented, pixels_of
 from vq3dcli.errors import DataError, UsageError
 
 Photo = str | Path | Image.Image | NDArray[np.uint8] | Tensor
@@ -48,6 +48,11 @@ def photo_pixels(photo: object) -> Tensor:
         raise
     except Exception as error:  # Pillow's decoders raise almost any type on damaged bytes
         raise DataError(f"cannot decode image ({name}): {error}", remedy="another copy, or a smaller one") from error
+
+
+def photo_focal_mm(photo: object) -> float | None:
+    """The focal length of a PIL image by its EXIF, as on film of 36 x 24 mm."""
+    return focal_length_mm(photo) if isinstance(photo, Image.Image) else None
 
 
 def _check_shape(pixels: Any, *, channels_last: bool) -> None:

@@ -21,6 +21,7 @@ from vq3dcli.commands.options import (
     FramesOption,
     GeometryOption,
     OpenOption,
+    PhotoFovOption,
     QualityOption,
     SecondsOption,
     SizeOption,
@@ -79,6 +80,7 @@ def command(
         Literal["photo", "none"] | None, typer.Option(help="The photo's own pixels, or the plain NeRF. Default: photo.")
     ] = None,
     geometry: GeometryOption = None,
+    photo_fov: PhotoFovOption = None,
     fit: Annotated[
         Literal["crop", "squash"] | None,
         typer.Option(help="The centre square of photos, or all of them. Default: squash with photo detail, else crop."),
@@ -123,7 +125,7 @@ def command(
     with said.counting("rendering", unit="frames") as count:
         shown = asked_disparity(disparity, beside)
         task = Task(pick_device(device), output, video_format, shown, geometry, weights, count, said.replacing)
-        made = compose(composition, file, shot, Look(detail, fit), task)
+        made = compose(composition, file, shot, Look(detail, fit, photo_fov_deg=photo_fov), task)
     metrics = made.metrics | {"camera": camera}
     said.finish(count=made.inputs, weights=made.weights, metrics=metrics, table=[], outputs=made.outputs, show=open_it)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vq3dcli.commands.options import ExactOption, GeometryOption, OpenOption, WeightsOption
+from vq3dcli.commands.options import ExactOption, GeometryOption, OpenOption, PhotoFovOption, WeightsOption
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 
 FormatName = Literal["viewer", "ply", "glb", "obj", "stl", "splat", "spz", "mpi", "npz", "depth"]
@@ -55,6 +55,7 @@ def command(
     max_depth: Annotated[float | None, typer.Option(help=MAX_DEPTH)] = None,
     detail: Annotated[Literal["photo", "none"] | None, typer.Option(help=DETAIL)] = None,
     geometry: GeometryOption = None,
+    photo_fov: PhotoFovOption = None,
     fit: Annotated[Literal["crop", "squash"] | None, typer.Option(help=FIT)] = None,
     open_it: OpenOption = False,
     weights: WeightsOption = None,
@@ -84,7 +85,7 @@ def command(
     made = export(
         source_text,
         export_format,
-        Look(detail, fit),
+        Look(detail, fit, photo_fov_deg=photo_fov),
         task,
         size_px=size,
         layers=layers,

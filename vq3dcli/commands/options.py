@@ -22,6 +22,12 @@ FOV = (
     "Field of view in degrees; less zooms in. Default: the model's; with photo detail up to 12 % closer, so that "
     "nothing beyond the photo's edges shows."
 )
+PhotoFovOption = Annotated[
+    float | None,
+    typer.Option(
+        "--photo-fov", help="Field of view of the photo, in degrees of its width. Default: by its EXIF, else 40."
+    ),
+]
 WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="Weights file, run folder or checkpoint. Default: the embedded ones.")
 ]

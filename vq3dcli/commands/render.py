@@ -25,6 +25,7 @@ from vq3dcli.commands.options import (
     FramesOption,
     GeometryOption,
     OpenOption,
+    PhotoFovOption,
     QualityOption,
     SecondsOption,
     SizeOption,
@@ -87,6 +88,7 @@ def command(
     save_scene: Annotated[bool, typer.Option("--save-scene", help=SCENE)] = False,
     stereo: Annotated[Literal["sbs", "anaglyph"] | None, typer.Option(help=STEREO)] = None,
     geometry: GeometryOption = None,
+    photo_fov: PhotoFovOption = None,
     depth: Annotated[Path | None, typer.Option(metavar="FILE", help=DEPTH)] = None,
     depth_model: Annotated[str | None, typer.Option(metavar="NAME", help=DEPTH_MODEL)] = None,
     fit: Annotated[Literal["crop", "squash"] | None, typer.Option(help=FIT)] = None,
@@ -139,7 +141,7 @@ def command(
     going = {"frames": frames, "seconds": seconds, "fps": fps, "aspect": aspect, "quality": quality}
     shot = shot_of(camera or (path if path in paths else "orbit"), amplitude, **going)  # type: ignore[arg-type]
     shot = replace(shot, size_px=size, fov_deg=fov, samples=samples, view_deg=view, given=given or shot.given)
-    look = Look(detail, fit, stereo=stereo, write_cameras=not to_stdout, save_scene=save_scene)
+    look = Look(detail, fit, stereo=stereo, write_cameras=not to_stdout, save_scene=save_scene, photo_fov_deg=photo_fov)
     with (
         _file_for_stdout(video_format) if to_stdout else nullcontext(output) as place,
         said.counting("rendering", unit="frames") as count,

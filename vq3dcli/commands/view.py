@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from vq3dcli.commands.export import INPUT
-from vq3dcli.commands.options import GeometryOption, WeightsOption
+from vq3dcli.commands.options import GeometryOption, PhotoFovOption, WeightsOption
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 
 SIZE = (
@@ -29,6 +29,7 @@ def command(
     amplitude: Annotated[float | None, typer.Option(help=AMPLITUDE)] = None,
     detail: Annotated[Literal["photo", "none"] | None, typer.Option(help=DETAIL)] = None,
     geometry: GeometryOption = None,
+    photo_fov: PhotoFovOption = None,
     fit: Annotated[Literal["crop", "squash"] | None, typer.Option(help=FIT)] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help=PORT, show_default=False)] = 0,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
@@ -56,7 +57,9 @@ def command(
     from vq3dcli.pipelines.view_server import ViewServer
 
     task = Task(pick_device(device), output, geometry=geometry, weights=weights)
-    scene = open_live(source_text, Look(detail, fit), task, size_px=size, amplitude_deg=amplitude)
+    scene = open_live(
+        source_text, Look(detail, fit, photo_fov_deg=photo_fov), task, size_px=size, amplitude_deg=amplitude
+    )
     server = ViewServer(scene, port)
     said.finish(count=1, weights=scene.weights, metrics={"url": server.url}, table=[[server.url]])
     if open_browser:

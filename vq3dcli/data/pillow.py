@@ -116,6 +116,9 @@ _TAG_BITS, _TAG_SAMPLE_FORMAT = 258, 339
 _COLOUR_FILTER_ARRAY, _LINEAR_RAW = 32803, 34892
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _EXIF_ORIENTATION = 0x0112
+_EXIF_PHOTO, _EXIF_FOCAL_35MM = 0x8769, 0xA405
+# Of lenses whose photos are pictures of a plane: no fisheyes, and no zeros of editors.
+_FOCAL_MM = (12.0, 600.0)
 # Orientation: whether rows and columns are swapped, then which of the axes (-2 rows, -1 columns) are mirrored.
 _TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
     2: (False, (-1,)),
@@ -190,6 +193,16 @@ def orientation_of(image: Image.Image) -> int:
             return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # damaged EXIF raises almost any type, and says nothing about the pixels
         return 1
+
+
+def focal_length_mm(image: Image.Image) -> float | None:
+    """The focal length by EXIF, as on film of 36 x 24 mm; None where it is damaged or says nothing."""
+    try:
+        with _without_warnings():
+            focal_mm = float(image.getexif().get_ifd(_EXIF_PHOTO).get(_EXIF_FOCAL_35MM, 0.0))
+    except Exception:  # as above
+        return None
+    return focal_mm if _FOCAL_MM[0] <= focal_mm <= _FOCAL_MM[1] else None
 
 
 def oriented(pixels: Tensor, orientation: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -113,10 +113,11 @@ def open_composition(
     first, *others = sources
     by_text = {source.text: source for source in others}
 
-    def opened(source: Source) -> OpenedScene:
+    def opened(source: Source, look: Look) -> OpenedScene:
         return as_shown(look.open(source, weights, device), source, look)
 
-    return Opened(composition, opened(first), lambda text: opened(by_text[text]))
+    of_things = replace(look, photo_fov_deg=None)
+    return Opened(composition, opened(first, look), lambda text: opened(by_text[text], of_things))
 
 
 def composition_sources(composition: Composition) -> list[Source]:

@@ -8,6 +8,7 @@ file of such a name is `./toyscene:...`. `NAME.vq3d.safetensors` is a saved scen
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -19,9 +20,11 @@ import torch
 from torch import Tensor
 
 from vq3dcli.config.defaults import VIDEO_SAMPLES, VIDEO_SIZE_PX
-from vq3dcli.data.images import centre_square, decode_image, read_image, resize, to_square
+from vq3dcli.data.images import centre_square, decode_image, read_file, resize, to_square
+from vq3dcli.data.pillow import focal_length_mm, open_header
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import cut_name
+from vq3dcli.model.field import FieldModel
 from vq3dcli.model.scene import Scene, reconstruct_scene, scene_from_codes
 from vq3dcli.pipelines.sampling.record import read_record
 from vq3dcli.rendering.cameras import canonical_camera
@@ -84,12 +87,14 @@ class Picture:
         aspect: Width / height of what `image` shows; 1 if it was cropped to a square.
         photo: The same at the resolution it was read with, uint8 `[3, H, W]`.
         whole_aspect: Width / height before it was cropped.
+        fov_deg: Horizontal field of view of `photo`, where its EXIF tells it.
     """
 
     image: Tensor
     aspect: float
     photo: Tensor
     whole_aspect: float
+    fov_deg: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ class OpenedScene:
         camera: The canonical camera: radius, field of view on both axes, near, far, aspect.
         provenance: What it was made from and by, as JSON values.
         whole_aspect: Width / height of the photo before it was cropped, where that is known.
+        fov_deg: Of the photo, where its EXIF tells it; the camera has the model's.
         relief: What to put the NeRF's surfaces at, s `[h, w]` of what the canonical camera sees; None leaves them.
     """
 
@@ -113,6 +119,7 @@ class OpenedScene:
     provenance: dict[str, Any]
     whole_aspect: float | None = None
     relief: Tensor | None = None
+    fov_deg: float | None = None
 
     @property
     def frustum(self) -> Frustum:
@@ -190,17 +197,23 @@ def read_picture(source: Source, size_px: int, *, fit: Fit) -> Picture:
     if source.toy is not None:
         image = _toy_image(*source.toy, size_px)
         return Picture(image, 1.0, image, 1.0)
-    photo = _read_stdin() if source.text == STDIN else read_image(Path(source.text))
-    return fitted_picture(photo, size_px, fit=fit)
+    data = _read_stdin() if source.text == STDIN else read_file(Path(source.text))
+    photo = decode_image(data, name="stdin" if source.text == STDIN else source.text)
+    return fitted_picture(photo, size_px, fit=fit, focal_mm=focal_length_mm(open_header(data)))
 
 
-def fitted_picture(photo: Tensor, size_px: int, *, fit: Fit) -> Picture:
-    """A photo uint8 `[3, H, W]`, fitted as `read_picture` does."""
-    whole_aspect = photo.shape[2] / photo.shape[1]
+def fitted_picture(photo: Tensor, size_px: int, *, fit: Fit, focal_mm: float | None = None) -> Picture:
+    """A photo uint8 `[3, H, W]`, fitted as `read_picture` does; `focal_mm`: its focal length on film of 36 x 24 mm."""
+    diagonal_px, whole_aspect = math.hypot(*photo.shape[1:]), photo.shape[2] / photo.shape[1]
     if fit == "crop":
         top, left, side = centre_square(photo.shape[1], photo.shape[2])
         photo = photo[:, top : top + side, left : left + side].contiguous()
-    return Picture(to_square(photo, size_px, fit="squash"), photo.shape[2] / photo.shape[1], photo, whole_aspect)
+    fov_deg = None
+    if focal_mm is not None:  # what makes lenses comparable is the diagonal
+        half_mm = 0.5 * math.hypot(36.0, 24.0) * photo.shape[2] / diagonal_px
+        fov_deg = 2.0 * math.degrees(math.atan(half_mm / focal_mm))
+    image = to_square(photo, size_px, fit="squash")
+    return Picture(image, photo.shape[2] / photo.shape[1], photo, whole_aspect, fov_deg)
 
 
 def fitted_photo(photo: Tensor, height_px: int, width_px: int) -> Tensor:
@@ -266,13 +279,27 @@ def open_scene(
     scene = reconstruct_scene(weights.model, picture.image[None].to(device))
     facts["fit"] = fit
     seen_by = camera_of(weights, picture.aspect)
-    return OpenedScene(scene, picture.photo, source.stem, seen_by, facts, picture.whole_aspect)
+    return OpenedScene(scene, picture.photo, source.stem, seen_by, facts, picture.whole_aspect, fov_deg=picture.fov_deg)
 
 
 def open_codes(codes: Tensor, weights: LoadedWeights, facts: dict[str, Any], stem: str) -> OpenedScene:
     """A scene of codes `[1, L]` that were sampled; `facts` are its provenance."""
     scene = scene_from_codes(weights.model, codes.to(next(weights.model.parameters()).device))
     return OpenedScene(scene, None, stem, camera_of(weights), facts)
+
+
+def with_fov(opened: OpenedScene, fov_deg: float) -> OpenedScene:
+    """A scene whose camera has a field of view: its frustum becomes wider or narrower, and its NeRF with it.
+
+    Raises:
+        UsageError: The NeRF's space is no frustum.
+    """
+    model = opened.scene.model
+    if not isinstance(model.space, Frustum):
+        raise UsageError(f"this model's scenes keep their field of view ({opened.stem})", remedy="no photo_fov")
+    camera = opened.camera.model_copy(update={"fov_deg": fov_deg})
+    stretched = FieldModel(model.field_mlp, camera.frustum, camera.frustum).eval()
+    return replace(opened, scene=replace(opened.scene, model=stretched), camera=camera)
 
 
 def with_first_view(opened: OpenedScene) -> OpenedScene:
@@ -341,10 +368,10 @@ def _toy_image(class_index: int, seed: int, size_px: int) -> Tensor:
         start += _SCENES_AT_ONCE
 
 
-def _read_stdin() -> Tensor:
+def _read_stdin() -> bytes:
     if sys.stdin is None:
         raise InputMissingError("stdin is closed", remedy="a file name instead of -")
     data = sys.stdin.buffer.read(_MAX_STDIN_BYTES + 1)
     if len(data) > _MAX_STDIN_BYTES:
         raise DataError(f"more than {_MAX_STDIN_BYTES >> 20} MiB on stdin", remedy="a single image")
-    return decode_image(data, name="stdin")
+    return data

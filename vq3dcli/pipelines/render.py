@@ -17,7 +17,7 @@ from vq3dcli.editing.photo_scene import PhotoScene, build_photo_scene
 from vq3dcli.editing.relief import moved_to
 from vq3dcli.errors import UsageError, Vq3dError
 from vq3dcli.pipelines.camera_file import write_cameras
-from vq3dcli.pipelines.film import Eyes, Shot, StereoKind, check_shot, film, shot_camera, whole_px
+from vq3dcli.pipelines.film import Eyes, Shot, StereoKind, check_limits, check_shot, film, shot_camera, whole_px
 from vq3dcli.pipelines.geometry import (
     NERF,
     Geometry,
@@ -40,11 +40,13 @@ from vq3dcli.pipelines.inputs import (
     open_scene,
     parse_sources,
     with_first_view,
+    with_fov,
     with_photos_of_folders,
 )
 from vq3dcli.pipelines.targets import OnProgress, Target, Task, check_targets, plan_targets
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.rendering.scene import ViewOf, view_fields
+from vq3dcli.rendering.space import Frustum
 from vq3dcli.weights_file import LoadedWeights
 
 Detail = Literal["photo", "none"]
@@ -84,6 +86,7 @@ class Look:
         fit: What is kept of a photo; None squashes with photo detail and crops without.
         geometry: Where it comes from; a network's own of the plain NeRF is only followed if the user gave it.
         write_cameras: Whether the camera path is written beside the video.
+        photo_fov_deg: Horizontal field of view of photos; None takes what their EXIF says, else the model's.
     """
 
     detail: Detail | None = None
@@ -92,6 +95,7 @@ class Look:
     stereo: StereoKind | None = None
     write_cameras: bool = True
     save_scene: bool = False
+    photo_fov_deg: float | None = None
 
     def detail_of(self, source: Source) -> Detail:
         """What an input is shown with: toy scenes and samples are not photos."""
@@ -112,8 +116,16 @@ class Look:
     ) -> OpenedScene:
         """`inputs.open_scene` with what is kept of this input; a sample's photo is its own first view."""
         opened = open_scene(source, weights, fit=self.fit_of(source), device=device, picture=picture)
-        as_photo = source.sample is not None and self.detail_of(source) == "photo"
-        return with_first_view(opened) if as_photo else opened
+        if self.detail_of(source) == "none" or source.is_saved_scene:
+            return opened
+        if source.sample is not None:
+            return with_first_view(opened)
+        if self.photo_fov_deg is not None:
+            return with_fov(opened, self.photo_fov_deg)
+        if opened.fov_deg is None or not isinstance(opened.scene.model.space, Frustum):
+            return opened
+        _log.info("%s: field of view %.3g degrees, by its EXIF", opened.stem, opened.fov_deg)
+        return with_fov(opened, opened.fov_deg)
 
 
 PLAIN = Look(detail="none", write_cameras=False)
@@ -180,7 +192,7 @@ def render(
     if not readable:
         first = failures[0]
         raise type(first)(f"none of {len(failures)} inputs can be used: {first.message}", remedy=first.remedy)
-    fov_deg = shot.fov_deg or (loaded.recipe.camera.fov_deg if loaded else None)
+    fov_deg = shot.fov_deg or look.photo_fov_deg or (loaded.recipe.camera.fov_deg if loaded else None)
     said = [f"{path} of {shot.length} frames" if shot.length > 1 else path]
     said.append("field of view " + ("that of the scene" if fov_deg is None else f"{fov_deg:g} degrees"))
     said += [f"geometry {look.geometry.kind}"] if look.geometry.kind in ("teacher", "both") else []
@@ -218,11 +230,20 @@ def check_look(look: Look, sources: Sequence[Source], *, has_map: bool, has_netw
         raise UsageError(
             "a saved scene keeps the NeRF's own geometry", remedy="--depth again, where the saved scene is rendered"
         )
+    check_fov(look, sources)
     for source in sources:
         if source.sample is not None and has_network and look.detail_of(source) == "none":
             raise UsageError(f"a sample has no photo for a depth network ({source.text})", remedy="--depth FILE")
         if source.is_saved_scene and look.save_scene:
             raise UsageError(f"this is a saved scene ({source.text})", remedy="no --save-scene")
+
+
+def check_fov(look: Look, sources: Sequence[Source]) -> None:
+    """Raise `UsageError` for a photo's field of view that is out of range, or of what is no photo with detail."""
+    check_limits((("photo_fov", look.photo_fov_deg, 5.0, 120.0),))
+    for source in sources if look.photo_fov_deg is not None else ():
+        if look.detail_of(source) == "none" or source.sample is not None or source.is_saved_scene:
+            raise UsageError(f"photo_fov is for photos with photo detail ({source.text})", remedy="fov zooms")
 
 
 def with_geometry(look: Look, sources: Sequence[Source], task: Task) -> Look:
@@ -232,6 +253,7 @@ def with_geometry(look: Look, sources: Sequence[Source], task: Task) -> Look:
         UsageError: A choice that nothing shown follows.
         UnavailableError: There is no embedded depth network.
     """
+    check_fov(look, sources)
     in_detail = any(look.detail_of(source) == "photo" for source in sources)
     if task.geometry is not None and look.geometry.is_given:
         raise UsageError("geometry comes from --geometry or from a map, not from both", remedy="one of them")
