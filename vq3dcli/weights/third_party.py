@@ -7,14 +7,16 @@ unpickled with `weights_only=True`, which builds tensors and nothing else.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import io
 import pickle
 import urllib.request
+import warnings
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,6 +84,17 @@ def read_state_dict(path: Path, sha256: str) -> dict[str, Tensor]:
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise DataError(f"cannot read weights ({path}): not a table of tensors", remedy="fetch the file again")
     return dict(tensors)
+
+
+def import_package(module: str, purpose: str, remedy: str) -> Any:
+    """A module of a package that not everybody has. Raises `UnavailableError`, which says its `purpose`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module)
+    except (ImportError, RuntimeError) as error:
+        # A torchvision that was built for another PyTorch raises RuntimeError.
+        raise UnavailableError(f"{purpose} needs the package {module}: {error}", remedy=remedy) from error
 
 
 def package_file(package: str, inside: str, *, purpose: str, remedy: str) -> Path:

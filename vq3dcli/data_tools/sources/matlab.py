@@ -6,7 +6,7 @@ import io
 import zlib
 from typing import Any
 
-from vq3dcli.errors import UnavailableError
+from vq3dcli.weights.third_party import import_package
 
 _HEADER_BYTES = 128
 _COMPRESSED = 15  # the type of an element that is a zlib stream
@@ -19,14 +19,10 @@ def load_mat(data: bytes) -> dict[str, Any]:
         UnavailableError: scipy is missing.
         Exception: Of almost any type, if the file is damaged.
     """
-    try:
-        import scipy.io
-    except ImportError as error:
-        raise UnavailableError(
-            "MATLAB files need scipy, which is not installed", remedy="pip install 'vq3d[imagenet]'"
-        ) from error
+    scipy_io = import_package("scipy.io", "a MATLAB file", "pip install 'vq3d[imagenet]'")
     _check_elements(data)
-    return scipy.io.loadmat(io.BytesIO(data))
+    variables: dict[str, Any] = scipy_io.loadmat(io.BytesIO(data))
+    return variables
 
 
 def _check_elements(data: bytes) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vq3dcli.data_tools.sources.entry import Entry, Row
-from vq3dcli.errors import DataError, InputMissingError, UnavailableError
+from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import read_error
 from vq3dcli.sealed import json_value
+from vq3dcli.weights.third_party import import_package
 
 _ROWS_AT_ONCE = 64
 _ANOTHER_COPY = "another copy of the file"
@@ -32,15 +33,10 @@ def is_parquet_name(name: str) -> bool:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """A `pyarrow.parquet.ParquetFile`; its errors, also later ones, as ours."""
+    extra = "pip install 'vq3d[parquet]'"
+    pyarrow, parquet = (import_package(name, "a Parquet file", extra) for name in ("pyarrow", "pyarrow.parquet"))
     try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UnavailableError(
-            "Parquet files need pyarrow, which is not installed", remedy="pip install 'vq3d[parquet]'"
-        ) from error
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path) as file:
             yield file
     except FileNotFoundError as error:
         raise InputMissingError(f"no such file ({path})", remedy="check the path") from error
