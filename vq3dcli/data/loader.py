@@ -83,11 +83,7 @@ class TrainingLoader:
 
     Attributes:
         bad: Names of damaged samples that were met, and what is wrong with them. All ranks may share what they met.
-        num_samples: n.
         num_with_views: Samples that have views, over all folders.
-        labels: Name of each folder's labels, `none` for those without.
-        num_labelled: Samples with a label, over all folders.
-        metric_labels: Whether any labels are metric.
         sha256: Of what the stream is made of: the manifests of images and labels, in the order of the folders.
         class_names: Union of the folders' classes, in the order of first appearance.
 
@@ -115,16 +111,16 @@ class TrainingLoader:
         self._rows = rows_of_rank(batch_size, rank, world_size)
         self._folders = [open_images(folder, least_px=size, of="the training size") for folder in folders]
         names = _label_names(labels, len(folders))
-        self.labels = tuple(name or "none" for name in names)
+        self.labels = tuple(name or "none" for name in names)  # name of each folder's labels, `none` for those without
         self._labels = _open_labels(self._folders, names)
-        self.num_samples = sum(folder.num_samples for folder in self._folders)
+        self.num_samples = sum(folder.num_samples for folder in self._folders)  # n
         if self.num_samples == 0:
             raise DataError(f"no samples in {', '.join(map(str, folders)) or 'no folders'}", remedy="other folders")
         self.num_with_views = sum(folder.num_samples for folder in self._folders if folder.manifest.views)
         self._stream = Stream([folder.num_samples for folder in self._folders], seed, shares)
         there = [label for label in self._labels if label is not None]
-        self.num_labelled = sum(map(len, there))
-        self.metric_labels = any(label.kind == "metric" for label in there)
+        self.num_labelled = sum(map(len, there))  # samples with a label, over all folders
+        self.metric_labels = any(label.kind == "metric" for label in there)  # whether any labels are metric
         manifests = [
             (images.sha256, label.sha256 if label else "")
             for images, label in zip(self._folders, self._labels, strict=True)

@@ -90,7 +90,6 @@ class ShardFolder:
 
     Attributes:
         manifest: What the folder holds.
-        sha256: Of its manifest.
 
     Raises:
         InputMissingError: Not a shard folder, or an unfinished one.
@@ -108,7 +107,7 @@ class ShardFolder:
             )
         text = read_record_bytes(path / MANIFEST_NAME, PREPARE_AGAIN)
         self.manifest = parse_record(text, Manifest, name=str(path / MANIFEST_NAME), remedy=PREPARE_AGAIN)
-        self.sha256 = sha256_bytes(text)
+        self.sha256 = sha256_bytes(text)  # of its manifest
         # Everything else is found from the manifest's hashes; its own is in the list of them all.
         ensure(path / SUMS_NAME)
         sums = read_record_bytes(path / SUMS_NAME, PREPARE_AGAIN)
@@ -261,11 +260,6 @@ def open_images(path: Path, *, least_px: int = 1, of: str = "") -> ShardFolder:
 class LabelFolder:
     """The disparity labels `name` of a shard folder.
 
-    Attributes:
-        shards: Where they lie.
-        kind: Of all labels.
-        sha256: Of their manifest.
-
     Raises:
         InputMissingError: There are none of that name, or they are unfinished; names those that there are.
         DataError: They are damaged, or were made for other images.
@@ -282,11 +276,11 @@ class LabelFolder:
             path = mirror_of(path)
         if not (path / MANIFEST_NAME).is_file():
             raise self._missing(name)
-        self.shards = ShardFolder(path)
-        self.sha256 = self.shards.sha256
+        self.shards = ShardFolder(path)  # where they lie
+        self.sha256 = self.shards.sha256  # of their manifest
         if self.shards.manifest.options.get("images_manifest_sha256") not in (None, images.sha256):
             raise DataError(f"labels of other images ({path})", remedy=f"{self._remedy} --force")
-        self.kind = self.shards.disparity(0).info.kind if len(self) else "relative"
+        self.kind = self.shards.disparity(0).info.kind if len(self) else "relative"  # of all labels
 
     def _missing(self, name: str) -> InputMissingError:
         there = labels_there(self._images.path)

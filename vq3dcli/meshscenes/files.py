@@ -43,16 +43,11 @@ class UnreadExtensionError(ValueError):
 
 
 class FilesBeside:
-    """The files that a mesh names, out of its own folder: what trimesh calls a resolver.
-
-    Attributes:
-        file_name: Of the mesh.
-        missing: Names that were asked for and are not there, or not in the folder.
-    """
+    """The files that a mesh names, out of its own folder: what trimesh calls a resolver."""
 
     def __init__(self, path: Path) -> None:
-        self.file_name = path.name
-        self.missing: list[str] = []
+        self.file_name = path.name  # of the mesh
+        self.missing: list[str] = []  # names that were asked for and are not there, or not in the folder
         self._folder = os.path.normpath(path.parent.absolute())
 
     def get(self, name: str) -> bytes:

@@ -31,13 +31,12 @@ class PhotoBank:
     Attributes:
         texels: uint8 `[N * texels a photo, 3]`: rows of the largest size, of the next one, ...
         mean: Mean colour in [0, 1] `[N, 3]`.
-        sha256: Of the photos: equal for equal banks.
     """
 
     def __init__(self, photos: Tensor) -> None:
         if photos.shape[1:] != (3, SIDE_PX, SIDE_PX) or photos.dtype != torch.uint8 or not len(photos):
             raise ValueError(f"photos are {photos.dtype} {list(photos.shape)}, not uint8 [N, 3, {SIDE_PX}, {SIDE_PX}]")
-        self.sha256 = sha256_bytes(photos.contiguous().numpy().tobytes())
+        self.sha256 = sha256_bytes(photos.contiguous().numpy().tobytes())  # of the photos: equal for equal banks
         sizes = [photos.to(torch.int16)]
         while sizes[-1].shape[-1] > SIDES_PX[-1]:
             last = sizes[-1]
