@@ -3,7 +3,7 @@ import json
 import pytest
 
 from vq3dcli.export.page import page_html
-from vq3dcli.pipelines.run_report.curves import read_metrics
+from vq3dcli.pipelines.run_report.page import read_metrics
 from vq3dcli.pipelines.studies.toy_runs import GEOMETRY_TARGETS, geometry_section
 
 GOOD = {

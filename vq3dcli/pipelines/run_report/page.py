@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ from vq3dcli.config.load import load_either
 from vq3dcli.config.schema import DepthRecipe, Recipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.data.images import encode_jpeg, read_image, resize
 from vq3dcli.errors import InputMissingError, Vq3dError
-from vq3dcli.export.charts import number_text
+from vq3dcli.export.charts import line_chart, number_text
 from vq3dcli.export.page import Block, Code, Media, Row, Section, Svg, Table, Text, write_page
 from vq3dcli.files import write_bytes
-from vq3dcli.pipelines.run_report.curves import Record, curve, curve_names, read_metrics
 from vq3dcli.pipelines.run_report.kinds import (
     NOVEL_PSNR,
     PSNR,
@@ -34,6 +33,12 @@ from vq3dcli.pipelines.run_report.kinds import (
 )
 from vq3dcli.sealed import json_value
 from vq3dcli.training.health import Finding, guards_of, number, replay
+
+Record = Mapping[str, Any]
+
+# Curves whose early values dwarf the rest.
+_LOG_SCALE = ("loss", "l1", "l2", "depth", "commitment", "codebook", "auxiliary", "gradient_norm")
+
 
 _SHEETS = 3
 _SHEET_WIDTH_PX = 1040
@@ -209,7 +214,7 @@ def _plain(value: Any) -> Any:
 
 
 def _curve_sections(records: Sequence[Record], recipe: Recipe | None) -> list[Section]:
-    names = curve_names(records)
+    names = _curve_names(records)
     curves = curve_sections(recipe)
     known = {name for _, figures, _ in curves for name in figures} | set(_STEP)
     scores = [name for name in names if name not in known and name.startswith(_DISCRIMINATOR_PREFIX)]
@@ -238,8 +243,44 @@ def _curve_section(
 
 
 def _row(names: Sequence[str], records: Sequence[Record]) -> list[Block]:
-    charts: list[Svg] = [curve(name, records, TITLES.get(name)) for name in names]
+    """Figures over images seen, on a logarithmic axis where early values dwarf the rest; gaps where one is missing."""
+    x = [float(record["images_seen"]) for record in records]
+    charts = []
+    for name in names:
+        y = [math.nan if record.get(name) is None else float(record[name]) for record in records]
+        charts.append(Svg(line_chart(TITLES.get(name) or name, x, y, x_label="images", log_y=name in _LOG_SCALE)))
     return [Row(charts)] if charts else []
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`.
+
+    Half a line that a crash left is passed over; a missing or unreadable file is empty.
+    """
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return []
+    records = []
+    for line in text.splitlines():
+        try:
+            record = json_value(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "images_seen" in record:
+            records.append(record)
+    return records
+
+
+def _curve_names(records: Sequence[Record]) -> list[str]:
+    """Names of figures that are numbers in every record that has them, in the order in which they appear."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return [name for name in names if name != "images_seen" and _is_curve(name, records)]
+
+
+def _is_curve(name: str, records: Sequence[Record]) -> bool:
+    values = [value for record in records if (value := record.get(name)) is not None]
+    return bool(values) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 def _text(path: Path) -> str:
