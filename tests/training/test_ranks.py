@@ -23,8 +23,9 @@ from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data.token_store import TokenStore
 from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
-from vq3dcli.pipelines.train import open_loader
+from vq3dcli.pipelines.train import open_held_out, open_loader
 from vq3dcli.training.distributed import Ranks
+from vq3dcli.training.run import MACHINE_FIGURES
 from vq3dcli.training.stage1 import train
 from vq3dcli.training.stage2 import train_prior
 
@@ -110,18 +111,24 @@ def test_two_ranks_train_the_model_of_one(
     data = bytearray((tmp_path / shard).read_bytes())
     data[member.offset + 30] ^= 4
     (tmp_path / shard).write_bytes(data)
-    more = ("--data", str(tmp_path / "seen"), "--json")
+    more = ("--data", str(tmp_path / "seen"), "--json", "--held-out", str(toys))
     ended = _end(_start(tmp_path / "recipe.toml", toys, tmp_path / "two", *more))
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert json.loads(ended[0][1])["count"] == 32
     assert ended[1][1:] == ("", "")
-    train(recipe, open_loader(recipe, [toys, tmp_path / "seen"], "exact", Ranks()), tmp_path / "one")
+    data_of_one, held_out = (
+        open_loader(recipe, [toys, tmp_path / "seen"], "exact", Ranks()),
+        open_held_out(recipe, toys),
+    )
+    train(recipe, data_of_one, tmp_path / "one", held_out=held_out)
     assert f"{bad}, member png" in ended[0][2].replace("seen/shard-000000.tar", "seen")
     for run in ("one", "two"):
         assert list(json.loads((tmp_path / run / "run.json").read_text())["bad_samples"]) == [bad]
     for alone, together in zip(_metrics(tmp_path / "one"), _metrics(tmp_path / "two"), strict=True):
+        assert alone.keys() == together.keys()
         for name in {"loss", "l2", "depth", "novel_l2", "novel_depth", "gradient_norm", "perplexity"} & alone.keys():
             assert together[name] == pytest.approx(alone[name], rel=1e-3), name
+    assert alone["held_out_psnr"] == pytest.approx(together["held_out_psnr"], abs=0.05)
     parts = [
         load_file(tmp_path / run / "checkpoints/images-000000000032/weights.safetensors") for run in ("one", "two")
     ]
@@ -167,6 +174,6 @@ def test_two_ranks_train_the_prior_of_one(
     train_prior(recipe, store, tmp_path / "one")
     for alone, together in zip(_metrics(tmp_path / "one"), _metrics(tmp_path / "two"), strict=True):
         assert together.keys() == alone.keys()
-        for name in alone.keys() - {"images_per_second"}:
+        for name in alone.keys() - set(MACHINE_FIGURES):
             assert together[name] == pytest.approx(alone[name], rel=1e-3), name
     assert json.loads((tmp_path / "two/held_out.json").read_text())["classes"].keys() == {"ant", "bee", "cow"}

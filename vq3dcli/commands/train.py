@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import sys
@@ -14,14 +13,11 @@ import typer
 
 from vq3dcli import signals
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, refuse_given
-from vq3dcli.errors import UnavailableError, UsageError
+from vq3dcli.errors import UsageError
 from vq3dcli.training.launch import launch, sbatch, started_ranks
 
 if TYPE_CHECKING:
-    import torch
-
     from vq3dcli.config.schema import Recipe
-    from vq3dcli.data.token_store import TokenStore
     from vq3dcli.training.run import Progress, Result
     from vq3dcli.weights_file import LoadedWeights
 
@@ -56,6 +52,9 @@ SlurmOption = Annotated[
     typer.Option(
         "--slurm", min=1, max=2**16, metavar="NODES", help="Print a file for sbatch: so many machines, --nproc on each."
     ),
+]
+ProfileOption = Annotated[
+    int, typer.Option("--profile", min=0, max=1000, help="Trace so many steps into RUN/profile.json.gz, for Perfetto.")
 ]
 
 
@@ -107,6 +106,10 @@ def train_stage1(
     init: Annotated[
         Path | None, typer.Option("--init", help="Start from these weights; short for --set training.init=PATH.")
     ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option("--held-out", help="Shards that never train: pictures and geometry are measured with each sheet."),
+    ] = None,
     perceptual_weights: Annotated[
         Path | None, typer.Option("--perceptual-weights", help="The perceptual network's file, for work offline.")
     ] = None,
@@ -115,6 +118,7 @@ def train_stage1(
     gpus: GpusOption = None,
     nproc: NprocOption = 1,
     slurm: SlurmOption = None,
+    profile: ProfileOption = 0,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -137,7 +141,7 @@ def train_stage1(
         raise UsageError(f"{option} belongs to a --data", remedy=f"one {option} for each --data, in the same order")
 
     from vq3dcli.config.schema import Stage1Recipe
-    from vq3dcli.pipelines.train import open_loader, run_facts
+    from vq3dcli.pipelines.train import full_speed, label_names, open_held_out, open_loader, run_facts
     from vq3dcli.training.devices import find_processor
     from vq3dcli.training.distributed import join_ranks
     from vq3dcli.training.plan import plan_run
@@ -147,7 +151,7 @@ def train_stage1(
     resolved = _resolved(recipe, Stage1Recipe, overrides, init)
     place = pick_device(device)
     ranks = join_ranks(place)
-    loader = open_loader(resolved, data, _label_names(labels), ranks, shares) if data else None
+    loader = open_loader(resolved, data, label_names(labels), ranks, shares) if data else None
     facts: dict[str, object] = {}
     if loader is not None:
         facts = {"samples": loader.num_samples, "labelled": loader.num_labelled, "labels": loader.labels}
@@ -178,6 +182,9 @@ def train_stage1(
         device=place,
         facts=run_facts(resolved, loader, perceptual_weights, shares),
         perceptual_weights=perceptual_weights,
+        held_out=None if held_out is None else open_held_out(resolved, held_out),
+        full_speed=full_speed(resolved, place, ranks.world_size, classes=len(loader.class_names)),
+        profile_steps=profile,
     )
     _train(said, resolved, out, run, "loss {:.4f}")
 
@@ -200,6 +207,7 @@ def train_stage2(
     gpus: GpusOption = None,
     nproc: NprocOption = 1,
     slurm: SlurmOption = None,
+    profile: ProfileOption = 0,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -219,6 +227,7 @@ def train_stage2(
 
     from vq3dcli.config.schema import Stage2Recipe
     from vq3dcli.data.token_store import TokenStore
+    from vq3dcli.pipelines.train import full_speed, stage1_for_sheets
     from vq3dcli.training.devices import find_processor
     from vq3dcli.training.plan import codes_of, plan_prior
     from vq3dcli.training.plan_table import plan_table
@@ -236,26 +245,12 @@ def train_stage2(
         return
     assert store is not None and out is not None, "checked above"
     # Sheets are the first rank's business; weights that were asked for are checked on all of them.
-    loaded = _stage1_of(store, weights, place, said) if main_rank or weights is not None else None
+    loaded = stage1_for_sheets(store, weights, place) if main_rank or weights is not None else None
     said.note(f"{store.num_images} images, {store.views} views of {store.length} codes, on {place}")
-    run = functools.partial(train_prior, resolved, store, out, stage1=loaded, device=place)
+    full = full_speed(resolved, place, started_ranks(), classes=len(store.class_names), store=store)
+    watched: dict[str, Any] = {"full_speed": full, "profile_steps": profile}
+    run = functools.partial(train_prior, resolved, store, out, stage1=loaded, device=place, **watched)
     _train(said, resolved, out, run, "{:.3f} bits a code", weights=loaded)
-
-
-def _stage1_of(store: TokenStore, weights: Path | None, device: torch.device, said: Output) -> LoadedWeights | None:
-    """The Stage 1 for sheets, None without one that made the tokens; `DataError` if the one asked for did not."""
-    from vq3dcli.weights_file import load_weights
-
-    if weights is not None:
-        loaded = load_weights(weights, device)
-        store.check_stage1(*loaded.codes_of)
-        return loaded
-    with contextlib.suppress(UnavailableError):
-        loaded = load_weights(None, device)
-        if store.stage1_sha256 in loaded.codes_of:
-            return loaded
-    said.warn("no sheets of samples: the tokens are of other weights than the embedded ones; try: --weights STAGE1")
-    return None
 
 
 def train_depth(
@@ -278,6 +273,7 @@ def train_depth(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Time a few steps here, and say how long the run takes; needs no --data.")
     ] = False,
+    profile: ProfileOption = 0,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -299,7 +295,7 @@ def train_depth(
         raise UsageError("a depth network is trained in one process", remedy="without torchrun")
 
     from vq3dcli.config.schema import DepthRecipe
-    from vq3dcli.pipelines.train import open_loader, run_facts
+    from vq3dcli.pipelines.train import label_names, open_loader, run_facts
     from vq3dcli.training import depth
     from vq3dcli.training.distributed import Ranks
 
@@ -311,10 +307,10 @@ def train_depth(
     assert data and out is not None, "checked above"
     if "none" in (labels or ()):
         raise UsageError("a depth network learns from labels alone", remedy="no --labels none")
-    loader = open_loader(resolved, data, _label_names(labels), Ranks(), shares)
+    loader = open_loader(resolved, data, label_names(labels), Ranks(), shares)
     said.note(f"{loader.num_samples} samples, {loader.num_labelled} labelled, on {place}")
-    facts = run_facts(resolved, loader, shares=shares)
-    run = functools.partial(depth.train_depth, resolved, loader, out, device=place, facts=facts)
+    given: dict[str, Any] = {"facts": run_facts(resolved, loader, shares=shares), "profile_steps": profile}
+    run = functools.partial(depth.train_depth, resolved, loader, out, device=place, **given)
     _train(said, resolved, out, run, "loss {:.4f}")
 
 
@@ -340,12 +336,6 @@ def _resolved(recipe: str, schema: type[T], overrides: Sequence[str] | None, ini
 
     flush_denormals()
     return load_recipe(recipe, schema, [*(overrides or []), *([f"training.init={init.resolve()}"] if init else [])])
-
-
-def _label_names(labels: Sequence[str] | None) -> str | list[str | None] | None:
-    """What `--labels` names: of all folders, or one for each."""
-    names = [None if name == "none" else name for name in labels or ["exact"]]
-    return names[0] if len(names) == 1 else names
 
 
 def _train(

@@ -1,18 +1,29 @@
-"""What a training run needs from its folders: a loader, and the facts that must stay the same over its life."""
+"""What a training run needs: a loader, facts that stay the same over its life, and what it is watched by."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vq3dcli.config.schema import DepthRecipe, Stage1Recipe
-from vq3dcli.data.loader import TrainingLoader
-from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.errors import InputMissingError
+import torch
+
+from vq3dcli.config.schema import DepthRecipe, Stage1Recipe, Stage2Recipe
+from vq3dcli.data.loader import Batch, TrainingLoader
+from vq3dcli.data.shard_reader import ShardFolder, label_folder
+from vq3dcli.data.token_store import TokenStore
+from vq3dcli.errors import InputMissingError, UnavailableError
 from vq3dcli.files import sha256_file
+from vq3dcli.training.devices import Processor, find_processor
 from vq3dcli.training.distributed import Ranks
+from vq3dcli.weights_file import LoadedWeights, load_weights
+
+_log = logging.getLogger(__name__)
+
+_HELD_OUT_IMAGES = 64
 
 
 def open_loader(
@@ -84,3 +95,99 @@ def run_facts(
     if perceptual_weights is not None and isinstance(recipe, Stage1Recipe) and recipe.loss.any_perceptual:
         facts["perceptual_weights"] = sha256_file(perceptual_weights)
     return facts
+
+
+def label_names(labels: Sequence[str] | None) -> str | list[str | None] | None:
+    """What `--labels` names: of all folders, or one for each."""
+    names = [None if name == "none" else name for name in labels or ["exact"]]
+    return names[0] if len(names) == 1 else names
+
+
+def open_held_out(recipe: Stage1Recipe, folder: Path) -> Batch:
+    """Some images of a folder, always the same, with their exact disparity and an exact view, where it has these.
+
+    Raises:
+        InputMissingError, DataError, UsageError: As `TrainingLoader`.
+    """
+    count = min(ShardFolder(folder).num_samples, _HELD_OUT_IMAGES)
+    return TrainingLoader(
+        [folder],
+        labels="exact" if label_folder(folder, "exact").exists() else None,
+        batch_size=max(count, 1),
+        size=recipe.model.image_size,
+        seed=0,
+        flip=False,
+        crop=False,
+        cache_bytes=0,
+        views=1,
+    ).batch_at(0)
+
+
+def stage1_for_sheets(store: TokenStore, weights: Path | None, device: torch.device) -> LoadedWeights | None:
+    """The Stage 1 for a prior's sheets, None without one that made the tokens.
+
+    Raises:
+        DataError: The one asked for did not make them.
+    """
+    if weights is not None:
+        loaded = load_weights(weights, device)
+        store.check_stage1(*loaded.codes_of)
+        return loaded
+    with contextlib.suppress(UnavailableError):
+        loaded = load_weights(None, device)
+        if store.stage1_sha256 in loaded.codes_of:
+            return loaded
+    _log.warning("no sheets of samples: the tokens are of other weights than the embedded ones; try: --weights STAGE1")
+    return None
+
+
+def full_speed(
+    recipe: Stage1Recipe | Stage2Recipe,
+    device: torch.device,
+    processes: int,
+    *,
+    classes: int,
+    store: TokenStore | None = None,
+) -> Callable[[int], float] | None:
+    """Images a second, by images seen, of GPUs that do nothing but multiply at their peak; None on a CPU.
+
+    What is computed again to save memory counts once: a run's speed over this is its model FLOPs utilisation.
+
+    Args:
+        recipe: What is trained.
+        device: That of each process.
+        processes: How many there are.
+        classes: Of the data.
+        store: The tokens of Stage 2.
+    """
+    if device.type != "cuda":
+        return None
+    return peak_speed(recipe, find_processor(recipe, device), processes, classes=classes, store=store)
+
+
+def peak_speed(
+    recipe: Stage1Recipe | Stage2Recipe,
+    processor: Processor,
+    processes: int,
+    *,
+    classes: int,
+    store: TokenStore | None = None,
+) -> Callable[[int], float]:
+    """`full_speed` of a known processor."""
+    from vq3dcli.training.trace import prior_work, stage1_work
+
+    once = {"training": recipe.training.model_copy(update={"checkpoint_activations": False})}
+    images, begin = recipe.training.batch_size // (recipe.training.accumulate * processes), 0
+    if isinstance(recipe, Stage1Recipe):
+        recipe, begin = recipe.model_copy(update=once), recipe.adversarial.start_images
+        works = [
+            stage1_work(recipe, processor, images, started=started and recipe.adversarial.on, classes=classes)
+            for started in (False, True)
+        ]
+    else:
+        assert store is not None
+        codes = {"length": store.length, "codebook_size": store.codebook_size}
+        works = 2 * [prior_work(recipe.model_copy(update=once), processor, images, **codes, classes=classes)]
+    peak = processes * processor.flops_per_second / processor.share
+    before, after = (peak * images / work.flops for work in works)
+    return lambda seen: before if seen < begin else after

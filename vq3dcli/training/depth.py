@@ -69,7 +69,7 @@ def train_depth(
             write_depth_sheet(path, average, recipe, first, device)
 
         run.start(state, checkpoint, draw, data.bad)
-        batches = data.batches(state.images_seen)
+        batches = run.waited_for(data.batches(state.images_seen))
         losses: list[float] = []  # since the last record
         while state.images_seen < schedule.images:
             # --- step

@@ -51,6 +51,7 @@ class Processor:
         basis: Where the figures come from.
         seconds_per_operation: The least that one takes.
         link_bytes_per_second: To the others of its machine, each way.
+        share: Which part of its peak `flops_per_second` is.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Processor:
     basis: str
     seconds_per_operation: float = _SECONDS_PER_OPERATION
     link_bytes_per_second: float = LOOPBACK
+    share: float = 1.0
 
 
 class Published(NamedTuple):
@@ -149,6 +151,7 @@ def named_processor(name: str, precision: str) -> Processor:
         dtype=torch.bfloat16 if bfloat16 else torch.float32,
         basis=basis,
         link_bytes_per_second=published.link * 1e9 * BANDWIDTH_SHARE,
+        share=MATMUL_SHARE,
     )
 
 
@@ -200,6 +203,7 @@ def measured_processor(
         if on_cpu
         else "measured here",
         link_bytes_per_second=LOOPBACK if on_cpu else PCIE * 1e9 * BANDWIDTH_SHARE,
+        share=share,
     )
 
 

@@ -1,4 +1,6 @@
-"""What a prior is judged by while it trains: bits per code of images that never train, beside what counting achieves.
+"""What a run is judged by while it trains, on images that never do.
+
+Stage 1: its averaged model's pictures and geometry. A prior: bits per code, beside what counting achieves.
 
 Legend: N images, C classes, K codes. Class C stands for images without a class.
 """
@@ -7,18 +9,66 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vq3dcli.config.defaults import EVALUATION_SAMPLES
+from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.data.loader import Batch
 from vq3dcli.data.token_store import TokenLoader
+from vq3dcli.losses.depth import LABEL_METRIC
 from vq3dcli.losses.tokens import BITS_PER_NAT, token_nats
+from vq3dcli.metrics.geometry import spearman, ssi_error
+from vq3dcli.metrics.image import psnr
+from vq3dcli.model.autoencoder import Autoencoder
+from vq3dcli.model.build import build_canonical_camera
+from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.training.distributed import Ranks
 
 _CHUNK_IMAGES = 1024
+_SCENES_AT_ONCE = 8
+
+
+def held_out_views(
+    model: Autoencoder, recipe: Stage1Recipe, images: Batch, *, device: torch.device, ranks: Ranks
+) -> dict[str, float]:
+    """Means over images, which ranks share: PSNR; rank correlation and error of disparity; PSNR of exact views.
+
+    Disparity where labels are exact, views where there are any; as `vq3d evaluate geometry`, but for what is skipped
+    as empty.
+
+    Args:
+        model: The averaged one.
+        recipe: The resolved recipe.
+        images: All of them, the same on every rank.
+        device: Where to compute.
+        ranks: This process among those of the run.
+    """
+    names = ("psnr", "spearman", "ssi_error", "novel_psnr")
+    sums = torch.zeros(len(names), 2, dtype=torch.float64)
+    size = recipe.model.image_size
+    for row in range(ranks.rank * _SCENES_AT_ONCE, len(images.image), ranks.world_size * _SCENES_AT_ONCE):
+        rows = slice(row, row + _SCENES_AT_ONCE)
+        image, exact = images.image[rows], images.label_kind[rows] == LABEL_METRIC
+        scene, camera = reconstruct_scene(model, image.to(device)), build_canonical_camera(recipe, size, len(image))
+        view = scene.render(camera, samples=EVALUATION_SAMPLES)
+        s, s_true = view.s.cpu()[exact], images.s[rows][exact]
+        values = [psnr(view.rgb.cpu(), image), spearman(s, s_true), ssi_error(s, s_true), torch.zeros(0)]
+        others = None if images.views is None else images.views.of_rows(row, row + len(image))
+        if others is not None and len(others.row):
+            poses = camera.cam_to_world.index_copy(0, others.row, others.cam_to_world)
+            seen = scene.render(replace(camera, cam_to_world=poses), samples=EVALUATION_SAMPLES).rgb.cpu()
+            values[3] = psnr(seen[others.row], others.image)
+        sums += torch.stack([torch.tensor([float(each.sum()), len(each)], dtype=torch.float64) for each in values])
+    return {
+        f"held_out_{name}": total / count
+        for name, (total, count) in zip(names, ranks.sum(sums.to(device)).tolist(), strict=True)
+        if count
+    }
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,18 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack
 
 import torch
 
 from vq3dcli.config.schema import Recipe, ScheduleSection
 from vq3dcli.errors import DivergedError, RecipeError, StoppedError
+from vq3dcli.files import atomic_path
 from vq3dcli.training.arithmetic import denormals_flushed
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.health import guards_of, observe, replay
@@ -28,6 +31,12 @@ from vq3dcli.weights_file import TokenFacts, save_weights, weights_header
 
 _log = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
+
+# Figures of the machine: the same run gives the same file on any of its kind.
+MACHINE_FIGURES = ("images_per_second", "data_wait", "peak_memory_gb", "mfu")
+# Steps before a profile, in which libraries settle.
+_SETTLING = 3
 # One odd batch is passed over; so many in a row are no accident of the data.
 MOST_IN_A_ROW = 5
 
@@ -49,12 +58,16 @@ class RunOptions(TypedDict, total=False):
         refresh_page: Called on the first rank after each sheet, and when the run ends, however it ends.
         should_stop: Polled after each step; when true, the run is saved and `StoppedError` raised.
         stop_after_images: Stop as if asked to after this many images.
+        full_speed: Of an images seen, how many images a second all processors together could take at their peak.
+        profile_steps: Write a trace of so many steps of the first rank, `profile.json.gz`, after the first few.
     """
 
     report: Callable[[Progress], None]
     refresh_page: Callable[[], object]
     should_stop: Callable[[], bool]
     stop_after_images: int | None
+    full_speed: Callable[[int], float] | None
+    profile_steps: int
 
 
 class Result(NamedTuple):
@@ -115,10 +128,12 @@ class Run:
         self.refresh_page = options.get("refresh_page", lambda: None)
         self.should_stop = options.get("should_stop", lambda: False)
         self.stop_after_images, self.tokens = options.get("stop_after_images"), tokens
+        self.full_speed, self.profile_steps = options.get("full_speed"), options.get("profile_steps", 0)
         self.state: RunState[Any]
         self.draw: Callable[[Path, Any], object] | None = None
         self.tracker: Tracker | None = None
-        self.rate = 0.0
+        self.profiler: Any = None
+        self.rate = self.waited = 0.0
 
     @contextlib.contextmanager
     def opened(self, facts: Mapping[str, Any]) -> Iterator[None]:
@@ -182,6 +197,18 @@ class Run:
         )
         if 0 < seen < schedule.images:
             _log.info("continuing at %d images", seen)
+        if self.profile_steps:
+            steps = torch.profiler.schedule(wait=_SETTLING - 1, warmup=1, active=self.profile_steps, repeat=1)
+            self.profiler = torch.profiler.profile(schedule=steps, on_trace_ready=self._write_profile)
+            self.profiler.start()
+
+    def waited_for(self, batches: Iterator[Item]) -> Iterator[Item]:
+        """The batches; how long the run waits for them is counted."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches)
+            self.waited += time.perf_counter() - start
+            yield batch
 
     @contextlib.contextmanager
     def skipping(self) -> Iterator[None]:
@@ -206,6 +233,8 @@ class Run:
         start, before = self._interval
         self.rate = (seen - before) / max(time.perf_counter() - start, 1e-9)
         self.report(Progress(seen, schedule.images, self.rate, loss))
+        if self.profiler is not None:
+            self.profiler.step()
         done, last = seen >= schedule.images, self.stop_after_images
         asked = self.should_stop() or (last is not None and seen >= last and not done)
         # A signal may reach the ranks at different steps: all of them stop as soon as one is asked to.
@@ -226,9 +255,8 @@ class Run:
         self._share_bad()
         counts = {"skipped_steps": self.state.skipped_steps, "bad_samples": len(self.bad)}
         passed_over = {name: count for name, count in counts.items() if count}
-        speed = {"images_per_second": round(self.rate, 2)}
-        record = {"images_seen": self.state.images_seen, **figures, **passed_over, **speed}
-        self._interval = time.perf_counter(), self.state.images_seen
+        record = {"images_seen": self.state.images_seen, **figures, **passed_over, **self._machine_figures()}
+        self._interval, self.waited = (time.perf_counter(), self.state.images_seen), 0.0
         if self.tracker is None:
             return
         self.folder.log(record)
@@ -236,6 +264,17 @@ class Run:
         self.health, findings = observe(self.health, record, self.guards)
         for finding in findings:
             _log.log(logging.INFO if finding.recovered else logging.WARNING, "%s", finding.line())
+
+    def _machine_figures(self) -> dict[str, float]:
+        """Speed, and of the rank that waits longest, or has most, the share of time without a batch, and memory."""
+        wait = self.waited / max(time.perf_counter() - self._interval[0], 1e-9)
+        ours = torch.tensor([[wait, _peak_bytes(self.device) / 1e9]], device=self.device)
+        wait, memory = self.ranks.gather(ours).amax(0).tolist()
+        figures = {"images_per_second": round(self.rate, 2), "data_wait": round(wait, 4)}
+        figures["peak_memory_gb"] = round(memory, 3)
+        if self.full_speed is not None:
+            figures["mfu"] = round(self.rate / self.full_speed(self.state.images_seen), 4)
+        return figures
 
     def _share_bad(self) -> None:
         """Let all ranks know the damaged samples that one of them met; the first records and names new ones."""
@@ -292,8 +331,8 @@ class Run:
         """What weights of this moment say of how they came to be."""
         state, recipe = self.state, self.recipe
         last = self.folder.last_metrics()
-        last.pop("images_per_second", None)  # the same run gives the same file on any machine of its kind
-        card: dict[str, Any] = {"images_seen": state.images_seen, "training": last}
+        learnt = {name: value for name, value in last.items() if name not in MACHINE_FIGURES}
+        card: dict[str, Any] = {"images_seen": state.images_seen, "training": learnt}
         if changes := self.folder.changes():
             card["changes"] = changes
         if state.init_sha256:
@@ -307,7 +346,15 @@ class Run:
     def _sheet_path(self) -> Path:
         return self.folder.sheets / f"images-{self.state.images_seen:012d}.png"
 
+    def _write_profile(self, profiler: Any) -> None:
+        path = self.folder.path / "profile.json.gz"
+        with atomic_path(path) as temporary:
+            profiler.export_chrome_trace(str(temporary))
+        _log.info("a profile of some steps, for https://ui.perfetto.dev (%s)", path)
+
     def _close(self, *, failed: bool) -> None:
+        if self.profiler is not None:
+            self.profiler.stop()
         if self.tracker is not None:
             self.tracker.close(failed=failed)
             self._refresh()
@@ -318,3 +365,10 @@ class Run:
             self.refresh_page()
         except Exception as error:  # whatever a page meets
             _log.warning("the run's page was not written: %s", " ".join(str(error).split()) or type(error).__name__)
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """The most that tensors took of a GPU, or this process of the memory, so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

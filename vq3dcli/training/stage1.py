@@ -33,6 +33,7 @@ from vq3dcli.training.arithmetic import resolve_precision
 from vq3dcli.training.codes import update_codes
 from vq3dcli.training.distributed import Ranks, join_ranks, shared, without_exchange
 from vq3dcli.training.finetune import freeze_codes, initialise
+from vq3dcli.training.held_out import held_out_views
 from vq3dcli.training.objective import NovelViews, Objective, Stage1Objective
 from vq3dcli.training.optim import learning_rate_at, set_learning_rate
 from vq3dcli.training.run import Result, Run, RunOptions, require_whole_batches
@@ -54,6 +55,7 @@ def train(
     device: torch.device | None = None,
     facts: Mapping[str, Any] | None = None,
     perceptual_weights: Path | None = None,
+    held_out: Batch | None = None,
     **options: Unpack[RunOptions],
 ) -> Result:
     """Train, or continue the run that `out` holds.
@@ -65,6 +67,7 @@ def train(
         device: Where to train, on many GPUs this rank's own; the CPU by default.
         facts: Recorded with the run; a later call with other facts is refused.
         perceptual_weights: The trunk of the perceptual loss in a file; by default fetched, or from a package.
+        held_out: Images that never train, on which the average is measured with each sheet.
         **options: Who hears of the run, and when it stops.
 
     Raises:
@@ -104,16 +107,20 @@ def train(
         if schedule.compile:
             state.model.compile_parts()
         forward = shared(Stage1Objective(state.model, recipe, state.adversary, perceptual), ranks)
-        batches = data.batches(state.images_seen)
+        batches = run.waited_for(data.batches(state.images_seen))
         while state.images_seen < schedule.images:
             # --- step
             step = None
             with run.skipping():
                 step = take_step(recipe, state, forward, next(batches), device=device, ranks=ranks)
-            # --- report and save
+            # --- report, measure, save
             due = run.after_step(math.nan if step is None else float(step.loss))
-            if due.log:
+            measured = due.sheet and held_out is not None
+            if due.log or measured:
                 figures = {} if step is None else _figures(step, ranks)
+                if measured:
+                    assert held_out is not None
+                    figures |= held_out_views(state.average, recipe, held_out, device=device, ranks=ranks)
                 run.log({**figures, "quantizing": bool(state.model.quantizer.active)})
             if due.save:
                 run.save()

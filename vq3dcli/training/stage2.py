@@ -104,7 +104,7 @@ def train_prior(
             for block in state.model.blocks:  # alike, so that one is compiled; names of tensors stay
                 block.compile()
         objective = PriorObjective(state.model, class_dropout=schedule.class_dropout, seed=schedule.seed)
-        forward, batches = shared(objective, ranks), loader.batches(state.images_seen)
+        forward, batches = shared(objective, ranks), run.waited_for(loader.batches(state.images_seen))
         while state.images_seen < schedule.images:
             # --- step
             taken = None

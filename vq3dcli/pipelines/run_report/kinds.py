@@ -36,6 +36,13 @@ TITLES = {
     "learning_rate": "learning rate",
     "gradient_norm": "gradient norm",
     "images_per_second": "images a second",
+    "data_wait": "share of the time without a batch",
+    "peak_memory_gb": "peak memory, GB",
+    "mfu": "model FLOPs utilisation",
+    "held_out_psnr": "PSNR, held out, dB",
+    "held_out_novel_psnr": "PSNR of exact views, held out, dB",
+    "held_out_spearman": "rank correlation of disparity, held out",
+    "held_out_ssi_error": "error of disparity, held out",
     "bits": "bits a code, training",
     "held_out_bits": "bits a code, held out",
     "unigram_bits": "bits a code by counting",
@@ -58,6 +65,11 @@ _STAGE1_CURVES: tuple[CurveSection, ...] = (
         ("perplexity", USAGE, "commitment"),
         "Of each batch; before quantisation begins no code is used, only counted.",
     ),
+)
+HELD_OUT_CURVES: CurveSection = (
+    "Held-out images",
+    ("held_out_psnr", "held_out_novel_psnr", "held_out_spearman", "held_out_ssi_error"),
+    "Of the average of weights, on images that never train, through their codes; disparity where it is exact.",
 )
 _NOVEL_CURVES: CurveSection = (
     "Novel views",

@@ -22,6 +22,7 @@ from vq3dcli.export.charts import line_chart, number_text
 from vq3dcli.export.page import Block, Code, Media, Row, Section, Svg, Table, Text, write_page
 from vq3dcli.files import write_bytes
 from vq3dcli.pipelines.run_report.kinds import (
+    HELD_OUT_CURVES,
     NOVEL_PSNR,
     PSNR,
     TITLES,
@@ -43,7 +44,8 @@ _LOG_SCALE = ("loss", "l1", "l2", "depth", "commitment", "codebook", "auxiliary"
 _SHEETS = 3
 _SHEET_WIDTH_PX = 1040
 _DISCRIMINATOR_PREFIX = "adversarial_"
-_STEP = ("learning_rate", "gradient_norm", "images_per_second")
+_STEP_TEXT = "Gradient norm before clipping. Wait and memory of the process that has most; utilisation on GPUs alone."
+_STEP = ("learning_rate", "gradient_norm", "images_per_second", "data_wait", "peak_memory_gb", "mfu")
 
 
 def write_run_report(run: Path) -> Path:
@@ -215,14 +217,15 @@ def _plain(value: Any) -> Any:
 
 def _curve_sections(records: Sequence[Record], recipe: Recipe | None) -> list[Section]:
     names = _curve_names(records)
-    curves = curve_sections(recipe)
+    measured = [HELD_OUT_CURVES] if set(HELD_OUT_CURVES[1]) & set(names) else []
+    curves = [*curve_sections(recipe), *measured]
     known = {name for _, figures, _ in curves for name in figures} | set(_STEP)
     scores = [name for name in names if name not in known and name.startswith(_DISCRIMINATOR_PREFIX)]
     rest = [name for name in names if name not in known and name not in scores]
     sections = [_curve_section(title, figures, text, records, names) for title, figures, text in curves]
     if scores or not isinstance(recipe, Stage2Recipe | DepthRecipe):
         sections.append(_discriminators(scores, records, recipe))
-    sections.append(_curve_section("Steps", _STEP, "Gradient norm before clipping.", records, names))
+    sections.append(_curve_section("Steps", _STEP, _STEP_TEXT, records, names))
     if rest:
         sections.append(Section("Other figures", _row(rest, records)))
     return sections
