@@ -120,7 +120,8 @@ def train(
                 figures = {} if step is None else _figures(step, ranks)
                 if measured:
                     assert held_out is not None
-                    figures |= held_out_views(state.average, recipe, held_out, device=device, ranks=ranks)
+                    average = state.whole_average(device, keep=True)
+                    figures |= held_out_views(average, recipe, held_out, device=device, ranks=ranks)
                 run.log({**figures, "quantizing": bool(state.model.quantizer.active)})
             if due.save:
                 run.save()
