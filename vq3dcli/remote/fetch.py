@@ -21,10 +21,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError
-from vq3dcli.files import atomic_path, make_folder
+from vq3dcli.files import atomic_path, make_folder, write_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +39,9 @@ _LONGEST_PAUSE_S = 120.0
 _WINDOW_S, _LEAST_BYTES = 60.0, 60_000
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 UNCHANGED = 304
+OFFLINE = "VQ3D_OFFLINE"
+# What has come of a file is kept for another call from here on.
+_KEPT_BYTES = 1 << 20
 
 
 class _PassingError(Exception):
@@ -47,6 +50,24 @@ class _PassingError(Exception):
     def __init__(self, reason: object, pause: float = 0.0) -> None:
         super().__init__(" ".join(str(reason).split()) or type(reason).__name__)
         self.pause = pause
+
+
+class _Opener(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, and keeps the hash that the Hub tells with one: where it leads to may have another tag."""
+
+    sha256 = ""
+
+    def redirect_request(self, request: Any, file: Any, code: int, reason: str, headers: Any, url: str) -> Any:
+        told = (headers.get("X-Linked-ETag") or "").strip('"')
+        if re.fullmatch("[0-9a-f]{64}", told):
+            self.sha256 = told
+        return super().redirect_request(request, file, code, reason, headers, url)
+
+
+def refuse_offline(address: str) -> None:
+    """Raise `UnavailableError` under --offline."""
+    if os.environ.get(OFFLINE):
+        raise UnavailableError(f"not here, and offline ({shown(address)})", remedy="the same once without --offline")
 
 
 class UnchangedError(Exception):
@@ -90,20 +111,27 @@ def fetch(
     Raises:
         UnchangedError: The file has the tag `unless`.
         InputMissingError: There is no such file.
-        UnavailableError: Access is refused, a program or package is missing, or it still failed at the last try.
+        UnavailableError: Access is refused, a program or package is missing, or it still failed at the last try; or
+            this process is offline.
         DataError: The bytes are not those of `sha256` or `size`.
     """
+    refuse_offline(url)
     make_folder(path.parent)
-    with atomic_path(path) as temporary, temporary.open("w+b") as file:
-        transfer = _Transfer(url, file, unless, room)
+    # What a call gets that ends early, or is killed, is where the next one goes on.
+    part = path.with_name(f".{path.name}.part")
+    with atomic_path(path) as temporary, _open_part(part) as file:
+        transfer = _Transfer(url, file, unless, room, part)
         pauses, most, again = iter(_PAUSES), 0, True
         while True:
             try:
                 transfer.read()
-                if (wrong := _wrong(file, sha256, size)) == "":
+                if (wrong := _wrong(file, sha256 or transfer.sha256, size)) == "":
                     file.flush()
+                    part.replace(temporary)
+                    _tag_of(part).unlink(missing_ok=True)
                     return transfer.tag
                 if not again:
+                    file.truncate(0)
                     raise DataError(f"other bytes than expected ({shown(url)}): {wrong}", remedy="another copy of it")
                 again, transfer.tag = False, ""
                 file.truncate(0)
@@ -122,6 +150,23 @@ def fetch(
             time.sleep(pause)
 
 
+def _tag_of(part: Path) -> Path:
+    return part.with_name(f"{part.name}.tag")
+
+
+@contextlib.contextmanager
+def _open_part(part: Path) -> Iterator[BinaryIO]:
+    """The file of what has come, to append to; it stays where it is worth it."""
+    try:
+        with part.open("a+b") as file:
+            yield file
+    finally:
+        with contextlib.suppress(OSError):
+            if part.stat().st_size < _KEPT_BYTES or not _tag_of(part).exists():
+                part.unlink()
+                _tag_of(part).unlink(missing_ok=True)
+
+
 def _wrong(file: BinaryIO, sha256: str, size: int | None) -> str:
     found = file.seek(0, os.SEEK_END)
     if size is not None and found != size:
@@ -138,9 +183,11 @@ def _wrong(file: BinaryIO, sha256: str, size: int | None) -> str:
 class _Transfer:
     """The bytes at an address, from wherever a try before has come to."""
 
-    def __init__(self, url: str, file: BinaryIO, unless: str, room: Callable[[int], None]) -> None:
-        self.url, self.file, self.unless, self.room, self.tag = url, file, unless, room, ""
-        self.shown = shown(url)
+    def __init__(self, url: str, file: BinaryIO, unless: str, room: Callable[[int], None], part: Path) -> None:
+        self.url, self.file, self.unless, self.room, self.part = url, file, unless, room, part
+        self.shown, self.tag, self.sha256 = shown(url), "", ""
+        with contextlib.suppress(OSError):
+            self.tag = _tag_of(part).read_text()
 
     def read(self) -> None:
         """Append what is missing. Raises `_PassingError`, or what `fetch` raises."""
@@ -161,11 +208,13 @@ class _Transfer:
             name = "If-None-Match" if self.unless.startswith(('"', "W/")) else "If-Modified-Since"
             request.add_header(name, self.unless)
         with contextlib.ExitStack() as stack:
+            opener = _Opener()
             with self._network():
                 # An opener of its own reads the proxy settings of this moment.
                 response: HTTPResponse = stack.enter_context(
-                    urllib.request.build_opener().open(request, timeout=_TIMEOUT_S)
+                    urllib.request.build_opener(opener).open(request, timeout=_TIMEOUT_S)
                 )
+            self.sha256 = opener.sha256
             length = response.headers.get("Content-Length") or ""
             total = int(length) if length.isdecimal() else -1
             if response.status == 206:
@@ -178,6 +227,7 @@ class _Transfer:
             etag = response.headers.get("ETag") or ""
             # A weak tag does not promise the same bytes: parts of such files are not put together.
             self.tag = (etag if not etag.startswith("W/") else "") or response.headers.get("Last-Modified") or ""
+            write_bytes(_tag_of(self.part), self.tag.encode())
             self.room(max(total, 0))
             self._copy(response)
         if self.file.tell() < total:

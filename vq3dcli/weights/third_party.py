@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError
 from vq3dcli.files import make_folder, read_error, write_bytes
+from vq3dcli.remote.fetch import refuse_offline
 
 # A host that does not answer must not hold up a training run or an evaluation for minutes.
 _CONNECT_TIMEOUT_S = 20.0
@@ -122,6 +123,7 @@ def cached_file(file: PublishedFile, *, purpose: str, remedy: str) -> Path:
     path = cached_path(file)
     if path.is_file():
         return path
+    refuse_offline(file.url)
     reason: object = "its SHA-256 is not the published one"
     try:
         # An opener of its own reads the proxy settings of this moment; `urlopen` keeps those of its first call. The

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vq3dcli.errors import InputMissingError, UnavailableError, UsageError
+from vq3dcli.remote.fetch import refuse_offline
 from vq3dcli.weights.third_party import import_package
 from vq3dcli.weights_file import load_depth
 
@@ -154,6 +155,8 @@ def _label_name(name: str) -> str:
 def _from_hub(name: str, download: bool) -> Path:
     """The folder of a model in the Hub's cache."""
     hub = import_package("huggingface_hub", f"the depth model {name}", PACKAGES)
+    if download:
+        refuse_offline(f"hf://{name}")
     patterns = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
     try:
         folder = Path(hub.snapshot_download(name, allow_patterns=patterns, local_files_only=not download))
