@@ -16,12 +16,12 @@ from types import ModuleType
 import pytest
 
 from vq3dcli.cli import run
-from vq3dcli.data.shard_format import Manifest, sample_key
+from vq3dcli.data.shard_format import Manifest, RejectEntry, sample_key
 from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data_tools.job import Job, shard_ranges, write_folder, write_part
 from vq3dcli.data_tools.part import WHOLE, Part, parse_part, part_from_environment
-from vq3dcli.data_tools.prepare import Estimate, Options, check_disk, image_job, job_facts, open_source, prepare
-from vq3dcli.data_tools.shard_writer import Reject, Sample
+from vq3dcli.data_tools.prepare import Options, check_disk, image_job, job_facts, open_source, prepare
+from vq3dcli.data_tools.shard_writer import Sample
 from vq3dcli.errors import DataError, StoppedError, StorageError, UsageError
 from vq3dcli.locks import lock_folder
 
@@ -315,9 +315,10 @@ def test_copies_of_a_damaged_image_are_all_bad(tmp_path: Path, archives: ModuleT
 
 
 def test_duplicates_do_not_spend_the_budget_of_bad_images(tmp_path: Path):
-    def make(positions: range) -> list[Sample | Reject]:
+    def make(positions: range) -> list[Sample | RejectEntry]:
         return [
-            Reject(f"{i}", "as 0", "duplicate") if i else Sample(sample_key(i), 0, {"jpg": b"x"}) for i in positions
+            RejectEntry(path=f"{i}", reason="as 0", kind="duplicate") if i else Sample(sample_key(i), 0, {"jpg": b"x"})
+            for i in positions
         ]
 
     job = Job("images", "folder", 16, 1.0, False, ["a"], shard_ranges(10, 4), {}, make)
@@ -337,17 +338,21 @@ def test_the_estimate_is_near_what_is_written(tmp_path: Path, source: Path):
     assert (facts["images"], facts["shards"], facts["classes"]) == (24, 2, 4)
 
 
+def disk(whole: int, part: int, free: int) -> dict[str, int]:
+    return {"images": 10, "estimated_bytes": whole, "estimated_bytes_of_part": part, "free_bytes": free}
+
+
 def test_shards_that_do_not_fit_are_not_begun(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    check_disk(tmp_path, Estimate(10, 1000, 1000, 1000), WHOLE)
-    check_disk(tmp_path, Estimate(10, 1000, 1000, 0), WHOLE)
+    check_disk(tmp_path, disk(1000, 1000, 1000), WHOLE)
+    check_disk(tmp_path, disk(1000, 1000, 0), WHOLE)
     assert "reports no free space" in caplog.text
     with pytest.raises(StorageError, match=r"the disk is too small.*about 2\.0 kB of shards for 10 images, 1\.0 kB"):
-        check_disk(tmp_path, Estimate(10, 2000, 2000, 1000), WHOLE)
+        check_disk(tmp_path, disk(2000, 2000, 1000), WHOLE)
     (tmp_path / "shard-000000.tar").write_bytes(bytes(1500))  # begun before: what is there is not written again
-    check_disk(tmp_path, Estimate(10, 2000, 2000, 1000), WHOLE)
-    check_disk(tmp_path, Estimate(10, 4000, 2000, 1000), Part(0, 2))
+    check_disk(tmp_path, disk(2000, 2000, 1000), WHOLE)
+    check_disk(tmp_path, disk(4000, 2000, 1000), Part(0, 2))
     with pytest.raises(StorageError):  # what another part wrote is none of this one's
-        check_disk(tmp_path, Estimate(10, 4000, 2000, 1000), Part(1, 2))
+        check_disk(tmp_path, disk(4000, 2000, 1000), Part(1, 2))
 
 
 def test_a_job_without_a_portable_maker_stays_in_this_process(tmp_path: Path, source: Path):

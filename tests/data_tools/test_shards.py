@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import webdataset
 
-from vq3dcli.data.shard_format import Manifest, sample_key
+from vq3dcli.data.shard_format import Manifest, RejectEntry, sample_key
 from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data_tools.job import Job, shard_ranges, write_folder
-from vq3dcli.data_tools.shard_writer import Reject, Sample
+from vq3dcli.data_tools.shard_writer import Sample
 from vq3dcli.errors import DataError, OutputError, StoppedError, StorageError, UsageError
 from vq3dcli.files import sha256_file
 from vq3dcli.locks import lock_folder
@@ -32,9 +32,9 @@ def test_more_shards_than_a_folder_can_hold_are_refused_at_once() -> None:
         shard_ranges(10**7, 1)
 
 
-def sample(i: int) -> Sample | Reject:
+def sample(i: int) -> Sample | RejectEntry:
     if i % 7 == 5:
-        return Reject(f"{i}.jpg", "no good")
+        return RejectEntry(path=f"{i}.jpg", reason="no good")
     return Sample(sample_key(i), i % 2, {"jpg": bytes([i]) * (600 * i), "cls": str(i % 2).encode(), "json": b"{}"})
 
 

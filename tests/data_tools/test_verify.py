@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from vq3dcli.data.shard_format import RejectEntry
 from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.job import Job, shard_ranges, write_folder
-from vq3dcli.data_tools.shard_writer import Reject, Sample, compact_json
+from vq3dcli.data_tools.shard_writer import Sample, compact_json
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.data_tools.verify import verify_folder
 from vq3dcli.errors import InputMissingError
@@ -30,9 +31,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_rejects(out: Path) -> Path:
     """Shards that say as much as they can: rejects, titles, a shard without samples."""
 
-    def sample(i: int) -> Sample | Reject:
+    def sample(i: int) -> Sample | RejectEntry:
         if i % 3 == 1 or i >= 6:
-            return Reject(f"{i}.jpg", "no good")
+            return RejectEntry(path=f"{i}.jpg", reason="no good")
         return Sample(f"{i:08d}", i % 2, {"jpg": bytes([i]) * 700, "cls": b"0", "json": compact_json({})})
 
     job = Job(

@@ -29,7 +29,6 @@ from vq3dcli.data.shard_index import open_index
 from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.data_tools.shard_writer import (
     Make,
-    Reject,
     ShardTask,
     compact_json,
     complete_shard,
@@ -76,7 +75,7 @@ class Job:
     max_bad: float = 0.0  # fraction of the positions that may be rejected as bad
     views: int = 0
     num_sources: int | None = None  # what that is a fraction of, where the positions are not the source's files
-    known_rejects: Sequence[Reject] = ()  # rejects that are known before any shard is made; `make` gives them too
+    known_rejects: Sequence[RejectEntry] = ()  # rejects that are known before any shard is made; `make` gives them too
 
     @property
     def num_positions(self) -> int:
@@ -125,7 +124,7 @@ def write_part(
     make_folder(out)
     plan = json_bytes({"format_version": FORMAT_VERSION, **job.plan})
     with claimed(out, part, plan, ours=_OURS, force=force):
-        _check_budget(out, [RejectEntry(path=r.path, reason=r.reason, kind=r.kind) for r in job.known_rejects], job)
+        _check_budget(out, job.known_rejects, job)
         results = _make_shards(out, job, part, sha256_bytes(plan), progress, workers)
         for number in range(len(job.shards)):
             result = results.get(number) or known_shard(out, number, sha256_bytes(plan))
@@ -191,12 +190,12 @@ def _rejects(results: Results) -> list[RejectEntry]:
     return [reject for number in sorted(results) for reject in results[number][1]]
 
 
-def rejects_text(rejects: list[RejectEntry]) -> bytes:
+def rejects_text(rejects: Sequence[RejectEntry]) -> bytes:
     """The bytes of `rejects.jsonl`."""
     return b"".join(compact_json(reject.model_dump(exclude_defaults=True)) + b"\n" for reject in rejects)
 
 
-def _check_budget(out: Path, rejects: list[RejectEntry], job: Job) -> None:
+def _check_budget(out: Path, rejects: Sequence[RejectEntry], job: Job) -> None:
     bad = [reject for reject in rejects if reject.kind == "bad"]
     total = job.num_positions if job.num_sources is None else job.num_sources
     if len(bad) <= job.max_bad * total:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vq3dcli.data.images import read_file
-from vq3dcli.data_tools.shard_writer import Reject
+from vq3dcli.data.shard_format import RejectEntry
 from vq3dcli.data_tools.sources.entry import Entry, FilePlace
 from vq3dcli.data_tools.sources.listing import list_folder
 from vq3dcli.data_tools.workers import available_cores, run_tasks
@@ -28,7 +28,7 @@ class Survey:
     """What was found: the assets of use, and the files that are none."""
 
     assets: Assets
-    rejects: list[Reject]
+    rejects: list[RejectEntry]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def survey_assets(
     tasks = [(root, file) for file in models]
     seen = sorted(run_tasks(_examine, tasks, workers=count, advance=advance), key=lambda each: each.path)
     good = [each for each in seen if not each.reject]
-    rejects = [Reject(each.path, each.reject) for each in seen if each.reject]
+    rejects = [RejectEntry(path=each.path, reason=each.reject) for each in seen if each.reject]
     if not good:
         raise DataError(
             f"no model in it is of use ({root}), the first: {rejects[0].path}: {rejects[0].reason}",
@@ -98,7 +98,8 @@ def survey_assets(
             read_picture(data, file.path)
             grounds.append((file.path, sha256_bytes(data)))
         except (DataError, InputMissingError) as error:
-            rejects.append(Reject(file.path, error.message.replace(f" ({file.path})", "")))
+            reason = error.message.replace(f" ({file.path})", "")
+            rejects.append(RejectEntry(path=file.path, reason=reason))
     return Survey(Assets(root, names, assets, tuple(grounds)), rejects)
 
 

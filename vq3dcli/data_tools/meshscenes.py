@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
+from vq3dcli.data.shard_format import RejectEntry
 from vq3dcli.data.views import novel_poses
 from vq3dcli.data_tools.job import Job
 from vq3dcli.data_tools.meshassets import Survey
-from vq3dcli.data_tools.shard_writer import Reject, Sample
+from vq3dcli.data_tools.shard_writer import Sample
 from vq3dcli.data_tools.toyphotos import read_photo_bank
 from vq3dcli.data_tools.toyscenes import PURPOSE, SceneOptions, drawn_job, scene_sample
 from vq3dcli.errors import DataError, UsageError
@@ -59,9 +60,9 @@ def _samples(
     options: SceneOptions,
     leave_out: Path,
     photos_sha256: tuple[str | None, str | None],
-    rejects: tuple[Reject, ...],
+    rejects: tuple[RejectEntry, ...],
     positions: range,
-) -> Iterator[Sample | Reject]:
+) -> Iterator[Sample | RejectEntry]:
     """Samples of the positions, in order; `photos_sha256` is of photos and coats when the job was planned."""
     library = _library(assets, (options.photos, options.coats), leave_out, photos_sha256)
     for index in positions:

@@ -7,17 +7,17 @@ import logging
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 from vq3dcli.config.defaults import BOX_MARGIN, MAX_BAD, SHARD_SIZE
 from vq3dcli.data.images import centre_square, decode_image, decode_square, encode_jpeg
-from vq3dcli.data.shard_format import Manifest, sample_key, stored_size
+from vq3dcli.data.shard_format import Manifest, RejectEntry, sample_key, stored_size
 from vq3dcli.data_tools.job import Job, Progress, shard_ranges, write_part
 from vq3dcli.data_tools.part import WHOLE, Part
-from vq3dcli.data_tools.shard_writer import Reject, Sample, compact_json
+from vq3dcli.data_tools.shard_writer import Sample, compact_json
 from vq3dcli.data_tools.sources.compcars import ClassBy, compcars_source
 from vq3dcli.data_tools.sources.entry import Box, Entry, FilePlace, Place, Row, Source, Span
 from vq3dcli.data_tools.sources.folder import Classes, folder_source
@@ -101,7 +101,7 @@ def prepare_part(
     out: Path, job: Job, part: Part, *, workers: int | None, force: bool, progress: Progress
 ) -> Manifest | None:
     """`write_part` with as many workers as pay, where `workers` is None. Raises `StorageError` on a small disk, too."""
-    check_disk(out, estimate_disk(job, out, part), part)
+    check_disk(out, job_facts(job, out, part=part), part)
     if workers is None:
         numbers = [number for number in range(len(job.shards)) if part.has(number)]
         images = sum(len(job.shards[number]) for number in numbers)
@@ -166,15 +166,15 @@ class SquareMaker:
         entries = self.entries[positions.start - self.first : positions.stop - self.first]
         return replace(self, first=positions.start, entries=entries)
 
-    def __call__(self, positions: range) -> Iterator[Sample | Reject]:
+    def __call__(self, positions: range) -> Iterator[Sample | RejectEntry]:
         """Samples and rejects of the positions in a range, in order."""
         with Reader() as reader:
             for position in positions:
                 yield self._make(reader, position, self.entries[position - self.first])
 
-    def _make(self, reader: Reader, position: int, entry: Entry) -> Sample | Reject:
+    def _make(self, reader: Reader, position: int, entry: Entry) -> Sample | RejectEntry:
         if entry.reject:
-            return Reject(entry.path, entry.reject, entry.kind)
+            return RejectEntry(path=entry.path, reason=entry.reject, kind=entry.kind)
         try:
             square = decode_square(
                 reader.read(entry.place),
@@ -185,7 +185,7 @@ class SquareMaker:
             )
         except (DataError, InputMissingError) as error:  # a disk that fails is no reason to reject: it ends the run
             reason = error.message.replace(f" ({entry.path})", "").replace(f" ({entry.place.file})", "")
-            return Reject(entry.path, reason)
+            return RejectEntry(path=entry.path, reason=reason)
         except MemoryError as error:  # says nothing about the image
             raise StoppedError(
                 f"not enough memory for an image ({entry.path})",
@@ -223,30 +223,8 @@ def square_around(height_px: int, width_px: int, box: Box | None, margin: float)
     return top, left, side
 
 
-class Estimate(NamedTuple):
-    """What a run would write: all shards together, this part, and what the disk has left."""
-
-    images: int
-    bytes_all: int
-    bytes_part: int
-    free_bytes: int
-
-
-def job_facts(job: Job, out: Path, *, part: Part = WHOLE) -> dict[str, Any]:
-    """What a job would write; nothing is written."""
-    estimate = estimate_disk(job, out, part)
-    return {
-        "images": estimate.images,
-        "classes": len(job.class_names),
-        "shards": len(job.shards),
-        "estimated_bytes": estimate.bytes_all,
-        "estimated_bytes_of_part": estimate.bytes_part,
-        "free_bytes": estimate.free_bytes,
-    }
-
-
-def estimate_disk(job: Job, out: Path, part: Part) -> Estimate:
-    """What the shards will take, by making some of the samples, evenly spread."""
+def job_facts(job: Job, out: Path, *, part: Part = WHOLE) -> dict[str, int]:
+    """What a job would write, by making some of the samples, evenly spread; nothing is written."""
     total = job.num_positions
     chosen = sorted({i * total // _SAMPLED for i in range(_SAMPLED)}) if total else []
     samples = [s for i in chosen for s in job.make(range(i, i + 1)) if isinstance(s, Sample)]
@@ -256,22 +234,30 @@ def estimate_disk(job: Job, out: Path, part: Part) -> Estimate:
     each = (_INDEX_BYTES_A_SAMPLE * len(samples) + stored) / max(1, len(chosen))
     mine = sum(len(shard) for number, shard in enumerate(job.shards) if part.has(number))
     folder = next(path for path in (out, *out.absolute().parents) if path.exists())
-    return Estimate(total, round(each * total), round(each * mine), shutil.disk_usage(folder).free)
+    return {
+        "images": total,
+        "classes": len(job.class_names),
+        "shards": len(job.shards),
+        "estimated_bytes": round(each * total),
+        "estimated_bytes_of_part": round(each * mine),
+        "free_bytes": shutil.disk_usage(folder).free,
+    }
 
 
-def check_disk(out: Path, estimate: Estimate, part: Part) -> None:
+def check_disk(out: Path, facts: Mapping[str, int], part: Part) -> None:
     """Log what will be written. Raises `StorageError` where it does not fit, with what is there of this part."""
     shards = [(path, re.match(r"shard-(\d+)\.", path.name)) for path in (out.iterdir() if out.is_dir() else ())]
     there = sum(path.stat().st_size for path, match in shards if match and part.has(int(match[1])))
-    text = f"about {_readable(estimate.bytes_all)} of shards for {estimate.images} images"
-    _log.info("%s; %s are free", text, _readable(estimate.free_bytes))
-    if estimate.free_bytes == 0:  # some network file systems say so, whatever is free
+    free = facts["free_bytes"]
+    text = f"about {_readable(facts['estimated_bytes'])} of shards for {facts['images']} images"
+    _log.info("%s; %s are free", text, _readable(free))
+    if free == 0:  # some network file systems say so, whatever is free
         _log.warning(
             "the file system reports no free space (%s): if that is so, the run ends when the disk is full", out
         )
-    elif estimate.bytes_part > estimate.free_bytes + there:
+    elif facts["estimated_bytes_of_part"] > free + there:
         raise StorageError(
-            f"the disk is too small ({out}): {text}, {_readable(estimate.free_bytes)} are free",
+            f"the disk is too small ({out}): {text}, {_readable(free)} are free",
             remedy="another disk, a smaller --size, or --part on several disks",
         )
 

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vq3dcli.data.shard_format import (
     FORMAT_VERSION,
@@ -33,16 +33,7 @@ class Sample:
     members: dict[str, bytes]
 
 
-@dataclass(frozen=True)
-class Reject:
-    """A source position that gives no sample; `kind` as in `RejectEntry`."""
-
-    path: str
-    reason: str
-    kind: Literal["bad", "duplicate"] = "bad"
-
-
-Make = Callable[[range], Iterable[Sample | Reject]]
+Make = Callable[[range], Iterable[Sample | RejectEntry]]
 
 
 @dataclass(frozen=True)
@@ -93,7 +84,7 @@ def _write_shard(task: ShardTask, advance: Callable[[int], None]) -> ShardIndex:
                     members = {ext: _add(tar, f"{item.key}.{ext}", data) for ext, data in item.members.items()}
                     samples.append(SampleEntry(key=item.key, class_index=item.class_index, members=members))
                 else:
-                    rejects.append(RejectEntry(path=item.path, reason=item.reason, kind=item.kind))
+                    rejects.append(item)
                 advance(1)
         size, sha256 = temporary.stat().st_size, sha256_file(temporary)
     index = ShardIndex(
