@@ -203,7 +203,6 @@ class TrainingLoader:
         return [mirrored(view) for view in views] if flipped else views
 
     def _sample(self, folder: int, i: int, place: Tensor, flipped: bool) -> _Sample:
-        """The crop of a sample that a batch holds."""
         sample = None if self._cache is None else self._cache.get((folder, i))
         if sample is None:
             sample = self._decode(folder, i)

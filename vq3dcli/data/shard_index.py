@@ -125,7 +125,6 @@ def _kept(path: Path, manifest_sha256: str) -> FolderIndex | None:
 
 
 def _columns(folder: Path, manifest: Manifest, manifest_sha256: str) -> bytes:
-    """The bytes of `index.columns`."""
     keys, starts, classes, rows = array("q"), array("q", [0]), array("i"), bytearray()
     extensions: dict[str, int] = {}
     for listed in manifest.shards:

@@ -91,7 +91,6 @@ def rows_of_rank(batch_size: int, rank: int, world_size: int) -> slice:
 
 
 def _slots(counts: Sequence[int], shares: Sequence[float]) -> list[int]:
-    """Places of a block that each folder gets."""
     if len(shares) != len(counts):
         raise UsageError(
             f"{len(shares)} shares for {len(counts)} folders", remedy="one --share for each --data, in the same order"

@@ -33,8 +33,6 @@ class Survey:
 
 @dataclass(frozen=True)
 class _Seen:
-    """One model: what it is, or why it is none."""
-
     path: str
     sha256: str = ""
     shape: str = ""

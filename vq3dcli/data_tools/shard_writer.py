@@ -112,7 +112,6 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> Member:
 
 
 def _whole_index(out: Path, number: int, plan_sha256: str, *, check_hash: bool) -> ShardIndex | None:
-    """The index of a shard that is there and whole, else None."""
     tar = out / f"{shard_name(number)}.tar"
     try:
         index = read_record(tar.with_suffix(".index.json"), ShardIndex, remedy="")

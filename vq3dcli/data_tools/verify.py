@@ -183,7 +183,6 @@ def _check(path: Path, hash_of: Callable[[Path], str | None], problems: list[Pro
 
 
 def _read_sums(path: Path, report: Callable[[str, str], None]) -> dict[str, str]:
-    """Hashes by name."""
     try:
         text = (path / SUMS_NAME).read_text("utf-8", "replace")
     except FileNotFoundError:
@@ -205,7 +204,6 @@ def _read_sums(path: Path, report: Callable[[str, str], None]) -> dict[str, str]
 
 
 def _damage(tar: Path, index: ShardIndex) -> Iterator[str]:
-    """Where a shard differs from its index."""
     size = tar.stat().st_size
     if size != index.size:
         yield f"{'cut' if size < index.size else 'longer'}: {size} bytes instead of {index.size}"
@@ -221,7 +219,6 @@ def _damage(tar: Path, index: ShardIndex) -> Iterator[str]:
 
 
 def _check_labels(labels: _Folder, images: _Folder, problems: list[Problem]) -> None:
-    """Check that these are labels of those images."""
     of = images.hashes[MANIFEST_NAME]
     if labels.manifest is not None and of and labels.manifest.options.get("images_manifest_sha256") != of:
         problems.append(Problem(labels.path / MANIFEST_NAME, "labels of other images"))

@@ -114,7 +114,6 @@ def ffmpeg_run(arguments: Sequence[str], *, output: Path) -> Iterator[Callable[[
 
 
 def _failure(exit_code: int, messages: str, output: Path) -> Vq3dError:
-    """The named error for an ffmpeg that failed."""
     if exit_code == -signal.SIGXFSZ:
         return write_error(output, OSError(errno.EFBIG, "File too large"))
     for reason, number in _REASONS.items():

@@ -155,7 +155,6 @@ def _closed(
 
 
 def _compact(mesh: Mesh) -> Mesh:
-    """The mesh without vertices that no triangle uses."""
     kept = torch.zeros(len(mesh.vertices), dtype=torch.bool)
     kept[mesh.faces.reshape(-1)] = True
     number = kept.long().cumsum(0) - 1

@@ -235,7 +235,6 @@ def _joined(parts: Sequence[Any], suffix: str) -> Model:
 
 
 def _repeated(uv: Floats) -> Floats:
-    """The same places of a texture, v downwards."""
     # Pictures repeat, so that small numbers, which single precision holds well, say the same.
     uv = (uv - np.floor(uv.min(1, keepdims=True))).clip(0.0, _MAX_REPEATS)
     uv[..., 1] = 1.0 - uv[..., 1]  # trimesh counts v upwards, as OBJ does
@@ -243,7 +242,6 @@ def _repeated(uv: Floats) -> Floats:
 
 
 def _cutoff(material: Any) -> int:
-    """Alpha from which on a texel is there."""
     pbr = hasattr(material, "baseColorTexture")
     mode = (material.alphaMode or "OPAQUE") if pbr else "MASK"
     cutoff = round(255 * (material.alphaCutoff if pbr and material.alphaCutoff is not None else _CUTOFF / 255))

@@ -103,7 +103,6 @@ class RoomDraft(VariedDraft):
         self.areas: list[_Area] = [(u - clear, u + clear, v - clear, v + clear)]  # the camera's own
 
     def _pick(self) -> tuple[int, int]:
-        """A model, most often furniture."""
         names = self.library.assets.class_names
         furniture = [i for i, name in enumerate(names) if _furniture(name) is not None]
         if furniture and self.dice.chance(0.8):
@@ -111,7 +110,6 @@ class RoomDraft(VariedDraft):
         return self.library.pick(self.dice)
 
     def _scale(self, number: int) -> float:
-        """Scene units a length of the model."""
         name = self.library.assets.class_names[self.library.assets.models[number].class_index]
         length = self.dice(*(_furniture(name) or _SMALL_M)) * self.unit
         return min(length, 0.95 * float(self.upper[1] - self.lower[1]) / float(self.library.size(number)[1]))
@@ -208,7 +206,6 @@ class RoomDraft(VariedDraft):
             self.stand(model, place, dice(0.0, 6.28), np.full(3, scale), part)
 
     def _painted(self) -> Skin:
-        """Wood, paint or whatever."""
         if self.dice.chance(0.4):
             return self.wooden()
         return self.plain() if self.dice.chance(0.75) else self.surface()
@@ -305,7 +302,6 @@ class RoomDraft(VariedDraft):
                 )
 
     def _flat(self, corner: Floats, along: Floats, across: Floats, skin: Skin) -> None:
-        """A rectangle, all in the room's axes."""
         corner, along, across = (turned(each, self.yaw_rad) for each in (corner, along, across))
         self.builder.quad(corner, along, across, skin, (self.dice(), self.dice()))
 

@@ -153,7 +153,6 @@ class TableDraft(VariedDraft):
         self.stand(model, np.array([x, self.ground_y, z]), dice(0.0, 2.0 * math.pi), stretch, part)
 
     def _lay_sheet(self) -> None:
-        """Paper, a book or a tray."""
         dice = self.dice
         wide, long = self.frame * dice(0.15, 0.5), self.frame * dice(0.15, 0.6)
         high = self.frame * (0.002 if dice.chance(0.5) else dice(0.01, 0.06))

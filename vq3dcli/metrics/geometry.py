@@ -159,7 +159,6 @@ def _centred(values: Tensor) -> Tensor:
 
 
 def _std(centred: Tensor) -> Tensor:
-    """Population standard deviation of values whose mean is zero."""
     return centred.square().mean(-1).sqrt()
 
 

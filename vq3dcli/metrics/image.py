@@ -88,5 +88,4 @@ def _window_mean(image: Tensor) -> Tensor:
 
 
 def _unit_range(image: Tensor) -> Tensor:
-    """float64 in [0, 1]."""
     return image.double() / 255.0 if image.dtype == torch.uint8 else image.double()

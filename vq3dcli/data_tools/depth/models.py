@@ -153,7 +153,6 @@ def _label_name(name: str) -> str:
 
 
 def _from_hub(name: str, download: bool) -> Path:
-    """The folder of a model in the Hub's cache."""
     hub = import_package("huggingface_hub", f"the depth model {name}", PACKAGES)
     if download:
         refuse_offline(f"hf://{name}")

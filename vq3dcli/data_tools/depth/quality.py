@@ -62,7 +62,6 @@ def make_label(disparity: Tensor, side: int) -> Label:
 
 
 def _flags(values: Tensor) -> list[str]:
-    """What is wrong with a finite disparity map `[h, w]`."""
     exact = values.double()
     deviation = float(exact.std(correction=0))
     if deviation <= _LEAST_RELIEF * float(exact.abs().mean()):

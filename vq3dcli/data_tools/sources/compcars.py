@@ -112,7 +112,6 @@ def _listed(reader: Reader, files: Mapping[str, Entry], split: str) -> list[str]
 
 
 def _photo(reader: Reader, files: Mapping[str, Entry], path: str, names: _Names, split: str) -> Entry:
-    """A photo without its class."""
     if path not in files:
         return Entry(path, FilePlace(path), 0, reject=f"listed in {_SPLIT_LIST.format(split)}, but not there")
     file = files[path]._replace(path=path)

@@ -93,7 +93,6 @@ def exact_batches(count: int, *, seed: int, size_px: int) -> Iterator[ExactScene
 
 
 def _joined(cameras: list[Camera]) -> Camera:
-    """One batch of cameras from several of the same image size."""
     return Camera(
         torch.cat([camera.cam_to_world for camera in cameras]),
         torch.cat([camera.intrinsics for camera in cameras]),

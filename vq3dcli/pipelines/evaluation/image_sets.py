@@ -244,7 +244,6 @@ def folder_set(
 
 
 def _files_of(folder: Path) -> list[tuple[str, str]]:
-    """Files of a folder with the names of their classes, where they have one."""
     record = folder / RECORD_NAME
     if record.is_file():
         return [(sample.file, sample.class_name or "") for sample in read_record(record).samples]

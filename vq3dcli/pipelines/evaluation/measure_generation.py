@@ -202,7 +202,6 @@ def _check_given(asked: Asked) -> None:
 
 
 def _given(asked: Asked, path: Path, size_px: int | None) -> ImageSet:
-    """Samples in a folder or a file."""
     names: Sequence[str] = ()
     if asked.data == TOYSCENES:
         names = CLASS_NAMES
@@ -313,7 +312,6 @@ def _yaws(text: str | None) -> list[float]:
 
 
 def _warn(protocol: Protocol, real: _Real, sets: Sequence[Compared]) -> None:
-    """Say what keeps figures from comparing with others."""
     count = len(sets[0].images)
     if "," in protocol.name and protocol.network == "inception":
         _log.warning("not the protocol that others publish: %s instead of its own number", protocol.name)

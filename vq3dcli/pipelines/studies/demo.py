@@ -79,7 +79,6 @@ def _classes(prior: LoadedPrior) -> list[int]:
 def _samples(
     weights: LoadedWeights, prior: LoadedPrior, out: Path, *, on_frames: Callable[[int], object]
 ) -> list[Path]:
-    """A sheet of samples of some classes, and videos of some."""
     wish = SampleWish(_classes(prior), _SAMPLES_A_CLASS, 0, sharpening_of(prior), _VIDEO, disparity=True)
     drawn = draw_samples(prior, wish)
     filmed = [sample.name for sample in drawn[:: max(len(drawn) // _FILMED_SAMPLES, 1)]][:_FILMED_SAMPLES]

@@ -143,8 +143,6 @@ def quickstart(
 
 @dataclass(frozen=True)
 class _Call:
-    """One call, part by part."""
-
     out: Path
     size: Size
     seed: int
@@ -181,7 +179,6 @@ class _Call:
         return Shot("orbit", frames=self.size.frames, size_px=self.size.video_px, samples=self.size.video_samples)
 
     def _stage1(self, minutes: float | None) -> tuple[Budget, LoadedWeights]:
-        """Data, then Stage 1 over them."""
         recipe = load_recipe(RECIPE, Stage1Recipe, [*self.size.overrides, f"training.seed={self.seed}"])
         recorded_budget(self.out / "budget.json", minutes=minutes, seed=self.seed)  # before the data are made
         schedule, side_px, data = recipe.training, recipe.model.image_size, self.out / "data"
@@ -205,7 +202,6 @@ class _Call:
         return budget, load_weights(self.out / "run", self.device)
 
     def _stage2(self, weights: LoadedWeights, minutes: float) -> LoadedPrior:
-        """Codes of the data, then a prior over them."""
         recipe = load_recipe(PRIOR_RECIPE, Stage2Recipe, [*self.size.prior_overrides, f"training.seed={self.seed}"])
         with self.counting("encoding", "scenes") as count:
             tokenize(weights, [self.out / "data"], self.out / "tokens", device=self.device, on_progress=count)
