@@ -112,7 +112,6 @@ def save_scene(
     weights: LoadedWeights,
     provenance: Mapping[str, Any],
     photo: Tensor | None,
-    aspect: float = 1.0,
     codes_alone: bool = False,
 ) -> str:
     """Write a scene, atomically, its planes rounded to fp16; returns the file's SHA-256.
@@ -121,12 +120,11 @@ def save_scene(
         path: Ends in `SUFFIX`.
         provenance: JSON values to keep with it: the command, the input's name, ...
         photo: What the canonical camera saw, uint8 `[3, H, W]` of any size, or None.
-        aspect: Width / height of what the camera saw, where there is no photo to tell.
         codes_alone: Leave planes and field out: such a file needs the weights to be read.
 
     Raises `UsageError`: another suffix; codes alone of planes that have none.
     """
-    camera = camera_of(weights, aspect if photo is None else photo.shape[2] / photo.shape[1])
+    camera = camera_of(weights, 1.0 if photo is None else photo.shape[2] / photo.shape[1])
     return write_scene(path, scene, camera, weights.sha256, provenance=provenance, photo=photo, codes_alone=codes_alone)
 
 

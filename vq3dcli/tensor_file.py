@@ -59,15 +59,15 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     path.chmod(0o644)
 
 
-def read_tensors(path: Path, *, what: str, remedy: str = "another copy of the file") -> TensorFile:
-    """Read what `write_tensors` wrote; `what` is its name in errors, `remedy` is for a damaged one.
+def read_tensors(path: Path, *, what: str) -> TensorFile:
+    """Read what `write_tensors` wrote; `what` is its name in errors.
 
     Raises:
         InputMissingError: There is no such file, or it cannot be read.
         UnsafeFileError: It is a pickle.
         DataError: It is damaged, carries no hash, or has numbers that are not finite.
     """
-    name = f"{what} ({path})"
+    name, remedy = f"{what} ({path})", "another copy of the file"
     try:
         with path.open("rb") as handle:
             head = handle.read(9)

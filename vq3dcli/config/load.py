@@ -55,14 +55,14 @@ def load_recipe(path_or_name: str, schema: type[T], overrides: Sequence[str] = (
     return recipe
 
 
-def load_either(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_either(path_or_name: str) -> Recipe:
     """A recipe of any kind, validated by the schema that its `kind` names; without one it is of Stage 1.
 
     Raises `InputMissingError`, `RecipeError` as `load_recipe`.
     """
     kind = read_toml(find_recipe(path_or_name)).get("kind")
     schema = _SCHEMAS[kind] if isinstance(kind, str) and kind in _SCHEMAS else Stage1Recipe
-    return load_recipe(path_or_name, schema, overrides)
+    return load_recipe(path_or_name, schema)
 
 
 def kind_of(schema: type[BaseModel]) -> str | None:

@@ -145,11 +145,11 @@ def read_file(path: Path) -> bytes:
         raise read_error(path, error) from error
 
 
-def read_image(path: Path | str, *, apply_orientation: bool = True) -> Tensor:
+def read_image(path: Path | str) -> Tensor:
     """Read and decode an image file, see `decode_image`. Raises `InputMissingError` where there is no such file."""
     if not isinstance(path, str | Path):
         raise TypeError(f"read_image takes a path, not {type(path).__name__}")
-    return decode_image(read_file(Path(path)), name=str(path), apply_orientation=apply_orientation)
+    return decode_image(read_file(Path(path)), name=str(path))
 
 
 def to_square(image: Tensor, size: int, *, fit: Literal["crop", "squash"]) -> Tensor:

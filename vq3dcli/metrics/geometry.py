@@ -94,19 +94,18 @@ class EdgeScores(NamedTuple):
     f1: Tensor
 
 
-def edge_scores(s: Tensor, s_true: Tensor, *, jump: float = EDGE_JUMP_S, tolerance_px: int = 1) -> EdgeScores:
-    """Edge accuracy: borders are pixels that differ from a neighbour by more than `jump` in s, on both sides of it.
+def edge_scores(s: Tensor, s_true: Tensor) -> EdgeScores:
+    """Edge accuracy: borders are pixels that differ from a neighbour by more than `EDGE_JUMP_S`, on both sides of it.
 
     Disparity is compared as it stands, without alignment. A border that is smeared over many pixels has no jump and
     counts as missing, as does all of a flat wall. The idea, precision and recall of occluding borders, is that of Depth
     Pro (Bochkovskii et al., 2024), the definition in s with a tolerance along either axis is ours. NaN for images
     without a true border.
     """
-    rendered, exact = _edges(s, jump), _edges(s_true, jump)
+    rendered, exact = _edges(s), _edges(s_true)
 
     def share(these: Tensor, others: Tensor) -> Tensor:
-        size = 2 * tolerance_px + 1
-        near = functional.max_pool2d(others.double()[:, None], size, stride=1, padding=tolerance_px)[:, 0] > 0
+        near = functional.max_pool2d(others.double()[:, None], 3, stride=1, padding=1)[:, 0] > 0  # within a pixel
         return (these & near).flatten(1).sum(-1).double() / these.flatten(1).sum(-1).clamp(min=1)
 
     precision, recall = share(rendered, exact), share(exact, rendered)
@@ -115,11 +114,11 @@ def edge_scores(s: Tensor, s_true: Tensor, *, jump: float = EDGE_JUMP_S, toleran
     return EdgeScores(*(value.masked_fill(none, float("nan")) for value in (precision, recall, f1)))
 
 
-def _edges(s: Tensor, jump: float) -> Tensor:
+def _edges(s: Tensor) -> Tensor:
     """Pixels on either side of a jump, bool `[B, H, W]`."""
     edge = torch.zeros(s.shape, dtype=torch.bool, device=s.device)
     for axis in (1, 2):
-        steps = s.diff(dim=axis).abs() > jump
+        steps = s.diff(dim=axis).abs() > EDGE_JUMP_S
         length = s.shape[axis]
         edge.narrow(axis, 0, length - 1).logical_or_(steps)
         edge.narrow(axis, 1, length - 1).logical_or_(steps)

@@ -46,6 +46,7 @@ _YAWS_DEG = (-20.0, 20.0)
 # Places in the image, in shares of its sides: the middle, the ground in front, the background.
 _RAYS = ((0.5, 0.5, "middle"), (0.5, 0.85, "below"), (0.25, 0.2, "above left"))
 _BINS = 96
+_SHEET_SCENES, _PROFILE_SCENES, _PROFILES_SHOWN = 5, 4, 2
 _SHEET_TEXT = (
     "The same inputs, the first scenes of the evaluation. From left to right: input; trained with the loss on "
     "accumulated depth: disparity, then views from 20 degrees to the left and to the right; the same trained with the "
@@ -58,10 +59,10 @@ _PROFILE_TEXT = (
 
 
 @torch.inference_mode()
-def figure_sheet(models: Mapping[str, LoadedWeights], *, scenes: int = 5, seed: int = 0) -> Tensor:
+def figure_sheet(models: Mapping[str, LoadedWeights]) -> Tensor:
     """The figure of the project page, uint8 `[3, H, W]`; scenes are rendered at twice the side of the input."""
-    index = torch.arange(scenes)
-    exact = sample_scenes(index, seed=seed, purpose="eval")
+    scenes = _SHEET_SCENES
+    exact = sample_scenes(torch.arange(scenes), seed=0, purpose="eval")
     size = models[_SHOWN[0]].recipe.model.image_size
     inputs = render_scenes(exact, canonical_camera(scenes, height_px=size, width_px=size)).rgb
     yaws = [torch.full((scenes,), math.radians(yaw_deg)) for yaw_deg in (0.0, *_YAWS_DEG)]
@@ -82,12 +83,13 @@ def figure_sheet(models: Mapping[str, LoadedWeights], *, scenes: int = 5, seed: 
 
 
 @torch.inference_mode()
-def profile_charts(models: Mapping[str, LoadedWeights], *, scenes: int = 4, shown: int = 2, seed: int = 0) -> list[str]:
+def profile_charts(models: Mapping[str, LoadedWeights]) -> list[str]:
     """Weights along rays of evaluation scenes, 96 samples at the middles of equal bins of s.
 
     A chart a ray of the scenes that are shown, then the mean of all rays of all scenes by distance from the surface.
     """
-    exact = sample_scenes(torch.arange(scenes), seed=seed, purpose="eval")
+    scenes = _PROFILE_SCENES
+    exact = sample_scenes(torch.arange(scenes), seed=0, purpose="eval")
     size = next(iter(models.values())).recipe.model.image_size
     camera = canonical_camera(scenes, height_px=size, width_px=size)
     views = render_scenes(exact, camera)
@@ -104,7 +106,7 @@ def profile_charts(models: Mapping[str, LoadedWeights], *, scenes: int = 4, show
         bins.scatter_add_(0, place.flatten(), weights[kind].double().flatten())
         means.append(Series(kind, offset, (bins / bins.sum()).tolist(), dashed=kind == "none"))
     charts = []
-    for scene in range(shown):
+    for scene in range(_PROFILES_SHOWN):
         for (column, row), (_, _, where) in zip(pixels, _RAYS, strict=True):
             series = [
                 Series(kind, s.flip(0).tolist(), of[scene, row, column].flip(0).tolist(), dashed=kind == "none")
