@@ -17,10 +17,10 @@ from PIL import Image
 from vq3dcli.cli import run
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.token_store import TokenStore
-from vq3dcli.errors import StorageError
+from vq3dcli.errors import DataError, StorageError
 from vq3dcli.export.ffmpeg import find_ffmpeg
 from vq3dcli.model.build import build_prior
-from vq3dcli.pipelines.sampling.record import SampleWish
+from vq3dcli.pipelines.sampling.record import SampleWish, read_record
 from vq3dcli.pipelines.sampling.sample import SampleFolder, draw_samples, sharpening_of
 from vq3dcli.weights_file import TokenFacts, load_prior, load_weights, save_weights
 
@@ -148,16 +148,44 @@ def test_groups_are_drawn_and_written_one_after_the_other(
         assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
 
 
+def test_parts_and_calls_that_were_interrupted_make_the_whole(
+    sample: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vq3dcli.pipelines.sampling.sample.SAMPLES_AT_ONCE", 2)
+    options = ("-n", "3", "--npz", "--disparity")
+    whole = sample("whole", *options)
+    names = sorted(path.name for path in whole.iterdir())
+    sample("parts", "-n", "2", "--seed", "9")  # of before
+    for part in ("2/3", "3/3", "1/3"):
+        folder = sample("parts", *options, "--part", part)
+        assert (record(folder)["samples"] == []) == (part != "1/3")
+        assert (folder / "sheet.png").exists() == (part == "1/3")
+    missing = sample("missing", *options, "--part", "1/2")  # as a kill leaves it: some groups, a picture less
+    (missing / "ant-0001.png").unlink()
+    before = (missing / "ant-0000.png").stat().st_mtime_ns
+    sample("missing", *options)
+    assert (missing / "ant-0000.png").stat().st_mtime_ns == before
+    for folder in (whole.parent / "parts", missing):
+        assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == names
+        for name in names:
+            assert (whole / name).read_bytes() == (folder / name).read_bytes(), name
+    assert not list(whole.parent.glob("*/.*"))
+    sample("parts", *options, "--part", "2/3")  # once more, when all is there
+    assert record(whole.parent / "parts") == record(whole)
+
+
 @pytest.fixture
-def draw(prior: str, tiny_weights: Path) -> Callable[..., None]:
+def draw(prior: str, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Draws six samples of seed 2, and the first four of them into a folder."""
     stage1, loaded = load_weights(tiny_weights), load_prior(Path(prior))
     wish = SampleWish([0, 1, 2], 2, 2, sharpening_of(loaded), npz=True)
 
     def call(folder: Path, on_frames: Callable[[int], None], last: int = 4) -> None:
-        with SampleFolder(folder, stage1, loaded, wish) as opened:
-            for first in range(0, last, 4):
-                opened.add(draw_samples(loaded, wish, first, min(first + 4, last)), on_frames=on_frames)
+        monkeypatch.setattr("vq3dcli.pipelines.sampling.sample.SAMPLES_AT_ONCE", 4)
+        opened = SampleFolder(folder, stage1, loaded, wish)
+        for group, rows in enumerate(opened.groups):
+            if rows.start < last:
+                opened.add(group, draw_samples(loaded, wish, rows.start, rows.stop), on_frames=on_frames)
 
     return call
 
@@ -171,12 +199,16 @@ def test_an_interrupted_call_leaves_only_pictures_of_its_record(draw: Callable[.
 
     with pytest.raises(KeyboardInterrupt):
         draw(folder, interrupt)
-    found = record(folder)
+    assert record(folder)["samples"] == []
+    assert record(folder)["samples_asked_for"] == 6
+    found = json.loads((folder / "samples-000000.json").read_text())
     assert found["seed"] == 2
-    assert found["samples_asked_for"] == 6
     names = [f"{n}-000{j}.png" for n in ("ant", "bee-hive") for j in (0, 1)]
     assert [entry["file"] for entry in found["samples"]] == names
-    assert sorted(path.name for path in folder.iterdir()) == ["ant-0000.png", "ant-0001.png", "samples.json"]
+    there = ["ant-0000.png", "ant-0001.png", "samples-000000.json", "samples.json"]
+    assert sorted(path.name for path in folder.iterdir()) == there
+    with pytest.raises(DataError, match="the samples are not finished"):
+        read_record(folder / "samples.json")
 
 
 def test_samples_of_before_stay_until_the_new_ones_are_whole(
@@ -202,10 +234,12 @@ def test_samples_of_before_stay_until_the_new_ones_are_whole(
     with pytest.raises(StorageError, match="No space left"):
         draw(folder, fail_at(5), last=6)
     # The first group is there and whole; of before is what the record does not list, and no sheet of both.
-    assert record(folder)["seed"] == 2
+    assert (record(folder)["seed"], record(folder)["samples"]) == (2, [])
     new = [f"{n}-000{j}.png" for n in ("ant", "bee-hive") for j in (0, 1)]
-    assert [entry["file"] for entry in record(folder)["samples"]] == new
-    assert sorted(path.name for path in folder.iterdir()) == [*new, "cow-0000.png", "cow-0001.png", "samples.json"]
+    group = json.loads((folder / "samples-000000.json").read_text())
+    assert [entry["file"] for entry in group["samples"]] == new
+    there = [*new, "cow-0000.png", "cow-0001.png", "samples-000000.json", "samples.json"]
+    assert sorted(path.name for path in folder.iterdir()) == there
     for name in new:
         assert (folder / name).read_bytes() != old[name]
     for name in ("cow-0000.png", "cow-0001.png"):

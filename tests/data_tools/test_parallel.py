@@ -379,7 +379,7 @@ def test_the_command_from_dry_run_to_parts(
     assert run([*arguments, "--part", "2/2"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["metrics"]["part"] == "2/2"
-    assert "the part that ends last writes the manifest" in captured.err
+    assert "the part that ends last finishes the whole" in captured.err
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(arguments) == 0

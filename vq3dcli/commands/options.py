@@ -152,7 +152,7 @@ def asked_sharpening(
 
 
 PartOption = Annotated[
-    str, typer.Option("--part", help="Share of the shards, 1/8 to 8/8; auto asks torchrun's or SLURM's variables.")
+    str, typer.Option("--part", help="Share of the work, 1/8 to 8/8; auto asks torchrun's or SLURM's variables.")
 ]
 
 
@@ -162,10 +162,10 @@ def asked_part(text: str, said: Output) -> Part:
 
     part = part_from_environment(os.environ) if text == "auto" else parse_part(text)
     if part != WHOLE:
-        said.note(f"part {part}: every shard whose number leaves {part.index} when divided by {part.count}")
+        said.note(f"part {part}: every shard or group whose number leaves {part.index} when divided by {part.count}")
     return part
 
 
 def unfinished(part: Part) -> str:
     """What a part says that was not the last."""
-    return f"part {part} is done; the part that ends last writes the manifest, or this command run once more"
+    return f"part {part} is done; the part that ends last finishes the whole, or this command run once more"

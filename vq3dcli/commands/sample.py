@@ -16,6 +16,7 @@ from vq3dcli.commands.options import (
     FramesOption,
     GuidanceOption,
     OpenOption,
+    PartOption,
     PriorOption,
     QualityOption,
     SecondsOption,
@@ -24,7 +25,9 @@ from vq3dcli.commands.options import (
     TemperatureOption,
     TopKOption,
     TopPOption,
+    asked_part,
     asked_sharpening,
+    unfinished,
 )
 from vq3dcli.commands.output import (
     DeviceOption,
@@ -73,6 +76,7 @@ def command(
     npz: Annotated[bool, typer.Option("--npz", help="Also write all pictures as one file in ADM's format.")] = False,
     open_it: OpenOption = False,
     exact: ExactOption = False,
+    part: PartOption = "auto",
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -80,13 +84,14 @@ def command(
 ) -> None:
     """Sample new 3D scenes: pictures, a contact sheet with disparity, videos.
 
-    FOLDER also gets samples.json, which says all that it takes to make the same samples again. It is written before
-    the pictures: after an interruption some may be missing, and the same command makes them. Samples of an earlier call
-    stay until those that replace them are whole.
+    FOLDER also gets samples.json, which says all that it takes to make the same samples again. Interrupted, the same
+    command goes on. Samples of an earlier call stay until those that replace them are whole. Several GPUs or machines
+    share the work with --part, into one folder.
 
     Example:
       vq3d sample --class "torus,3" -n 8 --seed 0 -o new/
       vq3d sample --camera swing --amplitude 10 --detail photo --disparity
+      torchrun --nproc-per-node 8 -m vq3dcli sample --class all -n 50 -o new/
       vq3d sample --class "golden retriever" --weights stage1/ --prior stage2/ --guidance 1.75 --top-k 2000
     """
     from vq3dcli.export.video import check_output
@@ -98,6 +103,7 @@ def command(
     from vq3dcli.weights_file import load_prior, load_weights
 
     said = Output("sample", json, quiet)
+    share = asked_part(part, said)
     if orbit and camera not in (None, "orbit"):
         raise UsageError(f"one camera path at a time, not --orbit and --camera {camera}")
     camera, shot, geometry = "orbit" if orbit else camera, None, None
@@ -130,13 +136,16 @@ def command(
     if classes is None and len(chosen) < len(names):
         said.note(f"{len(chosen)} of {len(names)} classes; --class all takes all")
     wish = SampleWish(chosen, count, seed, sharpening, shot, None, disparity, npz, geometry)
-    outputs = make_samples(out, loaded, loaded_prior, wish, said.progress)
+    outputs = make_samples(out, loaded, loaded_prior, wish, said.progress, share)
+    if outputs is None:
+        said.note(unfinished(share))
     said.finish(
         count=wish.total,
         seed=seed,
         weights=loaded,
-        metrics={"prior": {"path": loaded_prior.path, "sha256": loaded_prior.sha256}, "classes": len(chosen)},
+        metrics={"prior": {"path": loaded_prior.path, "sha256": loaded_prior.sha256}, "classes": len(chosen)}
+        | ({} if outputs is not None else {"part": str(share)}),
         table=[],
-        outputs=outputs,
+        outputs=[out] if outputs is None else outputs,
         show=open_it,
     )

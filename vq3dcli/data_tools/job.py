@@ -48,7 +48,7 @@ _OURS = re.compile(r"shard-\d{6,}\.(tar|index\.json)|(plan|manifest)\.json|rejec
 # Each is two files of a folder, and some hundred bytes of the manifest.
 _MOST_SHARDS = 10**5
 _PART_LOCK = re.compile(r"\.part-\d+-of-\d+\.lock")
-_TURN_LOCK = ".part-0-of-0.lock"  # a name that goes with the locks of the parts
+TURN_LOCK = ".part-0-of-0.lock"  # a name that goes with the locks of the parts
 _POLL_SECONDS = 0.2
 _SHARE_SECONDS = 60.0
 # Others have manifests, sums and tars called shard-000000, too.
@@ -256,7 +256,7 @@ def own_turn(out: Path, part: Part) -> Iterator[None]:
     if part == WHOLE:
         yield
         return
-    with open_lock(out / _TURN_LOCK) as lock:
+    with open_lock(out / TURN_LOCK) as lock:
         while not try_lock(lock):
             time.sleep(_POLL_SECONDS)
         yield

@@ -34,7 +34,7 @@ _MAX_DIGITS = 18
 _MAX_QUOTED = 60
 
 FORMAT_VERSION = 1
-_NOTE = "written before the pictures: the same command makes those that are missing"
+_NOTE = "the same command makes the same samples again"
 
 Named = Mapping[str, tuple[int, ...]]
 """The indices of the classes that have a name."""
@@ -269,14 +269,17 @@ def record_header(stage1: LoadedWeights, prior: LoadedPrior, wish: SampleWish) -
     }
 
 
-def read_record(path: Path) -> SampleRecord:
-    """What a `samples.json` says of its samples. Raises `InputMissingError`, `DataError`."""
+def read_record(path: Path, *, finished: bool = True) -> SampleRecord:
+    """What a `samples.json` says of its samples, which are `finished`. Raises `InputMissingError`, `DataError`."""
     remedy = "a samples.json of vq3d sample"
     values = read_sealed_json(path, what="record of samples", remedy=remedy)
     try:
-        return SampleRecord.model_validate(values)
+        record = SampleRecord.model_validate(values)
     except ValidationError as error:
         raise DataError(f"not a record of samples ({path}): {first_problem(error)}", remedy=remedy) from error
+    if finished and not record.samples:
+        raise DataError(f"the samples are not finished ({path})", remedy="the same vq3d sample command again")
+    return record
 
 
 def file_names(shown: Mapping[int, str]) -> dict[int, str]:

@@ -9,18 +9,21 @@ Legend: N samples, L codes of a sample, S side of a picture in pixels.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vq3dcli.config.defaults import EVALUATION_SAMPLES
-from vq3dcli.data.images import encode_png
+from vq3dcli.data.images import encode_png, read_image
+from vq3dcli.data_tools.job import TURN_LOCK, own_turn
+from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.errors import DataError, InputMissingError, OutputError
 from vq3dcli.export.colour import colour_map, display_range
 from vq3dcli.export.picture_archive import picture_archive
@@ -36,7 +39,7 @@ from vq3dcli.files import (
 )
 from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.draw_codes import Sharpening, sample_index, sample_tokens
-from vq3dcli.model.scene import scene_from_codes
+from vq3dcli.model.scene import Scene, scene_from_codes
 from vq3dcli.pipelines.film import film
 from vq3dcli.pipelines.geometry import NERF
 from vq3dcli.pipelines.inputs import OpenedScene, with_first_view
@@ -51,19 +54,24 @@ from vq3dcli.pipelines.sampling.record import (
 )
 from vq3dcli.pipelines.targets import Target
 from vq3dcli.scene_file import camera_of
-from vq3dcli.sealed import write_sealed_json
+from vq3dcli.sealed import read_sealed_json, write_sealed_json
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights
 
 RECORD_NAME = "samples.json"
 SHEET_NAME = "sheet.png"
 # Drawn, recorded and rendered before the next are drawn: an interruption loses no more.
 SAMPLES_AT_ONCE = 256
+_GROUP = re.compile(r"samples-\d{6}\.json")
 # More would make a sheet that no viewer opens.
 _SHEET_SAMPLES = 96
 _SHEET_COLUMNS = 4
 
 Advance = Callable[[int], object]
 """Called with the number of new codes, or of pictures and frames just rendered."""
+
+
+def _group_name(group: int) -> str:
+    return f"samples-{group:06d}.json"
 
 
 def sharpening_of(prior: LoadedPrior) -> Sharpening:
@@ -77,7 +85,8 @@ def make_samples(
     prior: LoadedPrior,
     wish: SampleWish,
     progress: Callable[[str, int, str], contextlib.AbstractContextManager[Any]],
-) -> list[Path]:
+    part: Part = WHOLE,
+) -> list[Path] | None:
     """Draw and write samples, group by group; see `SampleFolder`.
 
     Args:
@@ -86,20 +95,24 @@ def make_samples(
         prior: What to draw from.
         wish: Which, and what is written of them.
         progress: Opens progress of (description, total, unit); what it yields has `advance`.
+        part: Which of the groups.
 
     Returns:
-        Files that were written: the sheet, the record, the npz file, then what belongs to each sample.
+        All files: the sheet, the record, the npz file, then what belongs to each sample; None while other parts have
+        work left.
     """
-    with SampleFolder(out, stage1, prior, wish) as folder:
-        for first in range(0, wish.total, SAMPLES_AT_ONCE):
-            last = min(first + SAMPLES_AT_ONCE, wish.total)
-            part = f" {first + 1} to {last} of {wish.total}" if wish.total > SAMPLES_AT_ONCE else ""
-            with progress(f"sampling{part}", (last - first) * prior.tokens.length, "codes") as shown:
-                drawn = draw_samples(prior, wish, first, last, on_token=shown.advance)
-            frames = (last - first) * (1 + (0 if wish.shot is None else wish.shot.length))
-            with progress(f"rendering{part}", frames, "frames") as shown:
-                folder.add(drawn, on_frames=shown.advance)
-        return folder.finish()
+    folder = SampleFolder(out, stage1, prior, wish, part)
+    for group, rows in enumerate(folder.groups):
+        if folder.finished or not part.has(group):
+            continue
+        of_all = f" {rows.start + 1} to {rows.stop} of {wish.total}" if len(folder.groups) > 1 else ""
+        if (drawn := folder.known(group)) is None:
+            with progress(f"sampling{of_all}", len(rows) * prior.tokens.length, "codes") as shown:
+                drawn = draw_samples(prior, wish, rows.start, rows.stop, on_token=shown.advance)
+        frames = len(rows) * (1 + (0 if wish.shot is None else wish.shot.length))
+        with progress(f"rendering{of_all}", frames, "frames") as shown:
+            folder.add(group, drawn, on_frames=shown.advance)
+    return folder.finish()
 
 
 def draw_samples(
@@ -118,12 +131,18 @@ def draw_samples(
     codes = sample_tokens(
         prior.model, class_index, seed=wish.seed, index=index, sharpening=wish.sharpening, on_token=on_token
     )
+    return _named(prior, wish, range(first, last), codes)
+
+
+def _named(prior: LoadedPrior, wish: SampleWish, rows: range, codes: Tensor | None) -> list[Drawn]:
+    """The samples at some places among all; without `codes`, their names alone are known."""
     # Of all classes, so that a file's name does not depend on which others are asked for.
     shown = {-1: "", **dict(enumerate(map(shown_name, prior.tokens.class_names)))}
     names = file_names(shown)
+    pairs = [(wish.classes[position // wish.count], position % wish.count) for position in rows]
     return [
-        Drawn(f"{names[c]}-{number:04d}", shown[c], c, number, row)
-        for (c, number), row in zip(pairs, codes, strict=True)
+        Drawn(f"{names[c]}-{number:04d}", shown[c], c, number, torch.empty(0) if codes is None else codes[i])
+        for i, (c, number) in enumerate(pairs)
     ]
 
 
@@ -137,17 +156,21 @@ def write_samples(
     on_frames: Advance = lambda count: None,
 ) -> list[Path]:
     """Write samples that are all drawn; see `make_samples`."""
-    with SampleFolder(out, stage1, prior, wish) as folder:
-        folder.add(drawn, on_frames=on_frames)
-        return folder.finish()
+    folder = SampleFolder(out, stage1, prior, wish)
+    for group, rows in enumerate(folder.groups):
+        folder.add(group, drawn[rows.start : rows.stop], on_frames=on_frames)
+    return folder.finish() or []
 
 
 class SampleFolder:
-    """Writes samples group by group: first the record of all so far, then the pictures of the new ones; last the sheet.
+    """Writes samples group by group, whoever makes which: each first its record, then its pictures.
 
-    So what is in the folder after an interruption is what the record says, only that pictures (and videos, the sheet,
-    the npz file) may be missing. Where a group replaces files of an earlier call, these stay until its own are whole. A
-    context manager: the npz file is open in it.
+    Once all are there, the records become one, with the sheet and the npz file. Until then `samples.json` names no
+    sample; the same call goes on with what is missing. Where a group replaces files of an earlier call, these stay
+    until its own are whole.
+
+    Attributes:
+        groups: The samples of each, by their places among all.
 
     Raises:
         DataError: The prior's codes are those of another Stage 1.
@@ -155,51 +178,118 @@ class SampleFolder:
         UnavailableError, OutputError, StorageError: What cannot be written, here and in all that follows.
     """
 
-    def __init__(self, out: Path, stage1: LoadedWeights, prior: LoadedPrior, wish: SampleWish) -> None:
+    def __init__(
+        self, out: Path, stage1: LoadedWeights, prior: LoadedPrior, wish: SampleWish, part: Part = WHOLE
+    ) -> None:
         prior.check_stage1(stage1)
         _check_folder(out)
         make_folder(out)
-        self._out, self._stage1, self._wish = out, stage1, wish
+        self._out, self._stage1, self._prior, self._wish, self._part = out, stage1, prior, wish, part
         self._size = stage1.recipe.model.image_size
         shape = (wish.total, self._size, self._size, 3)
         self._npz = out / f"samples_{'x'.join(map(str, shape))}.npz" if wish.npz else None
-        self._header = record_header(stage1, prior, wish)
-        self._entries: list[dict[str, Any]] = []
-        self._sheet = SampleSheet(wish.classes, wish.count)
+        starts = range(0, wish.total, SAMPLES_AT_ONCE)
+        self.groups = [range(first, min(first + SAMPLES_AT_ONCE, wish.total)) for first in starts]
+        self._header = json.loads(json.dumps(record_header(stage1, prior, wish)))
+        writes = (wish.shot, wish.filmed, wish.disparity, wish.npz, wish.geometry is not None)
+        self._unfinished = {**self._header, "writes": repr(writes)}
         self._camera = build_canonical_camera(stage1.recipe, self._size)
-        self._open = contextlib.ExitStack()
-        self._archive: Callable[[Tensor, int], None] | None = None
-        self._written: list[Path] = []
+        self._shown: dict[str, tuple[Tensor, Tensor]] = {}
+        self._sheet = SampleSheet(wish.classes, wish.count)
+        # Another part, or the same one, may have ended what is asked for: nothing of it is made again.
+        self.finished = part != WHOLE and self._is(RECORD_NAME, self._header)
 
-    def __enter__(self) -> Self:
-        if self._npz is not None:
-            self._archive = self._open.enter_context(picture_archive(self._npz, self._wish.total, self._size))
-        return self
+    def known(self, group: int) -> list[Drawn] | None:
+        """The samples of a group whose record a call that was interrupted left."""
+        name = _group_name(group)
+        if not self._is(RECORD_NAME, self._unfinished) or not self._is(name, self._unfinished):
+            return None
+        rows = self.groups[group]
+        entries = read_record(self._out / name).samples
+        codes = torch.tensor([[int(code) for code in entry.codes.split()] for entry in entries])
+        return _named(self._prior, self._wish, rows, codes)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open.__exit__(kind, error, trace)
-
-    def add(self, drawn: Sequence[Drawn], *, on_frames: Advance = lambda count: None) -> None:
-        """Write a group of samples, those after the last call's, one scene in memory at a time."""
-        last = [self._out / RECORD_NAME, self._out / SHEET_NAME, *([] if self._npz is None else [self._npz])]
-        files = [path for sample in drawn for path in self._files(sample, self._out)]
-        old = [path for path in [*([] if self._entries else last), *files] if path.is_file()]
-        with _place_for(self._out, old) as place:
-            self._entries += [sample.entry() for sample in drawn]
-            write_sealed_json(place / RECORD_NAME, {**self._header, "samples": self._entries})
+    def add(self, group: int, drawn: Sequence[Drawn], *, on_frames: Advance = lambda count: None) -> None:
+        """Write a group of samples, one scene in memory at a time."""
+        out, name = self._out, _group_name(group)
+        files = [path for sample in drawn for path in self._files(sample, out)]
+        begun = self._is(RECORD_NAME, self._unfinished)
+        last = [out / RECORD_NAME, out / SHEET_NAME, *([] if self._npz is None else [self._npz])]
+        kept = begun and self._is(name, self._unfinished)
+        old = [path for path in [*([] if begun else last), *([] if kept else files)] if path.is_file()]
+        with _place_for(out, old) as place:
+            if not begun:
+                write_sealed_json(place / RECORD_NAME, {**self._unfinished, "samples": []})
+            if not kept:
+                write_sealed_json(place / name, {**self._unfinished, "samples": [each.entry() for each in drawn]})
             for sample in drawn:
-                self._write(sample, place, on_frames)
-            if len(self._entries) == self._wish.total:
-                write_bytes(place / SHEET_NAME, encode_png(self._sheet.drawn()))
-        self._written += files
+                if kept and all(path.is_file() for path in self._files(sample, out)):
+                    on_frames(1 + (0 if self._target(sample, out) is None else self._length()))
+                else:
+                    self._write(sample, place, on_frames)
+            if self._part == WHOLE and group == len(self.groups) - 1:
+                self._join(place)
 
-    def finish(self) -> list[Path]:
-        """Close the npz file, after all samples; returns all that was written."""
-        self._open.close()
+    def finish(self) -> list[Path] | None:
+        """All files that were written; of a part, None while others have work left."""
+        if self._part != WHOLE and not self.finished:
+            with own_turn(self._out, self._part):
+                self.finished = self._is(RECORD_NAME, self._header)
+                if not self.finished and self._all_there():
+                    self._join(self._out)
+                    self.finished = True
+                    (self._out / TURN_LOCK).unlink(missing_ok=True)
+            if not self.finished:
+                return None
+        samples = _named(self._prior, self._wish, range(self._wish.total), None)
+        written = [path for sample in samples for path in self._files(sample, self._out)]
         npz = [] if self._npz is None else [self._npz]
-        return [self._out / SHEET_NAME, self._out / RECORD_NAME, *npz, *self._written]
+        return [self._out / SHEET_NAME, self._out / RECORD_NAME, *npz, *written]
+
+    def _is(self, name: str, header: Mapping[str, Any]) -> bool:
+        """Whether a record is there, whole, and says this of its samples."""
+        try:
+            values = read_sealed_json(self._out / name, what="record of samples", remedy="")
+        except (InputMissingError, DataError):
+            return False
+        return {key: value for key, value in values.items() if key != "samples"} == header
+
+    def _all_there(self) -> bool:
+        names = [_group_name(group) for group in range(len(self.groups))]
+        if not all((self._out / name).is_file() and self._is(name, self._unfinished) for name in names):
+            return False
+        samples = _named(self._prior, self._wish, range(self._wish.total), None)
+        return all(path.is_file() for sample in samples for path in self._files(sample, self._out))
+
+    def _join(self, place: Path) -> None:
+        """The records of all groups as one, the sheet, and the npz file; what groups of before left goes."""
+
+        def at(name: str) -> Path:
+            return place / name if (place / name).is_file() else self._out / name
+
+        entries: list[dict[str, Any]] = []
+        for group in range(len(self.groups)):
+            record = read_sealed_json(at(_group_name(group)), what="record of samples", remedy="the same command")
+            entries += record["samples"]
+        with contextlib.ExitStack() as stack:
+            add = None
+            if self._npz is not None:
+                archive = picture_archive(place / self._npz.name, self._wish.total, self._size)
+                add = stack.enter_context(archive)
+            for entry in entries:
+                index, name = entry["class_index"], entry["file"]
+                if add is not None:
+                    add(read_image(at(name)), index)
+                if self._sheet.shows(index, entry["number"]):
+                    codes = [[int(code) for code in entry["codes"].split()]]
+                    shown = self._shown.get(name) or self._rendered(torch.tensor(codes))[1:]
+                    self._sheet.add(index, entry["class"] or "", *shown)
+        write_bytes(place / SHEET_NAME, encode_png(self._sheet.drawn()))
+        write_sealed_json(place / RECORD_NAME, {**self._header, "samples": entries})
+        for folder in {place, self._out}:
+            for path in folder.glob("samples-*.json"):
+                if _GROUP.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
 
     def _files(self, sample: Drawn, place: Path) -> list[Path]:
         pictures = [place / f"{sample.name}.png"]
@@ -216,18 +306,24 @@ class SampleFolder:
         stem = f"{sample.name}_{wish.shot.path}"
         return Target(place / f"{stem}.mp4", place / f"{stem}_disparity.mp4" if wish.disparity else None, "mp4")
 
-    def _write(self, sample: Drawn, place: Path, on_frames: Advance) -> None:
+    def _length(self) -> int:
+        return 0 if self._wish.shot is None else self._wish.shot.length
+
+    def _rendered(self, codes: Tensor) -> tuple[Scene, Tensor, Tensor]:
+        """The scene of codes `[1, L]`, its picture, and its disparity in colour, uint8 `[3, S, S]`."""
         device = next(self._stage1.model.parameters()).device
-        scene = scene_from_codes(self._stage1.model, sample.codes[None].to(device))
+        scene = scene_from_codes(self._stage1.model, codes.to(device))
         view = scene.render(self._camera, samples=EVALUATION_SAMPLES)
-        rgb, s = view.rgb[0].cpu(), view.s[0].cpu()
-        coloured = colour_map(s, *display_range(s))
+        s = view.s[0].cpu()
+        return scene, view.rgb[0].cpu(), colour_map(s, *display_range(s))
+
+    def _write(self, sample: Drawn, place: Path, on_frames: Advance) -> None:
+        scene, rgb, coloured = self._rendered(sample.codes[None])
         write_bytes(place / f"{sample.name}.png", encode_png(rgb))
         if self._wish.disparity:
             write_bytes(place / f"{sample.name}_disparity.png", encode_png(coloured))
-        if self._archive is not None:
-            self._archive(rgb, sample.class_index)
-        self._sheet.add(sample.class_index, sample.class_name, rgb, coloured)
+        if self._sheet.shows(sample.class_index, sample.number):
+            self._shown[f"{sample.name}.png"] = rgb, coloured
         on_frames(1)
         target, shot = self._target(sample, place), self._wish.shot
         if target is not None and shot is not None:
@@ -245,7 +341,7 @@ def _check_folder(out: Path) -> None:
     made = out / RECORD_NAME if (out / RECORD_NAME).exists() else out / SHEET_NAME
     try:
         if made.exists():
-            read_record(out / RECORD_NAME)
+            read_record(out / RECORD_NAME, finished=False)
     except (DataError, InputMissingError) as error:
         raise OutputError(
             f"vq3d did not make what it would replace ({made})", remedy="another folder with -o"
@@ -288,11 +384,14 @@ class SampleSheet:
             index: [] for index in chosen[: _SHEET_SAMPLES // self._each]
         }
 
+    def shows(self, class_index: int, number: int) -> bool:
+        """Whether it has a place for a sample of a class."""
+        return class_index in self._rows and number < self._each
+
     def add(self, class_index: int, label: str, rgb: Tensor, disparity: Tensor) -> None:
-        """Keep a sample's picture and its disparity in colour, uint8 `[3, S, S]`, if there is room for them."""
-        row = self._rows.get(class_index)
-        if row is not None and len(row) < self._each:
-            row.append((rgb, disparity, label))
+        """Take the next picture of a class and its disparity in colour, uint8 `[3, S, S]`."""
+        if self.shows(class_index, len(self._rows.get(class_index, ()))):
+            self._rows[class_index].append((rgb, disparity, label))
 
     def drawn(self) -> Tensor:
         """The sheet, uint8 `[3, H, W]`: pictures, each with its disparity on its right."""
