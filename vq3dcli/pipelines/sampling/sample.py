@@ -238,7 +238,6 @@ class SampleFolder:
                 if not self.finished and self._all_there():
                     self._join(self._out)
                     self.finished = True
-                    (self._out / TURN_LOCK).unlink(missing_ok=True)
             if not self.finished:
                 return None
         samples = _named(self._prior, self._wish, range(self._wish.total), None)
@@ -290,6 +289,7 @@ class SampleFolder:
             for path in folder.glob("samples-*.json"):
                 if _GROUP.fullmatch(path.name):
                     path.unlink(missing_ok=True)
+        (self._out / TURN_LOCK).unlink(missing_ok=True)
 
     def _files(self, sample: Drawn, place: Path) -> list[Path]:
         pictures = [place / f"{sample.name}.png"]
