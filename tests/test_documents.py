@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 import textwrap
@@ -224,6 +225,20 @@ def test_library_snippets_run_one_after_the_other(tmp_path: Path, monkeypatch: p
     (editing,) = _blocks(ROOT / "docs" / "editing.md", "python")
     run(editing)
     assert names["view"].rgb.shape == (2, 3, 24, 24)
+
+
+def test_hours_and_money_of_imagenet_are_those_of_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "imagenet.md").read_text()
+    told = re.findall(r"([\d.]+) hours, \$([\d,]+) \| ([\d.]+) hours, \$([\d,]+)", page)
+    rows = [(float(hours), int(money.replace(",", ""))) for row in told for hours, money in (row[:2], row[2:])]
+    plans = [call[1:] for line in _lines(page) if "--dry-run" in line and (call := shlex.split(line))[0] == "vq3d"]
+    plans.sort(key=lambda call: call[0])  # stage 1 on 8, on 64, then stage 2
+    assert len(rows) == len(plans) == 4
+    for (hours, money), call in zip(rows, plans, strict=True):
+        assert money == pytest.approx(2.5 * hours * int(call[call.index("--gpus") + 1]), rel=0.02), call
+        if call[0] == "train-stage2":  # those of Stage 1 take five seconds each
+            assert cli.run([*call, "--json", "--quiet"]) == 0
+            assert hours == pytest.approx(24 * json.loads(capsys.readouterr().out)["metrics"]["days"], rel=0.02), call
 
 
 def test_files_in_pages_are_read(tmp_path: Path) -> None:
