@@ -246,13 +246,18 @@ WRONG: list[tuple[Callable[[vq3d.Model, vq3d.Scene], object], str]] = [
     (lambda model, _: vq3d.load(device="gpu"), "no device 'gpu'.*try: device"),
     (lambda model, _: vq3d.open("photo.jpg"), r"not a saved scene.*try: vq3d.load\(\).reconstruct"),
     (lambda model, _: vq3d.open("none.vq3d.safetensors"), "no such scene file"),
-    (lambda model, scene: scene.view(yaw=300), "--yaw is 300, must be"),
+    (lambda model, scene: scene.view(yaw=300), "^yaw is 300, must be"),
     (lambda model, scene: scene.save_video("a.mov"), "mov"),
+    (lambda model, scene: scene.save_video("a.mp4", frames=3, seconds=1), "^frames and seconds both say"),
+    (lambda model, scene: scene.save_video("a.gif", quality="small"), "a quality is for mp4 and webm"),
+    (lambda model, scene: scene.export("a.ply", max_depth=0.2), "try: a larger max_depth"),
+    (lambda model, scene: model.reconstruct("toyscene:box", photo_fov=50), "^photo_fov is for photos"),
+    (lambda model, scene: vq3d.load("hf://nobody/nothing@"), "no address of the Hub"),
     (lambda model, scene: scene.save_video("a.mp4", camera="circle"), "no camera path 'circle'; try: orbit"),
     (lambda model, scene: scene.save_video("a.mp4", camera="still", amplitude=3), "has no amplitude"),
     (lambda model, scene: scene.save_video("a.mp4", camera="none.json"), "no such file"),
     (lambda model, scene: scene.export("a.xyz"), "cannot tell the format"),
-    (lambda model, scene: scene.export("a.ply", views=3), "--views has no meaning for ply"),
+    (lambda model, scene: scene.export("a.ply", views=3), "^views has no meaning for ply; try: format npz"),
     (lambda model, scene: scene.save("a.safetensors"), "a saved scene is called NAME.vq3d.safetensors"),
     (
         lambda model, scene: vq3d.compose(scene, insert="cat.jpg"),
@@ -268,8 +273,9 @@ def test_errors_say_what_to_try(
     call: Callable[[vq3d.Model, vq3d.Scene], object], said: str, model: vq3d.Model, photo: Path
 ) -> None:
     scene = model.reconstruct("toyscene:snowman")
-    with pytest.raises(vq3d.Vq3dError, match=said):
+    with pytest.raises(vq3d.Vq3dError, match=said) as caught:
         call(model, scene)
+    assert not re.search(r"(^|[ '(])(--[a-z]|-o\b)", str(caught.value))  # which are of the command line
 
 
 def test_an_output_never_replaces_its_input(model: vq3d.Model, photo: Path) -> None:

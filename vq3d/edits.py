@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vq3d.scene import Film, Scene, ViewAt
+from vq3d.words import in_own_words
 from vq3dcli.errors import UsageError
 from vq3dcli.meshscenes.ray_mesh import is_mesh
 from vq3dcli.pipelines.compose import Opened
@@ -50,6 +51,7 @@ class Way(Film):
     def __repr__(self) -> str:
         return f"Way({self.name!r})"
 
+    @in_own_words
     def at(self, progress: float) -> Scene:
         """The scene at a part of the way in [0, 1], where 0 is the first one. Raises `UsageError`."""
         if not 0.0 <= progress <= 1.0:
@@ -68,6 +70,7 @@ class Way(Film):
         return view_at, shot_camera(shot, self._camera.frustum)
 
 
+@in_own_words
 def interpolate(a: Scene, b: Scene, *, mix: Mix | None = None, requantize: bool = False, loop: bool = False) -> Way:
     """The way from one scene to another, of their plain NeRFs.
 
@@ -93,6 +96,7 @@ def interpolate(a: Scene, b: Scene, *, mix: Mix | None = None, requantize: bool 
     return Way(a, b, mix=mix, requantize=requantize, loop=loop)
 
 
+@in_own_words
 def compose(
     scene: Scene,
     insert: Scene | str | Path | None = None,

@@ -12,6 +12,7 @@ import torch
 
 from vq3d.photos import Photo, photo_focal_mm, photo_pixels
 from vq3d.scene import Scene
+from vq3d.words import in_own_words
 from vq3dcli.errors import UnavailableError, UsageError
 from vq3dcli.model.draw_codes import NO_CLASS
 from vq3dcli.pipelines.device import pick_device
@@ -65,6 +66,7 @@ class Model:
         photo_fov: float | None = None,
     ) -> list[Scene]: ...
 
+    @in_own_words
     def reconstruct(
         self,
         photos: Photo | Sequence[Photo],
@@ -117,6 +119,7 @@ class Model:
         return Scene(opened, detail=look.detail_of(source), geometry=geometry, weights=self.weights, source=source)
 
     @property
+    @in_own_words
     def classes(self) -> tuple[str, ...]:
         """Names of the classes that `sample` draws unless told; empty for a prior without classes.
 
@@ -132,6 +135,7 @@ class Model:
         names = self._prior.tokens.class_names
         return tuple(shown_name(names[index]) for index in self._prior.recognised)
 
+    @in_own_words
     def sample(
         self,
         classes: str | int | None = None,
@@ -178,6 +182,7 @@ class Model:
         opened = [with_first_view(one) for one in opened] if detail == "photo" else opened
         return [Scene(one, detail=detail, weights=self.weights) for one in opened]
 
+    @in_own_words
     def push_to_hub(self, address: str, *, private: bool = False, message: str = "") -> str:
         """Publish the weights, and the prior if `load` was given one, on the Hugging Face Hub, with a model card.
 
@@ -212,6 +217,7 @@ class Model:
         return prior
 
 
+@in_own_words
 def load(
     weights: str | Path | None = None,
     *,
@@ -246,6 +252,7 @@ def load(
     return Model(load_weights(weights and local_weights(weights, "stage1"), _device(device)), prior)
 
 
+@in_own_words
 def open_scene(path: str | Path, *, device: str | torch.device = "auto") -> Scene:
     """Open a saved scene, without the weights that made it.
 

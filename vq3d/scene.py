@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from vq3d.words import in_own_words
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_SAMPLES
 from vq3dcli.errors import UsageError
 from vq3dcli.export.video import Quality
@@ -67,6 +68,7 @@ class Film(ABC):
     name: str
     _source: Source
 
+    @in_own_words
     def save_video(
         self,
         path: str | Path,
@@ -165,6 +167,7 @@ class Scene(Film):
         """The NeRF without edits: `planes` `[1, 3, P, P, C]`, `codes` `[1, L]`, `query(points)`."""
         return self._opened.scene
 
+    @in_own_words
     def view(
         self,
         yaw: float = 0.0,
@@ -199,6 +202,7 @@ class Scene(Film):
         pixels = seen.rgb[0].permute(1, 2, 0).contiguous().cpu().numpy()
         return View(Image.fromarray(pixels), seen.s[0].float().cpu().numpy())
 
+    @in_own_words
     def export(
         self,
         path: str | Path,
@@ -259,6 +263,7 @@ class Scene(Film):
         written, _ = export_scene(opened, wish, paths, self._edits)
         return written
 
+    @in_own_words
     def save(self, path: str | Path) -> Path:
         """Write it as `NAME.vq3d.safetensors`, which `vq3d.open` and every command take; returns the path.
 

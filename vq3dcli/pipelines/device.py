@@ -24,10 +24,10 @@ def pick_device(name: str) -> torch.device:
 
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise UnavailableError("no CUDA device is available", remedy="device cpu, or vq3d doctor to see why")
+        raise UnavailableError("no CUDA device is available", remedy="--device cpu, or vq3d doctor to see why")
     if name == "mps":
         if not torch.backends.mps.is_available():
-            raise UnavailableError("no MPS device is available", remedy="device cpu, or vq3d doctor")
+            raise UnavailableError("no MPS device is available", remedy="--device cpu, or vq3d doctor")
         return torch.device("mps")
     if not available or name == "cpu":
         return torch.device("cpu")

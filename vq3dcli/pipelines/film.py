@@ -90,8 +90,8 @@ def shot_of(
     """
     if seconds is not None:
         if frames is not None:
-            raise UsageError("frames and seconds both say how long a video is", remedy="one of them")
-        check_limits((("seconds", seconds, 0.01, 1000.0), ("fps", fps, 0.1, 240.0)))
+            raise UsageError("--frames and --seconds both say how long a video is", remedy="one of them")
+        check_limits((("--seconds", seconds, 0.01, 1000.0), ("--fps", fps, 0.1, 240.0)))
         frames = max(1, round(seconds * fps))
     options |= {"frames": VIDEO_FRAMES if frames is None else frames, "fps": fps, "aspect": _ratio(aspect)}
     if camera in PATHS:

@@ -296,7 +296,7 @@ def with_fov(opened: OpenedScene, fov_deg: float) -> OpenedScene:
     """
     model = opened.scene.model
     if not isinstance(model.space, Frustum):
-        raise UsageError(f"this model's scenes keep their field of view ({opened.stem})", remedy="no photo_fov")
+        raise UsageError(f"this model's scenes keep their field of view ({opened.stem})", remedy="no --photo-fov")
     camera = opened.camera.model_copy(update={"fov_deg": fov_deg})
     stretched = FieldModel(model.field_mlp, camera.frustum, camera.frustum).eval()
     return replace(opened, scene=replace(opened.scene, model=stretched), camera=camera)

@@ -240,10 +240,12 @@ def check_look(look: Look, sources: Sequence[Source], *, has_map: bool, has_netw
 
 def check_fov(look: Look, sources: Sequence[Source]) -> None:
     """Raise `UsageError` for a photo's field of view that is out of range, or of what is no photo with detail."""
-    check_limits((("photo_fov", look.photo_fov_deg, 5.0, 120.0),))
+    check_limits((("--photo-fov", look.photo_fov_deg, 5.0, 120.0),))
     for source in sources if look.photo_fov_deg is not None else ():
         if look.detail_of(source) == "none" or source.sample is not None or source.is_saved_scene:
-            raise UsageError(f"photo_fov is for photos with photo detail ({source.text})", remedy="fov zooms")
+            raise UsageError(
+                f"--photo-fov is for photos with photo detail ({source.text})", remedy="--fov, which zooms"
+            )
 
 
 def with_geometry(look: Look, sources: Sequence[Source], task: Task) -> Look:
