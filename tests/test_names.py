@@ -12,7 +12,7 @@ import torch
 from vq3dcli.checkpoint import Parts
 from vq3dcli.cli import run
 from vq3dcli.data_tools.shard_writer import compact_json, json_bytes
-from vq3dcli.export.page import Section, Text, write_page
+from vq3dcli.export.page import Section, paragraph, write_page
 from vq3dcli.files import write_json
 from vq3dcli.sealed import read_sealed_json, write_sealed_json
 from vq3dcli.tensor_file import read_tensors, save_tensors, write_tensors
@@ -38,7 +38,7 @@ def test_json_gives_the_name_back(folder: Path) -> None:
 
 
 def test_pages_show_the_name(folder: Path) -> None:
-    write_page(folder / "report.html", f"run {NAME}", f"in {folder}", [Section("data", [Text(NAME)])])
+    write_page(folder / "report.html", f"run {NAME}", f"in {folder}", [Section("data", [paragraph(NAME)])])
     assert r"ord\udce9r" in (folder / "report.html").read_text(encoding="utf-8")
 
 

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from vq3dcli.errors import DataError, InputMissingError
-from vq3dcli.export.page import Code, Media, Row, Section, Svg, Table, Text, page_html, write_page
+from vq3dcli.export.page import Html, Section, code, media, page_html, paragraph, row, table, write_page
 
 HOSTILE = '</title><script>alert("x")</script><img src=x onerror=alert(1)>'
 
@@ -34,7 +34,7 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture
-def media(tmp_path):
+def files(tmp_path):
     picture, video = tmp_path / 'a"b<c>.png', tmp_path / "orbit.mp4"
     picture.write_bytes(b"\x89PNG picture")
     video.write_bytes(b"video bytes")
@@ -48,10 +48,10 @@ def read(page: str) -> Reader:
     return reader
 
 
-def test_everything_is_inside_the_page(media):
-    picture, video = media
-    row = Row([Media(picture, "a picture", width_px=64), Media(video, "a video"), Svg("<svg></svg>")])
-    page = page_html("title", "subtitle", [Section("one", [Text("text"), row, Code("make demo")])])
+def test_everything_is_inside_the_page(files):
+    picture, video = files
+    beside = row([media(picture, "a picture", width_px=64), media(video, "a video"), Html("<svg></svg>")])
+    page = page_html("title", "subtitle", [Section("one", [paragraph("text"), beside, code("make demo")])])
     links = read(page).links
     assert len(links) == 2
     assert base64.b64decode(links[0].removeprefix("data:image/png;base64,")) == picture.read_bytes()
@@ -59,15 +59,15 @@ def test_everything_is_inside_the_page(media):
     assert not re.search(r"https?://", page)
 
 
-def test_hostile_text_stays_text(media):
-    blocks = [Text(HOSTILE), Code(HOSTILE), Media(media[0], HOSTILE), Table([[HOSTILE], [HOSTILE]])]
+def test_hostile_text_stays_text(files):
+    blocks = [paragraph(HOSTILE), code(HOSTILE), media(files[0], HOSTILE), table([[HOSTILE], [HOSTILE]])]
     reader = read(page_html(HOSTILE, HOSTILE, [Section(HOSTILE, blocks)]))
     assert "script" not in reader.tags
     assert reader.tags.count("img") == 1
 
 
 def test_marks_stand_before_their_rows():
-    page = page_html("t", "s", [Section("x", [Table([["name"], ["good"], ["bad"], ["plain"]], [True, False, None])])])
+    page = page_html("t", "s", [Section("x", [table([["name"], ["good"], ["bad"], ["plain"]], [True, False, None])])])
     assert '<b class="yes">✓</b> good' in page
     assert '<b class="no">✗</b> bad' in page
     assert "<td>plain</td>" in page
@@ -76,9 +76,9 @@ def test_marks_stand_before_their_rows():
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("text")
     with pytest.raises(DataError):
-        page_html("t", "s", [Section("x", [Media(tmp_path / "notes.txt", "no picture")])])
+        media(tmp_path / "notes.txt", "no picture")
     with pytest.raises(InputMissingError):
-        page_html("t", "s", [Section("x", [Media(tmp_path / "missing.png", "no file")])])
+        media(tmp_path / "missing.png", "no file")
 
 
 def test_a_page_is_written_whole(tmp_path):

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from vq3dcli.export.page import Html
+
 WIDTH_PX, HEIGHT_PX = 480, 260
 SMALL_WIDTH_PX, SMALL_HEIGHT_PX = 360, 200
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -39,7 +41,7 @@ class Series(NamedTuple):
     dashed: bool = False
 
 
-def line_chart(title: str, x: Sequence[float], y: Sequence[float], *, x_label: str, log_y: bool = False) -> str:
+def line_chart(title: str, x: Sequence[float], y: Sequence[float], *, x_label: str, log_y: bool = False) -> Html:
     """A small chart of one curve and its last value, as an `<svg>` element.
 
     Args:
@@ -62,7 +64,7 @@ def series_chart(
     x_label: str,
     marks: Sequence[tuple[float, str]] = (),
     from_zero: bool = False,
-) -> str:
+) -> Html:
     """Curves over one pair of axes, as an `<svg>` element.
 
     Args:
@@ -79,7 +81,7 @@ def series_chart(
     return _svg(title, body + _legend([curve.name for curve in series]), *size)
 
 
-def bar_chart(title: str, bars: Sequence[tuple[str, float | None]], *, width_px: int = WIDTH_PX) -> str:
+def bar_chart(title: str, bars: Sequence[tuple[str, float | None]], *, width_px: int = WIDTH_PX) -> Html:
     """A horizontal bar a name, from 0; a missing or infinite value has none; names that are too long are cut."""
     known = [value for _, value in bars if value is not None and math.isfinite(value)]
     low, high = min([0.0, *known]), max([0.0, *known])
@@ -102,7 +104,7 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float | None]], *, width_px:
     return _svg(title, "".join(parts), width_px, 34 + len(bars) * _BAR_PX)
 
 
-def histogram(title: str, values: Sequence[float], *, x_label: str, bins: int = 32) -> str:
+def histogram(title: str, values: Sequence[float], *, x_label: str, bins: int = 32) -> Html:
     """How many values fall into each of `bins` equal parts of their range, as one outline."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
@@ -117,7 +119,7 @@ def histogram(title: str, values: Sequence[float], *, x_label: str, bins: int = 
     return series_chart(title, [Series("images", x, y)], x_label=x_label, from_zero=True)
 
 
-def side_by_side(charts: Sequence[str], columns: int) -> str:
+def side_by_side(charts: Sequence[str], columns: int) -> Html:
     """Charts of `series_chart` in a grid, as one chart."""
     rows = math.ceil(len(charts) / columns)
     parts = []
@@ -126,7 +128,7 @@ def side_by_side(charts: Sequence[str], columns: int) -> str:
         place = f'<svg x="{column * WIDTH_PX}" y="{row * HEIGHT_PX}" width="{WIDTH_PX}" height="{HEIGHT_PX}"'
         parts.append(chart.replace("<svg", place, 1))
     width_px, height_px = columns * WIDTH_PX, rows * HEIGHT_PX
-    return f'<svg class="charts" viewBox="0 0 {width_px} {height_px}" role="img">{"".join(parts)}</svg>'
+    return Html(f'<svg class="charts" viewBox="0 0 {width_px} {height_px}" role="img">{"".join(parts)}</svg>')
 
 
 def standalone(svg: str) -> str:
@@ -213,9 +215,9 @@ def _axes(
     return "".join(parts)
 
 
-def _svg(title: str, body: str, width_px: int, height_px: int) -> str:
+def _svg(title: str, body: str, width_px: int, height_px: int) -> Html:
     label = html.escape(title)
-    return (
+    return Html(
         f'<svg class="chart" viewBox="0 0 {width_px} {height_px}" role="img" aria-label="{label}">'
         f'<text class="name" x="8" y="15">{label}</text>{body}</svg>'
     )

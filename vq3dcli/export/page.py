@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple, NewType
 
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import as_bytes, write_bytes
@@ -25,73 +25,78 @@ _MEDIA = {
 }
 
 
-@dataclass(frozen=True)
-class Text:
-    """A paragraph, as it stands."""
-
-    text: str
+Html = NewType("Html", str)
+"""Markup that is trusted as it stands: what the functions below make, and the charts of `export.charts`."""
 
 
-@dataclass(frozen=True)
-class Code:
-    """Lines to copy, for example commands."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Media:
-    """A picture or a video."""
-
-    path: Path  # a file; its suffix says what it is
-    caption: str  # what it shows
-    width_px: int | None = None  # width on the page, with sharp pixels where that enlarges; the file's own by default
-
-
-@dataclass(frozen=True)
-class Row:
-    """Blocks side by side, as many as fit."""
-
-    blocks: Sequence[Text | Code | Media | Table | Svg]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells of text; the first row of `rows` is the heading."""
-
-    rows: Sequence[Sequence[str]]  # text of each cell
-    # one a row after the heading: True and False put a tick or a cross before it, None nothing
-    marks: Sequence[bool | None] = field(default=())
-
-
-@dataclass(frozen=True)
-class Svg:
-    """A chart from `export.charts`, which is trusted as it stands."""
-
-    markup: str
-
-
-Block = Text | Code | Media | Row | Table | Svg
-
-
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A heading and what stands under it."""
 
     title: str
-    blocks: Sequence[Block]
+    blocks: Sequence[Html]
+
+
+def paragraph(text: str) -> Html:
+    """A paragraph."""
+    return Html(f"<p>{html.escape(text)}</p>")
+
+
+def code(text: str) -> Html:
+    """Lines to copy, for example commands."""
+    return Html(f"<pre>{html.escape(text)}</pre>")
+
+
+def media(path: Path, caption: str, *, width_px: int | None = None) -> Html:
+    """A picture or a video, by the suffix of its file; with a width it has sharp pixels where that enlarges.
+
+    Raises:
+        InputMissingError: It is not there.
+        DataError: Neither a picture nor a video.
+    """
+    kind = _MEDIA.get(path.suffix.lower())
+    if kind is None:
+        raise DataError(f"neither a picture nor a video ({path})", remedy=f"one of {', '.join(_MEDIA)}")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputMissingError(f"cannot read ({path}): {error.strerror}", remedy="make it again") from error
+    return media_bytes(data, kind, caption, width_px=width_px)
+
+
+def media_bytes(data: bytes, kind: str, caption: str, *, width_px: int | None = None) -> Html:
+    """`media` of the bytes of a file of a MIME type."""
+    uri, caption = f"data:{kind};base64,{base64.b64encode(data).decode()}", html.escape(caption)
+    style = "" if width_px is None else f' style="width:{width_px:d}px;image-rendering:pixelated"'
+    if kind.startswith("video"):
+        element = f'<video src="{uri}" controls loop autoplay muted playsinline aria-label="{caption}"{style}></video>'
+    else:
+        element = f'<img src="{uri}" alt="{caption}"{style}>'
+    return Html(f"<figure>{element}<figcaption>{caption}</figcaption></figure>")
+
+
+def row(blocks: Sequence[Html]) -> Html:
+    """Blocks side by side, as many as fit."""
+    return Html(f'<div class="row">{"".join(blocks)}</div>')
+
+
+def table(rows: Sequence[Sequence[str]], marks: Sequence[bool | None] = ()) -> Html:
+    """Cells of text; the first row is the heading.
+
+    `marks`, one a row after the heading, put a tick (True) or a cross (False) before it, or nothing.
+    """
+    head, *others = rows
+    lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
+    for cells, mark in zip(others, marks or [None] * len(others), strict=True):
+        sign = {True: '<b class="yes">✓</b> ', False: '<b class="no">✗</b> ', None: ""}[mark]
+        first, *rest = (html.escape(cell) for cell in cells)
+        lines.append(f"<tr><td>{sign}{first}</td>" + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>")
+    return Html(f'<div class="wide"><table>{"".join(lines)}</table></div>')
 
 
 def page_html(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """The page as text.
-
-    Raises:
-        InputMissingError: A picture or video is not there.
-        DataError: A file is neither a picture nor a video.
-    """
+    """The page as text."""
     body = "".join(
-        f"<section><h2>{html.escape(section.title)}</h2>{''.join(map(_block, section.blocks))}</section>"
-        for section in sections
+        f"<section><h2>{html.escape(section.title)}</h2>{''.join(section.blocks)}</section>" for section in sections
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -106,54 +111,6 @@ def page_html(title: str, subtitle: str, sections: Sequence[Section]) -> str:
 def write_page(path: Path, title: str, subtitle: str, sections: Sequence[Section]) -> None:
     """Write `page_html` to `path` atomically."""
     write_bytes(path, as_bytes(page_html(title, subtitle, sections)))
-
-
-def data_uri(path: Path) -> str:
-    """A file's bytes as a data URI."""
-    kind = _MEDIA.get(path.suffix.lower())
-    if kind is None:
-        raise DataError(f"neither a picture nor a video ({path})", remedy=f"one of {', '.join(_MEDIA)}")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputMissingError(f"cannot read ({path}): {error.strerror}", remedy="make it again") from error
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _block(block: Block) -> str:
-    if isinstance(block, Text):
-        return f"<p>{html.escape(block.text)}</p>"
-    if isinstance(block, Code):
-        return f"<pre>{html.escape(block.text)}</pre>"
-    if isinstance(block, Media):
-        return _media(block)
-    if isinstance(block, Table):
-        return _table(block)
-    if isinstance(block, Svg):
-        return block.markup
-    return f'<div class="row">{"".join(map(_block, block.blocks))}</div>'
-
-
-def _media(block: Media) -> str:
-    uri, caption = data_uri(block.path), html.escape(block.caption)
-    style = "" if block.width_px is None else f' style="width:{block.width_px:d}px;image-rendering:pixelated"'
-    if uri.startswith("data:video"):
-        element = f'<video src="{uri}" controls loop autoplay muted playsinline aria-label="{caption}"{style}></video>'
-    else:
-        element = f'<img src="{uri}" alt="{caption}"{style}>'
-    return f"<figure>{element}<figcaption>{caption}</figcaption></figure>"
-
-
-def _table(block: Table) -> str:
-    head, *rows = block.rows
-    marks = list(block.marks) or [None] * len(rows)
-    assert len(marks) == len(rows), (len(marks), len(rows))
-    lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
-    for row, mark in zip(rows, marks, strict=True):
-        sign = {True: '<b class="yes">✓</b> ', False: '<b class="no">✗</b> ', None: ""}[mark]
-        first, *rest = (html.escape(cell) for cell in row)
-        lines.append(f"<tr><td>{sign}{first}</td>" + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>")
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
 
 
 _STYLE = """

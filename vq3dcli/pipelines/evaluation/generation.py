@@ -25,6 +25,7 @@ from torch import Tensor
 from vq3dcli.data.arrays import read_npz
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.export.charts import bar_chart
+from vq3dcli.export.page import Html
 from vq3dcli.export.sheet import grid
 from vq3dcli.metrics.distribution import Moments, frechet_distance, inception_score, kernel_distance, precision_recall
 from vq3dcli.metrics.features import FeatureNetwork, FeatureNetworkName, distance_name
@@ -230,7 +231,7 @@ def _columns(network: FeatureNetwork) -> tuple[str, ...]:
     return distance_name(network, "frechet"), distance_name(network, "kernel"), "precision", "recall"
 
 
-def generation_charts(result: GenerationResult, network: FeatureNetwork) -> list[str]:
+def generation_charts(result: GenerationResult, network: FeatureNetwork) -> list[Html]:
     """Bars of each figure by set, and of the samples' classes where a classifier looked at them."""
     charts = []
     for figure in _columns(network):

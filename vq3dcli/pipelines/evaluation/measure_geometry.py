@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vq3dcli.export.charts import Series, bar_chart, series_chart
-from vq3dcli.export.page import Section, Svg, Text
+from vq3dcli.export.page import Html, Section, paragraph
 from vq3dcli.pipelines.evaluation import geometry, stereo_pair
 from vq3dcli.pipelines.evaluation import labels as teacher
 from vq3dcli.pipelines.evaluation.geometry import TEMPLATE_SCENES, VIEW_FIGURES, VIEW_NAMES, toy_template
@@ -182,11 +182,11 @@ def _sections(metrics: Mapping[str, Any]) -> list[Section]:
     sections = [Section("What the figures say", text_tables(meanings))]
     if "views" in metrics:
         chart = _by_yaw(metrics["views"], metrics["psnr"])
-        sections.append(Section("Novel views by angle", [Text(_VIEWS_TEXT), Svg(chart)]))
+        sections.append(Section("Novel views by angle", [paragraph(_VIEWS_TEXT), chart]))
     return sections
 
 
-def _charts(metrics: Mapping[str, Any]) -> list[str]:
+def _charts(metrics: Mapping[str, Any]) -> list[Html]:
     charts = []
     for name, perfect, _ in _DISPARITY[:5]:
         if name in metrics:
@@ -200,7 +200,7 @@ def _charts(metrics: Mapping[str, Any]) -> list[str]:
     return [*charts, bar_chart("PSNR, dB", psnr)]
 
 
-def _by_yaw(views: Mapping[str, Mapping[str, float]], psnr: float) -> str:
+def _by_yaw(views: Mapping[str, Mapping[str, float]], psnr: float) -> Html:
     """Each figure over the yaw of the views without pitch; at yaw 0 the reconstruction's own."""
     level = sorted((float(view.split(",")[0]), view) for view in views if float(view.split(",")[1]) == 0)
     series = []

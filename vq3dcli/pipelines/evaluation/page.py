@@ -19,7 +19,7 @@ from vq3dcli import __version__
 from vq3dcli.data.images import encode_png
 from vq3dcli.errors import OutputError
 from vq3dcli.export.charts import number_text
-from vq3dcli.export.page import Code, Media, Row, Section, Svg, Table, Text, write_page
+from vq3dcli.export.page import Html, Section, code, media, paragraph, row, table, write_page
 from vq3dcli.files import make_folder, write_bytes, write_json
 from vq3dcli.weights_file import LoadedWeights
 
@@ -47,7 +47,7 @@ class Evaluation:
     title: str
     subtitle: str
     texts: Sequence[str] = ()
-    charts: Sequence[str] = ()
+    charts: Sequence[Html] = ()
     sections: Sequence[Section] = ()
     sheet: Tensor | None = field(default=None, repr=False)
     sheet_text: str = ""
@@ -55,15 +55,15 @@ class Evaluation:
     weights: LoadedWeights | None = None
 
 
-def text_tables(rows: Sequence[Sequence[object]]) -> list[Table]:
+def text_tables(rows: Sequence[Sequence[object]]) -> list[Html]:
     """Rows of any values as tables of the page: an empty row begins a new one, whose next row is its heading."""
     parts: list[list[list[str]]] = [[]]
-    for row in rows:
-        if row:
-            parts[-1].append([_cell(value) for value in row])
+    for cells in rows:
+        if cells:
+            parts[-1].append([_cell(value) for value in cells])
         else:
             parts.append([])
-    return [Table(part) for part in parts if part]
+    return [table(part) for part in parts if part]
 
 
 def _cell(value: object) -> str:
@@ -99,14 +99,17 @@ def write_evaluation(
     `metrics` are the result's in plain values.
     """
     written = [folder / f"{name}.json", folder / f"{name}.html"]
-    row = [Row([Svg(chart) for chart in result.charts])] if result.charts else []
-    sections = [Section("Figures", [*map(Text, result.texts), *text_tables(result.table), *row]), *result.sections]
+    charts = [row(result.charts)] if result.charts else []
+    sections = [
+        Section("Figures", [*map(paragraph, result.texts), *text_tables(result.table), *charts]),
+        *result.sections,
+    ]
     if result.sheet is not None:
         written.append(folder / picture)
         write_bytes(written[-1], encode_png(result.sheet))
-        sections.append(Section("Pictures", [Text(result.sheet_text), Media(written[-1], name, width_px=1040)]))
+        sections.append(Section("Pictures", [paragraph(result.sheet_text), media(written[-1], name, width_px=1040)]))
     conditions = json.dumps(metrics["conditions"], indent=2, default=str)
-    sections.append(Section("Conditions", [Text(_CONDITIONS_TEXT), Code(conditions)]))
+    sections.append(Section("Conditions", [paragraph(_CONDITIONS_TEXT), code(conditions)]))
     head = {"protocol": result.protocol, "count": result.count, "seed": result.seed}
     head["weights"] = None if result.weights is None else result.weights.sha256
     write_json(written[0], {**head, **metrics})

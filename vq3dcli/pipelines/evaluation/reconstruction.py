@@ -24,7 +24,7 @@ from torch import Tensor
 from vq3dcli.config.defaults import EVALUATION_SAMPLES
 from vq3dcli.errors import UnavailableError, UsageError
 from vq3dcli.export.charts import Series, bar_chart, histogram, series_chart
-from vq3dcli.export.page import Section, Text
+from vq3dcli.export.page import Html, Section, paragraph
 from vq3dcli.export.sheet import grid
 from vq3dcli.losses.perceptual import PerceptualDistance, build_perceptual
 from vq3dcli.metrics.distribution import moments
@@ -135,7 +135,7 @@ def measure_reconstruction(
         title="Reconstruction",
         subtitle=f"{len(images)} {images.name} at {size} px, seed {seed}",
         charts=reconstruction_charts(result),
-        sections=[Section("Codes", [Text(_CODES_TEXT)])] if len(result.code_counts) else [],
+        sections=[Section("Codes", [paragraph(_CODES_TEXT)])] if len(result.code_counts) else [],
         sheet=pair_sheet(result),
         sheet_text=_SHEET_TEXT,
         seed=seed,
@@ -306,7 +306,7 @@ def pair_sheet(result: ReconstructionResult) -> Tensor:
     return grid(tiles, columns=len(result.worst), labels=labels)
 
 
-def reconstruction_charts(result: ReconstructionResult) -> list[str]:
+def reconstruction_charts(result: ReconstructionResult) -> list[Html]:
     """Histogram of PSNR, share of each code, and PSNR by class, the lowest and highest of many."""
     charts = [histogram("images by PSNR, dB", result.psnr.tolist(), x_label="dB")]
     if len(result.code_counts):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vq3dcli.config.schema import DepthRecipe, Recipe, Stage2Recipe
-from vq3dcli.export.page import Section, Table, Text
+from vq3dcli.export.page import Section, paragraph, table
 from vq3dcli.sealed import json_value
 from vq3dcli.training.health import number
 
@@ -155,13 +155,13 @@ def held_out_section(run: Path) -> list[Section]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     rows.sort(key=lambda row: -row[2] if math.isfinite(row[2]) else math.inf)
-    table = [["class", "images", "bits a code", "by counting", "share"]]
+    cells = [["class", "images", "bits a code", "by counting", "share"]]
     for name, images, bits, unigram in [everything, *rows[:_MOST_CLASSES]]:
         share = f"{bits / unigram:.1%}" if unigram > 0 else "-"
-        table.append([name, f"{images:.0f}", f"{bits:.3f}", f"{unigram:.3f}", share])
+        cells.append([name, f"{images:.0f}", f"{bits:.3f}", f"{unigram:.3f}", share])
     seen = number(found, "images_seen") or 0
     text = f"At {seen:.0f} images. The worst classes first; by counting: the entropy of a code given the class."
-    return [Section("Held-out images by class", [Text(text), Table(table)])]
+    return [Section("Held-out images by class", [paragraph(text), table(cells)])]
 
 
 def _held_out_row(name: str, row: Mapping[str, Any]) -> tuple[str, float, float, float]:

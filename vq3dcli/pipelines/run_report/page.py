@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,7 @@ from vq3dcli.config.schema import DepthRecipe, Recipe, Stage1Recipe, Stage2Recip
 from vq3dcli.data.images import encode_jpeg, read_image, resize
 from vq3dcli.errors import InputMissingError, Vq3dError
 from vq3dcli.export.charts import line_chart, number_text
-from vq3dcli.export.page import Block, Code, Media, Row, Section, Svg, Table, Text, write_page
-from vq3dcli.files import write_bytes
+from vq3dcli.export.page import Html, Section, code, media, media_bytes, paragraph, row, table, write_page
 from vq3dcli.pipelines.run_report.kinds import (
     HELD_OUT_CURVES,
     NOVEL_PSNR,
@@ -56,18 +54,12 @@ def write_run_report(run: Path) -> Path:
     if not run.is_dir():
         raise InputMissingError(f"no such run ({run})", remedy="the folder that --out named")
     path = run / "report.html"
-    with tempfile.TemporaryDirectory(prefix="vq3d-report-") as scratch:
-        title, subtitle, sections = run_sections(run, Path(scratch))
-        write_page(path, title, subtitle, sections)
+    write_page(path, *run_sections(run))
     return path
 
 
-def run_sections(run: Path, scratch: Path) -> tuple[str, str, list[Section]]:
-    """Title, subtitle and sections of the page.
-
-    Args:
-        scratch: A folder for smaller copies of pictures, which must stay until the page is made.
-    """
+def run_sections(run: Path) -> tuple[str, str, list[Section]]:
+    """Title, subtitle and sections of the page."""
     records = _in_order(read_metrics(run / "metrics.jsonl"))
     try:
         recipe, problem = load_either(str(run / "recipe.toml")), ""
@@ -75,12 +67,12 @@ def run_sections(run: Path, scratch: Path) -> tuple[str, str, list[Section]]:
         recipe, problem = None, str(error)
     name = run.resolve().name
     sections = [
-        Section("The run", [Table(_facts(run, records, recipe))]),
+        Section("The run", [table(_facts(run, records, recipe))]),
         Section("Health", _health(records, recipe, problem)),
-        Section("Newest pictures", _pictures(run, scratch, sheet_text(recipe))),
+        Section("Newest pictures", _pictures(run, sheet_text(recipe))),
         *_curve_sections(_with_derived(records, recipe), recipe),
         *held_out_section(run),
-        Section("Recipe", [Code(_text(run / "recipe.toml") or "There is no recipe.")]),
+        Section("Recipe", [code(_text(run / "recipe.toml") or "There is no recipe.")]),
     ]
     return f"vq3d run {name}", _status(run, records, recipe), sections
 
@@ -139,14 +131,14 @@ def _training_seconds(records: Sequence[Record]) -> float:
     return seconds
 
 
-def _health(records: Sequence[Record], recipe: Recipe | None, problem: str) -> list[Block]:
+def _health(records: Sequence[Record], recipe: Recipe | None, problem: str) -> list[Html]:
     if recipe is None:
-        return [Text(f"Not judged, for the recipe cannot be read: {problem}")]
+        return [paragraph(f"Not judged, for the recipe cannot be read: {problem}")]
     guards = guards_of(recipe)
     findings = replay(records, guards)[1]
     watched = f"{len(guards)} guards watch this run"
     if not findings:
-        return [Text(f"{watched}; none has spoken in {len(records)} records.")]
+        return [paragraph(f"{watched}; none has spoken in {len(records)} records.")]
     rows = [["guard", "from", "until", "figure", "likely cause", "try"]]
     marks: list[bool | None] = []
     for finding, until in _episodes(findings):
@@ -155,7 +147,7 @@ def _health(records: Sequence[Record], recipe: Recipe | None, problem: str) -> l
         since = number_text(finding.images_seen)
         rows.append([guard.name, since, over, f"{guard.figure} {finding.value:.3g}", guard.cause, guard.remedy])
         marks.append(False if until is None else None)
-    return [Text(f"{watched}. A cross: not recovered yet. Positions are images seen."), Table(rows, marks)]
+    return [paragraph(f"{watched}. A cross: not recovered yet. Positions are images seen."), table(rows, marks)]
 
 
 def _episodes(findings: Sequence[Finding]) -> list[tuple[Finding, int | None]]:
@@ -170,25 +162,24 @@ def _episodes(findings: Sequence[Finding]) -> list[tuple[Finding, int | None]]:
     ]
 
 
-def _pictures(run: Path, scratch: Path, text: str) -> list[Block]:
-    blocks: list[Block] = []
-    for position, path in enumerate(sorted((run / "sheets").glob("*.png"))[: -_SHEETS - 1 : -1]):
+def _pictures(run: Path, text: str) -> list[Html]:
+    blocks: list[Html] = []
+    for path in sorted((run / "sheets").glob("*.png"))[: -_SHEETS - 1 : -1]:
         try:
-            blocks.append(_picture(path, scratch / f"{position}.jpg"))
+            blocks.append(_picture(path))
         except Vq3dError as error:
-            blocks.append(Text(f"A sheet is left out: {error}"))
-    return [Text(text), *blocks] if blocks else [Text("There are no pictures yet.")]
+            blocks.append(paragraph(f"A sheet is left out: {error}"))
+    return [paragraph(text), *blocks] if blocks else [paragraph("There are no pictures yet.")]
 
 
-def _picture(path: Path, smaller: Path) -> Media:
+def _picture(path: Path) -> Html:
     """The sheet itself, or a smaller JPEG of one that is wide: at 256 pixels an image a sheet takes megabytes."""
     image = read_image(path)
     height_px, width_px = image.shape[-2:]
     if width_px <= _SHEET_WIDTH_PX:
-        return Media(path, path.stem, width_px=min(2 * width_px, _SHEET_WIDTH_PX))
+        return media(path, path.stem, width_px=min(2 * width_px, _SHEET_WIDTH_PX))
     height_px = max(round(height_px * _SHEET_WIDTH_PX / width_px), 1)
-    write_bytes(smaller, encode_jpeg(resize(image, height_px, _SHEET_WIDTH_PX)))
-    return Media(smaller, path.stem)
+    return media_bytes(encode_jpeg(resize(image, height_px, _SHEET_WIDTH_PX)), "image/jpeg", path.stem)
 
 
 def _with_derived(records: Sequence[Record], recipe: Recipe | None) -> list[Record]:
@@ -235,24 +226,26 @@ def _discriminators(scores: Sequence[str], records: Sequence[Record], recipe: Re
     off = isinstance(recipe, Stage1Recipe) and not recipe.adversarial.on
     told = "This run has no discriminators." if off else "The discriminators have not started."
     text = "Scores above 0 mean real; accuracy is 0.5 by chance and 1 when the discriminator wins." if scores else told
-    return Section("Discriminators", [Text(text), *_row(scores, records)])
+    return Section("Discriminators", [paragraph(text), *_row(scores, records)])
 
 
 def _curve_section(
     title: str, figures: Sequence[str], text: str, records: Sequence[Record], names: Sequence[str]
 ) -> Section:
     present = [name for name in figures if name in names]
-    return Section(title, [Text(text), *_row(present, records)] if present else [Text("There are no figures yet.")])
+    return Section(
+        title, [paragraph(text), *_row(present, records)] if present else [paragraph("There are no figures yet.")]
+    )
 
 
-def _row(names: Sequence[str], records: Sequence[Record]) -> list[Block]:
+def _row(names: Sequence[str], records: Sequence[Record]) -> list[Html]:
     """Figures over images seen, on a logarithmic axis where early values dwarf the rest; gaps where one is missing."""
     x = [float(record["images_seen"]) for record in records]
     charts = []
     for name in names:
         y = [math.nan if record.get(name) is None else float(record[name]) for record in records]
-        charts.append(Svg(line_chart(TITLES.get(name) or name, x, y, x_label="images", log_y=name in _LOG_SCALE)))
-    return [Row(charts)] if charts else []
+        charts.append(line_chart(TITLES.get(name) or name, x, y, x_label="images", log_y=name in _LOG_SCALE))
+    return [row(charts)] if charts else []
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

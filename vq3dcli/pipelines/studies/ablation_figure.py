@@ -17,7 +17,7 @@ from torch import Tensor
 from vq3dcli.config.defaults import EVALUATION_SAMPLES
 from vq3dcli.export.charts import Series, bar_chart, number_text, series_chart, side_by_side, standalone
 from vq3dcli.export.colour import colour_map
-from vq3dcli.export.page import Section, Svg, Text
+from vq3dcli.export.page import Html, Section, paragraph
 from vq3dcli.export.sheet import grid
 from vq3dcli.files import as_bytes, write_bytes
 from vq3dcli.model.scene import reconstruct_scene
@@ -83,7 +83,7 @@ def figure_sheet(models: Mapping[str, LoadedWeights]) -> Tensor:
 
 
 @torch.inference_mode()
-def profile_charts(models: Mapping[str, LoadedWeights]) -> list[str]:
+def profile_charts(models: Mapping[str, LoadedWeights]) -> list[Html]:
     """Weights along rays of evaluation scenes, 96 samples at the middles of equal bins of s.
 
     A chart a ray of the scenes that are shown, then the mean of all rays of all scenes by distance from the surface.
@@ -209,7 +209,7 @@ def measure_ablation(
         subtitle=f"{len(seeds)} seeds of three losses, {plan.images} images each, measured on {plan.count} scenes",
         texts=verdict(result),
         charts=[bar_chart(title, [(kind, summary[kind][name]["mean"]) for kind in KINDS]) for title, name in shown],
-        sections=[Section("Weights along rays", [Text(_PROFILE_TEXT), Svg(profiles)])],
+        sections=[Section("Weights along rays", [paragraph(_PROFILE_TEXT), profiles])],
         sheet=figure_sheet(models),
         sheet_text=_SHEET_TEXT,
     )

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from vq3dcli.data.images import encode_png
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.data.token_store import TokenStore
 from vq3dcli.data_tools.depth.labels import EXACT
-from vq3dcli.export.page import Code, Media, Section, Text, write_page
+from vq3dcli.export.page import Section, code, media, paragraph, write_page
 from vq3dcli.files import make_folder, write_bytes
 from vq3dcli.locks import lock_folder
 from vq3dcli.pipelines.film import Shot
@@ -296,27 +295,25 @@ class _Call:
         text = _SAMPLES_TEXT
         if "held_out_bits" in figures:
             text += " " + _BITS_TEXT.format(bits=figures["held_out_bits"], unigram=figures["unigram_bits"])
-        sheet = Media(made.sheet, made.sheet.stem, width_px=_SHEET_WIDTH_PX)
+        sheet = media(made.sheet, made.sheet.stem, width_px=_SHEET_WIDTH_PX)
         commands = [command.format(weights=out / "run", prior=out / "prior") for command in _NEXT_COMMANDS]
-        with TemporaryDirectory(prefix="vq3d-report-") as scratch:
-            runs = []
-            for name, folder in (("Stage 1", "run"), ("Prior", "prior")):
-                make_folder(Path(scratch, folder))
-                sections = run_sections(out / folder, Path(scratch, folder))[2]
-                runs += [Section(f"{name}: {section.title}", section.blocks) for section in sections]
-            write_page(
-                made.report,
-                "vq3d quickstart",
-                f"{budget.images} images of {self.size.scenes} toy scenes, at {budget.images_per_second:.0f} images a "
-                f"second on {self.device.type}, seed {self.seed}",
-                [
-                    Section("From one picture to novel views", [Text(_VIDEOS_TEXT), *video_rows(rows)]),
-                    Section("New scenes", [Text(text), sheet, *video_rows(made.filmed)]),
-                    geometry_section(made.metrics, out / "geometry.png"),
-                    *runs,
-                    Section("Go on", [Code("\n".join(commands))]),
-                ],
-            )
+        runs = []
+        for name, folder in (("Stage 1", "run"), ("Prior", "prior")):
+            sections = run_sections(out / folder)[2]
+            runs += [Section(f"{name}: {section.title}", section.blocks) for section in sections]
+        write_page(
+            made.report,
+            "vq3d quickstart",
+            f"{budget.images} images of {self.size.scenes} toy scenes, at {budget.images_per_second:.0f} images a "
+            f"second on {self.device.type}, seed {self.seed}",
+            [
+                Section("From one picture to novel views", [paragraph(_VIDEOS_TEXT), *video_rows(rows)]),
+                Section("New scenes", [paragraph(text), sheet, *video_rows(made.filmed)]),
+                geometry_section(made.metrics, out / "geometry.png"),
+                *runs,
+                Section("Go on", [code("\n".join(commands))]),
+            ],
+        )
 
 
 def _newer(paths: Sequence[Path], *sources: str | Path) -> bool:

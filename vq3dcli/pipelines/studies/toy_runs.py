@@ -12,7 +12,7 @@ from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import StoppedError
 from vq3dcli.export.charts import number_text
-from vq3dcli.export.page import Block, Media, Row, Section, Table
+from vq3dcli.export.page import Html, Section, media, row, table
 from vq3dcli.files import write_bytes
 from vq3dcli.pipelines.evaluation.geometry import (
     PROTOCOL,
@@ -79,19 +79,19 @@ def geometry_section(metrics: Metrics, sheet: Path | None = None) -> Section:
         rows.append([target.name, number_text(metrics[target.name]), target.bound(metrics), target.meaning])
         marks.append(target.met(metrics))
     everything = [["figure", "measured"], *([name, number_text(value)] for name, value in metrics.items())]
-    blocks: list[Block] = [Table(rows, marks), Table(everything)]
+    blocks = [table(rows, marks), table(everything)]
     if sheet is not None:
         caption = "Two rows a scene, the exact one above: input, disparity, then the six evaluation views."
-        blocks.append(Media(sheet, caption, width_px=1040))
+        blocks.append(media(sheet, caption, width_px=1040))
     return Section("Geometry on toy scenes never trained on", blocks)
 
 
-def video_rows(rows: Sequence[tuple[Path, Path, Path]]) -> list[Row]:
+def video_rows(rows: Sequence[tuple[Path, Path, Path]]) -> list[Html]:
     """A row a scene: its picture, a video and its disparity."""
     return [
-        Row(
+        row(
             [
-                Media(path, name, width_px=_VIDEO_WIDTH_PX)
+                media(path, name, width_px=_VIDEO_WIDTH_PX)
                 for path, name in ((picture, picture.stem), (video, video.stem), (disparity, "disparity"))
             ]
         )
