@@ -23,7 +23,6 @@ import torch
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.images import encode_png
-from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.data.token_store import TokenStore
 from vq3dcli.data_tools.depth.labels import EXACT
 from vq3dcli.export.page import Section, code, media, paragraph, write_page
@@ -56,6 +55,8 @@ from vq3dcli.pipelines.studies.toy_runs import (
 )
 from vq3dcli.pipelines.targets import check_targets, plan_targets
 from vq3dcli.pipelines.tokenize import tokenize
+from vq3dcli.pipelines.train import open_loader
+from vq3dcli.training.distributed import join_ranks
 from vq3dcli.training.stage1 import train
 from vq3dcli.training.stage2 import train_prior
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights, load_prior, load_weights
@@ -180,17 +181,9 @@ class _Call:
     def _stage1(self, minutes: float | None) -> tuple[Budget, LoadedWeights]:
         recipe = load_recipe(RECIPE, Stage1Recipe, [*self.size.overrides, f"training.seed={self.seed}"])
         recorded_budget(self.out / "budget.json", minutes=minutes, seed=self.seed)  # before the data are made
-        schedule, side_px, data = recipe.training, recipe.model.image_size, self.out / "data"
+        side_px, data = recipe.model.image_size, self.out / "data"
         make_toy_data(data, scenes=self.size.scenes, size_px=side_px, seed=self.seed, counting=self.counting)
-        loader = TrainingLoader(
-            [data],
-            labels=EXACT,
-            batch_size=schedule.batch_size,
-            size=side_px,
-            seed=schedule.seed,
-            flip=schedule.flip,
-            crop=schedule.crop,
-        )
+        loader = open_loader(recipe, [data], EXACT, join_ranks(self.device))
         stop_between(self.should_stop, self.out)
         facts = {"data": "toyscenes", "scenes": loader.num_samples}
 
