@@ -117,7 +117,7 @@ def test_the_plane_stands_at_the_mean_disparity():
 
 
 def test_evaluation_cameras_look_at_the_pivot():
-    cameras = evaluation_cameras(2, height_px=8, width_px=12)
+    cameras = evaluation_cameras(canonical_camera(2, height_px=8, width_px=12))
     assert len(cameras) == len(EVALUATION_VIEWS_DEG) == 6
     for (yaw_deg, pitch_deg), camera in zip(EVALUATION_VIEWS_DEG, cameras, strict=True):
         position = camera.cam_to_world[1, :3, 3]

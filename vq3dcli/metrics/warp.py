@@ -11,6 +11,7 @@ Legend: B images, H height_px, W width_px, N pixels of an image.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -19,11 +20,10 @@ from torch import Tensor
 from vq3dcli.rendering.cameras import (
     CAMERA_RADIUS,
     DEPTH_RANGE,
-    FOV_RAD,
     Camera,
     DepthRange,
     image_rays,
-    pivot_camera,
+    pivot_pose,
     pixel_centres,
     project,
     rays_at_pixels,
@@ -48,21 +48,10 @@ _WIDTHS_PER_S = 5.0
 CONSISTENT_SHARE_OF_WIDTH = 0.02
 
 
-def evaluation_cameras(
-    batch: int, *, height_px: int, width_px: int, radius: float = CAMERA_RADIUS, fov_rad: float = FOV_RAD
-) -> list[Camera]:
-    """The cameras of `EVALUATION_VIEWS_DEG`, in that order, each repeated `batch` times."""
-    return [
-        pivot_camera(
-            torch.full((batch,), math.radians(yaw_deg)),
-            torch.full((batch,), math.radians(pitch_deg)),
-            height_px=height_px,
-            width_px=width_px,
-            radius=radius,
-            fov_rad=fov_rad,
-        )
-        for yaw_deg, pitch_deg in EVALUATION_VIEWS_DEG
-    ]
+def evaluation_cameras(canonical: Camera, radius: float = CAMERA_RADIUS) -> list[Camera]:
+    """The B canonical cameras at each of `EVALUATION_VIEWS_DEG` around the pivot, in that order."""
+    angles = [[torch.full((len(canonical),), math.radians(deg)) for deg in view] for view in EVALUATION_VIEWS_DEG]
+    return [replace(canonical, cam_to_world=pivot_pose(yaw, pitch, radius)) for yaw, pitch in angles]
 
 
 def flat_warp(image: Tensor, source: Camera, target: Camera, z_depth: Tensor) -> Tensor:

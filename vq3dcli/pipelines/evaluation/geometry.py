@@ -83,22 +83,14 @@ def exact_batches(count: int, *, seed: int, size_px: int) -> Iterator[ExactScene
         index = torch.arange(start, min(start + SCENES_PER_BATCH, count))
         scenes = sample_scenes(index, seed=seed, purpose="eval")
         camera = canonical_camera(len(index), height_px=size_px, width_px=size_px)
-        novel_cameras = evaluation_cameras(len(index), height_px=size_px, width_px=size_px)
+        novel_cameras = evaluation_cameras(camera)
         # All views in one call: the tracer is fastest on many rays at once.
         cameras = [camera, *novel_cameras]
-        views = render_scenes(scenes.select(torch.arange(len(index)).repeat(len(cameras))), _joined(cameras))
+        repeated = scenes.select(torch.arange(len(index)).repeat(len(cameras)))
+        views = render_scenes(repeated, camera[0].at(torch.cat([c.cam_to_world for c in cameras])))
         rgb = views.rgb.reshape(len(cameras), len(index), 3, size_px, size_px).transpose(0, 1)
         s = views.s.reshape(len(cameras), len(index), size_px, size_px).transpose(0, 1)
         yield ExactScenes(rgb[:, 0], s[:, 0], camera, rgb[:, 1:], s[:, 1:], novel_cameras)
-
-
-def _joined(cameras: list[Camera]) -> Camera:
-    return Camera(
-        torch.cat([camera.cam_to_world for camera in cameras]),
-        torch.cat([camera.intrinsics for camera in cameras]),
-        cameras[0].height_px,
-        cameras[0].width_px,
-    )
 
 
 @dataclass(frozen=True)

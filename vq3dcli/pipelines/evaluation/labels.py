@@ -10,7 +10,6 @@ Legend: N images, B images of a batch, S side in pixels.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,20 +100,16 @@ def measure_labels(
     Figures by name, `template_` those of the mean label of all other images, and a contact sheet uint8 `[3, H, W]`:
     image, reconstruction, rendered disparity, label, view from the side.
     """
-    camera, size, _depth_range = recipe.camera, labelled.s.shape[-1], build_frustum(recipe).depth_range
+    size, depth_range = labelled.s.shape[-1], build_frustum(recipe).depth_range
     targets = aligned_labels(labelled, mean=recipe.loss.alignment_mean, std=recipe.loss.alignment_std)
     figures = Figures()
     tiles: list[Tensor] = []
     done = 0
     for images in (part for batch in labelled.images.batches() for part in batch.split(_AT_ONCE)):
         target = targets[done : done + len(images)]
-        views = evaluation_cameras(
-            len(images), height_px=size, width_px=size, radius=camera.radius, fov_rad=math.radians(camera.fov_deg)
-        )
         front = build_canonical_camera(recipe, size, len(images))
-        main, novel = add_rendered(
-            figures, predictor(images), images, target, front, views, build_frustum(recipe).depth_range
-        )
+        views = evaluation_cameras(front, recipe.camera.radius)
+        main, novel = add_rendered(figures, predictor(images), images, target, front, views, depth_range)
         if len(targets) > 1:
             others = (targets.double().sum(0) - target.double()) / (len(targets) - 1)
             add_disparity(figures, "template_", others.float(), target)
