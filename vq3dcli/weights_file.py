@@ -60,22 +60,16 @@ _CALLED = {
 
 
 class TokenFacts(BaseModel):
-    """What a prior's codes are.
-
-    Attributes:
-        stage1_sha256: Hash of the Stage 1 weights file that made them and can decode them.
-        codebook_size: Number of codes K.
-        length: Codes an image L.
-        class_names: By class index.
-        stage1_ancestors: Hashes of the weights that the Stage 1's training began from, the nearest first.
-    """
+    """What a prior's codes are."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    # hash of the Stage 1 weights file that made them and can decode them
     stage1_sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    codebook_size: int = Field(ge=1, le=65536)
-    length: int = Field(ge=1, le=2**18)
-    class_names: tuple[str, ...]
+    codebook_size: int = Field(ge=1, le=65536)  # number of codes K
+    length: int = Field(ge=1, le=2**18)  # codes an image L
+    class_names: tuple[str, ...]  # by class index
+    # hashes of the weights that the Stage 1's training began from, the nearest first
     stage1_ancestors: tuple[str, ...] = ()
 
 
@@ -113,17 +107,11 @@ class _DepthHeader(_Header):
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A model in evaluation mode and where it came from.
+    """A model in evaluation mode and where it came from."""
 
-    Attributes:
-        path: The file.
-        sha256: The file's hash.
-        card: What the file says of itself: data, images seen, figures.
-    """
-
-    path: str
-    sha256: str
-    card: dict[str, Any] = field(repr=False)
+    path: str  # the file
+    sha256: str  # the file's hash
+    card: dict[str, Any] = field(repr=False)  # what the file says of itself: data, images seen, figures
 
 
 @dataclass(frozen=True)
@@ -202,9 +190,7 @@ def save_weights(
     Returns:
         The file's SHA-256.
 
-    Raises:
-        DivergedError: Weights are not finite in fp16.
-        OutputError, StorageError: It cannot be written.
+    Raises `DivergedError`: weights are not finite in fp16.
     """
     state = model.state_dict().items()
     saved = {name: _rounded(value) for name, value in state if not name.startswith(TRAINING_ONLY)}
@@ -221,7 +207,6 @@ def load_weights(path: Path | str | None = None, device: str | torch.device = "c
 
     Args:
         path: A weights file, a run's folder, or a checkpoint; None for the embedded ones.
-        device: Where the model goes.
 
     Raises:
         InputMissingError: There is no such file.
@@ -285,15 +270,11 @@ def checked_header(
     """The header of a file of ours.
 
     Args:
-        path: The file.
-        values: Its header.
-        schema: What it must be.
         kind: Its `format`.
         known: The `format_version` that is known.
         what: What the file should be, for an error.
 
-    Raises:
-        DataError: It is of another kind, of another version, or says what no such file says.
+    Raises `DataError`: it is of another kind, of another version, or says what no such file says.
     """
     format_, version = values.get("format"), values.get("format_version")
     if format_ != kind:

@@ -62,8 +62,7 @@ class Output:
     def replacing(self, paths: Iterable[Path]) -> None:
         """Name the files that the work will replace, before it starts, and in a terminal ask whether it may.
 
-        Raises:
-            OutputError: It may not.
+        Raises `OutputError`: it may not.
         """
         names = [str(path) for path in paths]
         if not names or self.quiet:
@@ -129,8 +128,6 @@ class Output:
         Args:
             protocol: Name of the definition that the metrics were measured by.
             count: How many items were processed.
-            seed: Of the run, if anything in it was random.
-            weights: That were used.
             metrics: Figures by name; nested mappings are allowed, NaN and infinity become null in JSON.
             outputs: Files and folders that were made.
             table: Rows for the human reader, the first one the heading; without it the metrics are listed.

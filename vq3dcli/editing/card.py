@@ -28,17 +28,11 @@ _THICKNESS = 0.4
 
 @dataclass(frozen=True)
 class Card:
-    """A `placement.Surface` in the coordinates of the scene that the thing was cut out of.
+    """A `placement.Surface` in the coordinates of the scene that the thing was cut out of."""
 
-    Attributes:
-        rgb: `[3, H, W]` in [0, 1].
-        alpha: How much of each pixel is the thing, `[H, W]`; a ray meets it or does not, at one half.
-        s: Its relief `[H, W]`, continued beyond its edge.
-    """
-
-    rgb: Tensor
-    alpha: Tensor
-    s: Tensor
+    rgb: Tensor  # `[3, H, W]` in [0, 1]
+    alpha: Tensor  # how much of each pixel is the thing, `[H, W]`; a ray meets it or does not, at one half
+    s: Tensor  # its relief `[H, W]`, continued beyond its edge
     frustum: Frustum
 
     def __call__(self, rays: Rays) -> tuple[Tensor, Tensor]:

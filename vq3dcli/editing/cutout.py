@@ -38,41 +38,25 @@ _PIXELS_AT_ONCE = 512
 
 
 class FirstView(NamedTuple):
-    """A scene as its canonical camera sees it.
+    """A scene as its canonical camera sees it."""
 
-    Attributes:
-        rgb: `[3, G, G]` in [0, 1].
-        s: `[G, G]`.
-    """
-
-    rgb: Tensor
-    s: Tensor
+    rgb: Tensor  # `[3, G, G]` in [0, 1]
+    s: Tensor  # `[G, G]`
 
 
 @dataclass(frozen=True)
 class Cutout:
-    """An object of a scene, in the scene's coordinates.
+    """An object of a scene, in the scene's coordinates."""
 
-    Attributes:
-        mask: How much of each pixel of the first view is the object, `[G, G]` in [0, 1].
-        gone: What goes with it when it is taken away, `[G, G]`.
-        back_s: Where the object ends, `[G, G]`.
-        behind: What is behind it, as far as its surroundings tell.
-        foot: The middle of its lower edge.
-        width: In metres.
-        share: Of the view's width and height.
-        lower: Corner of a box around it.
-    """
-
-    mask: Tensor
-    gone: Tensor
-    back_s: Tensor
-    behind: FirstView
+    mask: Tensor  # how much of each pixel of the first view is the object, `[G, G]` in [0, 1]
+    gone: Tensor  # what goes with it when it is taken away, `[G, G]`
+    back_s: Tensor  # where the object ends, `[G, G]`
+    behind: FirstView  # what is behind it, as far as its surroundings tell
     frustum: Frustum
-    foot: Vector
-    width: float
-    share: tuple[float, float]
-    lower: Vector
+    foot: Vector  # the middle of its lower edge
+    width: float  # in metres
+    share: tuple[float, float]  # of the view's width and height
+    lower: Vector  # corner of a box around it
     upper: Vector
 
     def membership(self, points: Tensor) -> Tensor:
@@ -136,8 +120,7 @@ def cut_out(
         box: A little larger than the object: left, top, right, bottom in fractions of the view.
         z_range: Nearest and farthest z_depth: what the box holds between them is the object, whatever surrounds it.
 
-    Raises:
-        DataError: Nothing stands out of its surroundings in the box.
+    Raises `DataError`: nothing stands out of its surroundings in the box.
     """
     side = view.s.shape[0]
     inside = _box_pixels(box, side, rim=not of_photo).to(view.s.device)

@@ -32,31 +32,20 @@ _LEAST_FORWARD = 1e-2
 
 
 class Lines(NamedTuple):
-    """Rays as lines in the photo.
+    """Rays as lines in the photo."""
 
-    Attributes:
-        base: Pixels at s = 0, (x, y), `[N, 2]`.
-        step: Pixels a unit of s, `[N, 2]`.
-        nearest_s: Nothing nearer than this is seen: it lies behind the camera.
-    """
-
-    base: Tensor
-    step: Tensor
-    nearest_s: float
+    base: Tensor  # pixels at s = 0, (x, y), `[N, 2]`
+    step: Tensor  # pixels a unit of s, `[N, 2]`
+    nearest_s: float  # nothing nearer than this is seen: it lies behind the camera
 
 
 class Intersections(NamedTuple):
-    """Where rays meet a relief.
+    """Where rays meet a relief."""
 
-    Attributes:
-        pixels: Place in the photo, (x, y), `[N, 2]`.
-        s: Normalised disparity there in the photo's camera, `[N]`.
-        stretch: How much larger the relief's surface appears here than in the photo, `[N]`: 1 as large, above 1
-            pulled apart, as the walls of its steps are.
-    """
-
-    pixels: Tensor
-    s: Tensor
+    pixels: Tensor  # place in the photo, (x, y), `[N, 2]`
+    s: Tensor  # normalised disparity there in the photo's camera, `[N]`
+    # how much larger the relief's surface appears here than in the photo, `[N]`: 1 as large, above 1 pulled apart, as
+    # the walls of its steps are
     stretch: Tensor
 
 

@@ -54,25 +54,17 @@ class Placement:
     """From an object's coordinates to the scene's: x_scene = at + A_scene scale R A_object^-1 (x_object - anchor).
 
     A photo of any shape is squashed to a square, so that the y of its scene is stretched by A = width / height.
-
-    Attributes:
-        anchor: The point of the object, in its own coordinates, that lies at `at`.
-        scale: Above 0.
-        yaw_rad: Turn about the vertical axis; positive turns the side that faces the camera to the right (+x).
-        pitch_rad: Turn about the x axis after that; positive leans the top away from the camera (+z).
-        roll_rad: Turn about the z axis at last; positive is clockwise in the image.
-        object_aspect: A of the photo that the object comes from.
-        scene_aspect: A of the scene's photo.
     """
 
-    anchor: Vector = (0.0, 0.0, 0.0)
+    anchor: Vector = (0.0, 0.0, 0.0)  # the point of the object, in its own coordinates, that lies at `at`
     at: Vector = (0.0, 0.0, 0.0)
-    scale: float = 1.0
+    scale: float = 1.0  # above 0
+    # turn about the vertical axis; positive turns the side that faces the camera to the right (+x)
     yaw_rad: float = 0.0
-    pitch_rad: float = 0.0
-    roll_rad: float = 0.0
-    object_aspect: float = 1.0
-    scene_aspect: float = 1.0
+    pitch_rad: float = 0.0  # turn about the x axis after that; positive leans the top away from the camera (+z)
+    roll_rad: float = 0.0  # turn about the z axis at last; positive is clockwise in the image
+    object_aspect: float = 1.0  # a of the photo that the object comes from
+    scene_aspect: float = 1.0  # a of the scene's photo
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale > 0.0):
@@ -188,16 +180,11 @@ def recoloured(field: Field, colour: Callable[[Tensor, Tensor], Tensor]) -> Fiel
 
 
 class Shadow(NamedTuple):
-    """A soft round shadow around a place: a Gaussian, half as far upwards as to the sides.
-
-    Attributes:
-        radius: Its standard deviation in metres.
-        strength: How much darker it is in the middle, 0 to 1.
-    """
+    """A soft round shadow around a place: a Gaussian, half as far upwards as to the sides."""
 
     centre: Vector
-    radius: float
-    strength: float
+    radius: float  # its standard deviation in metres
+    strength: float  # how much darker it is in the middle, 0 to 1
 
     def left(self, points: Tensor) -> Tensor:
         """What is left of the light at points `[..., 3]`, `[...]`."""
@@ -211,15 +198,10 @@ def darkened(field: Field, shadow: Shadow) -> Field:
 
 
 class Hits(NamedTuple):
-    """Where rays first meet a surface.
+    """Where rays first meet a surface."""
 
-    Attributes:
-        z_depth: `[N, K]` in the rendering camera, infinite where a ray meets nothing.
-        rgb: `[N, K, 3]` in [0, 1].
-    """
-
-    z_depth: Tensor
-    rgb: Tensor
+    z_depth: Tensor  # `[N, K]` in the rendering camera, infinite where a ray meets nothing
+    rgb: Tensor  # `[N, K, 3]` in [0, 1]
 
     def among(self, index: Tensor) -> Hits:
         """Those of some pixels."""
@@ -303,34 +285,24 @@ def _render_to_hits(
 
 
 class Standing(NamedTuple):
-    """A surface in a scene.
-
-    Attributes:
-        give: How far behind what a picture shows it may lie, in metres, and still be seen: its foot is on a ground
-            whose distance is a guess.
-    """
+    """A surface in a scene."""
 
     surface: Surface
+    # how far behind what a picture shows it may lie, in metres, and still be seen: its foot is on a ground whose
+    # distance is a guess
     give: float = 0.0
 
 
 @dataclass(frozen=True)
 class ComposedScene:
-    """One scene with what was inserted into it.
+    """One scene with what was inserted into it."""
 
-    Attributes:
-        field: All fields in one, see `merged`.
-        surfaces: In the scene's coordinates.
-        picture: What shows the scene instead of its field; only surfaces stand in a picture.
-        shadows: What is darker in the picture; the field has its own.
-    """
-
-    field: Field
-    surfaces: tuple[Standing, ...]
+    field: Field  # all fields in one, see `merged`
+    surfaces: tuple[Standing, ...]  # in the scene's coordinates
     depth_range: DepthRange
     device: torch.device
-    picture: ViewOf | None = None
-    shadows: tuple[Shadow, ...] = ()
+    picture: ViewOf | None = None  # what shows the scene instead of its field; only surfaces stand in a picture
+    shadows: tuple[Shadow, ...] = ()  # what is darker in the picture; the field has its own
 
     @torch.no_grad()
     def render(self, camera: Camera, *, samples: int = 96) -> SceneView:

@@ -25,17 +25,11 @@ from vq3dcli.rendering.render import Field, TrainedField
 
 
 class Encoded(NamedTuple):
-    """What one pass through the autoencoder gives.
+    """What one pass through the autoencoder gives."""
 
-    Attributes:
-        planes: `[B, 3, P, P, C]`.
-        auxiliary: Image of the 2D head `[B, 3, H, W]` in [-1, 1] or beyond, or None.
-        quantized: The quantizer's result.
-    """
-
-    planes: Tensor
-    auxiliary: Tensor | None
-    quantized: Quantized
+    planes: Tensor  # `[B, 3, P, P, C]`
+    auxiliary: Tensor | None  # image of the 2D head `[B, 3, H, W]` in [-1, 1] or beyond, or None
+    quantized: Quantized  # the quantizer's result
 
 
 class Autoencoder(FieldModel):

@@ -38,14 +38,10 @@ class Prior(nn.Module):
         length: Codes an image L, a square number: the grid is `sqrt(L)` x `sqrt(L)`.
         classes: Number of classes; index `classes` (or any below 0) stands for no class.
         width: Channels D.
-        layers: Number of blocks.
         heads: Number of heads H; `width / heads` is a multiple of 4.
         dropout: Of embeddings and of both branches of a block, in training. It draws from torch's generator of the
             device, which the trainer seeds for each step.
         tied_head: The output layer uses the code embeddings: K D parameters less.
-
-    Attributes:
-        checkpoint_activations: As of `vit.Transformer`.
     """
 
     rotation: Tensor
@@ -67,7 +63,7 @@ class Prior(nn.Module):
         assert width % (4 * heads) == 0, f"width {width} must be a multiple of 4 x heads {heads}"
         self.codebook_size, self.length, self.classes, self.width = codebook_size, length, classes, width
         self.heads = heads
-        self.checkpoint_activations = False
+        self.checkpoint_activations = False  # as of `vit.Transformer`
         self.code_embedding = nn.Embedding(codebook_size, width)
         self.class_embedding = nn.Embedding(classes + 1, width)
         self.positions = nn.Parameter(torch.empty(length, width))

@@ -61,23 +61,14 @@ PACKAGES: tuple[tuple[str, str, str, str | None], ...] = (
 
 @dataclass(frozen=True)
 class Check:
-    """One finding.
+    """One finding."""
 
-    Attributes:
-        name: What was looked at.
-        status: Whether it works.
-        detail: What was found, in one line for people.
-        remedy: What to do, unless all is well.
-        required: Whether vq3d works at all without it.
-        facts: The same in figures and names.
-    """
-
-    name: str
-    status: Status
-    detail: str
-    remedy: str | None = None
-    required: bool = True
-    facts: dict[str, Any] = field(default_factory=dict)
+    name: str  # what was looked at
+    status: Status  # whether it works
+    detail: str  # what was found, in one line for people
+    remedy: str | None = None  # what to do, unless all is well
+    required: bool = True  # whether vq3d works at all without it
+    facts: dict[str, Any] = field(default_factory=dict)  # the same in figures and names
 
 
 def check_all() -> list[Check]:

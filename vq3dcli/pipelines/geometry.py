@@ -55,17 +55,13 @@ _REMEDY = "a PNG, .npy or .pfm of two axes, all of it finite"
 
 @dataclass(frozen=True)
 class Geometry:
-    """What gives scenes their geometry.
+    """What gives scenes their geometry."""
 
-    Attributes:
-        kind: `nerf`; `teacher` or `both`, photos by the embedded depth network, at the statistics of training or at
-            the NeRF's scale; `network` or `map`, one of the user's, whose map is kept as sharp as it is.
-        disparity: The user's map `[h, w]`, larger is nearer.
-    """
-
+    # `nerf`; `teacher` or `both`, photos by the embedded depth network, at the statistics of training or at the NeRF's
+    # scale; `network` or `map`, one of the user's, whose map is kept as sharp as it is
     kind: Literal["nerf", "teacher", "both", "network", "map"] = "nerf"
     network: DepthModel | None = None
-    disparity: Tensor | None = None
+    disparity: Tensor | None = None  # the user's map `[h, w]`, larger is nearer
     name: str = ""
 
     @property
@@ -80,8 +76,7 @@ NERF = Geometry()
 def open_geometry(name: GeometryName | None, device: torch.device) -> Geometry:
     """The geometry of photos in detail; None is `both` where this installation has a depth network, else `nerf`.
 
-    Raises:
-        UnavailableError: There is no embedded depth network.
+    Raises `UnavailableError`: there is no embedded depth network.
     """
     if name is None:
         name = "both" if embedded_path("depth").exists() else "nerf"
@@ -144,8 +139,7 @@ def given_s(opened: OpenedScene, geometry: Geometry) -> Tensor | None:
 def photo_relief(opened: OpenedScene, photo: Tensor, geometry: Geometry = NERF) -> Tensor:
     """Normalised disparity of each pixel of a photo uint8 `[3, H, W]`: float32 `[H, W]`, on the scene's device.
 
-    Raises:
-        UsageError, DataError: See `given_s`.
+    Raises `UsageError` or `DataError`: see `given_s`.
     """
     given = given_s(opened, geometry)
     if given is not None:
@@ -264,8 +258,7 @@ def user_s(disparity: Tensor, facts: SceneCamera, *, name: str) -> Tensor:
     Returns:
         `[h', w']` in [0, 1], at most 2048 pixels a side.
 
-    Raises:
-        DataError: All of it, but for single pixels, is equally far.
+    Raises `DataError`: all of it, but for single pixels, is equally far.
     """
     factor = min(1.0, _MOST_PX / max(disparity.shape))
     smaller = resized(disparity[None], [max(1, round(side * factor)) for side in disparity.shape])
@@ -278,8 +271,7 @@ def user_s(disparity: Tensor, facts: SceneCamera, *, name: str) -> Tensor:
 def _read_picture(data: bytes, path: Path) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
     """Values of a picture, turned by its EXIF orientation; a grey PNG or TIFF of more than 8 bits keeps them.
 
-    Raises:
-        DataError: It cannot be decoded, or its colours differ: which of them is near, only its maker knows.
+    Raises `DataError`: it cannot be decoded, or its colours differ: which of them is near, only its maker knows.
     """
     with contextlib.suppress(Exception), load_picture(data) as image:  # `decode_image` says what is wrong with it
         if image.mode.startswith("I") or image.mode == "F":

@@ -39,8 +39,7 @@ def interpolate(
 ) -> Made:
     """Film the way between scenes, see `way_between`.
 
-    Raises:
-        Vq3dError: Options or inputs that do not fit, or cannot be read; an output that cannot be written.
+    Raises `Vq3dError`: options or inputs that do not fit, or cannot be read; an output that cannot be written.
     """
     refuse_stdout(task.output, "interpolate")
     sources = parse_sources(texts)

@@ -53,25 +53,16 @@ _LIGHT: Vector = (-0.5, -0.8, -0.6)
 
 @dataclass(frozen=True)
 class Thing:
-    """Something that stands in a scene.
+    """Something that stands in a scene."""
 
-    Attributes:
-        base: Its placement, without where it stands.
-        stops: Where it stands, one after the other during the video.
-        width: Before scaling, in metres.
-        shadow: Strength of its shadow.
-        lower: With `upper` the corners of a box around it, in its own coordinates.
-        shape: Its field, mesh or card, in its own coordinates.
-    """
-
-    base: Placement
-    stops: tuple[Vector, ...]
+    base: Placement  # its placement, without where it stands
+    stops: tuple[Vector, ...]  # where it stands, one after the other during the video
     spin_rad: float
-    width: float
-    shadow: float
-    lower: Vector
+    width: float  # before scaling, in metres
+    shadow: float  # strength of its shadow
+    lower: Vector  # with `upper` the corners of a box around it, in its own coordinates
     upper: Vector
-    shape: Field | Mesh | Card
+    shape: Field | Mesh | Card  # its field, mesh or card, in its own coordinates
 
     def placement(self, progress: float) -> Placement:
         """Where it is when `progress` in [0, 1] of the video is over."""
@@ -88,18 +79,13 @@ class Thing:
 
 @dataclass(frozen=True)
 class Stage:
-    """A scene whose holes are closed, and the things that stand in it.
+    """A scene whose holes are closed, and the things that stand in it."""
 
-    Attributes:
-        scene: The scene without what was deleted or moved, its holes closed.
-        picture: What shows the scene itself, if not its field: its photo in detail.
-    """
-
-    scene: Field
+    scene: Field  # the scene without what was deleted or moved, its holes closed
     things: tuple[Thing, ...]
     frustum: Frustum
     device: torch.device
-    picture: PhotoScene | None = None
+    picture: PhotoScene | None = None  # what shows the scene itself, if not its field: its photo in detail
 
     def out_of(self, camera: Camera) -> list[int]:
         """Which things lie outside of what a camera shows, wherever they stand during the video."""

@@ -30,26 +30,16 @@ OnProgress = Callable[[int, int, str], object]
 
 @dataclass(frozen=True)
 class Task:
-    """What all commands are told that make files of scenes.
+    """What all commands are told that make files of scenes."""
 
-    Attributes:
-        device: Where to compute.
-        output: What `-o` says, see `targets`; None is the current folder.
-        video_format: What `--format` says.
-        disparity: Also show disparity.
-        geometry: Of photo detail; None is the best there is.
-        weights: The model; None is the embedded one, if one is needed.
-        on_progress: See `OnProgress`.
-        on_replaced: Called with the files that the work will replace, before it starts.
-    """
-
-    device: torch.device
-    output: str | None = None
-    video_format: str | None = None
-    disparity: Disparity = False
-    geometry: GeometryName | None = None
-    weights: Path | None = None
-    on_progress: OnProgress = lambda done, total, status: None
+    device: torch.device  # where to compute
+    output: str | None = None  # what `-o` says, see `targets`; None is the current folder
+    video_format: str | None = None  # what `--format` says
+    disparity: Disparity = False  # also show disparity
+    geometry: GeometryName | None = None  # of photo detail; None is the best there is
+    weights: Path | None = None  # the model; None is the embedded one, if one is needed
+    on_progress: OnProgress = lambda done, total, status: None  # see `OnProgress`
+    # called with the files that the work will replace, before it starts
     on_replaced: Callable[[Sequence[Path]], None] = lambda paths: note_replaced(paths)
 
     def load(self, sources: Sequence[Source], *, always: bool = False) -> LoadedWeights | None:
@@ -66,20 +56,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Target:
-    """Where one video goes.
+    """Where one video goes."""
 
-    Attributes:
-        video: File, or folder for `frames`.
-        disparity: The same for the disparity video, if there is one.
-        beside: Whether disparity is shown on the right of the picture.
-        more: What else is written beside it.
-    """
-
-    video: Path
-    disparity: Path | None
+    video: Path  # file, or folder for `frames`
+    disparity: Path | None  # the same for the disparity video, if there is one
     video_format: VideoFormat
-    beside: bool = False
-    more: tuple[Path, ...] = ()
+    beside: bool = False  # whether disparity is shown on the right of the picture
+    more: tuple[Path, ...] = ()  # what else is written beside it
 
     @property
     def cameras(self) -> Path:
@@ -122,16 +105,14 @@ def plan_targets(
     """Where the video of each source goes, and what is written beside it.
 
     Args:
-        sources: The inputs.
         output: What `-o` says: a file, a folder (it exists, or ends in /, or there are several inputs and it has no
             suffix), or a pattern with `{name}` for the input's name; None is the current folder.
         video_format: What `--format` says, if anything; else the name or `default` does.
         path: Name of the camera path, a part of the names that are made here.
         kept: What else is read, and must not be overwritten.
 
-    Raises:
-        UsageError: A format that is unknown or contradicts the file's name; one file for several inputs; an output
-            that would overwrite or remove an input, or another output.
+    Raises `UsageError`: a format that is unknown or contradicts the file's name; one file for several inputs; an output
+    that would overwrite or remove an input, or another output.
     """
     if video_format is not None and video_format not in FORMATS:
         raise UsageError(f"no video format {video_format!r}", remedy=f"--format {'|'.join(FORMATS)}")

@@ -106,8 +106,7 @@ def label_names(labels: Sequence[str] | None) -> str | list[str | None] | None:
 def open_held_out(recipe: Stage1Recipe, folder: Path) -> Batch:
     """Some images of a folder, always the same, with their exact disparity and an exact view, where it has these.
 
-    Raises:
-        InputMissingError, DataError, UsageError: As `TrainingLoader`.
+    Raises `InputMissingError`, `DataError` or `UsageError`: as `TrainingLoader`.
     """
     count = min(ShardFolder(folder).num_samples, _HELD_OUT_IMAGES)
     return TrainingLoader(
@@ -126,8 +125,7 @@ def open_held_out(recipe: Stage1Recipe, folder: Path) -> Batch:
 def stage1_for_sheets(store: TokenStore, weights: Path | None, device: torch.device) -> LoadedWeights | None:
     """The Stage 1 for a prior's sheets, None without one that made the tokens.
 
-    Raises:
-        DataError: The one asked for did not make them.
+    Raises `DataError`: the one asked for did not make them.
     """
     if weights is not None:
         loaded = load_weights(weights, device)
@@ -154,10 +152,7 @@ def full_speed(
     What is computed again to save memory counts once: a run's speed over this is its model FLOPs utilisation.
 
     Args:
-        recipe: What is trained.
         device: That of each process.
-        processes: How many there are.
-        classes: Of the data.
         store: The tokens of Stage 2.
     """
     if device.type != "cuda":

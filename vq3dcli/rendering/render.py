@@ -41,13 +41,9 @@ class Density(NamedTuple):
 
 
 class RayField(ABC):
-    """A `Field` of one scene that looks along rays by itself, faster and within a grey level of what `render` does.
+    """A `Field` of one scene that looks along rays by itself, faster and within a grey level of what `render` does."""
 
-    Attributes:
-        exact: The same field by tensor operations.
-    """
-
-    exact: Field
+    exact: Field  # the same field by tensor operations
 
     @abstractmethod
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,13 +55,9 @@ class RayField(ABC):
 
 
 class TrainedField(ABC):
-    """A `Field` of scenes that looks along rays by itself, with gradients to what it is made of.
+    """A `Field` of scenes that looks along rays by itself, with gradients to what it is made of."""
 
-    Attributes:
-        exact: The same field by tensor operations, for rays that have a gradient, too.
-    """
-
-    exact: Field
+    exact: Field  # the same field by tensor operations, for rays that have a gradient, too
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """See `Field`."""
@@ -117,21 +109,13 @@ def _points_at_once(device: torch.device) -> int:
 
 
 class Rendering(NamedTuple):
-    """What rays see.
+    """What rays see."""
 
-    Attributes:
-        rgb: `[B, N, C]` in [0, 1].
-        s: Expected normalised disparity `[B, N]`.
-        weight_variance: Variance of s under the weights `[B, N]`; a clean surface has almost none.
-        weights: `[B, N, S]`.
-        samples_s: `[B, N, S]`.
-    """
-
-    rgb: Tensor
-    s: Tensor
-    weight_variance: Tensor
-    weights: Tensor
-    samples_s: Tensor
+    rgb: Tensor  # `[B, N, C]` in [0, 1]
+    s: Tensor  # expected normalised disparity `[B, N]`
+    weight_variance: Tensor  # variance of s under the weights `[B, N]`; a clean surface has almost none
+    weights: Tensor  # `[B, N, S]`
+    samples_s: Tensor  # `[B, N, S]`
 
 
 def ray_weights(tau: Tensor, *, opaque_end: bool) -> Tensor:

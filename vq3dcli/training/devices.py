@@ -38,33 +38,19 @@ _LARGEST_BLOCK, _SMALLEST_BLOCK = 64 << 20, 1 << 20
 
 @dataclass(frozen=True)
 class Processor:
-    """What a step can count on.
+    """What a step can count on."""
 
-    Attributes:
-        name: For people.
-        kind: "cpu" or "cuda".
-        flops_per_second: Of matrix products in the training precision.
-        flops_per_second_float32: Of those that stay in float32.
-        bytes_per_second: Read and written by everything else.
-        memory_bytes: Of the device, of the whole machine for a CPU; None where it is not known.
-        dtype: The training precision.
-        basis: Where the figures come from.
-        seconds_per_operation: The least that one takes.
-        link_bytes_per_second: To the others of its machine, each way.
-        share: Which part of its peak `flops_per_second` is.
-    """
-
-    name: str
-    kind: str
-    flops_per_second: float
-    flops_per_second_float32: float
-    bytes_per_second: float
-    memory_bytes: int | None
-    dtype: torch.dtype
-    basis: str
-    seconds_per_operation: float = _SECONDS_PER_OPERATION
-    link_bytes_per_second: float = LOOPBACK
-    share: float = 1.0
+    name: str  # for people
+    kind: str  # "cpu" or "cuda"
+    flops_per_second: float  # of matrix products in the training precision
+    flops_per_second_float32: float  # of those that stay in float32
+    bytes_per_second: float  # read and written by everything else
+    memory_bytes: int | None  # of the device, of the whole machine for a CPU; None where it is not known
+    dtype: torch.dtype  # the training precision
+    basis: str  # where the figures come from
+    seconds_per_operation: float = _SECONDS_PER_OPERATION  # the least that one takes
+    link_bytes_per_second: float = LOOPBACK  # to the others of its machine, each way
+    share: float = 1.0  # which part of its peak `flops_per_second` is
 
 
 class Published(NamedTuple):
@@ -104,7 +90,6 @@ def find_processor(recipe: Recipe, device: torch.device, name: str | None = None
     A GPU on the machine has its own memory, as the driver gives it, and the table's peaks where the table has it.
 
     Args:
-        recipe: What is trained.
         device: Where it would train here.
         name: Another one than that, a key of `PUBLISHED`; "cpu" is the one of this machine.
     """
@@ -183,8 +168,6 @@ def measured_processor(
     """Multiply and rectify for about a second, with as many threads as PyTorch has.
 
     Args:
-        device: What computes.
-        dtype: The training precision.
         block_bytes: Size of a typical activation; where memory is fetched anew for each, size decides the speed.
         memory_bytes: What the device has, if that is known.
     """

@@ -43,10 +43,7 @@ def held_out_views(
 
     Args:
         model: The averaged one.
-        recipe: The resolved recipe.
         images: All of them, the same on every rank.
-        device: Where to compute.
-        ranks: This process among those of the run.
     """
     names = ("psnr", "spearman", "ssi_error", "novel_psnr")
     sums = torch.zeros(len(names), 2, dtype=torch.float64)
@@ -73,15 +70,10 @@ def held_out_views(
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Bits per code of held-out images.
+    """Bits per code of held-out images."""
 
-    Attributes:
-        images: How many images of each class, `[C + 1]`.
-        bits: Their mean bits per code, `[C + 1]`, NaN for classes without one.
-    """
-
-    images: Tensor
-    bits: Tensor
+    images: Tensor  # how many images of each class, `[C + 1]`
+    bits: Tensor  # their mean bits per code, `[C + 1]`, NaN for classes without one
 
     @property
     def mean(self) -> float:
@@ -109,10 +101,7 @@ def held_out_bits(
     Args:
         model: The prior, in evaluation mode.
         loader: Knows what is held out.
-        batch_size: At once.
         autocast_dtype: bfloat16 for mixed precision.
-        device: Where to compute.
-        ranks: This process among those of the run.
     """
     classes = len(loader.store.class_names)
     nats = torch.zeros(classes + 1, dtype=torch.float64, device=device)

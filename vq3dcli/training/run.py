@@ -51,23 +51,16 @@ class Progress(NamedTuple):
 
 
 class RunOptions(TypedDict, total=False):
-    """Who hears of a run, and when it stops before its end.
+    """Who hears of a run, and when it stops before its end."""
 
-    Attributes:
-        report: Called after each step.
-        refresh_page: Called on the first rank after each sheet, and when the run ends, however it ends.
-        should_stop: Polled after each step; when true, the run is saved and `StoppedError` raised.
-        stop_after_images: Stop as if asked to after this many images.
-        full_speed: Of an images seen, how many images a second all processors together could take at their peak.
-        profile_steps: Write a trace of so many steps of the first rank, `profile.json.gz`, after the first few.
-    """
-
-    report: Callable[[Progress], None]
+    report: Callable[[Progress], None]  # called after each step
+    # called on the first rank after each sheet, and when the run ends, however it ends
     refresh_page: Callable[[], object]
-    should_stop: Callable[[], bool]
-    stop_after_images: int | None
+    should_stop: Callable[[], bool]  # polled after each step; when true, the run is saved and `StoppedError` raised
+    stop_after_images: int | None  # stop as if asked to after this many images
+    # of an images seen, how many images a second all processors together could take at their peak
     full_speed: Callable[[int], float] | None
-    profile_steps: int
+    profile_steps: int  # write a trace of so many steps of the first rank, `profile.json.gz`, after the first few
 
 
 class Result(NamedTuple):
@@ -105,10 +98,6 @@ class Run:
     Only the first rank writes; what all ranks must call is said so.
 
     Args:
-        recipe: The resolved recipe.
-        out: The run's folder.
-        device: Where to train.
-        ranks: This process among those of the run.
         tokens: What a prior's codes are.
         **options: Who hears of the run, and when it stops.
     """

@@ -63,11 +63,7 @@ class Checkpoint(NamedTuple):
 
 
 class RunFolder:
-    """The files of one run. Hold it open with `opened` so that no second run writes here.
-
-    Args:
-        path: The folder.
-    """
+    """The files of one run. Hold it open with `opened` so that no second run writes here."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -173,9 +169,7 @@ class RunFolder:
     ) -> None:
         """Write a checkpoint, whose average is a weights file with `header`; delete all but the newest `keep`.
 
-        Raises:
-            DivergedError: A number is not finite: nothing was written, and the checkpoint before is the newest.
-            OutputError, StorageError: It cannot be written.
+        Raises `DivergedError`: a number is not finite: nothing was written, and the checkpoint before is the newest.
         """
         images_seen = manifest["images_seen"]
         for stem, tensors in parts.items():
@@ -193,8 +187,7 @@ class RunFolder:
 
         The first rank reads every byte to choose it.
 
-        Raises:
-            DataError: There are checkpoints, but all are damaged.
+        Raises `DataError`: there are checkpoints, but all are damaged.
         """
         chosen = ranks.gather_texts(self._newest_whole() if ranks.is_main else "")[0]
         folder = self.checkpoints / chosen

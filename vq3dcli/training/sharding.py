@@ -33,8 +33,7 @@ def is_sharded(shard: Literal["auto", "always", "never"], model: nn.Module, worl
 def spread(model: nn.Module, world_size: int, device: torch.device) -> None:
     """Spread a model on the CPU over the ranks and their devices, in place; its parameters are others from now on.
 
-    Raises:
-        UnavailableError: PyTorch is too old.
+    Raises `UnavailableError`: pyTorch is too old.
     """
     try:
         from torch.distributed.device_mesh import init_device_mesh

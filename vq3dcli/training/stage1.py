@@ -61,9 +61,7 @@ def train(
     """Train, or continue the run that `out` holds.
 
     Args:
-        recipe: The resolved recipe.
         data: A loader made with the recipe's batch size and seed.
-        out: The run's folder.
         device: Where to train, on many GPUs this rank's own; the CPU by default.
         facts: Recorded with the run; a later call with other facts is refused.
         perceptual_weights: The trunk of the perceptual loss in a file; by default fetched, or from a package.
@@ -140,10 +138,7 @@ def build_state(
     """The state of a new run, from `training.init` if the recipe names it and the run is `fresh`.
 
     Args:
-        recipe: The resolved recipe.
         classes: Classes of the data, for class-conditional discriminators.
-        device: Where to train.
-        ranks: This process among those of the run.
         fresh: No checkpoint will replace the weights.
 
     Raises:
@@ -200,15 +195,9 @@ def take_step(
     """Change `state` by one step: autoencoder, discriminators, codes, moving average.
 
     Args:
-        recipe: The resolved recipe.
-        state: The run's state.
         forward: Its objective, `shared` on several ranks.
-        batch: This rank's rows of the global batch.
-        device: Where to compute.
-        ranks: This process among those of the run.
 
-    Raises:
-        DivergedError: A loss or gradient is not finite; nothing was changed.
+    Raises `DivergedError`: a loss or gradient is not finite; nothing was changed.
     """
     schedule, adversary = recipe.training, state.adversary
     learning_rate = learning_rate_at(schedule, state.images_seen)
@@ -242,8 +231,7 @@ def compute_gradients(
 ) -> Step:
     """Add the clipped gradient of the batch's mean loss to `parameters`, a micro-batch at a time.
 
-    Raises:
-        DivergedError: The loss or the gradient is not finite; all ranks raise together.
+    Raises `DivergedError`: the loss or the gradient is not finite; all ranks raise together.
     """
     schedule = recipe.training
     accumulate, count = schedule.accumulate, batch.image.shape[0]

@@ -56,9 +56,6 @@ def train_prior(
     """Train, or continue the run that `out` holds.
 
     Args:
-        recipe: The resolved recipe.
-        store: The tokens.
-        out: The run's folder.
         stage1: The weights that made the tokens, for sheets of samples; without them there are none.
         device: Where to train, on many GPUs this rank's own; the CPU by default.
         **options: Who hears of the run, and when it stops.
@@ -154,15 +151,9 @@ def take_step(
     """Change `state` by one step, a micro-batch at a time.
 
     Args:
-        recipe: The resolved recipe.
-        state: The run's state.
         forward: Its `PriorObjective`, `shared` on several ranks.
-        batch: This rank's rows of the global batch.
-        device: Where to compute.
-        ranks: This process among those of the run.
 
-    Raises:
-        DivergedError: The loss or gradient is not finite; nothing was changed.
+    Raises `DivergedError`: the loss or gradient is not finite; nothing was changed.
     """
     schedule = recipe.training
     learning_rate = learning_rate_at(schedule, state.images_seen)
@@ -194,9 +185,7 @@ class PriorObjective(nn.Module):
     """The mean loss of a micro-batch, as a module, so that DistributedDataParallel can wrap it.
 
     Args:
-        model: The prior.
         class_dropout: Share of images that lose their class.
-        seed: Of the run.
     """
 
     def __init__(self, model: Prior, *, class_dropout: float, seed: int) -> None:
@@ -221,7 +210,6 @@ def drop_classes(class_index: Tensor, index: Tensor, *, seed: int, probability: 
     Args:
         class_index: int64 `[B]`.
         index: Positions in the stream `[B]`: what is dropped depends on (seed, position) alone.
-        seed: Of the run.
         probability: Of losing the class.
     """
     lost = seeding.uniform(seed, "class-dropout", index, 1)[..., 0] < probability

@@ -34,35 +34,21 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass
 class RunState(Generic[Model]):
-    """All that a step depends on, and a checkpoint holds.
+    """All that a step depends on, and a checkpoint holds."""
 
-    Attributes:
-        model: What is trained.
-        average: Its moving average, which is exported.
-        optimizer: Of the model.
-        adversary: The discriminators, with their optimizers; Stage 1 alone has them.
-        images_seen: Images seen so far.
-        chroma: Running mean of the reconstructions' share of their targets' colourfulness, in Stage 1.
-        skipped_steps: Steps that were passed over because something was not finite.
-        skipped_in_a_row: Since the last step that was taken.
-        init_sha256: Hash of the weights that the run started from; empty for a random start.
-        init_ancestors: Hashes of those that they started from, the nearest first.
-        init_codes_of: Hashes of the weights whose codes mean the same in those that the run started from.
-        hollow: The model without memory for its parameters, where ranks share them.
-    """
-
-    model: Model
-    average: Model
-    optimizer: Optimizer
-    adversary: Adversary | None = None
-    images_seen: int = 0
-    chroma: float = 0.0
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
-    init_sha256: str = ""
-    init_ancestors: tuple[str, ...] = ()
+    model: Model  # what is trained
+    average: Model  # its moving average, which is exported
+    optimizer: Optimizer  # of the model
+    adversary: Adversary | None = None  # the discriminators, with their optimizers; Stage 1 alone has them
+    images_seen: int = 0  # images seen so far
+    chroma: float = 0.0  # running mean of the reconstructions' share of their targets' colourfulness, in Stage 1
+    skipped_steps: int = 0  # steps that were passed over because something was not finite
+    skipped_in_a_row: int = 0  # since the last step that was taken
+    init_sha256: str = ""  # hash of the weights that the run started from; empty for a random start
+    init_ancestors: tuple[str, ...] = ()  # hashes of those that they started from, the nearest first
+    # hashes of the weights whose codes mean the same in those that the run started from
     init_codes_of: tuple[str, ...] = ()
-    hollow: Model | None = None
+    hollow: Model | None = None  # the model without memory for its parameters, where ranks share them
 
     def parts(self, *, keep: bool = True) -> dict[str, Mapping[str, Tensor]]:
         """The tensors of a checkpoint; on all ranks, and those that do not `keep` them may get none."""

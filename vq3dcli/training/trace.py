@@ -57,26 +57,16 @@ AnyRecipe = TypeVar("AnyRecipe", Stage1Recipe, Stage2Recipe)
 
 
 class Work(NamedTuple):
-    """Of one processor in one step of one micro-batch; sums and multiples of it are taken by part.
+    """Of one processor in one step of one micro-batch; sums and multiples of it are taken by part."""
 
-    Attributes:
-        seconds: Of the step, its update aside.
-        multiplying: Of these, in matrix products and convolutions.
-        flops: Their operations, two a multiply-add.
-        update: Seconds of optimizer and moving average.
-        update_multiplying: Of these, in matrix products.
-        kept: Bytes that live when the backward pass begins.
-        extra: Bytes beside these at the worst moment; gradients of weights count in neither.
-        waiting: Of the seconds, what operations take beyond their arithmetic and their bytes, being too small.
-    """
-
-    seconds: float = 0.0
-    multiplying: float = 0.0
-    flops: float = 0.0
-    update: float = 0.0
-    update_multiplying: float = 0.0
-    kept: float = 0.0
-    extra: float = 0.0
+    seconds: float = 0.0  # of the step, its update aside
+    multiplying: float = 0.0  # of these, in matrix products and convolutions
+    flops: float = 0.0  # their operations, two a multiply-add
+    update: float = 0.0  # seconds of optimizer and moving average
+    update_multiplying: float = 0.0  # of these, in matrix products
+    kept: float = 0.0  # bytes that live when the backward pass begins
+    extra: float = 0.0  # bytes beside these at the worst moment; gradients of weights count in neither
+    # of the seconds, what operations take beyond their arithmetic and their bytes, being too small
     waiting: float = 0.0
 
     def plus(self, other: Work, factor: float = 1.0) -> Work:
@@ -275,8 +265,6 @@ def stage1_work(recipe: Stage1Recipe, processor: Processor, micro_batch: int, *,
     """A step of Stage 1, before or after the discriminators' start, each image with a novel view where any counts.
 
     Args:
-        recipe: What is trained.
-        processor: On which.
         micro_batch: Images; of adversarial recipes a multiple of the minibatch group.
         started: Whether the discriminators have started.
         classes: Of the data, for class-conditional discriminators.
