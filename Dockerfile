@@ -22,6 +22,11 @@ COPY vq3d vq3d
 COPY vq3dcli vq3dcli
 RUN pip install '.[demo,mesh]' && vq3d --version
 
+# Triton, which comes with CUDA's PyTorch, makes its kernels with a C compiler.
+RUN if [ "${TORCH}" != cpu ]; then apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*; fi
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
 # Any user may be asked for by -u: homes and caches lie where all may write.
 RUN useradd --create-home --uid 1000 vq3d && mkdir --mode 1777 /work
 ENV HOME=/tmp NUMBA_CACHE_DIR=/tmp/numba

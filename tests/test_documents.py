@@ -120,6 +120,18 @@ def test_commands_in_sentences_exist_with_their_options(text: str) -> None:
     assert asked <= known | {"--help", "--debug"}
 
 
+def test_nothing_in_shell_blocks_goes_unchecked() -> None:
+    """A line is one of ours, which is parsed, or the call of a program that is no part of vq3d."""
+    known = re.compile(
+        r"(\w+=\S+ )*(vq3d|torchrun|sbatch|curl|pip install|python (benchmarks|docs|tests)/\S+\.py|make|\$) ?"
+    )
+    for page in PAGES:
+        if page.stem != "commands":  # whole help texts, and all of their examples
+            for line in (line for block in _blocks(page, "", "sh") for line in _lines(block)):
+                assert known.match(line), f"{page.name}: {line}; formulas and layouts are blocks of `text`"
+        assert not re.search(r"^    (vq3d|torchrun) ", page.read_text(), re.MULTILINE) or page.stem == "commands"
+
+
 def test_there_is_something_to_check() -> None:
     assert len(_block_calls()) > 100
     assert len(_inline_calls()) > 25
@@ -159,8 +171,12 @@ def test_scripts_files_links_and_extras_exist() -> None:
 
 
 def test_the_map_names_files_and_folders_that_exist() -> None:
-    named = re.findall(r"`([\w/]+(?:/|\.py))`", (ROOT / "CONTRIBUTING.md").read_text().split("## A new command")[0])
-    assert len(named) > 80
+    pages = (
+        (ROOT / "CONTRIBUTING.md").read_text().split("## A new command")[0],
+        (ROOT / "docs" / "method.md").read_text(),
+    )
+    named = [name for page in pages for name in re.findall(r"`([\w/]+(?:/|\.py))`", page)]
+    assert len(named) > 100
     for path in named:
         assert any((ROOT / "vq3dcli").rglob(path.removeprefix("vq3dcli/"))) or (ROOT / path).exists(), path
 

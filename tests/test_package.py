@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vq3dcli import cli
+from vq3dcli import __version__, cli
 from vq3dcli.weights_file import load_depth, load_prior, load_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +41,12 @@ def test_a_wheel_carries_licences_and_credits() -> None:
     for holder in ("Wildfire Games", "Emmanuel Puybaret", "BlendSwap", "Andrew Kator", "Reallusion", "Scopia"):
         assert holder in notice
         assert holder in cards["stage1"]["credits"]
+
+
+def test_one_repository_and_one_version_are_named() -> None:
+    cited = (ROOT / "CITATION.cff").read_text()
+    assert f'repository-code: "{PROJECT["urls"]["Repository"]}"' in cited
+    assert f"version: {__version__}\n" in cited
 
 
 def test_the_container_copies_what_is_there_and_runs_the_job_of_make_demo() -> None:
