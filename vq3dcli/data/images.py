@@ -58,18 +58,12 @@ def decode_image(data: bytes, *, name: str, apply_orientation: bool = True) -> T
 
 
 class Square(NamedTuple):
-    """A square that was cut out of an image and resized.
+    """A square that was cut out of an image and resized."""
 
-    Attributes:
-        image: uint8 `[3, size, size]`, in either memory layout.
-        height_px, width_px: Of the whole image, as it is turned.
-        window: Top, left and side of the square in it.
-    """
-
-    image: Tensor
-    height_px: int
+    image: Tensor  # uint8 `[3, size, size]`, in either memory layout
+    height_px: int  # of the whole image, as it is turned
     width_px: int
-    window: tuple[int, int, int]
+    window: tuple[int, int, int]  # top, left and side of the square in it
 
 
 def centre_square(height_px: int, width_px: int) -> tuple[int, int, int]:

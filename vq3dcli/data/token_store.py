@@ -50,32 +50,20 @@ class TokenSource(StrictRecord):
 
 
 class TokenManifest(StrictRecord):
-    """`manifest.json` of a token store.
-
-    Attributes:
-        images, views, length: N, V, L.
-        view_names: What each view is: `plain`, `flip`, `crop` or `crop flip`.
-        codebook_size: Codes are below this.
-        image_size: Side in pixels of the images that were encoded.
-        stage1_sha256: Hash of the Stage 1 weights file that made and can read these codes.
-        stage1_ancestors: Hashes of the weights that its training began from, the nearest first.
-        class_names: By class index.
-        seed: Of the crops.
-        sources: Where the images came from, in order.
-    """
+    """`manifest.json` of a token store."""
 
     format_version: int
-    images: int = Field(ge=1, le=2**40)
-    views: int = Field(ge=1, le=2**16)
-    view_names: list[str]
-    length: int = Field(ge=1, le=2**18)
-    codebook_size: int = Field(ge=1, le=MAX_CODEBOOK_SIZE)
-    image_size: int = Field(ge=1, le=2**16)
-    stage1_sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    stage1_ancestors: list[str] = Field(default_factory=list)
-    class_names: list[str]
-    seed: int
-    sources: list[TokenSource]
+    images: int = Field(ge=1, le=2**40)  # N
+    views: int = Field(ge=1, le=2**16)  # V
+    view_names: list[str]  # what each view is: `plain`, `flip`, `crop` or `crop flip`
+    length: int = Field(ge=1, le=2**18)  # L
+    codebook_size: int = Field(ge=1, le=MAX_CODEBOOK_SIZE)  # codes are below this
+    image_size: int = Field(ge=1, le=2**16)  # side in pixels of the images that were encoded
+    stage1_sha256: str = Field(pattern="^[0-9a-f]{64}$")  # of the weights file that made and can read these codes
+    stage1_ancestors: list[str] = Field(default_factory=list)  # of what its training began from, the nearest first
+    class_names: list[str]  # by class index
+    seed: int  # of the crops
+    sources: list[TokenSource]  # where the images came from, in order
     tokens_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     classes_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     plan_sha256: str = Field(pattern="^[0-9a-f]{64}$")

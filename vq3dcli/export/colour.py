@@ -48,8 +48,8 @@ def colour_map(s: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     return colour_table().to(s.device)[index].movedim(-1, -3).contiguous()
 
 
-def display_range(s: Tensor, *, least: float = 0.1) -> tuple[float, float]:
-    """A range for `colour_map` that uses the colours well: the 1st and 99th percentile of `s`, at least `least` apart.
+def display_range(s: Tensor) -> tuple[float, float]:
+    """A range for `colour_map` that uses the colours well: the 1st and 99th percentile of `s`, at least 0.1 apart.
 
     Noise on a flat wall is not blown up to full contrast. Taken once, from the first frame of a video.
     """
@@ -57,7 +57,7 @@ def display_range(s: Tensor, *, least: float = 0.1) -> tuple[float, float]:
     values = s.detach().flatten().float()
     values = values[:: max(1, values.numel() // 100_000)]
     low, high = (float(value) for value in torch.quantile(values, torch.tensor([0.01, 0.99], device=values.device)))
-    missing = max(0.0, least - (high - low))
+    missing = max(0.0, 0.1 - (high - low))
     return max(0.0, low - 0.5 * missing), min(1.0, high + 0.5 * missing)
 
 

@@ -9,14 +9,12 @@ Legend: B images, C channels (rgb, then disparity if any), H height_px, W width_
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vq3dcli import seeding
-
-AugmentationKind = Literal["none", "differentiable", "adaptive"]
 
 # Zhao et al.: an eighth of the side, half of the side.
 _TRANSLATION = 0.125

@@ -35,29 +35,21 @@ _MIN_SIDE_PX = 16
 
 @dataclass(frozen=True)
 class Shot:
-    """How a scene is filmed.
-
-    Attributes:
-        size_px: The longer side of the output; None is `VIDEO_SIZE_PX`, or the photo's own with photo detail.
-        aspect: Width / height of the output, cut out of the middle; None is all of the scene's.
-        quality: Of a compressed video.
-        fov_deg: Field of view of the output; None is the model's own.
-        amplitude_deg: How far the path goes; None is the path's own, or what suits the scene with photo detail.
-        given: Cameras of a file instead of a path.
-        view_deg: A single view instead of a path: yaw and pitch.
-    """
+    """How a scene is filmed."""
 
     path: str = "orbit"
     frames: int = VIDEO_FRAMES
     fps: float = VIDEO_FPS
+    # the longer side of the output; None is `VIDEO_SIZE_PX`, or the photo's own with photo detail
     size_px: int | None = None
-    fov_deg: float | None = None
+    fov_deg: float | None = None  # field of view of the output; None is the model's own
+    # how far the path goes; None is the path's own, or what suits the scene with photo detail
     amplitude_deg: float | None = None
     samples: int = VIDEO_SAMPLES
-    given: tuple[GivenCamera, ...] = ()
-    view_deg: tuple[float, float] | None = None
-    aspect: float | None = None
-    quality: Quality = "good"
+    given: tuple[GivenCamera, ...] = ()  # cameras of a file instead of a path
+    view_deg: tuple[float, float] | None = None  # a single view instead of a path: yaw and pitch
+    aspect: float | None = None  # width / height of the output, cut out of the middle; None is all of the scene's
+    quality: Quality = "good"  # of a compressed video
 
     @property
     def still(self) -> bool:
@@ -218,18 +210,13 @@ def output_size(size_px: int, aspect: float) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Eyes:
-    """Two eyes in the place of a camera.
+    """Two eyes in the place of a camera."""
 
-    Attributes:
-        kind: `sbs`: left and right image side by side, each of full width; `anaglyph`: red from the left one, green
-            and blue from the right one.
-        distance: Between them, along x.
-        focus_z: z_depth at which both images agree: what is nearer stands before the screen.
-    """
-
+    # `sbs`: left and right image side by side, each of full width; `anaglyph`: red from the left one, green and blue
+    # from the right one
     kind: StereoKind
-    distance: float
-    focus_z: float
+    distance: float  # between them, along x
+    focus_z: float  # z_depth at which both images agree: what is nearer stands before the screen
 
     def eye(self, camera: Camera, side: float) -> Camera:
         """The cameras of an eye, `side` eye distances to the right, its image shifted so that the focus agrees."""

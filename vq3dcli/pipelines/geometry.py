@@ -161,9 +161,9 @@ def with_relief(opened: OpenedScene, geometry: Geometry) -> OpenedScene:
     return replace(opened, relief=photo_relief(opened, photo, geometry))
 
 
-def canonical_view(opened: OpenedScene, side_px: int = DISPARITY_PX) -> SceneView:
+def canonical_view(opened: OpenedScene) -> SceneView:
     """The NeRF from the camera of the photo, squashed to a square."""
-    side_px = min(side_px, opened.scene.planes.shape[2])
+    side_px = min(DISPARITY_PX, opened.scene.planes.shape[2])
     return opened.scene.render(opened.frustum.camera(side_px, side_px), samples=SAMPLES)
 
 

@@ -48,18 +48,12 @@ SMALLEST_PHOTO_PX = 16
 
 @dataclass(frozen=True)
 class Source:
-    """Where a picture comes from.
-
-    Attributes:
-        stem: What outputs are named after.
-        toy: Set for a toy scene: its class, and the seed of which it is the first scene.
-        sample: Set for a sample: its name in the record.
-    """
+    """Where a picture comes from."""
 
     text: str
-    stem: str
-    toy: tuple[int, int] | None = None
-    sample: str | None = None
+    stem: str  # what outputs are named after
+    toy: tuple[int, int] | None = None  # set for a toy scene: its class, and the seed of which it is the first scene
+    sample: str | None = None  # set for a sample: its name in the record
 
     @property
     def is_file(self) -> bool:
@@ -80,46 +74,30 @@ class Source:
 
 @dataclass(frozen=True)
 class Picture:
-    """An input as a model takes it.
+    """An input as a model takes it."""
 
-    Attributes:
-        image: uint8 `[3, size, size]`.
-        aspect: Width / height of what `image` shows; 1 if it was cropped to a square.
-        photo: The same at the resolution it was read with, uint8 `[3, H, W]`.
-        whole_aspect: Width / height before it was cropped.
-        fov_deg: Horizontal field of view of `photo`, where its EXIF tells it.
-    """
-
-    image: Tensor
-    aspect: float
-    photo: Tensor
-    whole_aspect: float
-    fov_deg: float | None = None
+    image: Tensor  # uint8 `[3, size, size]`
+    aspect: float  # width / height of what `image` shows; 1 if it was cropped to a square
+    photo: Tensor  # the same at the resolution it was read with, uint8 `[3, H, W]`
+    whole_aspect: float  # width / height before it was cropped
+    fov_deg: float | None = None  # horizontal field of view of `photo`, where its EXIF tells it
 
 
 @dataclass(frozen=True)
 class OpenedScene:
-    """An input as a scene, whatever it was.
-
-    Attributes:
-        photo: What the canonical camera saw, uint8 `[3, H, W]` at the photo's own resolution; None for samples and
-            for scenes saved without it.
-        stem: What outputs are named after.
-        camera: The canonical camera: radius, field of view on both axes, near, far, aspect.
-        provenance: What it was made from and by, as JSON values.
-        whole_aspect: Width / height of the photo before it was cropped, where that is known.
-        fov_deg: Of the photo, where its EXIF tells it; the camera has the model's.
-        relief: What to put the NeRF's surfaces at, s `[h, w]` of what the canonical camera sees; None leaves them.
-    """
+    """An input as a scene, whatever it was."""
 
     scene: Scene
+    # what the canonical camera saw, uint8 `[3, H, W]` at the photo's own resolution; None for samples and for scenes
+    # saved without it
     photo: Tensor | None
-    stem: str
-    camera: SceneCamera
-    provenance: dict[str, Any]
-    whole_aspect: float | None = None
+    stem: str  # what outputs are named after
+    camera: SceneCamera  # the canonical camera: radius, field of view on both axes, near, far, aspect
+    provenance: dict[str, Any]  # what it was made from and by, as JSON values
+    whole_aspect: float | None = None  # width / height of the photo before it was cropped, where that is known
+    # what to put the NeRF's surfaces at, s `[h, w]` of what the canonical camera sees; None leaves them
     relief: Tensor | None = None
-    fov_deg: float | None = None
+    fov_deg: float | None = None  # of the photo, where its EXIF tells it; the camera has the model's
 
     @property
     def frustum(self) -> Frustum:

@@ -30,16 +30,11 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 @dataclass
 class _Labels:
-    """What labels beside the images say, by the image's place, and what the numbers among them mean.
-
-    Attributes:
-        named: Whether anything told what the numbers mean, if only that it does not know.
-        names, titles: What they mean; empty where nothing tells.
-    """
+    """What labels beside the images say, by the image's place, and what the numbers among them mean."""
 
     by_place: dict[Place, str] = field(default_factory=dict)
-    named: bool = False
-    names: list[str] = field(default_factory=list)
+    named: bool = False  # whether anything told what the numbers mean, if only that it does not know
+    names: list[str] = field(default_factory=list)  # what they mean; empty where nothing tells
     titles: list[str] = field(default_factory=list)
 
     def name(self, path: str, names: list[str], titles: list[str]) -> None:

@@ -25,6 +25,7 @@ from vq3dcli.pipelines.run_report.kinds import (
     PSNR,
     TITLES,
     USAGE,
+    CurveSection,
     curve_sections,
     held_out_section,
     model_rows,
@@ -210,13 +211,14 @@ def _curve_sections(records: Sequence[Record], recipe: Recipe | None) -> list[Se
     names = _curve_names(records)
     measured = [HELD_OUT_CURVES] if set(HELD_OUT_CURVES[1]) & set(names) else []
     curves = [*curve_sections(recipe), *measured]
-    known = {name for _, figures, _ in curves for name in figures} | set(_STEP)
+    steps = ("Steps", _STEP, _STEP_TEXT)
+    known = {name for _, figures, _ in [*curves, steps] for name in figures}
     scores = [name for name in names if name not in known and name.startswith(_DISCRIMINATOR_PREFIX)]
     rest = [name for name in names if name not in known and name not in scores]
-    sections = [_curve_section(title, figures, text, records, names) for title, figures, text in curves]
+    sections = [_curve_section(curve, records, names) for curve in curves]
     if scores or not isinstance(recipe, Stage2Recipe | DepthRecipe):
         sections.append(_discriminators(scores, records, recipe))
-    sections.append(_curve_section("Steps", _STEP, _STEP_TEXT, records, names))
+    sections.append(_curve_section(steps, records, names))
     if rest:
         sections.append(Section("Other figures", _row(rest, records)))
     return sections
@@ -229,13 +231,10 @@ def _discriminators(scores: Sequence[str], records: Sequence[Record], recipe: Re
     return Section("Discriminators", [paragraph(text), *_row(scores, records)])
 
 
-def _curve_section(
-    title: str, figures: Sequence[str], text: str, records: Sequence[Record], names: Sequence[str]
-) -> Section:
-    present = [name for name in figures if name in names]
-    return Section(
-        title, [paragraph(text), *_row(present, records)] if present else [paragraph("There are no figures yet.")]
-    )
+def _curve_section(curve: CurveSection, records: Sequence[Record], names: Sequence[str]) -> Section:
+    title, figures, text = curve
+    charts = _row([name for name in figures if name in names], records)
+    return Section(title, [paragraph(text if charts else "There are no figures yet."), *charts])
 
 
 def _row(names: Sequence[str], records: Sequence[Record]) -> list[Html]:
@@ -271,12 +270,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _curve_names(records: Sequence[Record]) -> list[str]:
     """Names of figures that are numbers in every record that has them, in the order in which they appear."""
     names = dict.fromkeys(name for record in records for name in record)
-    return [name for name in names if name != "images_seen" and _is_curve(name, records)]
-
-
-def _is_curve(name: str, records: Sequence[Record]) -> bool:
-    values = [value for record in records if (value := record.get(name)) is not None]
-    return bool(values) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    values = {name: [record[name] for record in records if record.get(name) is not None] for name in names}
+    return [
+        name
+        for name, found in values.items()
+        if found and name != "images_seen" and all(type(value) in (int, float) for value in found)
+    ]
 
 
 def _text(path: Path) -> str:

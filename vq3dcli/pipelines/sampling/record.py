@@ -181,28 +181,18 @@ class SampleRecord(BaseModel):
 
 @dataclass(frozen=True)
 class SampleWish:
-    """Which samples, and what is written of them.
+    """Which samples, and what is written of them."""
 
-    Attributes:
-        classes: Indices, each once; -1 for no class.
-        count: Samples of each class.
-        seed: Of all samples.
-        sharpening: Temperature, top-k, top-p and guidance.
-        shot: How to film a scene; None for pictures alone.
-        filmed: Names of the samples that are filmed; all by default.
-        disparity: Write a picture (and a video) of each sample's disparity, too.
-        npz: Write all pictures as `samples_NxSxSx3.npz`, as ADM's evaluation reads them (Dhariwal and Nichol, 2021).
-        geometry: Of films that carry the pixels of the first view to novel views; None films the plain NeRF.
-    """
-
-    classes: Sequence[int]
-    count: int
-    seed: int
-    sharpening: Sharpening
-    shot: Shot | None = None
-    filmed: Sequence[str] | None = None
-    disparity: bool = False
+    classes: Sequence[int]  # indices, each once; -1 for no class
+    count: int  # samples of each class
+    seed: int  # of all samples
+    sharpening: Sharpening  # temperature, top-k, top-p and guidance
+    shot: Shot | None = None  # how to film a scene; None for pictures alone
+    filmed: Sequence[str] | None = None  # names of the samples that are filmed; all by default
+    disparity: bool = False  # write a picture (and a video) of each sample's disparity, too
+    # write all pictures as `samples_NxSxSx3.npz`, as ADM's evaluation reads them (Dhariwal and Nichol, 2021)
     npz: bool = False
+    # of films that carry the pixels of the first view to novel views; None films the plain NeRF
     geometry: Geometry | None = None
 
     @property
@@ -213,21 +203,13 @@ class SampleWish:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One sample.
+    """One sample."""
 
-    Attributes:
-        name: What its files are called, without suffix.
-        class_name: As it is shown; empty for none.
-        class_index: Below 0 for none.
-        number: Its number j in its class.
-        codes: int64 `[L]`.
-    """
-
-    name: str
-    class_name: str
-    class_index: int
-    number: int
-    codes: Tensor = field(repr=False)
+    name: str  # what its files are called, without suffix
+    class_name: str  # as it is shown; empty for none
+    class_index: int  # below 0 for none
+    number: int  # its number j in its class
+    codes: Tensor = field(repr=False)  # int64 `[L]`
 
     def entry(self) -> dict[str, Any]:
         """What the record says of it."""

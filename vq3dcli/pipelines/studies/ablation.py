@@ -107,7 +107,6 @@ class Ablation:
     runs: dict[str, dict[int, dict[str, float]]]  # figures of each run, by loss and then by seed
     template: dict[str, float]  # figures of the image-blind template, the same for all runs
     weights: dict[str, dict[int, str]]  # hash of each run's weights, by loss and then by seed
-    folders: dict[str, dict[int, Path]]  # of each run, by loss and then by seed
 
     def values(self, kind: str, figure: str) -> list[float]:
         """A figure of all seeds of a loss."""
@@ -162,11 +161,10 @@ def run_ablation(
         template = toy_template(size)
         runs: dict[str, dict[int, dict[str, float]]] = {kind: {} for kind in KINDS}
         weights: dict[str, dict[int, str]] = {kind: {} for kind in KINDS}
-        folders: dict[str, dict[int, Path]] = {kind: {} for kind in KINDS}
         for seed in seeds:
             for kind in KINDS:
                 stop_between(should_stop, folder)
-                run = folders[kind][seed] = folder / f"{kind}-{seed}"
+                run = folder / f"{kind}-{seed}"
                 loaded = _trained(run, plan.recipe(kind, seed), folder / "data", device, counting, should_stop)
                 found = measure_once(
                     run / "figures.json",
@@ -182,7 +180,7 @@ def run_ablation(
                 weights[kind][seed] = loaded.sha256
     first = runs[KINDS[0]][seeds[0]]
     blind = {name: value for name, value in first.items() if name.startswith("template_")}
-    return Ablation(plan, tuple(seeds), runs, blind, weights, folders)
+    return Ablation(plan, tuple(seeds), runs, blind, weights)
 
 
 def _keep_plan(path: Path, plan: Plan, recipe: Stage1Recipe) -> None:

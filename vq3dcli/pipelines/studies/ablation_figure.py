@@ -193,7 +193,7 @@ def measure_ablation(
     plan.check(seeds)
     evaluation_folder(out, "ablation", "ablation.png", "profiles.svg", "ablation.md")
     result = run_ablation(runs, plan, seeds, device=device, counting=counting, should_stop=should_stop)
-    models = {kind: load_weights(result.folders[kind][seeds[0]], device) for kind in KINDS}
+    models = {kind: load_weights(runs / f"{kind}-{seeds[0]}", device) for kind in KINDS}
     profiles = side_by_side(profile_charts(models), 3)
     files = {"profiles.svg": standalone(profiles), "ablation.md": markdown(result, command)}
     for name, text in files.items():

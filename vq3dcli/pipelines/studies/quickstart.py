@@ -94,8 +94,7 @@ class Size:
     evaluated: int = 24  # scenes that the figures are measured on
     frames: int = 48  # frames a video
     video_px: int = 128  # side of the videos
-    # samples a ray in them
-    video_samples: int = 32  # a first look: half the time of a video's usual number, slices at the ends of an orbit
+    video_samples: int = 32  # a ray in them; half the time of a usual video's, but slices at the ends of an orbit
     calibration_seconds: float = 12.0  # length of the calibration
     samples_a_class: int = 4  # new scenes of each class
     samples_filmed: int = 4  # how many of them get a video
