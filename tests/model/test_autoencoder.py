@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.model.build import build_autoencoder, build_canonical_camera
@@ -108,3 +109,28 @@ def test_planes_from_codes_are_the_planes_of_the_quantised_pass(tiny_recipe: Mak
     model.quantizer.active.fill_(True)
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     torch.testing.assert_close(model.planes_from_codes(model.codes(images)), model(images).planes, atol=1e-5, rtol=1e-4)
+
+
+def test_the_encoder_sees_what_a_frozen_depth_network_sees(tiny_recipe: Make) -> None:
+    """A short reference: the network's map at its own side, standardised, beside the image's channels."""
+    recipe = tiny_recipe("model.depth_input=depth-lite0")
+    model = build_autoencoder(recipe).train()
+    network = model.depth_network
+    assert network is not None and not any(module.training for module in network.modules())
+    images = torch.randint(0, 256, (2, 3, 16, 16)).float()
+    with torch.no_grad():
+        shown = interpolate(images, (192, 192), mode="bicubic", antialias=True).clamp(0, 255)
+        disparity = interpolate(network(shown)[:, None], (16, 16), mode="bilinear", antialias=True)
+        flat = disparity.flatten(1)
+        standard = ((flat - flat.mean(1, keepdim=True)) / flat.std(1, keepdim=True)).reshape(2, 1, 16, 16)
+        seen = torch.cat([images / 127.5 - 1, standard.clamp(-4, 4)], 1)
+        expected = model.to_code(model.encoder(model.embed_patches(patchify(seen, 4))))
+    torch.testing.assert_close(model.encode(images / 127.5 - 1), expected, atol=1e-4, rtol=1e-4)
+    before = [value.clone() for value in network.state_dict().values()]
+    model(images / 127.5 - 1).planes.square().mean().backward()
+    assert all(torch.equal(a, b) for a, b in zip(before, network.state_dict().values(), strict=True))
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert model.embed_patches.weight.grad is not None
+    blind = build_autoencoder(tiny_recipe())
+    assert blind.depth_network is None
+    assert torch.equal(blind.decoder.positions, model.decoder.positions)  # the rest starts alike

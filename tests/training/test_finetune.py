@@ -12,8 +12,10 @@ from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import DataError, InputMissingError, RecipeError
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_autoencoder
+from vq3dcli.training.distributed import join_ranks
 from vq3dcli.training.finetune import initialise
-from vq3dcli.weights_file import load_weights, save_weights
+from vq3dcli.training.stage1 import build_state
+from vq3dcli.weights_file import load_depth, load_weights, save_weights
 
 Make = Callable[..., Stage1Recipe]
 
@@ -64,6 +66,32 @@ def test_another_resolution_resamples_positions_and_base(tiny_recipe: Make, trai
         similarity = torch.nn.functional.cosine_similarity(coarse.flatten(0, 1), old.flatten(0, 1))
         assert similarity.min() > 0.8
     assert model(torch.zeros(1, 3, 32, 32)).planes.isfinite().all()
+
+
+def test_disparity_that_the_encoder_sees_anew_says_nothing_yet(tiny_recipe: Make, trained: Path) -> None:
+    recipe = tiny_recipe("model.depth_input=depth-lite0")
+    model, source = _fresh(recipe), load_weights(trained).model
+    network = {name: value.clone() for name, value in model.state_dict().items() if name.startswith("depth_network.")}
+    assert initialise(model, recipe, trained).adapted == ("embed_patches.weight",)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    torch.testing.assert_close(model.encode(images), source.encode(images), atol=1e-5, rtol=1e-4)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in network.items())
+
+
+def test_a_new_run_shows_its_encoder_the_embedded_depth_network_and_its_weights_bring_it_along(
+    tiny_recipe: Make, tmp_path: Path
+) -> None:
+    recipe, cpu = tiny_recipe("model.depth_input=depth-lite0"), torch.device("cpu")
+    model = build_state(recipe, classes=0, device=cpu, ranks=join_ranks(cpu)).model
+    assert model.depth_network is not None
+    embedded = load_depth().model.state_dict()
+    assert all(torch.equal(value, embedded[name]) for name, value in model.depth_network.state_dict().items())
+    save_weights(tmp_path / "w.safetensors", model, recipe, {"images_seen": 1})
+    loaded = load_weights(tmp_path / "w.safetensors").model
+    assert loaded.depth_network is not None
+    assert all(torch.equal(value, embedded[name]) for name, value in loaded.depth_network.state_dict().items())
+    with pytest.raises(RecipeError, match="depth_input=depth-lite0"):
+        initialise(_fresh(tiny_recipe()), tiny_recipe(), tmp_path / "w.safetensors")
 
 
 def test_a_linear_table_is_resampled_exactly_inside(tiny_recipe: Make, tmp_path: Path) -> None:

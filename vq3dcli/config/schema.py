@@ -71,6 +71,7 @@ class ModelSection(_Section):
     field_hidden: _Channels
     field_layers: int = Field(ge=1, le=8)
     auxiliary_head: bool
+    depth_input: Literal["none", "depth-lite0"] = "none"  # weights files from before this key had none
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

@@ -2,9 +2,12 @@
 
 ```
 image -> ViT encoder -> project -> quantizer -> ViT decoder -> plane head -> tri-planes -> field
-                                      |             `-> 2D head (training only)
-                                    codes
+  |        ^                          |             `-> 2D head (training only)
+  depth network                     codes
 ```
+
+The frozen depth network, where there is one, adds what it sees to the image as a fourth channel: an encoder that is
+trained on some ten thousand photos learns little of their geometry by itself (docs/notes/weights.md).
 
 Legend: B batch, L tokens, D width, C plane channels, P plane side.
 """
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vq3dcli.model.depth_network import DepthNetwork
 from vq3dcli.model.field import FieldModel
 from vq3dcli.model.planes import PlaneHead
 from vq3dcli.model.quantizer import Quantized, Quantizer
@@ -43,6 +47,8 @@ class Autoencoder(FieldModel):
         plane_head: Tokens to planes.
         field: Reads the planes; its parts become the model's own.
         auxiliary_head: Build the 2D head that speeds up early training.
+        depth_network: What the encoder sees beside the image, frozen; None for the image alone.
+        depth_px: Side of the image that the network is shown.
     """
 
     def __init__(
@@ -55,13 +61,16 @@ class Autoencoder(FieldModel):
         plane_head: PlaneHead,
         field: FieldModel,
         auxiliary_head: bool,
+        depth_network: DepthNetwork | None = None,
+        depth_px: int = 0,
     ) -> None:
         nn.Module.__init__(self)  # the field's parts follow in their place: sums over all tensors keep their order
         code_dim = quantizer.codebook.shape[1]
         encoder_width, decoder_width = encoder.positions.shape[2], decoder.positions.shape[2]
         self._checkpoint_field = False
         self.patch, self.space, self.frustum = patch, field.space, field.frustum
-        self.embed_patches = nn.Linear(3 * patch * patch, encoder_width)
+        channels = 3 if depth_network is None else 4
+        self.embed_patches = nn.Linear(channels * patch * patch, encoder_width)
         self.encoder = encoder
         self.to_code = nn.Linear(encoder_width, code_dim)
         self.quantizer = quantizer
@@ -70,6 +79,16 @@ class Autoencoder(FieldModel):
         self.plane_head = plane_head
         self.field_mlp = field.field_mlp
         self.auxiliary_head = nn.Linear(decoder_width, 3 * patch * patch) if auxiliary_head else None
+        self.depth_network, self._depth_px = depth_network, depth_px
+        if depth_network is not None:
+            depth_network.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Autoencoder:
+        """As of any module, but the depth network's normalisations keep their statistics."""
+        super().train(mode)
+        if self.depth_network is not None:
+            self.depth_network.eval()
+        return self
 
     def forward(self, images: Tensor) -> Encoded:
         """Images `[B, 3, H, W]` in [-1, 1] to planes, with gradients through the quantizer."""
@@ -82,6 +101,9 @@ class Autoencoder(FieldModel):
 
     def encode(self, images: Tensor) -> Tensor:
         """Images `[B, 3, H, W]` in [-1, 1] to encoder outputs before normalisation, `[B, L, code_dim]`."""
+        if self.depth_network is not None:
+            disparity = self.depth_network.standardised((images + 1.0) * 127.5, self._depth_px)
+            images = torch.cat([images, disparity], 1)
         return self.to_code(self.encoder(self.embed_patches(patchify(images, self.patch))))
 
     def codes(self, images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import DepthRecipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.depth_network import DepthNetwork
@@ -32,6 +33,7 @@ def build_autoencoder(recipe: Stage1Recipe, *, seed: int | None = None) -> Autoe
     plane_patch = round(model.patch * model.plane_scale)
     side = grid * plane_patch
     frustum = build_frustum(recipe)
+    shown = None if model.depth_input == "none" else load_recipe(model.depth_input, DepthRecipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed if seed is None else seed)
         return Autoencoder(
@@ -46,6 +48,8 @@ def build_autoencoder(recipe: Stage1Recipe, *, seed: int | None = None) -> Autoe
                 frustum,
             ),
             auxiliary_head=model.auxiliary_head,
+            depth_network=None if shown is None else build_depth_network(shown),
+            depth_px=0 if shown is None else shown.model.input_px,
         )
 
 

@@ -189,9 +189,20 @@ class DepthNetwork(nn.Module):
         disparity: Tensor = self.out(x)[:, 0].float()
         return disparity
 
-    @torch.inference_mode()
+    @torch.no_grad()
+    def standardised(self, images: Tensor, input_px: int) -> Tensor:
+        """What `predict` says of square images in [0, 255], with a mean of 0 and a deviation of 1: `[B, 1, H, W]`.
+
+        Values that lie more than four deviations out are cut.
+        """
+        disparity = self.predict(images, input_px)[:, None]
+        disparity = functional.interpolate(disparity, images.shape[-2:], mode="bilinear", antialias=True)
+        deviation, mean = torch.std_mean(disparity, dim=(1, 2, 3), keepdim=True)
+        return ((disparity - mean) / deviation.clamp(min=1e-6)).clamp(-4.0, 4.0)
+
+    @torch.no_grad()
     def predict(self, images: Tensor, input_px: int, *, flip: bool = False) -> Tensor:
-        """Relative disparity of uint8 images `[B, 3, H, W]` of any size: float32 `[B, h, w]`, on the network's device.
+        """Relative disparity of images `[B, 3, H, W]` in [0, 255] of any size: `[B, h, w]`, on the network's device.
 
         Args:
             input_px: Side of a square of as many pixels as the network is shown, which is about twice h and w; the

@@ -6,6 +6,7 @@ codebook leaves a clear meaning:
     positions, the planes' base   resampled to the new grid (Dosovitskiy et al., ICLR 2021, sec. 3.2, for positions)
     codebook                      the codes that both have; further ones keep their random start, and those that stay
                                   unused are revived from encoder outputs like any dead code
+    embedding of patches          that of images alone, where the encoder now sees their disparity, too
 
 Training-only parts that no weights file holds, such as the auxiliary head, keep their random start. The quantizer's
 statistics come along, and with them whether it quantises: a file that did goes on from the first image.
@@ -64,7 +65,7 @@ def initialise(model: Autoencoder, recipe: Stage1Recipe, path: Path) -> Initiali
     taken: dict[str, Tensor] = {}
     adapted, misfits = [], []
     for name in dict.fromkeys([*target, *source]):
-        if name.startswith(TRAINING_ONLY):
+        if name.startswith(TRAINING_ONLY) or (name.startswith("depth_network.") and name not in source):
             continue
         old, new = source.get(name), target.get(name)
         if old is not None and new is not None and old.shape == new.shape:
@@ -224,6 +225,9 @@ def _adapted(name: str, old: Tensor, new: Tensor) -> Tensor | None:
     if name == "plane_head.base" and old.shape[-1] == new.shape[-1]:
         planes = old[0].permute(0, 3, 1, 2)
         return _resampled(planes, new.shape[2]).permute(0, 2, 3, 1)[None]
+    if name == "embed_patches.weight" and len(old) == len(new) and old.shape[1] * 4 == new.shape[1] * 3:
+        # The image as before, of its disparity nothing yet.
+        return torch.cat([old, old.new_zeros(len(old), new.shape[1] - old.shape[1])], 1)
     if name == "quantizer.codebook" and old.shape[1] == new.shape[1]:
         both = min(len(old), len(new))
         return torch.cat([old[:both].to(new.device), new[both:]])

@@ -116,7 +116,7 @@ def build_optimizer(
 def moments_bytes(model: nn.Module, kind: Literal["adamw", "muon"]) -> int:
     """Bytes of an optimizer's state: two numbers a parameter, one of Muon's."""
     muons = sum(p.numel() for name, p in model.named_parameters() if kind == "muon" and is_for_muon(name, p))
-    return 8 * sum(p.numel() for p in model.parameters()) - 4 * muons
+    return 8 * sum(p.numel() for p in model.parameters() if p.requires_grad) - 4 * muons
 
 
 def learning_rate_at(schedule: RunSection, images_seen: int) -> float:

@@ -41,6 +41,7 @@ from vq3dcli.training.sharding import whole
 from vq3dcli.training.sheets import write_stage1_sheet
 from vq3dcli.training.state import RunState, new_state, require_finite
 from vq3dcli.training.views import AdversarialViews
+from vq3dcli.weights_file import load_depth
 
 _log = logging.getLogger(__name__)
 
@@ -144,9 +145,12 @@ def build_state(
     Raises:
         RecipeError: The weights to start from do not fit the recipe, or the discriminators not the data.
         InputMissingError, UnsafeFileError, DataError: As `weights_file.load_weights`.
+        UnavailableError: This installation has no embedded depth network, which the recipe asks for.
     """
     schedule = recipe.training
     model = build_autoencoder(recipe)
+    if fresh and model.depth_network is not None:
+        model.depth_network.load_state_dict(load_depth().model.state_dict())
     start = initialise(model, recipe, Path(schedule.init)) if fresh and schedule.init else None
     state = new_state(model, schedule, ranks, device)
     state.adversary = Adversary(recipe, classes=classes, device=device, ranks=ranks)
