@@ -61,3 +61,20 @@ def test_what_cannot_be_measured_is_one_line(options, code, problem, tiny_weight
     assert captured.out == ""
     assert "error: " in captured.err
     assert problem in captured.err.splitlines()[-1]
+
+
+def test_parts_measure_the_whole_to_the_bit(tiny_weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("vq3dcli.pipelines.evaluation.parts._BLOCK_IMAGES", 64)
+    given = ["--device", "cpu", "--weights", str(tiny_weights), "-n", "150", "--lpips", "none", "--features", "none"]
+    told = []
+    for name, part in (("whole", "1/1"), ("parts", "2/2"), ("parts", "1/2")):
+        options = ["--json", "--part", part, "-o", str(tmp_path / name)]
+        assert run(["evaluate", "reconstruction", *given, *options]) == 0
+        told.append(json.loads(capsys.readouterr().out)["metrics"])
+    assert told[1] == {"part": "2/2"}
+    assert told[2] == told[0]
+    assert not list((tmp_path / "parts" / "statistics").glob("*block*"))
+    sheets = [(tmp_path / name / "reconstruction.png").read_bytes() for name in ("whole", "parts")]
+    assert sheets[0] == sheets[1]
+    assert run(["evaluate", "reconstruction", *given, "--part", "1/2"]) == 2
+    assert "-o FOLDER" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vq3dcli.data_tools.part import Part
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.metrics.distribution import frechet_distance, kernel_distance, moments
 from vq3dcli.metrics.features import FeatureNetwork, inception_features
@@ -22,6 +23,7 @@ from vq3dcli.pipelines.evaluation.generation import (
 )
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, toy_set
 from vq3dcli.pipelines.evaluation.measured_set import Classifier, measure_set
+from vq3dcli.pipelines.evaluation.parts import OthersAtWorkError
 from vq3dcli.pipelines.evaluation.rendered_sets import Samples, prior_bits, reconstructed_set, sampled_set
 from vq3dcli.pipelines.sampling.record import SampleWish
 from vq3dcli.pipelines.sampling.sample import draw_samples
@@ -54,7 +56,7 @@ def random_set(name, count, *, seed=0, darker=1, class_names=("ant", "bee")):
     pixels = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     pixels //= darker
     facts = {"kind": "test images", "seed": seed, "count": count, "darker": darker}
-    return ImageSet(name, torch.arange(count) % 2, class_names, facts, lambda: iter(pixels.split(7)))
+    return ImageSet(name, torch.arange(count) % 2, class_names, facts, lambda a, b: iter(pixels[a:b].split(7)), 7)
 
 
 def bright_is_bee(images):
@@ -134,6 +136,24 @@ def test_statistics_are_kept_and_damaged_ones_made_again(tmp_path, caplog):
     assert torch.equal(measure_set(real, network, CLASSIFIER, statistics=tmp_path).features, first.features)
     assert "damaged statistics" in caplog.text
     assert measure_set(real, network, CLASSIFIER, statistics=tmp_path).kept
+
+
+def test_parts_measure_the_whole_to_the_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr("vq3dcli.pipelines.evaluation.parts._BLOCK_IMAGES", 10)  # two steps of seven
+    real, network = random_set("real", 40), tiny_features()
+    whole = measure_set(real, network, CLASSIFIER)
+    for part in (Part(1, 2), Part(0, 2), Part(1, 2)):
+        if len(list(tmp_path.glob("*.safetensors"))) == 0:
+            with pytest.raises(OthersAtWorkError):
+                measure_set(real, network, CLASSIFIER, statistics=tmp_path, part=part)
+            continue
+        found = measure_set(real, network, CLASSIFIER, statistics=tmp_path, part=part)
+        for name in ("features", "seen_class", "pictures", "picture_class"):
+            assert torch.equal(getattr(found, name), getattr(whole, name)), name
+        assert torch.equal(found.moments.mean, whole.moments.mean)
+        assert torch.equal(found.moments.covariance, whole.moments.covariance)
+        assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    assert network.seen == 80  # each image once more, whoever asks
 
 
 def test_too_few_images_are_one_line():

@@ -30,7 +30,9 @@ def image_set(count, seed=0):
     random = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=random)
     facts = {"kind": "test images", "seed": seed, "count": count, "size_px": SIDE}
-    return ImageSet("images", torch.arange(count) % 3 - 1, ("ant", "bee"), facts, lambda: iter(pixels.split(7))), pixels
+    return ImageSet(
+        "images", torch.arange(count) % 3 - 1, ("ant", "bee"), facts, lambda a, b: iter(pixels[a:b].split(7)), 7
+    ), pixels
 
 
 def perfect(images):

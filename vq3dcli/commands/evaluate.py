@@ -13,17 +13,21 @@ import typer
 from vq3dcli import signals
 from vq3dcli.commands.options import (
     GuidanceOption,
+    PartOption,
     PriorOption,
     Stage1Option,
     TemperatureOption,
     TopKOption,
     TopPOption,
+    asked_part,
     asked_sharpening,
+    unfinished,
 )
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device, plain
 from vq3dcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from vq3dcli.data_tools.part import Part
     from vq3dcli.pipelines.evaluation.page import Evaluation
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -55,6 +59,23 @@ class _Voice(Output):
         """The library's `Progress`."""
         with self.progress(what, total, unit=unit) as progress:
             yield progress.advance
+
+    @contextmanager
+    def share(self, part: str, folder: Path | None) -> Iterator[Part]:
+        """The share that `--part` names, of work in a `folder`; where others have work left within, it is said.
+
+        Raises `UsageError`: there is no folder.
+        """
+        from vq3dcli.pipelines.evaluation.parts import OthersAtWorkError
+
+        share = asked_part(part, self)
+        if share.count > 1 and folder is None:
+            raise UsageError("parts need a folder that all of them see", remedy="-o FOLDER")
+        try:
+            yield share
+        except OthersAtWorkError:
+            self.note(unfinished(share))
+            self.finish(metrics={"part": str(share)}, outputs=[] if folder is None else [folder], table=[])
 
     def show(
         self, result: Evaluation, out: Path | None, *, picture: str | None = None, more: Sequence[Path] = ()
@@ -98,6 +119,7 @@ def reconstruction(
     lpips_weights: Annotated[
         Path | None, typer.Option("--lpips-weights", metavar="FILE", help="torchvision's file of that network.")
     ] = None,
+    part: PartOption = "auto",
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -119,19 +141,21 @@ def reconstruction(
     voice = _Voice("evaluate reconstruction", json, quiet)
     if inception is not None and features not in (None, "inception"):
         raise UsageError(f"--inception is of no use with --features {features}", remedy="one of the two")
-    result = measure_reconstruction(
-        data,
-        load_weights(weights, pick_device(device)),
-        count=count,
-        seed=seed,
-        features=features,
-        inception=inception,
-        lpips=lpips,
-        lpips_weights=lpips_weights,
-        out=out,
-        progress=voice.part,
-    )
-    voice.show(result, out)
+    with voice.share(part, out) as share:
+        result = measure_reconstruction(
+            data,
+            load_weights(weights, pick_device(device)),
+            count=count,
+            seed=seed,
+            features=features,
+            inception=inception,
+            lpips=lpips,
+            lpips_weights=lpips_weights,
+            out=out,
+            progress=voice.part,
+            part=share,
+        )
+        voice.show(result, out)
 
 
 GEOMETRY_DATA = "toyscenes, stereo (scikit-image's pair), or labelled shards."
@@ -259,6 +283,7 @@ def generation(
     inception: InceptionOption = None,
     classifier_scenes: Annotated[int, typer.Option(min=0, max=200_000, help=CLASSIFIER)] = 24_000,
     statistics: Annotated[Path | None, typer.Option("--statistics", metavar="FOLDER", help=STATISTICS)] = None,
+    part: PartOption = "auto",
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -278,25 +303,28 @@ def generation(
     from vq3dcli.pipelines.evaluation.measure_generation import Asked, measure_generation
 
     voice = _Voice("evaluate generation", json, quiet)
-    asked = Asked(
-        samples=samples,
-        data=data,
-        protocol=protocol,
-        count=count,
-        classes=classes,
-        seed=seed,
-        weights=weights,
-        prior=prior,
-        sharpening=asked_sharpening(temperature, top_k, top_p, guidance),
-        yaws=yaws,
-        training=training,
-        tokens=tokens,
-        inception=inception,
-        classifier_scenes=classifier_scenes,
-        statistics=statistics if statistics is not None or out is None else out / "statistics",
-        device=pick_device(device),
-    )
-    voice.show(measure_generation(asked, out=out, progress=voice.part), out, picture="samples.png")
+    folder = statistics if statistics is not None or out is None else out / "statistics"
+    with voice.share(part, folder) as share:
+        asked = Asked(
+            samples=samples,
+            data=data,
+            protocol=protocol,
+            count=count,
+            classes=classes,
+            seed=seed,
+            weights=weights,
+            prior=prior,
+            sharpening=asked_sharpening(temperature, top_k, top_p, guidance),
+            yaws=yaws,
+            training=training,
+            tokens=tokens,
+            inception=inception,
+            classifier_scenes=classifier_scenes,
+            statistics=folder,
+            part=share,
+            device=pick_device(device),
+        )
+        voice.show(measure_generation(asked, out=out, progress=voice.part), out, picture="samples.png")
 
 
 IMAGES = "Images that each run sees; the schedule keeps its shares."

@@ -14,6 +14,7 @@ Legend: N images, D features.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from vq3dcli.data.arrays import read_npz
+from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.export.charts import bar_chart
 from vq3dcli.export.page import Html
@@ -32,6 +34,7 @@ from vq3dcli.metrics.features import FeatureNetwork, FeatureNetworkName, distanc
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet
 from vq3dcli.pipelines.evaluation.measured_set import Classifier, MeasuredSet, measure_set
 from vq3dcli.pipelines.evaluation.page import Progress, versions
+from vq3dcli.pipelines.evaluation.parts import OthersAtWorkError
 from vq3dcli.pipelines.sampling.record import shown_name
 from vq3dcli.rendering.render import exact_rendering
 
@@ -90,10 +93,11 @@ def evaluate_generation(
     classifier: Classifier | None = None,
     real_moments: Moments | None = None,
     statistics: Path | None = None,
+    part: Part = WHOLE,
     seed: int = 0,
     progress: Progress,
 ) -> GenerationResult:
-    """Measure sets of images against real ones.
+    """Measure sets of images against real ones; parts share the folder of `statistics`.
 
     Args:
         real: Real images, the same for all sets that name no others.
@@ -103,22 +107,32 @@ def evaluate_generation(
     Raises:
         UsageError: A set has too few images.
         DataError: Images or features that cannot be used.
+        OthersAtWorkError: As `in_parts`.
     """
     measured: dict[str, MeasuredSet] = {}
 
-    def measure(key: str, images: ImageSet) -> MeasuredSet:
-        if key not in measured:
-            with progress(f"measuring {images.name}", len(images), "images") as advance:
-                measured[key] = measure_set(images, network, classifier, statistics=statistics, on_images=advance)
-        return measured[key]
+    def own_real(compared: Compared) -> dict[str, ImageSet]:
+        return {} if compared.real is None else {f"real, {compared.key}": compared.real}
 
-    base = measure("real", real)
+    wanted = {"real": real}
+    for compared in sets:
+        wanted |= {compared.key: compared.images, **own_real(compared)}
+    for _ in range(2):  # once more: other parts may have ended while this one was at its last set
+        for key, images in wanted.items():
+            if key not in measured:
+                with suppress(OthersAtWorkError), progress(f"measuring {images.name}", len(images), "images") as done:
+                    measured[key] = measure_set(
+                        images, network, classifier, statistics=statistics, part=part, on_images=done
+                    )
+    if len(measured) < len(wanted):
+        raise OthersAtWorkError
+    base = measured["real"]
     figures: dict[str, dict[str, Any]] = {}
     if classifier is not None:
         figures["real"] = {"images": len(real), "recognised": recognised(base, classifier)}
     for compared in sets:
-        own = measure(compared.key, compared.images)
-        against = base if compared.real is None else measure(f"real, {compared.key}", compared.real)
+        own = measured[compared.key]
+        against = measured[next(iter(own_real(compared)), "real")]
         moments = real_moments if compared.real is None and real_moments is not None else against.moments
         row: dict[str, Any] = {"images": len(compared.images)}
         row |= set_distances(network, against.features, own.features, (moments, own.moments), seed)

@@ -49,11 +49,16 @@ class ImageSet:
     class_index: Tensor  # of each image, int64 `[N]`, below 0 for none
     class_names: tuple[str, ...]  # by class index
     description: Mapping[str, Any]  # what the images are, as JSON values; equal for equal images
-    batches: Callable[[], Iterator[Tensor]]  # begins a new pass: uint8 `[B, 3, S, S]` on the CPU, in order
+    read: Callable[[int, int], Iterator[Tensor]]  # the images from one to before another, as `batches`
+    step: int = _BATCH  # images that are made together: their bits are the same where `read` begins at multiples of it
 
     def __len__(self) -> int:
         """Number of images N."""
         return len(self.class_index)
+
+    def batches(self) -> Iterator[Tensor]:
+        """Begin a new pass: uint8 `[B, 3, S, S]` on the CPU, in order."""
+        return self.read(0, len(self))
 
 
 def open_images(data: str, *, count: int | None, seed: int, size_px: int) -> ImageSet:
@@ -119,9 +124,9 @@ def toy_set(
         camera = pivot_camera(yaw_rad, torch.zeros_like(yaw_rad), height_px=size_px, width_px=size_px)
         return render_scenes(sample_scenes(part, seed=seed, purpose=purpose), camera).rgb
 
-    def batches() -> Iterator[Tensor]:
+    def read(start: int, stop: int) -> Iterator[Tensor]:
         # Most operations on a batch are too small for PyTorch to split over its threads.
-        yield from ahead(draw, numbers.split(_BATCH), threads=torch.get_num_threads())
+        yield from ahead(draw, numbers[start:stop].split(_BATCH), threads=torch.get_num_threads())
 
     description = {
         "kind": "toy scenes",
@@ -136,7 +141,7 @@ def toy_set(
         # Other code may draw other pictures of the same numbers.
         "first_image_sha256": sha256_bytes(draw(numbers[:1]).numpy().tobytes()),
     }
-    return ImageSet(name, class_index, CLASS_NAMES, description, batches)
+    return ImageSet(name, class_index, CLASS_NAMES, description, read)
 
 
 def _toy_numbers(count: int, *, seed: int, purpose: str, classes: Sequence[int] | None) -> Tensor:
@@ -174,8 +179,8 @@ def shard_set(name: str, folder: ShardFolder, rows: Tensor, *, size_px: int) -> 
         "resize": "none" if stored == size_px else f"{stored} to {size_px}, bicubic with antialiasing, to 8 bits",
         "quantisation": "8 bits a channel, as stored",
     }
-    batches = _reader(lambda i: resize(folder.image(i), size_px, size_px), rows.tolist())
-    return ImageSet(name, folder.class_index[rows], tuple(folder.class_names), description, batches)
+    read = _reader(lambda i: resize(folder.image(i), size_px, size_px), rows.tolist())
+    return ImageSet(name, folder.class_index[rows], tuple(folder.class_names), description, read)
 
 
 def pick_rows(folder: ShardFolder, count: int | None, *, seed: int, classes: Sequence[str] | None) -> Tensor:
@@ -278,8 +283,8 @@ def npz_set(
     rows = _some(total, count, seed, "npz-set/rows")
     chosen = {"rows_sha256": sha256_bytes(rows.numpy().tobytes())} if len(rows) < total else {}
 
-    def batches() -> Iterator[Tensor]:
-        pictures = npz_rows(path, "arr_0", rows.tolist())
+    def read(start: int, stop: int) -> Iterator[Tensor]:
+        pictures = npz_rows(path, "arr_0", rows[start:stop].tolist())
         while batch := list(itertools.islice(pictures, _BATCH)):
             yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).contiguous()
 
@@ -293,7 +298,7 @@ def npz_set(
         "quantisation": "8 bits a channel, as stored",
         "classes": list(class_names),
     }
-    return ImageSet(name, class_index[rows], tuple(class_names), description, batches)
+    return ImageSet(name, class_index[rows], tuple(class_names), description, read)
 
 
 def _are_adm_images(header: ArrayHeader) -> bool:
@@ -303,11 +308,11 @@ def _are_adm_images(header: ArrayHeader) -> bool:
     return total > 0 and channels == 3 and 0 < height * width <= _MOST_PIXELS
 
 
-def _reader(read: Callable[[int], Tensor], rows: Sequence[int]) -> Callable[[], Iterator[Tensor]]:
+def _reader(read: Callable[[int], Tensor], rows: Sequence[int]) -> Callable[[int, int], Iterator[Tensor]]:
     """Batches of images that are decoded in threads."""
 
-    def batches() -> Iterator[Tensor]:
-        parts = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+    def batches(start: int, stop: int) -> Iterator[Tensor]:
+        parts = [rows[first : min(first + _BATCH, stop)] for first in range(start, stop, _BATCH)]
         yield from ahead(lambda part: torch.stack([read(i) for i in part]), parts)
 
     return batches

@@ -15,6 +15,7 @@ import torch
 from vq3dcli.data.shard_format import MANIFEST_NAME
 from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data.token_store import TokenStore
+from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.errors import InputMissingError, UsageError
 from vq3dcli.metrics.distribution import Moments
 from vq3dcli.metrics.features import FeatureNetwork, load_feature_network
@@ -74,6 +75,7 @@ class Asked:
     inception: Path | None = None
     classifier_scenes: int = 0
     statistics: Path | None = None
+    part: Part = WHOLE
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
 
 
@@ -95,6 +97,7 @@ def measure_generation(asked: Asked, *, out: Path | None, progress: Progress) ->
         UsageError: Options that contradict each other, or too few images.
         UnavailableError: Weights or a package are missing.
         InputMissingError, DataError, UnsafeFileError: A file is missing, damaged, or another one.
+        OthersAtWorkError: As `in_parts`.
     """
     evaluation_folder(out, "generation", "samples.png")
     began = time.perf_counter()
@@ -153,6 +156,7 @@ def measure_generation(asked: Asked, *, out: Path | None, progress: Progress) ->
         classifier=classifier,
         real_moments=real.moments,
         statistics=asked.statistics,
+        part=asked.part,
         seed=asked.seed,
         progress=progress,
     )

@@ -3,18 +3,16 @@
     images -> feature network -> features, moments
            -> classifier      -> classes
 
-A file of statistics is one safetensors file whose name and metadata hold the hash of everything its numbers depend on:
-the description of the images, the network and its weights, the classifier. A run that was interrupted goes on with the
-sets that it had finished. The classifier of toy scenes, trained on scenes drawn for it alone, lies beside them.
+Statistics depend on the description of the images, the network and its weights, the classifier (`parts`). A run that
+was interrupted goes on with the sets that it had finished. The classifier of toy scenes, trained on scenes drawn for it
+alone, lies beside them.
 
 Legend: N images, K images whose features are kept, D features.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,25 +20,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vq3dcli.errors import DataError, InputMissingError, UsageError
-from vq3dcli.files import make_folder, sha256_bytes
+from vq3dcli.data_tools.part import WHOLE, Part
+from vq3dcli.errors import UsageError
 from vq3dcli.metrics.distribution import Moments, moments
 from vq3dcli.metrics.features import FeatureNetwork
 from vq3dcli.metrics.toy_classifier import EPOCHS, ToyClassifier, settings, train_classifier, weights_sha256
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, toy_set
 from vq3dcli.pipelines.evaluation.page import Progress
+from vq3dcli.pipelines.evaluation.parts import in_parts, remembered
 from vq3dcli.seeding import generator
-from vq3dcli.tensor_file import read_tensors, write_tensors
 from vq3dcli.toyscenes import CLASS_NAMES
 
 # Features of more images than this are not held: 50,000 of Inception take 400 MB.
 KEPT_FEATURES = 50_000
 FORMAT_VERSION = 1
-_MOMENT_ROWS = 1024
 _PICTURES = 64
 _TENSORS = ("features", "seen_class", "pictures", "picture_class")  # of a `MeasuredSet`, as they are kept
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,13 +70,17 @@ def measure_set(
     classifier: Classifier | None = None,
     *,
     statistics: Path | None = None,
+    part: Part = WHOLE,
     on_images: Callable[[int], object] = lambda count: None,
 ) -> MeasuredSet:
     """Look at each image once, or take what a file in the folder `statistics` has of the same set.
 
+    Parts share that folder.
+
     Raises:
         UsageError: Fewer than two images.
         DataError: A feature that is not finite, or an image that cannot be read.
+        OthersAtWorkError: As `in_parts`.
     """
     if len(images) < 2:
         raise UsageError(f"too few images to measure ({images.name}): {len(images)}", remedy="at least 2, better 2048")
@@ -92,71 +91,45 @@ def measure_set(
         "judge": None if classifier is None else dict(classifier.description),
         "kept_features": KEPT_FEATURES,
     }
-    kind = str(images.description["kind"]).replace(" ", "-")
-    tensors, kept = _remembered(statistics, kind, facts, lambda: _measure(images, network, classifier, on_images))
-    if kept:
-        on_images(len(images))
-    own = Moments(len(images), tensors["mean"], tensors["covariance"])
-    return MeasuredSet(images, own, **{name: tensors[name] for name in _TENSORS}, kept=kept)
-
-
-def _remembered(
-    folder: Path | None, kind: str, facts: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]
-) -> tuple[Mapping[str, Tensor], bool]:
-    """Tensors that depend on `facts` alone, and whether a file in the folder had them; else they are made and kept."""
-    text = json.dumps(facts, sort_keys=True)
-    path = None if folder is None else folder / f"{kind}-{sha256_bytes(text.encode())[:16]}.safetensors"
-    if path is not None and path.is_file():
-        try:
-            header, tensors, _ = read_tensors(path, what="statistics")
-            if header["facts"] != text:
-                raise ValueError("it is of something else")
-            return tensors, True
-        except (DataError, InputMissingError, ValueError, KeyError) as error:
-            _log.warning("damaged statistics are measured again (%s): %s", path, error)
-    made = make()
-    if path is not None:
-        make_folder(path.parent)
-        write_tensors(path, {name: value.contiguous() for name, value in made.items()}, {"facts": text})
-    return made, False
-
-
-def _measure(
-    images: ImageSet, network: FeatureNetwork, classifier: Classifier | None, on_images: Callable[[int], object]
-) -> dict[str, Tensor]:
     kept = torch.zeros(len(images), dtype=torch.bool)
     kept[torch.randperm(len(images), generator=generator(0, "kept-features"))[:KEPT_FEATURES]] = True
     shown = _shown_rows(images.class_index)
-    features: list[Tensor] = []
-    seen: list[Tensor] = []
-    pictures: list[Tensor] = []
 
-    def batches() -> Iterator[Tensor]:
-        start, joined = 0, torch.zeros(0)
-        for batch in images.batches():
-            values = network(batch)
+    def look(rows: range) -> dict[str, Tensor]:
+        start, found = rows.start, dict[str, list[Tensor]](features=[], seen_class=[], pictures=[])
+        for batch in images.read(rows.start, rows.stop):
+            found["features"].append(network(batch))
+            found["seen_class"].append(torch.empty(0, dtype=torch.int64))
             if classifier is not None:
-                seen.append(classifier.classify(batch))
-            stop = start + len(batch)
-            features.append(values[kept[start:stop]])
-            pictures.append(batch[shown[start:stop]])
-            joined, start = torch.cat([joined.reshape(-1, values.shape[1]), values]), stop
-            if len(joined) >= _MOMENT_ROWS:
-                yield joined
-                joined = torch.zeros(0)
+                found["seen_class"][-1] = classifier.classify(batch)
+            found["pictures"].append(batch[shown[start : start + len(batch)]])
+            start += len(batch)
             on_images(len(batch))
-        if len(joined):
-            yield joined
+        return {name: torch.cat(parts) for name, parts in found.items()}
 
-    own = moments(batches())
-    return {
-        "mean": own.mean,
-        "covariance": own.covariance,
-        "features": torch.cat(features),
-        "seen_class": torch.cat(seen) if seen else torch.zeros(0, dtype=torch.int64),
-        "pictures": torch.cat(pictures),
-        "picture_class": images.class_index[shown],
-    }
+    def join(blocks: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        found = dict[str, list[Tensor]](features=[], seen_class=[], pictures=[])
+
+        def features() -> Iterator[Tensor]:
+            start = 0
+            for block in blocks:
+                stop = start + len(block["features"])
+                found["features"].append(block["features"][kept[start:stop]])
+                for name in ("seen_class", "pictures"):
+                    found[name].append(block[name])
+                start = stop
+                yield block["features"]
+
+        own = moments(features())
+        joined = {name: torch.cat(parts) for name, parts in found.items()}
+        return {**joined, "mean": own.mean, "covariance": own.covariance, "picture_class": images.class_index[shown]}
+
+    kind = str(images.description["kind"]).replace(" ", "-")
+    tensors, from_file = in_parts(images, look, join, part=part, folder=statistics, kind=kind, facts=facts)
+    if from_file and part == WHOLE:
+        on_images(len(images))
+    own = Moments(len(images), tensors["mean"], tensors["covariance"])
+    return MeasuredSet(images, own, **{name: tensors[name] for name in _TENSORS}, kept=from_file)
 
 
 def _shown_rows(class_index: Tensor) -> Tensor:
@@ -195,6 +168,6 @@ def toy_classifier(size_px: int, *, scenes: int, statistics: Path | None, progre
 
     with torch.device("meta"):  # without storage: random numbers for it would move the global random state
         model = ToyClassifier(len(CLASS_NAMES))
-    model.load_state_dict(_remembered(statistics, "classifier", facts, trained)[0], assign=True)
+    model.load_state_dict(remembered(statistics, "classifier", facts, trained)[0], assign=True)
     model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     return Classifier(model.classify, CLASS_NAMES, {**facts, "sha256": weights_sha256(model)})

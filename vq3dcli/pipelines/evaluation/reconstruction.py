@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vq3dcli.config.defaults import EVALUATION_SAMPLES
+from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.errors import UnavailableError, UsageError
 from vq3dcli.export.charts import Series, bar_chart, histogram, series_chart
 from vq3dcli.export.page import Html, Section, paragraph
@@ -36,6 +38,7 @@ from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.evaluation.generation import set_distances
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, open_images
 from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder, versions
+from vq3dcli.pipelines.evaluation.parts import in_parts
 from vq3dcli.pipelines.sampling.record import shown_name
 from vq3dcli.rendering.render import exact_rendering
 from vq3dcli.weights.third_party import LPIPS_TRUNKS, cached_path
@@ -99,8 +102,12 @@ def measure_reconstruction(
     lpips_weights: Path | None,
     out: Path | None,
     progress: Progress,
+    part: Part = WHOLE,
 ) -> Evaluation:
-    """What `vq3d evaluate reconstruction` does; its options say what the arguments are, and raise its errors."""
+    """What `vq3d evaluate reconstruction` does; its options say what the arguments are, and raise its errors.
+
+    Raises `OthersAtWorkError`, as `in_parts`.
+    """
     device = next(weights.model.parameters()).device
     network = None
     name = features or ("efficientnet-lite1" if inception is None else "inception")
@@ -123,6 +130,9 @@ def measure_reconstruction(
             network=network,
             lpips=distance,
             seed=seed,
+            part=part,
+            statistics=None if out is None or part == WHOLE else out / "statistics",
+            facts={"stage1_sha256": weights.sha256, "device": device.type},
             on_images=advance,
         )
     if network is not None and len(images) < _ENOUGH_IMAGES:
@@ -194,76 +204,117 @@ def evaluate_reconstruction(
     network: FeatureNetwork | None = None,
     lpips: PerceptualDistance | None = None,
     seed: int = 0,
+    part: Part = WHOLE,
+    statistics: Path | None = None,
+    facts: Mapping[str, Any] = MappingProxyType({}),
     on_images: Callable[[int], object] = lambda count: None,
 ) -> ReconstructionResult:
     """Reconstruct each image once and compare.
 
+    Parts share a folder of `statistics`; `facts` are what these depend on of the reconstructor.
     `codebook_size` is 0 for a model without codes; without `network` there is no distance between the sets. `seed` is
     that of its subsets; `on_images` is called with the number of images just measured.
 
     Raises:
         UsageError: No images, or fewer than two where there are features.
         DataError: An image that cannot be read.
+        OthersAtWorkError: As `in_parts`.
     """
     if len(images) < (1 if network is None else 2):
         raise UsageError(
             f"too few images to measure ({images.name}): {len(images)}", remedy="more, or --features none for one"
         )
-    values: dict[str, list[Tensor]] = {}
-    features: tuple[list[Tensor], list[Tensor]] = ([], [])
-    counts = torch.zeros(codebook_size, dtype=torch.int64)
-    worst: list[Pair] = []
-    best: list[Pair] = []
-    done = 0
-    for part in (part for batch in images.batches() for part in batch.split(_AT_ONCE)):
-        rgb, codes = reconstruct(part)
-        figures_of_part = {"psnr": psnr(rgb, part)}
-        if min(part.shape[-2:]) >= _SMALLEST_SSIM_PX:
-            figures_of_part["ssim"] = ssim(rgb, part)
-        if lpips is not None and min(part.shape[-2:]) >= _SMALLEST_LPIPS_PX:
-            figures_of_part[lpips.network.replace("-", "_")] = perceptual(lpips, rgb, part)
-        for name, value in figures_of_part.items():
-            values.setdefault(name, []).append(value)
-        if network is not None:
-            features[0].append(network(part))
-            features[1].append(network(rgb))
-        if codebook_size:
-            counts += torch.bincount(codes.flatten(), minlength=codebook_size)
-        decibels = figures_of_part["psnr"].tolist()
-        pairs = [Pair(value, done + i, part[i].clone(), rgb[i].clone()) for i, value in enumerate(decibels)]
-        worst = heapq.nsmallest(_SHOWN, [*worst, *pairs], key=lambda pair: (pair.psnr, pair.number))
-        best = heapq.nsmallest(_SHOWN, [*best, *pairs], key=lambda pair: (-pair.psnr, pair.number))
-        done += len(part)
-        on_images(len(part))
-    joined = {name: torch.cat(parts) for name, parts in values.items()}
-    figures: dict[str, Any] = {"images": done}
-    for name, value in joined.items():
-        figures |= {name: value.mean().item(), f"{name}_std": value.std(correction=0).item()}
-        figures[f"{name}_median"] = value.quantile(0.5).item()
-    if network is not None:
-        real, own = torch.cat(features[0]), torch.cat(features[1])
-        figures |= set_distances(network, real, own, (moments([real]), moments([own])), seed, prefix="r")
-    if codebook_size:
-        figures["codes"] = code_usage(counts, done)
-    figures["classes"] = {
-        shown_name(name): {"images": len(rows), **{key: value[rows].mean().item() for key, value in joined.items()}}
-        for index, name in enumerate(images.class_names)
-        if len(rows := (images.class_index == index).nonzero()[:, 0])
-    }
-    distance = None
-    if lpips is not None:
-        distance = {"network": lpips.network.removeprefix("lpips-"), "sha256": LPIPS_TRUNKS[lpips.network].sha256}
+
+    def look(rows: range) -> dict[str, Tensor]:
+        found: dict[str, list[Tensor]] = {}
+        counts = torch.zeros(codebook_size, dtype=torch.int64)
+        shown = _Shown()
+        for part in (part for batch in images.read(rows.start, rows.stop) for part in batch.split(_AT_ONCE)):
+            rgb, codes = reconstruct(part)
+            seen = {"psnr": psnr(rgb, part)}
+            if min(part.shape[-2:]) >= _SMALLEST_SSIM_PX:
+                seen["ssim"] = ssim(rgb, part)
+            if lpips is not None and min(part.shape[-2:]) >= _SMALLEST_LPIPS_PX:
+                seen[lpips.network.replace("-", "_")] = perceptual(lpips, rgb, part)
+            shown.add(seen["psnr"], torch.stack([part, rgb], 1))
+            if network is not None:
+                seen |= {"real features": network(part), "own features": network(rgb)}
+            for name, value in seen.items():
+                found.setdefault(name, []).append(value)
+            if codebook_size:
+                counts += torch.bincount(codes.flatten(), minlength=codebook_size)
+            on_images(len(part))
+        return {**{name: torch.cat(parts) for name, parts in found.items()}, "counts": counts, **shown.tensors()}
+
+    def join(blocks: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        found: dict[str, list[Tensor]] = {}
+        counts = torch.zeros(codebook_size, dtype=torch.int64)
+        shown = _Shown()
+        for block in blocks:
+            counts += block["counts"]
+            shown.add(block["psnr"], block["pairs"], block["rows"])
+            for name in block.keys() - {"counts", "pairs", "rows"}:
+                found.setdefault(name, []).append(block[name])
+        return {**{name: torch.cat(parts) for name, parts in found.items()}, "counts": counts, **shown.tensors()}
+
     conditions = {
         "protocol": PROTOCOL,
         "images": dict(images.description),
         "rendering": f"{EVALUATION_SAMPLES} samples a ray, canonical camera, colours to 8 bits",
         "features": None if network is None else network.facts(),
-        "lpips": distance,
+        "lpips": None
+        if lpips is None
+        else {"network": lpips.network.removeprefix("lpips-"), "sha256": LPIPS_TRUNKS[lpips.network].sha256},
         "seed": seed,
         "threads": torch.get_num_threads(),
         "versions": versions(**({} if network is None else network.versions)),
     }
+    own_facts = {**conditions, "codebook_size": codebook_size, **facts}
+    joined = in_parts(images, look, join, part=part, folder=statistics, kind="reconstruction", facts=own_facts)[0]
+    counts, pairs, numbers = joined["counts"], joined["pairs"], joined["rows"]
+    real, own = joined.get("real features"), joined.get("own features")
+    joined = {name: joined[name] for name in ("psnr", "ssim", "lpips_alex", "lpips_vgg") if name in joined}
+    shown_pairs = [
+        Pair(joined["psnr"][number].item(), number, *pair) for number, pair in zip(numbers.tolist(), pairs, strict=True)
+    ]
+    worst = heapq.nsmallest(_SHOWN, shown_pairs, key=lambda pair: (pair.psnr, pair.number))
+    best = heapq.nsmallest(_SHOWN, shown_pairs, key=lambda pair: (-pair.psnr, pair.number))
+    figures: dict[str, Any] = {"images": len(images)}
+    for name, value in joined.items():
+        figures |= {name: value.mean().item(), f"{name}_std": value.std(correction=0).item()}
+        figures[f"{name}_median"] = value.quantile(0.5).item()
+    if network is not None and real is not None and own is not None:
+        figures |= set_distances(network, real, own, (moments([real]), moments([own])), seed, prefix="r")
+    if codebook_size:
+        figures["codes"] = code_usage(counts, len(images))
+    figures["classes"] = {
+        shown_name(name): {"images": len(rows), **{key: value[rows].mean().item() for key, value in joined.items()}}
+        for index, name in enumerate(images.class_names)
+        if len(rows := (images.class_index == index).nonzero()[:, 0])
+    }
     return ReconstructionResult(figures, conditions, joined["psnr"], counts, worst, best)
+
+
+class _Shown:
+    """The pairs that are farthest apart, and the nearest, of a row of them: what a sheet may show."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.pairs: dict[int, tuple[float, Tensor]] = {}
+
+    def add(self, decibels: Tensor, pairs: Tensor, rows: Tensor | None = None) -> None:
+        """The next images' `decibels` `[B]`, and pairs uint8 `[P, 2, 3, S, S]` of `rows` of them, or of all."""
+        values = decibels.tolist()
+        for pair, row in zip(pairs, range(len(values)) if rows is None else rows.tolist(), strict=True):
+            self.pairs[self.count + row] = values[row], pair.clone()
+        self.count += len(values)
+        worst = sorted(self.pairs, key=lambda row: (self.pairs[row][0], row))[:_SHOWN]
+        best = sorted(self.pairs, key=lambda row: (-self.pairs[row][0], row))[:_SHOWN]
+        self.pairs = {row: self.pairs[row] for row in sorted({*worst, *best})}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`pairs` uint8 `[P, 2, 3, S, S]` and `rows` int64 `[P]`, whose they are."""
+        return {"pairs": torch.stack([pair for _, pair in self.pairs.values()]), "rows": torch.tensor([*self.pairs])}
 
 
 def code_usage(counts: Tensor, images: int) -> dict[str, float | int]:

@@ -42,18 +42,19 @@ class Samples:
         self.prior, self.counts, self.seed, self.sharpening = prior, dict(counts), seed, sharpening
         numbered = [(c, sample_index(c, number)) for c, count in counts.items() for number in range(count)]
         self.class_index, self._index = torch.tensor(numbered, dtype=torch.int64).unbind(1)
-        self._rows = rows_together(prior.model, len(numbered), guidance=sharpening.guidance)
-        self._drawn: list[Tensor] = []
+        self.step = rows_together(prior.model, len(numbered), guidance=sharpening.guidance)
+        self._drawn: dict[int, Tensor] = {}
 
-    def codes(self) -> Iterator[Tensor]:
-        """Codes int64 `[at most a group, L]`, in order."""
-        for number, rows in enumerate(torch.arange(len(self.class_index)).split(self._rows)):
-            if number == len(self._drawn):
+    def codes(self, start: int, stop: int) -> Iterator[Tensor]:
+        """Codes int64 `[at most a group, L]`, in order, from sample `start`, a multiple of `step`, to before `stop`."""
+        for first in range(start, stop, self.step):
+            if first not in self._drawn:
+                rows = slice(first, first + self.step)
                 classes, index = self.class_index[rows], self._index[rows]
-                self._drawn.append(
-                    sample_tokens(self.prior.model, classes, seed=self.seed, index=index, sharpening=self.sharpening)
+                self._drawn[first] = sample_tokens(
+                    self.prior.model, classes, seed=self.seed, index=index, sharpening=self.sharpening
                 )
-            yield self._drawn[number]
+            yield self._drawn[first]
 
 
 def sampled_set(name: str, weights: LoadedWeights, samples: Samples, *, yaw_deg: float = 0.0) -> ImageSet:
@@ -73,33 +74,40 @@ def sampled_set(name: str, weights: LoadedWeights, samples: Samples, *, yaw_deg:
         "threads": torch.get_num_threads(),
     }
     names = samples.prior.tokens.class_names
-    return _rendered_set(name, weights, samples.codes, scene_from_codes, samples.class_index, names, own, yaw_deg)
+    inputs = samples.codes, samples.step
+    return _rendered_set(name, weights, inputs, scene_from_codes, samples.class_index, names, own, yaw_deg)
 
 
 def reconstructed_set(name: str, weights: LoadedWeights, source: ImageSet) -> ImageSet:
     """Stage 1's reconstructions of a set, through the codes and from the camera that took the images."""
     own = {"kind": "reconstructions", "of": dict(source.description)}
     names = source.class_names
-    return _rendered_set(name, weights, source.batches, reconstruct_scene, source.class_index, names, own, 0.0)
+    inputs = source.read, source.step
+    return _rendered_set(name, weights, inputs, reconstruct_scene, source.class_index, names, own, 0.0)
 
 
 def _rendered_set(
     name: str,
     weights: LoadedWeights,
-    inputs: Callable[[], Iterator[Tensor]],
+    inputs: tuple[Callable[[int, int], Iterator[Tensor]], int],
     scene_of: Callable[[Autoencoder, Tensor], Scene],
     class_index: Tensor,
     class_names: tuple[str, ...],
     own: dict[str, Any],
     yaw_deg: float,
 ) -> ImageSet:
-    """Pictures of the scenes that the model makes of batches of `inputs`; `own` is the description's own part."""
+    """Pictures of the scenes that the model makes of `inputs`, as `ImageSet.read` and `step`.
+
+    `own` is the description's own part.
+    """
     size = weights.recipe.model.image_size
     camera = build_canonical_camera(weights.recipe, size)
     device = next(weights.model.parameters()).device
 
-    def batches() -> Iterator[Tensor]:
-        for part in (part for batch in inputs() for part in batch.split(_SCENES_AT_ONCE)):
+    read_inputs, step = inputs
+
+    def read(start: int, stop: int) -> Iterator[Tensor]:
+        for part in (part for batch in read_inputs(start, stop) for part in batch.split(_SCENES_AT_ONCE)):
             scene = scene_of(weights.model, part.to(device))
             yaw_rad = torch.full((len(scene),), math.radians(yaw_deg))
             pose = pivot_pose(yaw_rad, torch.zeros_like(yaw_rad), weights.recipe.camera.radius)
@@ -115,7 +123,7 @@ def _rendered_set(
         "device": device.type,
         "versions": {"vq3d": __version__, "torch": torch.__version__},
     }
-    return ImageSet(name, class_index, class_names, description, batches)
+    return ImageSet(name, class_index, class_names, description, read, step)
 
 
 def class_counts(
