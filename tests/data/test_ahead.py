@@ -7,8 +7,11 @@ import threading
 import time
 
 import pytest
+import torch
 
-from vq3dcli.data.ahead import ahead
+from vq3dcli.data.ahead import ahead, pinned
+from vq3dcli.data.loader import Batch
+from vq3dcli.data.views import Views
 
 
 def test_results_come_in_order_whoever_is_first():
@@ -57,3 +60,14 @@ def test_an_error_comes_in_its_turn_and_the_threads_end():
     with pytest.raises(ZeroDivisionError):
         next(stream)
     assert threading.active_count() == before
+
+
+def test_all_tensors_of_a_batch_are_pinned(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 100)  # without a GPU nothing can be pinned
+    numbers = [torch.full((2,), i) for i in range(9)]
+    found = pinned(Batch(*numbers[:5], ["a", "b"], Views(*numbers[5:])))
+    assert found.keys == ["a", "b"]
+    assert found.views is not None
+    tensors = [found.image, found.s, found.label_kind, found.class_index, found.index]
+    tensors += [found.views.image, found.views.s, found.views.cam_to_world, found.views.row]
+    assert [int(tensor[0]) for tensor in tensors] == [*range(100, 109)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from vq3dcli import cli
 from vq3dcli.data import shard_index
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.data.shard_reader import ShardFolder
+from vq3dcli.data.token_store import TokenStore
 from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import DataError, InputMissingError, StorageError
@@ -161,6 +163,25 @@ def test_the_command_line_takes_addresses(
     words = ["tokenize", f"--data={server.url}/toys", "--weights", str(tiny_weights), "--out", str(out), "--json"]
     assert cli.run(words) == 0
     assert json.loads(capsys.readouterr().out)["count"] == 22
+
+
+def test_a_prior_trains_on_tokens_at_an_address(
+    server: Any, write_store: Callable[..., TokenStore], capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = write_store(server.folder / "tokens")
+    server.faults = {"/tokens/tokens.u16": [503, "cut 700"], "/tokens/plan.json": [500]}
+    there = TokenStore(cache.local_copy(f"{server.url}/tokens"))
+    assert (there.tokens == here.tokens).all()
+    assert torch.equal(there.class_index, here.class_index)
+    words = ["train-stage2", "toy-cpu-prior", "--dry-run", "--device-name", "h100", "--json"]
+    assert cli.run([*words, "--data", f"{server.url}/tokens"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["tokens"] == 16
+    assert server.asked("/tokens/tokens.u16") == 3  # the third one brought the rest, and it is kept
+    write_store(server.folder / "other")
+    (server.folder / "other/tokens.u16").write_bytes(bytes(here.tokens.nbytes))
+    (server.folder / "other/manifest.json").write_bytes((server.folder / "tokens/manifest.json").read_bytes())
+    with pytest.raises(DataError, match="other bytes than expected"):
+        TokenStore(cache.local_copy(f"{server.url}/other"))
 
 
 def test_archives_at_addresses_give_the_shards_of_those_on_a_disk(

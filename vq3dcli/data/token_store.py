@@ -26,6 +26,7 @@ from vq3dcli.data.shard_format import MANIFEST_NAME, PLAN_NAME, StrictRecord, sh
 from vq3dcli.data.stream import rows_of_rank
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import sha256_file
+from vq3dcli.remote.cache import ensure
 from vq3dcli.sealed import read_sealed_json, write_sealed_json
 from vq3dcli.seeding import generator, uniform
 
@@ -123,6 +124,7 @@ class TokenStore:
             (TOKENS_NAME, manifest.tokens_sha256, math.prod(shape) * TOKEN_DTYPE.itemsize),
             (CLASSES_NAME, manifest.classes_sha256, self.num_images * CLASS_DTYPE.itemsize),
         ):
+            ensure(path / name, sha256=sha256, size=size)
             if not (path / name).exists():
                 raise _damaged(path / name, "no such file")
             if size not in (None, there := (path / name).stat().st_size):

@@ -53,7 +53,8 @@ class Views:
 
     def to(self, device: torch.device) -> Views:
         """The same on another device."""
-        return Views(self.image.to(device), self.s.to(device), self.cam_to_world.to(device), self.row.to(device))
+        tensors = (self.image, self.s, self.cam_to_world, self.row)
+        return Views(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
 
 def novel_poses(seed: int, name: str, index: Tensor, count: int) -> Tensor:

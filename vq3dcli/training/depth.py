@@ -99,9 +99,9 @@ def take_step(
     learning_rate = learning_rate_at(schedule, state.images_seen)
     set_learning_rate(state.optimizer, learning_rate)
     images, label = augmented(
-        batch.image.to(device),
-        batch.s.to(device),
-        batch.index.to(device),
+        batch.image.to(device, non_blocking=True),
+        batch.s.to(device, non_blocking=True),
+        batch.index.to(device, non_blocking=True),
         settings=recipe.augmentation,
         input_px=recipe.model.input_px,
         seed=schedule.seed,

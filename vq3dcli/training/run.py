@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack
 import torch
 
 from vq3dcli.config.schema import Recipe, ScheduleSection
+from vq3dcli.data.ahead import ahead, pinned
 from vq3dcli.errors import DivergedError, RecipeError, StoppedError
 from vq3dcli.files import atomic_path
 from vq3dcli.training.arithmetic import denormals_flushed
@@ -192,7 +193,9 @@ class Run:
             self.profiler.start()
 
     def waited_for(self, batches: Iterator[Item]) -> Iterator[Item]:
-        """The batches; how long the run waits for them is counted."""
+        """The batches, for a GPU in pinned memory; how long the run waits for them is counted."""
+        if self.device.type == "cuda":
+            batches = ahead(pinned, batches, threads=1, most=2)
         while True:
             start = time.perf_counter()
             batch = next(batches)

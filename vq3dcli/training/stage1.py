@@ -247,7 +247,7 @@ def compute_gradients(
         share = torch.tensor(float(len(batch.views.row)), device=device) / count
         views = NovelViews(batch.views.to(device), ranks.mean(share))
     columns = [
-        each.to(device).chunk(accumulate)
+        each.to(device, non_blocking=True).chunk(accumulate)
         for each in (batch.image, batch.s, batch.label_kind, batch.index, batch.class_index)
     ]
     parts: list[Objective] = []

@@ -161,7 +161,10 @@ def take_step(
     state.optimizer.zero_grad(set_to_none=True)
     parts = []
     autocast = resolve_precision(schedule.precision, device) == torch.bfloat16
-    columns = [each.to(device).chunk(schedule.accumulate) for each in (batch.tokens, batch.class_index, batch.index)]
+    columns = [
+        each.to(device, non_blocking=True).chunk(schedule.accumulate)
+        for each in (batch.tokens, batch.class_index, batch.index)
+    ]
     for position, (tokens, class_index, index) in enumerate(zip(*columns, strict=True)):
         if recipe.model.dropout > 0:
             # Dropout draws from torch's generators: a function of the seed and the first position of a micro-batch.
