@@ -43,6 +43,19 @@ def test_a_wheel_carries_licences_and_credits() -> None:
         assert holder in cards["stage1"]["credits"]
 
 
+def test_pictures_of_the_pages_are_those_that_make_gallery_makes() -> None:
+    """Small ones, each shown somewhere, each made by the script or a figure of the notes."""
+    script = (ROOT / "docs" / "make_gallery.py").read_text()
+    pages = "".join(page.read_text() for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+    for file in (ROOT / "docs" / "gallery").iterdir():
+        assert f"gallery/{file.name}" in pages
+        assert f'"{file.stem}"' in script or f'"{file.name}"' in script
+    pictures = [
+        path for path in (ROOT / "docs").rglob("*") if path.suffix in (".webp", ".png", ".gif", ".svg", ".html")
+    ]
+    assert sum(path.stat().st_size for path in pictures) < 1_500_000
+
+
 def test_one_repository_and_one_version_are_named() -> None:
     cited = (ROOT / "CITATION.cff").read_text()
     assert f'repository-code: "{PROJECT["urls"]["Repository"]}"' in cited
