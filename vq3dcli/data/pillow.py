@@ -19,7 +19,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,43 @@ from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from vq3dcli.data import jpeg_damage
+
+MAX_PIXELS = 128_000_000
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIC")
+ALPHA_BACKGROUND = 128
+
+_HAS_AVIF = importlib.util.find_spec("PIL.AvifImagePlugin") is not None  # since version 11.3
+_PILLOWS_FORMATS = [name for name in FORMATS if name != "HEIC" and (name != "AVIF" or _HAS_AVIF)]
+
+# These decoders take 16 bytes a pixel, the others 4: none takes more than 1 GB.
+_MOST_PIXELS = {"WEBP": 48_000_000, "AVIF": 48_000_000, "HEIF": 48_000_000}
+# A strip is converted at once: a 128-megapixel image then needs one copy beside the decoder's, 0.9 GB in all.
+_STRIP_PIXELS = 1 << 22
+# Freed blocks of this size go back to the system; others stay with the process (`vq3dcli.allocator`).
+_OWN_MAPPING_BYTES = 1 << 26
+# `warnings.catch_warnings` changes the whole process, so two threads must not be inside it at once.
+_WARNINGS_LOCK = threading.Lock()
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_TIFF_STARTS = (b"II*\0", b"MM\0*")
+_TAG_NEW_SUBFILE_TYPE, _TAG_PHOTOMETRIC, _TAG_SUB_IFDS, _TAG_DNG_VERSION = 254, 262, 330, 50706
+_TAG_BITS, _TAG_SAMPLE_FORMAT = 258, 339
+_COLOUR_FILTER_ARRAY, _LINEAR_RAW = 32803, 34892
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_EXIF_ORIENTATION = 0x0112
+_EXIF_PHOTO, _EXIF_FOCAL_35MM = 0x8769, 0xA405
+# Of lenses whose photos are pictures of a plane: no fisheyes, and no zeros of editors.
+_FOCAL_MM = (12.0, 600.0)
+# Orientation: whether rows and columns are swapped, then which of the axes (-2 rows, -1 columns) are mirrored.
+_TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
+    2: (False, (-1,)),
+    3: (False, (-2, -1)),
+    4: (False, (-2,)),
+    5: (True, ()),
+    6: (True, (-1,)),
+    7: (True, (-2, -1)),
+    8: (True, (-2,)),
+}
 
 # Tables for printers take some megabytes; what is larger is no profile.
 MAX_PROFILE_BYTES = 16 << 20
@@ -36,16 +73,15 @@ _GRID = 17
 _log = logging.getLogger(__name__)
 
 
-class ColourChange:
+class ColourChange(NamedTuple):
     """Changes pixels of `mode` (`L`, `RGB` or `CMYK`) to sRGB."""
 
-    def __init__(self, transform: ImageCms.ImageCmsTransform, mode: str) -> None:
-        self._transform = transform
-        self.mode = mode
+    transform: ImageCms.ImageCmsTransform
+    mode: str
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """An RGB image of one of `mode`."""
-        return ImageCms.applyTransform(image, self._transform) or image
+        return ImageCms.applyTransform(image, self.transform) or image
 
 
 def colour_change(profile: bytes, mode: str) -> ColourChange | None:
@@ -91,44 +127,6 @@ def _changes_nothing(change: ColourChange) -> bool:
         before = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(1, -1, 3)
         after = change(Image.fromarray(before))
     return bool(np.abs(np.asarray(after).astype(int) - before).max() <= _SAME_LEVELS)
-
-
-MAX_PIXELS = 128_000_000
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIC")
-ALPHA_BACKGROUND = 128
-
-_HAS_AVIF = importlib.util.find_spec("PIL.AvifImagePlugin") is not None  # since version 11.3
-_PILLOWS_FORMATS = [name for name in FORMATS if name != "HEIC" and (name != "AVIF" or _HAS_AVIF)]
-
-# These decoders take 16 bytes a pixel, the others 4: none takes more than 1 GB.
-_MOST_PIXELS = {"WEBP": 48_000_000, "AVIF": 48_000_000, "HEIF": 48_000_000}
-# A strip is converted at once: a 128-megapixel image then needs one copy beside the decoder's, 0.9 GB in all.
-_STRIP_PIXELS = 1 << 22
-# Freed blocks of this size go back to the system; others stay with the process (`vq3dcli.allocator`).
-_OWN_MAPPING_BYTES = 1 << 26
-# `warnings.catch_warnings` changes the whole process, so two threads must not be inside it at once.
-_WARNINGS_LOCK = threading.Lock()
-
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-_TIFF_STARTS = (b"II*\0", b"MM\0*")
-_TAG_NEW_SUBFILE_TYPE, _TAG_PHOTOMETRIC, _TAG_SUB_IFDS, _TAG_DNG_VERSION = 254, 262, 330, 50706
-_TAG_BITS, _TAG_SAMPLE_FORMAT = 258, 339
-_COLOUR_FILTER_ARRAY, _LINEAR_RAW = 32803, 34892
-_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-_EXIF_ORIENTATION = 0x0112
-_EXIF_PHOTO, _EXIF_FOCAL_35MM = 0x8769, 0xA405
-# Of lenses whose photos are pictures of a plane: no fisheyes, and no zeros of editors.
-_FOCAL_MM = (12.0, 600.0)
-# Orientation: whether rows and columns are swapped, then which of the axes (-2 rows, -1 columns) are mirrored.
-_TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
-    2: (False, (-1,)),
-    3: (False, (-2, -1)),
-    4: (False, (-2,)),
-    5: (True, ()),
-    6: (True, (-1,)),
-    7: (True, (-2, -1)),
-    8: (True, (-2,)),
-}
 
 
 class TooManyPixelsError(ValueError):

@@ -115,3 +115,9 @@ def spread(count: int, shares: Sequence[float]) -> list[int]:
     for i in by_remainder[: count - sum(whole)]:
         whole[i] += 1
     return whole
+
+
+def evenly(total: int, most: int) -> list[int]:
+    """At most so many numbers below `total`, evenly spread, ascending."""
+    count = min(most, total)
+    return [i * total // count for i in range(count)]

@@ -15,6 +15,7 @@ from typing import Literal
 from vq3dcli.config.defaults import BOX_MARGIN, MAX_BAD, SHARD_SIZE
 from vq3dcli.data.images import centre_square, decode_image, decode_square, encode_jpeg
 from vq3dcli.data.shard_format import Manifest, RejectEntry, sample_key, stored_size
+from vq3dcli.data.stream import evenly
 from vq3dcli.data_tools.job import Job, Progress, shard_ranges, write_part
 from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.data_tools.shard_writer import Sample, compact_json
@@ -226,7 +227,7 @@ def square_around(height_px: int, width_px: int, box: Box | None, margin: float)
 def job_facts(job: Job, out: Path, *, part: Part = WHOLE) -> dict[str, int]:
     """What a job would write, by making some of the samples, evenly spread; nothing is written."""
     total = job.num_positions
-    chosen = sorted({i * total // _SAMPLED for i in range(_SAMPLED)}) if total else []
+    chosen = evenly(total, _SAMPLED)
     samples = [s for i in chosen for s in job.make(range(i, i + 1)) if isinstance(s, Sample)]
     members = [len(data) for sample in samples for data in sample.members.values()]
     stored = sum(_TAR_BLOCK + -(-size // _TAR_BLOCK) * _TAR_BLOCK for size in members)

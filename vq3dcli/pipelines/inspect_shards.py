@@ -1,4 +1,4 @@
-"""What is in a shard folder: images or disparity labels, their figures, damage, and a contact sheets."""
+"""What is in a shard folder: images or disparity labels, their figures, damage, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ import torch
 from torch import Tensor
 
 from vq3dcli.data.images import encode_png, resize
-from vq3dcli.data.shard_format import (
-    DISPARITY_FOLDER,
-    REJECTS_NAME,
-    Manifest,
-)
+from vq3dcli.data.shard_format import DISPARITY_FOLDER, REJECTS_NAME, Manifest
 from vq3dcli.data.shard_reader import ShardFolder, label_folder
+from vq3dcli.data.stream import evenly
 from vq3dcli.data_tools.job import Progress
 from vq3dcli.data_tools.verify import verify_folder
 from vq3dcli.errors import DataError, InputMissingError, UsageError, Vq3dError
@@ -110,7 +107,7 @@ def _label_state(path: Path) -> str:
 
 
 def _label_facts(folder: ShardFolder) -> dict[str, Any]:
-    labels = [folder.disparity(i) for i in _spread(folder.num_samples, _SAMPLES)]
+    labels = [folder.disparity(i) for i in evenly(folder.num_samples, _SAMPLES)]
     folder.close()
     options = {key: value for key, value in folder.manifest.options.items() if key != "images_manifest_sha256"}
     return _common_facts(folder.manifest) | {
@@ -137,7 +134,7 @@ def _reasons(path: Path) -> dict[str, int]:
 def _original_sizes(folder: ShardFolder) -> list[int]:
     """Shorter sides in pixels of some of the source images, sorted."""
     sizes = []
-    for i in _spread(folder.num_samples, _SAMPLES):
+    for i in evenly(folder.num_samples, _SAMPLES):
         info = json_value(folder.read(i, ["json"]).get("json", b"{}"))
         size = info.get("original_size") if isinstance(info, dict) else None
         if isinstance(size, dict) and {"height", "width"} <= size.keys():
@@ -167,7 +164,7 @@ def write_sheet(path: Path, out: Path, *, count: int = _SHEET_IMAGES) -> int:
     folder = ShardFolder(path)
     names = folder.manifest.class_titles or folder.manifest.class_names
     cells, texts = [], []
-    for i in _spread(folder.num_samples, count):
+    for i in evenly(folder.num_samples, count):
         if folder.manifest.kind == "images":
             number = folder.entry(i).class_index
             cell, text = resize(folder.image(i), _CELL_PX, _CELL_PX), "-" if number is None else names[number]
@@ -186,7 +183,7 @@ def write_preview(shards: Path, name: str, out: Path) -> None:
     """Write a PNG of images, evenly spread over a finished shard folder, each beside its label `name`."""
     images, labels = ShardFolder(shards), ShardFolder(label_folder(shards, name))
     cells, texts = [], []
-    for i in _spread(images.num_samples, _PREVIEW_PAIRS):
+    for i in evenly(images.num_samples, _PREVIEW_PAIRS):
         position = labels.index.position(int(images.index.keys[i]))
         if position is not None:
             cell, text = _label_cell(labels, position)
@@ -195,8 +192,3 @@ def write_preview(shards: Path, name: str, out: Path) -> None:
     if cells:
         make_folder(out.parent)
         write_bytes(out, encode_png(grid(cells, _PREVIEW_COLUMNS, labels=texts)))
-
-
-def _spread(total: int, count: int) -> list[int]:
-    """At most `count` numbers below `total`, evenly spread."""
-    return sorted({k * total // count for k in range(count)}) if total else []

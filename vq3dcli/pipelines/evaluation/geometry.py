@@ -60,6 +60,15 @@ from vq3dcli.weights_file import LoadedWeights
 TEMPLATE_SCENES = 500
 SCENES_PER_BATCH = 16
 _TEMPLATE_BATCH = 125
+# 96 samples at the middles of equal bins of s: part of the definition of every figure.
+RENDERING = f"{EVALUATION_SAMPLES} samples a ray at the middles of equal bins of s, colours to 8 bits"
+_SHOWN = 6
+_log = logging.getLogger(__name__)
+
+PROTOCOL = "geometry-toyscenes-2"
+VIEW_NAMES = tuple(f"{yaw_deg:g},{pitch_deg:g}" for yaw_deg, pitch_deg in EVALUATION_VIEWS_DEG)
+# Figures of single views that a reader compares with `novel_psnr`.
+VIEW_FIGURES = ("novel_psnr", "copy_psnr", "flat_psnr", "pivot_psnr", "warp_psnr")
 
 
 @dataclass(frozen=True)
@@ -120,16 +129,6 @@ def toy_template(size_px: int, *, scenes: int = TEMPLATE_SCENES) -> Template:
         s_sum += views.s.double().sum(0)
     return Template((rgb_sum / scenes).float(), (s_sum / scenes).float())
 
-
-# 96 samples at the middles of equal bins of s: part of the definition of every figure.
-RENDERING = f"{EVALUATION_SAMPLES} samples a ray at the middles of equal bins of s, colours to 8 bits"
-_SHOWN = 6
-_log = logging.getLogger(__name__)
-
-PROTOCOL = "geometry-toyscenes-2"
-VIEW_NAMES = tuple(f"{yaw_deg:g},{pitch_deg:g}" for yaw_deg, pitch_deg in EVALUATION_VIEWS_DEG)
-# Figures of single views that a reader compares with `novel_psnr`.
-VIEW_FIGURES = ("novel_psnr", "copy_psnr", "flat_psnr", "pivot_psnr", "warp_psnr")
 
 Predictor = Callable[[Tensor], Renderable]
 """Images uint8 `[B, 3, H, W]` to scenes; called once a batch, in the order of the scenes."""

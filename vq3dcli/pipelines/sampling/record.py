@@ -20,6 +20,7 @@ from torch import Tensor
 from vq3dcli import __version__
 from vq3dcli.config.defaults import EVALUATION_SAMPLES
 from vq3dcli.data.imagenet import imagenet_names
+from vq3dcli.data.stream import evenly
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.draw_codes import NO_CLASS, Sharpening, sample_index
 from vq3dcli.sealed import first_problem, read_sealed_json
@@ -72,8 +73,7 @@ def pick_classes(text: str | None, names: Sequence[str]) -> list[int]:
 
 def some_classes(classes: Sequence[int], most: int) -> list[int]:
     """At most so many of some class indices, evenly spread over them."""
-    count = min(most, len(classes))
-    return [classes[i * len(classes) // count] for i in range(count)]
+    return [classes[i] for i in evenly(len(classes), most)]
 
 
 def shown_name(name: str) -> str:
