@@ -160,9 +160,7 @@ def measure_toy(index: int, weights: LoadedWeights) -> dict[str, float]:
     several = scene.select(torch.zeros(len(yaw), dtype=torch.int64))
     truth = render_scenes(several, camera)
     relief = photo_relief(opened, exact.rgb[0])
-    detail, known_scene = (
-        build_photo_scene(opened.field, opened.frustum, exact.rgb[0], s, camera) for s in (relief, exact.s[0])
-    )
+    detail, known_scene = (build_photo_scene(opened.frustum, exact.rgb[0], s, camera) for s in (relief, exact.s[0]))
     candidates: dict[str, ViewOf] = {
         "detail": detail.render,
         "detail_exact_disparity": known_scene.render,

@@ -94,7 +94,7 @@ def photo_page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Te
     camera = frustum.camera(height_px, width_px)
     pose = pivot_camera(torch.tensor(YAW_RAD), torch.zeros(len(YAW_RAD)), height_px=8, width_px=8).cam_to_world
     cameras = Camera(pose, camera.intrinsics.expand(len(pose), 3, 3), height_px, width_px)
-    scene = build_photo_scene(opened.field, opened.frustum, opened.photo, s, cameras)
+    scene = build_photo_scene(opened.frustum, opened.photo, s, cameras)
     still = torch.zeros(3, height_px, width_px, dtype=torch.uint8)
     write_viewer(path / "page.html", "a", scene.cropped(), still, (0.0, 1.0))
     return path / "page.html", scene.render(cameras).rgb / 255.0

@@ -260,7 +260,7 @@ def test_what_is_deleted_goes_from_the_photo_too(
     pose[1, 0, 3] = 0.3
     camera = Camera(pose, opened.frustum.camera(40, 60).intrinsics.expand(2, 3, 3), 40, 60)
     s = 0.3 + 0.2 * (opened.photo[0] > 128)
-    picture = build_photo_scene(opened.field, opened.frustum, opened.photo, s.float(), camera)
+    picture = build_photo_scene(opened.frustum, opened.photo, s.float(), camera)
     assert picture.front.s[picture.window].shape == (40, 60)
     hole = torch.zeros(24, 24)
     hole[5:19, 7:17] = 1.0

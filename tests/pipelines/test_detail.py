@@ -77,7 +77,7 @@ def cameras(opened_scene: OpenedScene, *yaw_deg: float) -> Camera:
 
 def layers(opened_scene: OpenedScene, s: Tensor, seen_by: Camera) -> PhotoScene:
     assert opened_scene.photo is not None
-    return build_photo_scene(opened_scene.field, opened_scene.frustum, opened_scene.photo, s, seen_by)
+    return build_photo_scene(opened_scene.frustum, opened_scene.photo, s, seen_by)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,9 @@ from vq3dcli.editing.relief import fill_holes, local_range, resized
 _HALF = 3
 _SMALLEST_PX = 24
 # Rounds of search and vote at the smallest size, and at every larger one.
-_FIRST_ROUNDS, _ROUNDS = 12, 4
+_FIRST_ROUNDS, _ROUNDS = 12, 2
+# How far around the place that a smaller size found, larger ones look.
+_REACH_PX = 8
 # All of s, and all of the height, count as so many times the difference of black and white in one channel: scenes
 # lie in layers, and what is beside a pixel says more than what is above or below.
 _DEPTH_WEIGHT, _HEIGHT_WEIGHT = 1.0, 0.5
@@ -30,17 +32,19 @@ _DEPTH_WEIGHT, _HEIGHT_WEIGHT = 1.0, 0.5
 _VOTE_WIDTH = 0.5
 
 
-def continued(rgb: Tensor, hole: Tensor, s: Tensor) -> Tensor:
+def continued(rgb: Tensor, hole: Tensor, s: Tensor, foreign: Tensor | None = None) -> Tensor:
     """Colours `[3, H, W]` in [0, 1] with a hole `[H, W]` (bool) closed by what is around it.
 
     Args:
         s: Disparity of what is seen there, and shall be seen in the hole, `[H, W]`: it says what belongs together.
+        foreign: What shall not continue, `[H, W]` (bool).
     """
     if not bool(hole.any()) or bool(hole.all()):
         return rgb.clone()
     height = torch.linspace(0.0, _HEIGHT_WEIGHT, len(s))[:, None].expand(s.shape)
     values = torch.cat([rgb.cpu(), _DEPTH_WEIGHT * s[None].cpu(), height[None]]).float()
     hole = hole.cpu()
+    barred = hole if foreign is None else hole | foreign.cpu()
     sizes = [(hole.shape[0], hole.shape[1])]
     while min(sizes[-1]) >= 2 * _SMALLEST_PX and _thickness(hole, sizes[-1]) > 2 * _HALF:
         sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
@@ -48,7 +52,8 @@ def continued(rgb: Tensor, hole: Tensor, s: Tensor) -> Tensor:
     for level, size in enumerate(reversed(sizes)):
         at_size = values if size == hole.shape else resized(values, size)
         missing = hole if size == hole.shape else resized(hole.float(), size) > 0.0
-        if not bool(_usable(missing).any()):
+        usable = _usable(barred if size == hole.shape else resized(barred.float(), size) > 0.0).numpy()
+        if not usable.any():
             continue
         if found is None:
             at_size[:3] = torch.where(missing, fill_holes(at_size[:3], (~missing).float()), at_size[:3])
@@ -58,13 +63,14 @@ def continued(rgb: Tensor, hole: Tensor, s: Tensor) -> Tensor:
             at_size[:3] = torch.where(missing, resized(grown, size, smooth=False), at_size[:3])
             field = _larger(nearest, size)
         pixels = np.ascontiguousarray(at_size.permute(1, 2, 0).numpy())
-        usable = _usable(missing).numpy()
         places = np.argwhere(usable).astype(np.int32)
         near = local_range(missing.float(), _HALF)[1].numpy() > 0
-        for number in range(_FIRST_ROUNDS if found is None else _ROUNDS):
-            distance = _search(pixels, near, usable, places, field, 1 + number + 100 * level)
-            _vote(pixels, missing.numpy(), near, field, distance, _VOTE_WIDTH)
-        found = torch.from_numpy(pixels[..., :3]).permute(2, 0, 1), field
+        rounds, reach = (_FIRST_ROUNDS, max(size)) if found is None else (_ROUNDS, _REACH_PX)
+        for number in range(rounds):
+            distance = _search(pixels, near, usable, places, field, reach, 1 + number + 100 * level)
+            said = _vote(pixels, near, field, distance, _VOTE_WIDTH)
+            pixels[missing.numpy(), :3] = said[missing.numpy()]
+        found = torch.from_numpy(said).permute(2, 0, 1), field
     if found is None:
         return fill_holes(rgb, (~hole).to(rgb))
     return torch.where(hole, found[0], rgb.cpu()).to(rgb)
@@ -114,7 +120,7 @@ def _apart(pixels: Any, y: int, x: int, v: int, u: int, most: float) -> float:
 
 
 @compiled
-def _search(pixels: Any, near: Any, usable: Any, places: Any, field: Any, seed: int) -> Any:
+def _search(pixels: Any, near: Any, usable: Any, places: Any, field: Any, widest: int, seed: int) -> Any:
     """One round forth and one back: each patch looks where its neighbours found theirs, and at random around."""
     height, width = near.shape
     distance = np.full((height, width), np.float32(1e9))
@@ -143,7 +149,7 @@ def _search(pixels: Any, near: Any, usable: Any, places: Any, field: Any, seed: 
                             apart = _apart(pixels, y, x, p, q, best)
                             if apart < best:
                                 best, v, u = apart, p, q
-                reach = max(height, width)
+                reach = widest
                 while reach >= 1:
                     p = v + np.random.randint(-reach, reach + 1)
                     q = u + np.random.randint(-reach, reach + 1)
@@ -157,9 +163,10 @@ def _search(pixels: Any, near: Any, usable: Any, places: Any, field: Any, seed: 
 
 
 @compiled
-def _vote(pixels: Any, missing: Any, near: Any, field: Any, distance: Any, width_share: float) -> None:
-    """Each missing pixel becomes what the patches over it say, the good ones most."""
-    height, width = missing.shape
+def _vote(pixels: Any, near: Any, field: Any, distance: Any, width_share: float) -> Any:
+    """What the patches over each pixel that is near the hole say, the good ones most, `[H, W, 3]`."""
+    height, width = near.shape
+    said = pixels[..., :3].copy()
     total, count = 0.0, 0
     for y in range(height):
         for x in range(width):
@@ -169,7 +176,7 @@ def _vote(pixels: Any, missing: Any, near: Any, field: Any, distance: Any, width
     scale = max(width_share * total / max(count, 1), 1e-6)
     for y in range(height):
         for x in range(width):
-            if not missing[y, x]:
+            if not near[y, x]:
                 continue
             red, green, blue, weights = 0.0, 0.0, 0.0, 0.0
             for dy in range(-3, 4):
@@ -182,5 +189,5 @@ def _vote(pixels: Any, missing: Any, near: Any, field: Any, distance: Any, width
                         green += weight * pixels[v, u, 1]
                         blue += weight * pixels[v, u, 2]
                         weights += weight
-            if weights > 0.0:
-                pixels[y, x, 0], pixels[y, x, 1], pixels[y, x, 2] = red / weights, green / weights, blue / weights
+            said[y, x, 0], said[y, x, 1], said[y, x, 2] = red / weights, green / weights, blue / weights
+    return said

@@ -19,7 +19,7 @@ from vq3dcli.rendering.space import Frustum
 from vq3dcli.rendering.trajectories import PATHS
 
 # What near and far things move against each other at the end of a path, in widths.
-MOST_PARALLAX = 0.06
+MOST_PARALLAX = 0.05
 # What surfaces may be stretched to there, and the part of a photo's slopes that is left out as noise.
 MOST_STRETCH = 2.0
 _SLOPE_QUANTILE = 0.99

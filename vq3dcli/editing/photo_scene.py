@@ -6,7 +6,7 @@ the scene, both of the photo's resolution and made once, so that nothing flicker
 ```
 photo, relief -> front: both as they are
              `-> behind: the same, but where something stands in front of something else, the relief and the photo
-                 behind it, continued, changed a little by the NeRF
+                 behind it, continued
 ```
 
 A ray sees the front layer; where that is pulled apart, at a step of the relief that the photo's camera did not look
@@ -29,10 +29,9 @@ from vq3dcli.editing.continued import continued
 from vq3dcli.editing.cutout import Cutout
 from vq3dcli.editing.march import Lines, camera_lines, intersect, longest_shift
 from vq3dcli.editing.placement import FOUR_A_PIXEL
-from vq3dcli.editing.relief import RELAXATIONS, fill_holes, local_range, resized
+from vq3dcli.editing.relief import RELAXATIONS, box_mean, fill_holes, local_range, resized
 from vq3dcli.rendering.cameras import (
     Camera,
-    image_rays,
     pixel_centres,
     project,
     rays_at_pixels,
@@ -40,23 +39,14 @@ from vq3dcli.rendering.cameras import (
     z_depth_from_s,
 )
 from vq3dcli.rendering.lookup import look_up_px
-from vq3dcli.rendering.ray_samples import samples_between
-from vq3dcli.rendering.render import Field, render
 from vq3dcli.rendering.scene import SceneView, joined, to_uint8
 from vq3dcli.rendering.space import Frustum
 
-# Side of what the NeRF shows behind things: no planes hold more than this of a photo; and samples a ray.
-NERF_PX = 128
-NERF_SAMPLES = 64
 # Windows as parts of the longer side.
 _STEP_WINDOW = 1 / 80
 _MIXED_WINDOW = 1 / 100
-# How much the NeRF may change the continued photo: more shows as the ghost of a thing that it draws out backwards.
-_NERF_LIMIT = 0.02
 # The front layer fades between these factors of being pulled apart.
 STRETCH_FADES, STRETCH_GONE = 1.6, 3.0
-# Rays that begin behind the front layer begin this much behind it.
-_BEHIND_S = 0.02
 # Neighbouring rays that end so much farther apart than on a flat relief see an outline.
 _OUTLINE_PX = 2.0
 # Step in which the region behind things grows.
@@ -206,22 +196,18 @@ def _outlines(shift: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def build_photo_scene(
-    field: Field, frustum: Frustum, photo: Tensor, s: Tensor, cameras: Camera, *, nerf_px: int = NERF_PX
-) -> PhotoScene:
+def build_photo_scene(frustum: Frustum, photo: Tensor, s: Tensor, cameras: Camera) -> PhotoScene:
     """Both layers of a photo.
 
     Args:
-        field: The NeRF of the photo, which fills what the photo does not show.
         photo: uint8 `[3, H, W]`, on any device.
-        s: Its relief `[H, W]`, on the device of the field.
+        s: Its relief `[H, W]`.
         cameras: All cameras that will look at it: they say how far behind edges one sees, and how wide the margins are.
-        nerf_px: Side of what the NeRF shows behind things.
     """
     camera = frustum.camera(*s.shape).to(s.device)
     reach_px, margin_px = _reach(camera, frustum, cameras.to(s.device), s)
     front = PhotoLayer(photo.to(s.device).float() / 255.0, s)
-    behind = _layer_behind(field, frustum, front, reach_px, min(nerf_px, NERF_PX))
+    behind = _layer_behind(front, reach_px)
     beside_px, above_px = (min(margin_px, side - 1) for side in (s.shape[1], s.shape[0]))
     front, behind = (
         PhotoLayer(_mirrored(layer.rgb, beside_px, above_px), _mirrored(layer.s[None], beside_px, above_px)[0])
@@ -249,7 +235,7 @@ def _reach(photo: Camera, frustum: Frustum, cameras: Camera, s: Tensor) -> tuple
     return math.ceil(min(reach, widest)) + 2, math.ceil(min(beyond, widest)) + 2
 
 
-def _layer_behind(field: Field, frustum: Frustum, front: PhotoLayer, reach_px: int, nerf_px: int) -> PhotoLayer:
+def _layer_behind(front: PhotoLayer, reach_px: int) -> PhotoLayer:
     """What lies behind things, within `reach_px` of their edges."""
     rgb, s = front.rgb, front.s
     radius_px = max(2, round(_STEP_WINDOW * max(s.shape)) + 1)
@@ -287,24 +273,8 @@ def _layer_behind(field: Field, frustum: Frustum, front: PhotoLayer, reach_px: i
     hidden = hidden & (supported > 0)
     weight = known.float()
     s_behind = torch.where(hidden, torch.minimum(fill_holes(s[None], weight)[0], s), s)
-    nerf = nerf_behind(field, frustum, torch.where(hidden, s_behind, s), nerf_px)
-    # The photo around continues behind; the NeRF says how what is there differs from its own continuation, which
-    # meets the photo without an edge. More than a limit is a thing drawn out backwards, not something behind it.
-    own = (nerf - fill_holes(nerf, weight)).clamp(-_NERF_LIMIT, _NERF_LIMIT)
-    filled = (fill_holes(rgb, weight) + own).clamp(0.0, 1.0)
+    # The colours of these strips continue what is around them smoothly; only their texture is found by patches.
+    alike = continued(rgb, hidden, s_behind, in_front)
+    texture = alike - box_mean(box_mean(alike, mixed_px), mixed_px)
+    filled = (fill_holes(rgb, weight) + texture).clamp(0.0, 1.0)
     return PhotoLayer(torch.where(hidden, filled, rgb), s_behind)
-
-
-def nerf_behind(field: Field, frustum: Frustum, s: Tensor, side_px: int) -> Tensor:
-    """Colours `[3, H, W]` in [0, 1] of a NeRF along the rays of the canonical camera, from a little in front of `s` on.
-
-    They are found at a lower resolution, `side_px` a side.
-    """
-    # The farthest of each cell: what is in front of it must not bleed in.
-    cells = -functional.adaptive_max_pool2d(-s[None, None], side_px)[0, 0]
-    first = (cells.flatten() + _BEHIND_S).clamp(max=1.0)
-    edges_s = first[:, None] * (1.0 - torch.arange(NERF_SAMPLES + 1, device=s.device) / NERF_SAMPLES)
-    rays = image_rays(frustum.camera(side_px, side_px).to(s.device))
-    rgb, _, _ = render(field, rays, samples_between(edges_s[None]), frustum.depth_range)
-    image = rgb[0].T.reshape(1, 3, side_px, side_px)
-    return functional.interpolate(image, size=s.shape, mode="bicubic", align_corners=False)[0].clamp(0.0, 1.0)

@@ -352,8 +352,7 @@ def wished_photo_scene(opened: OpenedScene, wish: Wish, size: tuple[int, int]) -
     if wish.kind == "viewer":
         bound_rad, zoom = covered_reach(vantage.bound_rad, s, frustum, cameras, may_shrink=adapts)
         vantage = Vantage(bound_rad, vantage.pivot_z, zoom)
-    looking, nerf_px = cameras(vantage.bound_rad), opened.scene.planes.shape[2]
-    return build_photo_scene(opened.field, frustum, photo, s, looking, nerf_px=nerf_px), vantage
+    return build_photo_scene(frustum, photo, s, cameras(vantage.bound_rad)), vantage
 
 
 def _orbit(canonical: Camera, frustum: Frustum, wish: Wish) -> Camera:

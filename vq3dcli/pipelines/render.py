@@ -366,8 +366,7 @@ def staged_photo(opened: OpenedScene, shot: Shot, look: Look) -> tuple[PhotoScen
     camera = filmed(amplitude_rad)
     camera.intrinsics[:, :2, :2] *= closer
     looking = camera if eyes is None else eyes.both(camera)
-    nerf_px = opened.scene.planes.shape[2]
-    return build_photo_scene(opened.field, frustum, photo, s, looking, nerf_px=nerf_px), camera, eyes
+    return build_photo_scene(frustum, photo, s, looking), camera, eyes
 
 
 def _staged_plain(opened: OpenedScene, shot: Shot, look: Look) -> tuple[ViewOf, Camera]:
