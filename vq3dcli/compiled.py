@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.core.dispatcher import Dispatcher
+from numba.core.extending import _Intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
 FAST = ("contract", "reassoc", "nsz", "arcp", "afn")
@@ -30,6 +35,23 @@ def inlined_fast(function: F) -> F:
 def _kept(function: F, **how: Any) -> F:
     """Numba keeps machine code beside the source, or below the user's cache folder, or in NUMBA_CACHE_DIR."""
     try:
-        return cast(F, numba.njit(cache=True, **how)(function))
+        kept = numba.njit(cache=True, **how)(function)
+        index = kept._cache._cache_file
+        index._source_stamp = (
+            index._source_stamp,
+            *(sha256(path.read_bytes()).digest() for path in parts_of(function)),
+        )
+        return cast(F, kept)
     except RuntimeError:  # none of these places can be written: each process compiles for itself
         return cast(F, numba.njit(**how)(function))
+
+
+def parts_of(function: Callable[..., Any]) -> list[Path]:
+    """The files of what a function may be made of: numba itself looks at the function's alone."""
+    found: set[str] = set()
+    unread = {function.__module__}
+    while unread:
+        found |= unread
+        values = [value for name in unread for value in vars(sys.modules[name]).values()]
+        unread = {value.__module__ for value in values if isinstance(value, (Dispatcher, _Intrinsic))} - found
+    return sorted(Path(str(sys.modules[name].__file__)) for name in found)

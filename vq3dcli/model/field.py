@@ -86,7 +86,7 @@ class FieldModel(nn.Module):
         from vq3dcli.rendering.fused import flat_layers, scene_numbers, whole_lanes  # numba takes half a second
         from vq3dcli.rendering.fused_training import FusedTrainedField
 
-        padded = whole_lanes(planes)
+        padded = whole_lanes(planes.permute(0, 2, 3, 1, 4))
         layers, out, inputs = flat_layers(self._layers, padded.shape[-1])
         numbers = scene_numbers(self.space, _DENSITY, self.frustum)
         return FusedTrainedField(padded, layers, out, inputs, numbers, exact)

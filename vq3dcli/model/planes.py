@@ -54,13 +54,29 @@ class PlaneHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens `[B, L, D]` to channels-last planes `[B, 3, P, P, C]`."""
-        images = unpatchify(self.unpatchify(tokens), self.patch, self.inner)
+        if torch.is_autocast_enabled(tokens.device.type):
+            images = self._channels_last(tokens)
+        else:
+            images = unpatchify(self.unpatchify(tokens), self.patch, self.inner)
         if self.convolutions is not None:
             convolved = self.convolutions(images)
             images = images + convolved if self.kind == "residual" else convolved
         batch, _, side, _ = images.shape
         planes = images.reshape(batch, 3, self.channels, side, side).permute(0, 1, 3, 4, 2)
         return planes + self.base
+
+    def _channels_last(self, tokens: Tensor) -> Tensor:
+        """The same images in an order in which convolutions in bfloat16 take two thirds of the time.
+
+        Weights are brought into it, which are fewer than what they make.
+        """
+        batch, length, width = tokens.shape
+        side, patch, inner = round(length**0.5), self.patch, self.inner
+        weight = self.unpatchify.weight.reshape(inner, patch * patch, width).transpose(0, 1).reshape(-1, width)
+        bias = self.unpatchify.bias.reshape(inner, patch * patch).T.reshape(-1)
+        images = nn.functional.linear(tokens, weight, bias).reshape(batch, side, side, patch, patch * inner)
+        images = images.transpose(2, 3).reshape(batch, side * patch, side * patch, inner)
+        return images.permute(0, 3, 1, 2)
 
 
 def _fourier_base(side: int, channels: int) -> Tensor:

@@ -114,8 +114,9 @@ class Attention(nn.Module):
         """
         batch, count, width = tokens.shape
         qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        both, value = qkv[:2], qkv[2]
-        query, key = both if rotation is None else rotate(both, rotation)
+        query, key, value = qkv  # at once: an index would fill all with zeros in the backward pass, a part at a time
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
         if cache is None:
             mixed = attend(query, key, value, causal=self.causal)
         else:
@@ -130,6 +131,20 @@ def rotate(heads: Tensor, rotation: Tensor) -> Tensor:
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
 
 
+class TanhGELU(nn.Module):
+    """GELU by tanh: where a gradient is wanted on a CPU by `model.gelu`, whose last bits differ."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of each number."""
+        there = type(x) is Tensor and not torch.compiler.is_compiling()  # neither fake nor traced
+        if not (there and torch.is_grad_enabled() and x.requires_grad and is_on_cpu(x)) or x.dtype == torch.float64:
+            return functional.gelu(x, approximate="tanh")
+        from vq3dcli.model.gelu import FastGELU  # numba takes half a second
+
+        result: Tensor = FastGELU.apply(x)
+        return result
+
+
 class Block(nn.Module):
     """Attention, then an MLP, each behind a LayerNorm with a residual connection."""
 
@@ -138,7 +153,7 @@ class Block(nn.Module):
         self.norm_attention = nn.LayerNorm(width)
         self.attention = Attention(width, heads, causal=causal)
         self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), TanhGELU(), nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(

@@ -49,7 +49,7 @@ class Packed(NamedTuple):
     """A scene as flat arrays of float32.
 
     Attributes:
-        table: Texels of the three planes, row by row, C channels each, padded to whole lanes.
+        table: Texels row by row, each of three planes with C channels, padded to whole lanes.
         side: P.
         channels: C, padded.
         weights: Of hidden layers, in blocks of 64 units, see `simd.layer`.
@@ -101,7 +101,7 @@ def pack(
     flat, out, inputs = flat_layers([(w.detach().cpu(), b.detach().cpu()) for w, b in layers], planes.shape[-1])
     contracted, *numbers = scene_numbers(space, density, frustum)
     return Packed(
-        planes.cpu().contiguous().numpy().reshape(-1),
+        planes.permute(1, 2, 0, 3).cpu().contiguous().numpy().reshape(-1),
         side,
         planes.shape[-1],
         flat.numpy(),
@@ -187,8 +187,8 @@ def corners(scene: Any, plane: int, u: Any, v: Any, w: Any) -> Any:
     i, j = max(min(int(column), side - 2), 0), max(min(int(row), side - 2), 0)  # NaN becomes 0
     right, low = column - _f(i), row - _f(j)
     left, up = _f(1.0) - right, _f(1.0) - low
-    first = ((plane * side + j) * side + i) * scene.channels
-    return first, first + side * scene.channels, left * up, right * up, left * low, right * low
+    first = ((j * side + i) * 3 + plane) * scene.channels
+    return first, first + 3 * side * scene.channels, left * up, right * up, left * low, right * low
 
 
 @inlined_fast
@@ -204,7 +204,7 @@ def evaluate(scene: Any, u: Any, v: Any, w: Any, numbers: Any) -> int:
         first, below, w00, w01, w10, w11 = corners(scene, plane, u, v, w)
         for c in range(0, channels, LANES):
             blend(
-                scene.table, first + c, first + channels + c, below + c, below + channels + c,
+                scene.table, first + c, first + 3 * channels + c, below + c, below + 3 * channels + c,
                 w00, w01, w10, w11, numbers, c,
             )  # fmt: skip
     source, target, start = 0, channels, 0

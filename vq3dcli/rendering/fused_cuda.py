@@ -76,12 +76,12 @@ def _plane(
     i, j = _whole(column, side - 2.0), _whole(row, side - 2.0)
     right, low = column - i, row - j
     left, up = 1.0 - right, 1.0 - low
-    texel = (plane * side + j) * side + i
+    texel = (j * side + i) * 3 + plane
     return (
         _corner(table, texel, left * up, need, channels, C)
-        + _corner(table, texel + 1, right * up, need, channels, C)
-        + _corner(table, texel + side, left * low, need, channels, C)
-        + _corner(table, texel + side + 1, right * low, need, channels, C)
+        + _corner(table, texel + 3, right * up, need, channels, C)
+        + _corner(table, texel + 3 * side, left * low, need, channels, C)
+        + _corner(table, texel + 3 * side + 3, right * low, need, channels, C)
     )
 
 

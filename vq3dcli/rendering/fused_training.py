@@ -20,24 +20,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vq3dcli.compiled import compiled_fast
+from vq3dcli.compiled import compiled_fast, inlined_fast
 from vq3dcli.rendering.cameras import Rays
 from vq3dcli.rendering.fused import (
     Packed,
     corners,
-    evaluate,
     grouped,
     locate,
     normalised_disparity,
-    optical_thickness,
-    scratch,
     share,
-    sigmoid,
     softplus_argument,
 )
 from vq3dcli.rendering.ray_samples import RaySamples
 from vq3dcli.rendering.render import Field, TrainedField
-from vq3dcli.rendering.simd import LANES, UNITS, add_outer, back_outputs, mix, spread
+from vq3dcli.rendering.simd import (
+    GROUP,
+    LANES,
+    UNITS,
+    add_outer,
+    back_outputs,
+    blend,
+    exponentials,
+    layer_of_group,
+    mix,
+    outputs,
+    spread,
+)
 
 # A ray ends when less than this passes through: no sum of weights in float32 knows of it.
 _OPAQUE = 1e-8
@@ -46,39 +54,105 @@ _RAYS_TOGETHER = 16
 _f: Any = np.float32
 
 
+@inlined_fast
+def _step(scene: Any) -> Any:
+    """Numbers of a point, see `fused.evaluate`."""
+    return scene.channels + len(scene.inputs) * scene.blocks * UNITS + 4
+
+
+@inlined_fast
+def _evaluate_group(scene: Any, ray: Any, z: Any, group: int, places: Any, numbers: Any) -> Any:
+    """`fused.evaluate` for the samples of a ray that begin with sample `group`, the last one in place of missing ones.
+
+    Plane coordinates and clamped inverse z_depths go to `places` `[GROUP, 4]`; in `numbers` there stands
+    `softplus_argument` for raw density.
+    """
+    step, units = _step(scene), scene.blocks * UNITS
+    for k in range(GROUP):
+        at, depth = k * step, z[min(group + k, len(z) - 1)]
+        u, v, w, inverse_z = locate(scene, ray[0] + depth * ray[3], ray[1] + depth * ray[4], ray[2] + depth * ray[5])
+        places[k, 0], places[k, 1], places[k, 2], places[k, 3] = u, v, w, inverse_z
+        for channel in range(scene.channels):
+            numbers[at + channel] = _f(0.0)
+        for plane in range(3):
+            first, below, w00, w01, w10, w11 = corners(scene, plane, u, v, w)
+            for c in range(0, scene.channels, LANES):
+                blend(scene.table, first + c, first + 3 * scene.channels + c, below + c, below + 3 * scene.channels + c,
+                      w00, w01, w10, w11, numbers, at + c)  # fmt: skip
+    source, target, start = 0, scene.channels, 0
+    for count in scene.inputs:
+        for block in range(scene.blocks):
+            layer_of_group(numbers, source, count, scene.weights, start, target + block * UNITS, step)
+            start += (count + 1) * UNITS
+        source, target = target, target + units
+    for k in range(GROUP):
+        at = k * step + target
+        outputs(numbers, k * step + source, units, scene.out, at)
+        numbers[at] = softplus_argument(scene, numbers[at], normalised_disparity(scene, places[k, 3]))
+    return target
+
+
+@inlined_fast
+def _softplus(t: Any, e: Any) -> Any:
+    """log(1 + exp(t)) where e is exp(-t), by the series of the inverse hyperbolic tangent."""
+    small = _f(1.0) / e if t < _f(0.0) else e
+    ratio = small / (_f(2.0) + small)
+    square = ratio * ratio
+    series = _f(1.0 / 9.0) + square * (_f(1.0 / 11.0) + square * _f(1.0 / 13.0))
+    series = _f(1.0 / 3.0) + square * (_f(1.0 / 5.0) + square * (_f(1.0 / 7.0) + square * series))
+    return max(t, _f(0.0)) + _f(2.0) * ratio * (_f(1.0) + square * series)
+
+
+@inlined_fast
+def _see_ray(
+    scene: Any, n: int, origin: Any, direction: Any, s: Any, edges_s: Any, ray: Any, z: Any, edges: Any
+) -> Any:
+    """Write out a ray, the z_depths of its samples and of their fenceposts; its metres a unit of z_depth."""
+    least = _f(1.0) / scene.far
+    range_s = _f(1.0) / scene.near - least
+    for k in range(3):
+        ray[k], ray[3 + k] = origin[n, k], direction[n, k]
+    for i in range(len(z)):
+        z[i] = _f(1.0) / (s[n, i] * range_s + least)
+    for i in range(len(edges)):
+        edges[i] = _f(1.0) / (edges_s[n, i] * range_s + least)
+    return math.sqrt(ray[3] * ray[3] + ray[4] * ray[4] + ray[5] * ray[5]) / range_s
+
+
 @compiled_fast
 def _look(scene: Any, origin: Any, direction: Any, s: Any, edges_s: Any, rgb: Any, weights: Any) -> None:
     """Colours `[N, 3]` and weights `[N, S]` of rays `[N, 3]` with samples `[N, S]` between fenceposts `[N, S + 1]`."""
-    numbers = scratch(scene)
-    least = _f(1.0) / scene.far
-    range_s = _f(1.0) / scene.near - least
-    last = s.shape[1] - 1
+    step = _step(scene)
+    numbers, places = np.empty(GROUP * step, np.float32), np.empty((GROUP, 4), np.float32)
+    count = s.shape[1]
+    ray, z, edges = np.empty(6, np.float32), np.empty(count, np.float32), np.empty(count + 1, np.float32)
     for n in range(len(origin)):
-        a, b, c = direction[n, 0], direction[n, 1], direction[n, 2]
-        metres = math.sqrt(a * a + b * b + c * c)
+        metres = _see_ray(scene, n, origin, direction, s, edges_s, ray, z, edges)
         passing, red, green, blue = _f(1.0), _f(0.0), _f(0.0), _f(0.0)
         weights[n] = _f(0.0)
-        begin = _f(1.0) / (edges_s[n, 0] * range_s + least)
-        for i in range(last + 1):
-            z = _f(1.0) / (s[n, i] * range_s + least)
-            end = _f(1.0) / (edges_s[n, i + 1] * range_s + least)
-            u, v, w, inverse_z = locate(scene, origin[n, 0] + z * a, origin[n, 1] + z * b, origin[n, 2] + z * c)
-            at = evaluate(scene, u, v, w, numbers)
-            opacity = _f(1.0)
-            if i < last:
-                thick = optical_thickness(scene, numbers[at], normalised_disparity(scene, inverse_z))
-                tau = thick * inverse_z * inverse_z / range_s * (end - begin) * metres
-                # The series where 1 - exp(-tau) would round.
-                opacity = tau * (_f(1.0) - _f(0.5) * tau) if tau < _f(1e-3) else _f(1.0) - math.exp(-tau)
-            begin = end
-            weight = passing * opacity
-            weights[n, i] = weight
-            red += weight * sigmoid(numbers[at + 1])
-            green += weight * sigmoid(numbers[at + 2])
-            blue += weight * sigmoid(numbers[at + 3])
-            passing *= _f(1.0) - opacity
-            if passing < _f(_OPAQUE):
-                break
+        group, going = 0, True
+        while going and group < count:
+            target = _evaluate_group(scene, ray, z, group, places, numbers)
+            for i in range(group, min(group + GROUP, count)):
+                at, inverse_z = (i - group) * step + target, places[i - group, 3]
+                t = numbers[at]
+                exponentials(numbers, at)
+                opacity = _f(1.0)
+                if i < count - 1:
+                    thick = scene.density[0] * _softplus(t, numbers[at])
+                    tau = thick * inverse_z * inverse_z * (edges[i + 1] - edges[i]) * metres
+                    # The series where 1 - exp(-tau) would round.
+                    opacity = tau * (_f(1.0) - _f(0.5) * tau) if tau < _f(1e-3) else _f(1.0) - math.exp(-tau)
+                weight = passing * opacity
+                weights[n, i] = weight
+                red += weight / (_f(1.0) + numbers[at + 1])
+                green += weight / (_f(1.0) + numbers[at + 2])
+                blue += weight / (_f(1.0) + numbers[at + 3])
+                passing *= _f(1.0) - opacity
+                if passing < _f(_OPAQUE):
+                    going = False
+                    break
+            group += GROUP
         rgb[n, 0], rgb[n, 1], rgb[n, 2] = red, green, blue
 
 
@@ -92,66 +166,66 @@ def _look_back(
     With T_i what passes before sample i and g_i the gradient of its weight, colour included, that of its optical
     thickness is g_i T_{i+1} - sum_{j>i} g_j w_j.
     """
-    numbers, back = scratch(scene), scratch(scene)
+    step, units, count = _step(scene), scene.blocks * UNITS, s.shape[1]
+    numbers, back = np.empty(GROUP * step, np.float32), np.empty(GROUP * step, np.float32)
+    places, passing = np.empty((GROUP, 4), np.float32), np.empty(count + 1, np.float32)
+    ray, z, edges = np.empty(6, np.float32), np.empty(count, np.float32), np.empty(count + 1, np.float32)
     layers, out = np.zeros_like(of_layers), np.zeros_like(of_out)
-    units = scene.blocks * UNITS
-    least = _f(1.0) / scene.far
-    range_s = _f(1.0) / scene.near - least
-    last = s.shape[1] - 1
-    passing = np.empty(last + 2, np.float32)
     for n in range(len(origin)):
-        a, b, c = direction[n, 0], direction[n, 1], direction[n, 2]
-        per_thickness = math.sqrt(a * a + b * b + c * c) / range_s * scene.density[0] * scene.density[1]
+        per_thickness = _see_ray(scene, n, origin, direction, s, edges_s, ray, z, edges)
+        per_thickness *= scene.density[0] * scene.density[1]
         passing[0], end = _f(1.0), -1
-        for i in range(last + 1):
+        for i in range(count):
             passing[i + 1] = max(passing[i] - weights[n, i], _f(0.0))
             if weights[n, i] != _f(0.0):
                 end = i
         behind = _f(0.0)
-        far_edge = _f(1.0) / (edges_s[n, end + 1] * range_s + least)
-        for i in range(end, -1, -1):
-            z = _f(1.0) / (s[n, i] * range_s + least)
-            near_edge = _f(1.0) / (edges_s[n, i] * range_s + least)
-            u, v, w, inverse_z = locate(scene, origin[n, 0] + z * a, origin[n, 1] + z * b, origin[n, 2] + z * c)
-            at = evaluate(scene, u, v, w, numbers)
-            weight = weights[n, i]
-            g = of_weights[n, i]
-            for k in range(3):
-                colour = sigmoid(numbers[at + 1 + k])
-                g += of_rgb[n, k] * colour
-                back[at + 1 + k] = of_rgb[n, k] * weight * colour * (_f(1.0) - colour)
-            back[at] = _f(0.0)
-            if i < last:
-                t = softplus_argument(scene, numbers[at], normalised_disparity(scene, inverse_z))
-                steep = per_thickness * inverse_z * inverse_z * (far_edge - near_edge) * sigmoid(t)
-                back[at] = (g * passing[i + 1] - behind) * steep
-            far_edge = near_edge
-            behind += g * weight
-            for k in range(4):
-                out[4 * units + k] += back[at + k]
-            target = at - units
-            back_outputs(numbers, target, units, scene.out, back, at, out)
+        for group in range(end - end % GROUP, -1, -GROUP):
+            target = _evaluate_group(scene, ray, z, group, places, numbers)
+            for k in range(GROUP - 1, -1, -1):
+                i, at, inverse_z = group + k, k * step + target, places[k, 3]
+                if i > end:
+                    for channel in range(4):
+                        back[at + channel] = _f(0.0)
+                else:
+                    weight, g = weights[n, i], of_weights[n, i]
+                    exponentials(numbers, at)
+                    for channel in range(3):
+                        colour = _f(1.0) / (_f(1.0) + numbers[at + 1 + channel])
+                        g += of_rgb[n, channel] * colour
+                        back[at + 1 + channel] = of_rgb[n, channel] * weight * colour * (_f(1.0) - colour)
+                    back[at] = _f(0.0)
+                    if i < count - 1:
+                        steep = inverse_z * inverse_z * (edges[i + 1] - edges[i]) / (_f(1.0) + numbers[at])
+                        back[at] = (g * passing[i + 1] - behind) * steep * per_thickness
+                    behind += g * weight
+                for channel in range(4):
+                    out[4 * units + channel] += back[at + channel]
+            back_outputs(numbers, target - units, units, scene.out, back, target, out, step)
+            target -= units
             start, start_transposed = len(layers), len(transposed)
             for layer in range(len(scene.inputs) - 1, -1, -1):
-                count = scene.inputs[layer]
+                width = scene.inputs[layer]
                 source = target - units if layer > 0 else 0
-                start -= (count + 1) * units
-                start_transposed -= count * units
+                start -= (width + 1) * units
+                start_transposed -= width * units
                 for block in range(scene.blocks):
-                    add_outer(numbers, source, count, back, target + block * UNITS, layers,
-                              start + block * (count + 1) * UNITS)  # fmt: skip
-                for channel in range(0, count, LANES):
-                    mix(back, target, units, transposed, start_transposed + channel, count, source + channel)
+                    add_outer(numbers, source, width, back, target + block * UNITS, layers,
+                              start + block * (width + 1) * UNITS, step)  # fmt: skip
+                for channel in range(0, width, LANES):
+                    mix(back, target, units, transposed, start_transposed + channel, width, source + channel, step)
                 if layer > 0:
-                    for channel in range(source, target):
-                        if numbers[channel] <= _f(0.0):
-                            back[channel] = _f(0.0)
+                    for k in range(GROUP):
+                        for channel in range(k * step + source, k * step + target):
+                            if numbers[channel] <= _f(0.0):
+                                back[channel] = _f(0.0)
                 target = source
-            for plane in range(3):
-                first, below, w00, w01, w10, w11 = corners(scene, plane, u, v, w)
-                for channel in range(0, scene.channels, LANES):
-                    spread(of_table, first + channel, first + scene.channels + channel, below + channel,
-                           below + scene.channels + channel, w00, w01, w10, w11, back, channel)  # fmt: skip
+            for k in range(min(GROUP, end - group + 1)):
+                for plane in range(3):
+                    first, below, w00, w01, w10, w11 = corners(scene, plane, places[k, 0], places[k, 1], places[k, 2])
+                    for c in range(0, scene.channels, LANES):
+                        spread(of_table, first + c, first + 3 * scene.channels + c, below + c,
+                               below + 3 * scene.channels + c, w00, w01, w10, w11, back, k * step + c)  # fmt: skip
         if n % _RAYS_TOGETHER == _RAYS_TOGETHER - 1 or n == len(origin) - 1:
             for k in range(len(layers)):
                 of_layers[k] += layers[k]
@@ -162,10 +236,10 @@ def _look_back(
 
 
 def _scene(table: Tensor, layers: Tensor, out: Tensor, inputs: Sequence[int], numbers: Sequence[float]) -> Packed:
-    """Planes `[3, P, P, C]` and what else `fused.Packed` holds."""
+    """A table `[P, P, 3, C]` and what else `fused.Packed` holds."""
     return Packed(
         table.numpy().reshape(-1),
-        table.shape[1],
+        table.shape[0],
         table.shape[3],
         layers.numpy(),
         np.array(inputs, np.int64),
@@ -277,7 +351,7 @@ class FusedTrainedField(TrainedField):
     """Scenes on a CPU, with gradients.
 
     Attributes:
-        planes: `[B, 3, P, P, C]`, C padded to whole lanes.
+        planes: `[B, P, P, 3, C]`, C padded to whole lanes.
         layers, out: See `fused.flat_layers`.
         inputs: Of each hidden layer.
         numbers: Of space, camera and density, see `_scene`.

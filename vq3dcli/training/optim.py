@@ -19,6 +19,8 @@ _NO_DECAY_NAMES = ("codebook", "positions", "base")
 _ITERATION = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
 _MOMENTUM = 0.95
+# Of matrices that are orthogonalised together: more would not be faster, and take memory.
+_NUMBERS_TOGETHER = 1 << 22
 
 
 class MuonAndAdamW(torch.optim.AdamW):
@@ -40,41 +42,62 @@ class MuonAndAdamW(torch.optim.AdamW):
             self.param_groups = everything
         for group in everything:
             if group["muon"]:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._step_along_momentum(parameter, group)
+                self._step_along_momentum(group)
 
-    def _step_along_momentum(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
-        gradient, state = parameter.grad, self.state[parameter]
-        assert gradient is not None
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].lerp_(gradient, 1.0 - _MOMENTUM)
-        dtype = resolve_precision(group["precision"], parameter.device)
-        nesterov = whole(gradient.lerp(momentum, _MOMENTUM))  # of all rows: a slice's own directions are others
-        direction = part(orthogonalised(nesterov, dtype), parameter)
-        parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-        parameter.add_(direction, alpha=-0.2 * max(parameter.shape) ** 0.5 * group["lr"])
+    def _step_along_momentum(self, group: dict[str, Any]) -> None:
+        """Matrices of one shape, or its transpose, are orthogonalised together, some at a time."""
+        alike: dict[tuple[int, ...], list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                alike.setdefault(tuple(sorted(parameter.shape)), []).append(parameter)
+        few = [
+            parameters[start : start + count]
+            for shape, parameters in alike.items()
+            for count in [max(1, _NUMBERS_TOGETHER // math.prod(shape))]
+            for start in range(0, len(parameters), count)
+        ]
+        for parameters in few:
+            directions = []
+            for parameter in parameters:
+                gradient, state = parameter.grad, self.state[parameter]
+                assert gradient is not None
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"].lerp_(gradient, 1.0 - _MOMENTUM)
+                # Nesterov's, of all rows: a slice's own directions are others.
+                directions.append(_wide(whole(gradient.lerp(momentum, _MOMENTUM))))
+            dtype = resolve_precision(group["precision"], parameters[0].device)
+            for parameter, direction in zip(parameters, orthogonalised(torch.stack(directions), dtype), strict=True):
+                direction = direction if parameter.shape == direction.shape else direction.mT
+                direction = part(direction, parameter)
+                parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+                parameter.add_(direction, alpha=-0.2 * max(parameter.shape) ** 0.5 * group["lr"])
 
 
-def orthogonalised(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """The matrix with singular values near one (0.7 to 1.2), by Newton-Schulz iterations.
+def _wide(matrices: Tensor) -> Tensor:
+    return matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
+
+
+def orthogonalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """Matrices with singular values near one (0.7 to 1.2), by Newton-Schulz iterations.
 
     Args:
-        matrix: `[m, n]`.
+        matrices: `[..., m, n]`.
         dtype: To multiply in; bfloat16 is enough.
 
     Returns:
-        `[m, n]`, of the matrix's type.
+        The same shape and type.
     """
     a, b, c = _ITERATION
-    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    wide = _wide(matrices)
+    x = wide.reshape(-1, *wide.shape[-2:])
     # A zero matrix stays zero.
-    x = (wide / wide.norm().clamp(min=1e-7)).to(dtype)
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).to(dtype)
     for _ in range(_ROUNDS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.T if wide is not matrix else x).to(matrix.dtype)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x.reshape(wide.shape).to(matrices.dtype)
+    return x if wide is matrices else x.mT
 
 
 def is_for_muon(name: str, parameter: Tensor) -> bool:

@@ -1,0 +1,51 @@
+"""GELU of vectors beside PyTorch's, forward and backward."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vq3dcli.model.gelu import FastGELU
+from vq3dcli.model.vit import TanhGELU, as_on_gpus
+
+
+def of_both(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ours and PyTorch's, in float64, with their slopes."""
+    given, right = x.clone().requires_grad_(), x.double().requires_grad_()
+    ours, theirs = FastGELU.apply(given), functional.gelu(right, approximate="tanh")
+    slopes = torch.autograd.grad(ours.sum(), given)[0], torch.autograd.grad(theirs.sum(), right)[0]
+    return ours, theirs.detach(), *slopes
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 4e-6), (torch.bfloat16, 2**-7)])
+@pytest.mark.parametrize("count", [1, 16, 70_001])
+def test_numbers_and_slopes_are_those_of_pytorch(dtype: torch.dtype, error: float, count: int) -> None:
+    ours, theirs, slope, right = of_both(torch.linspace(-9.0, 9.0, count).to(dtype))
+    for found, expected in ((ours, theirs), (slope, right)):
+        assert found.dtype == dtype
+        assert bool(((found - expected).abs() <= error * (1.0 + expected.abs())).all())
+
+
+def test_numbers_that_are_none_stay_so_and_bits_do_not_depend_on_threads() -> None:
+    x = torch.randn(3, 70_001).bfloat16()
+    x[1, 5] = math.nan
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = FastGELU.apply(x)
+        torch.set_num_threads(2)
+        assert torch.equal(alone.nan_to_num(7.0), FastGELU.apply(x).nan_to_num(7.0))
+    finally:
+        torch.set_num_threads(before)
+    assert alone.isnan().sum() == 1 and alone[1, 5].isnan()
+
+
+def test_where_no_gradient_is_wanted_bits_are_pytorchs() -> None:
+    x = torch.randn(100)
+    assert torch.equal(TanhGELU()(x), functional.gelu(x, approximate="tanh"))
+    with as_on_gpus(True):
+        assert torch.equal(TanhGELU()(x.requires_grad_()), functional.gelu(x, approximate="tanh"))
