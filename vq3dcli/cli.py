@@ -10,7 +10,8 @@ import re
 import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_args
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -79,6 +80,8 @@ _OFFLINE = {"VQ3D_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": 
 _OUTPUTS = ("-o", "--out", "--output", "--sheet", "--preview")
 # What every command takes for `--out`, too.
 _OUTPUT = re.compile(r"^--output(?==|$)")
+# What values are called in help.
+_VALUES = {int: "N", float: "X", str: "NAME", Path: "PATH"}
 REPORT = "the same command with --debug, and report what it prints"
 EXIT_CODES = {0, 2, 65, 66, 69, 70, 73, 74, 75, 77, 78, 79, 130, 141}
 
@@ -332,7 +335,21 @@ def load_command(name: str, module: str) -> TyperCommand | TyperGroup:
     built.no_args_is_help = False  # `vq3d evaluate` is a usage error like any other
     for command in [built, *(built.commands.values() if isinstance(built, TyperGroup) else ())]:
         command.help = keep_indented(command.help or "")
+        for parameter in command.params:
+            _name_values(parameter)
     return built
+
+
+def _name_values(parameter: Any) -> None:
+    """Call the values of a parameter in help what people call them: N, PATH, a|b, and not a type of Python."""
+    if parameter.param_type_name == "argument":
+        name = parameter.display_name_raw + ("..." if parameter.nargs != 1 else "")
+        parameter.display_type_rich = lambda ctx: ""
+        parameter._usage_display_name = lambda: name if parameter.required else f"[{name}]"
+    elif not parameter.is_flag and parameter.metavar is None:
+        described = parameter.type_descriptor
+        kind = get_args(described.annotation)[0] if described.is_list else described.annotation
+        parameter.metavar = "|".join(described.choices) if described.is_choice else _VALUES[kind]
 
 
 def keep_indented(help_text: str) -> str:

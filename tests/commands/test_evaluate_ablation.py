@@ -72,7 +72,7 @@ def test_recipes_differ_in_the_loss_alone_and_keep_their_shares():
 
 def test_runs_figure_and_pages(tmp_path, capsys):
     out = tmp_path / "figures"
-    options = ["-o", str(out), "--images", "40", "--scenes", "16", "-n", "2", "--device", "cpu"]
+    options = ["-o", str(out), "--images", "40", "--scenes", "16", "--count", "2", "--device", "cpu"]
     options += [word for text in TINY for word in ("--set", text)]
     assert run(["evaluate", "ablation", *options, "--seeds", "0", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

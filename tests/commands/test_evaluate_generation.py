@@ -47,7 +47,7 @@ def images(count, side_px=16):
 @needs_features
 def test_samples_of_weights_beside_what_bounds_them(given, tiny_weights, prior, tmp_path, capsys):
     out = tmp_path / "figures"
-    options = ["--class", "torus,3", "-n", "4", "--classifier-scenes", "4", "--yaws=-20", "-o", str(out)]
+    options = ["--class", "torus,3", "--count", "4", "--classifier-scenes", "4", "--yaws=-20", "-o", str(out)]
     assert run([*given, *options, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     metrics = result["metrics"]
@@ -87,7 +87,7 @@ def test_a_prior_of_toys_and_photos_is_compared_with_toys(given, tiny_prior_reci
     facts = TokenFacts(stage1_sha256=sha256, codebook_size=32, length=16, class_names=names)
     path = tmp_path / "mixed.safetensors"
     save_weights(path, build_prior(recipe, codebook_size=32, length=16, classes=4), recipe, {}, facts)
-    call = [*given, "--prior", str(path), "-n", "4", "--classifier-scenes", "4", "--json"]
+    call = [*given, "--prior", str(path), "--count", "4", "--classifier-scenes", "4", "--json"]
     assert run(call) == 0
     result = json.loads(capsys.readouterr().out)
     metrics = result["metrics"]
@@ -105,7 +105,7 @@ def test_all_classes_of_a_prior_without_any_are_its_samples(given, tiny_prior_re
     facts = TokenFacts(stage1_sha256=sha256, codebook_size=32, length=16, class_names=())
     path = tmp_path / "plain.safetensors"
     save_weights(path, build_prior(recipe, codebook_size=32, length=16, classes=0), recipe, {}, facts)
-    call = [*given, "--prior", str(path), "--data", "toyscenes", "-n", "4", "--class", "all", "--json"]
+    call = [*given, "--prior", str(path), "--data", "toyscenes", "--count", "4", "--class", "all", "--json"]
     assert run(call) == 0
     sets = json.loads(capsys.readouterr().out)["metrics"]["conditions"]["sets"]
     assert sets["samples"]["images"]["count_by_class"] == {"-1": 4}
@@ -121,7 +121,7 @@ def test_samples_in_a_folder_and_in_a_file(tmp_path, capsys):
     shutil.copytree(tmp_path / "folder", tmp_path / "real")
     figures = []
     for samples in ("a.npz", "folder"):
-        call = ["evaluate", "generation", "--samples", str(tmp_path / samples), "--data", str(tmp_path / "real")]
+        call = ["evaluate", "generation", "--pictures", str(tmp_path / samples), "--data", str(tmp_path / "real")]
         assert run([*call, "--device", "cpu", "--json"]) == 0
         figures.append(json.loads(capsys.readouterr().out)["metrics"])
     assert figures[0]["samples"] == figures[1]["samples"]
@@ -164,7 +164,7 @@ def test_adm_compares_with_the_published_moments(inception, tmp_path, capsys):
     mean, factor = np.linspace(0, 1, 8), np.random.default_rng(0).normal(size=(8, 8))
     published = save_npz(tmp_path / "adm.npz", real, mu=mean, sigma=factor @ factor.T)
     call = ["evaluate", "generation", "--protocol", "adm", "--device", "cpu", "--json"]
-    call += ["--samples", save_npz(tmp_path / "samples.npz", samples)]
+    call += ["--pictures", save_npz(tmp_path / "samples.npz", samples)]
     assert run([*call, "--data", published]) == 0
     result = json.loads(capsys.readouterr().out)
     found = result["metrics"]["samples"]
@@ -188,7 +188,7 @@ def test_fid50k_full_takes_all_real_images_and_their_classes(inception, given, t
     shards = tmp_path / "shards"
     assert run(["prepare-data", "toyscenes", str(shards), "--count", "40", "--size", "16", "--quiet"]) == 0
     capsys.readouterr()
-    options = ["--protocol", "fid50k_full", "-n", "20", "--data", str(shards), "--yaws", "20", "--json"]
+    options = ["--protocol", "fid50k_full", "--count", "20", "--data", str(shards), "--yaws", "20", "--json"]
     assert run([*given, *options, "--classifier-scenes", "0"]) == 0
     metrics = json.loads(capsys.readouterr().out)["metrics"]
     sets = metrics["conditions"]["sets"]
@@ -212,23 +212,23 @@ def test_fid50k_full_takes_all_real_images_and_their_classes(inception, given, t
         (["--protocol", "fid50k_full", "--inception", "none.pth"], 66, "none.pth"),
         (["--yaws", "left"], 2, "--yaws"),
         (["--yaws", "90"], 2, "out of range"),
-        (["--samples", "empty", "--data", "toyscenes"], 65, "no images"),
-        (["--samples", "none"], 66, "none"),
-        (["--samples", "few", "--data", "toyscenes"], 2, "too few images"),
-        (["--samples", "few"], 2, "what real images"),
-        (["--samples", "wrong.npz", "--data", "toyscenes"], 65, "arr_0"),
-        (["--samples", "few", "-n", "8"], 2, "--count"),
-        (["--samples", "few", "--temperature", "1"], 2, "--temperature"),
+        (["--pictures", "empty", "--data", "toyscenes"], 65, "no images"),
+        (["--pictures", "none"], 66, "none"),
+        (["--pictures", "few", "--data", "toyscenes"], 2, "too few images"),
+        (["--pictures", "few"], 2, "what real images"),
+        (["--pictures", "wrong.npz", "--data", "toyscenes"], 65, "arr_0"),
+        (["--pictures", "few", "--count", "8"], 2, "--count"),
+        (["--pictures", "few", "--temperature", "1"], 2, "--temperature"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(options, code, problem, tmp_path, monkeypatch, capsys):
-    if importlib.util.find_spec(_NEEDED[1]) is None and "--samples" in options:
+    if importlib.util.find_spec(_NEEDED[1]) is None and "--pictures" in options:
         pytest.skip("EfficientNet-Lite1 is not installed")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "few").mkdir()
     # Four are enough to be measured and too few for the sets' precision: three are neither.
-    for number in range(4 if options == ["--samples", "few"] else 3):
+    for number in range(4 if options == ["--pictures", "few"] else 3):
         (tmp_path / "few" / f"{number}.png").write_bytes(encode_png(images(1)[0]))
     np.savez(tmp_path / "wrong.npz", x=np.zeros(2))
     assert run(["evaluate", "generation", "--device", "cpu", *options]) == code
@@ -251,7 +251,7 @@ def test_what_cannot_be_measured_is_one_line(options, code, problem, tmp_path, m
     ],
 )
 def test_what_weights_cannot_do_is_one_line(options, code, problem, given, capsys):
-    assert run([*given, "-n", "4", *options]) == code
+    assert run([*given, "--count", "4", *options]) == code
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert problem in error

@@ -13,7 +13,7 @@ def no_weights_fetched(monkeypatch, tmp_path):
 
 def test_figures_page_and_sheet(tiny_weights, tmp_path, capsys):
     out = tmp_path / "figures"
-    options = ["--weights", str(tiny_weights), "-n", "3", "--features", "none", "--device", "cpu", "-o", str(out)]
+    options = ["--weights", str(tiny_weights), "--count", "3", "--features", "none", "--device", "cpu", "-o", str(out)]
     assert run(["evaluate", "reconstruction", *options, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["protocol"], result["count"]) == ("reconstruction-1, 16 px", 3)
@@ -34,7 +34,7 @@ def test_features_that_are_not_installed_are_left_out_unless_asked_for(tiny_weig
     from vq3dcli.metrics import features
 
     monkeypatch.setitem(features.EFFICIENTNET_LITE, "efficientnet-lite1", ("no_such_package", "x.pth", "0" * 64, 240))
-    options = ["evaluate", "reconstruction", "--weights", str(tiny_weights), "-n", "2", "--device", "cpu"]
+    options = ["evaluate", "reconstruction", "--weights", str(tiny_weights), "--count", "2", "--device", "cpu"]
     assert run([*options, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert any("no_such_package" in warning for warning in result["warnings"])
@@ -65,7 +65,8 @@ def test_what_cannot_be_measured_is_one_line(options, code, problem, tiny_weight
 
 def test_parts_measure_the_whole_to_the_bit(tiny_weights, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("vq3dcli.pipelines.evaluation.parts._BLOCK_IMAGES", 64)
-    given = ["--device", "cpu", "--weights", str(tiny_weights), "-n", "150", "--lpips", "none", "--features", "none"]
+    given = ["--device", "cpu", "--weights", str(tiny_weights), "--count", "150", "--lpips", "none"]
+    given += ["--features", "none"]
     told = []
     for name, part in (("whole", "1/1"), ("parts", "2/2"), ("parts", "1/2")):
         options = ["--json", "--part", part, "-o", str(tmp_path / name)]

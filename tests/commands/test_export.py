@@ -121,6 +121,25 @@ def test_a_composition_is_exported_as_it_is_seen(photo: str, weights: list[str],
     assert Path("a.html").stat().st_size > 0
 
 
+def test_folders_and_several_inputs(photo: str, weights: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkdir("photos")
+    for name in ("b.png", "a.png"):
+        Image.effect_noise((40, 30), 60.0).save(f"photos/{name}")
+    options = [*weights, *FAST, "-q"]
+    assert run(["export", "photos", photo, "--format", "glb", "-o", "out", *options]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"out/{stem}.glb" for stem in ("a", "b", "photo")]
+    assert run(["export", "photos", "-o", "{name}-cloud.ply", *options]) == 0
+    assert run(["export", "photos", "--format", "mpi", "--layers", "2", *options]) == 0
+    assert {"a-cloud.ply", "b-cloud.ply", "a_mpi", "b_mpi"} <= set(os.listdir())
+    Path("photos/b.png").write_bytes(b"cut")
+    capsys.readouterr()
+    assert run(["export", "photos", "-o", "again/", *options]) == 65
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ["again/a.html"]
+    assert "1 of 2 inputs left out" in said.err.splitlines()[-1]
+    assert run(["export", "photos", "-o", "one.html", *options]) == 2
+
+
 def test_y_is_up_in_points_and_the_far_closes_the_surface(
     photo: str, weights: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -239,7 +239,7 @@ def test_a_folder_of_another_kind_is_refused(
     Path("tiny.toml").write_text(dump_recipe(tiny_recipe("loss.depth=0.0", "loss.depth_kind=none")))
     commands = {
         "shards": ["prepare-data", "toyscenes", "OUT", "--count", "8", "--size", "16"],
-        "tokens": ["tokenize", "--data", "shards", *weights, "--out", "OUT", "--views", "1", "--device", "cpu"],
+        "tokens": ["tokenize", "--data", "shards", *weights, "--out", "OUT", "--crops", "1", "--device", "cpu"],
         "run": ["train-stage1", "tiny.toml", "--data", "shards", "--out", "OUT", "--labels", "none", "--device", "cpu"],
     }
     for name in ("shards", "tokens"):
@@ -271,7 +271,7 @@ def test_a_sheet_of_figures_does_not_replace_a_picture(
     Path("frame_00001.png").rename("reconstruction.png")
     Path("frame_00002.png").rename("geometry.png")
     before = hashes(folder)
-    options = ["-n", "2", "--device", "cpu", *weights, "-q", "-o"]
+    options = ["--count", "2", "--device", "cpu", *weights, "-q", "-o"]
     reconstruction = ["evaluate", "reconstruction", "--features", "none", "--lpips", "none", *options]
     for command in (reconstruction, ["evaluate", "geometry", *options]):
         assert run([*command, "."]) == 73

@@ -128,8 +128,21 @@ def test_a_folder_stands_for_the_photos_in_it(photo: str, weights: str, capsys: 
         assert run(["render", *inputs, "--weights", weights, *FAST, "-o", "none/"]) == 66
         assert "no photos in this folder (empty)" in capsys.readouterr().err
     assert not Path("none").exists()
-    assert run(["export", "photos", "--weights", weights]) == 66
-    assert "error: not a file (photos)" in capsys.readouterr().err
+
+
+def test_inputs_of_stdin(
+    photo: str, weights: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in ("photo.jpg\ntoyscene:box\n", "photo.jpg\0toyscene:box\0"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        call = ["render", "--stdin-list", "toyscene:arch", "--weights", weights, *FAST, "-o", "out/", "--format", "png"]
+        assert run(call) == 0
+        named = ("toyscene-arch", "photo", "toyscene-box")
+        assert capsys.readouterr().out.splitlines()[::2] == [f"out/{stem}_orbit.png" for stem in named]
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    for words in (["render"], ["export"], ["render", "--stdin-list"]):
+        assert run(words) == 2
+        assert "no input" in capsys.readouterr().err
 
 
 def test_progress_names_the_file(

@@ -255,7 +255,7 @@ def test_the_command_makes_a_store_and_says_what_is_in_it(
     assert said["weights"]["sha256"] == TokenStore(Path(out)).stage1_sha256
     assert said["metrics"]["views"] == 2
     assert 0 < said["metrics"]["codes_used"] <= 32
-    assert run([*arguments, "--views", "3"]) == 2
+    assert run([*arguments, "--crops", "3"]) == 2
     assert run(["tokenize", "--weights", str(tiny_weights), "--data", str(tmp_path / "none"), "--out", out]) == 66
     assert capsys.readouterr().err.count("error: ") == 2
 

@@ -108,7 +108,7 @@ def test_commands_take_an_unfinished_run(
     assert run(["render", "toyscene:sphere", *options, "-o", str(picture)]) == 0
     assert "40 of 64 images" in capsys.readouterr().err
     checkpoint = str(stopped / "checkpoints/images-000000000040/weights.safetensors")
-    arguments = ["evaluate", "geometry", "--weights", checkpoint, "-n", "1", "--json"]
+    arguments = ["evaluate", "geometry", "--weights", checkpoint, "--count", "1", "--json"]
     assert run(arguments) == 0
     assert json.loads(capsys.readouterr().out)["weights"]["sha256"] == load_weights(stopped).sha256
     assert run(["tokenize", "--weights", str(stopped), "--data", str(toys), "--out", str(tokens)]) == 0

@@ -13,7 +13,7 @@ from vq3dcli.errors import DataError
 def command(
     subjects: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[render|train|sample|data|video|curves]...", help="Default: all but curves."),
+        typer.Argument(metavar="render|train|sample|data|video|curves", help="Default: all but curves."),
     ] = None,
     baselines: Annotated[
         list[str] | None,

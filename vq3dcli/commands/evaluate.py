@@ -106,7 +106,7 @@ def reconstruction(
     data: Annotated[str, typer.Option("--data", metavar="PATH", help=RECONSTRUCTION_DATA)] = "toyscenes",
     count: Annotated[
         int | None,
-        typer.Option("-n", "--count", min=1, max=10**5, help="Images at most. Default: 2048, of toy scenes 256."),
+        typer.Option("--count", min=1, max=10**5, help="Images at most. Default: 2048, of toy scenes 256."),
     ] = None,
     seed: SeedOption = 0,
     weights: Stage1Option = None,
@@ -167,7 +167,7 @@ LABELS = "Name of the labels beside the shards. Default: the only ones."
 def geometry(
     data: Annotated[str, typer.Option("--data", metavar="PATH", help=GEOMETRY_DATA)] = "toyscenes",
     labels: Annotated[str | None, typer.Option("--labels", metavar="NAME", help=LABELS)] = None,
-    count: Annotated[int | None, typer.Option("--count", "-n", min=1, max=10**5, help=GEOMETRY_COUNT)] = None,
+    count: Annotated[int | None, typer.Option("--count", min=1, max=10**5, help=GEOMETRY_COUNT)] = None,
     seed: SeedOption = 0,
     weights: Stage1Option = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Only figures that need no model.")] = False,
@@ -186,7 +186,7 @@ def geometry(
     Example:
       vq3d evaluate geometry --data toyscenes --count 64 --seed 0 --json
       vq3d evaluate geometry --weights runs/toy -o figures
-      vq3d evaluate geometry --data photo-shards/ --labels Depth-Anything-V2-Small-hf -n 200
+      vq3d evaluate geometry --data photo-shards/ --labels Depth-Anything-V2-Small-hf --count 200
       vq3d evaluate geometry --data stereo -o figures
       vq3d evaluate geometry --baselines --count 256
     """
@@ -260,12 +260,12 @@ STATISTICS = "Where what was measured is kept and found again. Default: FOLDER/s
 
 @app.command()
 def generation(
-    samples: Annotated[Path | None, typer.Option("--samples", metavar="PATH", help=SAMPLES)] = None,
+    samples: Annotated[Path | None, typer.Option("--pictures", metavar="PATH", help=SAMPLES)] = None,
     data: Annotated[str | None, typer.Option("--data", metavar="PATH", help=REAL)] = None,
     protocol: Annotated[str, typer.Option("--protocol", metavar="NAME", help=PROTOCOL)] = "offline-1",
     count: Annotated[
         int | None,
-        typer.Option("-n", "--count", min=4, max=10**5, help="Samples of all classes. Default: the protocol's."),
+        typer.Option("--count", min=4, max=10**5, help="Samples of all classes. Default: the protocol's."),
     ] = None,
     classes: Annotated[
         str | None, typer.Option("--class", metavar="NAMES", help="Only these classes, a comma between them.")
@@ -296,8 +296,8 @@ def generation(
 
     Example:
       vq3d evaluate generation -o figures
-      vq3d evaluate generation --weights stage1/ --prior stage2/ --tokens tokens/ --guidance 1.5 -n 512
-      vq3d evaluate generation --samples samples.npz --data VIRTUAL_imagenet256_labeled.npz --protocol adm
+      vq3d evaluate generation --weights stage1/ --prior stage2/ --tokens tokens/ --guidance 1.5 --count 512
+      vq3d evaluate generation --pictures samples.npz --data VIRTUAL_imagenet256_labeled.npz --protocol adm
         --inception weights-inception-2015-12-05-6726825d.pth
     """
     from vq3dcli.pipelines.evaluation.measure_generation import Asked, measure_generation
@@ -338,7 +338,7 @@ def ablation(
     images: Annotated[int, typer.Option("--images", min=8, max=10**8, help=IMAGES)] = 5200,
     seeds: Annotated[str, typer.Option("--seeds", help="Each trains all three losses.")] = "0,1,2",
     scenes: Annotated[int, typer.Option("--scenes", min=8, max=10**6, help="Toy scenes to train on.")] = 4000,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, max=10**5, help="Scenes to measure on.")] = 32,
+    count: Annotated[int, typer.Option("--count", min=1, max=10**5, help="Scenes to measure on.")] = 32,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a key of all runs' recipe; repeat it.")
     ] = None,
@@ -354,7 +354,7 @@ def ablation(
     Example:
       vq3d evaluate ablation -o ablation/
       vq3d evaluate ablation --runs runs/ablation -o ablation/ --images 13600
-      vq3d evaluate ablation -o try/ --images 800 --seeds 0 --scenes 500 -n 8
+      vq3d evaluate ablation -o try/ --images 800 --seeds 0 --scenes 500 --count 8
     """
     signals.watch()
     voice = _Voice("evaluate ablation", json, quiet)
@@ -372,7 +372,7 @@ def ablation(
     from vq3dcli.training.arithmetic import flush_denormals
 
     flush_denormals()
-    again = f"vq3d evaluate ablation -o FOLDER --images {images} --seeds {seeds} --scenes {scenes} -n {count}"
+    again = f"vq3d evaluate ablation -o FOLDER --images {images} --seeds {seeds} --scenes {scenes} --count {count}"
     again += "".join(f" --set {shlex.quote(text)}" for text in overrides or ())
     evaluation, more = measure_ablation(
         out,

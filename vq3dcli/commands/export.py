@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from vq3dcli.commands.options import ExactOption, GeometryOption, OpenOption, PhotoFovOption, WeightsOption
+from vq3dcli.commands.options import (
+    ExactOption,
+    GeometryOption,
+    OpenOption,
+    PhotoFovOption,
+    StdinListOption,
+    WeightsOption,
+    asked_inputs,
+)
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 
 FormatName = Literal["viewer", "ply", "glb", "obj", "stl", "splat", "spz", "mpi", "npz", "depth"]
 
 INPUT = (
-    "A photo (JPEG, PNG, WebP), - for stdin, a saved scene (.vq3d.safetensors), a sample (samples.json#NAME), or "
-    "toyscene:CLASS[:SEED]; or a composition, NAME.toml."
+    "Photos (JPEG, PNG, WebP, AVIF, HEIC), folders of photos, - for stdin, saved scenes (.vq3d.safetensors), samples "
+    "(samples.json#NAME), or toyscene:CLASS[:SEED]; or a composition, NAME.toml."
 )
 FORMAT = (
     "viewer: one HTML page to look around in; ply: coloured points; glb, obj: a textured mesh; stl: one for printers; "
@@ -39,11 +47,15 @@ MAX_DEPTH = (
 )
 DETAIL = "photo exports the photo's own pixels; none the plain NeRF. Default: photo, for photos."
 FIT = "crop takes the centre square; squash keeps all of a photo. Default: squash with photo detail, else crop."
-OUTPUT = "File, or FOLDER/; for mpi the folder of its layers. Default: named after the input, in the current folder."
+OUTPUT = (
+    "File, or FOLDER/; for mpi the folder of its layers; with several inputs FOLDER/ or a pattern with {name}. "
+    "Default: named after the input, in the current folder."
+)
 
 
 def command(
-    source_text: Annotated[str, typer.Argument(metavar="INPUT", help=INPUT)],
+    inputs: Annotated[list[str] | None, typer.Argument(metavar="INPUT", help=INPUT)] = None,
+    stdin_list: StdinListOption = False,
     export_format: Annotated[FormatName | None, typer.Option("--format", help=FORMAT)] = None,
     size: Annotated[int | None, typer.Option(help=SIZE)] = None,
     layers: Annotated[int, typer.Option(help="Layers of viewer and mpi, at most 32.")] = 32,
@@ -74,6 +86,7 @@ def command(
       vq3d export photo.jpg -o photo.glb --mesh solid
       vq3d export samples/samples.json#torus-0000 --format spz
       vq3d export toyscene:snowman --format mpi --layers 16 -o layers/
+      vq3d export photos/ --format glb -o meshes/
       vq3d export room_composed.toml --format glb
     """
     from vq3dcli.pipelines.export import export
@@ -81,19 +94,19 @@ def command(
     from vq3dcli.pipelines.targets import Task
 
     said = Output("export", json, quiet)
-    task = Task(pick_device(device), output, geometry=geometry, weights=weights, on_replaced=said.replacing)
-    made = export(
-        source_text,
-        export_format,
-        Look(detail, fit, photo_fov_deg=photo_fov),
-        task,
-        size_px=size,
-        layers=layers,
-        samples=samples,
-        views=views,
-        amplitude_deg=amplitude,
-        mesh=mesh,
-        axes=axes,
-        max_z_depth=max_depth,
+    options: dict[str, Any] = {
+        "size_px": size,
+        "layers": layers,
+        "samples": samples,
+        "views": views,
+        "amplitude_deg": amplitude,
+    }
+    options |= {"mesh": mesh, "axes": axes, "max_z_depth": max_depth}
+    look = Look(detail, fit, photo_fov_deg=photo_fov)
+    with said.counting("exporting", unit="scenes") as count:
+        task = Task(pick_device(device), output, None, False, geometry, weights, count, said.replacing)
+        made = export(asked_inputs(inputs, stdin_list), export_format, look, task, **options)
+    said.finish(
+        count=made.inputs, weights=made.weights, metrics=made.metrics, table=[], outputs=made.outputs, show=open_it
     )
-    said.finish(count=1, weights=made.weights, metrics=made.metrics, table=[], outputs=made.outputs, show=open_it)
+    said.left_out(made.failures, made.inputs)

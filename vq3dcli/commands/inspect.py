@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from vq3dcli.commands.output import JsonOption, Output, QuietOption
+from vq3dcli.commands.output import JsonOption, Output, QuietOption, flat
 from vq3dcli.errors import DataError, UsageError
 
+_WIDEST = 72
+# What only programs ask for.
+_LEFT_OUT = ("format_version", "init_sha256", "init_ancestors", "codes_of", "stage")
 INPUT = "Shards, disparity labels, tokens, a run's folder, a weights file, or `embedded`: the weights that vq3d has."
 
 
@@ -26,7 +30,7 @@ def command(
 ) -> None:
     """Say what shards, tokens or weights hold, and whether they are whole.
 
-    Of weights it prints the model card. With --verify the exit code is 65 if anything is damaged.
+    Of weights it prints the model card, in short; --json has all of it. Damage that --verify finds is code 65.
 
     Example:
       vq3d inspect shards/ --sheet samples.png
@@ -54,6 +58,28 @@ def command(
         write_sheet(Path(source), sheet)
         outputs.append(sheet)
     count = found.facts.get("samples", found.facts.get("images"))
-    output.finish(count=count, metrics={"is": found.kind, **found.facts}, outputs=outputs)
+    facts = {"is": found.kind, **found.facts}
+    output.finish(count=count, metrics=facts, table=[*_rows(facts)], outputs=outputs)
     if found.problems:
         output.fail(DataError(f"{len(found.problems)} things are wrong ({source})", remedy="the warnings say which"))
+
+
+def _rows(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Facts as lines of a screen: what is long is cut, and what is many is counted."""
+    for key, value in facts.items():
+        name = f"{prefix}{key}"
+        if key in _LEFT_OUT or value in (None, [], {}):
+            continue
+        if key in ("figures", "training"):
+            yield name, f"{len([*flat(value)])} figures, shown by --json"
+        elif isinstance(value, Mapping) and key in ("model", "sources", "checkpoints", "parts"):
+            yield name, _cut(", ".join(f"{inner} {each}" for inner, each in flat(value)))
+        elif isinstance(value, Mapping):
+            yield from _rows(value, prefix if key == "card" else f"{name}.")
+        else:
+            text = f"{len(value)}: {', '.join(map(str, value))}" if isinstance(value, list | tuple) else value
+            yield name, _cut(text) if isinstance(text, str) else text
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."

@@ -34,7 +34,7 @@ OUTPUT = "NAME.mp4, .webm, .gif or .png (contact sheet), or FOLDER/. Default: A_
 
 
 def command(
-    inputs: Annotated[list[str], typer.Argument(metavar="A B [C]...", help=INPUTS)],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help=INPUTS)],
     mix: Annotated[Literal["codes", "planes"], typer.Option(help=MIX)] = "codes",
     requantize: Annotated[
         bool, typer.Option("--requantize", help="Move every mixed token to its nearest code.")

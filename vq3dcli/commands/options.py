@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -76,6 +77,19 @@ DisparityOption = Annotated[bool, typer.Option("--disparity", help="Also write N
 BesideOption = Annotated[
     bool, typer.Option("--beside", help="Show picture and disparity beside each other, in one video.")
 ]
+StdinListOption = Annotated[
+    bool, typer.Option("--stdin-list", help="Also take inputs from stdin, one a line, or as find -print0 writes them.")
+]
+
+
+def asked_inputs(inputs: list[str] | None, stdin_list: bool) -> list[str]:
+    """The inputs of a command, and those that stdin lists."""
+    if not stdin_list or sys.stdin is None:
+        return inputs or []
+    listed = sys.stdin.read()
+    return [*(inputs or []), *filter(None, listed.split("\0") if "\0" in listed else listed.splitlines())]
+
+
 OpenOption = Annotated[bool, typer.Option("--open", help="Open what was made.")]
 
 

@@ -111,6 +111,13 @@ class Output:
         self._line(f"error: {error}")
         raise typer.Exit(error.exit_code)
 
+    def left_out(self, failures: Sequence[Vq3dError], done: int) -> None:
+        """End with an error if some of the inputs were of no use."""
+        if failures:
+            first, count = failures[0], done + len(failures)
+            which = f"{len(failures)} of {count} inputs left out, first: {first.message}"
+            self.fail(type(first)(which, remedy=first.remedy))
+
     def finish(
         self,
         *,

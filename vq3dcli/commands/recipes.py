@@ -88,9 +88,7 @@ def copy(
 def validate(
     recipes: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[RECIPE]...", help="Names, TOML files or folders of runs; default: all that come along."
-        ),
+        typer.Argument(metavar="RECIPE", help="Names, TOML files or folders of runs; default: all that come along."),
     ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,

@@ -29,15 +29,17 @@ from vq3dcli.commands.options import (
     QualityOption,
     SecondsOption,
     SizeOption,
+    StdinListOption,
     WeightsOption,
     asked_disparity,
+    asked_inputs,
 )
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, stdout_bytes
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_SAMPLES
 from vq3dcli.errors import UsageError
 
 INPUTS = (
-    "Photos (JPEG, PNG, WebP), folders of photos, - for stdin, saved scenes (.vq3d.safetensors), samples "
+    "Photos (JPEG, PNG, WebP, AVIF, HEIC), folders of photos, - for stdin, saved scenes (.vq3d.safetensors), samples "
     "(samples.json#NAME), or toyscene:CLASS[:SEED]."
 )
 OUTPUT = (
@@ -61,7 +63,8 @@ STEREO = "sbs: left and right view side by side; anaglyph: for red-cyan glasses.
 
 def command(
     context: typer.Context,
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help=INPUTS)],
+    inputs: Annotated[list[str] | None, typer.Argument(metavar="INPUT", help=INPUTS)] = None,
+    stdin_list: StdinListOption = False,
     camera: CameraOption = None,
     orbit: Annotated[bool, typer.Option("--orbit", help="Circle around the first view; the default.")] = False,
     swing: Annotated[bool, typer.Option("--swing", help="Right, left and back.")] = False,
@@ -126,9 +129,9 @@ def command(
             other = "the cameras of a file" if path == "path" else "a single view"
             remedy = "--camera orbit, swing, spiral, dolly or dolly-zoom"
             raise UsageError(f"--{name} is for camera paths, not for {other}", remedy=remedy)
-    to_stdout = output == "-"
+    texts, to_stdout = asked_inputs(inputs, stdin_list), output == "-"
     if to_stdout:
-        _check_stdout(len(inputs), video_format, json=json, more=disparity or save_scene)
+        _check_stdout(len(texts), video_format, json=json, more=disparity or save_scene)
     said = Output("render", json, quiet, stdout_is_data=to_stdout)
 
     from vq3dcli.pipelines.camera_file import read_cameras
@@ -149,7 +152,7 @@ def command(
         shown = asked_disparity(disparity, beside)
         task = Task(pick_device(device), place, video_format, shown, geometry, weights, count, said.replacing)
         made = render(
-            inputs,
+            texts,
             shot,
             look,
             task,
@@ -161,10 +164,7 @@ def command(
         )
     outputs = ["-"] if to_stdout else made.outputs
     said.finish(count=made.inputs, weights=made.weights, metrics=made.metrics, table=[], outputs=outputs, show=open_it)
-    if made.failures:
-        first, inputs_count = made.failures[0], made.inputs + len(made.failures)
-        left_out = f"{len(made.failures)} of {inputs_count} inputs left out, first: {first.message}"
-        said.fail(type(first)(left_out, remedy=first.remedy))
+    said.left_out(made.failures, made.inputs)
 
 
 def _given(context: typer.Context, option: str) -> bool:

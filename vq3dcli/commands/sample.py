@@ -55,7 +55,7 @@ CLASS = (
 
 def command(
     classes: Annotated[str | None, typer.Option("--class", metavar="NAMES", help=CLASS)] = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, max=1_000_000, help="Samples a class.")] = 4,
+    count: Annotated[int, typer.Option("-n", "--each", min=1, max=1_000_000, help="Samples a class.")] = 4,
     seed: SeedOption = 0,
     weights: Stage1Option = None,
     prior: PriorOption = None,

@@ -20,7 +20,7 @@ def command(
         Path | None,
         typer.Option("--weights", help="Stage 1 weights, a run's folder, a checkpoint. Default: embedded."),
     ] = None,
-    views: Annotated[int, typer.Option("--views", min=1, max=1024, help=VIEWS)] = 2,
+    views: Annotated[int, typer.Option("--crops", min=1, max=1024, help=VIEWS)] = 2,
     part: PartOption = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace tokens that were made otherwise.")] = False,
     seed: SeedOption = 0,
@@ -36,7 +36,7 @@ def command(
 
     Example:
       vq3d tokenize --data toy/ --out tokens/
-      vq3d tokenize --weights runs/imagenet --data shards/ --out tokens/ --views 10
+      vq3d tokenize --weights runs/imagenet --data shards/ --out tokens/ --crops 10
       torchrun --nproc-per-node 8 -m vq3dcli tokenize --weights runs/imagenet --data shards/ --out tokens/
     """
     from vq3dcli.data.token_store import TokenStore, code_use

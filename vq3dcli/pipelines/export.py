@@ -19,7 +19,7 @@ import torch
 
 from vq3dcli.editing.parallax import adapted_reach, covered_reach
 from vq3dcli.editing.photo_scene import PhotoScene, build_photo_scene
-from vq3dcli.errors import UsageError
+from vq3dcli.errors import UsageError, Vq3dError
 from vq3dcli.export.colour import display_range
 from vq3dcli.export.depth_files import write_disparity_png, write_pfm, write_views
 from vq3dcli.export.layers import (
@@ -39,10 +39,10 @@ from vq3dcli.pipelines.composition import SUFFIX, read_composition
 from vq3dcli.pipelines.export_layers import Vantage, field_layers, layers_psnr, photo_layers, turned_cameras
 from vq3dcli.pipelines.film import check_limits, output_size
 from vq3dcli.pipelines.geometry import NERF, Geometry, photo_relief
-from vq3dcli.pipelines.inputs import OpenedScene, Source, fitted_photo, parse_sources
+from vq3dcli.pipelines.inputs import OpenedScene, Source, fitted_photo, parse_sources, with_photos_of_folders
 from vq3dcli.pipelines.render import Look, Made, with_geometry
 from vq3dcli.pipelines.stage import Stage
-from vq3dcli.pipelines.targets import Task, note_replaced, refuse_overwriting, refuse_stdout
+from vq3dcli.pipelines.targets import Task, input_files, note_replaced, refuse_overwriting, refuse_stdout
 from vq3dcli.rendering.cameras import Camera, s_from_z_depth, z_depth_from_s
 from vq3dcli.rendering.scene import SceneView, ViewOf
 from vq3dcli.rendering.space import Frustum
@@ -121,28 +121,54 @@ class Wish:
         return self.detail and opened.has_detail
 
 
-def export(text: str, kind: str | None, look: Look, task: Task, **options: Any) -> Made:
-    """Export an input, or a composition file where things that move are where they begin.
+def export(texts: Sequence[str], kind: str | None, look: Look, task: Task, **options: Any) -> Made:
+    """Export inputs and folders of photos, or a composition file where things that move are where they begin.
 
     `kind` is what `--format` says; else the output's name says it, else the viewer. `options` are those of `Wish`.
 
     Raises:
-        Vq3dError: Options or inputs that do not fit, or cannot be read; an output that cannot be written.
+        Vq3dError: Options or inputs that do not fit, or cannot be read; an output that cannot be written. What is wrong
+            with single inputs among several is logged, and in the result.
     """
-    composition = read_composition(Path(text)) if text.endswith(SUFFIX) else None
-    sources = parse_sources([text]) if composition is None else composition_sources(composition)
-    named = sources[0] if composition is None else replace(sources[0], stem=cut_name(Path(text).stem))
-    kept = composition_files(composition, Path(text)) if composition is not None else []
-    in_detail = look.detail_of(named) == "photo"
-    kept, asked = [*kept, *task.kept], {"on_replaced": task.on_replaced, "detail": in_detail, **options}
-    wish, paths = plan_wish(named, task.output, kind, kept=kept, **asked)
-    look, loaded, edits = with_geometry(look, [named], task), task.load(sources), None
-    if composition is not None:
-        edits = open_composition(composition, [named, *sources[1:]], loaded, look, task.device)
-    opened = look.open(named, loaded, task.device) if edits is None else edits.scene
-    _log.info("%s of %s%s", wish.kind, opened.stem, "" if loaded is None else f", weights {loaded.path}")
-    outputs, figures = export_scene(opened, replace(wish, geometry=look.geometry), paths, edits)
-    return Made(outputs, 1, loaded, figures)
+    texts, kept, composition = with_photos_of_folders(texts), [*task.kept], None
+    if len(texts) == 1 and texts[0].endswith(SUFFIX):
+        composition = read_composition(Path(texts[0]))
+        kept += composition_files(composition, Path(texts[0]))
+    sources = parse_sources(texts) if composition is None else composition_sources(composition)
+    named = sources if composition is None else [replace(sources[0], stem=cut_name(Path(texts[0]).stem))]
+    replaced: list[Path] = []
+    plans = []
+    for source in named:
+        output = None if task.output is None else task.output.replace("{name}", source.stem)
+        if len(named) > 1 and output == task.output:
+            if output is not None and Path(output).suffix and not Path(output).is_dir():
+                raise UsageError(f"several inputs cannot share one output ({output})", remedy="-o FOLDER/")
+            output = f"{output or '.'}/" + (f"{source.stem}_mpi" if kind == "mpi" else "")
+        asked = {"on_replaced": replaced.extend, "detail": look.detail_of(source) == "photo", **options}
+        plans.append(plan_wish(source, output, kind, kept=[*kept, *input_files(named)], **asked))
+    task.on_replaced(replaced)
+    look, loaded = with_geometry(look, named, task), task.load(sources)
+    outputs: list[Path] = []
+    failures: list[Vq3dError] = []
+    figures: dict[str, Any] = {}
+    for number, (source, (wish, paths)) in enumerate(zip(named, plans, strict=True)):
+        task.on_progress(number, len(named), source.stem)
+        try:
+            edits = None
+            if composition is not None:
+                edits = open_composition(composition, [source, *sources[1:]], loaded, look, task.device)
+            opened = look.open(source, loaded, task.device) if edits is None else edits.scene
+            _log.info("%s of %s%s", wish.kind, opened.stem, "" if loaded is None else f", weights {loaded.path}")
+            written, figures = export_scene(opened, replace(wish, geometry=look.geometry), paths, edits)
+            outputs += written
+        except Vq3dError as error:
+            if len(named) == 1:
+                raise
+            _log.warning("left out: %s", error)
+            failures.append(error)
+    if len(named) > 1:
+        figures = {"format": plans[0][0].kind, "failed": len(failures)}
+    return Made(outputs, len(named) - len(failures), loaded, figures, failures)
 
 
 def plan_wish(

@@ -37,7 +37,7 @@ from vq3dcli.weights_file import LoadedWeights
 Fit = Literal["crop", "squash"]
 
 STDIN = "-"
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".heic", ".heif")
 _TOYSCENE = "toyscene:"
 _SAMPLE_MARK = ".json#"
 _MAX_STDIN_BYTES = 1 << 29
@@ -158,7 +158,7 @@ def with_photos_of_folders(texts: Sequence[str]) -> list[str]:
         inside = sorted(path for path in Path(text).iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
         photos = [str(path) for path in inside if not path.name.startswith(".")]
         if not photos:
-            raise InputMissingError(f"no photos in this folder ({text})", remedy="JPEG, PNG or WebP files")
+            raise InputMissingError(f"no photos in this folder ({text})", remedy="JPEG, PNG, WebP, AVIF or HEIC files")
         names += photos
     return names
 

@@ -202,7 +202,7 @@ def _check_given(asked: Asked) -> None:
     }
     for name, value in given.items():
         if value is not None:
-            raise UsageError(f"{name} says how to sample, and --samples has the samples", remedy="one of the two")
+            raise UsageError(f"{name} says how to sample, and --pictures has the samples", remedy="one of the two")
 
 
 def _given(asked: Asked, path: Path, size_px: int | None) -> ImageSet:
