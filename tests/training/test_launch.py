@@ -177,12 +177,17 @@ def test_ranks_end_with_their_launcher(start: Callable[..., Run]) -> None:
 
 def test_what_only_the_first_rank_meets_ends_all_with_its_code(start: Callable[..., Run], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
+    (tmp_path / "sheet/sheets/images-000000000008.png").mkdir(parents=True)  # as the second of two steps has
     with (tmp_path / "run/.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        code, said = start().end()
+        both = [start(), start("--set", "training.sheet_every_images=8", out="sheet")]
+        (code, said), (code_of_sheet, said_of_sheet) = (run.end() for run in both)
     assert code == 75
     assert said.startswith("error: another process is writing here")
     assert said.count("\n") == 1
+    assert code_of_sheet == 73
+    [line] = [line for line in said_of_sheet.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: cannot create output") and "images-000000000008.png" in line
 
 
 def test_what_all_ranks_meet_is_said_once(start: Callable[..., Run]) -> None:

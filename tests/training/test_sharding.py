@@ -33,6 +33,10 @@ def _assert_same_run(one: Path, other: Path, last: str) -> None:
         assert left.keys() == right.keys()
         for name in FIGURES & left.keys():
             assert right[name] == pytest.approx(left[name], rel=1e-3), name
+    _assert_same_checkpoint(one, other, last)
+
+
+def _assert_same_checkpoint(one: Path, other: Path, last: str) -> None:
     for part in ("weights", "average", "optimizer"):
         left, right = (load_file(run / "checkpoints" / last / f"{part}.safetensors") for run in (one, other))
         assert list(left) == list(right)
@@ -47,12 +51,12 @@ def test_a_prior_over_four_ranks_goes_on_over_one_and_the_other_way(
 ) -> None:
     write_store(tmp_path / "tokens")
 
-    def words(out: str, images: int) -> list[str]:
+    def words(out: str, images: int, shard: str = "always") -> list[str]:
         recipe = tiny_prior_recipe(
             f"training.images={images}",
             "training.checkpoint_every_images=16",
             "training.sheet_every_images=16",
-            "training.shard=always",
+            f"training.shard={shard}",
             "training.accumulate=2",
             "training.precision=float32",
         )
@@ -65,8 +69,10 @@ def test_a_prior_over_four_ranks_goes_on_over_one_and_the_other_way(
         (1, words("down", 32)),
         (1, words("up", 16)),
         (2, words("up", 32)),
+        (4, words("whole", 16, "never")),
     )
     _assert_same_run(tmp_path / "down", tmp_path / "up", "images-000000000032")
+    _assert_same_checkpoint(tmp_path / "up", tmp_path / "whole", "images-000000000016")
     assert all((tmp_path / run / "weights.safetensors").exists() for run in ("down", "up"))
 
 
