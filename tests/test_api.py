@@ -20,6 +20,15 @@ def test_importing_the_package_imports_no_heavy_library() -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.parametrize("name", ["vq3d", "vq3dcli"])
+def test_windows_is_refused_in_one_line(name: str) -> None:
+    code = f"import sys; sys.platform = 'win32'; import {name}"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    last = ended.stderr.splitlines()[-1]
+    assert last == "ImportError: vq3d needs Linux or macOS, for file locks and signals; on Windows: WSL"
+
+
 def test_every_public_name_is_there_and_declared_for_type_checkers() -> None:
     tree = ast.parse(Path(vq3dcli.__file__).read_text())
     declared = {

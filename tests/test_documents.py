@@ -264,3 +264,14 @@ def test_files_in_pages_are_read(tmp_path: Path) -> None:
     (cameras,) = _blocks(ROOT / "docs" / "rendering.md", "json")
     (tmp_path / "a.json").write_text(cameras)
     assert len(read_cameras(tmp_path / "a.json")) == 3
+
+
+def test_the_tests_that_hold_promises_exist() -> None:
+    """A name without its file is of the file before it."""
+    file, found = Path(), 0
+    for path, name in re.findall(r"`(?:(tests/[\w/]+\.py)::)?(test_\w+)`", (ROOT / "docs/reliability.md").read_text()):
+        file = ROOT / path if path else file
+        functions = {node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)}
+        assert name in functions, f"{file.name}::{name}"
+        found += 1
+    assert found > 40

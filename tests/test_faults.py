@@ -34,7 +34,7 @@ def meet(folder: Path, instants: int, *which: str, before: Sequence[str] = ()) -
         text=True,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        timeout=1800,
+        timeout=3 * 3600,
     )
     print(result.stdout)
     assert result.returncode == 0, result.stderr[-2000:]
