@@ -98,7 +98,7 @@ def test_labels_of_shards_and_the_stereo_pair(weights, tmp_path, capsys):
     capsys.readouterr()
     assert run([*options, "--data", str(shards), "-o", str(out)]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert (result["protocol"], result["count"]) == ("geometry-labels-1, 16 px", 2)
+    assert (result["protocol"], result["count"]) == ("geometry-labels-2, 16 px", 2)
     assert {"spearman", "template_spearman", "reprojection_error", "nfs"} <= set(result["metrics"])
     assert str(tmp_path) not in json.dumps(result["metrics"])
     assert (out / "geometry.html").is_file()

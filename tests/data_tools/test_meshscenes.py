@@ -85,6 +85,10 @@ def add_bad(root: Path) -> dict[str, str]:
     (folder / "nan.glb").write_bytes(data.replace(top, np.full(3, np.nan, np.float32).tobytes()))
     (folder / "points.ply").write_bytes(trimesh.PointCloud([[0, 0, 0], [1, 1, 1]]).export(file_type="ply"))
     (folder / "flat.obj").write_text("v 1 1 1 1 0 0\nv 1 1 1 1 0 0\nv 1 1 1 1 0 0\nf 1 2 3\n")
+    ball = trimesh.creation.icosphere(3)
+    ball.visual.vertex_colors = [9, 99, 9, 255]
+    ball.export(folder / "huge.ply")
+    (folder / "scene.dae").write_text("<COLLADA><asset/></COLLADA>")
     (folder / "link.glb").symlink_to(root.parent / "elsewhere.glb")
     write_sphere(root.parent / "elsewhere.glb")
     return {
@@ -99,6 +103,8 @@ def add_bad(root: Path) -> dict[str, str]:
         "bad/points.ply": "no triangles",
         "bad/flat.obj": "without extent",
         "bad/link.glb": "outside of the folder",
+        "bad/huge.ply": "too many triangles: 1280, at most 400",
+        "bad/scene.dae": "cannot be read",
     }
 
 
@@ -126,7 +132,8 @@ def test_a_flat_folder_is_one_class(models: Path):
         survey_assets(models / "textures", leave_out=models)
 
 
-def test_bad_models_are_rejects_with_a_reason(models: Path, tmp_path: Path):
+def test_bad_models_are_rejects_with_a_reason(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("vq3dcli.meshscenes.models.MAX_TRIANGLES", 400)
     reasons = add_bad(models)
     found = survey(models)
     said = {reject.path: reject.reason for reject in found.rejects}
@@ -135,13 +142,13 @@ def test_bad_models_are_rejects_with_a_reason(models: Path, tmp_path: Path):
         assert reason in said[path], path
     assert "bad" not in found.assets.class_names
     out = tmp_path / "out"
-    with pytest.raises(DataError, match="11 of 15 files are bad"):
+    with pytest.raises(DataError, match="13 of 17 files are bad"):
         prepare_meshscenes(found, out, OPTIONS)
     lines = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
     assert {line["path"] for line in lines} == set(reasons)
     manifest = prepare_meshscenes(found, out, OPTIONS, max_bad=0.9)
     assert manifest is not None
-    assert (manifest.num_samples, manifest.num_rejects) == (7, 11)
+    assert (manifest.num_samples, manifest.num_rejects) == (7, 13)
     assert verify_folder(out).problems == []
 
 

@@ -1,5 +1,7 @@
 """Disparity against labels, by predictors whose score is known: the label itself, a wall, the mean of all labels."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -71,6 +73,31 @@ def test_the_template_is_the_mean_of_the_others(labelled, tiny_recipe):
     metrics = measure_labels(in_order(others), tiny_recipe(), labelled)[0]
     for name in ("spearman", "ssi_error", "relief", "edge_f1", "nfs"):
         assert metrics[name] == pytest.approx(metrics[f"template_{name}"], rel=1e-4)
+
+
+def test_views_in_the_data_are_measured_beside_the_copied_main_view(tmp_path, tiny_recipe):
+    """A predictor that shows the exact views, and one that shows the main view everywhere."""
+    prepare_toyscenes(tmp_path / "shards", count=5, size=SIDE, seed=0, views=2)
+    label_exact(tmp_path / "shards")
+    seen = open_labelled(tmp_path / "shards", EXACT, count=3, seed=0, size_px=SIDE)
+    assert [len(views.image) for views in seen.views] == [3, 3]
+
+    class Exact:
+        def __init__(self, images: Tensor) -> None:
+            self.images = images
+
+        def render(self, camera: Camera, *, samples: int) -> SceneView:
+            rgb = self.images.clone()
+            for views in seen.views:
+                for i, pose in enumerate(camera.cam_to_world):
+                    rgb[i] = views.image[i] if torch.equal(pose, views.cam_to_world[i]) else rgb[i]
+            return SceneView(rgb, seen.s, torch.zeros_like(seen.s))
+
+    exact = measure_labels(Exact, tiny_recipe(), seen)[0]
+    copied = measure_labels(in_order(seen.s), tiny_recipe(), seen)[0]
+    assert exact["novel_psnr"] == 100.0
+    assert exact["copy_psnr"] == copied["copy_psnr"] == copied["novel_psnr"] < 40.0
+    assert "novel_psnr" not in measure_labels(in_order(seen.s), tiny_recipe(), replace(seen, views=[]))[0]
 
 
 def test_relative_labels_are_measured_up_to_scale_and_shift(labelled, tiny_recipe):

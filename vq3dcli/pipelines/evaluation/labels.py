@@ -22,16 +22,18 @@ from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import LABEL_KIND
 from vq3dcli.data.shard_format import MANIFEST_NAME
 from vq3dcli.data.shard_reader import LabelFolder, ShardFolder, labels_there, resize_label
+from vq3dcli.data.views import Views, gather_views, read_views
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.export.colour import colour_map
 from vq3dcli.export.sheet import grid
 from vq3dcli.losses.depth import LABEL_METRIC, align_canonical
+from vq3dcli.metrics.image import psnr
 from vq3dcli.metrics.warp import evaluation_cameras
 from vq3dcli.model.build import build_canonical_camera, build_frustum
-from vq3dcli.pipelines.evaluation.geometry import Figures, Predictor, add_disparity, add_rendered
+from vq3dcli.pipelines.evaluation.geometry import Figures, Predictor, add_disparity, add_rendered, look
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, pick_rows, shard_set
 
-PROTOCOL = "geometry-labels-1"
+PROTOCOL = "geometry-labels-2"
 _AT_ONCE = 16
 _SHOWN = 12
 
@@ -44,6 +46,7 @@ class LabelledImages:
     s: Tensor = field(repr=False)
     kind: Tensor = field(repr=False)
     description: dict[str, Any]
+    views: list[Views] = field(default_factory=list, repr=False)  # exact pictures from other cameras: V, N in each
 
 
 def open_labelled(path: Path, name: str | None, *, count: int | None, seed: int, size_px: int) -> LabelledImages:
@@ -72,8 +75,12 @@ def open_labelled(path: Path, name: str | None, *, count: int | None, seed: int,
         "metric": kinds.count(LABEL_METRIC),
         "relative": len(kinds) - kinds.count(LABEL_METRIC),
         "resize": "nearest",
+        "views": folder.manifest.views,
     }
-    return LabelledImages(images, maps, torch.tensor(kinds, dtype=torch.int8), description)
+    numbers = range(folder.manifest.views)
+    seen = [read_views(folder, row, numbers, size_px) for row, _ in chosen] if numbers else []
+    views = [gather_views([[each[number]] for each in seen], size_px) for number in numbers]
+    return LabelledImages(images, maps, torch.tensor(kinds, dtype=torch.int8), description, views)
 
 
 def _only_labels(path: Path) -> str:
@@ -109,7 +116,11 @@ def measure_labels(
         target = targets[done : done + len(images)]
         front = build_canonical_camera(recipe, size, len(images))
         views = evaluation_cameras(front, recipe.camera.radius)
-        main, novel = add_rendered(figures, predictor(images), images, target, front, views, depth_range)
+        scene = predictor(images)
+        main, novel = add_rendered(figures, scene, images, target, front, views, depth_range)
+        for exact in (each.of_rows(done, done + len(images)) for each in labelled.views):
+            figures.add("novel_psnr", psnr(look(scene, front.at(exact.cam_to_world)).rgb, exact.image))
+            figures.add("copy_psnr", psnr(main.rgb, exact.image))
         if len(targets) > 1:
             others = (targets.double().sum(0) - target.double()) / (len(targets) - 1)
             add_disparity(figures, "template_", others.float(), target)
