@@ -11,7 +11,6 @@ Legend: N images, B images of a batch, S side in pixels, L codes of an image, K 
 
 from __future__ import annotations
 
-import heapq
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -38,7 +37,7 @@ from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.evaluation.generation import set_distances
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, open_images
 from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder, versions
-from vq3dcli.pipelines.evaluation.parts import in_parts
+from vq3dcli.pipelines.evaluation.parts import Tensors, in_parts
 from vq3dcli.pipelines.sampling.record import shown_name
 from vq3dcli.rendering.render import exact_rendering
 from vq3dcli.weights.third_party import LPIPS_TRUNKS, cached_path
@@ -225,37 +224,26 @@ def evaluate_reconstruction(
             f"too few images to measure ({images.name}): {len(images)}", remedy="more, or --features none for one"
         )
 
-    def look(rows: range) -> dict[str, Tensor]:
-        found: dict[str, list[Tensor]] = {}
-        counts = torch.zeros(codebook_size, dtype=torch.int64)
-        shown = _Shown()
+    def look(rows: range) -> Tensors:
+        start, found = rows.start, list[Tensors]()
         for part in (part for batch in images.read(rows.start, rows.stop) for part in batch.split(_AT_ONCE)):
             rgb, codes = reconstruct(part)
-            seen = {"psnr": psnr(rgb, part)}
+            seen = {
+                "psnr": psnr(rgb, part),
+                "rows": torch.arange(start, start + len(part)),
+                "pairs": torch.stack([part, rgb], 1),
+                "counts": torch.bincount(codes.flatten(), minlength=codebook_size)[None, :codebook_size],
+            }
             if min(part.shape[-2:]) >= _SMALLEST_SSIM_PX:
                 seen["ssim"] = ssim(rgb, part)
             if lpips is not None and min(part.shape[-2:]) >= _SMALLEST_LPIPS_PX:
                 seen[lpips.network.replace("-", "_")] = perceptual(lpips, rgb, part)
-            shown.add(seen["psnr"], torch.stack([part, rgb], 1))
             if network is not None:
                 seen |= {"real features": network(part), "own features": network(rgb)}
-            for name, value in seen.items():
-                found.setdefault(name, []).append(value)
-            if codebook_size:
-                counts += torch.bincount(codes.flatten(), minlength=codebook_size)
+            found = [_joined([*found, seen], rows.start)]
+            start += len(part)
             on_images(len(part))
-        return {**{name: torch.cat(parts) for name, parts in found.items()}, "counts": counts, **shown.tensors()}
-
-    def join(blocks: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        found: dict[str, list[Tensor]] = {}
-        counts = torch.zeros(codebook_size, dtype=torch.int64)
-        shown = _Shown()
-        for block in blocks:
-            counts += block["counts"]
-            shown.add(block["psnr"], block["pairs"], block["rows"])
-            for name in block.keys() - {"counts", "pairs", "rows"}:
-                found.setdefault(name, []).append(block[name])
-        return {**{name: torch.cat(parts) for name, parts in found.items()}, "counts": counts, **shown.tensors()}
+        return found[0]
 
     conditions = {
         "protocol": PROTOCOL,
@@ -270,15 +258,13 @@ def evaluate_reconstruction(
         "versions": versions(**({} if network is None else network.versions)),
     }
     own_facts = {**conditions, "codebook_size": codebook_size, **facts}
-    joined = in_parts(images, look, join, part=part, folder=statistics, kind="reconstruction", facts=own_facts)[0]
-    counts, pairs, numbers = joined["counts"], joined["pairs"], joined["rows"]
-    real, own = joined.get("real features"), joined.get("own features")
+    joined = in_parts(images, look, _joined, part=part, folder=statistics, kind="reconstruction", facts=own_facts)[0]
+    counts, real, own = joined["counts"][0], joined.get("real features"), joined.get("own features")
+    numbered = zip(joined["rows"].tolist(), joined["pairs"], strict=True)
+    pairs = [Pair(joined["psnr"][number].item(), number, *pair) for number, pair in numbered]
     joined = {name: joined[name] for name in ("psnr", "ssim", "lpips_alex", "lpips_vgg") if name in joined}
-    shown_pairs = [
-        Pair(joined["psnr"][number].item(), number, *pair) for number, pair in zip(numbers.tolist(), pairs, strict=True)
-    ]
-    worst = heapq.nsmallest(_SHOWN, shown_pairs, key=lambda pair: (pair.psnr, pair.number))
-    best = heapq.nsmallest(_SHOWN, shown_pairs, key=lambda pair: (-pair.psnr, pair.number))
+    worst = sorted(pairs, key=lambda pair: pair.psnr)[:_SHOWN]
+    best = sorted(pairs, key=lambda pair: -pair.psnr)[:_SHOWN]
     figures: dict[str, Any] = {"images": len(images)}
     for name, value in joined.items():
         figures |= {name: value.mean().item(), f"{name}_std": value.std(correction=0).item()}
@@ -295,26 +281,14 @@ def evaluate_reconstruction(
     return ReconstructionResult(figures, conditions, joined["psnr"], counts, worst, best)
 
 
-class _Shown:
-    """The pairs that are farthest apart, and the nearest, of a row of them: what a sheet may show."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.pairs: dict[int, tuple[float, Tensor]] = {}
-
-    def add(self, decibels: Tensor, pairs: Tensor, rows: Tensor | None = None) -> None:
-        """The next images' `decibels` `[B]`, and pairs uint8 `[P, 2, 3, S, S]` of `rows` of them, or of all."""
-        values = decibels.tolist()
-        for pair, row in zip(pairs, range(len(values)) if rows is None else rows.tolist(), strict=True):
-            self.pairs[self.count + row] = values[row], pair.clone()
-        self.count += len(values)
-        worst = sorted(self.pairs, key=lambda row: (self.pairs[row][0], row))[:_SHOWN]
-        best = sorted(self.pairs, key=lambda row: (-self.pairs[row][0], row))[:_SHOWN]
-        self.pairs = {row: self.pairs[row] for row in sorted({*worst, *best})}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """`pairs` uint8 `[P, 2, 3, S, S]` and `rows` int64 `[P]`, whose they are."""
-        return {"pairs": torch.stack([pair for _, pair in self.pairs.values()]), "rows": torch.tensor([*self.pairs])}
+def _joined(parts: Iterable[Tensors], first: int = 0) -> Tensors:
+    """What was seen of consecutive images from number `first` on; of the pairs those that a sheet may show."""
+    parts = list(parts)
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    decibels = joined["psnr"][joined["rows"] - first]
+    shown = torch.cat([order.argsort(stable=True)[:_SHOWN] for order in (decibels, -decibels)]).unique()
+    joined |= {name: joined[name][shown] for name in ("rows", "pairs")}
+    return {**joined, "counts": joined["counts"].sum(0, keepdim=True)}
 
 
 def code_usage(counts: Tensor, images: int) -> dict[str, float | int]:
