@@ -55,21 +55,17 @@ _MEMBER = struct.Struct("<iqq32s")
 
 
 class FolderIndex:
-    """The samples of a shard folder in order.
-
-    Attributes:
-        keys: Positions in the source, int64 `[n]`, ascending; `sample_key` of them are the keys.
-        class_index: int32 `[n]`, -1 for no class.
-    """
+    """The samples of a shard folder in order."""
 
     def __init__(self, data: bytes | mmap.mmap, read: Callable[[int, int], bytes]) -> None:
         (length,) = struct.unpack_from("<q", data, 32)
         header = parse_json(data[40 : 40 + length], name=COLUMNS_NAME, remedy=PREPARE_AGAIN)
         self.manifest_sha256 = header["manifest_sha256"] if header["columns_version"] == _VERSION else None
         self._extensions, self._read, count, at = header["extensions"], read, header["samples"], 40 + length
+        # Positions in the source, ascending; `sample_key` of them are the keys.
         self.keys: NDArray[np.int64] = np.frombuffer(data, "<i8", count, at)
         self._starts: NDArray[np.int64] = np.frombuffer(data, "<i8", count + 1, at + 8 * count)
-        self.class_index: NDArray[np.int32] = np.frombuffer(data, "<i4", count, at + 16 * count + 8)
+        self.class_index: NDArray[np.int32] = np.frombuffer(data, "<i4", count, at + 16 * count + 8)  # -1 for none
         self._members_at = at + 16 * count + 8 + 8 * -(-count // 2)
 
     def entry(self, i: int) -> SampleEntry:

@@ -88,9 +88,6 @@ def disparity_of(levels: Tensor, lo: Tensor | float, extent: Tensor | float) -> 
 class ShardFolder:
     """A finished shard folder, or the mirror of one; threads may share one.
 
-    Attributes:
-        manifest: What the folder holds.
-
     Raises:
         InputMissingError: Not a shard folder, or an unfinished one.
         DataError: A damaged manifest; a damaged index, when it is first needed.

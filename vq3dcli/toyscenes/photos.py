@@ -23,15 +23,7 @@ _BRIGHTNESS = (0.36, 0.7)  # mean of a patch under full light: photos have shado
 
 
 class PhotoBank:
-    """N photos at all their sizes, in memory: 65 kB each.
-
-    Args:
-        photos: uint8 `[N, 3, SIDE_PX, SIDE_PX]`.
-
-    Attributes:
-        texels: uint8 `[N * texels a photo, 3]`: rows of the largest size, of the next one, ...
-        mean: Mean colour in [0, 1] `[N, 3]`.
-    """
+    """N photos uint8 `[N, 3, SIDE_PX, SIDE_PX]` at all their sizes, in memory: 65 kB each."""
 
     def __init__(self, photos: Tensor) -> None:
         if photos.shape[1:] != (3, SIDE_PX, SIDE_PX) or photos.dtype != torch.uint8 or not len(photos):
@@ -42,8 +34,10 @@ class PhotoBank:
             last = sizes[-1]
             four = last[..., ::2, ::2] + last[..., ::2, 1::2] + last[..., 1::2, ::2] + last[..., 1::2, 1::2]
             sizes.append((four + 2) // 4)
+        # Mean colours in [0, 1] `[N, 3]`.
         self.mean = sizes[-1].flatten(2).to(torch.int64).sum(-1).to(torch.float32) / (255.0 * SIDES_PX[-1] ** 2)
         rows = torch.cat([size.to(torch.uint8).flatten(2) for size in sizes], -1)
+        # uint8 `[N * texels a photo, 3]`: rows of the largest size, of the next one, ...
         self.texels = rows.transpose(1, 2).reshape(-1, 3).contiguous()
 
     def __len__(self) -> int:

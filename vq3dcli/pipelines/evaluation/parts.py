@@ -41,22 +41,10 @@ def in_parts(
     kind: str,
     facts: Mapping[str, Any],
 ) -> tuple[Tensors, bool]:
-    """What `join` makes of what `look` sees of each block of the images; remembered.
+    """What `join` makes of what `look` sees of each block of the images; `remembered` in a folder of statistics.
 
-    Args:
-        images: The set.
-        look: Gets the numbers of a block's images.
-        join: Gets the blocks in order, each made or read when it is asked for.
-        part: The share of this process; one of several needs a `folder`.
-        folder: Where statistics lie.
-        kind: As `remembered`.
-        facts: As `remembered`.
-
-    Returns:
-        As `remembered`.
-
-    Raises:
-        OthersAtWorkError: Of a part, where others have work left.
+    `look` gets the numbers of a block's images; `join` the blocks in order, each made or read when it is asked for.
+    One of several parts needs a folder. Raises `OthersAtWorkError`: of a part, where others have work left.
     """
     # Whole steps: the bits of an image may depend on those that are made with it.
     size = images.step * -(-_BLOCK_IMAGES // images.step)
