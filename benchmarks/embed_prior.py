@@ -28,22 +28,26 @@ def main() -> None:
     parser.add_argument(
         "--tokens-of", type=Path, help="Stage 1 that made its tokens, where the embedded one differs in its card alone."
     )
+    parser.add_argument("--recognised", help="Classes that a viewer recognises, a comma between them; default: all.")
     parser.add_argument("--data", required=True)
     parser.add_argument("--command", required=True)
     parser.add_argument("--limits", required=True)
     options = parser.parse_args()
     prior = load_prior(options.run)
     figures = {} if options.figures is None else json.loads(options.figures.read_text())
-    protocol = figures.get("conditions", {}).get("protocol", {}).get("name", "nothing")
     card = {
         **prior.card,
         "data": options.data,
         "command": options.command,
-        "figures": {key: _told(found) for key, found in figures.items() if key != "conditions" and found},
-        "measured_by": f"vq3d evaluate generation ({protocol})",
+        "figures": {
+            key: _told(found) for key, found in figures.items() if key != "conditions" and isinstance(found, dict)
+        },
+        "measured_by": f"vq3d evaluate generation ({figures.get('protocol', 'nothing')})",
         "limits": options.limits,
         "licence": "Apache-2.0",
     }
+    if options.recognised:
+        card["recognised"] = options.recognised.split(",")
     sampling = prior.recipe.sampling.model_copy(
         update={"temperature": options.temperature, "guidance": options.guidance}
     )

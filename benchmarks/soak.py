@@ -56,15 +56,13 @@ class Trained:
         return self.process.poll()
 
 
-def contents(run: Path) -> dict[str, Any]:
+def contents(run: Path, machine: tuple[str, ...]) -> dict[str, Any]:
     """All of a run that is a function of recipe and data."""
-    from vq3dcli.training.run import MACHINE_FIGURES
-
     newest = max((run / "checkpoints").iterdir())
     files = [*newest.iterdir(), *(run / "sheets").iterdir(), run / "weights.safetensors", run / "run.json"]
     found: dict[str, Any] = {str(path.relative_to(run)): path.read_bytes() for path in files}
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {**found, "metrics": [{k: v for k, v in each.items() if k not in MACHINE_FIGURES} for each in records]}
+    return {**found, "metrics": [{k: v for k, v in each.items() if k not in machine} for each in records]}
 
 
 def disturbed(data: Path, out: Path, images: int, every: int, chance: random.Random, most: float) -> dict[str, Any]:
@@ -101,6 +99,7 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from vq3dcli.data_tools.depth.labels import label_exact
     from vq3dcli.data_tools.toyscenes import prepare_toyscenes
+    from vq3dcli.training.run import MACHINE_FIGURES
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -116,9 +115,10 @@ def main() -> int:
         alone = Trained(folder / "toys", folder / "whole", images, every)
         assert alone.watch() == 0, alone.process.stderr and alone.process.stderr.read()
         undisturbed, began = time.monotonic() - began, time.monotonic()
+        kill_within = min(kill_within, undisturbed / 2)  # a short run must not end before its first signal
         chance = random.Random(options.seed)
         report = disturbed(folder / "toys", folder / "killed", images, every, chance, kill_within)
-        whole, killed = contents(folder / "whole"), contents(folder / "killed")
+        whole, killed = (contents(folder / name, MACHINE_FIGURES) for name in ("whole", "killed"))
         different = [k for k in whole.keys() | killed.keys() if whole.get(k) != killed.get(k)]
         quarter = len(alone.resident_mb) // 4
         early, late = (statistics.median(alone.resident_mb[a : a + quarter]) for a in (quarter, 3 * quarter))

@@ -30,7 +30,7 @@ TILE_PX, PHOTO_PX, GAP_PX = 128, 384, 2
 # Seen from the side by so much: scenes of our own, and photos, whose own orbits go as far.
 BESIDE_DEG, PHOTO_DEG = 12.0, 4.0
 SAMPLED = "torus,mushroom,snowman,arch,lollipop,table,dumbbell"
-CARS = "sports car,convertible,school bus"
+CARS = "car,truck"
 STOPS = ["toyscene:mushroom:1", "toyscene:arch:2"]
 FRAMES = 7
 # The scene and its ball; what is cut out of another one, and where it is there.

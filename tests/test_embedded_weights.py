@@ -50,20 +50,20 @@ def test_they_reach_the_figures_that_their_card_gives() -> None:
         torch.zeros(3, 64, 64), torch.linspace(0, 1, 64).expand(64, 64)
     )  # its figures are not looked at
     four = evaluate_geometry(model_predictor(loaded), count=4, seed=0, size_px=64, template=template).metrics
-    # Of these four, by `vq3d evaluate geometry --count 4`; all 64 have 24.04, 21.35 and 21.70.
-    assert four["novel_psnr"] == pytest.approx(24.38, abs=0.3)
-    assert four["copy_psnr"] == pytest.approx(21.82, abs=0.3)
-    assert four["pivot_psnr"] == pytest.approx(22.03, abs=0.3)
+    # Of these four, by `vq3d evaluate geometry --count 4`; all 64 have 24.64, 21.25 and 21.61.
+    assert four["novel_psnr"] == pytest.approx(24.54, abs=0.3)
+    assert four["copy_psnr"] == pytest.approx(21.76, abs=0.3)
+    assert four["pivot_psnr"] == pytest.approx(22.02, abs=0.3)
 
 
 @torch.inference_mode()
 def test_real_photos_come_back_with_a_plausible_depth() -> None:
-    """Photos that nobody trained on; the 780 of the docs have 23.5 dB on average."""
+    """Photos that nobody trained on; the 780 of the docs have 22.8 dB on average."""
     data = pytest.importorskip("skimage.data")
     loaded = load_weights()
     camera = build_canonical_camera(loaded.recipe, 64)
     s = {}
-    for name, decibels in (("camera", 24.38), ("coffee", 22.41), ("chelsea", 25.37)):  # measured, of each
+    for name, decibels in (("camera", 23.90), ("coffee", 21.52), ("chelsea", 24.56)):  # measured, of each
         pixels = torch.from_numpy(getattr(data, name)())
         photo = to_square(
             (pixels if pixels.ndim == 3 else pixels[..., None].expand(-1, -1, 3)).permute(2, 0, 1), 64, fit="crop"
@@ -98,5 +98,5 @@ def test_the_prior_knows_the_codes_and_the_classes_of_scenes_that_it_never_saw()
             token_nats(prior.model(codes, given), codes).sum(1).mean() * BITS_PER_NAT
             for given in (toys[scenes.class_index], toys[(scenes.class_index + 5) % len(CLASS_NAMES)])
         )
-    assert float(right / codes.shape[1]) == pytest.approx(2.14, abs=0.05)
-    assert float(wrong / codes.shape[1]) == pytest.approx(2.38, abs=0.05)
+    assert float(right / codes.shape[1]) == pytest.approx(2.12, abs=0.05)
+    assert float(wrong / codes.shape[1]) == pytest.approx(2.31, abs=0.05)

@@ -103,7 +103,7 @@ def test_a_composition_is_exported_as_it_is_seen(photo: str, weights: list[str],
         rgb, z_depth = file["rgb"][0].astype(int), file["z_depth"][0]
     rows, columns = rgb.shape[:2]
     row, column = round(0.6 * rows), columns // 2
-    assert z_depth[row, column] == pytest.approx(1.75, abs=0.1)  # haze of an untrained field is before it
+    assert z_depth[row, column] == pytest.approx(1.75, abs=0.15)  # haze of an untrained field is before it
     red = rgb[..., 0] - rgb[..., 1:].max(-1) > 60
     assert red[row, column]
     assert 0.05 < red.mean() < 0.3

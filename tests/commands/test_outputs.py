@@ -17,6 +17,8 @@ from vq3dcli.cli import run
 from vq3dcli.config.load import dump_recipe
 from vq3dcli.config.schema import Stage1Recipe
 
+# With depths: what an untrained field shows stands out of nothing.
+BOX = "0.1,0.1,0.6,0.6,1.4,50"
 FAST = ["--frames", "2", "--size", "16", "--samples", "4", "--device", "cpu"]
 # In pictures of noise there is something for a random NeRF to delete, and nothing for a depth network.
 NERF = ["--geometry", "nerf"]
@@ -131,7 +133,7 @@ def test_layers_do_not_overwrite_their_photo_or_those_of_others(folder: Path, we
 
 
 def test_a_hand_written_composition_stays(folder: Path, weights: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["compose", "frame_00001.png", "--delete", "0.1,0.1,0.6,0.6", "--camera", "still", *weights, *FAST, *NERF]
+    command = ["compose", "frame_00001.png", "--delete", BOX, "--camera", "still", *weights, *FAST, *NERF]
     Path("room.toml").write_text("# mine\nscene = 'frame_00001.png'\n")
     assert run([*command, "-o", "room.png"]) == 73
     assert Path("room.toml").read_text().startswith("# mine")
@@ -152,7 +154,7 @@ def test_a_composition_beside_a_link_names_its_photo(folder: Path, weights: list
     os.makedirs("disk/deep/videos")
     os.symlink("disk/deep/videos", "out")
     os.symlink("frame_00001.png", "linked.png")
-    command = ["compose", "linked.png", "--delete", "0.1,0.1,0.6,0.6", "--camera", "still", *weights, *FAST, *NERF]
+    command = ["compose", "linked.png", "--delete", BOX, "--camera", "still", *weights, *FAST, *NERF]
     assert run([*command, "-o", "out/a.png"]) == 0
     assert run(["compose", "out/a.toml", "-o", "again.png", *weights, *FAST, *NERF]) == 0
     assert "../../../linked.png" in Path("out/a.toml").read_text()
@@ -162,7 +164,7 @@ def test_a_composition_may_begin_with_a_byte_order_mark_and_name_a_home(
     folder: Path, weights: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(folder))
-    text = "format_version = 1\nscene = '~/frame_00001.png'\n[[delete]]\nbox = [0.1, 0.1, 0.6, 0.6]\n"
+    text = "format_version = 1\nscene = '~/frame_00001.png'\n[[delete]]\nbox = [.1, .1, .6, .6]\nz_range = [1.4, 50]\n"
     os.mkdir("below")
     Path("below/a.toml").write_text(text, encoding="utf-8-sig")
     assert run(["compose", "below/a.toml", "-o", "a.png", *weights, *FAST, *NERF]) == 0

@@ -11,7 +11,7 @@ from vq3dcli.model.build import build_autoencoder, build_prior
 from vq3dcli.training.adversary import Adversary
 
 # The demo's files travel with the package.
-_DEMO_BYTES = 25e6
+_DEMO_BYTES = 33e6
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if not name.startswith("depth-")])

@@ -24,10 +24,8 @@ from vq3dcli.weights_file import TokenFacts, load_prior, load_weights, save_weig
 PHOTOS = tuple(f"n{i:08d}" for i in range(20))
 
 
-@pytest.mark.parametrize(
-    ("names", "shown"), [((), 1), (CLASS_NAMES, 16), (PHOTOS, 8), ((*PHOTOS[:3], "torus", *PHOTOS[3:], "arch"), 10)]
-)
-def test_all_classes_of_toys_are_sampled_and_some_of_photos(
+@pytest.mark.parametrize(("names", "shown"), [((), 1), (CLASS_NAMES, 16), (PHOTOS, 16)])
+def test_at_most_sixteen_classes_are_sampled(
     names: tuple[str, ...], shown: int, tiny_prior_recipe: Callable[..., Stage2Recipe], tmp_path: Path
 ) -> None:
     recipe = tiny_prior_recipe()
