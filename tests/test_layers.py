@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,3 +164,14 @@ def test_a_downward_import_is_fine(module: str, source: str) -> None:
 def test_a_part_without_a_layer_is_an_error() -> None:
     with pytest.raises(KeyError, match="add its part"):
         violations("vq3dcli.utils", "")
+
+
+def test_breakages_that_tests_are_tried_with_fit_the_code() -> None:
+    """`tests/tools/mutations.py` takes minutes a file; that its table is of this code is seen at once."""
+    table = tomllib.loads((ROOT / "tests/tools/mutations.toml").read_text())
+    for name, entry in table.items():
+        text = (ROOT / name).read_text()
+        for old, _, *other in entry["breaks"]:
+            assert text.count(old) == 1, (name, old)
+            for test in other[0] if other else entry["tests"]:
+                assert (ROOT / test.split("::")[0]).exists(), test
