@@ -164,7 +164,8 @@ def test_a_composition_may_begin_with_a_byte_order_mark_and_name_a_home(
     folder: Path, weights: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(folder))
-    text = "format_version = 1\nscene = '~/frame_00001.png'\n[[delete]]\nbox = [.1, .1, .6, .6]\nz_range = [1.4, 50]\n"
+    deleted = "[[delete]]\nbox = [0.1, 0.1, 0.6, 0.6]\nz_range = [1.4, 50]\n"
+    text = f"format_version = 1\nscene = '~/frame_00001.png'\n{deleted}"
     os.mkdir("below")
     Path("below/a.toml").write_text(text, encoding="utf-8-sig")
     assert run(["compose", "below/a.toml", "-o", "a.png", *weights, *FAST, *NERF]) == 0

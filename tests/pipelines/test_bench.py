@@ -65,7 +65,7 @@ def test_plain_rendering_is_ours():
     assert render.signal_db(*grown) > 60.0
     dense = render.looking(subject._replace(samples=512))(rays)
     eg3d = render.psnr_db(render.eg3d_way(subject, rays), dense)
-    assert 45.0 < eg3d < math.inf
+    assert 44.0 < eg3d < math.inf
 
 
 def test_videos_are_of_the_same_frames(tmp_path: Path):
