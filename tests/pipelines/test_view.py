@@ -393,7 +393,13 @@ def test_touch(browser, server: ViewServer) -> None:  # type: ignore[no-untyped-
 def test_the_command_serves_until_it_is_interrupted(tiny_weights: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vq3dcli", "view", "toyscene:snowman", "--weights", str(tiny_weights), "--json"]
     process = subprocess.Popen(
-        [*command, "--quiet"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        [*command, "--quiet"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        # In the background of a shell it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     told = json.loads(process.stdout.readline())
