@@ -20,7 +20,8 @@ from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.model.prior import Prior
 from vq3dcli.training.sharding import is_sharded
 
-FIGURES = {"loss", "bits", "held_out_bits", "gradient_norm", "perplexity", "learning_rate"}
+HELD_OUT = {"held_out_psnr", "held_out_spearman", "held_out_ssi_error", "held_out_novel_psnr"}
+FIGURES = {"loss", "bits", "held_out_bits", "gradient_norm", "perplexity", "learning_rate", *HELD_OUT}
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:
@@ -79,8 +80,9 @@ def test_a_prior_over_four_ranks_goes_on_over_one_and_the_other_way(
 def test_stage1_over_two_ranks_trains_the_model_of_one(
     tiny_recipe: Callable[..., Stage1Recipe], tmp_path: Path
 ) -> None:
-    prepare_toyscenes(tmp_path / "toys", count=24, size=16, seed=0)
-    label_exact(tmp_path / "toys")
+    for name, count in (("toys", 24), ("others", 11)):
+        prepare_toyscenes(tmp_path / name, count=count, size=16, seed=count, views=1)
+        label_exact(tmp_path / name)
     recipe = tiny_recipe(
         "training.images=32",
         "training.precision=float32",
@@ -95,8 +97,10 @@ def test_stage1_over_two_ranks_trains_the_model_of_one(
     )
     (tmp_path / "recipe.toml").write_text(dump_recipe(recipe))
     words = ["train-stage1", str(tmp_path / "recipe.toml"), "--data", str(tmp_path / "toys"), "--device", "cpu"]
+    words += ["--held-out", str(tmp_path / "others")]
     run_ranks((1, [*words, "--out", str(tmp_path / "one")]), (2, [*words, "--out", str(tmp_path / "two")]))
     _assert_same_run(tmp_path / "one", tmp_path / "two", "images-000000000032")
+    assert HELD_OUT < _metrics(tmp_path / "two")[-1].keys()
     sheets = [(tmp_path / run / "sheets/images-000000000032.png").exists() for run in ("one", "two")]
     assert sheets == [True, True]
 

@@ -161,6 +161,8 @@ class Run:
         if checkpoint is not None:
             state.restore(checkpoint)
             self.bad |= self.folder.bad_samples()
+            if any(change["images_seen"] >= state.images_seen for change in self.folder.changes()):
+                state.skipped_in_a_row = 0  # with another learning rate or clip the row begins anew
         self._interval = time.perf_counter(), state.images_seen
         schedule, seen = self.recipe.training, state.images_seen
         if self.ranks.is_main:

@@ -259,6 +259,7 @@ def _held_out_figures(run: Run, loader: TokenLoader, unigram: HeldOut) -> dict[s
     if not math.isfinite(measured.mean):
         return {}
     table = by_class(measured, unigram, loader.store.class_names)
-    write_json(run.folder.path / HELD_OUT_NAME, {"images_seen": run.state.images_seen, **table})
+    if run.ranks.is_main:
+        write_json(run.folder.path / HELD_OUT_NAME, {"images_seen": run.state.images_seen, **table})
     names = {"held_out_bits": "bits", "unigram_bits": "unigram_bits", "held_out_share": "share"}
     return {name: table[key] for name, key in names.items() if table[key] is not None}
