@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ from vq3dcli.remote import cache, fetch
 class Server:
     """Serves the files of a folder, by ranges too; `faults` of a path are used up one a request.
 
-    A fault is a status; `cut N`: the connection ends after N bytes; `drip`: a byte now and then; `silent`: nothing
+    A fault is a status; `cut N`: the connection ends after N bytes, `reset N`: it is torn down; `drip`: a byte now and then; `silent`: nothing
     comes; `whole`: ranges are ignored; `to URL [SHA256]`: a redirect. Attributes `requests` has (path, headers) of all.
     """
 
@@ -92,9 +94,14 @@ class Server:
                 to.wfile.write(body[i : i + 1])
                 to.wfile.flush()
                 time.sleep(0.05)
-        whole = not fault.startswith("cut")
-        to.wfile.write(body if whole else body[: int(fault[4:])])
+        how, _, most = fault.partition(" ")
+        whole = how not in ("cut", "reset")
+        to.wfile.write(body if whole else body[: int(most)])
         to.close_connection = not whole
+        if how == "reset":
+            time.sleep(0.05)  # what was sent may be read first
+            to.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            to.connection.close()
         return None
 
 

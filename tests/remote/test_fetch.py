@@ -28,6 +28,7 @@ def target(server: Any, tmp_path: Path) -> Path:
         ([], [0]),
         (["cut 100", "cut 1000"], [0, 100, 1100]),  # goes on where it broke off
         (["cut 100", "whole"], [0, 100]),  # unless the server does not know how
+        (["reset 100", "reset 1000"], [0, 100, 1100]),
         (["cut 0", 503, 429], [0, 0, 0, 0]),
         ([500, 502, 504], [0, 0, 0, 0]),
     ],
@@ -50,6 +51,7 @@ def test_a_transfer_that_breaks_goes_on(server: Any, target: Path, faults: list[
         ([400], UnavailableError, r"cannot fetch \(.*\): 400", 1),
         ([500] * 4, UnavailableError, r"cannot fetch \(.*\): 500 .*; try: the same command again later", 4),
         (["cut 9"] * 4, UnavailableError, r"ended after 36 of 10240 bytes", 4),
+        (["reset 9"] * 4, UnavailableError, r"cannot fetch \(.*\): .*reset", 4),
         (["silent"] * 4, UnavailableError, r"no answer for 0 s", 4),
         (["drip"] * 4, UnavailableError, r"\d+ bytes in 0 s", 4),
     ],

@@ -19,6 +19,8 @@ from vq3dcli.config.load import dump_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.training import launch
+from vq3dcli.training.run_folder import RunFolder
+from vq3dcli.weights_file import load_weights
 
 PATIENCE_S = 300.0  # starting PyTorch twice on a busy machine
 
@@ -159,6 +161,32 @@ def test_a_rank_that_is_gone_ends_the_run(start: Callable[..., Run]) -> None:
             f"error: {how} (of 2); try: the same command again, which continues at the newest checkpoint\n",
         )
         assert time.monotonic() - begin < 60  # 22 s where the machine has nothing else to do
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("instant", range(4))
+@pytest.mark.parametrize(
+    ("victim", "number", "code"),
+    [(0, "KILL", 79), (1, "KILL", 79), (0, "STOP", 79), (1, "STOP", 79), ("launcher", "KILL", -9)],
+)
+def test_whatever_is_lost_at_any_time_all_end_and_the_run_goes_on(
+    start: Callable[..., Run], victim: int | str, number: str, code: int, instant: int
+) -> None:
+    often = ("--set", "training.checkpoint_every_images=16")
+    run = start(*often)
+    if instant or number == "STOP":  # one that is stopped while it starts is a slow one to the others
+        run.train()
+    time.sleep(0.37 * instant)
+    begin = time.monotonic()
+    os.kill(run.launcher.pid if victim == "launcher" else run.ranks[int(victim)], getattr(signal, f"SIG{number}"))
+    found, said = run.end()
+    assert found == code, said
+    assert code < 0 or said.count("\n") == 1
+    print(f"{victim} {number} {instant}: {time.monotonic() - begin:.0f} s")
+    assert time.monotonic() - begin < 60  # half of it where the machine has nothing else to do
+    images = RunFolder(run.out).saved_images() + 32
+    assert start(*often, "--set", f"training.images={images}").end()[0] == 0
+    assert load_weights(run.out).card["images_seen"] == images
 
 
 def test_a_rank_that_waits_for_one_killed_while_it_started_hears_signals(start: Callable[..., Run]) -> None:
