@@ -3,7 +3,8 @@
     python benchmarks/shard_reading.py
 
 The index is synthetic: 1.28 million samples of three members in 1281 shards, whose tars are not there. It is opened
-twice, each time in a process of its own: from JSON, which leaves the columns beside it, and from these. Images come
+twice, each time in a process of its own: from JSON, which leaves the columns beside it, as prepare-data does once at its
+end, and from these, as every rank does. Images come
 from toy shards of 64 pixels with labels; every read of a shard sleeps for the latency first.
 """
 
@@ -123,7 +124,7 @@ def main() -> None:
         (folder / "index").mkdir()
         make_index(folder / "index", options.samples)
         result: dict[str, object] = {"samples": options.samples}
-        for how in ("from_json", "from_columns"):
+        for how in ("once_by_prepare_data", "by_each_rank"):
             command = [sys.executable, __file__, "--open", str(folder / "index")]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             result[how] = json.loads(done.stdout)

@@ -77,7 +77,7 @@ def test_a_prior_over_four_ranks_goes_on_over_one_and_the_other_way(
     assert all((tmp_path / run / "weights.safetensors").exists() for run in ("down", "up"))
 
 
-def test_stage1_over_two_ranks_trains_the_model_of_one(
+def test_stage1_over_four_ranks_trains_the_model_of_one(
     tiny_recipe: Callable[..., Stage1Recipe], tmp_path: Path
 ) -> None:
     for name, count in (("toys", 24), ("others", 11)):
@@ -88,7 +88,6 @@ def test_stage1_over_two_ranks_trains_the_model_of_one(
         "training.precision=float32",
         "training.quantize_from_images=8",
         "training.optimizer=muon",
-        "training.accumulate=2",
         "training.checkpoint_activations=true",
         "training.shard=always",
         "adversarial.main=0.1",
@@ -98,10 +97,10 @@ def test_stage1_over_two_ranks_trains_the_model_of_one(
     (tmp_path / "recipe.toml").write_text(dump_recipe(recipe))
     words = ["train-stage1", str(tmp_path / "recipe.toml"), "--data", str(tmp_path / "toys"), "--device", "cpu"]
     words += ["--held-out", str(tmp_path / "others")]
-    run_ranks((1, [*words, "--out", str(tmp_path / "one")]), (2, [*words, "--out", str(tmp_path / "two")]))
-    _assert_same_run(tmp_path / "one", tmp_path / "two", "images-000000000032")
-    assert HELD_OUT < _metrics(tmp_path / "two")[-1].keys()
-    sheets = [(tmp_path / run / "sheets/images-000000000032.png").exists() for run in ("one", "two")]
+    run_ranks((1, [*words, "--out", str(tmp_path / "one")]), (4, [*words, "--out", str(tmp_path / "four")]))
+    _assert_same_run(tmp_path / "one", tmp_path / "four", "images-000000000032")
+    assert HELD_OUT < _metrics(tmp_path / "four")[-1].keys()
+    sheets = [(tmp_path / run / "sheets/images-000000000032.png").exists() for run in ("one", "four")]
     assert sheets == [True, True]
 
 
