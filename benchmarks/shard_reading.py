@@ -3,9 +3,9 @@
     python benchmarks/shard_reading.py
 
 The index is synthetic: 1.28 million samples of three members in 1281 shards, whose tars are not there. It is opened
-twice, each time in a process of its own: from JSON, which leaves the columns beside it, as prepare-data does once at its
-end, and from these, as every rank does. Images come
-from toy shards of 64 pixels with labels; every read of a shard sleeps for the latency first.
+twice, each time in a process of its own: from JSON, which leaves the columns beside it, as prepare-data does once at
+its end, and from these, as every rank does. Images come from toy shards of 64 pixels with labels; every read of a shard
+sleeps for the latency first.
 """
 
 from __future__ import annotations
