@@ -20,8 +20,9 @@ from vq3dcli.remote import cache, fetch
 class Server:
     """Serves the files of a folder, by ranges too; `faults` of a path are used up one a request.
 
-    A fault is a status; `cut N`: the connection ends after N bytes, `reset N`: it is torn down; `drip`: a byte now and then; `silent`: nothing
-    comes; `whole`: ranges are ignored; `to URL [SHA256]`: a redirect. Attributes `requests` has (path, headers) of all.
+    A fault is a status; `cut N`: the connection ends after N bytes, `reset N`: it is torn down; `drip`: a byte now and
+    then; `silent`: nothing comes; `whole`: ranges are ignored; `to URL [SHA256]`: a redirect. Attributes `requests` has
+    (path, headers) of all.
     """
 
     def __init__(self, folder: Path) -> None:
