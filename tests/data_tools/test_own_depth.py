@@ -42,7 +42,7 @@ def test_labels_are_the_networks_disparity(teacher: Path, tmp_path: Path, flip: 
     labels, model = LabelFolder(images, "own"), load_depth(teacher).model
     for i in range(5):
         picture = decode_image(images.read(i)["png"], name="x", apply_orientation=False)
-        expected = model.predict(picture[None], 64, flip=flip)[0]
+        expected = model.predict(picture[None], flip=flip)[0]
         found = labels.read(i)
         assert found is not None and found.info.kind == "relative"
         assert found.values.shape == (32, 32) == expected.shape

@@ -126,6 +126,9 @@ def test_the_encoder_sees_what_a_frozen_depth_network_sees(tiny_recipe: Make) ->
         seen = torch.cat([images / 127.5 - 1, standard.clamp(-4, 4)], 1)
         expected = model.to_code(model.encoder(model.embed_patches(patchify(seen, 4))))
     torch.testing.assert_close(model.encode(images / 127.5 - 1), expected, atol=1e-4, rtol=1e-4)
+    in_use = network.standardised(images)
+    with torch.autocast("cpu", torch.bfloat16):  # as in training
+        assert torch.equal(network.standardised(images), in_use)
     before = [value.clone() for value in network.state_dict().values()]
     model(images / 127.5 - 1).planes.square().mean().backward()
     assert all(torch.equal(a, b) for a, b in zip(before, network.state_dict().values(), strict=True))

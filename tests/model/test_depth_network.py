@@ -41,7 +41,7 @@ def test_encoder_computes_what_the_published_network_does(name: EncoderName) -> 
 
 def test_frozen_blocks_and_the_encoders_statistics_stay() -> None:
     torch.manual_seed(0)
-    network = DepthNetwork("efficientnet-lite0", WIDTHS, 11).train()
+    network = DepthNetwork("efficientnet-lite0", WIDTHS, 11, 128).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
     network(255.0 * torch.rand(2, 3, 64, 64)).square().mean().backward()
@@ -57,7 +57,7 @@ def test_frozen_blocks_and_the_encoders_statistics_stay() -> None:
 
 def test_borders_of_the_decoder_continue_what_is_inside() -> None:
     """A constant feature map gives a constant disparity: nothing is darker at the borders."""
-    network = DepthNetwork("efficientnet-lite0", WIDTHS, 0).eval()
+    network = DepthNetwork("efficientnet-lite0", WIDTHS, 0, 128).eval()
     for layer in network.residual:
         constant = torch.full((1, layer.first[0].in_channels, 6, 6), 0.7)
         found = layer(constant)
@@ -69,12 +69,12 @@ def test_borders_of_the_decoder_continue_what_is_inside() -> None:
 )
 def test_predict_keeps_the_shape_of_a_photo(height_px: int, width_px: int, shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    network = DepthNetwork("efficientnet-lite0", WIDTHS, 0).eval()
+    network = DepthNetwork("efficientnet-lite0", WIDTHS, 0, 128).eval()
     photo = (255.0 * torch.rand(1, 3, height_px, width_px)).byte()
-    found = network.predict(photo, 128)
+    found = network.predict(photo)
     assert found.shape[-2:] == shape and bool(found.isfinite().all())
     size = (2 * shape[0], 2 * shape[1])
     shown = functional.interpolate(photo.float(), size, mode="bicubic", antialias=True).clamp(0, 255)
     torch.testing.assert_close(found, network(shown))
-    both = network.predict(photo, 128, flip=True)
-    torch.testing.assert_close(both, network.predict(photo.flip(-1), 128, flip=True).flip(-1))
+    both = network.predict(photo, flip=True)
+    torch.testing.assert_close(both, network.predict(photo.flip(-1), flip=True).flip(-1))

@@ -24,7 +24,7 @@ Make = Callable[..., Stage1Recipe]
 def trained(tiny_recipe: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights whose quantizer has statistics and is active."""
     recipe = tiny_recipe()
-    model = build_autoencoder(recipe, seed=5)
+    model = build_autoencoder(tiny_recipe("training.seed=5"))
     torch.manual_seed(0)
     model.quantizer.update_statistics(torch.randn(8), torch.rand(8) + 2.0)
     model.quantizer.start(torch.randn(99, 8), torch.rand(32))
@@ -34,7 +34,7 @@ def trained(tiny_recipe: Make, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def _fresh(recipe: Stage1Recipe) -> Autoencoder:
-    return build_autoencoder(recipe, seed=9)
+    return build_autoencoder(recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": 9})}))
 
 
 def test_the_same_shapes_are_taken_whole(tiny_recipe: Make, trained: Path) -> None:

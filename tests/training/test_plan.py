@@ -344,3 +344,13 @@ def test_a_dry_run_takes_the_codes_of_what_there_is(
     assert run(["train-stage2", str(own), "--dry-run", "--device-name", "h100"]) == 2
     assert run(["train-stage2", "toy-cpu-prior", "--data", str(store.path)]) == 2
     assert "--data and --out are needed" in capsys.readouterr().err
+
+
+def test_a_frozen_depth_network_has_no_gradients(tiny_recipe: Make) -> None:
+    blind, seeing = (
+        plan_run(tiny_recipe(f"model.depth_input={network}"), H100, gpus=2) for network in ("none", "depth-lite0")
+    )
+    frozen, channel = seeing["parameters"]["depth_network"], 16 * 32  # a patch of 4 x 4, a width of 32
+    assert seeing["memory"]["weights"] - blind["memory"]["weights"] == 6 * (frozen + channel)
+    assert seeing["memory"]["gradients"] - blind["memory"]["gradients"] == 8 * channel
+    assert seeing["speed"]["exchange_bytes"] - blind["speed"]["exchange_bytes"] == 4 * channel

@@ -288,7 +288,7 @@ class _ByHand:
 def start(tiny_recipe: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights that quantise from the first image on."""
     recipe = tiny_recipe()
-    model = build_autoencoder(recipe, seed=3)
+    model = build_autoencoder(tiny_recipe("training.seed=3"))
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if not parameter.any():  # branches that end in zeros would let little through

@@ -97,7 +97,7 @@ def test_a_run_is_the_steps_that_are_written_out(
     tiny_prior_recipe: Make, write_store: Callable[..., TokenStore], tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
     store = write_store(tmp_path / "store")
-    first = build_prior(tiny_prior_recipe(), codebook_size=32, length=16, classes=3, seed=3)
+    first = build_prior(tiny_prior_recipe("training.seed=3"), codebook_size=32, length=16, classes=3)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in first.parameters():

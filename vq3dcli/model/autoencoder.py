@@ -48,7 +48,6 @@ class Autoencoder(FieldModel):
         field: Reads the planes; its parts become the model's own.
         auxiliary_head: Build the 2D head that speeds up early training.
         depth_network: What the encoder sees beside the image, frozen; None for the image alone.
-        depth_px: Side of the image that the network is shown.
     """
 
     def __init__(
@@ -62,7 +61,6 @@ class Autoencoder(FieldModel):
         field: FieldModel,
         auxiliary_head: bool,
         depth_network: DepthNetwork | None = None,
-        depth_px: int = 0,
     ) -> None:
         nn.Module.__init__(self)  # the field's parts follow in their place: sums over all tensors keep their order
         code_dim = quantizer.codebook.shape[1]
@@ -79,7 +77,7 @@ class Autoencoder(FieldModel):
         self.plane_head = plane_head
         self.field_mlp = field.field_mlp
         self.auxiliary_head = nn.Linear(decoder_width, 3 * patch * patch) if auxiliary_head else None
-        self.depth_network, self._depth_px = depth_network, depth_px
+        self.depth_network = depth_network
         if depth_network is not None:
             depth_network.requires_grad_(False).eval()
 
@@ -102,7 +100,7 @@ class Autoencoder(FieldModel):
     def encode(self, images: Tensor) -> Tensor:
         """Images `[B, 3, H, W]` in [-1, 1] to encoder outputs before normalisation, `[B, L, code_dim]`."""
         if self.depth_network is not None:
-            disparity = self.depth_network.standardised((images + 1.0) * 127.5, self._depth_px)
+            disparity = self.depth_network.standardised((images + 1.0) * 127.5)
             images = torch.cat([images, disparity], 1)
         return self.to_code(self.encoder(self.embed_patches(patchify(images, self.patch))))
 

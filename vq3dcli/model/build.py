@@ -25,8 +25,8 @@ def build_frustum(recipe: Stage1Recipe) -> Frustum:
     return Frustum(camera.radius, math.radians(camera.fov_deg), DepthRange(camera.near, camera.far))
 
 
-def build_autoencoder(recipe: Stage1Recipe, *, seed: int | None = None) -> Autoencoder:
-    """A freshly initialised autoencoder; the weights are a function of `seed` alone (default: the recipe's)."""
+def build_autoencoder(recipe: Stage1Recipe) -> Autoencoder:
+    """A freshly initialised autoencoder; the weights are a function of the recipe alone."""
     model = recipe.model
     grid = model.image_size // model.patch
     tokens = grid**2
@@ -35,7 +35,7 @@ def build_autoencoder(recipe: Stage1Recipe, *, seed: int | None = None) -> Autoe
     frustum = build_frustum(recipe)
     shown = None if model.depth_input == "none" else load_recipe(model.depth_input, DepthRecipe)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.training.seed if seed is None else seed)
+        torch.manual_seed(recipe.training.seed)
         return Autoencoder(
             patch=model.patch,
             encoder=Transformer(tokens, model.encoder_width, model.encoder_layers, model.encoder_heads),
@@ -49,23 +49,14 @@ def build_autoencoder(recipe: Stage1Recipe, *, seed: int | None = None) -> Autoe
             ),
             auxiliary_head=model.auxiliary_head,
             depth_network=None if shown is None else build_depth_network(shown),
-            depth_px=0 if shown is None else shown.model.input_px,
         )
 
 
-def build_prior(
-    recipe: Stage2Recipe, *, codebook_size: int, length: int, classes: int, seed: int | None = None
-) -> Prior:
-    """A freshly initialised prior over images of `length` codes; a function of `seed` alone (default: the recipe's)."""
-    model = recipe.model
+def build_prior(recipe: Stage2Recipe, *, codebook_size: int, length: int, classes: int) -> Prior:
+    """A freshly initialised prior over images of `length` codes."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.training.seed if seed is None else seed)
-        return Prior(
-            codebook_size=codebook_size,
-            length=length,
-            classes=classes,
-            **model.model_dump(),
-        )
+        torch.manual_seed(recipe.training.seed)
+        return Prior(codebook_size=codebook_size, length=length, classes=classes, **recipe.model.model_dump())
 
 
 def build_canonical_camera(recipe: Stage1Recipe, size_px: int, batch: int = 1) -> Camera:
@@ -76,9 +67,9 @@ def build_canonical_camera(recipe: Stage1Recipe, size_px: int, batch: int = 1) -
     )
 
 
-def build_depth_network(recipe: DepthRecipe, *, seed: int | None = None) -> DepthNetwork:
-    """A depth network with a random encoder, too; a function of `seed` alone (default: the recipe's)."""
+def build_depth_network(recipe: DepthRecipe) -> DepthNetwork:
+    """A depth network with a random encoder, too."""
     model = recipe.model
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.training.seed if seed is None else seed)
-        return DepthNetwork(model.encoder, model.widths, model.frozen_blocks)
+        torch.manual_seed(recipe.training.seed)
+        return DepthNetwork(model.encoder, model.widths, model.frozen_blocks, model.input_px)

@@ -148,11 +148,13 @@ class DepthNetwork(nn.Module):
         widths: Channels of the decoder at strides 2, 4, 8, 16, 32.
         frozen_blocks: So many blocks of the encoder, and its stem, keep their weights; statistics of its
             normalisations never change.
+        input_px: Side of a square of as many pixels as `predict` shows the network.
     """
 
-    def __init__(self, encoder: EncoderName, widths: tuple[int, ...], frozen_blocks: int) -> None:
+    def __init__(self, encoder: EncoderName, widths: tuple[int, ...], frozen_blocks: int, input_px: int) -> None:
         super().__init__()
         assert len(widths) == 5, widths
+        self.input_px = input_px
         self.encoder = EfficientNetLite(encoder)
         self.frozen_blocks = min(frozen_blocks, len(self.encoder.blocks))
         self.lateral = nn.ModuleList(
@@ -190,28 +192,28 @@ class DepthNetwork(nn.Module):
         return disparity
 
     @torch.no_grad()
-    def standardised(self, images: Tensor, input_px: int) -> Tensor:
+    def standardised(self, images: Tensor) -> Tensor:
         """What `predict` says of square images in [0, 255], with a mean of 0 and a deviation of 1: `[B, 1, H, W]`.
 
-        Values that lie more than four deviations out are cut.
+        Values that lie more than four deviations out are cut. In float32, under autocast too: an encoder is trained on
+        what it sees in use.
         """
-        disparity = self.predict(images, input_px)[:, None]
+        with torch.autocast(images.device.type, enabled=False):
+            disparity = self.predict(images)[:, None]
         disparity = functional.interpolate(disparity, images.shape[-2:], mode="bilinear", antialias=True)
         deviation, mean = torch.std_mean(disparity, dim=(1, 2, 3), keepdim=True)
         return ((disparity - mean) / deviation.clamp(min=1e-6)).clamp(-4.0, 4.0)
 
     @torch.no_grad()
-    def predict(self, images: Tensor, input_px: int, *, flip: bool = False) -> Tensor:
+    def predict(self, images: Tensor, *, flip: bool = False) -> Tensor:
         """Relative disparity of images `[B, 3, H, W]` in [0, 255] of any size: `[B, h, w]`, on the network's device.
 
-        Args:
-            input_px: Side of a square of as many pixels as the network is shown, which is about twice h and w; the
-                image's shape is kept up to multiples of 32.
-            flip: Average with the mirrored map of the mirrored image, at twice the cost.
+        What the network is shown, about twice h and w, has the image's shape up to multiples of 32. With `flip` it is
+        the mean with the mirrored map of the mirrored image, at twice the cost.
         """
         height_px, width_px = images.shape[-2:]
         shape = math.sqrt(width_px / height_px)
-        size = tuple(max(STRIDE, round(side / STRIDE) * STRIDE) for side in (input_px / shape, input_px * shape))
+        size = tuple(max(STRIDE, round(side / STRIDE) * STRIDE) for side in (self.input_px / shape, self.input_px * shape))
         pixels = images.to(self.out.weight.device).float()
         shown = functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0.0, 255.0)
         shown = shown.contiguous(memory_format=torch.channels_last)

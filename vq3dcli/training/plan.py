@@ -261,11 +261,12 @@ def _plan(
 ) -> dict[str, Any]:
     """What plans of both stages have in common."""
     schedule, micro_batch = recipe.training, _micro_batch(recipe, gpus)
-    total = sum(p.numel() for p in model.parameters())
+    total, trained = _counts(model)
     moments = moments_bytes(model, schedule.optimizer)
     casts = 2 * total if processor.dtype == torch.bfloat16 else 0  # autocast casts each weight once a step
     sharded = is_sharded(schedule.shard, model, gpus)
-    own = -(-total // gpus) if sharded else total
+    slices = gpus if sharded else 1
+    own = -(-total // slices)
     # Slices are put together block by block: one computes, the next is on its way, and so are their gradients.
     largest = max((sum(p.numel() for p in m.parameters()) for m in model.modules() if isinstance(m, Block)), default=0)
 
@@ -275,8 +276,8 @@ def _plan(
         memory = {
             "weights": 4 * own + casts,
             # DistributedDataParallel keeps them in buckets, too.
-            "gradients": 4 * own * (2 if gpus > 1 and not sharded else 1),
-            "optimizer": moments * own // total,
+            "gradients": 4 * -(-trained // slices) * (2 if gpus > 1 and not sharded else 1),
+            "optimizer": moments // slices,
             "average": 4 * own,
             "gathered": 16 * largest if sharded else 0,
             **more_memory,
@@ -343,8 +344,9 @@ def _speeds(
     the work, as far as they last: behind the last one where gradients are exchanged once, else behind all.
     """
     batch, accumulate = recipe.training.batch_size, recipe.training.accumulate
-    sharded, total = is_sharded(recipe.training.shard, model, gpus), sum(p.numel() for p in model.parameters())
-    exchange = 4 * ((3 * accumulate if sharded else 2) * total + 2 * more) * (gpus - 1) // gpus
+    sharded, (total, trained) = is_sharded(recipe.training.shard, model, gpus), _counts(model)
+    numbers = accumulate * (2 * total + trained) if sharded else 2 * trained
+    exchange = 4 * (numbers + 2 * more) * (gpus - 1) // gpus
     link = processor.link_bytes_per_second
     if processor.kind == "cuda" and gpus > GPUS_A_MACHINE:
         link = min(link, NETWORK)
@@ -360,6 +362,12 @@ def _speeds(
         wasted = accumulate * work.waiting + work.update + waits
         speeds["wasted_share"] = wasted / seconds if gpus > 1 else 0.0
     return speeds
+
+
+def _counts(model: nn.Module) -> tuple[int, int]:
+    """Parameters in all, and those that are trained: a frozen depth network has no gradients."""
+    counts = [(p.numel(), p.numel() * p.requires_grad) for p in model.parameters()]
+    return sum(count for count, _ in counts), sum(count for _, count in counts)
 
 
 def _remaking(recipe: AnyRecipe, remade: bool) -> AnyRecipe:
