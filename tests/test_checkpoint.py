@@ -170,5 +170,5 @@ def test_a_checkpoint_whose_average_is_not_finite_is_named(tmp_path: Path) -> No
 
 def test_loading_weights_does_not_import_the_compiler() -> None:
     """It takes seconds, and loading draws no random numbers that would need it."""
-    code = "import sys; import vq3dcli; vq3dcli.load(); sys.exit('sympy' in sys.modules)"
+    code = "import sys; from vq3dcli.weights_file import load_weights; load_weights(); sys.exit('sympy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=100).returncode == 0

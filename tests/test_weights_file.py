@@ -60,7 +60,7 @@ def test_the_same_weights_give_the_same_file(tiny_prior_recipe: Make, tmp_path: 
 
 
 def test_the_two_stages_are_told_apart(prior_file: Path, tiny_weights: Path) -> None:
-    with pytest.raises(DataError, match=r"not a prior's weights file.*: Stage 1 weights"):
+    with pytest.raises(DataError, match=r"not a prior's weights file.*: a Stage 1 weights"):
         load_prior(tiny_weights)
     with pytest.raises(DataError, match="not a Stage 1 weights file"):
         load_weights(prior_file)

@@ -40,15 +40,28 @@ def write_error(path: Path, error: OSError) -> Vq3dError:
     return StorageError(f"cannot write ({path}): {reason}", remedy=remedy)
 
 
-def read_error(path: Path, error: OSError) -> Vq3dError:
-    """The named error for an `OSError` met while reading `path`, which is there: 66 no permission, 74 disk or I/O."""
+def read_error(path: Path, error: OSError, remedy: str = "check the path") -> Vq3dError:
+    """The named error for an `OSError` met while reading `path`: 66 not there or no permission, 74 disk or I/O.
+
+    `remedy` is for a file that is not there.
+    """
     reason = error.strerror or str(error)
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return InputMissingError(f"no such file ({path})", remedy=remedy)
     if error.errno == errno.ENAMETOOLONG:
-        return InputMissingError(f"no such file ({path}): {reason}", remedy="check the path")
+        return InputMissingError(f"no such file ({path}): {reason}", remedy=remedy)
     if error.errno in (errno.EACCES, errno.EPERM):
         return InputMissingError(f"cannot read file ({path}): {reason}", remedy="chmod +r")
     remedy = MORE_OPEN_FILES if error.errno in TOO_MANY_OPEN else "check the disk, then run the same command again"
     return StorageError(f"cannot read file ({path}): {reason}", remedy=remedy)
+
+
+def read_bytes(path: Path, remedy: str = "check the path") -> bytes:
+    """The bytes of a file of ours. Raises `InputMissingError` or `StorageError`, see `read_error`."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise read_error(path, error, remedy) from error
 
 
 def make_folder(path: Path) -> None:
@@ -118,12 +131,11 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
+    with contextlib.suppress(OSError, OverflowError):  # of another user, or no number of a process
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return False
     return True
 
 
@@ -229,9 +241,9 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file. Raises `InputMissingError` if it is not there."""
+    """Hexadecimal SHA-256 of a file. Raises as `read_bytes`."""
     try:
         with path.open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise InputMissingError(f"no such file ({path})", remedy="check the path") from error
+    except OSError as error:
+        raise read_error(path, error) from error

@@ -178,7 +178,7 @@ def load_scene(
     """
     path = Path(path)
     values, tensors, sha256 = read_tensors(path, what="scene")
-    header = checked_header(path, values, _Header, "scene", FORMAT_VERSION, "a saved scene")
+    header = checked_header(path, values, _Header, "scene", FORMAT_VERSION)
     codes = _taken(path, tensors, "codes", 1, torch.int32)[None].long()
     if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < _MAX_CODES:
         raise DataError(f"damaged scene ({path}): codes {_range(codes)}", remedy="another copy")

@@ -14,8 +14,8 @@ import tomllib
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from vq3dcli.errors import DataError, InputMissingError
-from vq3dcli.files import as_bytes, json_text, read_error, write_bytes
+from vq3dcli.errors import DataError
+from vq3dcli.files import as_bytes, json_text, read_bytes, write_bytes
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -32,16 +32,10 @@ class Seal(NamedTuple):
 
     start: int  # where the mark begins
     mark: bytes  # what is in front of the digits
-    older: str | None = None  # what to do about a file without the mark; None: as with a damaged one
 
 
 JSON = Seal(0, b'{\n  "file_sha256": "')
-# Safetensors, see `tensor_file`.
-TENSORS = Seal(
-    8,
-    b'{"__metadata__":{"vq3d":"{\\"file_sha256\\": \\"',
-    "another copy; for one of an older version benchmarks/seal_files.py",
-)
+TENSORS = Seal(8, b'{"__metadata__":{"vq3d":"{\\"file_sha256\\": \\"')  # safetensors, see `tensor_file`
 
 
 def seal(handle: IO[bytes], kind: Seal) -> None:
@@ -64,7 +58,7 @@ def check_seal(handle: IO[bytes], kind: Seal, *, name: str, remedy: str) -> str:
     handle.seek(0)
     actual, written, whole = _digests(handle, kind)
     if actual is None:
-        raise DataError(f"damaged {name}, or of an older version: it carries no hash", remedy=kind.older or remedy)
+        raise DataError(f"damaged {name}, or of an older version: it carries no hash", remedy=remedy)
     if actual.encode() != written:
         raise DataError(f"damaged {name}: its content is not what its hash says", remedy=remedy)
     return whole
@@ -100,18 +94,9 @@ def read_sealed_json(path: Path, *, what: str, remedy: str) -> dict[str, Any]:
     Args:
         what: What an error calls it, for example `record`.
 
-    Raises:
-        InputMissingError: It is not there.
-        DataError: It is damaged, or carries no hash.
-        StorageError: It cannot be read.
+    Raises `DataError`: it is damaged, or carries no hash; `InputMissingError`, `StorageError` as `read_bytes`.
     """
-    try:
-        data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputMissingError(f"no such file ({path})", remedy=remedy) from error
-    except OSError as error:
-        raise read_error(path, error) from error
-    name = f"{what} ({path})"
+    data, name = read_bytes(path, remedy), f"{what} ({path})"
     check_seal(io.BytesIO(data), JSON, name=name, remedy=remedy)
     value = parse_json(data, name=name, remedy=remedy)
     return {key: item for key, item in value.items() if key != "file_sha256"}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -39,24 +39,14 @@ Header = TypeVar("Header", bound=BaseModel)
 Module = TypeVar("Module", bound=nn.Module)
 
 
-class _Kind(NamedTuple):
-    version: int
-    what: str
-    embedded: str
-    remedy: str
-
-
-_KINDS = {
-    "stage1": _Kind(3, "a Stage 1 weights file", "weights", "--weights with a file that train-stage1 wrote"),
-    "stage2": _Kind(1, "a prior's weights file", "prior", "--prior with a file that train-stage2 wrote"),
-    "depth": _Kind(1, "a depth network's weights file", "depth network", "a file that train-depth wrote"),
-}
+# What each is called, and what the embedded one is called.
 _CALLED = {
-    "stage1": "Stage 1 weights",
-    "stage2": "a prior's weights",
-    "depth": "a depth network",
-    "scene": "a saved scene",
+    "stage1": ("a Stage 1 weights file", "weights"),
+    "stage2": ("a prior's weights file", "prior"),
+    "depth": ("a depth network's weights file", "depth network"),
+    "scene": ("a saved scene", ""),
 }
+_VERSIONS = {"stage1": 3, "stage2": 1, "depth": 1}
 
 
 class TokenFacts(BaseModel):
@@ -178,7 +168,7 @@ def weights_header(recipe: Recipe, card: Mapping[str, Any], tokens: TokenFacts |
     dumped = recipe.model_dump(mode="json")
     # A file to be shared names no path of the machine it was made on; the card has the hash of what it started from.
     dumped["training"]["init"] = ""
-    header = {"format": recipe.kind, "format_version": _KINDS[recipe.kind].version, "recipe": dumped}
+    header = {"format": recipe.kind, "format_version": _VERSIONS[recipe.kind], "recipe": dumped}
     return {**header, **({} if tokens is None else {"tokens": tokens.model_dump(mode="json")}), "card": dict(card)}
 
 
@@ -208,11 +198,7 @@ def load_weights(path: Path | str | None = None, device: str | torch.device = "c
     Args:
         path: A weights file, a run's folder, or a checkpoint; None for the embedded ones.
 
-    Raises:
-        InputMissingError: There is no such file.
-        UnsafeFileError: The file is a pickle.
-        DataError: The file is damaged, or is no weights file of ours.
-        UnavailableError: This installation has no embedded weights.
+    Raises `UnavailableError`: this installation has no embedded weights; else as `tensor_file.read_tensors`.
     """
     file, header, tensors, sha256 = _read(path, "stage1", _Stage1Header)
     recipe = header.recipe
@@ -264,23 +250,15 @@ def prior_as_loaded(model: Prior) -> Prior:
     return copy.deepcopy(model, rounded).eval()
 
 
-def checked_header(
-    path: Path, values: Mapping[str, Any], schema: type[Header], kind: str, known: int, what: str
-) -> Header:
-    """The header of a file of ours.
-
-    Args:
-        kind: Its `format`.
-        known: The `format_version` that is known.
-        what: What the file should be, for an error.
+def checked_header(path: Path, values: Mapping[str, Any], schema: type[Header], kind: str, known: int) -> Header:
+    """The header of a file of ours whose `format` and `format_version` should be `kind` and `known`.
 
     Raises `DataError`: it is of another kind, of another version, or says what no such file says.
     """
-    format_, version = values.get("format"), values.get("format_version")
+    format_, version, what = values.get("format"), values.get("format_version"), _CALLED[kind][0]
     if format_ != kind:
-        raise DataError(
-            f"not {what} ({path}): {_CALLED.get(str(format_), 'something else')}", remedy=f"{what} that vq3d wrote"
-        )
+        other = _CALLED.get(str(format_), ("something else",))[0]
+        raise DataError(f"not {what} ({path}): {other}", remedy=f"{what} that vq3d wrote")
     if isinstance(version, int) and version != known:
         age = "newer" if version > known else "older"
         raise DataError(f"format {version}, {age} than {known} ({path})", remedy=f"the {age} vq3d that wrote it")
@@ -294,14 +272,15 @@ def checked_header(
 
 def _read(path: Path | str | None, kind: str, schema: type[Header]) -> tuple[Path, Header, dict[str, Tensor], str]:
     """The file that a path means, with its checked header, its tensors and its hash."""
-    version, what, embedded, remedy = _KINDS[kind]
     if path is None:
         path = embedded_path(kind)
         if not path.exists():
-            raise UnavailableError(f"this installation has no embedded {embedded}", remedy=remedy)
+            raise UnavailableError(
+                f"this installation has no embedded {_CALLED[kind][1]}", remedy=f"a file that train-{kind} wrote"
+            )
     file = _file_of(Path(path), f"train-{kind}")
     values, tensors, sha256 = read_tensors(file, what="weights")
-    header = checked_header(file, values, schema, kind, version, what)
+    header = checked_header(file, values, schema, kind, _VERSIONS[kind])
     if file.name == AVERAGE:
         seen, images = values["card"].get("images_seen"), values["recipe"]["training"]["images"]
         _log.info("weights of a run at %s of %d images (%s)", seen, images, file)

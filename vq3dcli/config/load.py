@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 import vq3dcli
 from vq3dcli.config.schema import DepthRecipe, Recipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.errors import InputMissingError, OutputError, RecipeError
-from vq3dcli.files import make_folder, read_error, write_bytes
+from vq3dcli.files import make_folder, read_bytes, write_bytes
 from vq3dcli.sealed import parse_toml
 
 T = TypeVar("T", bound=BaseModel)
@@ -234,10 +234,7 @@ def recipe_text(path_or_name: str) -> str:
     """A recipe as it stands, comments included. Raises `InputMissingError` or `RecipeError`."""
     path = find_recipe(path_or_name, run=True)
     read_toml(path)
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise read_error(path, error) from error
+    return read_bytes(path).decode("utf-8-sig")
 
 
 def copy_recipe(path_or_name: str, destination: Path, *, force: bool = False) -> Path:

@@ -7,7 +7,7 @@ value, some ten times beyond what anybody trains: what lies outside is a slip of
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -212,14 +212,6 @@ class ScheduleSection(RunSection):
     compile: bool
     checkpoint_activations: bool
     shard: Literal["auto", "always", "never"] = "auto"  # weights files from before this key name none
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_what_is_gone(cls, values: Any) -> Any:
-        """Recipes in weights files from before say `average_last = 1`, which means nothing."""
-        if isinstance(values, dict) and values.get("average_last") == 1:
-            return {name: value for name, value in values.items() if name != "average_last"}
-        return values
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

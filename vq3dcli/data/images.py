@@ -131,8 +131,6 @@ def read_file(path: Path) -> bytes:
         if sum(map(len, parts)) > MAX_FILE_BYTES:
             raise DataError(f"more than {MAX_FILE_BYTES >> 20} MiB ({path})", remedy="a single image or map")
         return parts[0] if len(parts) == 1 else b"".join(parts)
-    except FileNotFoundError as error:
-        raise InputMissingError(f"no such file ({path})", remedy="check the path") from error
     except (IsADirectoryError, NotADirectoryError) as error:
         raise InputMissingError(f"not a file ({path})", remedy="give the path of one image") from error
     except OSError as error:

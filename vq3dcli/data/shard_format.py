@@ -19,8 +19,8 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vq3dcli.config.defaults import MAX_VIEWS
-from vq3dcli.errors import DataError, InputMissingError
-from vq3dcli.files import read_error
+from vq3dcli.errors import DataError
+from vq3dcli.files import read_bytes
 from vq3dcli.sealed import first_problem, parse_json
 
 FORMAT_VERSION = 1
@@ -176,23 +176,8 @@ Record = TypeVar("Record", bound=BaseModel)
 
 
 def read_record(path: Path, schema: type[Record], remedy: str) -> Record:
-    """Read one JSON file of ours.
-
-    Raises:
-        InputMissingError: It is not there.
-        DataError: It is damaged, or of another format version.
-    """
-    return parse_record(read_record_bytes(path, remedy), schema, name=str(path), remedy=remedy)
-
-
-def read_record_bytes(path: Path, remedy: str) -> bytes:
-    """The bytes of one JSON file of ours. Raises `InputMissingError` or `StorageError`."""
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputMissingError(f"no such file ({path})", remedy=remedy) from error
-    except OSError as error:
-        raise read_error(path, error) from error
+    """Read one JSON file of ours. Raises `DataError`: it is damaged, or of another version; else as `read_bytes`."""
+    return parse_record(read_bytes(path, remedy), schema, name=str(path), remedy=remedy)
 
 
 def parse_record(text: bytes, schema: type[Record], *, name: str, remedy: str) -> Record:

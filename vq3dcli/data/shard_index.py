@@ -37,12 +37,11 @@ from vq3dcli.data.shard_format import (
     ShardEntry,
     ShardIndex,
     parse_record,
-    read_record_bytes,
     sample_key,
     view_extensions,
 )
 from vq3dcli.errors import DataError, InputMissingError, OutputError, StorageError, UnavailableError
-from vq3dcli.files import sha256_bytes, write_bytes
+from vq3dcli.files import read_bytes, sha256_bytes, write_bytes
 from vq3dcli.remote.cache import ensure
 from vq3dcli.sealed import parse_json
 
@@ -149,7 +148,7 @@ def read_shard_index(folder: Path, listed: ShardEntry, manifest: Manifest) -> Sh
     """The JSON index of a shard. Raises `InputMissingError` or `DataError`."""
     path = folder / f"{listed.name}.index.json"
     ensure(path, sha256=listed.index_sha256)
-    text = read_record_bytes(path, PREPARE_AGAIN)
+    text = read_bytes(path, PREPARE_AGAIN)
     if sha256_bytes(text) != listed.index_sha256:
         raise DataError(f"damaged index ({path})", remedy=PREPARE_AGAIN)
     index = parse_record(text, ShardIndex, name=str(path), remedy=PREPARE_AGAIN)

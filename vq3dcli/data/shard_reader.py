@@ -37,12 +37,11 @@ from vq3dcli.data.shard_format import (
     Member,
     SampleEntry,
     parse_record,
-    read_record_bytes,
     sample_key,
 )
 from vq3dcli.data.shard_index import PREPARE_AGAIN, FolderIndex, open_index
 from vq3dcli.errors import DataError, InputMissingError, UsageError
-from vq3dcli.files import read_error, sha256_bytes
+from vq3dcli.files import read_bytes, read_error, sha256_bytes
 from vq3dcli.remote.cache import address, ensure, mirror_of
 
 # What `encode_levels` writes: format 1.0, rows first.
@@ -102,12 +101,12 @@ class ShardFolder:
                 f"no finished shards ({path}): {MANIFEST_NAME} is missing",
                 remedy="vq3d prepare-data into this folder, until it ends",
             )
-        text = read_record_bytes(path / MANIFEST_NAME, PREPARE_AGAIN)
+        text = read_bytes(path / MANIFEST_NAME, PREPARE_AGAIN)
         self.manifest = parse_record(text, Manifest, name=str(path / MANIFEST_NAME), remedy=PREPARE_AGAIN)
         self.sha256 = sha256_bytes(text)  # of its manifest
         # Everything else is found from the manifest's hashes; its own is in the list of them all.
         ensure(path / SUMS_NAME)
-        sums = read_record_bytes(path / SUMS_NAME, PREPARE_AGAIN)
+        sums = read_bytes(path / SUMS_NAME, PREPARE_AGAIN)
         if f"{self.sha256}  {MANIFEST_NAME}\n".encode() not in sums:
             raise DataError(
                 f"damaged manifest, or damaged {SUMS_NAME} ({path / MANIFEST_NAME})",

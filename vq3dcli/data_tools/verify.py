@@ -33,7 +33,7 @@ from vq3dcli.data.shard_reader import decode_disparity
 from vq3dcli.data_tools.job import Progress, rejects_text
 from vq3dcli.data_tools.shard_writer import json_bytes
 from vq3dcli.errors import DataError, InputMissingError
-from vq3dcli.files import read_error, sha256_bytes, sha256_file
+from vq3dcli.files import sha256_bytes, sha256_file
 
 _SUMS_LINE = re.compile(r"([0-9a-f]{64})  ([^/\n]+)")
 _SHARD_FILE = re.compile(r"shard-\d{6,}\.(tar|index\.json)")
@@ -93,10 +93,8 @@ def verify_folder(folder: Path, *, progress: Progress = lambda done, total: None
         try:
             digest = sha256_file(path)
             result.size += path.stat().st_size
-        except (FileNotFoundError, InputMissingError):
+        except InputMissingError:
             return None
-        except OSError as error:
-            raise read_error(path, error) from error
         result.files += 1
         progress(result.size, total)
         return digest

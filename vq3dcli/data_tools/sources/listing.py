@@ -116,8 +116,6 @@ def list_tar(path: Path, prefix: str = "") -> Iterator[Entry]:
     try:
         with path.open("rb") as file:
             yield from _members(file, str(path), 0, path.stat().st_size, prefix, str(path))
-    except FileNotFoundError as error:
-        raise InputMissingError(f"no such file ({path})", remedy="check the path") from error
     except OSError as error:
         raise read_error(path, error) from error
 

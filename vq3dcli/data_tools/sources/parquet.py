@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vq3dcli.data_tools.sources.entry import Entry, Row
-from vq3dcli.errors import DataError, InputMissingError
+from vq3dcli.errors import DataError
 from vq3dcli.files import read_error
 from vq3dcli.sealed import json_value
 from vq3dcli.weights.third_party import import_package
@@ -38,8 +38,6 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with parquet.ParquetFile(path) as file:
             yield file
-    except FileNotFoundError as error:
-        raise InputMissingError(f"no such file ({path})", remedy="check the path") from error
     except MemoryError:  # Arrow's own is one of its errors too, and says nothing about the file
         raise
     except (pyarrow.ArrowException, OSError) as error:

@@ -61,8 +61,6 @@ class Reader:
                     os.close(self._files.popitem(last=False)[1])
             self._files.move_to_end(span.file)
             data = os.pread(self._files[span.file], span.size, span.offset)
-        except FileNotFoundError as error:
-            raise InputMissingError(f"no such file ({span.file})", remedy="check the path") from error
         except OSError as error:
             raise read_error(Path(span.file), error) from error
         return data if len(data) == span.size else None
