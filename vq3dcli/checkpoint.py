@@ -34,12 +34,10 @@ def write_checkpoint(
     manifest: Mapping[str, Any],
     header: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint folder whole: into a temporary folder, flushed, hashed, then renamed.
+    """Write a checkpoint folder whole, in place of one that exists: a temporary one is flushed, hashed, then renamed.
 
-    Args:
-        folder: Its final name; replaced if it exists.
-        manifest: JSON values to keep beside them.
-        header: Of the average as a weights file; without one it is none.
+    `manifest` are JSON values to keep beside the parts; `header` is that of the average as a weights file, which it
+    else is not.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
@@ -96,13 +94,10 @@ class Parts(Mapping[str, dict[str, Tensor]]):
 
 
 def read_checkpoint(folder: Path, *, check: Collection[str] | None = None) -> tuple[Parts, dict[str, Any]]:
-    """Open a checkpoint folder.
+    """Open a checkpoint folder, whose manifest's own hash is always compared.
 
-    Args:
-        check: Parts whose every byte is read and compared with the manifest, whose own hash is always compared; None
-            for all of them.
-
-    Raises `DataError`: names the file that is damaged or missing.
+    Every byte of the parts in `check`, None for all, is compared with the manifest. Raises `DataError`: names the file
+    that is damaged or missing.
     """
     path = folder / MANIFEST
     try:

@@ -10,11 +10,9 @@ from typing import ClassVar
 
 
 class Vq3dError(Exception):
-    """Base class: what went wrong and what to try.
+    """Base class: what failed, with the file in brackets, and why; and a remedy, what the user can do about it.
 
-    Args:
-        message: What failed, with the file in brackets, and why; one line, no full stop.
-        remedy: What the user can do about it; one line, no full stop.
+    Both are one line without a full stop.
     """
 
     exit_code: ClassVar[int] = 70

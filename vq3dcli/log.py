@@ -32,13 +32,7 @@ def write_line(text: str) -> None:
 
 
 class LineHandler(logging.Handler):
-    """Writes records as lines and passes the text of warnings on.
-
-    Args:
-        quiet: Leave out records below WARNING.
-        write: Receives each line, without its newline.
-        on_warning: Receives the text of each record of level WARNING or above.
-    """
+    """Writes records as lines, below WARNING unless `quiet`, and passes the text of warnings on."""
 
     def __init__(self, *, quiet: bool, write: Callable[[str], None], on_warning: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING if quiet else logging.INFO)

@@ -114,15 +114,11 @@ def save_scene(
     photo: Tensor | None,
     codes_alone: bool = False,
 ) -> str:
-    """Write a scene, atomically, its planes rounded to fp16; returns the file's SHA-256.
+    """Write a scene, atomically, to a file that ends in `SUFFIX`, its planes rounded to fp16; returns its SHA-256.
 
-    Args:
-        path: Ends in `SUFFIX`.
-        provenance: JSON values to keep with it: the command, the input's name, ...
-        photo: What the canonical camera saw, uint8 `[3, H, W]` of any size, or None.
-        codes_alone: Leave planes and field out: such a file needs the weights to be read.
-
-    Raises `UsageError`: another suffix; codes alone of planes that have none.
+    `provenance` are JSON values to keep with it: the command, the input's name, ...; `photo` is what the canonical
+    camera saw, uint8 `[3, H, W]` of any size. With `codes_alone` planes and field are left out: such a file needs the
+    weights to be read. Raises `UsageError`: another suffix; codes alone of planes that have none.
     """
     camera = camera_of(weights, 1.0 if photo is None else photo.shape[2] / photo.shape[1])
     return write_scene(path, scene, camera, weights.sha256, provenance=provenance, photo=photo, codes_alone=codes_alone)
@@ -171,10 +167,8 @@ def load_scene(
 ) -> LoadedScene:
     """Read a saved scene; one with codes alone needs its `weights`.
 
-    Raises:
-        InputMissingError: There is no such file.
-        UnsafeFileError: The file is a pickle.
-        DataError: It is damaged, no saved scene, of a newer format, or has codes alone of other weights.
+    Raises `DataError`: it is damaged, no saved scene, of a newer format, or has codes alone of other weights; else as
+    `read_tensors`.
     """
     path = Path(path)
     values, tensors, sha256 = read_tensors(path, what="scene")

@@ -50,10 +50,8 @@ def seal(handle: IO[bytes], kind: Seal) -> None:
 def check_seal(handle: IO[bytes], kind: Seal, *, name: str, remedy: str) -> str:
     """Compare a file with the hash that it carries; reads all of it from its start. Returns its SHA-256 as a whole.
 
-    Args:
-        name: What an error calls it, for example `scene (a.vq3d.safetensors)`.
-
-    Raises `DataError`: it is damaged, or carries no hash.
+    `name` is what an error calls it, as `scene (a.vq3d.safetensors)`. Raises `DataError`: it is damaged, or carries no
+    hash.
     """
     handle.seek(0)
     actual, written, whole = _digests(handle, kind)
@@ -89,12 +87,9 @@ def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def read_sealed_json(path: Path, *, what: str, remedy: str) -> dict[str, Any]:
-    """Read what `write_sealed_json` wrote.
+    """Read what `write_sealed_json` wrote; `what` is its name in errors, as `record`.
 
-    Args:
-        what: What an error calls it, for example `record`.
-
-    Raises `DataError`: it is damaged, or carries no hash; `InputMissingError`, `StorageError` as `read_bytes`.
+    Raises `DataError`: it is damaged, or carries no hash; else as `read_bytes`.
     """
     data, name = read_bytes(path, remedy), f"{what} ({path})"
     check_seal(io.BytesIO(data), JSON, name=name, remedy=remedy)

@@ -31,13 +31,9 @@ def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
 
 
 def uniform(seed: int, purpose: str, index: Tensor, count: int) -> Tensor:
-    """Uniform numbers in [0, 1), `count` for each index.
+    """Uniform numbers in [0, 1), `count` for each global sample index int64 `[...]`.
 
-    Args:
-        index: Global sample indices, int64, any shape `[...]`.
-
-    Returns:
-        float32 `[..., count]` on the device of `index`; the same bits on every device.
+    float32 `[..., count]` on the device of `index`; the same bits on every device.
     """
     position = torch.arange(count, device=index.device, dtype=torch.int64)
     row = _mix(index.to(torch.int64) * _GOLDEN_GAMMA + key(seed, purpose))

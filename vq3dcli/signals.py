@@ -56,10 +56,8 @@ def preempted() -> bool:
 def watch(*, one_of_many: bool = False) -> None:
     """Of a command that can save: SIGUSR1 counts, too, and from the first `stop_requested` on signals are wishes.
 
-    Until then nothing is worth saving, and they end it.
-
-    Args:
-        one_of_many: Until then they end it at once, even while it waits in a library for others of its kind.
+    Until then nothing is worth saving, and they end it; `one_of_many` at once, even while it waits in a library for
+    others of its kind.
     """
     _polling[:] = (*_ENDING, signal.SIGUSR1)
     for number in _polling:

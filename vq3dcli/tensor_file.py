@@ -62,10 +62,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
 def read_tensors(path: Path, *, what: str) -> TensorFile:
     """Read what `write_tensors` wrote; `what` is its name in errors.
 
-    Raises:
-        InputMissingError: There is no such file, or it cannot be read.
-        UnsafeFileError: It is a pickle.
-        DataError: It is damaged, carries no hash, or has numbers that are not finite.
+    Raises `InputMissingError`: there is no such file, or it cannot be read; `UnsafeFileError`: it is a pickle;
+    `DataError`: it is damaged, carries no hash, or has numbers that are not finite.
     """
     name, remedy = f"{what} ({path})", "another copy of the file"
     try:

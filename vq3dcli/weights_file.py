@@ -175,10 +175,7 @@ def weights_header(recipe: Recipe, card: Mapping[str, Any], tokens: TokenFacts |
 def save_weights(
     path: Path, model: nn.Module, recipe: Recipe, card: Mapping[str, Any], tokens: TokenFacts | None = None
 ) -> str:
-    """Write a weights file of any kind, floating-point tensors rounded to fp16; a prior's needs `tokens`.
-
-    Returns:
-        The file's SHA-256.
+    """Write a weights file, its floating-point tensors rounded to fp16; a prior's needs `tokens`. Returns its SHA-256.
 
     Raises `DivergedError`: weights are not finite in fp16.
     """
@@ -240,8 +237,7 @@ def load_depth(path: Path | str | None = None, device: str | torch.device = "cpu
 def prior_as_loaded(model: Prior) -> Prior:
     """A copy of a prior in training as its weights file will give it to sampling: rounded, in sampling's dtype.
 
-    Returns:
-        In evaluation mode, on the same device; the copy's tensors are all that it takes of memory.
+    In evaluation mode, on the same device; the copy's tensors are all that it takes of memory.
     """
     dtype = sampling_dtype(model.positions.device)
     rounded: dict[int, object] = {

@@ -27,13 +27,11 @@ _RUN_RECIPE = "recipe.toml"
 def load_recipe(path_or_name: str, schema: type[T], overrides: Sequence[str] = ()) -> T:
     """Read a recipe, apply overrides, and validate it.
 
-    Args:
-        path_or_name: A TOML file, or the name of a recipe that comes with the package, for example `toy-cpu`.
-        overrides: `section.key=value` each; values are TOML, bare words are strings. Later ones win.
+    It is a TOML file, or the name of a recipe that comes with the package, as `toy-cpu`. Overrides are
+    `section.key=value`; values are TOML, bare words are strings, and later ones win.
 
-    Raises:
-        InputMissingError: There is no such file or name.
-        RecipeError: The text is no TOML, or does not fit the schema; names every problem.
+    Raises `InputMissingError`: there is no such file or name; `RecipeError`: the text is no TOML, or does not fit the
+    schema; names every problem.
     """
     path = find_recipe(path_or_name)
     values = read_toml(path)
@@ -240,9 +238,8 @@ def recipe_text(path_or_name: str) -> str:
 def copy_recipe(path_or_name: str, destination: Path, *, force: bool = False) -> Path:
     """Write a recipe, comments included, to a new file, or one of the same name in a folder; returns the file.
 
-    Raises:
-        InputMissingError, RecipeError: There is no such recipe, or it is no TOML.
-        OutputError: There is a file of that name already, unless `force` replaces it, or none can be written.
+    Raises `InputMissingError`, `RecipeError`: there is no such recipe, or it is no TOML; `OutputError`: there is a file
+    of that name already, unless `force` replaces it, or none can be written.
     """
     text = recipe_text(path_or_name)
     if destination.is_dir():
@@ -257,9 +254,7 @@ def copy_recipe(path_or_name: str, destination: Path, *, force: bool = False) ->
 def validate_recipes(names: Sequence[str] = ()) -> list[Path]:
     """Check recipes, all those of the package by default; returns their files.
 
-    Raises:
-        InputMissingError: There is no such recipe.
-        RecipeError: Names every problem of every one.
+    Raises `InputMissingError`: there is no such recipe; `RecipeError`: names every problem of every one.
     """
     paths = [find_recipe(name, run=True) for name in names or recipe_names()]
     problems = []

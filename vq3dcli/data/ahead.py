@@ -33,11 +33,9 @@ def pinned(batch: Item) -> Item:
 def ahead(
     make: Callable[[Item], Result], items: Iterable[Item], *, threads: int = THREADS, most: int | None = None
 ) -> Generator[Result, None, None]:
-    """`make` of each item, in order, in threads that end with the iterator.
+    """`make` of each item, in order, in threads that end with the iterator; errors come in their item's turn.
 
-    Args:
-        make: May be called in any thread. What it raises is raised in its item's turn.
-        most: Results that are begun before the first of them is taken; by default as many as threads.
+    `most` results are begun before the first of them is taken; by default as many as threads.
     """
     remaining = iter(items)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="vq3d-ahead")

@@ -59,9 +59,7 @@ def read_array(file: IO[bytes], most_bytes: int) -> Array:
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
     """Some arrays of an `.npz` file by name, those that it has, of at most 256 MiB each.
 
-    Raises:
-        InputMissingError: There is no such file.
-        DataError: It is damaged or no `.npz` file.
+    Raises `InputMissingError`: there is no such file; `DataError`: it is damaged or no `.npz` file.
     """
     with _opened(path) as archive:
         found = {name: f"{name}.npy" for name in names if f"{name}.npy" in archive.namelist()}
@@ -87,11 +85,9 @@ def npz_header(path: Path, name: str) -> ArrayHeader | None:
 
 
 def npz_rows(path: Path, name: str, rows: Sequence[int]) -> Iterator[Array]:
-    """Rows of a large array of an `.npz` file, of which only one is in memory; raises as `read_npz`.
+    """Rows of a large array in C order of an `.npz` file, of which only one is in memory; raises as `read_npz`.
 
-    Args:
-        name: Of an array in C order.
-        rows: Numbers of the first axis, ascending.
+    `rows` are numbers of the first axis, ascending.
     """
     with _opened(path) as archive, archive.open(f"{name}.npy") as file:
         header = read_array_header(file)

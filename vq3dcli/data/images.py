@@ -40,19 +40,13 @@ MAX_FILE_BYTES = 1 << 29
 
 
 def decode_image(data: bytes, *, name: str, apply_orientation: bool = True) -> Tensor:
-    """Decode one image; of an animation the first frame.
+    """Decode one image; of an animation the first frame: uint8 `[3, H, W]`, contiguous.
 
-    16-bit greys are scaled to 8 bits, CMYK and palettes become RGB, transparency lies over mid grey.
+    16-bit greys are scaled to 8 bits, CMYK and palettes become RGB, transparency lies over mid grey. It is turned by
+    its EXIF orientation if asked for; broken EXIF is ignored, and TIFFs are always turned.
 
-    Args:
-        apply_orientation: Rotate by the EXIF orientation; broken EXIF is ignored. TIFFs are always rotated.
-
-    Returns:
-        uint8 `[3, H, W]`, contiguous.
-
-    Raises:
-        DataError: Not an image, damaged, or more than `MAX_PIXELS`, which is found before any pixel is decoded.
-        MemoryError: There is no room for its pixels; that says nothing about the image.
+    Raises `DataError`: not an image, damaged, or more than `MAX_PIXELS`, which is found before any pixel is decoded;
+    `MemoryError`: there is no room for its pixels, which says nothing about the image.
     """
     return _decoded(data, name=name, apply_orientation=apply_orientation, scratch=False)[0].contiguous()
 
@@ -85,8 +79,7 @@ def decode_square(
     The pixels are those of the two, to the bit. JPEGs are not decoded at a lower scale, which would be faster still for
     large ones: what the discrete cosine transform averages differs from an antialiased bicubic filter by 39 to 59 dB.
 
-    Args:
-        window: From height and width in pixels, as the image is turned, to top, left and side of a square inside.
+    `window` makes of height and width in pixels, as the image is turned, top, left and side of a square inside.
     """
     pixels = _decoded(data, name=name, apply_orientation=apply_orientation, scratch=True)
     height_px, width_px = pixels.shape[2:]
@@ -118,9 +111,8 @@ def _decoded(data: bytes, *, name: str, apply_orientation: bool, scratch: bool) 
 def read_file(path: Path) -> bytes:
     """The bytes of an input file.
 
-    Raises:
-        InputMissingError: There is none, or it is a folder.
-        DataError: More than `MAX_FILE_BYTES`; of a device that has no end no more is read.
+    Raises `InputMissingError`: there is none, or it is a folder; `DataError`: more than `MAX_FILE_BYTES`; of a device
+    that has no end no more is read.
     """
     try:
         with path.open("rb") as file:
@@ -145,16 +137,9 @@ def read_image(path: Path | str) -> Tensor:
 
 
 def to_square(image: Tensor, size: int, *, fit: Literal["crop", "squash"]) -> Tensor:
-    """Resize to a square by antialiased bicubic interpolation.
+    """A uint8 image `[3, H, W]` as a square `[3, size, size]`, by antialiased bicubic interpolation.
 
-    Args:
-        image: uint8 `[3, H, W]`.
-        fit: `crop` takes the centre square first, `squash` changes the aspect ratio.
-
-    Returns:
-        uint8 `[3, size, size]`.
-
-    Raises `ValueError`: what is no uint8 tensor `[3, H, W]`.
+    `crop` takes the centre square first, `squash` changes the aspect ratio. Raises `ValueError`: what is no such image.
     """
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         got = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__

@@ -51,9 +51,8 @@ def is_jpeg(data: bytes) -> bool:
 def decode(data: bytes, height_px: int, width_px: int, *, scratch: bool = False) -> Tensor | None:
     """Pixels of a grey or colour JPEG as they are stored; None if Pillow should have a look, after `check`.
 
-    Args:
-        height_px: As Pillow reads it in the header; so is `width_px`.
-        scratch: The result may lie in memory that the next call in this thread writes over; saves an allocation.
+    Height and width are those that Pillow reads in the header. With `scratch` the result may lie in memory that the
+    next call in this thread writes over, which saves an allocation.
 
     Returns:
         uint8 `[1, 3, H, W]`, channels last in memory. A batch, since an axis that torch adds in front of `[3, H, W]`

@@ -136,10 +136,8 @@ class TooManyPixelsError(ValueError):
 def load_picture(data: bytes) -> Image.Image:
     """An image with its pixels, to be closed by the caller.
 
-    Raises:
-        TooManyPixelsError: More than `MAX_PIXELS`, or than its format's decoder can take in a gigabyte.
-        ValueError: Camera raw, or a format that needs something that is not installed.
-        Exception: Whatever Pillow raises on damaged bytes.
+    Raises `TooManyPixelsError`: more than `MAX_PIXELS`, or than its format's decoder can take in a gigabyte;
+    `ValueError`: camera raw, or a format that needs what is not installed; or whatever Pillow raises on damaged bytes.
     """
     try:
         return _load(data)

@@ -87,9 +87,8 @@ def disparity_of(levels: Tensor, lo: Tensor | float, extent: Tensor | float) -> 
 class ShardFolder:
     """A finished shard folder, or the mirror of one; threads may share one.
 
-    Raises:
-        InputMissingError: Not a shard folder, or an unfinished one.
-        DataError: A damaged manifest; a damaged index, when it is first needed.
+    Raises `InputMissingError`: not a shard folder, or an unfinished one; `DataError`: a damaged manifest; a damaged
+    index, when it is first needed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -153,9 +152,8 @@ class ShardFolder:
     def read(self, i: int, extensions: Collection[str] | None = None) -> dict[str, bytes]:
         """Members of sample `i` by extension, all or the named ones that it has.
 
-        Raises:
-            DataError: The bytes are not those that were written; names the shard and the key.
-            InputMissingError: There is no such shard.
+        Raises `DataError`: the bytes are not those that were written; names the shard and the key; `InputMissingError`:
+        there is no such shard.
         """
         entry = self.entry(i)
         wanted = {e: m for e, m in entry.members.items() if extensions is None or e in extensions}
@@ -238,9 +236,7 @@ def _read_members(file: OpenFile, members: dict[str, Member]) -> dict[str, bytes
 def open_images(path: Path, *, least_px: int = 1, of: str = "") -> ShardFolder:
     """A shard folder of images, of a side of at least `least_px` for training, which `of` names in the message.
 
-    Raises:
-        InputMissingError, DataError: As `ShardFolder`.
-        UsageError: It holds labels, or the images are smaller.
+    Raises `UsageError`: it holds labels, or the images are smaller; else as `ShardFolder`.
     """
     folder = ShardFolder(path)
     if folder.manifest.kind != "images":
@@ -256,9 +252,8 @@ def open_images(path: Path, *, least_px: int = 1, of: str = "") -> ShardFolder:
 class LabelFolder:
     """The disparity labels `name` of a shard folder.
 
-    Raises:
-        InputMissingError: There are none of that name, or they are unfinished; names those that there are.
-        DataError: They are damaged, or were made for other images.
+    Raises `InputMissingError`: there are none of that name, or they are unfinished; names those that there are;
+    `DataError`: they are damaged, or were made for other images.
     """
 
     def __init__(self, images: ShardFolder, name: str) -> None:

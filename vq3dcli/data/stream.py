@@ -24,12 +24,8 @@ _REMEMBERED = 8  # permutations; a stream walks through them in order
 class Stream:
     """The samples of one or several folders in the order of training; threads may share one.
 
-    Without shares, all samples of all folders come once an epoch. With them, a folder has its share of every BLOCK
-    places, and its own samples come once before any comes again.
-
-    Args:
-        counts: Samples of each folder, not all of them 0.
-        shares: Of the stream, one a folder, any positive numbers: their sum is 1 after scaling. None mixes by count.
+    Without shares, all samples of all folders come once an epoch. With them, positive numbers that are scaled to a sum
+    of 1, a folder has its share of every BLOCK places, and its own samples come once before any comes again.
 
     Raises `UsageError`: other shares than folders, a share that is not positive or too small for BLOCK, or one of a
     folder that is empty.

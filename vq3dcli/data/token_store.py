@@ -88,9 +88,8 @@ def read_token_manifest(path: Path) -> TokenManifest:
 class TokenStore:
     """A finished token store.
 
-    Args:
-        check_hashes: Read every byte and compare with the manifest: about a second for a gigabyte. Sizes, classes and
-            the manifest itself are checked always.
+    Unless asked not to, every byte is read and compared with the manifest: about a second for a gigabyte. Sizes,
+    classes and the manifest itself are checked always.
 
     Attributes:
         manifest: What the store holds; `num_images` (N), `views` (V; view 0 is the plain one), `length` (L),
@@ -98,10 +97,8 @@ class TokenStore:
         tokens: Codes, a read-only memory map uint16 `[N, V, L]`.
         class_index: int64 `[N]`, -1 for no class.
 
-    Raises:
-        InputMissingError: Not a token store, or an unfinished one.
-        UsageError: A folder of shards.
-        DataError: It is damaged.
+    Raises `InputMissingError`: not a token store, or an unfinished one; `UsageError`: a folder of shards; `DataError`:
+    it is damaged.
     """
 
     def __init__(self, path: Path, *, check_hashes: bool = True) -> None:
@@ -179,18 +176,12 @@ class TokenBatch:
 class TokenLoader:
     """Batches from a token store: an endless stream that can start at any position.
 
-    As `loader.TrainingLoader`: position p belongs to epoch p // n, the order of an epoch depends only on
-    (seed, epoch), the view only on (seed, p).
-
-    Args:
-        held_out: Fraction of the images that training never sees, see `split`.
-        rank: This process takes rows `rank * B ... (rank + 1) * B - 1` of each global batch.
-        world_size: Number of processes; must divide `batch_size`.
+    As `loader.TrainingLoader`: position p belongs to epoch p // n, the order of an epoch depends only on (seed, epoch),
+    the view only on (seed, p). The fraction `held_out` of the images is never trained on, see `split`.
 
     Attributes:
         num_images: Images of an epoch, n.
-        train_images: Numbers of the images of the stream, int64 `[n]`.
-        held_out_images: Numbers of the images held out, int64.
+        train_images: Numbers of the images of the stream, int64 `[n]`; `held_out_images` are the others.
 
     Raises `UsageError`: the ranks do not divide the batch, or nothing is left for training.
     """

@@ -58,14 +58,9 @@ class Views:
 
 
 def novel_poses(seed: int, name: str, index: Tensor, count: int) -> Tensor:
-    """`cam_to_world` of the views of scenes: a pure function of (seed, name, index).
+    """`cam_to_world` float32 `[n, V, 4, 4]` of V views of scenes number `index`, int64 `[n]`.
 
-    Args:
-        index: Numbers of the scenes, int64 `[n]`.
-        count: V.
-
-    Returns:
-        float32 `[n, V, 4, 4]`.
+    A pure function of (seed, name, index).
     """
     draws = uniform(seed, f"{name}/views", index, 2 * count).double().reshape(-1, 2)
     yaw, pitch = ((2.0 * draws[:, i] - 1.0) * math.radians(most) for i, most in ((0, YAW_DEG), (1, PITCH_DEG)))

@@ -104,22 +104,14 @@ def write_folder(out: Path, job: Job, *, force: bool, progress: Progress) -> Man
 def write_part(
     out: Path, job: Job, part: Part, *, force: bool, progress: Progress, workers: int = 1
 ) -> Manifest | None:
-    """Make one part of the shard folder `out`, or finish what an earlier call began.
+    """Make one part of the shard folder `out`, or finish what an earlier call began; None while others have work left.
 
-    Shards that are complete are kept, after their hash was checked. The manifest is written last, by the part that
-    ends last, and before it the hashes of all files.
+    Shards that are complete are kept, after their hash was checked. The manifest is written last, by the part that ends
+    last, and before it the hashes of all files. `progress` is called with (positions done, positions of this part).
 
-    Args:
-        force: Delete an existing shard folder that was made with another plan.
-        progress: Called with (positions done, positions of this part).
-
-    Returns:
-        None while other parts have work left.
-
-    Raises:
-        UsageError: `out` holds something else, or another plan without `force`.
-        DataError: More than `max_bad` rejects; they are in `rejects.jsonl`.
-        StoppedError: Another process is writing there, or a worker was killed.
+    Raises `UsageError`: `out` holds something else, or another plan without `force`, which deletes that; `DataError`:
+    more than `max_bad` rejects, which are in `rejects.jsonl`; `StoppedError`: another process is writing there, or a
+    worker was killed.
     """
     make_folder(out)
     plan = json_bytes({"format_version": FORMAT_VERSION, **job.plan})
@@ -212,18 +204,13 @@ def _check_budget(out: Path, rejects: Sequence[RejectEntry], job: Job) -> None:
 def claimed(out: Path, part: Part, plan: bytes, *, ours: re.Pattern[str], force: bool) -> Iterator[None]:
     """Hold the existing folder `out` for a job with this plan, alone or as one of several parts at the same time.
 
-    Parts hold the folder's lock together, and each the lock of its part. Only one that is alone may delete. What a
-    killed run left goes.
+    Parts hold the folder's lock together, and each the lock of its part. Only one that is alone may delete: what a
+    killed run left, and with `force` what was made with another plan of the same kind. `plan` is written to the folder;
+    files whose names are not `ours` are left alone.
 
-    Args:
-        plan: JSON of all that the result depends on; it is written to the folder.
-        ours: Names of files that the job makes; others in the folder are left alone.
-        force: Delete what was made with another plan of the same kind.
-
-    Raises:
-        UsageError: The folder was made with another plan, and `force` is not given; it is another command's; or it
-            holds such names without a plan, or with one of another kind.
-        StoppedError: A process that writes all parts, or one that writes the same part, is at work.
+    Raises `UsageError`: the folder was made with another plan, and `force` is not given; it is another command's; or it
+    holds such names without a plan, or with one of another kind. Raises `StoppedError`: a process that writes all
+    parts, or one that writes the same part, is at work.
     """
     if part == WHOLE:
         with lock_folder(out):

@@ -50,15 +50,11 @@ def survey_assets(
     """Read every model below a folder once.
 
     The top-level folder of a model is its class; models beside such folders have the class of the folder's own name.
-    Pictures in the top-level folder `textures` are grounds and walls, but for those that belong to a model.
+    Pictures in the top-level folder `textures` are grounds and walls, but for those that belong to a model. `workers`
+    are processes, None for one a core, fewer for few models; `progress` is called with (models done, models).
 
-    Args:
-        workers: Processes; None for one a core, fewer for few models.
-        progress: Called with (models done, models).
-
-    Raises:
-        InputMissingError: There is no such folder, or no model in it.
-        DataError: No model is of use; the first reason is told.
+    Raises `InputMissingError`: there is no such folder, or no model in it; `DataError`: no model is of use, with the
+    first reason.
     """
     found = list_folder(root, leave_out=leave_out)
     in_grounds = [file for file in found if file.path.startswith(f"{GROUNDS}/")]

@@ -62,8 +62,7 @@ def open_source(
 ) -> Source:
     """List the images of a source; what is found is logged, and what is amiss is logged as a warning.
 
-    Args:
-        split: `auto`, `train` or `val` for `imagenet`; `auto` (all), `train` or `test` for `compcars`.
+    `split` is `auto`, `train` or `val` for `imagenet`; `auto` (all), `train` or `test` for `compcars`.
     """
     if preset == "imagenet":
         listed = imagenet_source(source, leave_out=out, split=split, devkit=devkit)
@@ -209,11 +208,9 @@ class SquareMaker:
 def square_around(height_px: int, width_px: int, box: Box | None, margin: float) -> tuple[int, int, int]:
     """The square around a box with a margin, (top, left, side) in pixels; without a box the centre square.
 
-    Nothing outside of the image is ever asked for: the square is moved inwards, and is at most as large as the
-    shorter side of the image. A long box is then cut at both ends.
-
-    Args:
-        margin: Added on each side of the box, as a fraction of its longer side.
+    The margin is added on each side of the box, a fraction of its longer side. Nothing outside of the image is ever
+    asked for: the square is moved inwards, and is at most as large as the shorter side of the image. A long box is then
+    cut at both ends.
     """
     if box is None:
         return centre_square(height_px, width_px)

@@ -48,11 +48,7 @@ class ShardTask:
 
 
 def complete_shard(task: ShardTask, advance: Callable[[int], None]) -> tuple[int, ShardEntry, list[RejectEntry]]:
-    """Keep the shard if it is whole, which is checked by its hash, else make it.
-
-    Returns:
-        Its number, its line of the manifest, and its rejects.
-    """
+    """Keep the shard if it is whole by its hash, else make it; returns its number, manifest line and rejects."""
     index = _whole_index(task.out, task.number, task.plan_sha256, check_hash=True) or _write_shard(task, advance)
     return task.number, *_result(task.out, index)
 

@@ -28,13 +28,9 @@ _log = logging.getLogger(__name__)
 def read_photo_bank(path: Path, *, leave_out: Path) -> PhotoBank:
     """The centre squares of photos, at most MAX_PHOTOS of them, evenly spread over all.
 
-    Args:
-        path: A shard folder, a folder of images, or a tar of images; files that are no images are passed over.
+    `path` is a shard folder, a folder of images, or a tar of images; files that are no images are passed over.
 
-    Raises:
-        InputMissingError: There is nothing.
-        DataError: There is no image.
-        UsageError: The shards hold labels.
+    Raises `InputMissingError`: there is nothing; `DataError`: there is no image; `UsageError`: the shards hold labels.
     """
     readers: list[Callable[[], Tensor | None]]
     if (path / MANIFEST_NAME).is_file():

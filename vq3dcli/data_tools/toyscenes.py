@@ -53,11 +53,9 @@ def prepare_toyscenes(
 ) -> Manifest:
     """Write toy scenes 0 .. count - 1 of a seed; equal arguments give equal bytes.
 
-    Args:
-        varied: Draw from the wide distribution of `toyscenes/varied.py`: other scenes than a seed's plain ones.
-        photos: What varied scenes show on their surfaces; other photos are another data set.
-        views: Exact pictures from other cameras beside each scene, see `data.views`.
-        progress: Called with (scenes done, count).
+    Varied ones are drawn from the wide distribution of `toyscenes/varied.py`, other scenes than a seed's plain ones,
+    and may show photos; `views` are exact pictures from other cameras, see `data.views`. `progress` is called with
+    (scenes done, count).
     """
     draw = partial(sample_varied_scenes, photos=photos) if varied else sample_scenes
     make = partial(toy_samples, size=size, seed=seed, draw=draw, views=views)
@@ -152,9 +150,8 @@ def scene_sample(
 ) -> Sample:
     """Scene number `index` of a seed as it is stored.
 
-    Args:
-        pictures: uint8 `[3, S, S]` and s `[S, S]` of the canonical camera, then of the views.
-        poses: `cam_to_world` of the views `[V, 4, 4]`.
+    `pictures` are uint8 `[3, S, S]` and s `[S, S]` of the canonical camera, then of the views at `poses`,
+    `cam_to_world` `[V, 4, 4]`.
     """
     views = [ViewInfo(cam_to_world=pose.tolist()).model_dump() for pose in poses]
     info = {"seed": seed, "purpose": PURPOSE, "index": index, "class": named_class[1], **facts}

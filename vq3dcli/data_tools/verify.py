@@ -70,13 +70,9 @@ class _Folder(NamedTuple):
 
 
 def verify_folder(folder: Path, *, progress: Progress = lambda done, total: None) -> Verification:
-    """Check every byte of a finished shard folder, and of its labels.
+    """Check every byte of a finished shard folder, of images with all labels below it, or of labels.
 
-    Args:
-        folder: Of images, with all labels below it, or of labels.
-        progress: Called with (bytes read, all bytes).
-
-    Raises `InputMissingError`: not a finished shard folder.
+    `progress` is called with (bytes read, all bytes). Raises `InputMissingError`: not a finished shard folder.
     """
     if not _is_finished(folder):
         raise InputMissingError(f"no finished shards ({folder})", remedy="the folder that holds manifest.json")

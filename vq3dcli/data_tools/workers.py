@@ -40,9 +40,8 @@ def run_tasks(
         workers: Processes; with 1 the work is done here, in order.
         advance: Called here with what the workers reported.
 
-    Raises:
-        StoppedError: A worker was killed.
-        Exception: Whatever `function` raises first; the other workers are then stopped at once.
+    Raises `StoppedError`: a worker was killed; or whatever `function` raises first, when the others are stopped at
+    once.
     """
     if workers == 1:
         for task in tasks:

@@ -36,13 +36,10 @@ class AdaptiveState(NamedTuple):
 def update_probability(
     state: AdaptiveState, sign: float, *, target: float, images: int, images_to_full: float
 ) -> AdaptiveState:
-    """Raise p while r_t is above its target, lower it while below (Karras et al., sec. 3).
+    """Raise p while r_t is above its target (0.6 in the paper), lower it while below (Karras et al., sec. 3).
 
-    Args:
-        sign: r_t of this step, over all ranks.
-        target: Where r_t shall be; 0.6 in the paper.
-        images: Of this step, over all ranks.
-        images_to_full: In which p can go from 0 to 1; 500,000 in the paper.
+    `sign` is the r_t of this step, of so many images, over all ranks; p can go from 0 to 1 in `images_to_full` (500,000
+    in the paper).
     """
     running = state.sign + _SIGN_MOMENTUM * (sign - state.sign)
     step = images / images_to_full * ((running > target) - (running < target))

@@ -49,12 +49,9 @@ _LITE0_STAGES = 5
 class PerceptualDistance(nn.Module):
     """The distance of image pairs on the stages of a frozen trunk, in float32.
 
-    It stays in evaluation mode, whatever its parent does.
-
-    Args:
-        trunk: Images `[B, 3, H, W]` in [-1, 1] to the activations of each stage, `[B, C, h, w]`.
-        channel_weights: The weights v of each stage, `[C]` or one for all, not negative.
-        least_px: Images with a shorter side are enlarged to it.
+    It stays in evaluation mode, whatever its parent does. Images `[B, 3, H, W]` in [-1, 1] with a shorter side than
+    `least_px` are enlarged to it, and the trunk makes activations `[B, C, h, w]` of each stage of them, with weights v,
+    `[C]` or one for all, not negative.
     """
 
     def __init__(self, trunk: nn.Module, channel_weights: Sequence[Tensor], least_px: int, network: str = "") -> None:
@@ -148,14 +145,12 @@ def build_perceptual(
 
     Args:
         network: "lpips-vgg", which its authors advise as a loss, "lpips-alex", as a metric, or "efficientnet-lite0".
-        weights: The published file of the trunk's weights, for machines without a network; by default torchvision's
-            own copy, fetched where there is none, or the package's.
-        option: Of the command, that gives such a file: for remedies.
-        without: What to do without these weights: for remedies; by default what a training can do.
+        weights: The published file of the trunk's weights, for machines without a network; by default torchvision's own
+            copy, fetched where there is none, or the package's.
+        option: Of the command, that gives such a file, for remedies; and what to do `without` these weights.
 
-    Raises:
-        UnavailableError: A package is missing or broken, or the published file cannot be fetched.
-        InputMissingError, UnsafeFileError: `weights` is not there, or is another file.
+    Raises `UnavailableError`: a package is missing or broken, or the published file cannot be fetched;
+    `InputMissingError`, `UnsafeFileError`: `weights` is not there, or is another file.
     """
     if network == LITE0:
         with torch.device("meta"):

@@ -14,14 +14,9 @@ BITS_PER_NAT = 1.0 / math.log(2.0)
 
 
 def token_nats(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Cross-entropy of each code; a uniform guess costs log K.
+    """Cross-entropy float32 `[B, L]` of codes int64 `[B, L]`; a uniform guess costs log K.
 
-    Args:
-        logits: `[B, L, K]`, any float type; computed in float32, for in bfloat16 a logarithm has three digits.
-        tokens: int64 `[B, L]`.
-
-    Returns:
-        float32 `[B, L]`.
+    Of logits `[B, L, K]` of any float type, in float32: in bfloat16 a logarithm has three digits.
     """
     flat = functional.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten(), reduction="none")
     return flat.reshape(tokens.shape)

@@ -77,8 +77,7 @@ def as_utf8(data: bytes) -> bytes:
 def load_parts(data: bytes, suffix: str, resolver: Any) -> list[Any]:
     """The parts of a mesh that have triangles, as trimesh reads them; it raises almost any type on damaged bytes.
 
-    Args:
-        resolver: Its `get` and `__getitem__` give the bytes of files that the mesh names.
+    The `get` and `__getitem__` of a resolver give the bytes of files that the mesh names.
     """
     import trimesh
 
@@ -151,14 +150,10 @@ def decode_srgb(rgb: Floats) -> Floats:
 
 
 def check_gltf(data: bytes) -> list[str]:
-    """Look at what a glTF or GLB file claims, before memory is taken for it.
+    """Look at what a glTF or GLB file claims before memory is taken for it; what will not look as meant, a line each.
 
-    Returns:
-        What will not look as it is meant, one sentence each.
-
-    Raises:
-        UnreadExtensionError: It requires an extension that changes more than looks.
-        ValueError: It is damaged, or claims more values than it has bytes for.
+    Raises `UnreadExtensionError`: it requires an extension that changes more than looks; `ValueError`: it is damaged,
+    or claims more values than it has bytes for.
     """
     try:
         tree = _tree(data)

@@ -103,14 +103,9 @@ def _halved(level: Singles, axis: int) -> Singles:
 
 
 def read_model(path: Path, root: Path) -> ReadModel:
-    """Read one model.
+    """Read one model, a file below `root` with one of MODEL_SUFFIXES; no file outside of that is read.
 
-    Args:
-        path: A file below `root` with one of MODEL_SUFFIXES.
-        root: No file outside of it is read.
-
-    Raises:
-        DataError: It is no model of use; the message is the reason.
+    Raises `DataError`: it is no model of use; the message is the reason.
     """
     files, suffix = _Files(path, root), path.suffix.lower()
     try:

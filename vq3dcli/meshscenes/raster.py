@@ -164,12 +164,8 @@ def texture_place(
 ) -> tuple[float, float, float]:
     """Where on its texture a ray meets a triangle: u, v and how many texels a pixel covers there.
 
-    Args:
-        m: The triangle's `edges` `[3, 3]`.
-        uv: Of its corners `[3, 2]`.
-        x: Of the ray's direction, as y.
-        focal: In pixels.
-        width: Of the texture, in texels, as its height.
+    Of the triangle's `edges` `[3, 3]` and the uv of its corners `[3, 2]`; x and y are the ray's direction, focal is in
+    pixels, the texture's size in texels.
     """
     e0, e1, e2 = corner_weights(m, x, y)
     total = e0 + e1 + e2

@@ -91,9 +91,8 @@ def is_mesh(text: str) -> bool:
 def read_mesh(path: Path, *, up: Up = "y") -> Mesh:
     """Read a GLB, glTF, PLY, OBJ or STL file.
 
-    Raises:
-        InputMissingError: There is no such file, or none of those that it cannot do without.
-        DataError: It is damaged, has no triangles, or needs what cannot be read, such as compression.
+    Raises `InputMissingError`: there is no such file, or none of those that it cannot do without; `DataError`: it is
+    damaged, has no triangles, or needs what cannot be read, such as compression.
     """
     import trimesh
 

@@ -81,12 +81,10 @@ class MeshView(NamedTuple):
 
 
 def sample_scene(library: Library, index: int, *, seed: int, purpose: str = "train", varied: bool = False) -> MeshScene:
-    """Scene number `index` of (seed, purpose).
+    """Scene number `index` of (seed, purpose); equal seeds under different purposes share no scene.
 
-    Args:
-        purpose: Equal seeds under different purposes share no scene.
-        varied: The field of view is drawn too, from 26 to 72 degrees, and rooms and tables are as in photos; otherwise
-            it is that of the canonical camera.
+    Of varied scenes the field of view is drawn too, from 26 to 72 degrees, and rooms and tables are as in photos; else
+    it is that of the canonical camera.
     """
     name = f"meshscenes{'-varied' if varied else ''}/{purpose}"
     for attempt in range(_TRIES):
@@ -145,9 +143,8 @@ def _colours(layout: Layout, shadows: ShadowMap, pose: Floats, size: int) -> tup
 def _finished(layout: Layout, *, novel: bool, forgiving: bool) -> MeshScene | None:
     """The scene with its distance, exposure and shadows, or None if it makes no picture.
 
-    Args:
-        novel: Nothing may be too near for novel cameras either.
-        forgiving: Take it as it is, if only nothing is too near.
+    `novel`: nothing may be too near for novel cameras either. `forgiving`: take it as it is, if only nothing is too
+    near.
     """
     layout, moved = _moved_away(layout, _CORNERS_DEG if novel else _CORNERS_DEG[:1])
     casters = Triangles._make(column[: layout.num_casters] for column in layout.triangles)

@@ -233,8 +233,7 @@ def mean_of_blocks(rgb: Singles, side: int, gain: float) -> Singles:
 def defocused(rgb: Singles, inverse_z: Floats, focus: float, strength_px: float) -> Singles:
     """Pictures `[H, W, 3]` whose points blur by how far their disparity is from the focus'.
 
-    Args:
-        strength_px: Radius at half of that disparity.
+    `strength_px` is the radius at half of that disparity.
     """
     rows, columns, _ = rgb.shape
     out = np.empty_like(rgb)

@@ -41,10 +41,7 @@ class Autoencoder(FieldModel):
 
     Args:
         patch: Pixels a token covers along a side.
-        encoder: Transformer over the image's tokens.
-        decoder: Transformer over the codes.
-        quantizer: The codebook.
-        plane_head: Tokens to planes.
+        encoder: Transformer over the image's tokens, and `decoder`, over the codes.
         field: Reads the planes; its parts become the model's own.
         auxiliary_head: Build the 2D head that speeds up early training.
         depth_network: What the encoder sees beside the image, frozen; None for the image alone.

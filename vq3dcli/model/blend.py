@@ -33,10 +33,8 @@ def between_on_sphere(first: Tensor, second: Tensor, fraction: float) -> Tensor:
 def mix_codes(model: Autoencoder, first: Tensor, second: Tensor, fraction: float, *, requantize: bool = False) -> Scene:
     """A scene between those of codes `[B, L]`, in the space that the decoder reads.
 
-    Args:
-        fraction: In [0, 1]; exactly 0 and 1 give exactly those scenes.
-        requantize: Move each token to its nearest code, so that the mixture is a scene that codes can describe; else
-            its `codes` have no column.
+    A `fraction` of exactly 0 or 1 gives exactly that scene. `requantize` moves each token to its nearest code, so that
+    the mixture is a scene that codes can describe; else its `codes` have no column.
     """
     if fraction in (0.0, 1.0):
         return scene_from_codes(model, first if fraction == 0.0 else second)

@@ -142,13 +142,10 @@ def _rounded(channels: float) -> int:
 class DepthNetwork(nn.Module):
     """The whole network.
 
-    Batch normalisation in the decoder is what lets it learn: without it the output stayed blind to the image.
-
-    Args:
-        widths: Channels of the decoder at strides 2, 4, 8, 16, 32.
-        frozen_blocks: So many blocks of the encoder, and its stem, keep their weights; statistics of its
-            normalisations never change.
-        input_px: Side of a square of as many pixels as `predict` shows the network.
+    Batch normalisation in the decoder is what lets it learn: without it the output stayed blind to the image. Its
+    `widths` are channels at strides 2, 4, 8, 16, 32. So many blocks of the encoder as are frozen, and its stem, keep
+    their weights; statistics of its normalisations never change. `input_px` is the side of a square of as many pixels
+    as `predict` shows the network.
     """
 
     def __init__(self, encoder: EncoderName, widths: tuple[int, ...], frozen_blocks: int, input_px: int) -> None:

@@ -113,15 +113,10 @@ class Discriminator(nn.Module):
         self.of_class = nn.Parameter(torch.zeros(classes, width)) if classes else None
 
     def forward(self, images: Tensor, index: Tensor, class_index: Tensor | None = None) -> Tensor:
-        """Score images.
+        """Scores float32 `[B]` of images `[B, C, H, W]` in [-1, 1], the fourth channel being 2 s - 1.
 
-        Args:
-            images: `[B, C, H, W]` in [-1, 1], the fourth channel being 2 s - 1.
-            index: Global sample indices `[B]`; they alone decide which images share a minibatch statistic.
-            class_index: `[B]`, -1 for no class; needed by a class-conditional discriminator only.
-
-        Returns:
-            Scores, float32 `[B]`.
+        Global sample indices `[B]` alone decide which images share a minibatch statistic. Classes `[B]`, -1 for none,
+        are needed by a class-conditional discriminator only.
         """
         features = _activated(self.from_image(images))
         for block in self.blocks:

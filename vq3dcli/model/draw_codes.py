@@ -98,21 +98,17 @@ def sample_tokens(
     rows: int | None = None,
     on_token: Callable[[int], object] = lambda count: None,
 ) -> Tensor:
-    """Draw one sample for each class index.
+    """Draw one sample for each class index `[N]`, below 0 or `prior.classes` for none: codes int64 `[N, L]` on the CPU.
 
     On a CPU the codes are the same to the bit for any N and any order of the samples, for the same `rows`, number of
     threads and version of PyTorch. A GPU promises that only as far as its matrix products do.
 
     Args:
         prior: In evaluation mode; its device and dtype are used.
-        class_index: int64 `[N]`; below 0, or `prior.classes`, for no class.
         index: Number i of each sample, int64 `[N]`; 0 to N - 1 by default.
         sharpening: Temperature, top-k, top-p and guidance; default: the distribution as it is.
         rows: R; more are faster for many samples, and take more memory. Default: by `rows_together`.
         on_token: Called with the number of new codes, of all samples together; N L in the end.
-
-    Returns:
-        Codes int64 `[N, L]` on the CPU.
 
     Raises `DataError`: the prior's logits are not finite.
     """
@@ -201,14 +197,9 @@ def distribution(logits: Tensor, sharpening: Sharpening) -> Tensor:
 
 
 def draw(probability: Tensor, uniforms: Tensor) -> Tensor:
-    """The codes at which distribution functions pass uniform numbers.
+    """The codes, int64 `[...]`, at which distribution functions pass uniform numbers `[...]` in [0, 1).
 
-    Args:
-        probability: Float64 `[..., K]`, not normalised.
-        uniforms: `[...]` in [0, 1).
-
-    Returns:
-        int64 `[...]`, below K; never a code of probability 0.
+    Of probabilities float64 `[..., K]`, which need not be normalised; never a code of probability 0.
     """
     cumulative = probability.cumsum(-1)
     threshold = uniforms.double()[..., None] * cumulative[..., -1:]

@@ -61,10 +61,8 @@ class FieldMLP(nn.Module):
 class FieldModel(nn.Module):
     """The part of a model that reads planes: all that a saved scene needs to be rendered.
 
-    Args:
-        field_mlp: Plane features to density and colour.
-        space: World points to plane coordinates.
-        frustum: What the canonical camera sees.
+    `field_mlp` makes density and colour of plane features, `space` plane coordinates of world points; `frustum` is what
+    the canonical camera sees.
     """
 
     def __init__(self, field_mlp: FieldMLP, space: Space, frustum: Frustum) -> None:

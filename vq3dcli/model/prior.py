@@ -79,11 +79,10 @@ class Prior(nn.Module):
             nn.init.trunc_normal_(weight, std=_INITIAL_STD)
 
     def forward(self, tokens: Tensor, class_index: Tensor) -> Tensor:
-        """Logits `[B, K]` of all L codes given those before them: `[B, L, K]`.
+        """Logits `[B, L, K]` of all L codes given those before them.
 
-        Args:
-            tokens: Codes int64 `[B, L]`; row i predicts `tokens[:, i]` from `tokens[:, :i]`; nobody reads the last.
-            class_index: int64 `[B]`; `classes` or below 0 for no class.
+        Row i predicts `tokens[:, i]` of int64 `[B, L]` from `tokens[:, :i]`; nobody reads the last. A class index `[B]`
+        of `classes`, or below 0, is no class.
         """
         before = functional.pad(self.code_embedding(tokens[:, :-1]), (0, 0, 1, 0))  # nothing before slot 0
         slots = self.dropout(before + self.given(class_index)[:, None] + self.positions)
@@ -94,10 +93,8 @@ class Prior(nn.Module):
     def next_logits(self, inputs: Tensor, cache: KVCache) -> Tensor:
         """Logits `[B, K]` of the code that slot `cache.slot` predicts, given what the slots before left in the cache.
 
-        Args:
-            inputs: What the slot reads, `[B, D]`: `given(class_index)`, from slot 1 on plus the `code_embedding(...)`
-                of the code before.
-            cache: From `make_cache`; its slot is filled.
+        What the slot reads, `[B, D]`, is `given(class_index)`, from slot 1 on plus the `code_embedding(...)` of the
+        code before. The cache's slot is filled.
         """
         slots = (inputs + self.positions.index_select(0, cache.slot))[:, None]
         rotation = self.rotation.index_select(1, cache.slot)

@@ -112,14 +112,10 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def revive(self, projected: Tensor, pick: Tensor) -> Tensor:
-        """Replace dead codes by encoder outputs and start a new window.
+        """Replace dead codes by encoder outputs on the sphere `[N, D]` and start a new window.
 
-        Args:
-            projected: Encoder outputs on the sphere, `[N, D]`.
-            pick: Uniform numbers `[K]`, the same on every rank, choosing rows.
-
-        Returns:
-            Mask of the revived codes, bool `[K]`; their optimizer and EMA rows are to be reset.
+        Uniform numbers `[K]`, the same on every rank, choose rows. Returns the mask of the revived codes, bool `[K]`;
+        their optimizer and EMA rows are to be reset.
         """
         uniform_use = self.window_counts.sum() / self.window_counts.shape[0]
         dead = self.window_counts < _DEAD_FRACTION * uniform_use

@@ -59,15 +59,10 @@ class Scene:
         return [self.model.frozen_field(self[index].planes) for index in range(len(self))]
 
     def render(self, camera: Camera, *, samples: int = 96) -> SceneView:
-        """Look at the scene, with that many samples a ray, at the middles of equal bins of s.
+        """Look at the scene, with samples on a ray at the middles of equal bins of s: a view a camera, or a scene.
 
-        Args:
-            camera: One camera a scene, one for all scenes, or any number of cameras for a single scene.
-
-        Returns:
-            A view a camera, or a scene.
-
-        Raises `ValueError`: several scenes and another number of cameras.
+        There is one camera a scene, one for all scenes, or any number of cameras for a single scene; `ValueError` for
+        several scenes and another number of cameras.
         """
         if len(camera) == 1:
             poses, intrinsics = (part.expand(len(self), -1, -1) for part in (camera.cam_to_world, camera.intrinsics))

@@ -39,10 +39,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -
     """softmax(q k^T / sqrt(C)) v (Vaswani et al., NeurIPS 2017, eq. 1); all four are `[B, H, L, C]`.
 
     In bfloat16 on a CPU the fused kernel's backward pass takes longer than that of matrix products, forward alone less
-    (benchmarks/attention.py, docs/performance.md): where a gradient is wanted, these are taken there.
-
-    Args:
-        causal: A token sees itself and those before it alone.
+    (benchmarks/attention.py, docs/performance.md): where a gradient is wanted, these are taken there. With `causal` a
+    token sees itself and those before it alone.
     """
     differentiated = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     if differentiated and is_on_cpu(query) and query.dtype == torch.bfloat16:
@@ -63,14 +61,9 @@ def attend_by_products(query: Tensor, key: Tensor, value: Tensor, *, causal: boo
 class KVCache:
     """Keys and values of all layers for up to L tokens: allocated once, filled in place, never copied.
 
-    Attention sees just the slots that are filled; what an earlier use left in later ones is never read.
-
-    Args:
-        shape: (layers, B, H, L, C).
-        like: Gives device and dtype.
-
-    Attributes:
-        slot: The slot that the next keys fill, int64 `[1]`, on the device.
+    Attention sees just the slots that are filled; what an earlier use left in later ones is never read. The shape is
+    (layers, B, H, L, C), device and dtype those of `like`; `slot`, int64 `[1]` on the device, is what the next keys
+    fill.
     """
 
     def __init__(self, shape: tuple[int, int, int, int, int], like: Tensor) -> None:
@@ -107,10 +100,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """`[B, n, D]` to `[B, n, D]`.
 
-        Args:
-            rotation: Of queries and keys, see `rotate`.
-            cache: Holds the tokens before the one, n = 1, that is given.
-            layer: The cache's.
+        Queries and keys are turned by a rotation, see `rotate`. The cache of a layer holds the tokens before the one, n
+        = 1, that is given.
         """
         batch, count, width = tokens.shape
         qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
@@ -185,9 +176,8 @@ def initialise(transformer: nn.Module) -> None:
 class Transformer(nn.Module):
     """Learned positions, `layers` blocks and a final LayerNorm.
 
-    Attributes:
-        checkpoint_activations: In training, keep only the tokens between blocks, and compute a block anew in the
-            backward pass: less memory for about a third more work.
+    With `checkpoint_activations` only the tokens between blocks are kept in training, and a block is computed anew in
+    the backward pass: less memory for about a third more work.
     """
 
     def __init__(self, length: int, width: int, layers: int, heads: int) -> None:

@@ -52,10 +52,8 @@ def local_copy(url: str) -> Path:
     """The file or shard folder at an address, here.
 
     A last part with an ending, or a `pipe:` without `{}`, is a file; numbers as in `shard-{000000..000127}.tar` are
-    files in one folder; anything else is a folder of shards.
-
-    Raises `InputMissingError`, `UnavailableError`, `DataError` or `StorageError`: as `fetch`; it is larger than the
-    cache.
+    files in one folder; anything else is a folder of shards. Raises as `fetch`, and `StorageError`: it is larger than
+    the cache.
     """
     if url.startswith("pipe:"):
         return mirror(url) if "{}" in url else _file(url, _place(url))
@@ -68,10 +66,7 @@ def local_copy(url: str) -> Path:
 
 
 def mirror(url: str) -> Path:
-    """A folder that stands for the shards at an address: what is read of it comes by `ensure`.
-
-    Raises `InputMissingError` or `UnavailableError`: there are none, or the network fails.
-    """
+    """A folder that stands for the shards at an address: what is read of it comes by `ensure`. Raises as `fetch`."""
     make_folder(cache_folder())
     if os.environ.get(OFFLINE):
         return _mirror_of_before(url)
@@ -114,10 +109,7 @@ def address(path: Path) -> str | None:
 
 
 def ensure(path: Path, *, sha256: str = "", size: int | None = None) -> bool:
-    """Fetch a file of a mirror unless it is there; false for a path that is in none.
-
-    Raises `InputMissingError`, `UnavailableError`, `DataError` or `StorageError`: as `fetch`.
-    """
+    """Fetch a file of a mirror unless it is there; false for a path that is in none. Raises as `fetch`."""
     url = address(path)
     if url is None or path.exists():
         return url is not None

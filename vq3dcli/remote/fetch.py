@@ -96,24 +96,19 @@ def fetch(
     unless: str = "",
     room: Callable[[int], None] = lambda size: None,
 ) -> str:
-    """Write the bytes at an address to `path`, whole or not at all.
+    """Write the bytes at an address to `path`, whole or not at all; its folder is made.
 
     Args:
-        path: Their file; its folder is made.
-        sha256: Of the bytes, if that is known.
-        size: Of the bytes, if that is known.
+        sha256: Of the bytes, if that is known; so is `size`.
         unless: The tag of a file that is there already.
         room: Called with the number of bytes that come, where the server says it.
 
     Returns:
         A tag of this version of the file, where the server gives one.
 
-    Raises:
-        UnchangedError: The file has the tag `unless`.
-        InputMissingError: There is no such file.
-        UnavailableError: Access is refused, a program or package is missing, or it still failed at the last try; or
-            this process is offline.
-        DataError: The bytes are not those of `sha256` or `size`.
+    Raises `UnchangedError`: the file has the tag `unless`; `InputMissingError`: there is no such file;
+    `UnavailableError`: access is refused, a program or package is missing, it still failed at the last try, or this
+    process is offline; `DataError`: the bytes are not those of `sha256` or `size`.
     """
     refuse_offline(url)
     make_folder(path.parent)

@@ -48,15 +48,10 @@ def stratified_samples(jitter: Tensor) -> RaySamples:
 
 
 def with_importance(samples: RaySamples, weights: Tensor, jitter: Tensor) -> RaySamples:
-    """These samples and more, drawn from the piecewise-constant density that `weights` give to their intervals.
+    """These samples and M more, drawn from the piecewise-constant density that `weights` give to their intervals.
 
-    Args:
-        samples: `[..., S]`, or what expands to it.
-        weights: Rendering weights `[..., S]`; detached here, since a gradient through positions is noise.
-        jitter: Uniform numbers `[..., M]`; stratified over M equal bins of the cumulative weight.
-
-    Returns:
-        S + M samples.
+    Weights `[..., S]` are detached, since a gradient through positions is noise; uniform numbers `[..., M]` are
+    stratified over M equal bins of the cumulative weight.
     """
     edges_s, s = (part.expand(*weights.shape[:-1], -1) for part in samples)
     # A surface lies between the last empty sample and the first full one, so a neighbour's weight counts too

@@ -121,14 +121,9 @@ class Rendering(NamedTuple):
 def ray_weights(tau: Tensor, *, opaque_end: bool) -> Tensor:
     """Rendering weights from optical thickness (Max, 1995; Mildenhall et al., ECCV 2020, eq. 3), in float32.
 
-    With T_i = exp(-sum_{j<i} tau_j), the weight of sample i is T_i (1 - exp(-tau_i)).
-
-    Args:
-        tau: Density times metric length of each interval, `[..., S]`, at least 0.
-        opaque_end: Give what passes through all samples to the last one, so that the weights sum to 1.
-
-    Returns:
-        `[..., S]`, at least 0, summing to at most 1.
+    With T_i = exp(-sum_{j<i} tau_j), the weight of sample i is T_i (1 - exp(-tau_i)): `[..., S]`, at least 0, summing
+    to at most 1. `tau` is density times metric length of each interval, at least 0. An `opaque_end` gives what passes
+    through all samples to the last one, so that the weights sum to 1.
     """
     tau = tau.float()
     # exp(-80) is nothing to see and still a normal float32; denormal numbers are slow on some CPUs.
@@ -165,12 +160,10 @@ def render_rays(
     opaque_end: bool = True,
     importance: Tensor | None = None,
 ) -> Rendering:
-    """Volume-render rays with given samples.
+    """Volume-render rays with given samples `[B, N, S]`, or what expands to it.
 
-    Args:
-        samples: `[B, N, S]`, or what expands to it.
-        opaque_end: Scenes end in an opaque last sample; objects on nothing do not.
-        importance: Uniform numbers `[B, N, M]` that place M more samples where a first pass finds the surface.
+    Scenes end in an opaque last sample; objects on nothing do not. Uniform numbers `importance` `[B, N, M]` place M
+    more samples where a first pass finds the surface.
     """
     if importance is not None:
         with torch.no_grad(), _uncached_casts():
@@ -209,16 +202,11 @@ def render(
     opaque_end: bool = True,
     rays_per_chunk: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Render many rays without gradients, in chunks that fit the cache: on a CPU as many at a time as it has threads.
+    """Rays without gradients, in chunks that fit the cache: rgb `[B, N, C]`, s `[B, N]`, weight_variance `[B, N]`.
 
-    Rays are independent: any `rays_per_chunk` gives the same bits if the field is independent by point.
-
-    Args:
-        samples: How many a ray, at the middles of equal bins of s; or samples `[B, N, S]`, or `[S]` for all rays.
-        rays_per_chunk: Rays at once; by default as many as have 2^15 samples, on a GPU as fit its memory.
-
-    Returns:
-        rgb `[B, N, C]`, s `[B, N]`, weight_variance `[B, N]`.
+    On a CPU as many chunks at a time as it has threads. Rays are independent: any `rays_per_chunk` gives the same bits
+    if the field is independent by point; by default they have 2^15 samples, on a GPU as fit its memory. Samples are how
+    many a ray, at the middles of equal bins of s; or `[B, N, S]`, or `[S]` for all rays.
     """
     if isinstance(field, RayField):
         if isinstance(samples, int) and opaque_end and not is_exact():

@@ -43,13 +43,9 @@ def trajectory(
       swing of that amplitude goes to one side.
     - `dolly-zoom`: the same with a field of view that widens, so that things at the pivot keep their size.
 
-    Args:
-        amplitude_rad: How far the path goes, in [0, pi / 2); default: the path's own.
-        radius: Distance of the first camera (all but the dollies: of every camera) from the pivot.
-        fov_rad: Horizontal field of view, in (0, pi).
-        fov_y_rad: Vertical field of view; default: what square pixels give.
-
-    Raises `ValueError`: an unknown name or a value out of range.
+    The amplitude, in [0, pi / 2), is by default the path's own. Cameras are `radius` from the pivot, of the dollies the
+    first one. `fov_rad` is horizontal, in (0, pi), `fov_y_rad` by default what square pixels give. Raises `ValueError`:
+    an unknown name or a value out of range.
     """
     if name not in PATHS:
         raise ValueError(f"unknown camera path {name!r}, know {', '.join(PATHS)}")

@@ -94,12 +94,10 @@ class Draws:
 
 
 def sample_scenes(index: Tensor, *, seed: int, purpose: str = "train") -> ToyScenes:
-    """Scenes number `index` of (seed, purpose).
+    """Scenes number `index`, int64 `[n]`, of (seed, purpose).
 
-    Args:
-        index: int64 `[n]`.
-        purpose: Equal seeds under different purposes share no scenes; by convention "train", "eval", or "input" for
-            scenes that a user names.
+    Equal seeds under different purposes share no scenes; by convention "train", "eval", or "input" for scenes that a
+    user names.
     """
     draw = Draws(index, seed, f"toyscenes/{purpose}").scenes
     kind, *size = draw("object", 1 + NUM_DIMENSIONS)
@@ -172,16 +170,10 @@ def sample_scenes(index: Tensor, *, seed: int, purpose: str = "train") -> ToySce
 
 
 def measures(class_index: Tensor, size: list[Tensor], scale: Tensor | float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """How large objects are.
+    """How large objects are, by NUM_DIMENSIONS uniform draws each, `[...]`, and a scale of plain ones' size.
 
-    Args:
-        class_index: `[...]`; absent objects have no size.
-        size: NUM_DIMENSIONS uniform draws, each `[...]`.
-        scale: Times the size of plain objects, `[...]` or one for all.
-
-    Returns:
-        Dimensions `[..., NUM_DIMENSIONS]` and extent `[..., 3]` as in `ToyObjects`, and how far they may turn to either
-        side, in radians `[...]`.
+    Of classes `[...]`; absent objects have no size. Returns dimensions `[..., NUM_DIMENSIONS]` and extent `[..., 3]` as
+    in `ToyObjects`, and how far they may turn to either side, in radians `[...]`.
     """
     dimensions = torch.zeros(*class_index.shape, NUM_DIMENSIONS, device=class_index.device)
     extent = torch.zeros(*class_index.shape, 3, device=class_index.device)

@@ -61,10 +61,8 @@ def make_patch(
 ) -> Tensor:
     """Patches `[..., 9]` from NUM_PATCH_DRAWS uniform draws `[...]`.
 
-    Args:
-        share: How many surfaces have one; a probability for all or `[...]`.
-        period: Smallest and largest length that a photo covers.
-        max_turn_rad: Photos turn at most this much to either side.
+    A `share` of the surfaces, a probability for all or `[...]`, has one; a photo covers a length between those of
+    `period`, and turns at most `max_turn_rad` to either side.
 
     Returns:
         Number of the photo or NO_PHOTO, photos a unit of length, the phase in photos (2), cosine and sine of the
@@ -91,13 +89,9 @@ def make_patch(
 
 
 def paint_photo(bank: PhotoBank, patch: Tensor, u: Tensor, v: Tensor, width: Tensor) -> Colour:
-    """Colours at (u, v), from 0 on.
+    """Colours at (u, v), both `[k]` and from 0 on, v downwards, of patches `[k, 9]` that each have a photo.
 
-    Args:
-        patch: One for each point, each with a photo, `[k, 9]`.
-        u: `[k]`.
-        v: `[k]`, downwards.
-        width: What a ray covers of the surface, in its unit `[k]`.
+    `width` is what a ray covers of the surface, in its unit `[k]`.
     """
     number, frequency, phase_u, phase_v, cos, sin, *gain = patch.T.contiguous()
     level = torch.zeros_like(number, dtype=torch.int64)

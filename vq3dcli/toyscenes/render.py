@@ -68,10 +68,8 @@ def _one_thread() -> Iterator[None]:
 def render_scenes(scenes: ToyScenes, camera: Camera, *, supersample: int = 2) -> ToyViews:
     """Pictures and exact disparity, on one core; large batches are faster, since scenes of a class go together.
 
-    Args:
-        supersample: A pixel's colour is the mean of supersample^2 rays. Its disparity is that of its centre, unmixed.
-
-    Raises `ValueError`: there are not as many cameras as scenes, or supersample is not positive.
+    A pixel's colour is the mean of supersample^2 rays. Its disparity is that of its centre, unmixed. Raises
+    `ValueError`: there are not as many cameras as scenes, or supersample is not positive.
     """
     if camera.cam_to_world.shape[0] != len(scenes):
         raise ValueError(f"{camera.cam_to_world.shape[0]} cameras for {len(scenes)} scenes")

@@ -59,11 +59,8 @@ def shade(
 ) -> Tensor:
     """Colours `[n, 3, m]` in [0, 1] of what the rays meet first.
 
-    Args:
-        origin: In the scenes' frames `[n, 1]`.
-        direction: In the scenes' frames `[n, m]`.
-        view: The directions in the world `[n, m]`.
-        ray_width: What a ray covers across at z_depth 1 `[n, 1]`.
+    Origins `[n, 1]` and directions `[n, m]` are in the scenes' frames, `view` the directions in the world; `ray_width`
+    is what a ray covers across at z_depth 1 `[n, 1]`.
     """
     nearest, photos = hits.nearest, scenes.photos
     solid = nearest < torch.inf
@@ -170,9 +167,7 @@ def _with_photos(
 def _object_colour(scenes: ToyScenes, group: Group, some: _Seen, lit: Tensor, width: Tensor) -> Colour:
     """Colours of the points of objects `[k]`.
 
-    Args:
-        lit: 1.0 where the light arrives, else 0.0, `[k]`.
-        width: What rays cover of a surface that faces them `[k]`.
+    `lit` is 1.0 where the light arrives, else 0.0; `width` is what rays cover of a surface that faces them.
     """
     objects, which, point = group.objects, some.which, some.point
     ambient = scenes.ambient[group.scene][which]

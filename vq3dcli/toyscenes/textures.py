@@ -32,10 +32,7 @@ def make_texture(
     plain: float,
     frequency: tuple[float, float],
 ) -> Tensor:
-    """Textures `[..., 17]` from six uniform draws `[...]`.
-
-    Args:
-        frequency: Least and most waves a metre.
+    """Textures `[..., 17]` from six uniform draws `[...]`, with least and most waves a metre in `frequency`.
 
     Returns:
         Two colours in [0, 1] (3 + 3), the coefficients of `_KINDS` (6), waves a metre, the phase in periods (2), cosine
@@ -56,11 +53,9 @@ def make_texture(
 
 
 def paint(texture: Tensor, u: Tensor, v: Tensor, *, contrast: Tensor | float = 1.0) -> Colour:
-    """Colours at (u, v) metres; a low contrast pales what is too far away to be resolved.
+    """Colours at (u, v) metres of textures `[..., 17]` that broadcast to them.
 
-    Args:
-        texture: `[..., 17]`, one for each element of `u`, or one that broadcasts to it.
-        contrast: 0 is the mean of the two colours.
+    A low contrast pales what is too far away to be resolved: 0 is the mean of the two colours.
     """
     columns = texture.movedim(-1, 0).contiguous()
     of_u, of_v, of_uv, bias, sharpness, warp, frequency, phase_u, phase_v, cos, sin = columns[6:]

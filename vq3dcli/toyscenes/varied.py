@@ -30,8 +30,7 @@ def sample_varied_scenes(
 ) -> ToyScenes:
     """Varied scenes number `index` of (seed, purpose): others than the plain ones of these, whatever the purpose.
 
-    Args:
-        photos: What surfaces show; None for textures and skies alone.
+    Surfaces show photos, or textures and skies alone.
     """
     draws = Draws(index, seed, f"toyscenes-varied/{purpose}")
     view = _draw_view(draws)

@@ -70,8 +70,7 @@ class DiscriminatorObjective(nn.Module):
 class TrainedDiscriminator:
     """One discriminator with all that a step changes: weights, moments, augmentation, the last R1 penalty.
 
-    Args:
-        name: Of the views: "main" or "novel".
+    `name` is that of its views: "main" or "novel".
     """
 
     def __init__(self, name: str, recipe: Stage1Recipe, *, classes: int, device: torch.device, ranks: Ranks) -> None:
@@ -175,10 +174,7 @@ class TrainedDiscriminator:
 class Adversary:
     """Both discriminators of a run, as far as their weights in the recipe are above 0.
 
-    Args:
-        classes: Classes of the data; used by class-conditional discriminators only.
-
-    Raises `RecipeError`: minibatch groups that ranks would cut, or class-conditional discriminators without classes.
+    Raises `RecipeError`: minibatch groups that ranks would cut, or class-conditional discriminators without `classes`.
     """
 
     def __init__(
@@ -222,10 +218,9 @@ class Adversary:
         return min(since / self.settings.ramp_images, 1.0) if self.settings.ramp_images else 1.0
 
     def generator_loss(self, views: AdversarialViews, images_seen: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the autoencoder's loss gains, weighted and ramped; its unweighted terms by name, detached scalars.
+        """What the autoencoder's loss gains by views with graphs, weighted and ramped.
 
-        Args:
-            views: With graphs to the renderer.
+        Also its unweighted terms by name, detached scalars.
         """
         total = torch.zeros((), device=views.index.device)
         terms: dict[str, Tensor] = {}
@@ -238,12 +233,10 @@ class Adversary:
     def update(
         self, micro_batches: Sequence[AdversarialViews], images_seen: int, *, learning_rate_factor: float = 1.0
     ) -> dict[str, float]:
-        """One step of both discriminators.
+        """One step of both discriminators, by this rank's detached views of the step.
 
-        Args:
-            micro_batches: This rank's detached views of the step.
-            images_seen: Before the step; decides whether R1 is due.
-            learning_rate_factor: On `learning_rate`, for a schedule shared with the autoencoder.
+        `images_seen`, before the step, decides whether R1 is due; `learning_rate_factor` shares the autoencoder's
+        schedule.
 
         Returns:
             Figures over all ranks, `adversarial_{main,novel}_{figure}`: `discriminator_loss`, `real_score`,

@@ -31,15 +31,11 @@ def update_codes(
     raw: Tensor,
     ranks: Ranks,
 ) -> Tensor:
-    """Follow the encoder's statistics, start quantisation when it is time, revive dead codes.
+    """Follow the encoder's statistics, start quantisation when it is time, revive dead codes; after a step.
 
     Args:
-        state: After the step.
-        schedule: Of the run.
         codes: Code indices of the step `[B, L]`, of this rank.
-        projected: Encoder outputs on the sphere `[B, L, D]`.
-        raw: Encoder outputs before normalisation `[B, L, D]`.
-        ranks: This process among those of the run.
+        projected: Encoder outputs on the sphere `[B, L, D]`, and `raw`, before normalisation.
 
     Returns:
         How often each code was used in this step by all ranks, `[K]`.

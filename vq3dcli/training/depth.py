@@ -40,22 +40,9 @@ def train_depth(
     facts: Mapping[str, Any] | None = None,
     **options: Unpack[RunOptions],
 ) -> Result:
-    """Train, or continue the run that `out` holds.
+    """Train, or continue the run that `out` holds; arguments and errors as of `stage1.train`.
 
-    Args:
-        recipe: The resolved recipe.
-        data: A loader made with the recipe's batch size and seed, all of whose samples are labelled.
-        out: The run's folder.
-        device: Where to train; the CPU by default.
-        facts: Recorded with the run; a later call with other facts is refused.
-        **options: Who hears of the run, and when it stops.
-
-    Raises:
-        DivergedError: Several steps in a row were not finite.
-        StoppedError: Stopped on request, after saving, or `out` belongs to a running process.
-        RecipeError: `out` holds a run with another recipe or other facts, or `training.init` does not fit.
-        DataError: `out` holds a run that is damaged.
-        UnavailableError: The encoder's weights or the tracker are not there.
+    All samples of `data` are labelled. Raises `UnavailableError`: the encoder's weights or the tracker are not there.
     """
     schedule, device = recipe.training, device or torch.device("cpu")
     run = Run(recipe, out, device=device, ranks=Ranks(), **options)
@@ -126,10 +113,7 @@ def take_step(
 def build_state(recipe: DepthRecipe, device: torch.device, *, pretrained: bool) -> RunState[DepthNetwork]:
     """The state of a new run; `pretrained` from `training.init` if the recipe names it, else from ImageNet's encoder.
 
-    Raises:
-        RecipeError: The weights to start from do not fit the recipe.
-        UnavailableError: The encoder's weights are not there.
-        InputMissingError, UnsafeFileError, DataError: As `weights_file.load_depth`.
+    Raises as `finetune.initialise_depth`, and `UnavailableError`: the encoder's weights are not there.
     """
     model, init, init_sha256 = build_depth_network(recipe), recipe.training.init, ""
     if pretrained and init:

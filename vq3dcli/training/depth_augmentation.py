@@ -21,17 +21,14 @@ _BLUR_TAPS = 9
 def augmented(
     image: Tensor, label: Tensor, index: Tensor, *, settings: AugmentationSection, input_px: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """What the network is shown, and the label of its map.
+    """What the network is shown, float32 `[B, 3, P, P]` in [0, 255], and the label of its map, `[B, P / 2, P / 2]`.
+
+    Labels are sampled by nearest neighbours: a mixture of near and far across an edge would be a surface that is
+    nowhere.
 
     Args:
-        image: uint8 `[B, 3, T, T]`.
-        label: `[B, T, T]`.
+        image: uint8 `[B, 3, T, T]`; its label `[B, T, T]`.
         index: Places of the stream, int64 `[B]`: the only source of randomness.
-        settings: What is changed, how often and how much.
-
-    Returns:
-        Images float32 `[B, 3, P, P]` in [0, 255], and labels `[B, P / 2, P / 2]` by nearest neighbours: a mixture of
-        near and far across an edge would be a surface that is nowhere.
     """
     grid = _crops(index, settings, seed)
     pixels = _sampled(image.float(), grid, input_px, "bilinear")

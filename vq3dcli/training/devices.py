@@ -85,13 +85,9 @@ _VARIANTS = frozenset({"mig", "laptop", "mobile", "pcie", "nvl", "gh200", "fhhl"
 
 
 def find_processor(recipe: Recipe, device: torch.device, name: str | None = None) -> Processor:
-    """The processor that is named, or the one that is there.
+    """The processor that is named (a key of `PUBLISHED`, or "cpu" for this machine's), or the one that is there.
 
     A GPU on the machine has its own memory, as the driver gives it, and the table's peaks where the table has it.
-
-    Args:
-        device: Where it would train here.
-        name: Another one than that, a key of `PUBLISHED`; "cpu" is the one of this machine.
     """
     precision = recipe.training.precision
     if name is not None and name != "cpu":
@@ -113,12 +109,9 @@ def find_processor(recipe: Recipe, device: torch.device, name: str | None = None
 
 
 def named_processor(name: str, precision: str) -> Processor:
-    """A GPU of the table.
+    """A GPU of `PUBLISHED`, in a recipe's `precision`; `auto` is bfloat16 where the GPU multiplies it.
 
-    Args:
-        name: Its key in `PUBLISHED`.
-        precision: As in a recipe; `auto` is bfloat16 where the GPU multiplies it. A GPU that is told to use bfloat16
-            and only emulates it is given its float32 speed, which is more than it will reach.
+    One that is told to use bfloat16 and only emulates it is given its float32 speed, which is more than it will reach.
     """
     published = PUBLISHED[name]
     peak = published.tflops_bfloat16
@@ -167,9 +160,7 @@ def measured_processor(
 ) -> Processor:
     """Multiply and rectify for about a second, with as many threads as PyTorch has.
 
-    Args:
-        block_bytes: Size of a typical activation; where memory is fetched anew for each, size decides the speed.
-        memory_bytes: What the device has, if that is known.
+    Where memory is fetched anew for each activation, its size decides the speed: `block_bytes` is a typical one.
     """
     on_cpu = device.type == "cpu"
     share, bandwidth_share = (CPU_MATMUL_SHARE, CPU_BANDWIDTH_SHARE) if on_cpu else (1.0, 1.0)

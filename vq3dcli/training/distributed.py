@@ -45,9 +45,7 @@ class Ranks:
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether `flag` is true on any rank, the same answer on all of them.
 
-        Args:
-            flag: Of this rank.
-            device: One that the process group can reach: this rank's GPU under NCCL.
+        `device` is one that the process group can reach: this rank's GPU under NCCL.
         """
         return bool(self.sum(torch.tensor(float(flag), device=device)) > 0) if self.world_size > 1 else flag
 
@@ -105,8 +103,7 @@ def without_exchange(module: nn.Module, apart: bool) -> AbstractContextManager[o
 def join_ranks(device: torch.device) -> Ranks:
     """Join the process group that torchrun's environment describes, if any.
 
-    Args:
-        device: Where this rank computes. On GPUs all that ranks exchange must lie there, since NCCL moves nothing else.
+    On GPUs all that ranks exchange must lie on this rank's own `device`, since NCCL moves nothing else.
     """
     if started_ranks() == 1:
         return Ranks()

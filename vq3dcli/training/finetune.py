@@ -51,14 +51,10 @@ class Initialised:
 
 @torch.no_grad()
 def initialise(model: Autoencoder, recipe: Stage1Recipe, path: Path) -> Initialised:
-    """Load the weights of a Stage 1 file into a freshly built model, in place.
+    """Load the weights of a Stage 1 file, the folder of a run, or a checkpoint, into a freshly built model, in place.
 
-    Args:
-        path: A weights file, the folder of a run, or a checkpoint.
-
-    Raises:
-        RecipeError: The weights do not fit the recipe; names every tensor that does not, and the keys to change.
-        InputMissingError, UnsafeFileError, DataError: As `weights_file.load_weights`.
+    Raises `RecipeError`: they do not fit the recipe; names every tensor that does not, and the keys to change; else as
+    `weights_file.load_weights`.
     """
     loaded = load_weights(path)
     source, target = loaded.model.state_dict(), model.state_dict()
@@ -96,11 +92,7 @@ def freeze_codes(model: Autoencoder, start: Initialised | None = None) -> None:
     """Train the decoder alone from now on: the same images keep the same codes, and priors over them stay good.
 
     As Stable Diffusion's autoencoders were fine-tuned, whose latents had to stay those of the diffusion model (model
-    card of stabilityai/sd-vae-ft-mse).
-
-    Args:
-        model: Its weights in place.
-        start: Where they came from, to check; None where a run goes on.
+    card of stabilityai/sd-vae-ft-mse). `start` says where the weights came from, to check; None where a run goes on.
 
     Raises `RecipeError`: the codes are untrained, or those of another image size or codebook size.
     """
@@ -121,23 +113,14 @@ def freeze_codes(model: Autoencoder, start: Initialised | None = None) -> None:
 
 @torch.no_grad()
 def initialise_prior(model: Prior, tokens: TokenFacts, path: Path) -> str:
-    """A fresh prior takes another's weights, in place.
+    """A fresh prior, built for `tokens` on the CPU, takes another's weights, in place; returns their file's hash.
 
     All shapes must agree, but for two things. Classes of a name that both know come along, others start at random. And
     the fresh prior may be deeper: its further blocks, spread evenly among the others, end in zeros as all new ones do,
     so that it computes what the other one does (as identity layers of Net2Net, Chen et al., ICLR 2016).
 
-    Args:
-        model: Built for `tokens`, on the CPU.
-        path: A prior's weights file, the folder of a run, or a checkpoint.
-
-    Returns:
-        The file's hash.
-
-    Raises:
-        RecipeError: The weights do not fit the recipe, or belong to tokens of a Stage 1 that is neither that of the
-            tokens nor one that its training began from, or have other codes.
-        InputMissingError, UnsafeFileError, DataError: As `weights_file.load_prior`.
+    Raises `RecipeError`: the weights do not fit the recipe, have other codes, or belong to tokens of a Stage 1 that is
+    neither that of the tokens nor one that its training began from; else as `weights_file.load_prior`.
     """
     loaded = load_prior(path)
     # Fine-tuning moves codes little and keeps their numbers: a prior of the ancestor's codes is a good start.
@@ -197,9 +180,7 @@ def _deepened(model: Prior, target: dict[str, Tensor], layers: int) -> dict[str,
 def initialise_depth(model: DepthNetwork, recipe: DepthRecipe, path: Path) -> str:
     """A depth network takes another's weights, in place; returns the file's hash.
 
-    Raises:
-        RecipeError: Its shape is another.
-        InputMissingError, UnsafeFileError, DataError: As `weights_file.load_depth`.
+    Raises `RecipeError`: its shape is another; else as `weights_file.load_depth`.
     """
     loaded = load_depth(path)
     shape = loaded.recipe.model

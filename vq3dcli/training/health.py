@@ -126,7 +126,7 @@ class Finding(NamedTuple):
     recovered: bool = False
 
     def line(self) -> str:
-        """One line for a log: what, since when, the likely cause and the remedy."""
+        """For a log: what, since when, the likely cause and the remedy."""
         guard = self.guard
         what = f"{guard.figure} {self.value:.3g}" + (" times its running mean" if guard.relative else "")
         if self.recovered:

@@ -38,12 +38,8 @@ def held_out_views(
 ) -> dict[str, float]:
     """Means over images, which ranks share: PSNR; rank correlation and error of disparity; PSNR of exact views.
 
-    Disparity where labels are exact, views where there are any; as `vq3d evaluate geometry`, but for what is skipped
-    as empty.
-
-    Args:
-        model: The averaged one.
-        images: All of them, the same on every rank.
+    Disparity where labels are exact, views where there are any; as `vq3d evaluate geometry`, but for what is skipped as
+    empty. `images` are all of them, the same on every rank; `model` is the averaged one.
     """
     names = ("psnr", "spearman", "ssi_error", "novel_psnr")
     sums = torch.zeros(len(names), 2, dtype=torch.float64)
@@ -98,10 +94,7 @@ def held_out_bits(
 ) -> HeldOut:
     """Measure a prior on the plain views of all held-out images, given their class; ranks share the work.
 
-    Args:
-        model: The prior, in evaluation mode.
-        loader: Knows what is held out.
-        autocast_dtype: bfloat16 for mixed precision.
+    The model is in evaluation mode; `autocast_dtype` is bfloat16 for mixed precision.
     """
     classes = len(loader.store.class_names)
     nats = torch.zeros(classes + 1, dtype=torch.float64, device=device)
@@ -126,12 +119,8 @@ def held_out_bits(
 def unigram_bits(loader: TokenLoader, ranks: Ranks, device: torch.device) -> HeldOut:
     """Entropy of the training codes of each class, all views, whatever their place: what counting them achieves.
 
-    Its mean weighs classes by their images: the entropy of a code given the class.
-
-    Args:
-        loader: Knows what is not held out.
-        ranks: They share the counting: a data set of ImageNet's size has ten billion codes.
-        device: Where ranks can sum.
+    Its mean weighs classes by their images: the entropy of a code given the class. Ranks share the counting, for a data
+    set of ImageNet's size has ten billion codes; `device` is one where they can sum.
     """
     store = loader.store
     classes, size = len(store.class_names), store.codebook_size

@@ -73,9 +73,8 @@ class Objective(NamedTuple):
 class Stage1Objective(nn.Module):
     """All losses of the autoencoder.
 
-    Args:
-        adversary: The discriminators; None for no adversarial losses, whatever the recipe says.
-        perceptual: The frozen network of the perceptual loss; needed where the recipe gives it a weight.
+    Without an `adversary` there are no adversarial losses, whatever the recipe says; the frozen network of the
+    perceptual loss is needed where the recipe gives it a weight.
     """
 
     def __init__(

@@ -79,14 +79,9 @@ def _wide(matrices: Tensor) -> Tensor:
 
 
 def orthogonalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """Matrices with singular values near one (0.7 to 1.2), by Newton-Schulz iterations.
+    """Matrices `[..., m, n]` with singular values near one (0.7 to 1.2), by Newton-Schulz iterations.
 
-    Args:
-        matrices: `[..., m, n]`.
-        dtype: To multiply in; bfloat16 is enough.
-
-    Returns:
-        The same shape and type.
+    They are multiplied in `dtype`, for which bfloat16 is enough, and come back in their own.
     """
     a, b, c = _ITERATION
     wide = _wide(matrices)
@@ -164,11 +159,7 @@ def set_learning_rate(optimizer: Optimizer, value: float) -> None:
 
 
 def reset_rows(optimizer: Optimizer, parameter: nn.Parameter, rows: Tensor) -> None:
-    """Forget the moments of some rows of a parameter, for codes that start anew.
-
-    Args:
-        rows: Mask, bool `[K]`.
-    """
+    """Forget the moments of some rows of a parameter, a mask bool `[K]`, for codes that start anew."""
     state = optimizer.state.get(parameter, {})
     for name in ("exp_avg", "exp_avg_sq"):
         if name in state:

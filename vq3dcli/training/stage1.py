@@ -138,14 +138,12 @@ def build_state(
 ) -> RunState[Autoencoder]:
     """The state of a new run, from `training.init` if the recipe names it and the run is `fresh`.
 
-    Args:
-        classes: Classes of the data, for class-conditional discriminators.
-        fresh: No checkpoint will replace the weights.
+    `classes` are those of the data, for class-conditional discriminators; of a run that is not `fresh` a checkpoint
+    will replace the weights.
 
-    Raises:
-        RecipeError: The weights to start from do not fit the recipe, or the discriminators not the data.
-        InputMissingError, UnsafeFileError, DataError: As `weights_file.load_weights`.
-        UnavailableError: This installation has no embedded depth network, which the recipe asks for.
+    Raises `RecipeError`: the weights to start from do not fit the recipe, or the discriminators not the data;
+    `UnavailableError`: the recipe asks for an embedded depth network that is not there; else as
+    `weights_file.load_weights`.
     """
     schedule = recipe.training
     model = build_autoencoder(recipe)
@@ -198,10 +196,8 @@ def take_step(
 ) -> Step:
     """Change `state` by one step: autoencoder, discriminators, codes, moving average.
 
-    Args:
-        forward: Its objective, `shared` on several ranks.
-
-    Raises `DivergedError`: a loss or gradient is not finite; nothing was changed.
+    `forward` is its objective, `shared` on several ranks. Raises `DivergedError`: a loss or gradient is not finite;
+    nothing was changed.
     """
     schedule, adversary = recipe.training, state.adversary
     learning_rate = learning_rate_at(schedule, state.images_seen)

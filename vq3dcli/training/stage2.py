@@ -53,22 +53,12 @@ def train_prior(
     device: torch.device | None = None,
     **options: Unpack[RunOptions],
 ) -> Result:
-    """Train, or continue the run that `out` holds.
+    """Train, or continue the run that `out` holds; arguments and errors as of `stage1.train`.
 
     Args:
         stage1: The weights that made the tokens, for sheets of samples; without them there are none.
-        device: Where to train, on many GPUs this rank's own; the CPU by default.
-        **options: Who hears of the run, and when it stops.
 
-    Raises:
-        DivergedError: In several steps in a row the loss or a gradient was not finite, or weights became so; the last
-            checkpoint is from before.
-        StoppedError: Stopped on request, after saving, or `out` belongs to a running process.
-        RecipeError: `out` holds a run with another recipe or other tokens, `training.init` does not fit, or the batch
-            does not divide among ranks and micro-batches.
-        UsageError: All images are held out.
-        DataError: `out` holds a run that is damaged, or the tokens are of another Stage 1.
-        UnavailableError: The tracker is not there.
+    Raises `UsageError`: all images are held out; `DataError`: the tokens are of another Stage 1.
     """
     schedule, device = recipe.training, device or torch.device("cpu")
     ranks, facts = join_ranks(device), token_facts(store)
@@ -127,9 +117,7 @@ def build_state(
 ) -> RunState[Prior]:
     """The state of a new run, from `training.init` if the recipe names it and the run is `fresh`.
 
-    Raises:
-        RecipeError: The weights to start from do not fit the recipe or the tokens.
-        InputMissingError, UnsafeFileError, DataError: As `weights_file.load_prior`.
+    Raises as `finetune.initialise_prior`.
     """
     schedule, classes = recipe.training, len(tokens.class_names)
     model = build_prior(recipe, codebook_size=tokens.codebook_size, length=tokens.length, classes=classes)
@@ -150,10 +138,8 @@ def take_step(
 ) -> Step:
     """Change `state` by one step, a micro-batch at a time.
 
-    Args:
-        forward: Its `PriorObjective`, `shared` on several ranks.
-
-    Raises `DivergedError`: the loss or gradient is not finite; nothing was changed.
+    `forward` is its `PriorObjective`, `shared` on several ranks. Raises `DivergedError`: the loss or gradient is not
+    finite; nothing was changed.
     """
     schedule = recipe.training
     learning_rate = learning_rate_at(schedule, state.images_seen)
@@ -187,8 +173,7 @@ def take_step(
 class PriorObjective(nn.Module):
     """The mean loss of a micro-batch, as a module, so that DistributedDataParallel can wrap it.
 
-    Args:
-        class_dropout: Share of images that lose their class.
+    `class_dropout` is the share of images that lose their class.
     """
 
     def __init__(self, model: Prior, *, class_dropout: float, seed: int) -> None:
@@ -196,12 +181,9 @@ class PriorObjective(nn.Module):
         self.model, self.class_dropout, self.seed = model, class_dropout, seed
 
     def forward(self, tokens: Tensor, class_index: Tensor, index: Tensor) -> Tensor:
-        """Nats per code.
+        """Nats per code of tokens int64 `[B, L]`, given classes int64 `[B]`, below 0 for none.
 
-        Args:
-            tokens: int64 `[B, L]`.
-            class_index: int64 `[B]`, below 0 for none.
-            index: Positions in the stream `[B]`.
+        `index` `[B]` are positions in the stream.
         """
         given = drop_classes(class_index, index, seed=self.seed, probability=self.class_dropout)
         return token_nats(self.model(tokens, given), tokens).mean()
@@ -210,10 +192,7 @@ class PriorObjective(nn.Module):
 def drop_classes(class_index: Tensor, index: Tensor, *, seed: int, probability: float) -> Tensor:
     """Replace some classes by none, so that one network learns both sides of guidance (Ho and Salimans, 2022).
 
-    Args:
-        class_index: int64 `[B]`.
-        index: Positions in the stream `[B]`: what is dropped depends on (seed, position) alone.
-        probability: Of losing the class.
+    A class, int64 `[B]`, is lost with a probability, by its position in the stream `[B]` and the seed alone.
     """
     lost = seeding.uniform(seed, "class-dropout", index, 1)[..., 0] < probability
     return torch.where(lost, NO_CLASS, class_index)

@@ -264,10 +264,7 @@ class _NoPerceptual(nn.Module):
 def stage1_work(recipe: Stage1Recipe, processor: Processor, micro_batch: int, *, started: bool, classes: int) -> Work:
     """A step of Stage 1, before or after the discriminators' start, each image with a novel view where any counts.
 
-    Args:
-        micro_batch: Images; of adversarial recipes a multiple of the minibatch group.
-        started: Whether the discriminators have started.
-        classes: Of the data, for class-conditional discriminators.
+    `micro_batch` images, of adversarial recipes a multiple of the minibatch group; `classes` are those of the data.
     """
     # R1's second derivative takes PyTorch a thousand operations: `plan` adds a share for it.
     off = {"r1": 0.0} if started else {"main": 0.0, "novel": 0.0}

@@ -67,18 +67,15 @@ class Tracker:
 def open_tracker(
     kind: TrackerKind, run: Path, *, images_seen: int = 0, config: Mapping[str, Any] | None = None
 ) -> Tracker:
-    """A tracker of the run in a folder, new or continued; on many GPUs for the first rank alone.
+    """A tracker of the run in a folder, new or continued at `images_seen`; on many GPUs for the first rank alone.
 
-    TensorBoard writes to `RUN/tensorboard`, Weights & Biases to `RUN/wandb`, under the folder's name and, when the
-    run continues, the same id. The latter obeys its environment variables: `WANDB_MODE=offline` sends nothing,
-    `WANDB_MODE=disabled` does nothing, `WANDB_PROJECT` names another project than `vq3d`.
+    TensorBoard writes to `RUN/tensorboard`, and forgets what was told after `images_seen`. Weights & Biases writes to
+    `RUN/wandb`, under the folder's name and, when the run continues, the same id. It obeys its environment variables:
+    `WANDB_MODE=offline` sends nothing, `WANDB_MODE=disabled` does nothing, `WANDB_PROJECT` names another project than
+    `vq3d`.
 
-    Args:
-        images_seen: Where a run continues: TensorBoard forgets what was told after that.
-
-    Raises:
-        UnavailableError: The package is not installed, or Weights & Biases does not let us in.
-        OutputError, StorageError: The folder cannot be created or written.
+    Raises `UnavailableError`: the package is not installed, or Weights & Biases does not let us in; `OutputError`,
+    `StorageError`: the folder cannot be created or written.
     """
     if kind == "tensorboard":
         return _tensorboard(run, images_seen, config or {})

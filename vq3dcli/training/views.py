@@ -78,8 +78,7 @@ def render_views(
     Args:
         field: The differentiable scenes `[B]`.
         photo: `[B, 3, H, W]` in [-1, 1].
-        real_s: Aligned disparity labels `[B, H, W]`, see `real_disparity`.
-        labelled: Whether an image has one, `[B]`.
+        real_s: Aligned disparity labels `[B, H, W]`, see `real_disparity`; `labelled` `[B]` says which images have one.
         index: Global sample indices `[B]`.
         class_index: `[B]`, -1 for no class.
     """
@@ -128,12 +127,9 @@ def render_view(
     corner: Tensor | None = None,
     patch_px: int = 0,
 ) -> View:
-    """Render the whole of each camera's image, or a patch of it, with gradients.
+    """Render the whole of each camera's image, or a patch of it, with gradients; one camera a scene `[B]`.
 
-    Args:
-        camera: One camera a scene `[B]`.
-        index: Global sample indices `[B]`.
-        corner: Upper left pixel (x, y) of each patch, int64 `[B, 2]`; None for the whole image.
+    `index` are global sample indices `[B]`, `corner` the upper left pixels (x, y) of patches, int64 `[B, 2]`.
     """
     batch = index.shape[0]
     height, width = (camera.height_px, camera.width_px) if corner is None else (patch_px, patch_px)
@@ -154,8 +150,7 @@ def render_view(
 def render_sampled(field: Field, rays: Rays, recipe: Stage1Recipe, uniform: Callable[[str, int], Tensor]) -> Rendering:
     """Render rays `[B, N]` at the recipe's stratified and importance samples.
 
-    Args:
-        uniform: Random numbers `[B, N, n]` in [0, 1) for a name and n.
+    `uniform` gives random numbers `[B, N, n]` in [0, 1) for a name and n.
     """
     samples = stratified_samples(uniform("samples", recipe.rendering.samples))
     more = recipe.rendering.importance_samples
@@ -164,12 +159,7 @@ def render_sampled(field: Field, rays: Rays, recipe: Stage1Recipe, uniform: Call
 
 
 def crop(images: Tensor, corner: Tensor, patch_px: int) -> Tensor:
-    """A square patch of each image.
-
-    Args:
-        images: `[B, C, H, W]` or `[B, H, W]`.
-        corner: Upper left pixels (x, y), int64 `[B, 2]`.
-    """
+    """A square patch of each of `[B, C, H, W]` or `[B, H, W]`, from an upper left pixel (x, y) on, int64 `[B, 2]`."""
     span = torch.arange(patch_px, device=images.device)
     batch = torch.arange(images.shape[0], device=images.device)[:, None, None]
     rows, columns = corner[:, 1, None, None] + span[:, None], corner[:, 0, None, None] + span
@@ -192,9 +182,7 @@ def sample_at_size(images: Tensor, size_px: int) -> Tensor:
 def real_disparity(label: Tensor, label_kind: Tensor, *, mean: float, std: float) -> Tensor:
     """Labels `[B, H, W]` as a discriminator is shown them: metric ones as they are, relative ones aligned canonically.
 
-    Args:
-        label_kind: `[B]`, see `losses.depth`.
-        mean: Of s, for `align_canonical`.
+    `mean` and `std` are of s, for `align_canonical`.
     """
     relative = label_kind == LABEL_RELATIVE
     if not bool(relative.any()):

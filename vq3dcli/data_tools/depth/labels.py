@@ -40,10 +40,7 @@ _FEWEST_JUDGED, _MOST_FLAGGED = 32, 0.95
 def label_exact(shards: Path, *, force: bool = False, progress: Progress = lambda done, total: None) -> Manifest:
     """Write the disparity that a data set carries itself as the labels `exact`.
 
-    Args:
-        force: Replace labels that were made for other images.
-        progress: Called with (samples done, all samples).
-
+    `force` replaces labels that were made for other images; `progress` is called with (samples done, all samples).
     Raises `DataError`: the data set has no disparity of its own.
     """
     images = open_images(shards)
@@ -69,24 +66,14 @@ def label_by_model(
     progress: Progress = lambda done, total: None,
     flagged: Counter[str] | None = None,
 ) -> Manifest | None:
-    """Write what a depth network sees in the images as the labels `name`, of kind `relative`.
+    """Write what a depth network sees in the images as relative labels `name`; None while other parts have work left.
 
     The network gets the same batches in every run, whatever was done before: its numbers depend on them in the last
-    bits.
+    bits. Labels have `size` pixels a side, fewer where the images or the network's maps are smaller; `flagged` counts
+    those of this call by what is wrong with them. `force` and `progress` are as of `label_exact`.
 
-    Args:
-        name: Folder of the labels, `disparity/NAME`.
-        size: Side of the labels in pixels; less where the images or the network's maps are smaller.
-        force: Replace labels that were made otherwise.
-        progress: Called with (samples done, samples of this part).
-        flagged: Counts the labels made in this call, by what is wrong with them.
-
-    Returns:
-        None while other parts have work left.
-
-    Raises:
-        UsageError: The folder holds labels, or has labels of this name that were made otherwise.
-        DataError: The images are damaged, the network fails, or nearly all labels of a shard are of no use.
+    Raises `UsageError`: the folder holds labels, or has labels of this name that were made otherwise; `DataError`: the
+    images are damaged, the network fails, or nearly all labels of a shard are of no use.
     """
     images = open_images(shards)
     counts: Counter[str] = Counter() if flagged is None else flagged
@@ -114,9 +101,8 @@ def write_labels(
 ) -> Manifest | None:
     """Write the labels `name` of `images`, one label shard for each image shard; None while other parts have work left.
 
-    Args:
-        make: The labels of the samples in a range, see `label_sample`.
-        options: JSON values that the labels depend on, beside the images and their name.
+    `make` gives the labels of the samples in a range, see `label_sample`, which depend on `options`, JSON values,
+    beside the images and their name.
     """
     manifest = images.manifest
     ends = accumulate(shard.samples for shard in manifest.shards)

@@ -64,13 +64,11 @@ class ModelFiles:
 def find_model(model: str, *, download: bool = False) -> ModelFiles:
     """Find a network by a path, or by its name on the Hugging Face Hub among what this machine has of it.
 
-    Args:
-        model: `embedded`, what `vq3d train-depth` made, an `.onnx` file, a folder of transformers, or a name such as
-            `depth-anything/Depth-Anything-V2-Small-hf`.
+    `model` is `embedded`, what `vq3d train-depth` made, an `.onnx` file, a folder of transformers, or a name such as
+    `depth-anything/Depth-Anything-V2-Small-hf`.
 
-    Raises:
-        InputMissingError: There is no such file or folder.
-        UnavailableError: It is not on this machine, and may not or cannot be fetched.
+    Raises `InputMissingError`: there is no such file or folder; `UnavailableError`: it is not on this machine, and may
+    not or cannot be fetched.
     """
     if model == EMBEDDED:
         return ModelFiles(None, EMBEDDED, is_own=True)
@@ -108,12 +106,10 @@ def open_model(
         or_cpu: An ONNX file may be computed on the CPU if onnxruntime cannot use the device.
         flip: Average with the mirrored map of the mirrored image; for networks of `vq3d train-depth`.
 
-    Raises:
-        InputMissingError: A file is missing.
-        UnavailableError: A package is not installed, the embedded network is missing, or the device cannot be used.
-        UnsafeFileError: The weights are a pickle, or a folder wants to run its own code.
-        DataError: It is damaged, or no network from an image to a map.
-        UsageError: Nobody knows what the numbers mean, or an option is not for this kind of network.
+    Raises `InputMissingError`: a file is missing; `UnavailableError`: a package or the embedded network is missing, or
+    the device cannot be used; `UnsafeFileError`: the weights are a pickle, or a folder wants to run its own code;
+    `DataError`: it is damaged, or no network from an image to a map; `UsageError`: nobody knows what the numbers mean,
+    or an option is not for this kind of network.
     """
     if files.is_own:
         if meaning is not None or input_px is not None:

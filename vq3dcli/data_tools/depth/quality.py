@@ -37,11 +37,9 @@ class Label(NamedTuple):
 
 
 def make_label(disparity: Tensor, side: int) -> Label:
-    """Reduce a disparity map to `side` pixels and 16 bits, and say what is wrong with it.
+    """Reduce a disparity map `[h, w]`, larger is nearer, to `side` pixels and 16 bits, and say what is wrong with it.
 
-    Args:
-        disparity: float `[h, w]`, larger is nearer.
-        side: Of the label; a smaller map is not enlarged.
+    A smaller map is not enlarged.
     """
     values = resize_label(disparity.float(), min(side, *disparity.shape))
     finite = values.isfinite()

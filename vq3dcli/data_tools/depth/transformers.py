@@ -30,10 +30,9 @@ _CONFIGURED: dict[str, Meaning] = {"relative": "disparity", "metric": "depth"}
 
 
 def open_transformers(folder: Path, device: torch.device, *, meaning: Meaning | None) -> DepthModel:
-    """Open a folder; see `open_model`. Computes in float32 on a CPU, in float16 autocast on CUDA.
+    """Open a folder with `config.json`, `preprocessor_config.json` and safetensors; see `open_model`.
 
-    Args:
-        folder: With `config.json`, `preprocessor_config.json` and safetensors.
+    Computes in float32 on a CPU, in float16 autocast on CUDA.
     """
     config = _read_config(folder)
     family = str(config.get("model_type"))

@@ -48,16 +48,11 @@ def compcars_source(source: Path, *, leave_out: Path, class_by: ClassBy = "model
     """The photos of whole cars, sorted by path, each with a box and what is known about it.
 
     A photo whose class is not known (viewpoint uncertain, type not recorded) has none. Photos that a split lists and
-    that are not there are rejects.
+    that are not there are rejects. `source` is the folder that holds `image/`, or `data/` with it, or a tar of that;
+    `split` is `train` or `test`, the official lists for classification, which have a part of the photos, or `all`.
 
-    Args:
-        source: The folder that holds `image/`, or `data/` with it; or a tar of that.
-        split: `train` or `test`, the official lists for classification, which have a part of the photos; or `all`.
-
-    Raises:
-        InputMissingError: No `image/` there, no list of the split, or not one photo whose class is known.
-        UnavailableError: scipy, which reads the names, is missing.
-        DataError: A damaged list or file of names.
+    Raises `InputMissingError`: no `image/` there, no list of the split, or not one photo whose class is known;
+    `UnavailableError`: scipy, which reads the names, is missing; `DataError`: a damaged list or file of names.
     """
     if not source.exists():
         raise InputMissingError(f"no such file or folder ({source})", remedy="check the path")

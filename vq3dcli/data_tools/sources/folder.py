@@ -48,18 +48,14 @@ class _Labels:
 def folder_source(source: Path, *, leave_out: Path, classes: Classes = "auto") -> Source:
     """The images of a folder, of a tar, of tars in a folder, or of Parquet files, in the order of their paths.
 
-    Files that are known not to be images are passed over, and counted in a note.
+    Files that are known not to be images are passed over, and counted in a note. With `classes` `folders` the top-level
+    folder names the class, below folders that all files have in common; a file outside is rejected. `none` is one
+    class. `auto` takes labels of Parquet files and `.cls` files beside the images, else folders where at least half of
+    the files lie in one.
 
-    Args:
-        classes: `folders`: the top-level folder names the class, below folders that all files have in common; a file
-            outside is rejected. `none`: one class. `auto`: labels of Parquet files and `.cls` files beside the images,
-            else folders where at least half of the files lie in one.
-
-    Raises:
-        InputMissingError: There is no such folder, or no file in it that may be an image.
-        UsageError: `auto`, and the folders or archives are splits of a data set; or two parts of it name their classes
-            differently.
-        DataError: A damaged archive.
+    Raises `InputMissingError`: there is no such folder, or no file in it that may be an image; `UsageError`: `auto`,
+    and the folders or archives are splits of a data set, or two parts of it name their classes differently;
+    `DataError`: a damaged archive.
     """
     result = Source()
     files, labels = _list(source, leave_out, result)

@@ -44,15 +44,11 @@ _Labelled = list[tuple[Entry, str | None]]  # files, and the WordNet ids of thei
 def imagenet_source(source: Path, *, leave_out: Path, split: str = "auto", devkit: Path | None = None) -> Source:
     """The images of one split; class indices are positions among the sorted WordNet ids that occur.
 
-    Args:
-        split: `train`, `val`, or `auto`: train where there is any, else val. Where no folder and no archive names a
-            split, all is taken.
-        devkit: Labels of the flat validation set; it is also found beside the images.
+    `split` is `train`, `val`, or `auto`: train where there is any, else val; where no folder and no archive names a
+    split, all is taken. `devkit` has the labels of the flat validation set; it is also found beside the images.
 
-    Raises:
-        InputMissingError: No such source, or no images of that split in it.
-        UsageError: Flat validation images, and no devkit.
-        DataError: A damaged archive or devkit.
+    Raises `InputMissingError`: no such source, or no images of that split in it; `UsageError`: flat validation images,
+    and no devkit; `DataError`: a damaged archive or devkit.
     """
     if not source.exists():
         raise InputMissingError(f"no such file or folder ({source})", remedy="check the path")
@@ -186,11 +182,8 @@ def _order(entry: Entry) -> tuple[int, str, str]:
 def compare_counts(result: Source, split: str, counts: Mapping[str, int], unusable: int) -> None:
     """Say what was found against what a whole split has, as facts, notes and warnings of `result`.
 
-    A subset of the classes is a note; all of the classes with other counts is a warning that names the classes.
-
-    Args:
-        split: `train`, `val`, or `any`: then only the classes are compared.
-        unusable: Images among the files found that cannot be used: without a class, or no regular files.
+    A subset of the classes is a note; all of the classes with other counts is a warning that names the classes. Of the
+    split `any` only the classes are compared. `unusable` images have no class, or are no regular files.
     """
     total, (whole, fewest, most) = sum(counts.values()), EXPECTED.get(split, (0, 0, 0))
     result.facts |= {"found": total, "found_classes": len(counts)}

@@ -43,8 +43,7 @@ def list_source(
 ) -> list[Entry]:
     """All files of a folder or a tar that are not hidden, sorted by path; tars count as folders.
 
-    Args:
-        open_archive: Whether to look into the tar at a path; the others are left out.
+    Tars whose path `open_archive` refuses are left out.
     """
     if source.is_file():
         return sorted(list_tar(source))
@@ -107,9 +106,8 @@ def _is_hidden(name: str) -> bool:
 def list_tar(path: Path, prefix: str = "") -> Iterator[Entry]:
     """The files in a tar in its order, those of inner tars in their place; hidden ones are left out.
 
-    Raises:
-        InputMissingError, StorageError: It cannot be read.
-        DataError: It is cut, damaged, compressed, or no tar.
+    Raises `InputMissingError`, `StorageError`: it cannot be read; `DataError`: it is cut, damaged, compressed, or no
+    tar.
     """
     if is_compressed_name(path.name) and path.is_file():
         raise DataError(f"compressed archive ({path})", remedy=_UNCOMPRESS)

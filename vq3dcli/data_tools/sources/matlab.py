@@ -15,9 +15,7 @@ _COMPRESSED = 15  # the type of an element that is a zlib stream
 def load_mat(data: bytes) -> dict[str, Any]:
     """The variables of a file by name.
 
-    Raises:
-        UnavailableError: scipy is missing.
-        Exception: Of almost any type, if the file is damaged.
+    Raises `UnavailableError`: scipy is missing; or an error of almost any type, if the file is damaged.
     """
     scipy_io = import_package("scipy.io", "a MATLAB file", "pip install 'vq3d[imagenet]'")
     _check_elements(data)

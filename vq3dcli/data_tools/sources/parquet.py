@@ -50,9 +50,7 @@ def _opened(path: Path) -> Iterator[Any]:
 def list_rows(path: Path, prefix: str) -> ParquetRows:
     """The rows of a file; images are not read.
 
-    Raises:
-        UnavailableError: pyarrow is missing.
-        DataError: Damaged, or without an image column.
+    Raises `UnavailableError`: pyarrow is missing; `DataError`: damaged, or without an image column.
     """
     with _opened(path) as file:
         schema, count = file.schema_arrow, file.metadata.num_rows
@@ -75,9 +73,7 @@ def list_rows(path: Path, prefix: str) -> ParquetRows:
 def rows_from(path: Path, column: str, row: int) -> Iterator[bytes | None]:
     """The image bytes of a file from row number `row` on, None where a row has none.
 
-    Raises:
-        InputMissingError: There is no such file.
-        DataError: It is damaged.
+    Raises `InputMissingError`: there is no such file; `DataError`: it is damaged.
     """
     with _opened(path) as file:
         leaf = f"{column}.bytes" if _has_field(file.schema_arrow.field(column).type, "bytes") else column

@@ -37,10 +37,8 @@ class Reader:
     def read(self, place: Place) -> bytes:
         """The bytes at a place.
 
-        Raises:
-            InputMissingError: There is nothing.
-            DataError: More than `MAX_FILE_BYTES`.
-            StorageError: Reading failed, or an archive is shorter than it was when it was listed.
+        Raises `InputMissingError`: there is nothing; `DataError`: more than `MAX_FILE_BYTES`; `StorageError`: reading
+        failed, or an archive is shorter than it was when it was listed.
         """
         if isinstance(place, FilePlace):
             return read_file(Path(place.file))

@@ -53,9 +53,8 @@ def class_labels(files: Iterable[Entry], standard: Sequence[str]) -> dict[str, s
     The numbers count the `class_names` of a `manifest.json` beside the tars, as `vq3d prepare-data` writes them, else
     `standard`. Where they look like the numbers of a subset that counts its own classes, there is a warning.
 
-    Raises:
-        DataError: Such a member is no number, or the manifest is damaged.
-        UsageError: The manifest names other classes than those of ImageNet.
+    Raises `DataError`: such a member is no number, or the manifest is damaged; `UsageError`: the manifest names other
+    classes than those of ImageNet.
     """
     labels = labels_beside(files)
     for path, label in labels.items():

@@ -65,13 +65,10 @@ def standard_wnids() -> list[str]:
 def validation_labels(devkit: Path | None, source: Path, files: Sequence[Entry]) -> Mapping[int, str]:
     """WordNet ids of the validation images by their number, from the devkit or from Kaggle's list.
 
-    Args:
-        devkit: The devkit as a folder, a tar or a tar.gz; None: it is looked for.
-        source: What is prepared: a folder that may hold the devkit, or something beside it.
+    The devkit is a folder, a tar or a tar.gz; without one it is looked for in `source`, what is prepared, and beside
+    it.
 
-    Raises:
-        UsageError: There is no list.
-        DataError: It is damaged.
+    Raises `UsageError`: there is no list; `DataError`: it is damaged.
     """
     if devkit is not None:
         if not devkit.exists():
