@@ -19,7 +19,7 @@ from vq3dcli.pipelines.device import pick_device
 from vq3dcli.pipelines.geometry import GeometryName
 from vq3dcli.pipelines.inputs import STDIN, Fit, Source, fitted_picture, open_codes, parse_sources, with_first_view
 from vq3dcli.pipelines.push import push
-from vq3dcli.pipelines.render import Detail, Look, check_look
+from vq3dcli.pipelines.render import Detail, Look, check_fov
 from vq3dcli.pipelines.sampling.record import SampleWish, pick_classes, shown_name
 from vq3dcli.pipelines.sampling.sample import draw_samples, sharpening_of
 from vq3dcli.remote.hub import local_weights, repository
@@ -37,7 +37,7 @@ class Model:
 
     def __init__(self, weights: LoadedWeights, prior: str | Path | None = None) -> None:
         self.weights = weights
-        self.device = next(weights.model.parameters()).device
+        self.device = weights.device
         self._prior_path = prior
 
     def __repr__(self) -> str:
@@ -114,7 +114,7 @@ class Model:
             source = Source(STDIN, Path(str(getattr(photo, "filename", ""))).stem or "image")
             size_px, focal_mm = self.weights.recipe.model.image_size, photo_focal_mm(photo)
             picture = fitted_picture(photo_pixels(photo), size_px, fit=look.fit_of(source), focal_mm=focal_mm)
-        check_look(look, [source], has_map=False, has_network=False)
+        check_fov(look, [source])
         opened = look.open(source, self.weights, self.device, picture)
         return Scene(opened, detail=look.detail_of(source), geometry=geometry, weights=self.weights, source=source)
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ from vq3dcli.pipelines.export import ExportFormat, export_scene, plan_wish
 from vq3dcli.pipelines.film import Shot, StereoKind, check_shot, film, shot_of
 from vq3dcli.pipelines.geometry import NERF, Geometry, GeometryName, open_geometry
 from vq3dcli.pipelines.inputs import STDIN, OpenedScene, Source
-from vq3dcli.pipelines.render import Detail, Look, counting_frames, staged
-from vq3dcli.pipelines.targets import Disparity, check_targets, plan_targets
+from vq3dcli.pipelines.render import Detail, Look, staged
+from vq3dcli.pipelines.targets import Disparity, Task, adding, check_targets, plan_targets
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.rendering.scene import ViewOf
 from vq3dcli.weights_file import LoadedWeights
@@ -113,14 +113,16 @@ class Film(ABC):
         >>> scene.save_video("orbit.gif", frames=2, size=32, disparity=True)
         [PosixPath('orbit.gif'), PosixPath('orbit_disparity.gif')]
         """
-        options = {"size_px": size, "fov_deg": fov, "samples": samples, "quality": quality}
-        shot = shot_of(str(camera), amplitude, frames=frames, seconds=seconds, fps=fps, aspect=aspect, **options)
+        of_video: dict[str, Any] = {"frames": frames, "seconds": seconds, "fps": fps, "aspect": aspect}
+        of_view: dict[str, Any] = {"size_px": size, "fov_deg": fov, "samples": samples, "quality": quality}
+        shot = shot_of(str(camera), amplitude, **of_video, **of_view)
         place = str(path) if Path(path).suffix else f"{path}/"
-        (target,) = plan_targets([self._source], place, None, path="video", disparity=disparity, cameras=False)
+        task = Task(torch.device("cpu"), place, disparity=disparity)
+        (target,) = plan_targets([self._source], task, path="video")
         check_shot(shot, target.video_format)
         check_targets([target])
         view_at, cameras = self._staged(shot, stereo)
-        count = counting_frames(lambda done, total, _: on_frame(done, total), shot.length)
+        count = adding(lambda done, total, _: on_frame(done, total), shot.length)
         film(view_at, cameras, target, shot, on_frames=count)
         return target.paths
 

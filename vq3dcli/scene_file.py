@@ -221,7 +221,7 @@ def _scene_of_codes(path: Path, header: _Header, codes: Tensor, weights: LoadedW
             remedy="--weights with the file that it was made with",
         )
     check_codes(path, codes, weights)
-    return scene_from_codes(weights.model, codes.to(next(weights.model.parameters()).device))
+    return scene_from_codes(weights.model, codes.to(weights.device))
 
 
 def check_codes(path: Path, codes: Tensor, weights: LoadedWeights) -> None:

@@ -102,6 +102,12 @@ class _Loaded:
     path: str  # the file
     sha256: str  # the file's hash
     card: dict[str, Any] = field(repr=False)  # what the file says of itself: data, images seen, figures
+    model: nn.Module = field(repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.model.parameters()).device
 
 
 @dataclass(frozen=True)

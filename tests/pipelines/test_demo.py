@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from vq3dcli.export.ffmpeg import find_ffmpeg
 from vq3dcli.model.build import build_prior
 from vq3dcli.pipelines.film import Shot
 from vq3dcli.pipelines.studies import demo
-from vq3dcli.pipelines.studies.demo import total_frames
 from vq3dcli.toyscenes import CLASS_NAMES
 from vq3dcli.weights_file import TokenFacts, load_prior, load_weights, save_weights
 
@@ -32,8 +32,7 @@ def test_at_most_sixteen_classes_are_sampled(
     facts = TokenFacts(stage1_sha256="ab" * 32, codebook_size=32, length=16, class_names=names)
     model = build_prior(recipe, codebook_size=32, length=16, classes=len(names))
     save_weights(tmp_path / "prior.safetensors", model, recipe, {}, facts)
-    frames = total_frames(load_prior(tmp_path / "prior.safetensors")) - total_frames(None)
-    assert frames == 2 * shown + 2 * 48  # two pictures of each class, and two videos
+    assert len(demo.sampled_classes(load_prior(tmp_path / "prior.safetensors"))) == shown
 
 
 def frames_of(video: Path, side_px: int) -> np.ndarray:
@@ -56,11 +55,14 @@ def test_a_photo_toys_and_samples_are_filmed(
     sha256 = load_weights(tiny_weights).sha256
     facts = TokenFacts(stage1_sha256=sha256, codebook_size=32, length=16, class_names=("arch", "torus"))
     save_weights(tmp_path / "prior.st", build_prior(recipe, codebook_size=32, length=16, classes=2), recipe, {}, facts)
-    frames: list[int] = []
-    made = demo.demo(
-        load_weights(tiny_weights), load_prior(tmp_path / "prior.st"), tmp_path, on_frames=lambda n: frames.append(n)
-    )
-    assert sum(frames) == total_frames(load_prior(tmp_path / "prior.st"))
+    parts: dict[str, tuple[int, int]] = {}
+
+    @contextmanager
+    def counting(description: str, unit: str) -> Iterator[Callable[..., None]]:
+        yield lambda done, total, status="": parts.update({f"{description}, {unit}": (done, total)})
+
+    made = demo.demo(load_weights(tiny_weights), load_prior(tmp_path / "prior.st"), tmp_path, counting=counting)
+    assert [done for done, _ in parts.values()] == [total for _, total in parts.values()] == [9, 6, 64, 10]
     names = [str(path.relative_to(tmp_path)) for path in made]
     for name in ("cat", "toyscene-mushroom", "toyscene-arch"):
         assert {f"{name}_orbit.mp4", f"{name}_orbit_disparity.mp4", f"{name}_orbit.png"} <= set(names)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.pipelines.inputs import needs_weights, open_scene, parse_sources, read_picture
-from vq3dcli.pipelines.targets import plan_targets
+from vq3dcli.pipelines.targets import Task, plan_targets
 from vq3dcli.scene_file import save_scene
 from vq3dcli.sealed import write_sealed_json
 from vq3dcli.toyscenes import CLASS_NAMES
@@ -21,7 +21,8 @@ from vq3dcli.weights_file import load_weights
 def plan(
     inputs: list[str], output: str | None, video_format: str | None = None, *, disparity: bool = False
 ) -> list[str]:
-    targets = plan_targets(parse_sources(inputs), output, video_format, path="orbit", disparity=disparity)
+    task = Task(torch.device("cpu"), output, video_format, disparity)
+    targets = plan_targets(parse_sources(inputs), task, path="orbit")
     return [f"{target.video_format}:{path}" for target in targets for path in target.paths]
 
 
@@ -178,12 +179,11 @@ def test_every_input_opens_as_a_scene(tmp_path: Path, tiny_weights: Path) -> Non
 
 def test_outputs_that_would_overwrite_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    sources = parse_sources(["a.jpg"])
+    sources, task = parse_sources(["a.jpg"]), Task(torch.device("cpu"), "b.png", disparity=True)
     for kept in ("b_cameras.json", "b_disparity.png"):
         with pytest.raises(UsageError, match="overwrite the input"):
-            plan_targets(sources, "b.png", None, path="path", disparity=True, kept=[Path(kept)])
-    saved = parse_sources(["a.vq3d.safetensors"])
-    assert plan_targets(saved, "a.mp4", None, path="orbit", disparity=False)[0].video == Path("a.mp4")
+            plan_targets(sources, task, path="path", kept=[Path(kept)], cameras=True)
+    assert plan(["a.vq3d.safetensors"], "a.mp4") == ["mp4:a.mp4"]
     with pytest.raises(UsageError, match="one name"):
         plan(["a.jpg", "a_disparity.jpg"], "{name}.mp4", disparity=True)
 
@@ -191,6 +191,7 @@ def test_outputs_that_would_overwrite_something(tmp_path: Path, monkeypatch: pyt
 def test_frames_into_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for output in (".", "./"):
-        target = plan_targets(parse_sources(["a.jpg"]), output, None, path="orbit", disparity=True)[0]
+        task = Task(torch.device("cpu"), output, disparity=True)
+        target = plan_targets(parse_sources(["a.jpg"]), task, path="orbit")[0]
         assert target.video == tmp_path
         assert target.cameras == tmp_path.with_name(f"{tmp_path.name}_cameras.json")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from vq3dcli.commands.options import PriorOption, Stage1Option
+from vq3dcli.commands import options
 from vq3dcli.commands.output import JsonOption, Output, QuietOption
 
 
 def command(
-    weights: Stage1Option = None, prior: PriorOption = None, json: JsonOption = False, quiet: QuietOption = False
+    weights: options.Weights = None, prior: options.Prior = None, json: JsonOption = False, quiet: QuietOption = False
 ) -> None:
     """List the classes that new scenes can be of.
 

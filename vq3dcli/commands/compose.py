@@ -4,30 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from vq3dcli.commands.options import (
-    FOV,
-    AmplitudeOption,
-    AspectOption,
-    BesideOption,
-    CameraOption,
-    DisparityOption,
-    ExactOption,
-    FormatOption,
-    FpsOption,
-    FramesOption,
-    GeometryOption,
-    OpenOption,
-    PhotoFovOption,
-    QualityOption,
-    SecondsOption,
-    SizeOption,
-    WeightsOption,
-    asked_disparity,
-)
+from vq3dcli.commands import options
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 from vq3dcli.config.defaults import VIDEO_FPS
 from vq3dcli.errors import UsageError
@@ -64,31 +45,26 @@ def command(
     shadow: Annotated[
         float | None, typer.Option(help="How dark shadows are, 0 to 1. Default: 0.35, or as the file says.")
     ] = None,
-    camera: CameraOption = "orbit",
-    frames: FramesOption = None,
-    seconds: SecondsOption = None,
-    fps: FpsOption = VIDEO_FPS,
-    size: SizeOption = None,
-    aspect: AspectOption = None,
-    fov: Annotated[float | None, typer.Option(help=FOV)] = None,
-    amplitude: AmplitudeOption = None,
-    samples: Annotated[int, typer.Option(help="Samples a ray; more are slower and cleaner.")] = 64,
-    quality: QualityOption = "good",
-    disparity: DisparityOption = False,
-    beside: BesideOption = False,
-    detail: Annotated[
-        Literal["photo", "none"] | None, typer.Option(help="The photo's own pixels, or the plain NeRF. Default: photo.")
-    ] = None,
-    geometry: GeometryOption = None,
-    photo_fov: PhotoFovOption = None,
-    fit: Annotated[
-        Literal["crop", "squash"] | None,
-        typer.Option(help="The centre square of photos, or all of them. Default: squash with photo detail, else crop."),
-    ] = None,
-    video_format: FormatOption = None,
-    open_it: OpenOption = False,
-    weights: WeightsOption = None,
-    exact: ExactOption = False,
+    camera: options.Camera = "orbit",
+    frames: options.Frames = None,
+    seconds: options.Seconds = None,
+    fps: options.Fps = VIDEO_FPS,
+    size: options.Size = None,
+    aspect: options.Aspect = None,
+    fov: options.Fov = None,
+    amplitude: options.Amplitude = None,
+    samples: options.Samples = 64,
+    quality: options.Quality = "good",
+    disparity: options.Disparity = False,
+    beside: options.Beside = False,
+    detail: options.Detail = None,
+    geometry: options.Geometry = None,
+    photo_fov: options.PhotoFov = None,
+    fit: options.Fit = None,
+    video_format: options.Format = None,
+    open_it: options.Open = False,
+    weights: options.Weights = None,
+    exact: options.Exact = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -109,8 +85,8 @@ def command(
     from vq3dcli.pipelines.targets import Task
 
     said = Output("compose", json, quiet)
-    options = {"size_px": size, "fov_deg": fov, "samples": samples, "quality": quality, "aspect": aspect}
-    shot = shot_of(camera or "orbit", amplitude, frames=frames, seconds=seconds, fps=fps, **options)  # type: ignore[arg-type]
+    of_video: dict[str, Any] = {"frames": frames, "seconds": seconds, "fps": fps, "aspect": aspect, "quality": quality}
+    shot = shot_of(camera or "orbit", amplitude, **of_video, size_px=size, fov_deg=fov, samples=samples)
     file = Path(scene) if scene.endswith(SUFFIX) else None
     base = None if file is None else read_composition(file)
     added = composition_from_options(
@@ -123,17 +99,17 @@ def command(
     if shadow is not None:
         composition = with_shadows(composition, shadow)
     with said.counting("rendering", unit="frames") as count:
-        shown = asked_disparity(disparity, beside)
+        shown = options.asked_disparity(disparity, beside)
         task = Task(pick_device(device), output, video_format, shown, geometry, weights, count, said.replacing)
         made = compose(composition, file, shot, Look(detail, fit, photo_fov_deg=photo_fov), task)
     metrics = made.metrics | {"camera": camera}
     said.finish(count=made.inputs, weights=made.weights, metrics=metrics, table=[], outputs=made.outputs, show=open_it)
 
 
-def _of_each(objects: Sequence[str], options: dict[str, list[str] | None]) -> list[dict[str, Any]]:
+def _of_each(objects: Sequence[str], given: dict[str, list[str] | None]) -> list[dict[str, Any]]:
     """The insertions that the options describe: the n-th value of each belongs to the n-th object."""
     inserts: list[dict[str, Any]] = [{"object": name} for name in objects]
-    for option, values in options.items():
+    for option, values in given.items():
         if values and len(values) != len(objects):
             raise UsageError(
                 f"{len(values)} values of --{option} for {len(objects)} of --insert",

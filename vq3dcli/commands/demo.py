@@ -7,19 +7,14 @@ from typing import Annotated
 
 import typer
 
-from vq3dcli.commands.options import WeightsOption
+from vq3dcli.commands import options
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 
 
 def command(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the videos and contact sheets.")] = Path(
-        "demo-out"
-    ),
-    weights: WeightsOption = None,
-    prior: Annotated[
-        Path | None,
-        typer.Option(help="A prior over the codes of --weights. Default: embedded."),
-    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for videos and contact sheets.")] = Path("demo-out"),
+    weights: options.Weights = None,
+    prior: options.Prior = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -32,13 +27,12 @@ def command(
     """
     said = Output("demo", json, quiet)
 
-    from vq3dcli.pipelines.studies.demo import demo, total_frames
+    from vq3dcli.pipelines.studies.demo import demo
     from vq3dcli.weights_file import load_prior, load_weights
 
     target = pick_device(device)
     loaded = load_weights(weights, target)
     # Weights of one's own and no prior: there is none that fits.
     loaded_prior = load_prior(prior, target) if prior is not None or weights is None else None
-    with said.progress("rendering", total_frames(loaded_prior), unit="frames") as progress:
-        outputs = demo(loaded, loaded_prior, out, on_frames=progress.advance)
+    outputs = demo(loaded, loaded_prior, out, counting=said.counting)
     said.finish(count=len(outputs), weights=loaded, outputs=outputs, table=[])

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vq3dcli.commands.options import PartOption, asked_part, unfinished
+from vq3dcli.commands import options
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, refuse_given
 from vq3dcli.errors import UsageError
 
@@ -39,7 +39,7 @@ def command(
     flip: Annotated[
         bool, typer.Option("--flip", help="Average with the mirrored image's map; for networks of vq3d train-depth.")
     ] = False,
-    part: PartOption = "auto",
+    part: options.Part = "auto",
     preview: Annotated[
         Path | None, typer.Option("--preview", help="Write a contact sheet of photos and labels to this PNG.")
     ] = None,
@@ -94,7 +94,7 @@ def command(
         files = find_model(model, download=download)
         name = name or files.name
         open_images(shards)  # what is wrong with the shards is said before a large network is loaded
-        share = asked_part(part, output)
+        share = options.asked_part(part, output)
         network = open_model(
             files,
             pick_device(device),
@@ -117,7 +117,7 @@ def command(
                 flagged=flagged,
             )
         if made is None:
-            output.note(unfinished(share))
+            output.note(options.unfinished(share))
             output.finish(metrics={"part": str(share), "flagged_now": dict(flagged)})
             return
         manifest = made

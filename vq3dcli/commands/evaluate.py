@@ -11,18 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vq3dcli import signals
-from vq3dcli.commands.options import (
-    GuidanceOption,
-    PartOption,
-    PriorOption,
-    Stage1Option,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
-    asked_part,
-    asked_sharpening,
-    unfinished,
-)
+from vq3dcli.commands import options
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device, plain
 from vq3dcli.errors import UsageError
 
@@ -68,13 +57,13 @@ class _Voice(Output):
         """
         from vq3dcli.pipelines.evaluation.parts import OthersAtWorkError
 
-        share = asked_part(part, self)
+        share = options.asked_part(part, self)
         if share.count > 1 and folder is None:
             raise UsageError("parts need a folder that all of them see", remedy="-o FOLDER")
         try:
             yield share
         except OthersAtWorkError:
-            self.note(unfinished(share))
+            self.note(options.unfinished(share))
             self.finish(metrics={"part": str(share)}, outputs=[] if folder is None else [folder], table=[])
 
     def show(
@@ -109,7 +98,7 @@ def reconstruction(
         typer.Option("--count", min=1, max=10**5, help="Images at most. Default: 2048, of toy scenes 256."),
     ] = None,
     seed: SeedOption = 0,
-    weights: Stage1Option = None,
+    weights: options.Weights = None,
     features: Annotated[
         Literal["efficientnet-lite1", "efficientnet-lite2", "inception", "none"] | None,
         typer.Option("--features", help=FEATURES),
@@ -119,7 +108,7 @@ def reconstruction(
     lpips_weights: Annotated[
         Path | None, typer.Option("--lpips-weights", metavar="FILE", help="torchvision's file of that network.")
     ] = None,
-    part: PartOption = "auto",
+    part: options.Part = "auto",
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -169,7 +158,7 @@ def geometry(
     labels: Annotated[str | None, typer.Option("--labels", metavar="NAME", help=LABELS)] = None,
     count: Annotated[int | None, typer.Option("--count", min=1, max=10**5, help=GEOMETRY_COUNT)] = None,
     seed: SeedOption = 0,
-    weights: Stage1Option = None,
+    weights: options.Weights = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Only figures that need no model.")] = False,
     size: Annotated[int, typer.Option("--size", min=8, max=1024, help="Side of the images with --baselines.")] = 64,
     out: OutOption = None,
@@ -271,19 +260,19 @@ def generation(
         str | None, typer.Option("--class", metavar="NAMES", help="Only these classes, a comma between them.")
     ] = None,
     seed: SeedOption = 0,
-    weights: Stage1Option = None,
-    prior: PriorOption = None,
-    temperature: TemperatureOption = None,
-    top_k: TopKOption = None,
-    top_p: TopPOption = None,
-    guidance: GuidanceOption = None,
+    weights: options.Weights = None,
+    prior: options.Prior = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    guidance: options.Guidance = None,
     yaws: Annotated[str | None, typer.Option("--yaws", metavar="DEGREES", help=YAWS)] = None,
     training: Annotated[Path | None, typer.Option("--training", metavar="SHARDS", help=TRAINING)] = None,
     tokens: Annotated[Path | None, typer.Option("--tokens", metavar="STORE", help=TOKENS)] = None,
     inception: InceptionOption = None,
     classifier_scenes: Annotated[int, typer.Option(min=0, max=200_000, help=CLASSIFIER)] = 24_000,
     statistics: Annotated[Path | None, typer.Option("--statistics", metavar="FOLDER", help=STATISTICS)] = None,
-    part: PartOption = "auto",
+    part: options.Part = "auto",
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -314,7 +303,7 @@ def generation(
             seed=seed,
             weights=weights,
             prior=prior,
-            sharpening=asked_sharpening(temperature, top_k, top_p, guidance),
+            sharpening=options.asked_sharpening(temperature, top_k, top_p, guidance),
             yaws=yaws,
             training=training,
             tokens=tokens,
@@ -380,7 +369,7 @@ def ablation(
         Plan(images, scenes, count, tuple(overrides or ())),
         chosen,
         device=pick_device(device),
-        counting=lambda description, unit: voice.counting(description, unit=unit),
+        counting=voice.counting,
         should_stop=signals.stop_requested,
         command=again,
     )

@@ -6,15 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vq3dcli.commands.options import (
-    ExactOption,
-    GeometryOption,
-    OpenOption,
-    PhotoFovOption,
-    StdinListOption,
-    WeightsOption,
-    asked_inputs,
-)
+from vq3dcli.commands import options
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 
 FormatName = Literal["viewer", "ply", "glb", "obj", "stl", "splat", "spz", "mpi", "npz", "depth"]
@@ -45,8 +37,6 @@ MAX_DEPTH = (
     "Leave out of points, meshes and splats what is farther from the camera. Default: nothing, but in points and "
     "meshes what is farther than 12 stands there."
 )
-DETAIL = "photo exports the photo's own pixels; none the plain NeRF. Default: photo, for photos."
-FIT = "crop takes the centre square; squash keeps all of a photo. Default: squash with photo detail, else crop."
 OUTPUT = (
     "File, or FOLDER/; for mpi the folder of its layers; with several inputs FOLDER/ or a pattern with {name}. "
     "Default: named after the input, in the current folder."
@@ -55,23 +45,23 @@ OUTPUT = (
 
 def command(
     inputs: Annotated[list[str] | None, typer.Argument(metavar="INPUT", help=INPUT)] = None,
-    stdin_list: StdinListOption = False,
+    stdin_list: options.StdinList = False,
     export_format: Annotated[FormatName | None, typer.Option("--format", help=FORMAT)] = None,
     size: Annotated[int | None, typer.Option(help=SIZE)] = None,
     layers: Annotated[int, typer.Option(help="Layers of viewer and mpi, at most 32.")] = 32,
-    samples: Annotated[int, typer.Option(help="Samples a ray of the NeRF.")] = 96,
+    samples: options.Samples = 96,
     views: Annotated[int, typer.Option(help="Of npz: 1 is the first view, more lie on an orbit.")] = 1,
     amplitude: Annotated[float | None, typer.Option(help=AMPLITUDE)] = None,
     mesh: Annotated[Literal["relief", "solid"] | None, typer.Option(help=MESH)] = None,
     axes: Annotated[Literal["opencv", "opengl"] | None, typer.Option(help=AXES)] = None,
     max_depth: Annotated[float | None, typer.Option(help=MAX_DEPTH)] = None,
-    detail: Annotated[Literal["photo", "none"] | None, typer.Option(help=DETAIL)] = None,
-    geometry: GeometryOption = None,
-    photo_fov: PhotoFovOption = None,
-    fit: Annotated[Literal["crop", "squash"] | None, typer.Option(help=FIT)] = None,
-    open_it: OpenOption = False,
-    weights: WeightsOption = None,
-    exact: ExactOption = False,
+    detail: options.Detail = None,
+    geometry: options.Geometry = None,
+    photo_fov: options.PhotoFov = None,
+    fit: options.Fit = None,
+    open_it: options.Open = False,
+    weights: options.Weights = None,
+    exact: options.Exact = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -94,18 +84,12 @@ def command(
     from vq3dcli.pipelines.targets import Task
 
     said = Output("export", json, quiet)
-    options: dict[str, Any] = {
-        "size_px": size,
-        "layers": layers,
-        "samples": samples,
-        "views": views,
-        "amplitude_deg": amplitude,
-    }
-    options |= {"mesh": mesh, "axes": axes, "max_z_depth": max_depth}
+    wish: dict[str, Any] = {"size_px": size, "layers": layers, "samples": samples, "views": views}
+    wish |= {"amplitude_deg": amplitude, "mesh": mesh, "axes": axes, "max_z_depth": max_depth}
     look = Look(detail, fit, photo_fov_deg=photo_fov)
     with said.counting("exporting", unit="scenes") as count:
         task = Task(pick_device(device), output, None, False, geometry, weights, count, said.replacing)
-        made = export(asked_inputs(inputs, stdin_list), export_format, look, task, **options)
+        made = export(options.asked_inputs(inputs, stdin_list), export_format, look, task, **wish)
     said.finish(
         count=made.inputs, weights=made.weights, metrics=made.metrics, table=[], outputs=made.outputs, show=open_it
     )

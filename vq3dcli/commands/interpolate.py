@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from vq3dcli.commands.options import (
-    AmplitudeOption,
-    AspectOption,
-    BesideOption,
-    CameraOption,
-    DisparityOption,
-    ExactOption,
-    FormatOption,
-    FpsOption,
-    FramesOption,
-    OpenOption,
-    QualityOption,
-    SecondsOption,
-    SizeOption,
-    WeightsOption,
-    asked_disparity,
-)
+from vq3dcli.commands import options
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_SAMPLES
 
@@ -40,25 +24,25 @@ def command(
         bool, typer.Option("--requantize", help="Move every mixed token to its nearest code.")
     ] = False,
     loop: Annotated[bool, typer.Option("--loop", help="Return to A, so that the video repeats.")] = False,
-    camera: CameraOption = "still",
-    frames: FramesOption = None,
-    seconds: SecondsOption = None,
-    fps: FpsOption = VIDEO_FPS,
-    size: SizeOption = None,
-    aspect: AspectOption = None,
+    camera: options.Camera = "still",
+    frames: options.Frames = None,
+    seconds: options.Seconds = None,
+    fps: options.Fps = VIDEO_FPS,
+    size: options.Size = None,
+    aspect: options.Aspect = None,
     fov: Annotated[float | None, typer.Option(help="Field of view in degrees. Default: the model's.")] = None,
-    amplitude: AmplitudeOption = None,
-    samples: Annotated[int, typer.Option(help="Samples a ray; more are slower and a little cleaner.")] = VIDEO_SAMPLES,
-    quality: QualityOption = "good",
-    disparity: DisparityOption = False,
-    beside: BesideOption = False,
+    amplitude: options.Amplitude = None,
+    samples: options.Samples = VIDEO_SAMPLES,
+    quality: options.Quality = "good",
+    disparity: options.Disparity = False,
+    beside: options.Beside = False,
     fit: Annotated[
         Literal["crop", "squash"], typer.Option(help="What of a photo is kept; squash has the first one's shape.")
     ] = "crop",
-    video_format: FormatOption = None,
-    open_it: OpenOption = False,
-    weights: WeightsOption = None,
-    exact: ExactOption = False,
+    video_format: options.Format = None,
+    open_it: options.Open = False,
+    weights: options.Weights = None,
+    exact: options.Exact = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -76,10 +60,10 @@ def command(
     from vq3dcli.pipelines.targets import Task
 
     said = Output("interpolate", json, quiet)
-    options = {"size_px": size, "fov_deg": fov, "samples": samples, "quality": quality, "aspect": aspect}
-    shot = shot_of(camera or "still", amplitude, frames=frames, seconds=seconds, fps=fps, **options)  # type: ignore[arg-type]
+    of_video: dict[str, Any] = {"frames": frames, "seconds": seconds, "fps": fps, "aspect": aspect, "quality": quality}
+    shot = shot_of(camera or "still", amplitude, **of_video, size_px=size, fov_deg=fov, samples=samples)
     with said.counting("rendering", unit="frames") as count:
-        shown = asked_disparity(disparity, beside)
+        shown = options.asked_disparity(disparity, beside)
         task = Task(pick_device(device), output, video_format, shown, None, weights, count, said.replacing)
         made = interpolate(inputs, shot, task, mix=mix, requantize=requantize, loop=loop, fit=fit)
     metrics = made.metrics | {"camera": camera}

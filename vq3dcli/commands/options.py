@@ -14,32 +14,36 @@ from vq3dcli.config.defaults import VIDEO_FRAMES
 from vq3dcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from vq3dcli.data_tools.part import Part
-    from vq3dcli.pipelines.targets import Disparity
+    from vq3dcli.data_tools import part as parts
+    from vq3dcli.pipelines import targets
 
 FormatName = Literal["mp4", "webm", "gif", "png", "frames"]
 
-FOV = (
-    "Field of view in degrees; less zooms in. Default: the model's; with photo detail up to 12 % closer, so that "
-    "nothing beyond the photo's edges shows."
-)
-PhotoFovOption = Annotated[
+Fov = Annotated[
+    float | None,
+    typer.Option(
+        "--fov",
+        help="Field of view in degrees; less zooms in. Default: the model's; with photo detail up to 12 % closer, so "
+        "that nothing beyond the photo's edges shows.",
+    ),
+]
+PhotoFov = Annotated[
     float | None,
     typer.Option(
         "--photo-fov", help="Field of view of the photo, in degrees of its width. Default: by its EXIF, else 40."
     ),
 ]
-WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", help="Weights file, run folder or checkpoint. Default: the embedded ones.")
+Weights = Annotated[
+    Path | None, typer.Option("--weights", help="Stage 1 weights, a run's folder, a checkpoint. Default: embedded.")
 ]
-FormatOption = Annotated[
+Format = Annotated[
     FormatName | None,
     typer.Option(
         "--format",
         help="Format, where the name does not tell it: mp4, webm, gif, png (contact sheet) or frames (a PNG each).",
     ),
 ]
-CameraOption = Annotated[
+Camera = Annotated[
     str | None,
     typer.Option(
         "--camera",
@@ -47,37 +51,39 @@ CameraOption = Annotated[
         help="orbit, swing, spiral, dolly, dolly-zoom, still, or a JSON file of cameras as render writes it.",
     ),
 ]
-AmplitudeOption = Annotated[
+Amplitude = Annotated[
     float | None,
     typer.Option(
         "--amplitude",
         help="How far the camera goes, in degrees. Default: what suits the scene with photo detail; else 20, dolly 12.",
     ),
 ]
-FramesOption = Annotated[
+Frames = Annotated[
     int | None, typer.Option("--frames", help=f"Frames of a video. Default: {VIDEO_FRAMES}, which loop.")
 ]
-SecondsOption = Annotated[float | None, typer.Option("--seconds", help="The same in seconds.")]
-FpsOption = Annotated[float, typer.Option("--fps", help="Frames a second.")]
-SizeOption = Annotated[
+Seconds = Annotated[float | None, typer.Option("--seconds", help="The same in seconds.")]
+Fps = Annotated[float, typer.Option("--fps", help="Frames a second.")]
+Size = Annotated[
     int | None,
     typer.Option(
         "--size",
         help="Longer side of a video in pixels. Default: the photo's, at most 1024, with photo detail; else 256.",
     ),
 ]
-AspectOption = Annotated[
+Aspect = Annotated[
     str | None,
     typer.Option("--aspect", metavar="W:H", help="Shape of a video, as 9:16 or 1:1, cut out of its middle."),
 ]
-QualityOption = Annotated[
+Samples = Annotated[
+    int, typer.Option("--samples", help="Samples a ray of the plain NeRF; more are slower and cleaner.")
+]
+Quality = Annotated[
     Literal["small", "good", "best"], typer.Option("--quality", help="Of mp4 and webm: small files are to be sent.")
 ]
-DisparityOption = Annotated[bool, typer.Option("--disparity", help="Also write NAME_disparity: near is bright.")]
-BesideOption = Annotated[
-    bool, typer.Option("--beside", help="Show picture and disparity beside each other, in one video.")
-]
-StdinListOption = Annotated[
+Disparity = Annotated[bool, typer.Option("--disparity", help="Also write NAME_disparity: near is bright.")]
+Beside = Annotated[bool, typer.Option("--beside", help="Show picture and disparity beside each other, in one video.")]
+Open = Annotated[bool, typer.Option("--open", help="Open what was made.")]
+StdinList = Annotated[
     bool, typer.Option("--stdin-list", help="Also take inputs from stdin, one a line, or as find -print0 writes them.")
 ]
 
@@ -90,10 +96,7 @@ def asked_inputs(inputs: list[str] | None, stdin_list: bool) -> list[str]:
     return [*(inputs or []), *filter(None, listed.split("\0") if "\0" in listed else listed.splitlines())]
 
 
-OpenOption = Annotated[bool, typer.Option("--open", help="Open what was made.")]
-
-
-def asked_disparity(disparity: bool, beside: bool) -> Disparity:
+def asked_disparity(disparity: bool, beside: bool) -> targets.Disparity:
     """What `--disparity` and `--beside` say together. Raises `UsageError`."""
     if disparity and beside:
         raise UsageError("--disparity and --beside both show disparity", remedy="one of them")
@@ -109,7 +112,7 @@ def _render_exactly(context: typer.Context, wanted: bool) -> bool:
     return wanted
 
 
-ExactOption = Annotated[
+Exact = Annotated[
     bool,
     typer.Option(
         "--exact",
@@ -117,7 +120,22 @@ ExactOption = Annotated[
         help="Evaluate all samples of the NeRF; a tenth as fast, and no pixel differs by more than a grey level.",
     ),
 ]
-GeometryOption = Annotated[
+Detail = Annotated[
+    Literal["photo", "none"] | None,
+    typer.Option(
+        "--detail",
+        help="photo carries the photo's own pixels to novel views; none is the plain NeRF. Default: photo, for photos.",
+    ),
+]
+Fit = Annotated[
+    Literal["crop", "squash"] | None,
+    typer.Option(
+        "--fit",
+        help="crop takes the centre square; squash shows all of the photo and keeps its shape. Default: squash with "
+        "photo detail, else crop.",
+    ),
+]
+Geometry = Annotated[
     Literal["nerf", "teacher", "both"] | None,
     typer.Option(
         "--geometry",
@@ -126,13 +144,10 @@ GeometryOption = Annotated[
     ),
 ]
 
-Stage1Option = Annotated[
-    Path | None, typer.Option("--weights", help="Stage 1 weights, a run's folder, a checkpoint. Default: embedded.")
-]
-PriorOption = Annotated[
+Prior = Annotated[
     Path | None, typer.Option("--prior", help="A prior's weights, a run's folder, a checkpoint. Default: embedded.")
 ]
-TemperatureOption = Annotated[
+Temperature = Annotated[
     float | None,
     typer.Option(
         "--temperature",
@@ -141,15 +156,15 @@ TemperatureOption = Annotated[
         help="Above 1 more varied, below 1 safer, 0 the likeliest code. Default: the prior's.",
     ),
 ]
-TopKOption = Annotated[
+TopK = Annotated[
     int | None,
     typer.Option("--top-k", min=0, max=65536, help="Draw from so many codes; 0 for all. Default: the prior's."),
 ]
-TopPOption = Annotated[
+TopP = Annotated[
     float | None,
     typer.Option("--top-p", min=0, max=1, help="Draw from codes of this probability together. Default: the prior's."),
 ]
-GuidanceOption = Annotated[
+Guidance = Annotated[
     float | None,
     typer.Option(
         "--guidance", min=0, max=100, help="Above 1 more typical of the class; 1 is off. Default: the prior's."
@@ -165,12 +180,12 @@ def asked_sharpening(
     return {name: value for name, value in asked.items() if value is not None}
 
 
-PartOption = Annotated[
+Part = Annotated[
     str, typer.Option("--part", help="Share of the work, 1/8 to 8/8; auto asks torchrun's or SLURM's variables.")
 ]
 
 
-def asked_part(text: str, said: Output) -> Part:
+def asked_part(text: str, said: Output) -> parts.Part:
     """The share that `--part` names. Raises `UsageError`."""
     from vq3dcli.data_tools.part import WHOLE, parse_part, part_from_environment
 
@@ -180,6 +195,6 @@ def asked_part(text: str, said: Output) -> Part:
     return part
 
 
-def unfinished(part: Part) -> str:
+def unfinished(part: parts.Part) -> str:
     """What a part says that was not the last."""
     return f"part {part} is done; the part that ends last finishes the whole, or this command run once more"

@@ -90,7 +90,7 @@ class Output:
             yield progress
 
     @contextmanager
-    def counting(self, description: str, *, unit: str = "items") -> Iterator[Callable[..., None]]:
+    def counting(self, description: str, unit: str = "items") -> Iterator[Callable[..., None]]:
         """Progress for work that finds its total itself: it calls what this yields with (done, total, status="")."""
         with self._shown(description, unit) as progress:
             yield progress.at

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vq3dcli.commands.options import PartOption, asked_part, unfinished
+from vq3dcli.commands import options
 from vq3dcli.commands.output import JsonOption, Output, QuietOption, SeedOption, refuse_given
 from vq3dcli.config.defaults import BOX_MARGIN, MAX_BAD, MAX_VIEWS, SHARD_SIZE
 from vq3dcli.errors import UsageError
@@ -63,7 +63,7 @@ def command(
     workers: Annotated[
         int, typer.Option("--workers", min=0, max=1024, help="Processes that make shards; 0 for one a core.")
     ] = 0,
-    part: PartOption = "auto",
+    part: options.Part = "auto",
     count: Annotated[
         int | None, typer.Option("--count", min=1, max=10**7, help="Number of toy or mesh scenes.")
     ] = None,
@@ -161,7 +161,7 @@ def command(
 
     from vq3dcli.data_tools.prepare import Options, image_job, job_facts, open_source, prepare_part
 
-    share = asked_part(part, output)
+    share = options.asked_part(part, output)
     most_bad = 1.0 if dry_run else max_bad
     if meshes:
         from vq3dcli.data_tools.meshassets import survey_assets
@@ -171,9 +171,9 @@ def command(
         assert count is not None
         with output.counting("reading", unit="models") as progress:
             survey = survey_assets(Path(source[1]), leave_out=out, workers=workers or None, progress=progress)
-        options = SceneOptions(count, size, seed, varied, photos, coats, shard_size, views)
+        wanted = SceneOptions(count, size, seed, varied, photos, coats, shard_size, views)
         facts: dict[str, Any] = {"models": len(survey.assets.models), "grounds": len(survey.assets.grounds)}
-        job = scene_job(survey, out, options, max_bad=most_bad)
+        job = scene_job(survey, out, wanted, max_bad=most_bad)
     else:
         listed = open_source(
             preset, Path(source[0]), out, classes=classes, split=split, devkit=devkit, class_by=class_by
@@ -191,7 +191,7 @@ def command(
         made = prepare_part(out, job, share, workers=workers or None, force=force, progress=speed)
     facts |= {"images_per_second": speed.images_per_second}
     if made is None:
-        output.note(unfinished(share))
+        output.note(options.unfinished(share))
         output.finish(count=speed.done, metrics={"part": str(share), "images": speed.done, **facts}, outputs=[out])
         return
     _finish(output, out, made, facts, seed=shown_seed)

@@ -45,7 +45,7 @@ def command(
         minutes=minutes,
         seed=seed,
         device=pick_device(device),
-        counting=lambda description, unit: output.counting(description, unit=unit),
+        counting=output.counting,
         should_stop=signals.stop_requested,
     )
     output.finish(

@@ -6,34 +6,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from vq3dcli.commands.options import (
-    FOV,
-    AmplitudeOption,
-    AspectOption,
-    BesideOption,
-    CameraOption,
-    DisparityOption,
-    ExactOption,
-    FormatOption,
-    FpsOption,
-    FramesOption,
-    GeometryOption,
-    OpenOption,
-    PhotoFovOption,
-    QualityOption,
-    SecondsOption,
-    SizeOption,
-    StdinListOption,
-    WeightsOption,
-    asked_disparity,
-    asked_inputs,
-)
+from vq3dcli.commands import options
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, stdout_bytes
 from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_SAMPLES
 from vq3dcli.errors import UsageError
@@ -46,12 +24,7 @@ OUTPUT = (
     "NAME.mp4, .webm or .gif; NAME.png, a contact sheet; FOLDER/, PNG frames; with several inputs FOLDER/ or a pattern "
     "with {name}; - for stdout. Default: INPUT_orbit.mp4 in the current folder. The cameras are written beside it."
 )
-FIT = (
-    "crop takes the centre square; squash shows all of the photo and keeps its shape. Default: squash with photo "
-    "detail, else crop."
-)
-DETAIL = "photo carries the photo's own pixels to novel views; none is the plain NeRF. Default: photo, for photos."
-PATH = "A JSON list of cameras, as it is written beside each video."
+PATH = "A JSON list of cameras, as it is written beside each video; the same as --camera FILE."
 DEPTH = "A disparity map of the photo (PNG, .npy, .pfm; near is large, in any unit) instead of the NeRF's geometry."
 DEPTH_MODEL = (
     "The same by a depth network: a folder, an .onnx file, a name of the Hugging Face Hub, what vq3d train-depth made, "
@@ -62,10 +35,9 @@ STEREO = "sbs: left and right view side by side; anaglyph: for red-cyan glasses.
 
 
 def command(
-    context: typer.Context,
     inputs: Annotated[list[str] | None, typer.Argument(metavar="INPUT", help=INPUTS)] = None,
-    stdin_list: StdinListOption = False,
-    camera: CameraOption = None,
+    stdin_list: options.StdinList = False,
+    camera: options.Camera = None,
     orbit: Annotated[bool, typer.Option("--orbit", help="Circle around the first view; the default.")] = False,
     swing: Annotated[bool, typer.Option("--swing", help="Right, left and back.")] = False,
     spiral: Annotated[bool, typer.Option("--spiral", help="Widening circles from the first view and back.")] = False,
@@ -74,31 +46,29 @@ def command(
     path_file: Annotated[Path | None, typer.Option("--path", metavar="FILE", help=PATH)] = None,
     yaw: Annotated[float | None, typer.Option(help="A single view, so many degrees to the right.")] = None,
     pitch: Annotated[float | None, typer.Option(help="A single view, so many degrees up.")] = None,
-    detail: Annotated[Literal["photo", "none"] | None, typer.Option(help=DETAIL)] = None,
-    frames: FramesOption = None,
-    seconds: SecondsOption = None,
-    fps: FpsOption = VIDEO_FPS,
-    size: SizeOption = None,
-    aspect: AspectOption = None,
-    fov: Annotated[float | None, typer.Option(help=FOV)] = None,
-    amplitude: AmplitudeOption = None,
-    samples: Annotated[
-        int, typer.Option(help="Samples a ray of the plain NeRF; more are slower and cleaner.")
-    ] = VIDEO_SAMPLES,
-    quality: QualityOption = "good",
-    disparity: DisparityOption = False,
-    beside: BesideOption = False,
+    detail: options.Detail = None,
+    frames: options.Frames = None,
+    seconds: options.Seconds = None,
+    fps: options.Fps = VIDEO_FPS,
+    size: options.Size = None,
+    aspect: options.Aspect = None,
+    fov: options.Fov = None,
+    amplitude: options.Amplitude = None,
+    samples: options.Samples = VIDEO_SAMPLES,
+    quality: options.Quality = "good",
+    disparity: options.Disparity = False,
+    beside: options.Beside = False,
     save_scene: Annotated[bool, typer.Option("--save-scene", help=SCENE)] = False,
     stereo: Annotated[Literal["sbs", "anaglyph"] | None, typer.Option(help=STEREO)] = None,
-    geometry: GeometryOption = None,
-    photo_fov: PhotoFovOption = None,
+    geometry: options.Geometry = None,
+    photo_fov: options.PhotoFov = None,
     depth: Annotated[Path | None, typer.Option(metavar="FILE", help=DEPTH)] = None,
     depth_model: Annotated[str | None, typer.Option(metavar="NAME", help=DEPTH_MODEL)] = None,
-    fit: Annotated[Literal["crop", "squash"] | None, typer.Option(help=FIT)] = None,
-    video_format: FormatOption = None,
-    open_it: OpenOption = False,
-    weights: WeightsOption = None,
-    exact: ExactOption = False,
+    fit: options.Fit = None,
+    video_format: options.Format = None,
+    open_it: options.Open = False,
+    weights: options.Weights = None,
+    exact: options.Exact = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -114,63 +84,39 @@ def command(
       vq3d render toyscene:snowman -o snowman.gif
       curl -s https://example.org/cat.png | vq3d render - -o - --format mp4 > cat.mp4
     """
-    paths = {"orbit": orbit, "swing": swing, "spiral": spiral, "dolly": dolly, "dolly-zoom": dolly_zoom}
-    still = yaw is not None or pitch is not None
-    asked = {f"--{name}": name for name, chosen in paths.items() if chosen}
-    asked |= {} if path_file is None else {"--path": "path"}
-    asked |= {"--yaw or --pitch": "view"} if still else {}
-    asked |= {} if camera is None else {"--camera": camera if camera in (*paths, "still") else "path"}
+    flags = {"orbit": orbit, "swing": swing, "spiral": spiral, "dolly": dolly, "dolly-zoom": dolly_zoom}
+    view = None if yaw is None and pitch is None else (yaw or 0.0, pitch or 0.0)
+    asked = {f"--{name}": name for name, chosen in flags.items() if chosen}
+    asked |= {} if path_file is None else {"--path": str(path_file)}
+    asked |= {} if view is None else {"--yaw or --pitch": "orbit"}
+    asked |= {} if camera is None else {"--camera": camera}
     if len(asked) > 1:
         raise UsageError(f"one camera path at a time, not {' and '.join(asked)}")
-    path = next(iter(asked.values()), "orbit")
-    of_paths = {"amplitude": amplitude, "frames": frames, "seconds": seconds}
-    for name, value in of_paths.items() if path in ("path", "view") else ():
-        if value is not None:
-            other = "the cameras of a file" if path == "path" else "a single view"
-            remedy = "--camera orbit, swing, spiral, dolly or dolly-zoom"
-            raise UsageError(f"--{name} is for camera paths, not for {other}", remedy=remedy)
-    texts, to_stdout = asked_inputs(inputs, stdin_list), output == "-"
+    camera = next(iter(asked.values()), "orbit")
+    texts, to_stdout = options.asked_inputs(inputs, stdin_list), output == "-"
     if to_stdout:
         _check_stdout(len(texts), video_format, json=json, more=disparity or save_scene)
     said = Output("render", json, quiet, stdout_is_data=to_stdout)
 
-    from vq3dcli.pipelines.camera_file import read_cameras
     from vq3dcli.pipelines.film import shot_of
     from vq3dcli.pipelines.render import Look, render
     from vq3dcli.pipelines.targets import Task
 
-    view = (yaw or 0.0, pitch or 0.0) if still else None
-    given = read_cameras(path_file) if path_file is not None else ()
-    going = {"frames": frames, "seconds": seconds, "fps": fps, "aspect": aspect, "quality": quality}
-    shot = shot_of(camera or (path if path in paths else "orbit"), amplitude, **going)  # type: ignore[arg-type]
-    shot = replace(shot, size_px=size, fov_deg=fov, samples=samples, view_deg=view, given=given or shot.given)
+    of_video: dict[str, Any] = {"frames": frames, "seconds": seconds, "fps": fps, "aspect": aspect, "quality": quality}
+    of_view: dict[str, Any] = {"view_deg": view, "size_px": size, "fov_deg": fov, "samples": samples}
+    shot = shot_of(camera, amplitude, **of_video, **of_view)
     look = Look(detail, fit, stereo=stereo, write_cameras=not to_stdout, save_scene=save_scene, photo_fov_deg=photo_fov)
+    kept = [Path(camera)] if shot.given else []
     with (
         _file_for_stdout(video_format) if to_stdout else nullcontext(output) as place,
         said.counting("rendering", unit="frames") as count,
     ):
-        shown = asked_disparity(disparity, beside)
+        shown = options.asked_disparity(disparity, beside)
         task = Task(pick_device(device), place, video_format, shown, geometry, weights, count, said.replacing)
-        made = render(
-            texts,
-            shot,
-            look,
-            task,
-            path=path,
-            samples_given=_given(context, "samples"),
-            depth=depth,
-            depth_model=depth_model,
-            kept=[Path(file) for file in (path_file, camera if path == "path" else None) if file is not None],
-        )
+        made = render(texts, shot, look, task, depth=depth, depth_model=depth_model, kept=kept)
     outputs = ["-"] if to_stdout else made.outputs
     said.finish(count=made.inputs, weights=made.weights, metrics=made.metrics, table=[], outputs=outputs, show=open_it)
     said.left_out(made.failures, made.inputs)
-
-
-def _given(context: typer.Context, option: str) -> bool:
-    """Whether an option was given rather than left at its default."""
-    source = context.get_parameter_source(option)
-    return source is not None and source.name != "DEFAULT"
 
 
 def _check_stdout(inputs: int, video_format: str | None, *, json: bool, more: bool) -> None:

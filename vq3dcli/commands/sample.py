@@ -8,36 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vq3dcli.commands.options import (
-    AmplitudeOption,
-    DisparityOption,
-    ExactOption,
-    FpsOption,
-    FramesOption,
-    GuidanceOption,
-    OpenOption,
-    PartOption,
-    PriorOption,
-    QualityOption,
-    SecondsOption,
-    SizeOption,
-    Stage1Option,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
-    asked_part,
-    asked_sharpening,
-    unfinished,
-)
-from vq3dcli.commands.output import (
-    DeviceOption,
-    JsonOption,
-    Output,
-    QuietOption,
-    SeedOption,
-    pick_device,
-    refuse_given,
-)
+from vq3dcli.commands import options
+from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device, refuse_given
 from vq3dcli.config.defaults import VIDEO_FPS
 from vq3dcli.errors import UsageError
 
@@ -57,26 +29,26 @@ def command(
     classes: Annotated[str | None, typer.Option("--class", metavar="NAMES", help=CLASS)] = None,
     count: Annotated[int, typer.Option("-n", "--each", min=1, max=1_000_000, help="Samples a class.")] = 4,
     seed: SeedOption = 0,
-    weights: Stage1Option = None,
-    prior: PriorOption = None,
-    temperature: TemperatureOption = None,
-    top_k: TopKOption = None,
-    top_p: TopPOption = None,
-    guidance: GuidanceOption = None,
+    weights: options.Weights = None,
+    prior: options.Prior = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    guidance: options.Guidance = None,
     camera: Annotated[str | None, typer.Option(metavar="NAME|FILE", help=CAMERA)] = None,
     orbit: Annotated[bool, typer.Option("--orbit", help="The same as --camera orbit.")] = False,
-    amplitude: AmplitudeOption = None,
-    frames: FramesOption = None,
-    seconds: SecondsOption = None,
-    fps: FpsOption = VIDEO_FPS,
-    size: SizeOption = None,
-    quality: QualityOption = "good",
+    amplitude: options.Amplitude = None,
+    frames: options.Frames = None,
+    seconds: options.Seconds = None,
+    fps: options.Fps = VIDEO_FPS,
+    size: options.Size = None,
+    quality: options.Quality = "good",
     detail: Annotated[Literal["photo", "none"], typer.Option(help=DETAIL)] = "none",
-    disparity: DisparityOption = False,
+    disparity: options.Disparity = False,
     npz: Annotated[bool, typer.Option("--npz", help="Also write all pictures as one file in ADM's format.")] = False,
-    open_it: OpenOption = False,
-    exact: ExactOption = False,
-    part: PartOption = "auto",
+    open_it: options.Open = False,
+    exact: options.Exact = False,
+    part: options.Part = "auto",
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -103,7 +75,7 @@ def command(
     from vq3dcli.weights_file import load_prior, load_weights
 
     said = Output("sample", json, quiet)
-    share = asked_part(part, said)
+    share = options.asked_part(part, said)
     if orbit and camera not in (None, "orbit"):
         raise UsageError(f"one camera path at a time, not --orbit and --camera {camera}")
     camera, shot, geometry = "orbit" if orbit else camera, None, None
@@ -113,8 +85,7 @@ def command(
     if camera is None:
         refuse_given(given, "is for videos (--camera orbit)")
     else:
-        options = {"frames": frames, "seconds": seconds, "fps": fps, "size_px": size, "quality": quality}
-        shot = shot_of(camera, amplitude, **options)  # type: ignore[arg-type]
+        shot = shot_of(camera, amplitude, frames=frames, seconds=seconds, fps=fps, size_px=size, quality=quality)
         check_shot(shot, "mp4")
     target = pick_device(device)
     if detail == "photo":
@@ -122,7 +93,7 @@ def command(
     loaded_prior = load_prior(prior, target)
     loaded = load_weights(weights, target)
     loaded_prior.check_stage1(loaded)
-    asked: dict[str, Any] = asked_sharpening(temperature, top_k, top_p, guidance)
+    asked: dict[str, Any] = options.asked_sharpening(temperature, top_k, top_p, guidance)
     sharpening = dataclasses.replace(sharpening_of(loaded_prior), **asked)
     names = loaded_prior.tokens.class_names
     if classes is None:
@@ -138,7 +109,7 @@ def command(
     wish = SampleWish(chosen, count, seed, sharpening, shot, None, disparity, npz, geometry)
     outputs = make_samples(out, loaded, loaded_prior, wish, said.progress, share)
     if outputs is None:
-        said.note(unfinished(share))
+        said.note(options.unfinished(share))
     said.finish(
         count=wish.total,
         seed=seed,

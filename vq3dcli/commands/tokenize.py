@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vq3dcli.commands.options import PartOption, asked_part, unfinished
+from vq3dcli.commands import options
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device
 
 VIEWS = "Views an image: 1, as it is; 2, its mirror image too; more, random crops of images stored with a margin."
@@ -16,12 +16,9 @@ VIEWS = "Views an image: 1, as it is; 2, its mirror image too; more, random crop
 def command(
     data: Annotated[list[Path], typer.Option("--data", help="A finished folder of vq3d prepare-data; several times.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tokens.")],
-    weights: Annotated[
-        Path | None,
-        typer.Option("--weights", help="Stage 1 weights, a run's folder, a checkpoint. Default: embedded."),
-    ] = None,
+    weights: options.Weights = None,
     views: Annotated[int, typer.Option("--crops", min=1, max=1024, help=VIEWS)] = 2,
-    part: PartOption = "auto",
+    part: options.Part = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace tokens that were made otherwise.")] = False,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -44,7 +41,7 @@ def command(
     from vq3dcli.weights_file import load_weights
 
     said = Output("tokenize", json, quiet)
-    share = asked_part(part, said)
+    share = options.asked_part(part, said)
     target = pick_device(device)
     loaded = load_weights(weights, target)
     with said.counting("encoding", unit="images") as progress:
@@ -52,7 +49,7 @@ def command(
             loaded, data, out, views=views, seed=seed, device=target, part=share, force=force, on_progress=progress
         )
     if manifest is None:
-        said.note(unfinished(share))
+        said.note(options.unfinished(share))
         said.finish(seed=seed, weights=loaded, metrics={"part": str(share)}, outputs=[out])
         return
     store = TokenStore(out, check_hashes=False)

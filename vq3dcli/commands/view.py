@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from vq3dcli.commands import options
 from vq3dcli.commands.export import INPUT
-from vq3dcli.commands.options import GeometryOption, PhotoFovOption, WeightsOption
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 
 SIZE = (
@@ -18,7 +18,6 @@ SIZE = (
 )
 AMPLITUDE = "How far the camera turns, in degrees. Default: what suits the photo; the plain NeRF 20."
 DETAIL = "photo shows the photo's own pixels, and the plain NeRF at the press of a button; none the NeRF alone."
-FIT = "crop takes the centre square; squash keeps all of a photo. Default: squash with photo detail, else crop."
 PORT = "Port of 127.0.0.1. Default: one that is free."
 OUTPUT = "Where stills and paths are saved. Default: the current folder."
 
@@ -28,12 +27,12 @@ def command(
     size: Annotated[int | None, typer.Option(help=SIZE)] = None,
     amplitude: Annotated[float | None, typer.Option(help=AMPLITUDE)] = None,
     detail: Annotated[Literal["photo", "none"] | None, typer.Option(help=DETAIL)] = None,
-    geometry: GeometryOption = None,
-    photo_fov: PhotoFovOption = None,
-    fit: Annotated[Literal["crop", "squash"] | None, typer.Option(help=FIT)] = None,
+    geometry: options.Geometry = None,
+    photo_fov: options.PhotoFov = None,
+    fit: options.Fit = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help=PORT, show_default=False)] = 0,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
-    weights: WeightsOption = None,
+    weights: options.Weights = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,

@@ -21,10 +21,11 @@ from vq3dcli.pipelines.composition import (
     write_composition,
 )
 from vq3dcli.pipelines.film import Shot, check_shot, film, shot_camera
+from vq3dcli.pipelines.geometry import with_relief
 from vq3dcli.pipelines.inputs import OpenedScene, Source, parse_sources
-from vq3dcli.pipelines.render import Detail, Look, Made, as_shown, counting_frames, staged_photo, with_geometry
+from vq3dcli.pipelines.render import Detail, Look, Made, staged_photo, with_geometry
 from vq3dcli.pipelines.stage import Stage, build_stage
-from vq3dcli.pipelines.targets import Task, check_targets, input_files, plan_joint_target, refuse_stdout
+from vq3dcli.pipelines.targets import Task, adding, check_targets, input_files, plan_joint_target, refuse_stdout
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.rendering.scene import ViewOf
 from vq3dcli.weights_file import LoadedWeights
@@ -92,7 +93,7 @@ def compose(added: Composition, base: Path | None, shot: Shot, look: Look, task:
     loaded, look = task.load(sources), with_geometry(look, sources[:1], task)
     opened = open_composition(added, sources, loaded, look, task.device)
     stage, view_at, cameras = opened.staged(shot, look, detail=look.detail_of(sources[0]))
-    film(view_at, cameras, target, shot, on_frames=counting_frames(task.on_progress, shot.length))
+    film(view_at, cameras, target, shot, on_frames=adding(task.on_progress, shot.length))
     outputs = list(target.paths)
     if changed:
         sha256 = None if loaded is None else loaded.sha256
@@ -113,7 +114,8 @@ def open_composition(
     by_text = {source.text: source for source in others}
 
     def opened(source: Source, look: Look) -> OpenedScene:
-        return as_shown(look.open(source, weights, device), source, look)
+        scene = look.open(source, weights, device)
+        return with_relief(scene, look.geometry) if look.detail_of(source) == "photo" else scene
 
     of_things = replace(look, photo_fov_deg=None)
     return Opened(composition, opened(first, look), lambda text: opened(by_text[text], of_things))

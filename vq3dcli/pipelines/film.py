@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -52,6 +53,13 @@ class Shot:
     quality: Quality = "good"  # of a compressed video
 
     @property
+    def name(self) -> str:
+        """What videos of it are called."""
+        if self.view_deg is not None:
+            return "view"
+        return "path" if self.given else "still" if self.still else self.path
+
+    @property
     def still(self) -> bool:
         """Whether its camera does not move."""
         return self.amplitude_deg == 0.0
@@ -70,32 +78,41 @@ def shot_of(
     seconds: float | None = None,
     fps: float = VIDEO_FPS,
     aspect: str | None = None,
+    view_deg: tuple[float, float] | None = None,
     **options: Any,
 ) -> Shot:
     """The shot of `--camera`: a path by name, `still`, which does not move, or a file of cameras.
 
-    `seconds` say the same as `frames`; `aspect` is a text such as 16:9.
+    `seconds` say the same as `frames`; `aspect` is a text such as 16:9; `view_deg` is a single view instead.
 
     Raises:
         UsageError: There is no such path, or an amplitude for what has none; a value that says nothing, or twice.
         DataError: See `camera_file.read_cameras`.
     """
+    known = camera in PATHS or camera == "still"
+    if not known and not os.path.exists(camera) and not camera.endswith(".json"):
+        raise UsageError(f"no camera path {camera!r}", remedy=f"{', '.join(PATHS)}, still, or a JSON file of cameras")
+    what = "a camera that stands still has" if known else "the cameras of a file have"
+    what = what if view_deg is None else "a single view has"
+    if amplitude_deg is not None and (view_deg is not None or camera not in PATHS):
+        raise UsageError(f"{what} no amplitude", remedy="--camera orbit")
+    if (view_deg is not None or not known) and (frames is not None or seconds is not None):
+        raise UsageError(f"{what} its own number of frames", remedy="no --frames and no --seconds")
     if seconds is not None:
         if frames is not None:
             raise UsageError("--frames and --seconds both say how long a video is", remedy="one of them")
         check_limits((("--seconds", seconds, 0.01, 1000.0), ("--fps", fps, 0.1, 240.0)))
         frames = max(1, round(seconds * fps))
-    options |= {"frames": VIDEO_FRAMES if frames is None else frames, "fps": fps, "aspect": _ratio(aspect)}
-    if camera in PATHS:
-        return Shot(camera, amplitude_deg=amplitude_deg, **options)
-    if camera != "still" and not Path(camera).is_file() and not camera.endswith(".json"):
-        raise UsageError(f"no camera path {camera!r}", remedy=f"{', '.join(PATHS)}, still, or a JSON file of cameras")
-    if amplitude_deg is not None:
-        what = "a camera that stands still has" if camera == "still" else "the cameras of a file have"
-        raise UsageError(f"{what} no amplitude", remedy="--camera orbit")
-    if camera == "still":
-        return Shot("orbit", amplitude_deg=0.0, **options)
-    return Shot("orbit", given=read_cameras(Path(camera)), **options)
+    return Shot(
+        camera if camera in PATHS else "orbit",
+        frames=VIDEO_FRAMES if frames is None else frames,
+        fps=fps,
+        amplitude_deg=0.0 if camera == "still" else amplitude_deg,
+        given=() if known else read_cameras(Path(camera)),
+        view_deg=view_deg,
+        aspect=_ratio(aspect),
+        **options,
+    )
 
 
 def _ratio(aspect: str | None) -> float | None:

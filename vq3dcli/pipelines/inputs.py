@@ -242,7 +242,7 @@ def open_scene(
         UsageError: No such sample in the record.
     """
     if device is None:
-        device = "cpu" if weights is None else next(weights.model.parameters()).device
+        device = "cpu" if weights is None else weights.device
     if source.is_saved_scene:
         loaded = load_scene(source.path, device, weights=weights)
         facts = {**loaded.provenance, "scene_sha256": loaded.sha256, "weights_sha256": loaded.weights_sha256}
@@ -262,7 +262,7 @@ def open_scene(
 
 def open_codes(codes: Tensor, weights: LoadedWeights, facts: dict[str, Any], stem: str) -> OpenedScene:
     """A scene of codes `[1, L]` that were sampled; `facts` are its provenance."""
-    scene = scene_from_codes(weights.model, codes.to(next(weights.model.parameters()).device))
+    scene = scene_from_codes(weights.model, codes.to(weights.device))
     return OpenedScene(scene, None, stem, camera_of(weights), facts)
 
 

@@ -14,8 +14,8 @@ from vq3dcli.model.blend import mix_codes, mix_planes
 from vq3dcli.model.scene import Scene
 from vq3dcli.pipelines.film import Shot, check_shot, film, shot_camera
 from vq3dcli.pipelines.inputs import Fit, OpenedScene, open_scene, parse_sources
-from vq3dcli.pipelines.render import Made, counting_frames
-from vq3dcli.pipelines.targets import Task, check_targets, plan_joint_target, refuse_stdout
+from vq3dcli.pipelines.render import Made
+from vq3dcli.pipelines.targets import Task, adding, check_targets, plan_joint_target, refuse_stdout
 from vq3dcli.scene_file import check_codes
 from vq3dcli.weights_file import LoadedWeights
 
@@ -44,7 +44,7 @@ def interpolate(
     refuse_stdout(task.output, "interpolate")
     sources = parse_sources(texts)
     stem = cut_name("_to_".join(source.stem for source in sources), _MOST_BYTES)
-    target = plan_joint_target(sources, stem, task, kind="interpolation", kept=task.kept)
+    target = plan_joint_target(sources, stem, task, kind="interpolation")
     check_shot(shot, target.video_format)
     check_targets([target])
     task.on_replaced(target.replaced)
@@ -57,7 +57,7 @@ def interpolate(
         shot_camera(shot, opened[0].frustum),
         target,
         shot,
-        on_frames=counting_frames(task.on_progress, shot.length),
+        on_frames=adding(task.on_progress, shot.length),
     )
     figures = {"mix": mix, "requantize": requantize, "loop": loop, "frames": shot.length, "fps": shot.fps}
     return Made(target.paths, len(opened), loaded, figures)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.editing.parallax import adapted_reach, covered_reach, disparity_extent, eye_distance
 from vq3dcli.editing.photo_scene import PhotoScene, build_photo_scene
 from vq3dcli.editing.relief import moved_to
@@ -27,7 +28,6 @@ from vq3dcli.pipelines.geometry import (
     given_s,
     open_geometry,
     photo_relief,
-    with_relief,
 )
 from vq3dcli.pipelines.inputs import (
     SMALLEST_PHOTO_PX,
@@ -43,7 +43,7 @@ from vq3dcli.pipelines.inputs import (
     with_fov,
     with_photos_of_folders,
 )
-from vq3dcli.pipelines.targets import OnProgress, Target, Task, check_targets, plan_targets
+from vq3dcli.pipelines.targets import Target, Task, adding, check_targets, plan_targets
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.rendering.scene import ViewOf, view_fields
 from vq3dcli.rendering.space import Frustum
@@ -128,98 +128,82 @@ class Look:
         return with_fov(opened, opened.fov_deg)
 
 
-PLAIN = Look(detail="none", write_cameras=False)
-
-
-class Readable(NamedTuple):
-    """An input that could be read, where its video goes, and its picture if it cannot be read twice."""
-
-    source: Source
-    target: Target
-    picture: Picture | None = None
-
-
 def render(
     texts: Sequence[str],
     shot: Shot,
     look: Look,
     task: Task,
     *,
-    path: str,
-    samples_given: bool = False,
     depth: Path | None = None,
     depth_model: str | None = None,
     kept: Sequence[Path] = (),
 ) -> Made:
-    """Film inputs and folders of photos, each into its own video of the camera path `path`.
+    """Film inputs and folders of photos, each into its own video.
 
-    The geometry of `look` is that of the task, or the user's own by `depth`, a disparity map, or `depth_model`, a
-    network (`geometry.geometry_of_network`). `samples_given` says whether somebody chose the samples of the shot,
-    `kept` what else is read and must not be overwritten.
+    Args:
+        depth: The user's own geometry, a disparity map, instead of that of the task.
+        depth_model: The same by a network (`geometry.geometry_of_network`).
+        kept: What else is read, and must not be overwritten.
 
     Raises:
         Vq3dError: Options or files that do not fit; no input that can be used. What is wrong with single inputs among
             several is logged, and in the result.
     """
-    device = task.device
     sources = parse_sources(with_photos_of_folders(texts))
     targets = plan_targets(
         sources,
-        task.output,
-        task.video_format,
-        path=path,
-        disparity=task.disparity,
+        task,
+        path=shot.name,
         default="png" if shot.view_deg is not None else "mp4",
-        kept=[*kept, *task.kept, *([] if depth is None else [depth])],
+        kept=[*kept, *([] if depth is None else [depth])],
         cameras=look.write_cameras,
         save_scene=look.save_scene,
     )
     check_shot(shot, targets[0].video_format)
     if depth is not None and depth_model is not None:
         raise UsageError("geometry comes from --depth or from --depth-model, not from both")
-    network = geometry_of_network(depth_model, device) if depth_model is not None else None
+    network = None if depth_model is None else geometry_of_network(depth_model, task.device)
     check_look(look, sources, has_map=depth is not None, has_network=network is not None)
-    given = geometry_of_map(depth) if depth is not None else network
+    given = network if depth is None else geometry_of_map(depth)
     look = with_geometry(replace(look, geometry=given or NERF), sources, task)
     check_targets(targets)
     task.on_replaced([file for target in targets for file in target.replaced])
-    loaded = task.load(sources)
-    readable, failures = read_all(sources, targets, loaded, look)
-    if failures and len(sources) == 1:
-        raise failures[0]
-    for failure in failures:
-        _log.warning("left out: %s", failure)
+    weights = task.load(sources)
+    readable: list[tuple[Source, Target, Picture | None]] = []
+    failures: list[Vq3dError] = []
+    for source, target in zip(sources, targets, strict=True):  # all of them, before any is rendered
+        try:
+            readable.append((source, target, check_source(source, weights, fit=look.fit_of(source))))
+        except Vq3dError as error:
+            if len(sources) == 1:
+                raise
+            _log.warning("left out: %s", error)
+            failures.append(error)
     if not readable:
         first = failures[0]
         raise type(first)(f"none of {len(failures)} inputs can be used: {first.message}", remedy=first.remedy)
-    fov_deg = shot.fov_deg or look.photo_fov_deg or (loaded.recipe.camera.fov_deg if loaded else None)
-    said = [f"{path} of {shot.length} frames" if shot.length > 1 else path]
+    fov_deg = shot.fov_deg or look.photo_fov_deg or (weights.recipe.camera.fov_deg if weights else None)
+    said = [f"{shot.name} of {shot.length} frames" if shot.length > 1 else shot.name]
     said.append("field of view " + ("that of the scene" if fov_deg is None else f"{fov_deg:g} degrees"))
     said += [f"geometry {look.geometry.kind}"] if look.geometry.kind in ("teacher", "both") else []
-    said += [] if loaded is None else [f"weights {loaded.path}"]
+    said += [] if weights is None else [f"weights {weights.path}"]
     _log.info(", ".join(said))
-    if samples_given and all(look.detail_of(source) == "photo" for source in sources):
+    if shot.samples != VIDEO_SAMPLES and all(look.detail_of(source) == "photo" for source in sources):
         _log.info("--samples changes the plain NeRF (--detail none), and leaves photo detail as it is")
     outputs: list[Path] = []
-    on_frames = counting_frames(task.on_progress, shot.length * len(readable))
-    for item in readable:
-        status = item.source.stem if len(readable) > 1 else ""
-        outputs += render_all(loaded, [item], shot, look, device=device, on_frames=partial(on_frames, status=status))
-    figures = {"path": path, "frames": shot.length, "fps": shot.fps, "fov_deg": fov_deg, "failed": len(failures)}
-    return Made(outputs, len(readable), loaded, figures, failures)
-
-
-def counting_frames(on_progress: OnProgress, total: int) -> Callable[..., None]:
-    """What is to be called with the number of frames just rendered, and with a status."""
-    done = 0
-
-    def on_frames(frames: int, status: str = "") -> None:
-        nonlocal done
-        done += frames
-        on_progress(done, total, status)
-
-    on_frames(0)
-    return on_frames
+    on_frames = adding(task.on_progress, shot.length * len(readable))
+    for source, target, picture in readable:
+        status = source.stem if len(readable) > 1 else ""
+        opened = look.open(source, weights, task.device, picture)
+        view_of, camera = staged(opened, shot, look, detail=look.detail_of(source))
+        film(lambda _, view_of=view_of: view_of, camera, target, shot, on_frames=partial(on_frames, status=status))  # type: ignore[misc]
+        if look.write_cameras:
+            write_cameras(target.cameras, camera, fps=shot.fps)
+        if look.save_scene:
+            opened.save(target.scene)
+        outputs += [*target.paths, *target.more]
+    figures = {"path": shot.name, "frames": shot.length, "fps": shot.fps, "fov_deg": fov_deg, "failed": len(failures)}
+    return Made(outputs, len(readable), weights, figures, failures)
 
 
 def check_look(look: Look, sources: Sequence[Source], *, has_map: bool, has_network: bool) -> None:
@@ -230,7 +214,6 @@ def check_look(look: Look, sources: Sequence[Source], *, has_map: bool, has_netw
         raise UsageError(
             "a saved scene keeps the NeRF's own geometry", remedy="--depth again, where the saved scene is rendered"
         )
-    check_fov(look, sources)
     for source in sources:
         if source.sample is not None and has_network and look.detail_of(source) == "none":
             raise UsageError(f"a sample has no photo for a depth network ({source.text})", remedy="--depth FILE")
@@ -264,60 +247,6 @@ def with_geometry(look: Look, sources: Sequence[Source], task: Task) -> Look:
     if look.geometry.is_given or not in_detail:
         return look
     return replace(look, geometry=open_geometry(task.geometry, task.device))
-
-
-def as_shown(opened: OpenedScene, source: Source, look: Look) -> OpenedScene:
-    """A scene with the geometry that it is shown with, for what shall stand in it."""
-    return with_relief(opened, look.geometry) if look.detail_of(source) == "photo" else opened
-
-
-def read_all(
-    sources: Sequence[Source], targets: Sequence[Target], weights: LoadedWeights | None, look: Look = PLAIN
-) -> tuple[list[Readable], list[Vq3dError]]:
-    """Read all inputs before any is rendered: what can be read, and why the others cannot.
-
-    `weights` may be None for saved scenes.
-    """
-    readable: list[Readable] = []
-    failures: list[Vq3dError] = []
-    for source, target in zip(sources, targets, strict=True):
-        try:
-            readable.append(Readable(source, target, check_source(source, weights, fit=look.fit_of(source))))
-        except Vq3dError as error:
-            failures.append(error)
-    return readable, failures
-
-
-def render_all(
-    weights: LoadedWeights | None,
-    inputs: Sequence[Readable],
-    shot: Shot,
-    look: Look = PLAIN,
-    *,
-    device: str | torch.device | None = None,
-    on_frames: Callable[[int], object],
-) -> list[Path]:
-    """Film each input, one scene at a time; the files and folders that were written.
-
-    `weights` may be None for saved scenes, which go to `device`. `on_frames` gets the number of frames just rendered.
-
-    Raises:
-        UnavailableError, OutputError, StorageError: See `export.video.video_writer`; earlier videos are complete.
-        DataError: A disparity map that does not fit.
-    """
-    outputs: list[Path] = []
-    for source, target, picture in inputs:
-        opened = look.open(source, weights, device, picture)
-        view_of, camera = staged(opened, shot, look, detail=look.detail_of(source))
-        film(lambda _, view_of=view_of: view_of, camera, target, shot, on_frames=on_frames)  # type: ignore[misc]
-        outputs += target.paths
-        if look.write_cameras:
-            write_cameras(target.cameras, camera, fps=shot.fps)
-            outputs.append(target.cameras)
-        if look.save_scene:
-            opened.save(target.scene)
-            outputs.append(target.scene)
-    return outputs
 
 
 def staged(opened: OpenedScene, shot: Shot, look: Look, *, detail: Detail) -> tuple[ViewOf, Camera]:

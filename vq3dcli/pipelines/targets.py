@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -24,8 +26,24 @@ _log = logging.getLogger(__name__)
 Disparity = bool | Literal["beside"]
 """Of a video: none, one of its own, or on the right of the picture."""
 
-OnProgress = Callable[[int, int, str], object]
-"""Called with how many frames are done, of how many, and what is worked on."""
+OnProgress = Callable[..., None]
+"""Called with how many are done, of how many, and perhaps what is worked on."""
+
+Counting = Callable[[str, str], AbstractContextManager[OnProgress]]
+"""Opens progress for (description, unit)."""
+
+
+def adding(on_progress: Callable[..., object], total: int) -> Callable[..., None]:
+    """What is to be called with how many are new, and with a status."""
+    done = 0
+
+    def add(new: int, status: str = "") -> None:
+        nonlocal done
+        done += new
+        on_progress(done, total, status)
+
+    add(0)
+    return add
 
 
 @dataclass(frozen=True)
@@ -37,21 +55,22 @@ class Task:
     video_format: str | None = None  # what `--format` says
     disparity: Disparity = False  # also show disparity
     geometry: GeometryName | None = None  # of photo detail; None is the best there is
-    weights: Path | None = None  # the model; None is the embedded one, if one is needed
+    weights: Path | LoadedWeights | None = None  # the model; None is the embedded one, if one is needed
     on_progress: OnProgress = lambda done, total, status: None  # see `OnProgress`
     # called with the files that the work will replace, before it starts
     on_replaced: Callable[[Sequence[Path]], None] = lambda paths: note_replaced(paths)
 
     def load(self, sources: Sequence[Source], *, always: bool = False) -> LoadedWeights | None:
         """The model, if it was named or any of the inputs needs one."""
-        if always or self.weights is not None or needs_weights(sources):
-            return load_weights(self.weights, self.device)
-        return None
+        if isinstance(self.weights, LoadedWeights):
+            return self.weights
+        needed = always or self.weights is not None or needs_weights(sources)
+        return load_weights(self.weights, self.device) if needed else None
 
     @property
     def kept(self) -> list[Path]:
         """Files that must not be overwritten."""
-        return [] if self.weights is None else [self.weights]
+        return [self.weights] if isinstance(self.weights, Path) else []
 
 
 @dataclass(frozen=True)
@@ -71,7 +90,7 @@ class Target:
 
     @property
     def scene(self) -> Path:
-        """Where the scene is saved, if that is task."""
+        """Where the scene is saved."""
         return self._beside(SUFFIX)
 
     def _beside(self, ending: str) -> Path:
@@ -92,43 +111,40 @@ class Target:
 
 def plan_targets(
     sources: Sequence[Source],
-    output: str | None,
-    video_format: str | None,
+    task: Task,
     *,
     path: str,
-    disparity: Disparity,
     default: VideoFormat = "mp4",
     kept: Sequence[Path] = (),
-    cameras: bool = True,
+    cameras: bool = False,
     save_scene: bool = False,
 ) -> list[Target]:
     """Where the video of each source goes, and what is written beside it.
 
+    The output of the task is a file, a folder (it exists, or ends in /, or there are several inputs and it has no
+    suffix), or a pattern with `{name}` for the input's name.
+
     Args:
-        output: What `-o` says: a file, a folder (it exists, or ends in /, or there are several inputs and it has no
-            suffix), or a pattern with `{name}` for the input's name; None is the current folder.
-        video_format: What `--format` says, if anything; else the name or `default` does.
         path: Name of the camera path, a part of the names that are made here.
+        default: The format, where neither the task nor the name of the output says one.
         kept: What else is read, and must not be overwritten.
 
     Raises `UsageError`: a format that is unknown or contradicts the file's name; one file for several inputs; an output
     that would overwrite or remove an input, or another output.
     """
-    if video_format is not None and video_format not in FORMATS:
-        raise UsageError(f"no video format {video_format!r}", remedy=f"--format {'|'.join(FORMATS)}")
-    targets = [
-        _plan_target(source, len(sources) > 1, output, video_format, path, disparity, default) for source in sources
-    ]
-    targets = [
-        replace(t, more=(*([t.cameras] if cameras else []), *([t.scene] if save_scene else []))) for t in targets
-    ]
-    outputs: set[Path] = set()
-    refuse_overwriting([path for t in targets for path in (*t.replaced, *t.paths, *t.more)], sources, kept)
-    for target in targets:
-        for written in (*target.paths, *target.more):
-            if written.resolve() in outputs:
-                raise UsageError(f"two outputs would have one name ({written})", remedy="another name with -o")
-            outputs.add(written.resolve())
+    if task.video_format is not None and task.video_format not in FORMATS:
+        raise UsageError(f"no video format {task.video_format!r}", remedy=f"--format {'|'.join(FORMATS)}")
+    targets = []
+    for source in sources:
+        target = _plan_target(source, task, path, default, several=len(sources) > 1)
+        more = (*([target.cameras] if cameras else []), *([target.scene] if save_scene else []))
+        targets.append(replace(target, more=more))
+    written = [file for target in targets for file in (*target.paths, *target.more)]
+    replaced = [file for target in targets for file in target.replaced]
+    refuse_overwriting([*written, *replaced], sources, [*kept, *task.kept])
+    for name, times in Counter(str(file.resolve()) for file in written).items():
+        if times > 1:
+            raise UsageError(f"two outputs would have one name ({name})", remedy="another name with -o")
     return targets
 
 
@@ -139,10 +155,8 @@ def plan_joint_target(
 
     See `plan_targets`.
     """
-    joint, kept = [replace(sources[0], stem=cut_name(stem))], [*input_files(sources), *kept]
-    return plan_targets(
-        joint, task.output, task.video_format, path=kind, disparity=task.disparity, kept=kept, cameras=False
-    )[0]
+    joint = [replace(sources[0], stem=cut_name(stem))]
+    return plan_targets(joint, task, path=kind, kept=[*input_files(sources), *kept])[0]
 
 
 def refuse_stdout(output: str | None, command: str) -> None:
@@ -174,31 +188,23 @@ def check_targets(targets: Sequence[Target]) -> None:
             check_output(path, "png")
 
 
-def _plan_target(
-    source: Source,
-    several: bool,
-    output: str | None,
-    video_format: str | None,
-    path: str,
-    disparity: Disparity,
-    default: VideoFormat,
-) -> Target:
-    made_name = f"{source.stem}_{path}"
-    made = several or video_format not in (None, "frames") or (video_format is None and default != "mp4")
-    if output is None or (_is_folder(output, several) and made):
-        chosen = _known(video_format or default)
-        folder = Path(output or ".")
-        return _target(folder / (made_name if chosen == "frames" else f"{made_name}.{chosen}"), chosen, disparity)
-    if _is_folder(output, several):
-        return _target(Path(output), "frames", disparity)
+def _plan_target(source: Source, task: Task, path: str, default: VideoFormat, *, several: bool) -> Target:
+    output, video_format = task.output, task.video_format
+    is_folder = output is not None and _is_folder(output, several)
+    named_here = several or video_format not in (None, "frames") or (video_format is None and default != "mp4")
+    if output is None or (is_folder and named_here):
+        chosen, stem = _known(video_format or default), f"{source.stem}_{path}"
+        return _target(Path(output or ".") / (stem if chosen == "frames" else f"{stem}.{chosen}"), chosen, task)
+    if is_folder:
+        return _target(Path(output), "frames", task)
     if several and "{name}" not in output:
         raise UsageError(f"several inputs cannot share one output ({output})", remedy="-o FOLDER/ or -o '{name}.mp4'")
     file = Path(output.replace("{name}", source.stem))
     if video_format is None:
-        return _target(file, format_of(file), disparity)
+        return _target(file, format_of(file), task)
     if file.suffix.lower() in {f".{name}" for name in FORMATS} - {f".{video_format}"}:
         raise UsageError(f"--format {video_format} contradicts the name of the output ({file})", remedy="one of them")
-    return _target(file, _known(video_format), disparity)
+    return _target(file, _known(video_format), task)
 
 
 def input_files(sources: Sequence[Source]) -> list[Path]:
@@ -216,11 +222,11 @@ def _known(video_format: str) -> VideoFormat:
     return next(name for name in FORMATS if name == video_format)
 
 
-def _target(path: Path, video_format: VideoFormat, disparity: Disparity) -> Target:
+def _target(path: Path, video_format: VideoFormat, task: Task) -> Target:
     # Of "." and ".." nothing can be named after.
     path = path if path.name not in ("", "..") else path.resolve()
     if not path.name:
         raise UsageError(f"the output has no name ({path})", remedy="-o FOLDER/")
     suffix = "" if video_format == "frames" else path.suffix
-    own = path.with_name(f"{path.name.removesuffix(suffix)}_disparity{suffix}") if disparity is True else None
-    return Target(path, own, video_format, beside=disparity == "beside")
+    own = path.with_name(f"{path.name.removesuffix(suffix)}_disparity{suffix}") if task.disparity is True else None
+    return Target(path, own, video_format, beside=task.disparity == "beside")

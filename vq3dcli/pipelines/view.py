@@ -27,7 +27,7 @@ from vq3dcli.pipelines.export import Wish, wished_photo_scene
 from vq3dcli.pipelines.export_layers import Vantage, turned_cameras
 from vq3dcli.pipelines.film import MAX_SIZE_PX, check_limits, output_size
 from vq3dcli.pipelines.inputs import OpenedScene, parse_sources
-from vq3dcli.pipelines.render import DETAIL_SIZE_PX, Detail, Look, check_look, with_geometry
+from vq3dcli.pipelines.render import DETAIL_SIZE_PX, Detail, Look, with_geometry
 from vq3dcli.pipelines.targets import Task, refuse_stdout
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.rendering.scene import SceneView
@@ -158,7 +158,6 @@ def open_live(text: str, look: Look, task: Task, *, size_px: int | None, amplitu
     refuse_stdout(task.output, "view")
     check_limits((("--size", size_px, 16, MAX_SIZE_PX), ("--amplitude", amplitude_deg, 0.5, 60.0)))
     (source,) = parse_sources([text])
-    check_look(look, [source], has_map=False, has_network=False)
     look = with_geometry(look, [source], task)
     loaded = task.load([source])
     opened = look.open(source, loaded, task.device)

@@ -211,7 +211,7 @@ def rendered(loaded: LoadedWeights) -> Predict:
     """What Stage 1 sees in a photo: the NeRF's disparity in the photo's own camera."""
     size = loaded.recipe.model.image_size
     camera = build_canonical_camera(loaded.recipe, size)
-    device = next(loaded.model.parameters()).device
+    device = loaded.device
 
     def predict(images: Tensor) -> Tensor:
         photo = torch.stack([resize(image, size, size) for image in images]).to(device)

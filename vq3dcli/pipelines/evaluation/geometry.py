@@ -148,7 +148,7 @@ def model_predictor(weights: LoadedWeights) -> Predictor:
 
 def photo_predictor(weights: LoadedWeights) -> Predictor:
     """The predictor of trained weights for images of any camera."""
-    device = next(weights.model.parameters()).device
+    device = weights.device
     return lambda images: reconstruct_scene(weights.model, images.to(device))
 
 

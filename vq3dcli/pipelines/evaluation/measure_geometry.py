@@ -84,7 +84,7 @@ def measure_geometry(
         "rendering": geometry.RENDERING,
         "weights_sha256": None if weights is None else weights.sha256,
         "seed": seed,
-        "device": "cpu" if weights is None else next(weights.model.parameters()).device.type,
+        "device": "cpu" if weights is None else weights.device.type,
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }

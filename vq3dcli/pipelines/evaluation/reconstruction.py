@@ -107,7 +107,7 @@ def measure_reconstruction(
 
     Raises `OthersAtWorkError`, as `in_parts`.
     """
-    device = next(weights.model.parameters()).device
+    device = weights.device
     network = None
     name = features or ("efficientnet-lite1" if inception is None else "inception")
     if name != "none":
@@ -171,7 +171,7 @@ def _lpips(weights: LoadedWeights, name: str | None, file: Path | None) -> Perce
             "LPIPS is left out: its weights are not here; --lpips %s fetches them, --lpips none is silent", network[6:]
         )
         return None
-    device = next(weights.model.parameters()).device
+    device = weights.device
     try:
         return build_perceptual(network, file, option="--lpips-weights", without="--lpips none", device=device)
     except UnavailableError as error:
@@ -183,7 +183,7 @@ def _lpips(weights: LoadedWeights, name: str | None, file: Path | None) -> Perce
 
 def model_reconstructor(weights: LoadedWeights) -> Reconstructor:
     """The reconstructor of trained weights, for images of their size."""
-    device = next(weights.model.parameters()).device
+    device = weights.device
 
     def reconstruct(images: Tensor) -> tuple[Tensor, Tensor]:
         scene = reconstruct_scene(weights.model, images.to(device))

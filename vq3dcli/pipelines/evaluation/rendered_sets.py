@@ -102,7 +102,7 @@ def _rendered_set(
     """
     size = weights.recipe.model.image_size
     camera = build_canonical_camera(weights.recipe, size)
-    device = next(weights.model.parameters()).device
+    device = weights.device
 
     read_inputs, step = inputs
 

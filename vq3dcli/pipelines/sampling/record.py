@@ -225,7 +225,7 @@ class Drawn:
 
 def record_header(stage1: LoadedWeights, prior: LoadedPrior, wish: SampleWish) -> dict[str, Any]:
     """The record without its samples: the command, weights by path and hash, options, versions."""
-    device = next(prior.model.parameters()).device.type
+    device = prior.device.type
     sharpening = wish.sharpening
     names = prior.tokens.class_names
     options: dict[str, object] = {} if -1 in wish.classes else {"--class": classes_argument(wish.classes, names)}

@@ -307,7 +307,7 @@ class SampleFolder:
 
     def _rendered(self, codes: Tensor) -> tuple[Scene, Tensor, Tensor]:
         """The scene of codes `[1, L]`, its picture, and its disparity in colour, uint8 `[3, S, S]`."""
-        device = next(self._stage1.model.parameters()).device
+        device = self._stage1.device
         scene = scene_from_codes(self._stage1.model, codes.to(device))
         view = scene.render(self._camera, samples=EVALUATION_SAMPLES)
         s = view.s[0].cpu()

@@ -33,7 +33,7 @@ from vq3dcli.pipelines.studies.ablation import (
     run_ablation,
     verdict,
 )
-from vq3dcli.pipelines.studies.toy_runs import Counting
+from vq3dcli.pipelines.targets import Counting
 from vq3dcli.rendering.cameras import Camera, Rays, canonical_camera, pivot_camera, pixel_centres, rays_at_pixels
 from vq3dcli.rendering.ray_samples import uniform_samples
 from vq3dcli.rendering.render import render_rays

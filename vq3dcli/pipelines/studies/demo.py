@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,11 +14,10 @@ from vq3dcli.data.images import encode_png
 from vq3dcli.files import make_folder, write_bytes
 from vq3dcli.model.draw_codes import NO_CLASS
 from vq3dcli.pipelines.film import Shot
-from vq3dcli.pipelines.inputs import parse_sources
-from vq3dcli.pipelines.render import Look, read_all, render_all
+from vq3dcli.pipelines.render import Look, render
 from vq3dcli.pipelines.sampling.record import SampleWish, some_classes
 from vq3dcli.pipelines.sampling.sample import SHEET_NAME, draw_samples, sharpening_of, write_samples
-from vq3dcli.pipelines.targets import check_targets, plan_targets
+from vq3dcli.pipelines.targets import Counting, Task, adding
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights
 
 TOY_INPUTS = ("toyscene:mushroom", "toyscene:arch")
@@ -29,9 +27,7 @@ _SAMPLES_A_CLASS, _FILMED_SAMPLES = 2, 2
 _CLASSES = 16
 
 
-def demo(
-    weights: LoadedWeights, prior: LoadedPrior | None, out: Path, *, on_frames: Callable[[int], object]
-) -> list[Path]:
+def demo(weights: LoadedWeights, prior: LoadedPrior | None, out: Path, *, counting: Counting) -> list[Path]:
     """Render the example photo, where scikit-image brings it, toy scenes, and samples of the prior.
 
     Args:
@@ -47,42 +43,27 @@ def demo(
     make_folder(out)
     photo = example_photo(out)
     texts = ([str(photo)] if photo else []) + list(TOY_INPUTS)
-    sources = parse_sources(texts)
     outputs = []
     for shot, suffix, disparity in ((_VIDEO, "mp4", True), (_SHEET, "png", False)):
-        targets = plan_targets(
-            sources, f"{out}/{{name}}_orbit.{suffix}", None, path="orbit", disparity=disparity, cameras=False
-        )
-        check_targets(targets)
-        look = Look(write_cameras=False)
-        readable, failures = read_all(sources, targets, weights, look)
-        if failures:
-            raise failures[0]
-        outputs += render_all(weights, readable, shot, look, on_frames=on_frames)
-    if prior is not None:
-        outputs += _samples(weights, prior, out / "samples", on_frames=on_frames)
-    return outputs
+        with counting(f"rendering {suffix}", "frames") as count:
+            task = Task(weights.device, f"{out}/{{name}}_orbit.{suffix}", None, disparity, None, weights, count)
+            outputs += render(texts, shot, Look(write_cameras=False), task).outputs
+    return outputs if prior is None else outputs + _samples(weights, prior, out / "samples", counting)
 
 
-def total_frames(prior: LoadedPrior | None) -> int:
-    """Frames that `demo` renders with a photo at hand, for a progress bar."""
-    frames = (_VIDEO.frames + _SHEET.frames) * (1 + len(TOY_INPUTS))
-    if prior is not None:
-        frames += len(_classes(prior)) * _SAMPLES_A_CLASS + _FILMED_SAMPLES * _VIDEO.frames
-    return frames
-
-
-def _classes(prior: LoadedPrior) -> list[int]:
+def sampled_classes(prior: LoadedPrior) -> list[int]:
+    """The classes that are drawn: some of those that a viewer recognises."""
     return some_classes(prior.recognised, _CLASSES) or [NO_CLASS]
 
 
-def _samples(
-    weights: LoadedWeights, prior: LoadedPrior, out: Path, *, on_frames: Callable[[int], object]
-) -> list[Path]:
-    wish = SampleWish(_classes(prior), _SAMPLES_A_CLASS, 0, sharpening_of(prior), _VIDEO, disparity=True)
-    drawn = draw_samples(prior, wish)
+def _samples(weights: LoadedWeights, prior: LoadedPrior, out: Path, counting: Counting) -> list[Path]:
+    wish = SampleWish(sampled_classes(prior), _SAMPLES_A_CLASS, 0, sharpening_of(prior), _VIDEO, disparity=True)
+    with counting("sampling", "codes") as count:
+        drawn = draw_samples(prior, wish, on_token=adding(count, wish.total * prior.tokens.length))
     filmed = [sample.name for sample in drawn[:: max(len(drawn) // _FILMED_SAMPLES, 1)]][:_FILMED_SAMPLES]
-    files = write_samples(out, weights, prior, replace(wish, filmed=filmed), drawn, on_frames=on_frames)
+    with counting("rendering samples", "frames") as count:
+        on_frames = adding(count, wish.total + len(filmed) * _VIDEO.frames)
+        files = write_samples(out, weights, prior, replace(wish, filmed=filmed), drawn, on_frames=on_frames)
     return [path for path in files if path.name == SHEET_NAME or path.suffix == ".mp4"]
 
 

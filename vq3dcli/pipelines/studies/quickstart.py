@@ -30,7 +30,7 @@ from vq3dcli.files import make_folder, write_bytes
 from vq3dcli.locks import lock_folder
 from vq3dcli.pipelines.film import Shot
 from vq3dcli.pipelines.inputs import parse_sources, read_picture
-from vq3dcli.pipelines.render import read_all, render_all
+from vq3dcli.pipelines.render import Look, render
 from vq3dcli.pipelines.run_report.page import run_sections
 from vq3dcli.pipelines.sampling.record import SampleWish
 from vq3dcli.pipelines.sampling.sample import SHEET_NAME, draw_samples, sharpening_of, write_samples
@@ -44,8 +44,6 @@ from vq3dcli.pipelines.studies.budget import (
 )
 from vq3dcli.pipelines.studies.demo import TOY_INPUTS, example_photo
 from vq3dcli.pipelines.studies.toy_runs import (
-    Counting,
-    adding,
     geometry_section,
     make_toy_data,
     measure_once,
@@ -53,7 +51,7 @@ from vq3dcli.pipelines.studies.toy_runs import (
     train_once,
     video_rows,
 )
-from vq3dcli.pipelines.targets import check_targets, plan_targets
+from vq3dcli.pipelines.targets import Counting, Task, adding
 from vq3dcli.pipelines.tokenize import tokenize
 from vq3dcli.pipelines.train import open_loader
 from vq3dcli.training.distributed import join_ranks
@@ -242,22 +240,19 @@ class _Call:
 
     def _videos(self, weights: LoadedWeights) -> list[Path]:
         """Orbits with disparity of a photo, where scikit-image is at hand, and of toy scenes; their inputs too."""
-        inputs = self.out / "inputs"
+        inputs, videos = self.out / "inputs", self.out / "videos"
         photo = example_photo(inputs)
-        sources = parse_sources([*([str(photo)] if photo else []), *TOY_INPUTS])
-        targets = plan_targets(sources, f"{self.out / 'videos'}/", "mp4", path="orbit", disparity=True, cameras=False)
-        paths = [path for target in targets for path in target.paths]
+        texts = [*([str(photo)] if photo else []), *TOY_INPUTS]
+        sources = parse_sources(texts)
+        paths = [videos / f"{source.stem}_orbit{end}.mp4" for source in sources for end in ("", "_disparity")]
         if _newer(paths, weights.path):
             return paths
-        check_targets(targets)
         for source in sources:
             picture = read_picture(source, weights.recipe.model.image_size, fit="crop")
             write_bytes(inputs / f"{source.stem}_input.png", encode_png(picture.image))
-        readable, failures = read_all(sources, targets, weights)
-        assert not failures, failures
         with self.counting("rendering", "frames") as count:
-            render_all(weights, readable, self._shot, on_frames=adding(count, self.size.frames * len(readable)))
-        return paths
+            task = Task(self.device, f"{videos}/", "mp4", True, None, weights, count)
+            return render(texts, self._shot, Look("none", write_cameras=False), task).outputs
 
     def _new_scenes(self, weights: LoadedWeights, prior: LoadedPrior) -> tuple[Path, list[tuple[Path, Path, Path]]]:
         """Samples of each class, some of them filmed, from the first class to the last."""

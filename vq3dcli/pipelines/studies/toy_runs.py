@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from vq3dcli.pipelines.evaluation.geometry import (
     model_predictor,
     toy_template,
 )
+from vq3dcli.pipelines.targets import Counting, adding
 from vq3dcli.sealed import write_sealed_json
 from vq3dcli.training.run import Progress
 from vq3dcli.weights_file import LoadedWeights
@@ -97,23 +97,6 @@ def video_rows(rows: Sequence[tuple[Path, Path, Path]]) -> list[Html]:
         )
         for picture, video, disparity in rows
     ]
-
-
-Count = Callable[[int, int], None]
-Counting = Callable[[str, str], AbstractContextManager[Count]]
-"""Opens progress for (description, unit); what it yields is called with (done, total)."""
-
-
-def adding(count: Count, total: int) -> Callable[[int], None]:
-    """What is to be called with how much is new."""
-    done = 0
-
-    def add(new: int) -> None:
-        nonlocal done
-        done += new
-        count(done, total)
-
-    return add
 
 
 def stop_between(should_stop: Callable[[], bool], folder: Path) -> None:
