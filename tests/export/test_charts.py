@@ -14,11 +14,11 @@ from vq3dcli.export.charts import (
     bar_chart,
     histogram,
     line_chart,
-    number_text,
     series_chart,
     standalone,
     ticks,
 )
+from vq3dcli.export.page import number_text
 
 NUMBERS = st.floats(-1e12, 1e12) | st.sampled_from([math.nan, math.inf, 0.0, 5e-324])
 

@@ -127,10 +127,10 @@ def _option(option: str, text: str) -> dict[str, Any]:
     if option == "at":
         return {"at": _places("--at", text)}
     if option == "distance":
-        return {"z_depth": _numbers("--distance", text, 1)[0]}
+        return {"z_depth": options.numbers("--distance", text, 1)[0]}
     if option == "scale":
-        return {"scale": _numbers("--scale", text, 1)[0]}
-    turns = _numbers("--rotate", text, 1, 3)
+        return {"scale": options.numbers("--scale", text, 1)[0]}
+    turns = options.numbers("--rotate", text, 1, 3)
     return {"rotate_deg": turns[0] if len(turns) == 1 else turns}
 
 
@@ -142,21 +142,9 @@ def _move(text: str) -> dict[str, Any]:
 
 
 def _box(option: str, text: str) -> dict[str, Any]:
-    numbers = _numbers(option, text, 4, 6)
+    numbers = options.numbers(option, text, 4, 6)
     return {"box": numbers[:4]} | ({"z_range": numbers[4:]} if len(numbers) == 6 else {})
 
 
 def _places(option: str, text: str) -> list[list[float]]:
-    return [_numbers(option, part, 2) for part in text.split(":")]
-
-
-def _numbers(option: str, text: str, *counts: int) -> list[float]:
-    """Numbers between commas, one of `counts` many. Raises `UsageError`."""
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in counts:
-        wanted = " or ".join(map(str, counts))
-        raise UsageError(f"{option} needs {wanted} numbers with commas between them, got {text!r}")
-    return numbers
+    return [options.numbers(option, part, 2) for part in text.split(":")]

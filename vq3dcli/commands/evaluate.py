@@ -304,7 +304,7 @@ def generation(
             weights=weights,
             prior=prior,
             sharpening=options.asked_sharpening(temperature, top_k, top_p, guidance),
-            yaws=yaws,
+            yaws=[] if yaws is None else options.numbers("--yaws", yaws),
             training=training,
             tokens=tokens,
             inception=inception,
@@ -347,14 +347,10 @@ def ablation(
     """
     signals.watch()
     voice = _Voice("evaluate ablation", json, quiet)
-    try:
-        chosen = [int(part) for part in seeds.split(",")]
-    except ValueError as error:
-        raise UsageError(
-            f"--seeds {seeds[:60]}: not whole numbers with commas between", remedy="--seeds 0,1,2"
-        ) from error
-    if not all(0 <= seed < 2**63 for seed in chosen):
-        raise UsageError(f"--seeds {seeds[:60]}: a seed is 0 to {2**63 - 1}", remedy="--seeds 0,1,2")
+    given = options.numbers("--seeds", seeds)
+    if not all(seed.is_integer() and 0 <= seed < 2**53 for seed in given):
+        raise UsageError(f"--seeds {seeds[:60]}: a seed is a whole number below 2^53", remedy="--seeds 0,1,2")
+    chosen = [int(seed) for seed in given]
 
     from vq3dcli.pipelines.studies.ablation import Plan
     from vq3dcli.pipelines.studies.ablation_figure import measure_ablation

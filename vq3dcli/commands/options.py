@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -94,6 +95,18 @@ def asked_inputs(inputs: list[str] | None, stdin_list: bool) -> list[str]:
         return inputs or []
     listed = sys.stdin.read()
     return [*(inputs or []), *filter(None, listed.split("\0") if "\0" in listed else listed.splitlines())]
+
+
+def numbers(option: str, text: str, *counts: int) -> list[float]:
+    """Numbers between commas, one of `counts` many if any are given. Raises `UsageError`."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(map(math.isfinite, found)) or (counts and len(found) not in counts):
+        wanted = f"{' or '.join(map(str, counts))} numbers" if counts else "numbers"
+        raise UsageError(f"{option} needs {wanted} with commas between them, got {text[:60]!r}")
+    return found
 
 
 def asked_disparity(disparity: bool, beside: bool) -> targets.Disparity:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vq3dcli.export.page import Html
+from vq3dcli.export.page import Html, number_text
 
 WIDTH_PX, HEIGHT_PX = 480, 260
 SMALL_WIDTH_PX, SMALL_HEIGHT_PX = 360, 200
@@ -150,19 +150,6 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [number * step for number in range(first, last + 1)]
-
-
-def number_text(value: float) -> str:
-    """A number in a few characters: 32000 as 32k, 0.00031 as 3.1e-4."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 1000:
-        scale, unit = (1e6, "M") if abs(value) >= 1e6 else (1e3, "k")
-        return f"{value / scale:.4g}{unit}"
-    if abs(value) >= 0.001:
-        return f"{value:.3g}"
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
 
 
 def _axes(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, NewType
@@ -79,12 +80,43 @@ def row(blocks: Sequence[Html]) -> Html:
     return Html(f'<div class="row">{"".join(blocks)}</div>')
 
 
-def table(rows: Sequence[Sequence[str]], marks: Sequence[bool | None] = ()) -> Html:
-    """Cells of text; the first row is the heading.
+def number_text(value: float) -> str:
+    """A number in a few characters: 32000 as 32k, 0.00031 as 3.1e-4."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        scale, unit = (1e6, "M") if abs(value) >= 1e6 else (1e3, "k")
+        return f"{value / scale:.4g}{unit}"
+    if abs(value) >= 0.001:
+        return f"{value:.3g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def cell_text(value: object) -> str:
+    """A value in a table: a number in a few characters, - for none."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "-"
+    return number_text(value) if isinstance(value, float) else str(value)
+
+
+def tables(rows: Sequence[Sequence[object]]) -> list[Html]:
+    """Several tables: an empty row begins a new one."""
+    parts: list[list[Sequence[object]]] = [[]]
+    for cells in rows:
+        if cells:
+            parts[-1].append(cells)
+        else:
+            parts.append([])
+    return [table(part) for part in parts if part]
+
+
+def table(rows: Sequence[Sequence[object]], marks: Sequence[bool | None] = ()) -> Html:
+    """Cells of any values; the first row is the heading.
 
     `marks`, one a row after the heading, put a tick (True) or a cross (False) before it, or nothing.
     """
-    head, *others = rows
+    head, *others = [[cell_text(value) for value in row] for row in rows]
     lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
     for cells, mark in zip(others, marks or [None] * len(others), strict=True):
         sign = {True: '<b class="yes">✓</b> ', False: '<b class="no">✗</b> ', None: ""}[mark]

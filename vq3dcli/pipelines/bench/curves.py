@@ -17,7 +17,7 @@ from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.token_store import TokenStore
 from vq3dcli.pipelines.bench.data import image_loader, write_photos, write_shards, write_tokens
-from vq3dcli.pipelines.bench.measure import Result, Work, measure
+from vq3dcli.pipelines.bench.measure import Work
 from vq3dcli.pipelines.bench.render import looking, side_view, subjects
 from vq3dcli.pipelines.bench.train import stepping
 from vq3dcli.pipelines.bench.video import our_video
@@ -27,31 +27,26 @@ _VIDEO_PX, _STORED_PX = 128, 64
 
 
 class Curve(NamedTuple):
-    """Costs by size, along one axis."""
+    """One axis: sizes along it, and the work of each."""
 
     axis: str
     sizes: list[int]
-    results: list[Result]
-
-    @property
-    def bend(self) -> float:
-        """What a thing costs at the largest size over what it costs at half of it: 1 on a straight line."""
-        last, before = (result.cost.seconds.median / result.things for result in (self.results[-1], self.results[-2]))
-        return last / before
+    work_of: Callable[[int], Work]
+    device: torch.device
 
 
-def curves(rounds: int, device: torch.device) -> Iterator[Curve]:
+def curves(device: torch.device) -> Iterator[Curve]:
     """Side, samples and frames of rendering, the batch of a training step, the size of a data set."""
     small, _ = subjects(device)
     sides = [64, 128, 256, 512]
     views = {side: side_view(side, device) for side in sides}
     look = looking(small)
-    yield _curve("side of a frame", sides, lambda n: Work("", partial(look, views[n]), n * n, "rays"), rounds, device)
+    yield Curve("side of a frame", sides, lambda n: Work("", partial(look, views[n]), n * n, "rays"), device)
 
     def by_samples(count: int) -> Work:
         return Work("", partial(looking(small._replace(samples=count)), views[128]), 128**2 * count, "samples")
 
-    yield _curve("samples a ray", [24, 48, 96, 192], by_samples, rounds, device)
+    yield Curve("samples a ray", [24, 48, 96, 192], by_samples, device)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
 
@@ -59,13 +54,13 @@ def curves(rounds: int, device: torch.device) -> Iterator[Curve]:
             camera = trajectory("orbit", frames, height_px=_VIDEO_PX, width_px=_VIDEO_PX).to(device)
             return Work("", partial(our_video, small, camera, folder / "a.mp4", keep=False), frames, "frames")
 
-        yield _curve("frames of a video", [8, 16, 32, 64], video, rounds, device)
+        yield Curve("frames of a video", [8, 16, 32, 64], video, device)
 
         def step(batch: int) -> Work:
             recipe = load_recipe("toy-cpu", Stage1Recipe, [f"training.batch_size={batch}"])
             return Work("", stepping(recipe, device), batch, "images")
 
-        yield _curve("batch of toy-cpu", [2, 4, 8, 16], step, rounds, device)
+        yield Curve("batch of toy-cpu", [2, 4, 8, 16], step, device)
 
         def open_shards(images: int) -> Work:
             here = folder / str(images)
@@ -75,16 +70,11 @@ def curves(rounds: int, device: torch.device) -> Iterator[Curve]:
             act = lambda: image_loader(shards, 8, _STORED_PX).batch_at(0)  # noqa: E731
             return Work("", act, images, "images")
 
-        yield _curve("images of shards, opened", [250, 500, 1000, 2000], open_shards, rounds, torch.device("cpu"))
+        yield Curve("images of shards, opened", [250, 500, 1000, 2000], open_shards, torch.device("cpu"))
 
         def open_tokens(images: int) -> Work:
             store = write_tokens(folder / f"tokens{images}", images, 256)
             return Work("", partial(TokenStore, store), images, "images")
 
         sizes = [25_000, 50_000, 100_000, 200_000]
-        yield _curve("images of tokens, opened", sizes, open_tokens, rounds, torch.device("cpu"))
-
-
-def _curve(axis: str, sizes: list[int], work_of: Callable[[int], Work], rounds: int, device: torch.device) -> Curve:
-    works = [work_of(size)._replace(what=f"{axis} {size}") for size in sizes]
-    return Curve(axis, sizes, [measure(work, rounds, device) for work in works])
+        yield Curve("images of tokens, opened", sizes, open_tokens, torch.device("cpu"))

@@ -27,17 +27,13 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _MATMUL, _COPIED, _TRIES = 1536, 1 << 25, 5
 
 
-class Spread(NamedTuple):
+Figures = dict[str, Any]
+"""What was measured, as JSON values."""
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, least and most of some rounds."""
-
-    median: float
-    least: float
-    most: float
-
-    @staticmethod
-    def of(values: Sequence[float]) -> Spread:
-        """Of at least one value."""
-        return Spread(statistics.median(values), min(values), max(values))
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 class Gate(NamedTuple):
@@ -53,37 +49,6 @@ class Gate(NamedTuple):
         return self.value >= self.least
 
 
-class Cost(NamedTuple):
-    """Of one way: seconds of CPU time or of a GPU, and the memory it adds at its peak, None where nobody can tell."""
-
-    seconds: Spread
-    added_bytes: int | None
-
-
-class Against(NamedTuple):
-    """A baseline: its name, its cost for as many things, how many times as long it takes, how well both agree."""
-
-    name: str
-    cost: Cost
-    ratio: Spread
-    gate: Gate
-
-
-class Result(NamedTuple):
-    """What was measured of a work; without a baseline there is none to compare with."""
-
-    what: str
-    cost: Cost
-    things: int
-    unit: str
-    against: Against | None = None
-
-    @property
-    def rate(self) -> float:
-        """Things a second."""
-        return self.things / self.cost.seconds.median
-
-
 class Work(NamedTuple):
     """What can be measured."""
 
@@ -97,12 +62,15 @@ class Work(NamedTuple):
     things_there: int | None = None  # how many a call of the other way makes, if not as many
 
 
-def measure(work: Work, rounds: int, device: torch.device) -> Result:
-    """A work alone, or with its baseline: so many rounds of ours, theirs, theirs, ours."""
+def measure(work: Work, rounds: int, device: torch.device) -> Figures:
+    """A work alone, or with its baseline: so many rounds of ours, theirs, theirs, ours.
+
+    `seconds` of CPU time or of a GPU, `added_bytes` at its peak (None where nobody can tell), how many things a second;
+    the same of the `baseline`, for as many things, the `ratio` of both, and how well they agree.
+    """
     if work.baseline is None:
         work.act()
-        alone = [seconds_of(work.act, device) for _ in range(rounds)]
-        return Result(work.what, Cost(Spread.of(alone), added_bytes(work.act, device)), work.things, work.unit)
+        return _figures(work, [seconds_of(work.act, device) for _ in range(rounds)], device)
 
     def other() -> object:
         with plain_allocator():  # that of the commands is a part of ours
@@ -116,9 +84,22 @@ def measure(work: Work, rounds: int, device: torch.device) -> Result:
         ours += [first, fourth]
         theirs += [share * second, share * third]
         ratios.append(share * (second + third) / (first + fourth))
-    cost = Cost(Spread.of(ours), added_bytes(work.act, device))
-    there = Cost(Spread.of(theirs), added_bytes(other, device))
-    return Result(work.what, cost, work.things, work.unit, Against(work.baseline, there, Spread.of(ratios), gate))
+    baseline = {
+        "name": work.baseline,
+        "seconds": spread(theirs),
+        "added_bytes": added_bytes(other, device),
+        "ratio": spread(ratios),
+        gate.name: gate.value,
+        "agrees": gate.passed,
+        "agreement": f"{gate.name} {gate.value:.4g}" + ("" if gate.passed else f", not {gate.least:.4g}"),
+    }
+    return {**_figures(work, ours, device), "baseline": baseline}
+
+
+def _figures(work: Work, seconds: Sequence[float], device: torch.device) -> Figures:
+    ours = spread(seconds)
+    costs = {"seconds": ours, "added_bytes": added_bytes(work.act, device)}
+    return {"work": work.what, **costs, f"{work.unit}_a_second": work.things / ours["median"]}
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:

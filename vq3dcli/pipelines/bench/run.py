@@ -10,7 +10,7 @@ import torch
 from vq3dcli.errors import UsageError
 from vq3dcli.pipelines.bench import data, render, sample, train, video
 from vq3dcli.pipelines.bench.curves import Curve, curves
-from vq3dcli.pipelines.bench.measure import Result, Work, host_limits, measure, one_thread
+from vq3dcli.pipelines.bench.measure import Figures, Work, host_limits, measure, one_thread
 
 _WORKS: dict[str, Callable[[torch.device], Iterator[Work]]] = {
     "render": render.works,
@@ -59,78 +59,53 @@ def run(
         metrics: dict[str, Any] = {"host": limits}
         table: list[tuple[object, ...]] = [_HEADING]
         missed: list[str] = []
-        done = 0
         for name in names:
-            if name == CURVES:
-                continue
-            found: list[Result] = []
-            for work in _WORKS[name](device):
-                if baselines and work.baseline not in baselines:
-                    continue
-                on_work(done, None, work.what)
-                found.append(measure(work, rounds, device))
-                done += 1
-            metrics[name] = [_figures(result) for result in found]
-            table += [_row(result) for result in found]
-            missed += [each.what for each in found if each.against is not None and not each.against.gate.passed]
-        if baselines and not done:
+            metrics |= {} if name == CURVES else {name: []}
+            for work in () if name == CURVES else _WORKS[name](device):
+                if not baselines or work.baseline in baselines:
+                    on_work(len(table) - 1, None, work.what)
+                    figures = measure(work, rounds, device)
+                    metrics[name].append(figures)
+                    table.append(_row(work, figures))
+                    missed += [] if figures.get("baseline", {}).get("agrees", True) else [work.what]
+        if baselines and len(table) == 1:
             raise UsageError(f"nothing is compared with {', '.join(baselines)}", remedy="a name of the table")
         if CURVES in names:
-            drawn = []
-            for curve in curves(rounds, device):
-                drawn.append(curve)
-                on_work(len(drawn), None, curve.axis)
-            metrics[CURVES] = {curve.axis: _curve_figures(curve) for curve in drawn}
-            table = [*(table if done else []), *_curve_rows(drawn)]
+            table = [*(table if len(table) > 1 else []), ("along", "size", "s", "us a thing", "things", "MB", "bend")]
+            metrics[CURVES] = {}
+            for number, curve in enumerate(curves(device)):
+                on_work(number, None, curve.axis)
+                metrics[CURVES][curve.axis], rows = measure_curve(curve, rounds)
+                table += rows
     table.append((f"this machine at best: copies {limits['copy_gb_a_second']:.1f} GB a second, "
                   f"multiplies {limits['float32_gflops']:.0f} GFLOP a second in float32",))  # fmt: skip
     return Measured(metrics, table, missed)
 
 
-def _figures(result: Result) -> dict[str, Any]:
-    """A result as JSON knows it."""
-    figures: dict[str, Any] = {
-        "work": result.what,
-        "seconds": result.cost.seconds._asdict(),
-        "added_bytes": result.cost.added_bytes,
-        f"{result.unit}_a_second": result.rate,
-    }
-    if result.against is not None:
-        against = result.against
-        figures["baseline"] = {
-            "name": against.name,
-            "seconds": against.cost.seconds._asdict(),
-            "added_bytes": against.cost.added_bytes,
-            "ratio": against.ratio._asdict(),
-            against.gate.name: against.gate.value,
-            "agrees": against.gate.passed,
-        }
-    return figures
+def measure_curve(curve: Curve, rounds: int) -> tuple[Figures, list[tuple[object, ...]]]:
+    """Figures of each size, rows of a table, and the bend.
+
+    That is what a thing costs at the largest size over what it costs at half of it, 1 on a straight line.
+    """
+    works = [curve.work_of(size)._replace(what=f"{curve.axis} {size}") for size in curve.sizes]
+    points = [measure(work, rounds, curve.device) for work in works]
+    seconds = [point["seconds"]["median"] for point in points]
+    a_thing = [each / work.things for each, work in zip(seconds, works, strict=True)]
+    bend = a_thing[-1] / a_thing[-2]
+    rows: list[tuple[object, ...]] = [
+        (curve.axis, size, seconds[i], 1e6 * a_thing[i], works[i].unit, _megabytes(points[i]["added_bytes"]))
+        for i, size in enumerate(curve.sizes)
+    ]
+    return {"bend": bend, "points": points}, [*rows[:-1], (*rows[-1], bend)]
 
 
-def _row(result: Result) -> tuple[object, ...]:
-    rate = f"{result.rate:.4g} {result.unit}"
-    own = (result.what, result.cost.seconds.median, rate, _megabytes(result.cost.added_bytes))
-    if result.against is None:
+def _row(work: Work, figures: Figures) -> tuple[object, ...]:
+    rate = f"{figures[f'{work.unit}_a_second']:.4g} {work.unit}"
+    own = (work.what, figures["seconds"]["median"], rate, _megabytes(figures["added_bytes"]))
+    if (there := figures.get("baseline")) is None:
         return own
-    name, cost, ratio, gate = result.against
-    agreement = f"{gate.name} {gate.value:.4g}" + ("" if gate.passed else f", not {gate.least:.4g}")
-    return (*own, name, cost.seconds.median, _megabytes(cost.added_bytes), *ratio, agreement)
-
-
-def _curve_figures(curve: Curve) -> dict[str, Any]:
-    return {"bend": curve.bend, "points": [_figures(each) for each in curve.results]}
-
-
-def _curve_rows(drawn: Sequence[Curve]) -> list[tuple[object, ...]]:
-    rows: list[tuple[object, ...]] = [("along", "size", "s", "us a thing", "things", "MB", "bend")]
-    for curve in drawn:
-        for size, result in zip(curve.sizes, curve.results, strict=True):
-            a_thing = 1e6 * result.cost.seconds.median / result.things
-            last = curve.bend if size == curve.sizes[-1] else ""
-            memory = _megabytes(result.cost.added_bytes)
-            rows.append((curve.axis, size, result.cost.seconds.median, a_thing, result.unit, memory, last))
-    return rows
+    memory = _megabytes(there["added_bytes"])
+    return (*own, there["name"], there["seconds"]["median"], memory, *there["ratio"].values(), there["agreement"])
 
 
 def _megabytes(count: int | None) -> float | None:

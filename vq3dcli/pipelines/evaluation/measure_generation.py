@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,7 +68,7 @@ class Asked:
     weights: Path | None = None
     prior: Path | None = None
     sharpening: Mapping[str, float] = field(default_factory=dict)
-    yaws: str | None = None
+    yaws: Sequence[float] = ()  # in degrees
     training: Path | None = None
     tokens: Path | None = None
     inception: Path | None = None
@@ -104,7 +103,9 @@ def measure_generation(asked: Asked, *, out: Path | None, progress: Progress) ->
     protocol = protocol_of(asked.protocol, asked.count)
     if asked.samples is not None:
         _check_given(asked)
-    yaws = _yaws(asked.yaws)
+    for yaw in asked.yaws:
+        if abs(yaw) > _MAX_YAW_DEG:
+            raise UsageError(f"--yaws {yaw:g}: out of range", remedy=f"at most {_MAX_YAW_DEG:g} degrees")
     network = load_feature_network(protocol.network, weights=asked.inception, device=asked.device)
     tokens = None
     if asked.samples is not None:
@@ -127,7 +128,7 @@ def measure_generation(asked: Asked, *, out: Path | None, progress: Progress) ->
         counts = class_counts(chosen, count, names, real.images if protocol.labels == "data" else None)
         samples = Samples(prior, counts, seed=asked.seed, sharpening=sharpening)
         sets = [Compared("samples", sampled_set("samples", weights, samples)), *_bounds(weights, real)]
-        for yaw in yaws:
+        for yaw in asked.yaws:
             turned = None
             if asked.data in (None, TOYSCENES):  # scenes that are drawn, from any camera
                 turned = toy_set(f"held-out images, yaw {yaw:g}", count, **_toys(asked, only, size), yaw_deg=yaw)
@@ -196,7 +197,7 @@ def _check_given(asked: Asked) -> None:
         "--count": asked.count,
         "--class": asked.classes,
         "--prior": asked.prior,
-        "--yaws": asked.yaws,
+        "--yaws": asked.yaws or None,
         "--tokens": asked.tokens,
         "--temperature, --top-k, --top-p or --guidance": asked.sharpening or None,
     }
@@ -301,18 +302,6 @@ def _bounds(weights: LoadedWeights | None, real: _Real) -> list[Compared]:
     if real.training is not None:
         bounds.append(Compared("training", real.training))
     return bounds
-
-
-def _yaws(text: str | None) -> list[float]:
-    """Angles in degrees from text. Raises `UsageError`."""
-    try:
-        yaws = [] if text is None else [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UsageError(f"--yaws {text}: not numbers with commas between", remedy="--yaws -20,20") from error
-    for yaw in yaws:
-        if not (math.isfinite(yaw) and abs(yaw) <= _MAX_YAW_DEG):
-            raise UsageError(f"--yaws {yaw:g}: out of range", remedy=f"at most {_MAX_YAW_DEG:g} degrees")
-    return yaws
 
 
 def _warn(protocol: Protocol, real: _Real, sets: Sequence[Compared]) -> None:

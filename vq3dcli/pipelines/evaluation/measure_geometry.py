@@ -11,11 +11,12 @@ from torch import Tensor
 
 from vq3dcli.export.charts import Series, bar_chart, series_chart
 from vq3dcli.export.page import Html, Section, paragraph
+from vq3dcli.export.page import table as page_table
 from vq3dcli.pipelines.evaluation import geometry, stereo_pair
 from vq3dcli.pipelines.evaluation import labels as teacher
 from vq3dcli.pipelines.evaluation.geometry import TEMPLATE_SCENES, VIEW_FIGURES, VIEW_NAMES, toy_template
 from vq3dcli.pipelines.evaluation.image_sets import TOYSCENES, toy_set
-from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder, text_tables, versions
+from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder, versions
 from vq3dcli.rendering.render import exact_rendering
 from vq3dcli.weights_file import LoadedWeights
 
@@ -179,7 +180,7 @@ def _sections(metrics: Mapping[str, Any]) -> list[Section]:
     """What the figures say, and novel views by angle where there are several."""
     meanings: list[list[object]] = [["figure", "what it says"]]
     meanings += [[name, text] for name, _, text in _DISPARITY if name in metrics]
-    sections = [Section("What the figures say", text_tables(meanings))]
+    sections = [Section("What the figures say", [page_table(meanings)])]
     if "views" in metrics:
         chart = _by_yaw(metrics["views"], metrics["psnr"])
         sections.append(Section("Novel views by angle", [paragraph(_VIEWS_TEXT), chart]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,8 +17,7 @@ from torch import Tensor
 from vq3dcli import __version__
 from vq3dcli.data.images import encode_png
 from vq3dcli.errors import OutputError
-from vq3dcli.export.charts import number_text
-from vq3dcli.export.page import Html, Section, code, media, paragraph, row, table, write_page
+from vq3dcli.export.page import Html, Section, code, media, paragraph, row, tables, write_page
 from vq3dcli.files import make_folder, write_bytes, write_json
 from vq3dcli.weights_file import LoadedWeights
 
@@ -55,23 +53,6 @@ class Evaluation:
     weights: LoadedWeights | None = None
 
 
-def text_tables(rows: Sequence[Sequence[object]]) -> list[Html]:
-    """Rows of any values as tables of the page: an empty row begins a new one, whose next row is its heading."""
-    parts: list[list[list[str]]] = [[]]
-    for cells in rows:
-        if cells:
-            parts[-1].append([_cell(value) for value in cells])
-        else:
-            parts.append([])
-    return [table(part) for part in parts if part]
-
-
-def _cell(value: object) -> str:
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "-"
-    return number_text(value) if isinstance(value, float) else str(value)
-
-
 def versions(**more: str) -> dict[str, str]:
     """Versions of what figures depend on."""
     base = {"vq3d": __version__, "python": platform.python_version(), "torch": torch.__version__}
@@ -101,7 +82,7 @@ def write_evaluation(
     written = [folder / f"{name}.json", folder / f"{name}.html"]
     charts = [row(result.charts)] if result.charts else []
     sections = [
-        Section("Figures", [*map(paragraph, result.texts), *text_tables(result.table), *charts]),
+        Section("Figures", [*map(paragraph, result.texts), *tables(result.table), *charts]),
         *result.sections,
     ]
     if result.sheet is not None:

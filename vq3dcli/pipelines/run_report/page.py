@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +17,102 @@ from vq3dcli.config.load import load_either
 from vq3dcli.config.schema import DepthRecipe, Recipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.data.images import encode_jpeg, read_image, resize
 from vq3dcli.errors import InputMissingError, Vq3dError
-from vq3dcli.export.charts import line_chart, number_text
-from vq3dcli.export.page import Html, Section, code, media, media_bytes, paragraph, row, table, write_page
-from vq3dcli.pipelines.run_report.kinds import (
-    HELD_OUT_CURVES,
-    NOVEL_PSNR,
-    PSNR,
-    TITLES,
-    USAGE,
-    CurveSection,
-    curve_sections,
-    held_out_section,
-    model_rows,
-    sheet_text,
-)
+from vq3dcli.export.charts import line_chart
+from vq3dcli.export.page import Html, Section, code, media, media_bytes, number_text, paragraph, row, table, write_page
 from vq3dcli.sealed import json_value
-from vq3dcli.training.health import Finding, guards_of, number, replay
+from vq3dcli.training.health import guards_of, number, replay
 
-Record = Mapping[str, Any]
+Record = dict[str, float]
+"""Figures by name, truth values among them; at least `images_seen`."""
 
+_STAGE1_SHEET = (
+    "A row an image: input, reconstruction, rendered disparity, its label, views from the left and the right."
+)
+_STAGE2_SHEET = "A row a class: samples of the averaged prior, each beside its disparity; the same seeds on each sheet."
+
+# A section's title, its figures in their order, and what they say.
+CurveSection = tuple[str, tuple[str, ...], str]
+
+_TITLES = {
+    "psnr": "PSNR of training rays, dB",
+    "code_usage": "perplexity / codes",
+    "depth_order": "depth order",
+    "novel_psnr": "PSNR of rays of novel views, dB",
+    "novel_l2": "L2 at novel views",
+    "novel_l1": "L1 at novel views",
+    "novel_depth": "depth at novel views",
+    "novel_perceptual": "perceptual at novel views",
+    "novel_views": "novel views an image",
+    "weight_variance": "weight variance",
+    "learning_rate": "learning rate",
+    "gradient_norm": "gradient norm",
+    "images_per_second": "images a second",
+    "data_wait": "share of the time without a batch",
+    "peak_memory_gb": "peak memory, GB",
+    "mfu": "model FLOPs utilisation",
+    "held_out_psnr": "PSNR, held out, dB",
+    "held_out_novel_psnr": "PSNR of exact views, held out, dB",
+    "held_out_spearman": "rank correlation of disparity, held out",
+    "held_out_ssi_error": "error of disparity, held out",
+    "bits": "bits a code, training",
+    "held_out_bits": "bits a code, held out",
+    "unigram_bits": "bits a code by counting",
+    "held_out_share": "held out / counting",
+}
+_STAGE1_CURVES: tuple[CurveSection, ...] = (
+    (
+        "Losses and reconstruction",
+        ("loss", "psnr", "l2", "l1", "perceptual", "auxiliary", "chroma_ratio"),
+        "Of the batches, before the average of weights; unweighted but for the total. Colourfulness is 1 when right.",
+    ),
+    (
+        "Geometry",
+        ("depth", "depth_order", "relief", "weight_variance"),
+        "Order: how far pairs of rays are from their true order, 0 right, 2 worst. Relief: spread of rendered over "
+        "true disparity, 0 a wall, 1 right. Weight variance: large with floaters.",
+    ),
+    (
+        "Codes",
+        ("perplexity", "code_usage", "commitment"),
+        "Of each batch; before quantisation begins no code is used, only counted.",
+    ),
+)
+_HELD_OUT_CURVES: CurveSection = (
+    "Held-out images",
+    ("held_out_psnr", "held_out_novel_psnr", "held_out_spearman", "held_out_ssi_error"),
+    "Of the average of weights, on images that never train, through their codes; disparity where it is exact.",
+)
+_NOVEL_CURVES: CurveSection = (
+    "Novel views",
+    ("novel_psnr", "novel_l2", "novel_l1", "novel_depth", "novel_perceptual", "novel_views"),
+    "The same losses at exact pictures from other cameras, in records of a step that had any.",
+)
+_STAGE2_CURVES: tuple[CurveSection, ...] = (
+    (
+        "Bits a code",
+        ("bits", "held_out_bits", "held_out_share"),
+        "Training: of the batches, with dropout, before the average of weights. Held out: of the average, on images "
+        "that never train. Counting: the entropy of a code given its class, whatever its place and neighbours.",
+    ),
+)
+_DEPTH_CURVES: tuple[CurveSection, ...] = (
+    ("Loss", ("loss",), "Mean over the interval: error of normalised maps and of their slopes, augmented images."),
+)
+_DEPTH_SHEET = "Two images a row: image, disparity of the averaged network, label, each map in its own range."
+_MOST_CLASSES = 60
+
+
+_STEPS: CurveSection = (
+    "Steps",
+    ("learning_rate", "gradient_norm", "images_per_second", "data_wait", "peak_memory_gb", "mfu"),
+    "Gradient norm before clipping. Wait and memory of the process that has most; utilisation on GPUs alone.",
+)
+_SCORES = "adversarial_"
+_SCORES_TEXT = "Scores above 0 mean real; accuracy is 0.5 by chance and 1 when the discriminator wins."
 # Curves whose early values dwarf the rest.
 _LOG_SCALE = ("loss", "l1", "l2", "depth", "commitment", "codebook", "auxiliary", "gradient_norm")
-
-
 _SHEETS = 3
 _SHEET_WIDTH_PX = 1040
-_DISCRIMINATOR_PREFIX = "adversarial_"
-_STEP_TEXT = "Gradient norm before clipping. Wait and memory of the process that has most; utilisation on GPUs alone."
-_STEP = ("learning_rate", "gradient_norm", "images_per_second", "data_wait", "peak_memory_gb", "mfu")
 
 
 def write_run_report(run: Path) -> Path:
@@ -61,33 +129,40 @@ def write_run_report(run: Path) -> Path:
 
 def run_sections(run: Path) -> tuple[str, str, list[Section]]:
     """Title, subtitle and sections of the page."""
-    records = _in_order(read_metrics(run / "metrics.jsonl"))
+    records = read_metrics(run / "metrics.jsonl")
     try:
         recipe, problem = load_either(str(run / "recipe.toml")), ""
     except Vq3dError as error:
         recipe, problem = None, str(error)
-    name = run.resolve().name
+    status = _status(run, records, recipe)
+    health = [paragraph(f"Not judged, for the recipe cannot be read: {problem}")]
     sections = [
-        Section("The run", [table(_facts(run, records, recipe))]),
-        Section("Health", _health(records, recipe, problem)),
-        Section("Newest pictures", _pictures(run, sheet_text(recipe))),
-        *_curve_sections(_with_derived(records, recipe), recipe),
-        *held_out_section(run),
+        Section("The run", [table([("", ""), ("state", status), *_facts(run, records, recipe)])]),
+        Section("Health", health if recipe is None else _health(records, recipe)),
+        Section("Newest pictures", _pictures(run, recipe)),
+        *_curve_sections(records, recipe),
+        *_held_out_section(run),
         Section("Recipe", [code(_text(run / "recipe.toml") or "There is no recipe.")]),
     ]
-    return f"vq3d run {name}", _status(run, records, recipe), sections
+    return f"vq3d run {run.resolve().name}", status, sections
 
 
-def _in_order(records: Sequence[Record]) -> list[Record]:
-    """Those that have a position, each after the one before; a damaged file may hold anything."""
-    kept: list[Record] = []
+def read_metrics(path: Path) -> list[Record]:
+    """The records of a `metrics.jsonl` that have a position, each after the one before; only numbers of them.
+
+    Half a line that a crash left is passed over; a missing or unreadable file is empty.
+    """
+    records: list[Record] = []
     last = -math.inf
-    for record in records:
-        seen = number(record, "images_seen")
-        if seen is not None and math.isfinite(seen) and seen > last:
-            kept.append(record)
-            last = seen
-    return kept
+    for line in _text(path).splitlines():
+        with contextlib.suppress(ValueError):
+            values = json_value(line)
+            known = {name: number(values, name) for name in values} if isinstance(values, dict) else {}
+            record = {name: value for name, value in known.items() if value is not None}
+            if last < record.get("images_seen", math.nan) < math.inf:
+                records.append(record | {name: value for name, value in values.items() if isinstance(value, bool)})
+                last = record["images_seen"]
+    return records
 
 
 def _status(run: Path, records: Sequence[Record], recipe: Recipe | None) -> str:
@@ -100,70 +175,82 @@ def _status(run: Path, records: Sequence[Record], recipe: Recipe | None) -> str:
     return f"{seen} of {total} images ({seen / total:.0%}): going on or interrupted; the same command again continues"
 
 
-def _facts(run: Path, records: Sequence[Record], recipe: Recipe | None) -> list[list[str]]:
-    rows = [["", ""], ["state", _status(run, records, recipe)]]
-    if recipe is not None:
-        rows += model_rows(recipe)
+def _facts(run: Path, records: Sequence[Record], recipe: Recipe | None) -> Iterator[Sequence[object]]:
+    yield from [] if recipe is None else _model_rows(recipe)
     with contextlib.suppress(ValueError):
         recorded = json_value(_text(run / "run.json"))
-        if isinstance(recorded, dict):
-            rows += [
-                [str(key), value if isinstance(value, str) else json.dumps(value)] for key, value in recorded.items()
-            ]
-    seconds = _training_seconds(records)
-    if seconds > 0:
-        rows.append(["time in steps", f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"])
-    if records:
-        last = [(name, number(records[-1], name)) for name in records[-1] if name != "images_seen"]
-        rows += [
-            [f"last {name}", number_text(value)] for name, value in last if value is not None and math.isfinite(value)
-        ]
-    return rows
-
-
-def _training_seconds(records: Sequence[Record]) -> float:
-    """Images of each interval over its speed, summed; pauses between two calls of a run do not count."""
+        for key, value in recorded.items() if isinstance(recorded, dict) else ():
+            yield str(key), value if isinstance(value, str) else json.dumps(value)
+    # Images of each interval over its speed, summed; pauses between two calls of a run do not count.
     seconds, before = 0.0, 0.0
     for record in records:
-        seen, rate = float(record["images_seen"]), number(record, "images_per_second")
-        if rate is not None and rate > 0:
-            seconds += (seen - before) / rate
-        before = seen
-    return seconds
+        if record.get("images_per_second", 0.0) > 0:
+            seconds += (record["images_seen"] - before) / record["images_per_second"]
+        before = record["images_seen"]
+    if seconds > 0:
+        yield "time in steps", f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+    for name, value in records[-1].items() if records else ():
+        if name != "images_seen" and math.isfinite(value):
+            yield f"last {name}", float(value)
 
 
-def _health(records: Sequence[Record], recipe: Recipe | None, problem: str) -> list[Html]:
-    if recipe is None:
-        return [paragraph(f"Not judged, for the recipe cannot be read: {problem}")]
+def _model_rows(recipe: Recipe) -> list[list[str]]:
+    """What was trained, as rows of a table."""
+    schedule = recipe.training
+    if isinstance(recipe, DepthRecipe):
+        network = recipe.model
+        return [
+            ["model", f"{network.encoder} at {network.input_px} pixels, {network.frozen_blocks} blocks frozen"],
+            ["batch", f"{schedule.batch_size} images, seed {schedule.seed}, adamw"],
+            ["loss", f"scale- and shift-invariant, slopes {recipe.loss.gradient:g}"],
+        ]
+    batch = ["batch", f"{recipe.training.batch_size} images, seed {schedule.seed}, {recipe.training.optimizer}"]
+    if isinstance(recipe, Stage2Recipe):
+        prior, sampling = recipe.model, recipe.sampling
+        return [
+            ["model", f"a prior of width {prior.width}, {prior.layers} layers, {prior.heads} heads"],
+            batch,
+            ["dropout", f"{prior.dropout:g}, of classes {recipe.training.class_dropout:g}"],
+            ["sheets", f"temperature {sampling.temperature:g}, guidance {sampling.guidance:g}"],
+        ]
+    model = recipe.model
+    tokens = (model.image_size // model.patch) ** 2
+    loss = recipe.loss
+    order = f", order {loss.depth_order:g}" if loss.depth_order > 0 else ""
+    novel = [f"{key} {value:g}" for key, value in loss if key.startswith("novel_") and value > 0]
+    return [
+        ["model", f"{model.image_size} pixels, {tokens} tokens, {model.codebook_size} codes, {model.space} planes"],
+        batch,
+        ["depth loss", f"{loss.depth_kind}, weight {loss.depth:g}{order}"],
+        *([["novel views", ", ".join(novel)]] if novel else []),
+    ]
+
+
+def _health(records: Sequence[Record], recipe: Recipe) -> list[Html]:
     guards = guards_of(recipe)
     findings = replay(records, guards)[1]
     watched = f"{len(guards)} guards watch this run"
     if not findings:
         return [paragraph(f"{watched}; none has spoken in {len(records)} records.")]
-    rows = [["guard", "from", "until", "figure", "likely cause", "try"]]
+    rows: list[Sequence[object]] = [("guard", "from", "until", "figure", "likely cause", "try")]
     marks: list[bool | None] = []
-    for finding, until in _episodes(findings):
-        guard = finding.guard
-        over = "" if until is None else number_text(until)
-        since = number_text(finding.images_seen)
-        rows.append([guard.name, since, over, f"{guard.figure} {finding.value:.3g}", guard.cause, guard.remedy])
-        marks.append(False if until is None else None)
+    for i, finding in enumerate(findings):
+        if not finding.recovered:
+            guard = finding.guard
+            until = next((x.images_seen for x in findings[i:] if x.recovered and x.guard.name == guard.name), None)
+            over = "" if until is None else number_text(until)
+            figure = f"{guard.figure} {finding.value:.3g}"
+            rows.append((guard.name, number_text(finding.images_seen), over, figure, guard.cause, guard.remedy))
+            marks.append(False if until is None else None)
     return [paragraph(f"{watched}. A cross: not recovered yet. Positions are images seen."), table(rows, marks)]
 
 
-def _episodes(findings: Sequence[Finding]) -> list[tuple[Finding, int | None]]:
-    """Each warning with the images seen at its recovery, None without one."""
-    return [
-        (
-            finding,
-            next((x.images_seen for x in findings[i:] if x.recovered and x.guard.name == finding.guard.name), None),
-        )
-        for i, finding in enumerate(findings)
-        if not finding.recovered
-    ]
-
-
-def _pictures(run: Path, text: str) -> list[Html]:
+def _pictures(run: Path, recipe: Recipe | None) -> list[Html]:
+    text = _STAGE1_SHEET
+    if isinstance(recipe, DepthRecipe | Stage2Recipe):
+        text = _DEPTH_SHEET if isinstance(recipe, DepthRecipe) else _STAGE2_SHEET
+    elif recipe is not None and recipe.loss.novel:
+        text += " Then the camera of an exact view, where there is one: rendered, true."
     blocks: list[Html] = []
     for path in sorted((run / "sheets").glob("*.png"))[: -_SHEETS - 1 : -1]:
         try:
@@ -183,99 +270,70 @@ def _picture(path: Path) -> Html:
     return media_bytes(encode_jpeg(resize(image, height_px, _SHEET_WIDTH_PX)), "image/jpeg", path.stem)
 
 
-def _with_derived(records: Sequence[Record], recipe: Recipe | None) -> list[Record]:
-    """The records with PSNR and code usage."""
-    codes = recipe.model.codebook_size if isinstance(recipe, Stage1Recipe) else None
-    derived: list[Record] = []
-    for record in records:
-        new: dict[str, Any] = {name: _plain(value) for name, value in record.items()}
-        for name, figure in (("l2", PSNR), ("novel_l2", NOVEL_PSNR)):
-            squared_error = number(record, name)
-            if squared_error is not None and squared_error > 0:
-                new[figure] = 10.0 * math.log10(4.0 / squared_error)  # colours in [-1, 1]: the peak is 2
-        perplexity = number(record, "perplexity")
-        if perplexity is not None and codes and USAGE not in record:
-            new[USAGE] = perplexity / codes
-        derived.append(new)
-    return derived
-
-
-def _plain(value: Any) -> Any:
-    """Numbers as floats, so that one of 400 digits in a damaged file is a gap."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return number({"value": value}, "value")
-    return value
-
-
 def _curve_sections(records: Sequence[Record], recipe: Recipe | None) -> list[Section]:
-    names = _curve_names(records)
-    measured = [HELD_OUT_CURVES] if set(HELD_OUT_CURVES[1]) & set(names) else []
-    curves = [*curve_sections(recipe), *measured]
-    steps = ("Steps", _STEP, _STEP_TEXT)
-    known = {name for _, figures, _ in [*curves, steps] for name in figures}
-    scores = [name for name in names if name not in known and name.startswith(_DISCRIMINATOR_PREFIX)]
-    rest = [name for name in names if name not in known and name not in scores]
+    for record in records:
+        for name, figure in (("l2", "psnr"), ("novel_l2", "novel_psnr")):
+            if record.get(name, 0.0) > 0:
+                record[figure] = 10.0 * math.log10(4.0 / record[name])  # colours in [-1, 1]: the peak is 2
+        if isinstance(recipe, Stage1Recipe) and "perplexity" in record:
+            record.setdefault("code_usage", record["perplexity"] / recipe.model.codebook_size)
+    names = dict.fromkeys(name for record in records for name, value in record.items() if type(value) is float)
+    novel = isinstance(recipe, Stage1Recipe) and recipe.loss.novel
+    curves = [*_STAGE1_CURVES, *([_NOVEL_CURVES] if novel else [])]
+    if isinstance(recipe, DepthRecipe | Stage2Recipe):
+        curves = [*(_DEPTH_CURVES if isinstance(recipe, DepthRecipe) else _STAGE2_CURVES)]
+    curves += [_HELD_OUT_CURVES] if names.keys() & set(_HELD_OUT_CURVES[1]) else []
+    known = {"images_seen", *(name for _, figures, _ in [*curves, _STEPS] for name in figures)}
+    rest = [name for name in names if name not in known and not name.startswith(_SCORES)]
     sections = [_curve_section(curve, records, names) for curve in curves]
+    scores = _charts([name for name in names if name.startswith(_SCORES)], records)
     if scores or not isinstance(recipe, Stage2Recipe | DepthRecipe):
-        sections.append(_discriminators(scores, records, recipe))
-    sections.append(_curve_section(steps, records, names))
-    if rest:
-        sections.append(Section("Other figures", _row(rest, records)))
-    return sections
+        off = isinstance(recipe, Stage1Recipe) and not recipe.adversarial.on
+        none = "This run has no discriminators." if off else "The discriminators have not started."
+        sections.append(Section("Discriminators", [paragraph(_SCORES_TEXT if scores else none), *scores]))
+    sections.append(_curve_section(_STEPS, records, names))
+    return [*sections, *([Section("Other figures", _charts(rest, records))] if rest else [])]
 
 
-def _discriminators(scores: Sequence[str], records: Sequence[Record], recipe: Recipe | None) -> Section:
-    off = isinstance(recipe, Stage1Recipe) and not recipe.adversarial.on
-    told = "This run has no discriminators." if off else "The discriminators have not started."
-    text = "Scores above 0 mean real; accuracy is 0.5 by chance and 1 when the discriminator wins." if scores else told
-    return Section("Discriminators", [paragraph(text), *_row(scores, records)])
-
-
-def _curve_section(curve: CurveSection, records: Sequence[Record], names: Sequence[str]) -> Section:
+def _curve_section(curve: CurveSection, records: Sequence[Record], names: Mapping[str, None]) -> Section:
     title, figures, text = curve
-    charts = _row([name for name in figures if name in names], records)
+    charts = _charts([name for name in figures if name in names], records)
     return Section(title, [paragraph(text if charts else "There are no figures yet."), *charts])
 
 
-def _row(names: Sequence[str], records: Sequence[Record]) -> list[Html]:
-    """Figures over images seen, on a logarithmic axis where early values dwarf the rest; gaps where one is missing."""
-    x = [float(record["images_seen"]) for record in records]
+def _charts(names: Sequence[str], records: Sequence[Record]) -> list[Html]:
+    """Figures over images seen, in a row; gaps where one is missing."""
+    x = [record["images_seen"] for record in records]
     charts = []
     for name in names:
-        y = [math.nan if record.get(name) is None else float(record[name]) for record in records]
-        charts.append(line_chart(TITLES.get(name) or name, x, y, x_label="images", log_y=name in _LOG_SCALE))
+        y = [record.get(name, math.nan) for record in records]
+        charts.append(line_chart(_TITLES.get(name) or name, x, y, x_label="images", log_y=name in _LOG_SCALE))
     return [row(charts)] if charts else []
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`.
-
-    Half a line that a crash left is passed over; a missing or unreadable file is empty.
-    """
+def _held_out_section(run: Path) -> list[Section]:
+    """Figures on held-out images by class, the worst first; none where there is no sound `held_out.json`."""
     try:
-        text = path.read_text(errors="replace")
-    except OSError:
+        found = json_value((run / "held_out.json").read_text())
+        rows = [_held_out_row(str(name), row) for name, row in found["classes"].items()]
+        everything = _held_out_row("all", found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
-    records = []
-    for line in text.splitlines():
-        try:
-            record = json_value(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "images_seen" in record:
-            records.append(record)
-    return records
+    rows.sort(key=lambda row: -row[2] if math.isfinite(row[2]) else math.inf)
+    cells = [["class", "images", "bits a code", "by counting", "share"]]
+    for name, images, bits, unigram in [everything, *rows[:_MOST_CLASSES]]:
+        share = f"{bits / unigram:.1%}" if unigram > 0 else "-"
+        cells.append([name, f"{images:.0f}", f"{bits:.3f}", f"{unigram:.3f}", share])
+    seen = number(found, "images_seen") or 0
+    text = f"At {seen:.0f} images. The worst classes first; by counting: the entropy of a code given the class."
+    return [Section("Held-out images by class", [paragraph(text), table(cells)])]
 
 
-def _curve_names(records: Sequence[Record]) -> list[str]:
-    """Names of figures that are numbers in every record that has them, in the order in which they appear."""
-    names = dict.fromkeys(name for record in records for name in record)
-    values = {name: [record[name] for record in records if record.get(name) is not None] for name in names}
-    return [
-        name
-        for name, found in values.items()
-        if found and name != "images_seen" and all(type(value) in (int, float) for value in found)
-    ]
+def _held_out_row(name: str, row: Mapping[str, Any]) -> tuple[str, float, float, float]:
+    """Name, images, bits and bits by counting; NaN for what is not there."""
+    values = [number(row, key) for key in ("images", "bits", "unigram_bits")]
+    images, bits, unigram = (math.nan if value is None else value for value in values)
+    return name, images, bits, unigram
 
 
 def _text(path: Path) -> str:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from vq3dcli.config.defaults import EVALUATION_SAMPLES
-from vq3dcli.export.charts import Series, bar_chart, number_text, series_chart, side_by_side, standalone
+from vq3dcli.export.charts import Series, bar_chart, series_chart, side_by_side, standalone
 from vq3dcli.export.colour import colour_map
-from vq3dcli.export.page import Html, Section, paragraph
+from vq3dcli.export.page import Html, Section, cell_text, number_text, paragraph
 from vq3dcli.export.sheet import grid
 from vq3dcli.files import as_bytes, write_bytes
 from vq3dcli.model.scene import reconstruct_scene
@@ -145,15 +145,14 @@ def table(result: Ablation) -> list[list[object]]:
             low, high = number_text(found["min"]), number_text(found["max"])
             spread = f" ({low} to {high})" if len(result.seeds) > 1 else ""
             cells.append(number_text(found["mean"]) + spread)
-        blind = result.template.get(f"template_{figure}")
-        rows.append([figure, *cells, "-" if blind is None else number_text(blind)])
+        rows.append([figure, *cells, result.template.get(f"template_{figure}")])
     return rows
 
 
 def markdown(result: Ablation, command: str) -> str:
     """The page for `docs/`, beside `ablation.png` and `profiles.svg`."""
     plan = result.plan
-    head, *rows = [[str(cell) for cell in row] for row in table(result)]
+    head, *rows = [[cell_text(cell) for cell in row] for row in table(result)]
     seeds = ", ".join(map(str, result.seeds))
     made = (
         f"Made by `{command}`: one recipe with three values of `loss.depth_kind`, each with the seeds {seeds} and "

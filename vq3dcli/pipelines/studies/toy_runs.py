@@ -10,7 +10,6 @@ from vq3dcli.data.images import encode_png
 from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import StoppedError
-from vq3dcli.export.charts import number_text
 from vq3dcli.export.page import Html, Section, media, row, table
 from vq3dcli.files import write_bytes
 from vq3dcli.pipelines.evaluation.geometry import (
@@ -73,13 +72,12 @@ GEOMETRY_TARGETS: tuple[Target, ...] = (
 
 def geometry_section(metrics: Metrics, sheet: Path | None = None) -> Section:
     """Figures of `evaluate_geometry` beside their targets, then all of them, then a contact sheet."""
-    rows = [["figure", "measured", "wanted", "what it is"]]
+    rows: list[list[object]] = [["figure", "measured", "wanted", "what it is"]]
     marks = []
     for target in GEOMETRY_TARGETS:
-        rows.append([target.name, number_text(metrics[target.name]), target.bound(metrics), target.meaning])
+        rows.append([target.name, metrics[target.name], target.bound(metrics), target.meaning])
         marks.append(target.met(metrics))
-    everything = [["figure", "measured"], *([name, number_text(value)] for name, value in metrics.items())]
-    blocks = [table(rows, marks), table(everything)]
+    blocks = [table(rows, marks), table([("figure", "measured"), *metrics.items()])]
     if sheet is not None:
         caption = "Two rows a scene, the exact one above: input, disparity, then the six evaluation views."
         blocks.append(media(sheet, caption, width_px=1040))
