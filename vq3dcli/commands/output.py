@@ -9,7 +9,7 @@ import json as jsonlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -85,18 +85,13 @@ class Output:
         self, description: str, total: int | None = None, unit: str = "items", done: int = 0
     ) -> Iterator[Progress]:
         """Progress on stderr: of `total` items, None if that is not known, of which `done` were finished before."""
-        with self._shown(description, unit) as progress:
+        with self.counting(description, unit) as progress:
             progress.begin(done, total)
             yield progress
 
     @contextmanager
-    def counting(self, description: str, unit: str = "items") -> Iterator[Callable[..., None]]:
+    def counting(self, description: str, unit: str = "items") -> Iterator[Progress]:
         """Progress for work that finds its total itself: it calls what this yields with (done, total, status="")."""
-        with self._shown(description, unit) as progress:
-            yield progress.at
-
-    @contextmanager
-    def _shown(self, description: str, unit: str) -> Iterator[Progress]:
         self._progress = progress = Progress(description, unit, quiet=self.quiet)
         whole = False
         try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -187,12 +185,11 @@ def command(
         output.finish(count=would["images"], seed=shown_seed, metrics=facts)
         return
     with output.counting("preparing", unit="images") as progress:
-        speed = _Speed(progress)
-        made = prepare_part(out, job, share, workers=workers or None, force=force, progress=speed)
-    facts |= {"images_per_second": speed.images_per_second}
+        made = prepare_part(out, job, share, workers=workers or None, force=force, progress=progress)
+        facts |= {"images_per_second": round(progress.per_second, 1) or None}
     if made is None:
         output.note(options.unfinished(share))
-        output.finish(count=speed.done, metrics={"part": str(share), "images": speed.done, **facts}, outputs=[out])
+        output.finish(count=progress.done, metrics={"part": str(share), "images": progress.done} | facts, outputs=[out])
         return
     _finish(output, out, made, facts, seed=shown_seed)
 
@@ -219,25 +216,3 @@ def _finish(output: Output, out: Path, manifest: Manifest, facts: dict[str, Any]
         **facts,
     }
     output.finish(count=manifest.num_samples, seed=seed, metrics=metrics, outputs=[out])
-
-
-class _Speed:
-    """Passes progress on and remembers how fast it went; what was done before the first call does not count."""
-
-    def __init__(self, progress: Callable[[int, int], None]) -> None:
-        self._progress = progress
-        self._first: int | None = None
-        self._start = self._last = time.monotonic()
-        self.done = 0
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._first is None:
-            self._first, self._start = done, time.monotonic()
-        self.done, self._last = done, time.monotonic()
-        self._progress(done, total)
-
-    @property
-    def images_per_second(self) -> float | None:
-        """None where nothing was left to do."""
-        count = self.done - (self._first or 0)
-        return round(count / max(self._last - self._start, 1e-9), 1) if count else None

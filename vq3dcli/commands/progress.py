@@ -26,7 +26,7 @@ class Progress:
     def __init__(self, description: str, unit: str, *, quiet: bool) -> None:
         self._description, self._unit, self._quiet = description, unit, quiet
         self._total: int | None = None
-        self._done = self._first = 0
+        self.done = self._first = 0
         self._start: float | None = None
         self._written = 0.0
         self._status = ""
@@ -34,7 +34,7 @@ class Progress:
 
     def begin(self, done: int, total: int | None) -> None:
         """Show it from now on; `done` items were finished before (a resumed run) and do not count for the speed."""
-        self._done = self._first = done
+        self.done = self._first = done
         self._total = total
         self._start = self._written = time.monotonic()
         if not self._quiet and is_terminal():
@@ -44,20 +44,26 @@ class Progress:
 
     def advance(self, count: int = 1, status: str = "") -> None:
         """Add `count` finished items; `status` is shown beside them, for example `loss 0.123`."""
-        self._done += count
+        self.done += count
         self._status = status
         if self._bar is not None:
             text = self._text().removeprefix(f"{self._description}: ")
-            self._bar.update(self._bar.task_ids[0], completed=self._done, text=text)
+            self._bar.update(self._bar.task_ids[0], completed=self.done, text=text)
         elif not self._quiet and time.monotonic() - self._written >= LINE_INTERVAL_SECONDS:
             self._write()
 
-    def at(self, done: int, total: int, status: str = "") -> None:
+    def __call__(self, done: int, total: int | None, status: str = "") -> None:
         """So many of so many items are finished: for work that finds its total itself, and begins with that."""
         if self._start is None:
             self.begin(done, total)
         else:
-            self.advance(done - self._done, status)
+            self.advance(done - self.done, status)
+
+    @property
+    def per_second(self) -> float:
+        """Items that were finished in a second, those before the beginning aside."""
+        seconds = 0.0 if self._start is None else time.monotonic() - self._start
+        return (self.done - self._first) / max(seconds, 1e-9)
 
     def line(self, text: str) -> None:
         """Write a line without disturbing the bar."""
@@ -79,9 +85,7 @@ class Progress:
 
     def _text(self) -> str:
         """For example `rendering: 30/60 frames (50 %), 4.2 frames/s, 0:07 left`."""
-        unit, total, done = self._unit, self._total, self._done
-        assert self._start is not None, "begun"
-        per_second = (done - self._first) / max(time.monotonic() - self._start, 1e-9)
+        unit, total, done, per_second = self._unit, self._total, self.done, self.per_second
         if total is None:
             parts = [f"{done} {unit}"]
         else:

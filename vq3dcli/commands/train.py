@@ -26,6 +26,20 @@ T = TypeVar("T", bound="Recipe")
 # The keys of `training.devices.PUBLISHED`, which is not imported here: help must not import torch.
 PlannedDevice = Literal["h200", "h100", "a100", "a100-40gb", "v100", "l40s", "rtx4090", "cpu"]
 
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Name of a recipe (vq3d recipes ls lists them), or a file.")
+]
+InitOption = Annotated[
+    Path | None, typer.Option("--init", help="Start from these weights; short for --set training.init=PATH.")
+]
+LabelsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--labels",
+        help="Name of the disparity labels beside the shards, or none; repeat it for one for each --data, in the "
+        "same order. Default: exact.",
+    ),
+]
 DataOption = Annotated[list[Path] | None, typer.Option("--data", help="Folder of shards; repeat it to mix several.")]
 SharesOption = Annotated[
     list[float] | None,
@@ -90,22 +104,13 @@ def on_every_rank(command: Callable[..., None]) -> Callable[..., None]:
 
 @on_every_rank
 def train_stage1(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, for example toy-cpu, or a file.")],
+    recipe: RecipeArgument,
     data: DataOption = None,
     shares: SharesOption = None,
     out: OutOption = None,
-    labels: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--labels",
-            help="Name of the disparity labels beside the shards, or none; repeat it for one for each --data, in the "
-            "same order. Default: exact.",
-        ),
-    ] = None,
+    labels: LabelsOption = None,
     overrides: OverridesOption = None,
-    init: Annotated[
-        Path | None, typer.Option("--init", help="Start from these weights; short for --set training.init=PATH.")
-    ] = None,
+    init: InitOption = None,
     held_out: Annotated[
         Path | None,
         typer.Option("--held-out", help="Shards that never train: pictures and geometry are measured with each sheet."),
@@ -191,7 +196,7 @@ def train_stage1(
 
 @on_every_rank
 def train_stage2(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, as toy-cpu-prior, or a file.")],
+    recipe: RecipeArgument,
     data: Annotated[Path | None, typer.Option("--data", help="Folder that vq3d tokenize made.")] = None,
     out: OutOption = None,
     weights: Annotated[
@@ -199,9 +204,7 @@ def train_stage2(
         typer.Option("--weights", help="Stage 1 that made the tokens, for sheets of samples. Default: embedded."),
     ] = None,
     overrides: OverridesOption = None,
-    init: Annotated[
-        Path | None, typer.Option("--init", help="Start from this prior; short for --set training.init=PATH.")
-    ] = None,
+    init: InitOption = None,
     dry_run: DryRunOption = False,
     device_name: DeviceNameOption = None,
     gpus: GpusOption = None,
@@ -254,22 +257,13 @@ def train_stage2(
 
 
 def train_depth(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, as depth-lite0, or a file.")],
+    recipe: RecipeArgument,
     data: DataOption = None,
     shares: SharesOption = None,
     out: OutOption = None,
-    labels: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--labels",
-            help="Name of the disparity labels beside the shards; repeat it for one for each --data, in the same "
-            "order. Default: exact.",
-        ),
-    ] = None,
+    labels: LabelsOption = None,
     overrides: OverridesOption = None,
-    init: Annotated[
-        Path | None, typer.Option("--init", help="Start from this network; short for --set training.init=PATH.")
-    ] = None,
+    init: InitOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Time a few steps here, and say how long the run takes; needs no --data.")
     ] = False,

@@ -199,25 +199,6 @@ def fitted_photo(photo: Tensor, height_px: int, width_px: int) -> Tensor:
     return resize(photo, min(photo.shape[1], height_px), min(photo.shape[2], width_px))
 
 
-def check_source(source: Source, weights: LoadedWeights | None, *, fit: Fit) -> Picture | None:
-    """Find out whether an input can be opened, before the work on any starts; raises what `open_scene` would.
-
-    Returns:
-        The picture of an input that cannot be read twice (toy scenes, stdin, pipes), for `open_scene`; otherwise None:
-        kept, they would fill the memory.
-    """
-    if source.is_saved_scene:
-        load_scene(source.path, weights=weights)
-        return None
-    if weights is None:
-        raise ValueError(f"a scene of {source.text!r} needs weights")
-    if source.sample is not None:
-        _sampled_codes(source, weights)
-        return None
-    picture = read_picture(source, weights.recipe.model.image_size, fit=fit)
-    return None if source.is_file and source.path.is_file() else picture
-
-
 def needs_weights(sources: Sequence[Source]) -> bool:
     """Whether any of the inputs is one that only a model makes a scene of."""
     return not all(source.is_saved_scene for source in sources)
@@ -234,7 +215,7 @@ def open_scene(
     """Read an input of any kind and make a scene of it.
 
     `weights` may be None for saved scenes with their planes (`needs_weights`), which are as they were saved and go to
-    `device`, by default where the model is. `picture` is the input's, if `check_source` gave it.
+    `device`, by default where the model is. `picture` is the input's, where it is at hand.
 
     Raises:
         InputMissingError: No such file, or stdin is closed.

@@ -35,7 +35,6 @@ from vq3dcli.pipelines.inputs import (
     OpenedScene,
     Picture,
     Source,
-    check_source,
     fitted_photo,
     open_scene,
     parse_sources,
@@ -43,7 +42,7 @@ from vq3dcli.pipelines.inputs import (
     with_fov,
     with_photos_of_folders,
 )
-from vq3dcli.pipelines.targets import Target, Task, adding, check_targets, plan_targets
+from vq3dcli.pipelines.targets import Task, adding, check_targets, plan_targets
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.rendering.scene import ViewOf, view_fields
 from vq3dcli.rendering.space import Frustum
@@ -169,32 +168,23 @@ def render(
     check_targets(targets)
     task.on_replaced([file for target in targets for file in target.replaced])
     weights = task.load(sources)
-    readable: list[tuple[Source, Target, Picture | None]] = []
+    fov_deg = shot.fov_deg or look.photo_fov_deg or (weights.recipe.camera.fov_deg if weights else None)
+    outputs: list[Path] = []
     failures: list[Vq3dError] = []
-    for source, target in zip(sources, targets, strict=True):  # all of them, before any is rendered
+    on_frames = adding(task.on_progress, shot.length * len(sources))
+    for source, target in zip(sources, targets, strict=True):
+        status = source.stem if len(sources) > 1 else ""
         try:
-            readable.append((source, target, check_source(source, weights, fit=look.fit_of(source))))
+            opened = look.open(source, weights, task.device)
         except Vq3dError as error:
             if len(sources) == 1:
                 raise
             _log.warning("left out: %s", error)
             failures.append(error)
-    if not readable:
-        first = failures[0]
-        raise type(first)(f"none of {len(failures)} inputs can be used: {first.message}", remedy=first.remedy)
-    fov_deg = shot.fov_deg or look.photo_fov_deg or (weights.recipe.camera.fov_deg if weights else None)
-    said = [f"{shot.name} of {shot.length} frames" if shot.length > 1 else shot.name]
-    said.append("field of view " + ("that of the scene" if fov_deg is None else f"{fov_deg:g} degrees"))
-    said += [f"geometry {look.geometry.kind}"] if look.geometry.kind in ("teacher", "both") else []
-    said += [] if weights is None else [f"weights {weights.path}"]
-    _log.info(", ".join(said))
-    if shot.samples != VIDEO_SAMPLES and all(look.detail_of(source) == "photo" for source in sources):
-        _log.info("--samples changes the plain NeRF (--detail none), and leaves photo detail as it is")
-    outputs: list[Path] = []
-    on_frames = adding(task.on_progress, shot.length * len(readable))
-    for source, target, picture in readable:
-        status = source.stem if len(readable) > 1 else ""
-        opened = look.open(source, weights, task.device, picture)
+            on_frames(shot.length, status)
+            continue
+        if not outputs:
+            _say(shot, look, sources, weights, fov_deg)
         view_of, camera = staged(opened, shot, look, detail=look.detail_of(source))
         film(lambda _, view_of=view_of: view_of, camera, target, shot, on_frames=partial(on_frames, status=status))  # type: ignore[misc]
         if look.write_cameras:
@@ -202,8 +192,24 @@ def render(
         if look.save_scene:
             opened.save(target.scene)
         outputs += [*target.paths, *target.more]
+    if not outputs:
+        first = failures[0]
+        raise type(first)(f"none of {len(failures)} inputs can be used: {first.message}", remedy=first.remedy)
     figures = {"path": shot.name, "frames": shot.length, "fps": shot.fps, "fov_deg": fov_deg, "failed": len(failures)}
-    return Made(outputs, len(readable), weights, figures, failures)
+    return Made(outputs, len(sources) - len(failures), weights, figures, failures)
+
+
+def _say(
+    shot: Shot, look: Look, sources: Sequence[Source], weights: LoadedWeights | None, fov_deg: float | None
+) -> None:
+    """Say what is made, before it takes its time."""
+    said = [f"{shot.name} of {shot.length} frames" if shot.length > 1 else shot.name]
+    said.append("field of view " + ("that of the scene" if fov_deg is None else f"{fov_deg:g} degrees"))
+    said += [f"geometry {look.geometry.kind}"] if look.geometry.kind in ("teacher", "both") else []
+    said += [] if weights is None else [f"weights {weights.path}"]
+    _log.info(", ".join(said))
+    if shot.samples != VIDEO_SAMPLES and all(look.detail_of(source) == "photo" for source in sources):
+        _log.info("--samples changes the plain NeRF (--detail none), and leaves photo detail as it is")
 
 
 def check_look(look: Look, sources: Sequence[Source], *, has_map: bool, has_network: bool) -> None:
