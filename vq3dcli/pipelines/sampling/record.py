@@ -188,7 +188,7 @@ class SampleWish:
     seed: int  # of all samples
     sharpening: Sharpening  # temperature, top-k, top-p and guidance
     shot: Shot | None = None  # how to film a scene; None for pictures alone
-    filmed: Sequence[str] | None = None  # names of the samples that are filmed; all by default
+    filmed: int | None = None  # how many samples are filmed; all by default
     disparity: bool = False  # write a picture (and a video) of each sample's disparity, too
     # write all pictures as `samples_NxSxSx3.npz`, as ADM's evaluation reads them (Dhariwal and Nichol, 2021)
     npz: bool = False

@@ -51,7 +51,7 @@ from vq3dcli.pipelines.sampling.record import (
     shown_name,
 )
 from vq3dcli.pipelines.sampling.sheet import SampleSheet
-from vq3dcli.pipelines.targets import Target
+from vq3dcli.pipelines.targets import Counting, Target, adding
 from vq3dcli.scene_file import camera_of
 from vq3dcli.sealed import read_sealed_json, write_sealed_json
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights
@@ -80,7 +80,7 @@ def make_samples(
     stage1: LoadedWeights,
     prior: LoadedPrior,
     wish: SampleWish,
-    progress: Callable[[str, int, str], contextlib.AbstractContextManager[Any]],
+    counting: Counting,
     part: Part = WHOLE,
 ) -> list[Path] | None:
     """Draw and write samples, group by group; see `SampleFolder`.
@@ -90,7 +90,6 @@ def make_samples(
         stage1: What decodes the codes.
         prior: What to draw from.
         wish: Which, and what is written of them.
-        progress: Opens progress of (description, total, unit); what it yields has `advance`.
         part: Which of the groups.
 
     Returns:
@@ -103,11 +102,11 @@ def make_samples(
             continue
         of_all = f" {rows.start + 1} to {rows.stop} of {wish.total}" if len(folder.groups) > 1 else ""
         if (drawn := folder.known(group)) is None:
-            with progress(f"sampling{of_all}", len(rows) * prior.tokens.length, "codes") as shown:
-                drawn = draw_samples(prior, wish, rows.start, rows.stop, on_token=shown.advance)
-        frames = len(rows) * (1 + (0 if wish.shot is None else wish.shot.length))
-        with progress(f"rendering{of_all}", frames, "frames") as shown:
-            folder.add(group, drawn, on_frames=shown.advance)
+            with counting(f"sampling{of_all}", "codes") as count:
+                on_token = adding(count, len(rows) * prior.tokens.length)
+                drawn = draw_samples(prior, wish, rows.start, rows.stop, on_token=on_token)
+        with counting(f"rendering{of_all}", "frames") as count:
+            folder.add(group, drawn, on_frames=adding(count, sum(map(folder.frames_of, drawn))))
     return folder.finish()
 
 
@@ -142,20 +141,15 @@ def _named(prior: LoadedPrior, wish: SampleWish, rows: range, codes: Tensor | No
     ]
 
 
-def write_samples(
-    out: Path,
-    stage1: LoadedWeights,
-    prior: LoadedPrior,
-    wish: SampleWish,
-    drawn: Sequence[Drawn],
-    *,
-    on_frames: Advance = lambda count: None,
-) -> list[Path]:
-    """Write samples that are all drawn; see `make_samples`."""
-    folder = SampleFolder(out, stage1, prior, wish)
-    for group, rows in enumerate(folder.groups):
-        folder.add(group, drawn[rows.start : rows.stop], on_frames=on_frames)
-    return folder.finish() or []
+def filmed_samples(prior: LoadedPrior, wish: SampleWish) -> list[str]:
+    """Names of the samples that are filmed: all, or the first ones of classes evenly apart."""
+    if wish.shot is None:
+        return []
+    names = [sample.name for sample in _named(prior, wish, range(wish.total), None)]
+    if wish.filmed is None:
+        return names
+    step = max(len(wish.classes) // max(wish.filmed, 1), 1) * wish.count
+    return names[::step][: wish.filmed]
 
 
 class SampleFolder:
@@ -190,6 +184,7 @@ class SampleFolder:
         writes = (wish.shot, wish.filmed, wish.disparity, wish.npz, wish.geometry is not None)
         self._unfinished = {**self._header, "writes": repr(writes)}
         self._camera = build_canonical_camera(stage1.recipe, self._size)
+        self._filmed = set(filmed_samples(prior, wish))
         self._shown: dict[str, tuple[Tensor, Tensor]] = {}
         self._sheet = SampleSheet(wish.classes, wish.count)
         # Another part, or the same one, may have ended what is asked for: nothing of it is made again.
@@ -220,7 +215,7 @@ class SampleFolder:
                 write_sealed_json(place / name, {**self._unfinished, "samples": [each.entry() for each in drawn]})
             for sample in drawn:
                 if kept and all(path.is_file() for path in self._files(sample, out)):
-                    on_frames(1 + (0 if self._target(sample, out) is None else self._length()))
+                    on_frames(self.frames_of(sample))
                 else:
                     self._write(sample, place, on_frames)
             if self._part == WHOLE and group == len(self.groups) - 1:
@@ -296,14 +291,16 @@ class SampleFolder:
 
     def _target(self, sample: Drawn, place: Path) -> Target | None:
         """Where a sample's film goes, if it is filmed."""
-        wish = self._wish
-        if wish.shot is None or (wish.filmed is not None and sample.name not in wish.filmed):
+        shot, disparity = self._wish.shot, self._wish.disparity
+        if shot is None or sample.name not in self._filmed:
             return None
-        stem = f"{sample.name}_{wish.shot.path}"
-        return Target(place / f"{stem}.mp4", place / f"{stem}_disparity.mp4" if wish.disparity else None, "mp4")
+        stem = f"{sample.name}_{shot.path}"
+        return Target(place / f"{stem}.mp4", place / f"{stem}_disparity.mp4" if disparity else None, "mp4")
 
-    def _length(self) -> int:
-        return 0 if self._wish.shot is None else self._wish.shot.length
+    def frames_of(self, sample: Drawn) -> int:
+        """Pictures that are rendered of a sample, those of its film among them."""
+        shot = self._wish.shot
+        return 1 + (shot.length if shot is not None and sample.name in self._filmed else 0)
 
     def _rendered(self, codes: Tensor) -> tuple[Scene, Tensor, Tensor]:
         """The scene of codes `[1, L]`, its picture, and its disparity in colour, uint8 `[3, S, S]`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,14 +15,14 @@ from vq3dcli.model.draw_codes import NO_CLASS
 from vq3dcli.pipelines.film import Shot
 from vq3dcli.pipelines.render import Look, render
 from vq3dcli.pipelines.sampling.record import SampleWish, some_classes
-from vq3dcli.pipelines.sampling.sample import SHEET_NAME, draw_samples, sharpening_of, write_samples
-from vq3dcli.pipelines.targets import Counting, Task, adding
+from vq3dcli.pipelines.sampling.sample import SHEET_NAME, make_samples, sharpening_of
+from vq3dcli.pipelines.targets import Counting, Task
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights
 
 TOY_INPUTS = ("toyscene:mushroom", "toyscene:arch")
 _VIDEO = Shot("orbit", frames=48)
 _SHEET = Shot("orbit", frames=8, size_px=VIDEO_SIZE_PX)
-_SAMPLES_A_CLASS, _FILMED_SAMPLES = 2, 2
+_FILMED_SAMPLES = 2
 _CLASSES = 16
 
 
@@ -48,23 +47,17 @@ def demo(weights: LoadedWeights, prior: LoadedPrior | None, out: Path, *, counti
         with counting(f"rendering {suffix}", "frames") as count:
             task = Task(weights.device, f"{out}/{{name}}_orbit.{suffix}", None, disparity, None, weights, count)
             outputs += render(texts, shot, Look(write_cameras=False), task).outputs
-    return outputs if prior is None else outputs + _samples(weights, prior, out / "samples", counting)
+    if prior is not None:
+        filmed = _FILMED_SAMPLES
+        wish = SampleWish(sampled_classes(prior), 2, 0, sharpening_of(prior), _VIDEO, filmed, disparity=True)
+        files = make_samples(out / "samples", weights, prior, wish, counting) or []
+        outputs += [path for path in files if path.name == SHEET_NAME or path.suffix == ".mp4"]
+    return outputs
 
 
 def sampled_classes(prior: LoadedPrior) -> list[int]:
     """The classes that are drawn: some of those that a viewer recognises."""
     return some_classes(prior.recognised, _CLASSES) or [NO_CLASS]
-
-
-def _samples(weights: LoadedWeights, prior: LoadedPrior, out: Path, counting: Counting) -> list[Path]:
-    wish = SampleWish(sampled_classes(prior), _SAMPLES_A_CLASS, 0, sharpening_of(prior), _VIDEO, disparity=True)
-    with counting("sampling", "codes") as count:
-        drawn = draw_samples(prior, wish, on_token=adding(count, wish.total * prior.tokens.length))
-    filmed = [sample.name for sample in drawn[:: max(len(drawn) // _FILMED_SAMPLES, 1)]][:_FILMED_SAMPLES]
-    with counting("rendering samples", "frames") as count:
-        on_frames = adding(count, wish.total + len(filmed) * _VIDEO.frames)
-        files = write_samples(out, weights, prior, replace(wish, filmed=filmed), drawn, on_frames=on_frames)
-    return [path for path in files if path.name == SHEET_NAME or path.suffix == ".mp4"]
 
 
 def example_photo(folder: Path) -> Path | None:

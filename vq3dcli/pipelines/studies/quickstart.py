@@ -14,7 +14,7 @@ OUT/data/  budget.json  run/  inputs/  videos/  geometry.json  geometry.png
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from vq3dcli.pipelines.inputs import parse_sources, read_picture
 from vq3dcli.pipelines.render import Look, render
 from vq3dcli.pipelines.run_report.page import run_sections
 from vq3dcli.pipelines.sampling.record import SampleWish
-from vq3dcli.pipelines.sampling.sample import SHEET_NAME, draw_samples, sharpening_of, write_samples
+from vq3dcli.pipelines.sampling.sample import SHEET_NAME, filmed_samples, make_samples, sharpening_of
 from vq3dcli.pipelines.studies.budget import (
     DEFAULT_MINUTES,
     AnyRecipe,
@@ -51,7 +51,7 @@ from vq3dcli.pipelines.studies.toy_runs import (
     train_once,
     video_rows,
 )
-from vq3dcli.pipelines.targets import Counting, Task, adding
+from vq3dcli.pipelines.targets import Counting, Task
 from vq3dcli.pipelines.tokenize import tokenize
 from vq3dcli.pipelines.train import open_loader
 from vq3dcli.training.distributed import join_ranks
@@ -258,20 +258,15 @@ class _Call:
         """Samples of each class, some of them filmed, from the first class to the last."""
         folder, size = self.out / "samples", self.size
         classes = range(len(prior.tokens.class_names))
-        total = len(classes) * size.samples_a_class
-        wish = SampleWish(classes, size.samples_a_class, self.seed, sharpening_of(prior), self._shot, disparity=True)
-        with self.counting("sampling", "codes") as count:
-            drawn = draw_samples(prior, wish, on_token=adding(count, total * prior.tokens.length))
-        step = max(len(classes) // max(size.samples_filmed, 1), 1)
-        names = [sample.name for sample in drawn[:: step * size.samples_a_class]][: size.samples_filmed]
+        shot, filmed = self._shot, size.samples_filmed
+        wish = SampleWish(classes, size.samples_a_class, self.seed, sharpening_of(prior), shot, filmed, disparity=True)
         sheet = folder / SHEET_NAME  # written last
         if not _newer([sheet], weights.path, prior.path):
-            with self.counting("rendering samples", "frames") as count:
-                on_frames = adding(count, total + len(names) * size.frames)
-                write_samples(folder, weights, prior, replace(wish, filmed=names), drawn, on_frames=on_frames)
-        ends = (".png", "_orbit.mp4", "_orbit_disparity.mp4")
-        filmed = [(folder / f"{n}{ends[0]}", folder / f"{n}{ends[1]}", folder / f"{n}{ends[2]}") for n in names]
-        return sheet, filmed
+            make_samples(folder, weights, prior, wish, self.counting)
+        a, b, c = (".png", "_orbit.mp4", "_orbit_disparity.mp4")
+        return sheet, [
+            (folder / f"{n}{a}", folder / f"{n}{b}", folder / f"{n}{c}") for n in filmed_samples(prior, wish)
+        ]
 
     def _write_report(self, made: Quickstart) -> None:
         """The page: what was made, what was measured, how it was trained, how to go on."""
