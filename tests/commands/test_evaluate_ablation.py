@@ -48,13 +48,13 @@ def test_the_verdict_says_what_was_found():
 
 def test_the_table_has_mean_and_spread():
     result = made(dict.fromkeys(KINDS, 1e-3), dict.fromkeys(KINDS, 0.5))
-    assert table(result)[1] == ["weight_variance", *["0.00105 (0.001 to 0.0011)"] * 3, "-"]
-    assert next(row for row in table(result) if row[0] == "spearman")[-1] == "0.8"
+    assert table(result)[1] == ["weight_variance", *["0.00105 (0.001 to 0.0011)"] * 3, None]
+    assert next(row for row in table(result) if row[0] == "spearman")[-1] == 0.8
     assert result.summary()["none"]["novel_gain"]["std"] == pytest.approx(0.05 / 2**0.5)
     assert spread_of([2.0]) == {"mean": 2.0, "std": 0.0, "min": 2.0, "max": 2.0}
     page = markdown(result, "vq3d evaluate ablation")
     assert page.count("\n| ") == 2 + len(FIGURES)
-    assert "(ablation.png)" in page
+    assert "(ablation.png)" in page and "| 0.8 |" in page
 
 
 def test_recipes_differ_in_the_loss_alone_and_keep_their_shares():

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vq3dcli.export.depth_files import write_disparity_png, write_pfm, write_views
 from vq3dcli.export.ffmpeg import find_ffmpeg
-from vq3dcli.export.layers import Frustum, bake_layers, choose_edges
+from vq3dcli.export.layers import Frustum, bake_layers, choose_edges, flat_layers
 from vq3dcli.export.mpi import write_mpi
 from vq3dcli.rendering.cameras import project, z_depth_from_s
 
@@ -85,7 +85,7 @@ def draw_mpi(folder: Path, yaw_rad: float) -> np.ndarray:
 def test_an_mpi_drawn_by_others_is_the_rendering(ball, field, look, psnr, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     frustum = Frustum()
     layers = bake_layers(field, frustum, choose_edges(field, frustum, 32), (64, 64))
-    written = write_mpi(tmp_path / "mpi", layers)
+    written = write_mpi(tmp_path / "mpi", flat_layers(layers))
     assert sorted(path.name for path in written) == sorted(path.name for path in (tmp_path / "mpi").iterdir())
     angles = [0.0, 0.1, -0.1, 0.2]
     view = ball.render(look(frustum, 64, 64, [(yaw, 0.0) for yaw in angles]), samples=128)
@@ -100,7 +100,7 @@ def test_the_pixels_of_an_mpi_are_square(field, tmp_path: Path) -> None:  # type
         frustum = Frustum(aspect=width / height)
         layers = bake_layers(field, frustum, choose_edges(field, frustum, 4), (height, width))
         for margins in ((1.0, 1.0), (1.5, 1.25)):
-            write_mpi(tmp_path / "mpi", replace(layers, margins=margins))
+            write_mpi(tmp_path / "mpi", flat_layers(replace(layers, margins=margins)))
             index = json.loads((tmp_path / "mpi/mpi.json").read_text())
             across, down, view_across, view_down = (
                 math.tan(math.radians(index[f"{name}_deg"]) / 2)

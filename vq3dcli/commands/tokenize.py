@@ -53,18 +53,6 @@ def command(
         said.finish(seed=seed, weights=loaded, metrics={"part": str(share)}, outputs=[out])
         return
     store = TokenStore(out, check_hashes=False)
-    said.finish(
-        count=manifest.images,
-        seed=seed,
-        weights=loaded,
-        metrics={
-            "images": manifest.images,
-            "views": manifest.views,
-            "length": manifest.length,
-            "classes": len(manifest.class_names),
-            "codebook_size": manifest.codebook_size,
-            **code_use(store),
-            "bytes": store.tokens.nbytes,
-        },
-        outputs=[out],
-    )
+    facts = manifest.model_dump(include={"images", "views", "length", "codebook_size"})
+    facts |= {"classes": len(manifest.class_names), **code_use(store), "bytes": store.tokens.nbytes}
+    said.finish(count=manifest.images, seed=seed, weights=loaded, metrics=facts, outputs=[out])

@@ -10,7 +10,7 @@ import torch
 
 from vq3dcli.data.images import encode_png
 from vq3dcli.errors import OutputError
-from vq3dcli.export.layers import Layers, flat_layers
+from vq3dcli.export.layers import Layers
 from vq3dcli.files import make_folder, write_bytes, write_json
 from vq3dcli.rendering.cameras import z_depth_from_s
 
@@ -36,24 +36,23 @@ def check_folder(folder: Path) -> None:
 
 
 def write_mpi(folder: Path, layers: Layers) -> list[Path]:
-    """Write the layers, each of which becomes a flat picture at one depth.
+    """Write layers that are flat pictures, each at one depth (`layers.flat_layers`).
 
     Returns:
         The files: `mpi.json`, then the layers from near to far.
     """
-    flat = layers if _is_flat(layers) else flat_layers(layers)
     make_folder(folder)
-    frustum = flat.frustum
-    z_depth = z_depth_from_s(flat.planes_s, frustum.depth_range)
+    frustum = layers.frustum
+    z_depth = z_depth_from_s(layers.planes_s, frustum.depth_range)
     entries, written = [], []
-    for index in range(len(flat)):
+    for index in range(len(layers)):
         name = f"layer_{index:02d}.png"
-        picture = torch.cat([flat.rgb[index], flat.alpha[index : index + 1]])
+        picture = torch.cat([layers.rgb[index], layers.alpha[index : index + 1]])
         levels = (picture * 255.0).round().clamp(0, 255).to(torch.uint8).cpu()
         write_bytes(folder / name, encode_png(levels))
-        entries.append({"file": name, "s": float(flat.planes_s[index]), "z_depth": float(z_depth[index])})
+        entries.append({"file": name, "s": float(layers.planes_s[index]), "z_depth": float(z_depth[index])})
         written.append(folder / name)
-    height_px, width_px = flat.alpha.shape[1:]
+    height_px, width_px = layers.alpha.shape[1:]
     tangent = frustum.tangent
     index_value = {
         "format": _FORMAT,
@@ -62,8 +61,8 @@ def write_mpi(folder: Path, layers: Layers) -> list[Path]:
         "height_px": height_px,
         "axes": "x right, y down, z forward; the camera looks along +z and stands at z = -radius",
         "alpha": "straight; composite from the last layer to the first",
-        "fov_x_deg": _angle_deg(tangent * flat.margins[0]),
-        "fov_y_deg": _angle_deg(tangent * flat.margins[1] / frustum.aspect),
+        "fov_x_deg": _angle_deg(tangent * layers.margins[0]),
+        "fov_y_deg": _angle_deg(tangent * layers.margins[1] / frustum.aspect),
         "view_fov_x_deg": _angle_deg(tangent),
         "view_fov_y_deg": _angle_deg(tangent / frustum.aspect),
         "radius": frustum.radius,
@@ -76,7 +75,3 @@ def write_mpi(folder: Path, layers: Layers) -> list[Path]:
 
 def _angle_deg(tangent: float) -> float:
     return math.degrees(2.0 * math.atan(tangent))
-
-
-def _is_flat(layers: Layers) -> bool:
-    return bool((layers.s == layers.planes_s.to(layers.s)[:, None, None]).all())

@@ -27,7 +27,6 @@ from vq3dcli.export.colour import colour_table
 from vq3dcli.export.layers import MAX_LAYERS, MAX_SIDE_PX, Layers
 from vq3dcli.files import as_bytes, write_bytes
 from vq3dcli.rendering.scene import to_uint8
-from vq3dcli.rendering.space import Frustum
 
 # How far the camera may turn at most: farther out, layers of the first view have nothing more to show.
 BOUND_RAD = 0.2
@@ -73,8 +72,19 @@ def write_viewer(
         "base-uri 'none'; form-action 'none'"
     )
     drawn = _photo_value(layers) if isinstance(layers, PhotoScene) else _layers_value(layers)
-    value = {**drawn, **_common_value(layers.frustum, width_px, height_px, shown)}
-    value |= {"bound_rad": bound_rad, "pivot_z": pivot_z or layers.frustum.radius, "zoom": zoom}
+    frustum = layers.frustum
+    value = {
+        **drawn,
+        "width_px": width_px,
+        "height_px": height_px,
+        "fov_rad": frustum.fov_rad,
+        **frustum.depth_range._asdict(),
+        "shown": list(shown),
+        "colour_map": base64.b64encode(colour_table().numpy().tobytes()).decode(),
+        "bound_rad": bound_rad,
+        "pivot_z": pivot_z or frustum.radius,
+        "zoom": zoom,
+    }
     name = html.escape(title)
     picture = _data_uri("jpeg", encode_jpeg(still))
     text = (
@@ -90,17 +100,6 @@ def write_viewer(
         f"<script>{script}</script></body></html>\n"
     )
     write_bytes(path, as_bytes(text))
-
-
-def _common_value(frustum: Frustum, width_px: int, height_px: int, shown: tuple[float, float]) -> dict[str, object]:
-    return {
-        "width_px": width_px,
-        "height_px": height_px,
-        "fov_rad": frustum.fov_rad,
-        **frustum.depth_range._asdict(),
-        "shown": list(shown),
-        "colour_map": base64.b64encode(colour_table().numpy().tobytes()).decode(),
-    }
 
 
 def _layers_value(layers: Layers) -> dict[str, object]:

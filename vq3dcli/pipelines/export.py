@@ -22,12 +22,7 @@ from vq3dcli.editing.photo_scene import PhotoScene, build_photo_scene
 from vq3dcli.errors import UsageError, Vq3dError
 from vq3dcli.export.colour import display_range
 from vq3dcli.export.depth_files import write_disparity_png, write_pfm, write_views
-from vq3dcli.export.layers import (
-    MAX_LAYERS,
-    MAX_SIDE_PX,
-    Layers,
-    flat_layers,
-)
+from vq3dcli.export.layers import MAX_LAYERS, MAX_SIDE_PX, Layers, flat_layers
 from vq3dcli.export.mesh import MeshKind, relief_mesh, write_mesh
 from vq3dcli.export.mpi import check_folder, layers_in, write_mpi
 from vq3dcli.export.points import Axes, surface_points, write_points, write_splats, write_spz
@@ -41,7 +36,6 @@ from vq3dcli.pipelines.film import check_limits, output_size
 from vq3dcli.pipelines.geometry import NERF, Geometry, photo_relief
 from vq3dcli.pipelines.inputs import OpenedScene, Source, fitted_photo, parse_sources, with_photos_of_folders
 from vq3dcli.pipelines.render import Look, Made, with_geometry
-from vq3dcli.pipelines.stage import Stage
 from vq3dcli.pipelines.targets import Task, input_files, note_replaced, refuse_overwriting, refuse_stdout
 from vq3dcli.rendering.cameras import Camera, s_from_z_depth, z_depth_from_s
 from vq3dcli.rendering.scene import SceneView, ViewOf
@@ -82,32 +76,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Wish:
-    """What is exported, and how.
-
-    Attributes:
-        size_px: The longer side of what is sampled; None is what suits the format.
-        layers: Of viewer and mpi.
-        views: Of npz: 1 is the canonical one, more lie on an orbit.
-        amplitude_deg: How far the viewer's camera turns, at most 0.2 rad, or the orbit of npz goes; None is what suits
-            a photo, and 0.2 rad and 10 degrees otherwise.
-        mesh: Of glb, obj and stl; None is the relief, for stl the solid.
-        axes: Of ply and splat; None is opengl for points, opencv for splats.
-        max_z_depth: What is farther is left out of points, meshes and splats.
-        detail: Whether photos are exported with their own pixels.
-        geometry: What gives them their geometry.
-    """
+    """What is exported, and how."""
 
     kind: ExportFormat
-    size_px: int | None = None
-    layers: int = MAX_LAYERS
+    size_px: int | None = None  # the longer side of what is sampled; None is what suits the format
+    layers: int = MAX_LAYERS  # of viewer and mpi
     samples: int = 96
-    views: int = 1
+    views: int = 1  # of npz: 1 is the canonical one, more lie on an orbit
+    # how far the viewer's camera turns, at most 0.2 rad, or the orbit of npz goes; None is what suits a photo, and
+    # 0.2 rad and 10 degrees otherwise
     amplitude_deg: float | None = None
-    mesh: MeshKind | None = None
-    axes: Axes | None = None
-    max_z_depth: float | None = None
-    detail: bool = True
-    geometry: Geometry = NERF
+    mesh: MeshKind | None = None  # of glb, obj and stl; None is the relief, for stl the solid
+    axes: Axes | None = None  # of ply and splat; None is opengl for points, opencv for splats
+    max_z_depth: float | None = None  # what is farther is left out of points, meshes and splats
+    detail: bool = True  # whether photos are exported with their own pixels
+    geometry: Geometry = NERF  # what gives them their geometry
 
     @property
     def turn_rad(self) -> float:
@@ -183,12 +166,31 @@ def plan_wish(
     """What to export, and the files or the folder to write, which can be written; arguments as `export` has them.
 
     Raises:
-        UsageError: See `plan_export` and `check_wish`.
+        UsageError: An unknown format, one that contradicts the name, an output that would overwrite an input, or a
+            value that is out of range or that the format has no use for.
         OutputError: See `export.video.check_output`.
     """
-    chosen, paths = plan_export(source, output, kind, kept=kept)
+    refuse_stdout(output, "export")
+    if kind is not None and kind not in FORMATS:
+        raise UsageError(f"no format {kind!r} to export", remedy=f"--format {'|'.join(FORMATS)}")
+    is_folder = output is not None and (output.endswith("/") or Path(output).is_dir())
+    suffix = "" if output is None or is_folder else Path(output).suffix.lower()
+    chosen = next((name for name in FORMATS if name == kind), None) or _BY_SUFFIX.get(suffix)
+    if chosen is None and suffix:
+        raise UsageError(f"cannot tell the format from the name ({output})", remedy="--format")
+    chosen = chosen or "viewer"
+    endings = _ENDINGS[chosen]
+    if output is None or (is_folder and chosen != "mpi"):
+        first = Path(output or ".") / f"{source.stem}{endings[0]}"
+    else:
+        first, wanted = Path(output), Path(f"x{endings[0]}").suffix
+        if chosen != "mpi" and suffix != wanted:
+            reason = f"--format {chosen} contradicts the name of the output ({output})"
+            raise UsageError(reason, remedy=f"a name that ends in {wanted}")
+    paths = [first, *(first.with_name(f"{first.stem.removesuffix('_disparity')}{end}") for end in endings[1:])]
+    refuse_overwriting([*paths, *(layers_in(first) if chosen == "mpi" else [])], [source], kept)
     wish = Wish(chosen, **options)
-    check_wish(wish)
+    _check(wish)
     for path in paths:
         check_output(path, "frames" if chosen == "mpi" else "png")
         if chosen == "mpi":
@@ -197,7 +199,7 @@ def plan_wish(
     return wish, paths
 
 
-def check_wish(wish: Wish) -> None:
+def _check(wish: Wish) -> None:
     """Raise `UsageError` for the first value that is out of range, or that the format has no use for."""
     for option, value, default, kinds in (
         ("--layers", wish.layers, MAX_LAYERS, ("viewer", "mpi")),
@@ -221,39 +223,6 @@ def check_wish(wish: Wish) -> None:
     )
 
 
-def plan_export(
-    source: Source, output: str | None, kind: str | None, *, kept: Sequence[Path] = ()
-) -> tuple[ExportFormat, list[Path]]:
-    """The format, and the files or the folder to write; arguments as `export` has them.
-
-    Raises:
-        UsageError: An unknown format, one that contradicts the name, or an output that would overwrite an input.
-    """
-    refuse_stdout(output, "export")
-    if kind is not None and kind not in FORMATS:
-        raise UsageError(f"no format {kind!r} to export", remedy=f"--format {'|'.join(FORMATS)}")
-    is_folder = output is not None and (output.endswith("/") or Path(output).is_dir())
-    suffix = "" if output is None or is_folder else Path(output).suffix.lower()
-    chosen = next((name for name in FORMATS if name == kind), None) or _BY_SUFFIX.get(suffix)
-    if chosen is None:
-        if suffix:
-            raise UsageError(f"cannot tell the format from the name ({output})", remedy="--format")
-        chosen = "viewer"
-    endings = _ENDINGS[chosen]
-    if output is None or (is_folder and chosen != "mpi"):
-        first = Path(output or ".") / f"{source.stem}{endings[0]}"
-    else:
-        first, wanted = Path(output), Path(f"x{endings[0]}").suffix
-        if chosen != "mpi" and suffix != wanted:
-            raise UsageError(
-                f"--format {chosen} contradicts the name of the output ({output})",
-                remedy=f"a name that ends in {wanted}",
-            )
-    paths = [first, *(first.with_name(f"{first.stem.removesuffix('_disparity')}{end}") for end in endings[1:])]
-    refuse_overwriting([*paths, *(layers_in(first) if chosen == "mpi" else [])], [source], kept)
-    return chosen, paths
-
-
 def export_scene(
     opened: OpenedScene, wish: Wish, paths: list[Path], edits: Opened | None = None
 ) -> tuple[list[Path], dict[str, Any]]:
@@ -271,7 +240,9 @@ def export_scene(
     size = sampled_size(opened, wish, composed=edits is not None)
     picture, vantage = wished_photo_scene(opened, wish, size)
     stage = None if edits is None else edits.stage(picture)
-    view_of = _view_of(opened, wish, picture, stage)
+    view_of: ViewOf = partial(opened.scene.render, samples=wish.samples) if picture is None else picture.render
+    if stage is not None:
+        view_of = partial(stage.at(0.0).render, samples=wish.samples)
     if wish.kind in ("ply", *_MESHES) and wish.max_z_depth is None:
         view_of = _no_farther(view_of, s_from_z_depth(torch.tensor(_DEFAULT_MAX_Z), frustum.depth_range))
     detail = "none" if picture is None else "photo"
@@ -280,14 +251,11 @@ def export_scene(
     if wish.kind in ("viewer", "mpi"):
         figures |= {"bound_rad": vantage.bound_rad, "pivot_z": vantage.pivot_z}
         drawn: Layers | PhotoScene
-        if picture is not None and stage is None and wish.kind == "viewer":
-            drawn = picture.cropped()
+        if picture is None or stage is not None:
+            drawn = field_layers(opened, stage, wish.layers, wish.samples, size)
         else:
-            as_photo = picture is not None and stage is None
-            if as_photo and picture:
-                drawn = photo_layers(picture, wish.layers)
-            else:
-                drawn = field_layers(opened, stage, wish.layers, wish.samples, size)
+            drawn = picture.cropped() if wish.kind == "viewer" else photo_layers(picture, wish.layers)
+        if isinstance(drawn, Layers):
             drawn = flat_layers(drawn) if wish.kind == "mpi" else drawn
             figures |= {"layers": len(drawn), "psnr": layers_psnr(drawn, view_of, frustum, vantage)}
             if wish.kind == "mpi":
@@ -297,23 +265,15 @@ def export_scene(
         write_viewer(paths[0], opened.stem, drawn, still, shown, **vantage._asdict())
     elif wish.kind in ("ply", "splat", "spz"):
         axes = wish.axes or ("opencv" if wish.kind == "splat" else "opengl")
-        surface = surface_points(
-            view_of,
-            frustum,
-            size,
-            beside_rad=BOUND_RAD,
-            outside=wish.kind != "ply",
-            max_z_depth=wish.max_z_depth or math.inf,
-            axes=axes,
-        )
+        where = {"beside_rad": BOUND_RAD, "max_z_depth": wish.max_z_depth or math.inf}
+        surface = surface_points(view_of, frustum, size, **where, outside=wish.kind != "ply", axes=axes)
         figures |= {"points": len(surface.points), "axes": axes}
         {"ply": write_points, "splat": write_splats, "spz": write_spz}[wish.kind](paths[0], surface)
     elif wish.kind in _MESHES:
-        view, rgb = view_of(canonical), None
-        if picture is not None and stage is None:
-            assert opened.photo is not None
-            rgb = fitted_photo(opened.photo, *output_size(MOST_PX, frustum.aspect)).cpu()
-        texture = view.rgb[0] if rgb is None else rgb
+        view = view_of(canonical)
+        texture = view.rgb[0]
+        if picture is not None and stage is None and opened.photo is not None:
+            texture = fitted_photo(opened.photo, *output_size(MOST_PX, frustum.aspect)).cpu()
         solid = (wish.mesh or ("solid" if wish.kind == "stl" else "relief")) == "solid"
         mesh = relief_mesh(texture, view.s[0], frustum, max_z_depth=wish.max_z_depth or math.inf, solid=solid)
         figures |= {"vertices": len(mesh.vertices), "triangles": len(mesh.faces)}
@@ -327,13 +287,6 @@ def export_scene(
         write_disparity_png(paths[0], s)
         write_pfm(paths[1], z_depth_from_s(s, frustum.depth_range))
     return paths, figures
-
-
-def _view_of(opened: OpenedScene, wish: Wish, picture: PhotoScene | None, stage: Stage | None) -> ViewOf:
-    """What is exported, to look at."""
-    if stage is not None:
-        return partial(stage.at(0.0).render, samples=wish.samples)
-    return partial(opened.scene.render, samples=wish.samples) if picture is None else picture.render
 
 
 def _no_farther(view_of: ViewOf, least_s: torch.Tensor) -> ViewOf:

@@ -161,16 +161,12 @@ def _token_facts(path: Path, verify: bool, problems: list[str]) -> dict[str, Any
         problems.append(error.message)
         return {"problems": 1}
     manifest = store.manifest
-    facts = {
-        "images": manifest.images,
-        "views": manifest.views,
+    facts = manifest.model_dump(include={"images", "views", "length", "codebook_size", "stage1_sha256"})
+    facts |= {
         "view_names": manifest.view_names[:SHOWN],
-        "length": manifest.length,
-        "codebook_size": manifest.codebook_size,
         "image_px": manifest.image_size,
         "classes": len(manifest.class_names),
         "bytes": store.tokens.nbytes,
-        "stage1_sha256": manifest.stage1_sha256,
         "sources": {source.name: source.images for source in manifest.sources},
     }
     top = max((int(store.tokens[i : i + 4096].max()) for i in range(0, store.num_images, 4096)), default=0)

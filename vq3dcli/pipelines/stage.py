@@ -28,12 +28,7 @@ from vq3dcli.editing.placement import (
 )
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.meshscenes.ray_mesh import Mesh, is_mesh, read_mesh
-from vq3dcli.pipelines.composition import (
-    Composition,
-    Cut,
-    Insert,
-    Stand,
-)
+from vq3dcli.pipelines.composition import Composition, Cut, Insert, Stand
 from vq3dcli.pipelines.geometry import field_of, first_view, photo_view
 from vq3dcli.pipelines.inputs import OpenedScene, fitted_photo
 from vq3dcli.rendering.cameras import Camera, project
@@ -71,10 +66,6 @@ class Thing:
         first, second = self.stops[index], self.stops[min(index + 1, len(self.stops) - 1)]
         x, y, z = (a + (position - index) * (b - a) for a, b in zip(first, second, strict=True))
         return replace(self.base, at=(x, y, z), yaw_rad=self.base.yaw_rad + progress * self.spin_rad)
-
-    def shadow_at(self, placement: Placement) -> Shadow:
-        """Its shadow on the scene."""
-        return Shadow(placement.at, _SHADOW_WIDTH * self.width * placement.scale, self.shadow)
 
 
 @dataclass(frozen=True)
@@ -119,7 +110,8 @@ class Stage:
         for thing in self.things:
             placement = thing.placement(progress)
             if thing.shadow > 0.0:
-                shadows.append(thing.shadow_at(placement))
+                radius = _SHADOW_WIDTH * thing.width * placement.scale
+                shadows.append(Shadow(placement.at, radius, thing.shadow))
                 ground = darkened(ground, shadows[-1])
             give = _GIVE * thing.width * placement.scale
             if isinstance(thing.shape, Mesh):
