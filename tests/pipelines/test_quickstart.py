@@ -35,7 +35,7 @@ def start(out: Path, *, minutes: float | None = 0.001, should_stop=lambda: False
     @contextmanager
     def counting(description: str, unit: str):
         parts.append(description)
-        yield lambda done, total: None
+        yield lambda done, total, status="": None
 
     made = quickstart(
         out,

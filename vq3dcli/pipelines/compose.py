@@ -13,13 +13,7 @@ import torch
 from vq3dcli.editing.photo_scene import PhotoScene
 from vq3dcli.errors import UsageError
 from vq3dcli.meshscenes.ray_mesh import is_mesh
-from vq3dcli.pipelines.composition import (
-    SUFFIX,
-    Composition,
-    check_place,
-    read_composition,
-    write_composition,
-)
+from vq3dcli.pipelines.composition import SUFFIX, Composition, check_place, read_composition, write_composition
 from vq3dcli.pipelines.film import Shot, check_shot, film, shot_camera
 from vq3dcli.pipelines.geometry import with_relief
 from vq3dcli.pipelines.inputs import OpenedScene, Source, parse_sources
@@ -43,7 +37,7 @@ class Opened:
 
     def stage(self, picture: PhotoScene | None) -> Stage:
         """See `build_stage`."""
-        return build_stage(self.composition, self.scene, self.open_object, picture=picture)
+        return build_stage(self.composition, self.scene, self.open_object, picture)
 
     @property
     def holes(self) -> int:

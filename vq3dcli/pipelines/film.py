@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -270,15 +271,9 @@ def film(
         UnavailableError, OutputError, StorageError: See `export.video.video_writer`.
     """
     with contextlib.ExitStack() as stack:
+        opening = partial(video_writer, frames=len(camera), fps=shot.fps, video_format=target.video_format)
         # Both outputs get their final names at the end, the disparity first.
-        sinks = [
-            stack.enter_context(
-                video_writer(
-                    path, frames=len(camera), fps=shot.fps, video_format=target.video_format, quality=shot.quality
-                )
-            )
-            for path in target.paths
-        ]
+        sinks = [stack.enter_context(opening(path, quality=shot.quality)) for path in target.paths]
         shown: tuple[float, float] | None = None
         for frame in range(len(camera)):
             view = view_at(frame)(camera[frame])

@@ -118,21 +118,20 @@ def given_s(opened: OpenedScene, geometry: Geometry) -> Tensor | None:
         UsageError: A depth network for a scene without a photo.
         DataError: A map of another shape or without relief; a network that fails on this photo.
     """
-    disparity, name, shown = geometry.disparity, geometry.name, opened.camera.aspect
     if geometry.kind == "network":
         if opened.photo is None:
             raise UsageError(f"there is no photo for a depth network ({opened.stem})", remedy="--depth FILE")
         # The network may have squashed the photo, so its map has a shape of its own.
-        disparity, name = _predicted(opened, geometry), opened.stem
-    elif disparity is None:
+        return user_s(_predicted(opened, geometry).to(opened.device), opened.camera, name=opened.stem)
+    if (disparity := geometry.disparity) is None:
         return None
-    else:
-        # A map of what is shown, or of all of a photo that was cropped.
-        aspects = [shown] if opened.whole_aspect is None else [shown, opened.whole_aspect]
-        if check_shape(disparity, aspects, name=name) != shown:
-            top, left, side = centre_square(*disparity.shape)
-            disparity = disparity[top : top + side, left : left + side]
-    return user_s(disparity.to(opened.device), opened.camera, name=name)
+    # A map of what is shown, or of all of a photo that was cropped.
+    shown = opened.camera.aspect
+    aspects = [shown] if opened.whole_aspect is None else [shown, opened.whole_aspect]
+    if check_shape(disparity, aspects, name=geometry.name) != shown:
+        top, left, side = centre_square(*disparity.shape)
+        disparity = disparity[top : top + side, left : left + side]
+    return user_s(disparity.to(opened.device), opened.camera, name=geometry.name)
 
 
 @torch.no_grad()
@@ -215,13 +214,11 @@ def read_disparity(path: Path) -> Tensor:
         InputMissingError: There is no such file.
         DataError: It cannot be read, holds values that are not finite, or the same value everywhere.
     """
-    data = read_file(path)
-    values: Any
+    data, suffix = read_file(path), path.suffix.lower()
     try:
-        if path.suffix.lower() == ".npy":
-            values = read_array(io.BytesIO(data), len(data))
-        else:
-            values = _read_pfm(data) if path.suffix.lower() == ".pfm" else _read_picture(data, path)
+        values: Any = _read_pfm(data) if suffix == ".pfm" else None
+        if values is None:
+            values = read_array(io.BytesIO(data), len(data)) if suffix == ".npy" else _read_picture(data, path)
         if values.dtype.kind not in "buif" or values.size > MAX_PIXELS:
             raise ValueError(f"its values are {values.size} of {values.dtype}")
         with np.errstate(over="ignore"):  # what overflows is not finite

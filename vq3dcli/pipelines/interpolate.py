@@ -28,14 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 def interpolate(
-    texts: Sequence[str],
-    shot: Shot,
-    task: Task,
-    *,
-    mix: Mix,
-    requantize: bool = False,
-    loop: bool = False,
-    fit: Fit = "crop",
+    texts: Sequence[str], shot: Shot, task: Task, *, mix: Mix, requantize: bool = False, loop: bool = False, fit: Fit
 ) -> Made:
     """Film the way between scenes, see `way_between`.
 

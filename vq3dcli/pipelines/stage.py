@@ -130,7 +130,6 @@ def build_stage(
     composition: Composition,
     scene: OpenedScene,
     open_object: Callable[[str], OpenedScene],
-    *,
     picture: PhotoScene | None = None,
 ) -> Stage:
     """Make a composition real.
