@@ -202,7 +202,7 @@ def models(tiny_prior_recipe, tiny_weights, tmp_path_factory):
 def test_samples_are_those_of_vq3d_sample(models):
     weights, prior = models
     samples = Samples(prior, {2: 3, 0: 17}, seed=5, sharpening=SHARPENING)
-    codes = torch.cat(list(samples.codes(0, 20)))
+    codes = torch.cat(list(samples.read(0, 20)))
     expected = [*draw_samples(prior, SampleWish([2], 3, 5, SHARPENING))]
     expected += draw_samples(prior, SampleWish([0], 17, 5, SHARPENING))
     assert torch.equal(codes, torch.stack([drawn.codes for drawn in expected]))
@@ -210,7 +210,7 @@ def test_samples_are_those_of_vq3d_sample(models):
     found = sampled_set("samples", weights, samples)
     pictures = torch.cat(list(found.batches()))
     assert pictures.shape == (20, 3, 16, 16)
-    assert next(samples.codes(0, 20)) is next(samples.codes(0, 20))  # they are drawn once
+    assert next(samples.read(0, 20)) is next(samples.read(0, 20))  # they are drawn once
     turned = sampled_set("turned", weights, samples, yaw_deg=20.0)
     assert not torch.equal(torch.cat(list(turned.batches())), pictures)
     assert turned.description != found.description

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vq3dcli.config.defaults import EVALUATION_SAMPLES
-from vq3dcli.data.images import decode_image, resize
+from vq3dcli.data.images import centre_square, decode_image, resize
 from vq3dcli.data.shard_reader import resize_label
 from vq3dcli.data_tools.depth.models import find_model, open_model
 from vq3dcli.errors import DataError, InputMissingError, UsageError
@@ -133,8 +133,10 @@ def _open(path: Path, facts: Mapping[str, Any]) -> Pair:
             f"disparity of another size than the photo ({path}): {tuple(levels.shape)}", remedy="maps of 16-bit grey"
         )
     disparity = torch.where(levels > 0, lo + (hi - lo) * (levels - 1) / 65534.0, 0.0).float()
-    square = resize_label(_centre_square(disparity), MAP_PX)
-    return Pair(name, str(facts.get("set", "all")), facts.get("kind") == "sensor", _centre_square(image), square)
+    top, left, side = centre_square(*disparity.shape)
+    square = (..., slice(top, top + side), slice(left, left + side))
+    amounts = facts.get("kind") == "sensor"
+    return Pair(name, str(facts.get("set", "all")), amounts, image[square], resize_label(disparity[square], MAP_PX))
 
 
 def _read_facts(path: Path) -> dict[str, dict[str, Any]]:
@@ -145,12 +147,6 @@ def _read_facts(path: Path) -> dict[str, dict[str, Any]]:
         return {str(line["name"]): dict(line) for line in lines}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"damaged index ({path}): {error}", remedy="mend it, or leave it out") from error
-
-
-def _centre_square(values: Tensor) -> Tensor:
-    side = min(values.shape[-2:])
-    top, left = (values.shape[-2] - side) // 2, (values.shape[-1] - side) // 2
-    return values[..., top : top + side, left : left + side]
 
 
 def measure_pairs(

@@ -40,12 +40,13 @@ class Samples:
 
     def __init__(self, prior: LoadedPrior, counts: dict[int, int], *, seed: int, sharpening: Sharpening) -> None:
         self.prior, self.counts, self.seed, self.sharpening = prior, dict(counts), seed, sharpening
+        self.class_names = prior.tokens.class_names
         numbered = [(c, sample_index(c, number)) for c, count in counts.items() for number in range(count)]
         self.class_index, self._index = torch.tensor(numbered, dtype=torch.int64).unbind(1)
         self.step = rows_together(prior.model, len(numbered), guidance=sharpening.guidance)
         self._drawn: dict[int, Tensor] = {}
 
-    def codes(self, start: int, stop: int) -> Iterator[Tensor]:
+    def read(self, start: int, stop: int) -> Iterator[Tensor]:
         """Codes int64 `[at most a group, L]`, in order, from sample `start`, a multiple of `step`, to before `stop`."""
         for first in range(start, stop, self.step):
             if first not in self._drawn:
@@ -73,41 +74,30 @@ def sampled_set(name: str, weights: LoadedWeights, samples: Samples, *, yaw_deg:
         "yaw_deg": yaw_deg,
         "threads": torch.get_num_threads(),
     }
-    names = samples.prior.tokens.class_names
-    inputs = samples.codes, samples.step
-    return _rendered_set(name, weights, inputs, scene_from_codes, samples.class_index, names, own, yaw_deg)
+    return _rendered_set(name, weights, samples, scene_from_codes, own, yaw_deg)
 
 
 def reconstructed_set(name: str, weights: LoadedWeights, source: ImageSet) -> ImageSet:
     """Stage 1's reconstructions of a set, through the codes and from the camera that took the images."""
     own = {"kind": "reconstructions", "of": dict(source.description)}
-    names = source.class_names
-    inputs = source.read, source.step
-    return _rendered_set(name, weights, inputs, reconstruct_scene, source.class_index, names, own, 0.0)
+    return _rendered_set(name, weights, source, reconstruct_scene, own, 0.0)
 
 
 def _rendered_set(
     name: str,
     weights: LoadedWeights,
-    inputs: tuple[Callable[[int, int], Iterator[Tensor]], int],
+    source: Samples | ImageSet,
     scene_of: Callable[[Autoencoder, Tensor], Scene],
-    class_index: Tensor,
-    class_names: tuple[str, ...],
     own: dict[str, Any],
     yaw_deg: float,
 ) -> ImageSet:
-    """Pictures of the scenes that the model makes of `inputs`, as `ImageSet.read` and `step`.
-
-    `own` is the description's own part.
-    """
+    """Pictures of the scenes that the model makes of what a source reads; `own` is the description's own part."""
     size = weights.recipe.model.image_size
     camera = build_canonical_camera(weights.recipe, size)
     device = weights.device
 
-    read_inputs, step = inputs
-
     def read(start: int, stop: int) -> Iterator[Tensor]:
-        for part in (part for batch in read_inputs(start, stop) for part in batch.split(_SCENES_AT_ONCE)):
+        for part in (part for batch in source.read(start, stop) for part in batch.split(_SCENES_AT_ONCE)):
             scene = scene_of(weights.model, part.to(device))
             yaw_rad = torch.full((len(scene),), math.radians(yaw_deg))
             pose = pivot_pose(yaw_rad, torch.zeros_like(yaw_rad), weights.recipe.camera.radius)
@@ -123,7 +113,7 @@ def _rendered_set(
         "device": device.type,
         "versions": {"vq3d": __version__, "torch": torch.__version__},
     }
-    return ImageSet(name, class_index, class_names, description, read, step)
+    return ImageSet(name, source.class_index, source.class_names, description, read, source.step)
 
 
 def class_counts(
