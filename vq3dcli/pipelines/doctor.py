@@ -142,9 +142,8 @@ def check_memory() -> Check:
         available = min(available or limit, limit - (used or 0))
     facts = {"total_bytes": total, "available_bytes": available}
     detail = f"{_gib(total)}" + (f", {_gib(available)} available" if available is not None else "")
-    if available is not None and available < LOW_MEMORY_BYTES:
-        return Check("memory", "low", detail, "end other programs: 2 GiB are needed", required=False, facts=facts)
-    return Check("memory", "ok", detail, facts=facts)
+    low = available is not None and available < LOW_MEMORY_BYTES
+    return _room("memory", detail, facts, "end other programs: 2 GiB are needed" if low else None)
 
 
 def check_disk() -> Check:
@@ -152,9 +151,11 @@ def check_disk() -> Check:
     usage = shutil.disk_usage(Path.cwd())
     facts = {"path": str(Path.cwd()), "total_bytes": usage.total, "free_bytes": usage.free}
     detail = f"{_gib(usage.free)} of {_gib(usage.total)} free in the current folder"
-    if usage.free < LOW_DISK_BYTES:
-        return Check("disk", "low", detail, "free some space: 1 GiB is needed", required=False, facts=facts)
-    return Check("disk", "ok", detail, facts=facts)
+    return _room("disk", detail, facts, "free some space: 1 GiB is needed" if usage.free < LOW_DISK_BYTES else None)
+
+
+def _room(name: str, detail: str, facts: dict[str, Any], remedy: str | None) -> Check:
+    return Check(name, "low" if remedy else "ok", detail, remedy, required=remedy is None, facts=facts)
 
 
 def check_ffmpeg() -> Check:
@@ -188,13 +189,12 @@ def check_weights() -> Check:
         remedy = "--weights with a file of your own (vq3d train-stage1), or pip install --force-reinstall vq3d"
         return Check("weights", "missing", "no embedded weights", remedy, required=False, facts={"path": str(path)})
     size = path.stat().st_size
-    facts: dict[str, Any] = {"path": str(path), "bytes": size}
     try:
         with path.open("rb") as handle:
             digest = check_seal(handle, TENSORS, name=f"weights ({path})", remedy="")
     except (DataError, OSError) as error:
-        return Check("weights", "broken", str(error), "pip install --force-reinstall vq3d", facts=facts)
-    facts["sha256"] = digest
+        return Check("weights", "broken", str(error), "pip install --force-reinstall vq3d", facts={"path": str(path)})
+    facts = {"path": str(path), "bytes": size, "sha256": digest}
     return Check("weights", "ok", f"{size / 1e6:.1f} MB, sha256 {digest[:12]}", facts=facts)
 
 

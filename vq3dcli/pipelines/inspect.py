@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,38 +49,35 @@ def inspect(path: str, *, verify: bool = False, progress: Progress = lambda done
         UnsafeFileError: It is a pickle.
         DataError: It is too damaged to be described, and `verify` was not asked for.
     """
-    where = Path(path)
-    if path != EMBEDDED and not where.exists():
-        raise InputMissingError(f"no such file or folder ({path})", remedy="check the path")
-    kind: Kind = "weights" if path == EMBEDDED else _kind_of(where)
-    result = Inspection(kind)
+    where, problems = Path(path), list[str]()
     if path == EMBEDDED:
-        for stage in _LOADERS:
-            if embedded_path(stage).is_file():
-                result.facts[stage] = _weights_facts(embedded_path(stage), verify, result.problems)
-        if not result.facts:
-            raise UnavailableError(
-                "this installation has no embedded weights", remedy="vq3d inspect with a weights file, or train-stage1"
-            )
-    elif kind == "shards":
-        result.facts, result.problems, result.notes = inspect_shards(where, verify, progress)
-    elif kind == "tokens":
-        result.facts = _token_facts(where, verify, result.problems)
-    elif kind == "run":
-        if (where / _WEIGHTS).is_file():
-            result.facts = _weights_facts(where / _WEIGHTS, verify, result.problems)
-        checkpoints = sorted(p for p in (where / "checkpoints").glob("*") if (p / CHECKPOINT_MANIFEST).is_file())
-        states = {p.name: _checkpoint_state(p, result.problems) if verify else "not verified" for p in checkpoints}
-        result.facts |= {"finished": (where / _WEIGHTS).is_file(), "checkpoints": states}
-    elif kind == "checkpoint":
+        files = {stage: embedded_path(stage) for stage in _LOADERS if embedded_path(stage).is_file()}
+        facts: dict[str, Any] = {stage: _weights_facts(file, verify, problems) for stage, file in files.items()}
+        if not facts:
+            remedy = "vq3d inspect with a weights file, or train-stage1"
+            raise UnavailableError("this installation has no embedded weights", remedy=remedy)
+        return Inspection("weights", facts, problems)
+    if not where.exists():
+        raise InputMissingError(f"no such file or folder ({path})", remedy="check the path")
+    kind = _kind_of(where)
+    if kind == "shards":
+        return Inspection(kind, *inspect_shards(where, verify, progress))
+    if kind == "tokens":
+        return Inspection(kind, _token_facts(where, verify, problems), problems)
+    if kind == "weights":
+        return Inspection(kind, _weights_facts(where, verify, problems), problems)
+    if kind == "checkpoint":
         parts, manifest = read_checkpoint(where)  # which checks the hashes
-        result.facts = {
-            "parts": {name: sum(value.numel() for value in tensors.values()) for name, tensors in parts.items()},
-            **{key: value for key, value in manifest.items() if isinstance(value, str | int | float)},
-        }
-    else:
-        result.facts = _weights_facts(where, verify, result.problems)
-    return result
+        facts = {name: value for name, value in manifest.items() if isinstance(value, str | int | float)}
+        numbers = {name: sum(value.numel() for value in tensors.values()) for name, tensors in parts.items()}
+        return Inspection(kind, {"parts": numbers, **facts})
+    finished = (where / _WEIGHTS).is_file()
+    checkpoints = sorted(p for p in (where / "checkpoints").glob("*") if (p / CHECKPOINT_MANIFEST).is_file())
+    facts = _weights_facts(where / _WEIGHTS, verify, problems) if finished else {}
+    states = dict.fromkeys((checkpoint.name for checkpoint in checkpoints), "not verified")
+    for checkpoint in checkpoints if verify else ():
+        states[checkpoint.name] = "sound" if _is_sound(partial(read_checkpoint, checkpoint), problems) else "damaged"
+    return Inspection(kind, {**facts, "finished": finished, "checkpoints": states}, problems)
 
 
 def _kind_of(path: Path) -> Kind:
@@ -111,13 +109,14 @@ def _kind_of(path: Path) -> Kind:
     )
 
 
-def _checkpoint_state(path: Path, problems: list[str]) -> str:
+def _is_sound(read: Callable[[], object], problems: list[str]) -> bool:
+    """Whether something can be read; what is wrong with it is among the problems otherwise."""
     try:
-        read_checkpoint(path)
+        read()
     except DataError as error:
         problems.append(error.message)
-        return "damaged"
-    return "sound"
+        return False
+    return True
 
 
 def _weights_facts(path: Path, verify: bool, problems: list[str]) -> dict[str, Any]:
@@ -144,10 +143,7 @@ def _weights_facts(path: Path, verify: bool, problems: list[str]) -> dict[str, A
             "codebook_size": tokens.get("codebook_size"),
         }
     if verify:
-        try:
-            _LOADERS[stage](path)
-        except DataError as error:
-            problems.append(error.message)
+        _is_sound(partial(_LOADERS[stage], path), problems)
     return facts | {"card": header.get("card") or {}}
 
 

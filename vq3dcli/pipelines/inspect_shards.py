@@ -83,7 +83,10 @@ def _image_facts(folder: ShardFolder) -> dict[str, Any]:
             "largest": {names[i]: counted[i] for i in order[:SHOWN]},
         },
     }
-    sizes = _original_sizes(folder)
+    infos = (json_value(folder.read(i, ["json"]).get("json", b"{}")) for i in evenly(folder.num_samples, _SAMPLES))
+    originals = [info.get("original_size") if isinstance(info, dict) else None for info in infos]
+    folder.close()
+    sizes = sorted(min(map(int, size.values())) for size in originals if isinstance(size, dict) and size)
     if sizes:
         facts["original_short_side_px"] = {
             "least": sizes[0],
@@ -129,18 +132,6 @@ def _reasons(path: Path) -> dict[str, int]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"damaged file ({path}): {error}", remedy="vq3d inspect --verify") from error
     return dict(counted.most_common(SHOWN))
-
-
-def _original_sizes(folder: ShardFolder) -> list[int]:
-    """Shorter sides in pixels of some of the source images, sorted."""
-    sizes = []
-    for i in evenly(folder.num_samples, _SAMPLES):
-        info = json_value(folder.read(i, ["json"]).get("json", b"{}"))
-        size = info.get("original_size") if isinstance(info, dict) else None
-        if isinstance(size, dict) and {"height", "width"} <= size.keys():
-            sizes.append(min(int(size["height"]), int(size["width"])))
-    folder.close()
-    return sorted(sizes)
 
 
 def _label_cell(folder: ShardFolder, i: int) -> tuple[Tensor, str]:

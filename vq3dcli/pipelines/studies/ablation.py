@@ -16,6 +16,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from vq3dcli.sealed import read_sealed_json, write_sealed_json
 from vq3dcli.training.distributed import join_ranks
 from vq3dcli.training.run import Progress
 from vq3dcli.training.stage1 import train
-from vq3dcli.weights_file import LoadedWeights, load_weights
+from vq3dcli.weights_file import load_weights
 
 PROTOCOL = "ablation-depth-1"
 RECIPE = "toy-cpu"
@@ -84,12 +85,7 @@ class Plan:
         return with_budget(found, Budget(0.0, _IMAGES_PER_SECOND, self.images, seed))
 
     def check(self, seeds: Sequence[int]) -> None:
-        """Whether these seeds can be trained by this plan, before anything is made.
-
-        Raises:
-            UsageError: No seeds, one twice, or an override of what differs.
-            RecipeError: A run's recipe does not fit the schema.
-        """
+        """Raise `UsageError` or `RecipeError` for seeds or overrides that cannot be trained."""
         if not seeds or len(set(seeds)) != len(seeds):
             raise UsageError("each seed is needed once", remedy="--seeds 0,1,2")
         for override in self.overrides:
@@ -106,7 +102,7 @@ class Ablation:
     plan: Plan  # what all runs have in common
     seeds: tuple[int, ...]  # of the runs
     runs: dict[str, dict[int, dict[str, float]]]  # figures of each run, by loss and then by seed
-    template: dict[str, float]  # figures of the image-blind template, the same for all runs
+    template: dict[str, float]  # those of the image-blind template, the same for all runs
     weights: dict[str, dict[int, str]]  # hash of each run's weights, by loss and then by seed
 
     def values(self, kind: str, figure: str) -> list[float]:
@@ -142,22 +138,24 @@ def run_ablation(
     counting: Counting,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Ablation:
-    """Train and measure every loss with every seed, or continue.
-
-    Args:
-        folder: Of the runs; another call may add seeds.
+    """Train and measure every loss with every seed, or continue; another call may add seeds.
 
     Raises:
-        StoppedError: `should_stop` became true, or another process works in `folder`.
-        UsageError: The folder was begun with another plan.
-        UsageError, RecipeError: As `Plan.check`.
+        StoppedError: `should_stop` became true, or another process works in `folder`, that of the runs.
+        UsageError, RecipeError: As `Plan.check`, or the folder was begun with another plan.
     """
     plan.check(seeds)
     recipe = plan.recipe(KINDS[0], 0)
     size = recipe.model.image_size
     make_folder(folder)
     with lock_folder(folder):
-        _keep_plan(folder / "plan.json", plan, recipe)
+        # The recipe as well: another version may have changed it.
+        wanted, path = {"scenes": plan.scenes, "recipe": recipe.model_dump(mode="json")}, folder / "plan.json"
+        if not path.exists():
+            write_sealed_json(path, wanted)
+        if read_sealed_json(path, what="record", remedy="another --runs") != wanted:
+            reason = f"begun with other options, or by a version with other recipes ({path})"
+            raise UsageError(reason, remedy="the same ones, or another --runs")
         make_toy_data(folder / "data", scenes=plan.scenes, size_px=size, seed=0, counting=counting)
         template = toy_template(size)
         runs: dict[str, dict[int, dict[str, float]]] = {kind: {} for kind in KINDS}
@@ -166,7 +164,9 @@ def run_ablation(
             for kind in KINDS:
                 stop_between(should_stop, folder)
                 run = folder / f"{kind}-{seed}"
-                loaded = _trained(run, plan.recipe(kind, seed), folder / "data", device, counting, should_stop)
+                begin = partial(_train, run, plan.recipe(kind, seed), folder / "data", device, should_stop)
+                train_once(run, f"training {run.name}", counting, begin)
+                loaded = load_weights(run, device)
                 found = measure_once(
                     run / "figures.json",
                     loaded,
@@ -184,45 +184,17 @@ def run_ablation(
     return Ablation(plan, tuple(seeds), runs, blind, weights)
 
 
-def _keep_plan(path: Path, plan: Plan, recipe: Stage1Recipe) -> None:
-    """Record the plan and a run's recipe, which another version may have changed, or compare with what is recorded."""
-    wanted = {"scenes": plan.scenes, "recipe": recipe.model_dump(mode="json")}
-    if not path.exists():
-        write_sealed_json(path, wanted)
-        return
-    found = read_sealed_json(path, what="record", remedy="another --runs")
-    if found != wanted:
-        raise UsageError(
-            f"begun with other options, or by a version with other recipes ({path})",
-            remedy="the same ones, or another --runs",
-        )
-
-
-def _trained(
+def _train(
     run: Path,
     recipe: Stage1Recipe,
     data: Path,
     device: torch.device,
-    counting: Counting,
     should_stop: Callable[[], bool],
-) -> LoadedWeights:
-    """The weights of a run, which is begun, continued or finished already."""
-
-    def begin(report: Callable[[Progress], None]) -> None:
-        loader = open_loader(recipe, [data], EXACT, join_ranks(device))
-        train(
-            recipe,
-            loader,
-            run,
-            device=device,
-            facts=run_facts(recipe, loader, None),
-            report=report,
-            refresh_page=lambda: write_run_report(run),
-            should_stop=should_stop,
-        )
-
-    train_once(run, f"training {run.name}", counting, begin)
-    return load_weights(run, device)
+    report: Callable[[Progress], None],
+) -> None:
+    loader = open_loader(recipe, [data], EXACT, join_ranks(device))
+    facts, page = run_facts(recipe, loader), partial(write_run_report, run)
+    train(recipe, loader, run, device=device, facts=facts, report=report, refresh_page=page, should_stop=should_stop)
 
 
 def verdict(result: Ablation) -> list[str]:
@@ -250,23 +222,11 @@ def verdict(result: Ablation) -> list[str]:
     ]
 
 
-def record(result: Ablation) -> dict[str, Any]:
-    """All figures as JSON values."""
-    return {
-        "seeds": list(result.seeds),
-        "factors": result.factors(),
-        "summary": result.summary(),
-        "runs": {kind: {str(seed): found for seed, found in runs.items()} for kind, runs in result.runs.items()},
-        "template": result.template,
-        "verdict": verdict(result),
-    }
-
-
-def conditions(result: Ablation, versions: Mapping[str, str], device: torch.device) -> dict[str, Any]:
-    """What the figures depend on, as JSON values."""
+def record(result: Ablation, versions: Mapping[str, str], device: torch.device) -> dict[str, Any]:
+    """All figures as JSON values, and the `conditions` that they depend on."""
     plan = result.plan
     size_px = plan.recipe(KINDS[0], result.seeds[0]).model.image_size
-    return {
+    conditions = {
         "protocol": PROTOCOL,
         "figures": GEOMETRY,
         "rendering": RENDERING,
@@ -278,10 +238,17 @@ def conditions(result: Ablation, versions: Mapping[str, str], device: torch.devi
         "training_scenes": plan.scenes,
         "seeds": list(result.seeds),
         "views_deg": ", ".join(f"({yaw:g}, {pitch:g})" for yaw, pitch in EVALUATION_VIEWS_DEG),
-        "weights_sha256": {
-            kind: {str(seed): sha for seed, sha in found.items()} for kind, found in result.weights.items()
-        },
+        "weights_sha256": result.weights,
         "device": device.type,
         "threads": torch.get_num_threads(),
         "versions": dict(versions),
+    }
+    return {
+        "seeds": list(result.seeds),
+        "factors": result.factors(),
+        "summary": result.summary(),
+        "runs": result.runs,
+        "template": result.template,
+        "verdict": verdict(result),
+        "conditions": conditions,
     }

@@ -28,7 +28,6 @@ from vq3dcli.pipelines.studies.ablation import (
     PROTOCOL,
     Ablation,
     Plan,
-    conditions,
     record,
     run_ablation,
     verdict,
@@ -202,7 +201,7 @@ def measure_ablation(
     evaluation = Evaluation(
         PROTOCOL,
         plan.count,
-        {**record(result), "conditions": conditions(result, versions(), device)},
+        record(result, versions(), device),
         table(result),
         title="The pointwise depth loss",
         subtitle=f"{len(seeds)} seeds of three losses, {plan.images} images each, measured on {plan.count} scenes",

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.errors import DataError, StoppedError, UsageError
 from vq3dcli.sealed import read_sealed_json, write_sealed_json
-from vq3dcli.training.run import Progress
 
 DEFAULT_MINUTES = 6.0
 CALIBRATION_SECONDS = 12.0
@@ -39,12 +38,7 @@ class Budget:
 
 
 def recorded_budget(path: Path, *, minutes: float | None, seed: int) -> Budget | None:
-    """The budget in the file `path`, or None if there is none yet.
-
-    Raises:
-        UsageError: Something else is recorded.
-        DataError: The record is damaged.
-    """
+    """The budget in a file, None if there is none yet. Raises `UsageError` for another one, `DataError` for damage."""
     if not path.exists():
         return None
     try:
@@ -80,14 +74,11 @@ def measure_budget(
     shutil.rmtree(folder, ignore_errors=True)
     moments: list[float] = []
 
-    def step(progress: Progress) -> None:
-        moments.append(time.perf_counter())
-
     def enough() -> bool:
         return should_stop() or (len(moments) > _WARM_STEPS and moments[-1] - moments[0] > seconds)
 
     try:
-        train(folder, report=step, should_stop=enough)
+        train(folder, report=lambda step: moments.append(time.perf_counter()), should_stop=enough)
     except StoppedError:
         if should_stop():
             raise

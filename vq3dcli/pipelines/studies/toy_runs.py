@@ -61,15 +61,8 @@ def geometry_section(metrics: Metrics, sheet: Path | None = None) -> Section:
 
 def video_rows(rows: Sequence[tuple[Path, Path, Path]]) -> list[Html]:
     """A row a scene: its picture, a video and its disparity."""
-    return [
-        row(
-            [
-                media(path, name, width_px=_VIDEO_WIDTH_PX)
-                for path, name in ((picture, picture.stem), (video, video.stem), (disparity, "disparity"))
-            ]
-        )
-        for picture, video, disparity in rows
-    ]
+    named = [((picture, picture.stem), (video, video.stem), (s, "disparity")) for picture, video, s in rows]
+    return [row([media(path, name, width_px=_VIDEO_WIDTH_PX) for path, name in files]) for files in named]
 
 
 def stop_between(should_stop: Callable[[], bool], folder: Path) -> None:
