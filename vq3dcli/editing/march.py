@@ -55,12 +55,9 @@ def camera_lines(photo: Camera, camera: Camera, depth_range: DepthRange, pixels:
 
 
 def lines_of(photo: Camera, rays: Rays, depth_range: DepthRange) -> Lines:
-    """Rays as lines in the image of a camera.
+    """Rays `[1, N]` of one camera as lines in the image of another, that of the relief, at any pose.
 
-    Args:
-        photo: The camera of the relief, one, at any pose.
-        rays: `[1, N]`, of one camera.
-        depth_range: z_depths of s = 1 and s = 0 in the photo's camera.
+    `depth_range` are the z_depths of s = 1 and s = 0 in the photo's camera.
     """
     rotation = photo.cam_to_world[0, :3, :3]
     origin = ((rays.origin - photo.cam_to_world[0, :3, 3]) @ rotation)[0]
@@ -86,12 +83,9 @@ def longest_shift(lines: Lines, low_s: float, high_s: float) -> float:
 
 
 def intersect(relief: Tensor, lines: Lines) -> Intersections:
-    """Meet a relief with rays: the nearest intersection of each.
+    """Meet a relief `[H, W]`, bilinear between pixels and replicated outside, with rays: each one's nearest place.
 
     Rays are independent of each other but for the number of steps, which all share.
-
-    Args:
-        relief: Normalised disparity of each pixel, `[H, W]`; bilinear between pixels, replicated outside.
     """
     low, high = float(relief.min()), min(float(relief.max()), lines.nearest_s)
     low = min(low, high)

@@ -60,27 +60,18 @@ _HALO = 1 / 16
 
 @dataclass(frozen=True)
 class PhotoLayer:
-    """A picture with a relief.
+    """A picture with a relief."""
 
-    Attributes:
-        rgb: float32 `[3, H, W]` in [0, 1].
-        s: Normalised disparity `[H, W]`.
-    """
-
-    rgb: Tensor
-    s: Tensor
+    rgb: Tensor  # float32 `[3, H, W]` in [0, 1]
+    s: Tensor  # normalised disparity `[H, W]`
 
 
 @dataclass(frozen=True)
 class PhotoScene:
-    """A photo in two layers, ready to be looked at from cameras near the canonical one.
-
-    Attributes:
-        behind: The same with things in front taken away at their edges.
-    """
+    """A photo in two layers, ready to be looked at from cameras near the canonical one."""
 
     front: PhotoLayer
-    behind: PhotoLayer
+    behind: PhotoLayer  # the same with things in front taken away at their edges
     camera: Camera
     frustum: Frustum
 
@@ -122,11 +113,9 @@ class PhotoScene:
         return SceneView(to_uint8(rgb_s[:3].reshape(1, 3, *size)), seen, torch.zeros_like(seen))
 
     def _look(self, camera: Camera, seen_px: Tensor) -> tuple[Tensor, Tensor]:
-        """What the rays of a camera through pixels `[N, 2]` see.
+        """What the rays of a camera through pixels `[N, 2]` see: colour and s in that camera, `[4, N]`.
 
-        Returns:
-            Colour and s in that camera, `[4, N]`; and how far on the canvas each ends from where it would on the
-            farthest relief, `[N, 2]`.
+        And how far on the canvas each ends from where it would on the farthest relief, `[N, 2]`.
         """
         depth_range = self.frustum.depth_range
         lines = camera_lines(self.camera, camera, depth_range, seen_px)
@@ -182,11 +171,7 @@ def _mirrored(maps: Tensor, beside_px: int, above_px: int) -> Tensor:
 
 
 def _outlines(shift: Tensor) -> Tensor:
-    """Indices of pixels beside others that see another part of the photo.
-
-    Args:
-        shift: From `PhotoScene._look`, `[2, H, W]`; zero for the photo's own camera, which therefore has none.
-    """
+    """Indices of pixels beside others that see another part of the photo, by the shift of `_look` `[2, H, W]`."""
     torn = torch.zeros_like(shift[0], dtype=torch.bool)
     for axis in (1, 2):
         apart = shift.diff(dim=axis).abs().amax(0) > _OUTLINE_PX
@@ -197,12 +182,9 @@ def _outlines(shift: Tensor) -> Tensor:
 
 @torch.no_grad()
 def build_photo_scene(frustum: Frustum, photo: Tensor, s: Tensor, cameras: Camera) -> PhotoScene:
-    """Both layers of a photo.
+    """Both layers of a photo uint8 `[3, H, W]` of relief `s` `[H, W]`.
 
-    Args:
-        photo: uint8 `[3, H, W]`, on any device.
-        s: Its relief `[H, W]`.
-        cameras: All cameras that will look at it: they say how far behind edges one sees, and how wide the margins are.
+    `cameras` are all that will look at it: they say how far behind edges one sees, and how wide the margins are.
     """
     camera = frustum.camera(*s.shape).to(s.device)
     reach_px, margin_px = _reach(camera, frustum, cameras.to(s.device), s)

@@ -192,15 +192,10 @@ def quiet(nerf_s: Tensor) -> Tensor:
 
 
 def fitted(disparity: Tensor, nerf_s: Tensor, *, std_s: float) -> Tensor:
-    """A relative map at the scale and shift that agree best with the NeRF's disparity: least absolute errors.
+    """A relative map `[h, w]` at the scale and shift that agree best with the NeRF's: least absolute errors.
 
-    Args:
-        disparity: `[h, w]`, larger is nearer, in any unit.
-        nerf_s: `[h', w']` in s, of the same view.
-        std_s: The spread of s in a typical scene, which bounds the scale.
-
-    Returns:
-        `[h, w]` in [0, 1].
+    `disparity` is in any unit, larger is nearer; `nerf_s` `[h', w']` is of the same view; `std_s`, the spread of s in a
+    typical scene, bounds the scale. The result lies in [0, 1].
     """
     x = disparity.float()
     low, high = torch.quantile(x.flatten(), torch.tensor([0.02, 0.98], device=x.device)).tolist()
@@ -226,8 +221,7 @@ def fitted(disparity: Tensor, nerf_s: Tensor, *, std_s: float) -> Tensor:
 def refined_disparity(coarse_s: Tensor, photo: Tensor) -> Tensor:
     """Give a map `[h, w]` of normalised disparity, squashed or not, the edges of a photo uint8 `[3, H, W]`.
 
-    Returns:
-        float32 `[H, W]`, within the map's range.
+    float32 `[H, W]`, within the map's range.
     """
     size = photo.shape[1:]
     longer = max(size)

@@ -44,8 +44,7 @@ class Series(NamedTuple):
 def line_chart(title: str, x: Sequence[float], y: Sequence[float], *, x_label: str, log_y: bool = False) -> Html:
     """A small chart of one curve and its last value, as an `<svg>` element.
 
-    Args:
-        y: As many values; those that are not finite (or not positive, with `log_y`) are left out.
+    Values that are not finite (or not positive, with `log_y`) are left out.
     """
     points = [(a, b) for a, b in _finite(x, y) if b > 0 or not log_y]
     shown = [(a, math.log10(b)) for a, b in _thinned(points)] if log_y else _thinned(points)
@@ -65,11 +64,7 @@ def series_chart(
     marks: Sequence[tuple[float, str]] = (),
     from_zero: bool = False,
 ) -> Html:
-    """Curves over one pair of axes, as an `<svg>` element.
-
-    Args:
-        marks: Positions on the x axis with a name, drawn as upright lines.
-    """
+    """Curves over one pair of axes, as an `<svg>` element; `marks` are named upright lines at x positions."""
     lines = [_finite(curve.x, curve.y) for curve in series]
     strokes = [
         f'fill="none" stroke="{COLOURS[number % len(COLOURS)]}" stroke-width="1.8"'

@@ -111,11 +111,9 @@ def bake_layers(
     hits: Hits | None = None,
     device: torch.device | None = None,
 ) -> Layers:
-    """Cut a field into layers along the canonical rays.
+    """Cut a field into layers along the canonical rays, at the edges `[L + 1]` of `choose_edges`.
 
-    Args:
-        edges_s: `[L + 1]`, from `choose_edges`.
-        hits: What the rays of each texel meet besides, in row-major order.
+    `hits` are what the rays of each texel meet besides, in row-major order.
     """
     bins = _ray_bins(field, frustum, edges_s, size, samples_a_layer, device)
     if hits is not None:

@@ -60,9 +60,7 @@ def moments(batches: Iterable[Tensor]) -> Moments:
     Batches are merged by their deviations from their own means (Chan, Golub and LeVeque 1979), which loses
     no digits where the mean is large beside the spread, as it is for features behind a ReLU.
 
-    Raises:
-        UsageError: Fewer than two images.
-        DataError: A feature that is not finite.
+    Raises `UsageError`: fewer than two images; `DataError`: a feature that is not finite.
     """
     count, mean, scatter = 0, torch.zeros(()), torch.zeros(())
     for batch in batches:
@@ -112,14 +110,11 @@ def kernel_distance(
     which this is on Inception's features. Unlike the Fréchet distance it has no bias in N.
 
     Args:
-        first: Features `[N1, D]`.
-        second: Features `[N2, D]`.
+        first: Features `[N1, D]`; `second`: `[N2, D]`.
         subsets: How many to draw; one where a subset is the whole of both sets.
         subset_size: Images of each side, drawn without replacement; at most the smaller set.
 
-    Raises:
-        UsageError: Fewer than two images on a side.
-        DataError: A feature that is not finite.
+    Raises `UsageError`: fewer than two images on a side; `DataError`: a feature that is not finite.
     """
     _require_finite(first, second)
     size = min(subset_size, len(first), len(second))
@@ -180,11 +175,8 @@ def _share_on(points: Tensor, features: Tensor, neighbours: int) -> float:
 def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> InceptionScore:
     """The exponential of the mean of KL(p(y|x) || p(y)) in each part (Salimans et al., NeurIPS 2016, section 4).
 
-    Parts are drawn at random: of samples in the order of their classes, each part would hold a few classes only.
-
-    Args:
-        logits: Of the network's classes, `[N, C]`.
-        splits: Parts of equal size, up to one image; with 50,000 images the usual ten have 5000.
+    Parts of equal size, up to one image, are drawn at random from logits `[N, C]`: of samples in the order of their
+    classes, each would hold a few classes only. With 50,000 images the usual ten have 5000.
 
     Raises `UsageError`: fewer images than parts.
     """

@@ -27,12 +27,7 @@ _SSIM_C2 = 0.03**2
 def psnr(image: Tensor, target: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image, in dB, from the mean squared error of values in [0, 1].
 
-    Args:
-        image: `[B, 3, H, W]`, uint8 or float in [0, 1].
-        target: The same shape; its type may differ.
-
-    Returns:
-        float64 `[B]`, at most 100.
+    Images `[B, 3, H, W]`, uint8 or float in [0, 1] each, give float64 `[B]`, at most 100.
     """
     assert image.shape == target.shape, (image.shape, target.shape)
     mse = (_unit_range(image) - _unit_range(target)).square().flatten(1).mean(-1)
@@ -45,12 +40,7 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     Each colour channel is compared by itself and the three are averaged, as is usual for colour images; the paper has
     grey ones. Only windows that lie wholly inside the image count.
 
-    Args:
-        image: `[B, 3, H, W]`, uint8 or float in [0, 1]; H and W at least 11.
-        target: The same shape; its type may differ.
-
-    Returns:
-        float64 `[B]`, at most 1, which only equal images reach.
+    Images as `psnr` takes them, H and W at least 11, give float64 `[B]`, at most 1, which only equal ones reach.
     """
     assert image.shape == target.shape, (image.shape, target.shape)
     assert min(image.shape[-2:]) >= _SSIM_WINDOW_PX, image.shape

@@ -72,12 +72,7 @@ def leg(frame: int, frames: int, stops: int, *, loop: bool) -> tuple[int, float]
 def way_between(
     opened: Sequence[OpenedScene], weights: LoadedWeights | None, *, mix: Mix, requantize: bool, loop: bool
 ) -> SceneAt:
-    """Check that there is a way between scenes, and return it.
-
-    Args:
-        opened: At least two single scenes of one model.
-        mix: In the space of codes, or of planes.
-        loop: Go back to the first scene, so that the video repeats without a jump.
+    """Check that there is a way between single scenes of one model, and return it; in a loop it leads back.
 
     Raises:
         UsageError: Fewer than two scenes, scenes of different models, or codes wanted of a scene that has none.

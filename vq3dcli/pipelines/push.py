@@ -26,12 +26,7 @@ def push(
 ) -> str:
     """Upload weights, which were loaded and so are whole, and their card; returns the address of the commit.
 
-    Args:
-        weights: Stage 1.
-        prior: Over its codes, if there is one.
-        address: `hf://OWNER/NAME[@BRANCH]`; both are made where they are not there.
-        private: Of a repository that is made.
-        message: Of the commit.
+    `address` is `hf://OWNER/NAME[@BRANCH]`; both are made where they are not there, the repository perhaps `private`.
 
     Raises:
         UsageError: Another address.

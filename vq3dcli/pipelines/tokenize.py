@@ -64,18 +64,13 @@ def tokenize(
     force: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TokenManifest | None:
-    """Make the token store `out` or one part of it, or finish what an earlier call began.
+    """Make the token store `out` of shard folders or one part of it, or finish what an earlier call began.
 
     Args:
-        weights: A Stage 1 as it was loaded from its file, whose hash goes into the store.
-        folders: Finished shard folders of images; together they are one data set.
         views: Of each image: the whole image, its mirror image, then random crops, every other one mirrored.
-        part: The share of the shards that this process encodes.
+        part: The share of the shards that this process encodes; None is returned while others have work left.
         force: Delete a store that was made otherwise.
         on_progress: Called with (images done, images of this part).
-
-    Returns:
-        None while other parts have work left.
 
     Raises:
         UsageError: Images that are too small or, for crops, without a margin, or given twice, which would put copies of

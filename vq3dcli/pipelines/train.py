@@ -149,11 +149,8 @@ def full_speed(
 ) -> Callable[[int], float] | None:
     """Images a second, by images seen, of GPUs that do nothing but multiply at their peak; None on a CPU.
 
-    What is computed again to save memory counts once: a run's speed over this is its model FLOPs utilisation.
-
-    Args:
-        device: That of each process.
-        store: The tokens of Stage 2.
+    What is computed again to save memory counts once: a run's speed over this is its model FLOPs utilisation. `store`
+    has the tokens of Stage 2.
     """
     if device.type != "cuda":
         return None

@@ -39,13 +39,9 @@ def run(
     device: torch.device,
     on_work: Callable[..., object] = lambda done, total, status="": None,
 ) -> Measured:
-    """Measure some subjects.
+    """Measure some subjects, names of `DEFAULT` and `CURVES`; with `baselines`, only what has one of these.
 
-    Args:
-        names: Of `DEFAULT`, and `CURVES`.
-        baselines: Leave out what has none of these; empty for all.
-        device: Where to compute; data are read on a CPU.
-        on_work: Called with how many works are done, None, and what comes next.
+    Data are read on a CPU. `on_work` is called with how many works are done, None, and what comes next.
 
     Raises:
         UsageError: No such subject, or nothing has such a baseline.

@@ -205,11 +205,8 @@ def evaluate_geometry(
 
     Without one the figures are those that need no model: the template's, and warps of the input itself.
     `input_copy_psnr`, `input_flat_psnr` and `input_pivot_psnr` are those of a perfect reconstruction: beside
-    `warp_psnr` they tell how much of a novel view is explained by nothing, by one plane and by exact geometry.
-
-    Args:
-        predictor: Reconstructs images of `size_px` x `size_px`.
-        template: From `toy_template` at the same size.
+    `warp_psnr` they tell how much of a novel view is explained by nothing, by one plane and by exact geometry. The
+    template is that of `toy_template` at the same size.
 
     Raises `UsageError`: `count` is not positive.
     """

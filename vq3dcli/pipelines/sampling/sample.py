@@ -76,25 +76,12 @@ def sharpening_of(prior: LoadedPrior) -> Sharpening:
 
 
 def make_samples(
-    out: Path,
-    stage1: LoadedWeights,
-    prior: LoadedPrior,
-    wish: SampleWish,
-    counting: Counting,
-    part: Part = WHOLE,
+    out: Path, stage1: LoadedWeights, prior: LoadedPrior, wish: SampleWish, counting: Counting, part: Part = WHOLE
 ) -> list[Path] | None:
-    """Draw and write samples, group by group; see `SampleFolder`.
+    """Draw and write samples, group by group, of which a `part` is this process's; see `SampleFolder`.
 
-    Args:
-        out: The folder.
-        stage1: What decodes the codes.
-        prior: What to draw from.
-        wish: Which, and what is written of them.
-        part: Which of the groups.
-
-    Returns:
-        All files: the sheet, the record, the npz file, then what belongs to each sample; None while other parts have
-        work left.
+    All files are returned: the sheet, the record, the npz file, then what belongs to each sample; None while other
+    parts have work left.
     """
     folder = SampleFolder(out, stage1, prior, wish, part)
     for group, rows in enumerate(folder.groups):
@@ -111,12 +98,7 @@ def make_samples(
 
 
 def draw_samples(
-    prior: LoadedPrior,
-    wish: SampleWish,
-    first: int = 0,
-    last: int | None = None,
-    *,
-    on_token: Advance = lambda count: None,
+    prior: LoadedPrior, wish: SampleWish, first: int = 0, last: int | None = None, *, on_token: Advance = lambda _: None
 ) -> list[Drawn]:
     """Draw samples 0 to `count` - 1 of each class, class by class, or those from `first` up to `last` in that order."""
     last = wish.total if last is None else last
@@ -157,10 +139,7 @@ class SampleFolder:
 
     Once all are there, the records become one, with the sheet and the npz file. Until then `samples.json` names no
     sample; the same call goes on with what is missing. Where a group replaces files of an earlier call, these stay
-    until its own are whole.
-
-    Attributes:
-        groups: The samples of each, by their places among all.
+    until its own are whole. `groups` are the samples of each, by their places among all.
 
     Raises:
         DataError: The prior's codes are those of another Stage 1.
