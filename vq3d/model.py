@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, overload
 
@@ -171,9 +170,7 @@ class Model:
         prior = self._prior
         if n < 1 or not 0 <= seed < 2**63:
             raise UsageError(f"n is {n} and seed is {seed}", remedy="n of at least 1, and a seed of at least 0")
-        asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
-        given = {name: value for name, value in asked.items() if value is not None}
-        sharpening = replace(sharpening_of(prior), **given)  # type: ignore[arg-type]
+        sharpening = sharpening_of(prior, temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
         names = prior.tokens.class_names
         chosen = pick_classes(str(classes), names) if classes is not None else prior.recognised or [NO_CLASS]
         drawn = draw_samples(prior, SampleWish(chosen, n, seed, sharpening))

@@ -303,7 +303,7 @@ def generation(
             seed=seed,
             weights=weights,
             prior=prior,
-            sharpening=options.asked_sharpening(temperature, top_k, top_p, guidance),
+            sharpening={"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance},
             yaws=[] if yaws is None else options.numbers("--yaws", yaws),
             training=training,
             tokens=tokens,

@@ -185,14 +185,6 @@ Guidance = Annotated[
 ]
 
 
-def asked_sharpening(
-    temperature: float | None, top_k: int | None, top_p: float | None, guidance: float | None
-) -> dict[str, float]:
-    """What was asked for, by the names of `model.draw_codes.Sharpening`; the rest is up to the prior."""
-    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
-    return {name: value for name, value in asked.items() if value is not None}
-
-
 Part = Annotated[
     str, typer.Option("--part", help="Share of the work, 1/8 to 8/8; auto asks torchrun's or SLURM's variables.")
 ]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -93,8 +92,7 @@ def command(
     loaded_prior = load_prior(prior, target)
     loaded = load_weights(weights, target)
     loaded_prior.check_stage1(loaded)
-    asked: dict[str, Any] = options.asked_sharpening(temperature, top_k, top_p, guidance)
-    sharpening = dataclasses.replace(sharpening_of(loaded_prior), **asked)
+    sharpening = sharpening_of(loaded_prior, temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
     names = loaded_prior.tokens.class_names
     if classes is None:
         chosen = some_classes(loaded_prior.recognised, SHOWN_CLASSES) or [NO_CLASS]

@@ -50,9 +50,7 @@ def code(text: str) -> Html:
 def media(path: Path, caption: str, *, width_px: int | None = None) -> Html:
     """A picture or a video, by the suffix of its file; with a width it has sharp pixels where that enlarges.
 
-    Raises:
-        InputMissingError: It is not there.
-        DataError: Neither a picture nor a video.
+    Raises `InputMissingError`: it is not there; `DataError`: neither a picture nor a video.
     """
     kind = _MEDIA.get(path.suffix.lower())
     if kind is None:

@@ -58,9 +58,7 @@ class _File(BaseModel):
 def read_cameras(path: Path) -> tuple[GivenCamera, ...]:
     """Read a path of cameras.
 
-    Raises:
-        InputMissingError: There is no such file.
-        DataError: It is no list of cameras, or a pose is not rigid.
+    Raises `InputMissingError`: there is no such file; `DataError`: it is no list of cameras, or a pose is not rigid.
     """
     data = read_file(path)
     if data.startswith(JSON.mark):  # ours: who edits it takes that line out

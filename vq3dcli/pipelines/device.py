@@ -17,8 +17,7 @@ def pick_device(name: str) -> torch.device:
 
     SLURM may show each of its tasks all GPUs of a machine, or one of its own.
 
-    Raises:
-        UnavailableError: CUDA or MPS is asked for and is not there, or there are fewer GPUs than processes.
+    Raises `UnavailableError`: CUDA or MPS is asked for and is not there, or there are fewer GPUs than processes.
     """
     import torch
 

@@ -109,9 +109,8 @@ def export(texts: Sequence[str], kind: str | None, look: Look, task: Task, **opt
 
     `kind` is what `--format` says; else the output's name says it, else the viewer. `options` are those of `Wish`.
 
-    Raises:
-        Vq3dError: Options or inputs that do not fit, or cannot be read; an output that cannot be written. What is wrong
-            with single inputs among several is logged, and in the result.
+    Raises `Vq3dError`: options or inputs that do not fit, or cannot be read; an output that cannot be written. What is
+    wrong with single inputs among several is logged, and in the result.
     """
     texts, kept, composition = with_photos_of_folders(texts), [*task.kept], None
     if len(texts) == 1 and texts[0].endswith(SUFFIX):

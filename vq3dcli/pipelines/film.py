@@ -267,8 +267,7 @@ def film(
 ) -> None:
     """Render a scene frame by frame into its target; memory does not grow with the number of frames.
 
-    Raises:
-        UnavailableError, OutputError, StorageError: See `export.video.video_writer`.
+    Raises `UnavailableError` or `OutputError` or `StorageError`: see `export.video.video_writer`.
     """
     with contextlib.ExitStack() as stack:
         opening = partial(video_writer, frames=len(camera), fps=shot.fps, video_format=target.video_format)

@@ -128,8 +128,7 @@ class OpenedScene:
 def parse_sources(texts: Sequence[str]) -> list[Source]:
     """Understand all inputs of a command, without opening any; equal stems get a number.
 
-    Raises:
-        UsageError: No input, stdin twice, or a toy scene that does not exist.
+    Raises `UsageError`: no input, stdin twice, or a toy scene that does not exist.
     """
     if not texts:
         raise UsageError("no input", remedy="a photo, - for stdin, or toyscene:sphere")
@@ -168,9 +167,7 @@ def read_picture(source: Source, size_px: int, *, fit: Fit) -> Picture:
 
     `crop` takes the centre square, `squash` keeps all of the picture at a changed aspect ratio.
 
-    Raises:
-        InputMissingError: No such file, or stdin is closed.
-        DataError: Not an image, damaged, or too large.
+    Raises `InputMissingError`: no such file, or stdin is closed; `DataError`: not an image, damaged, or too large.
     """
     if source.toy is not None:
         image = _toy_image(*source.toy, size_px)
@@ -250,8 +247,7 @@ def open_codes(codes: Tensor, weights: LoadedWeights, facts: dict[str, Any], ste
 def with_fov(opened: OpenedScene, fov_deg: float) -> OpenedScene:
     """A scene whose camera has a field of view: its frustum becomes wider or narrower, and its NeRF with it.
 
-    Raises:
-        UsageError: The NeRF's space is no frustum.
+    Raises `UsageError`: the NeRF's space is no frustum.
     """
     model = opened.scene.model
     if not isinstance(model.space, Frustum):

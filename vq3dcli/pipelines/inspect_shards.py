@@ -140,22 +140,18 @@ def _label_cell(folder: ShardFolder, i: int) -> tuple[Tensor, str]:
     return resize(colour_map(label.relief), _CELL_PX, _CELL_PX), " ".join([folder.entry(i).key, *label.info.flags])
 
 
-def write_sheet(path: Path, out: Path, *, count: int = _SHEET_IMAGES) -> int:
+def write_sheet(path: Path, out: Path) -> None:
     """Write a PNG with samples of a shard folder, evenly spread: images with their class, or labels.
 
-    Returns:
-        How many there are.
-
-    Raises:
-        UsageError: `out` is a file of another kind, which may be one of the shards.
-        DataError: There are no samples, or one is damaged.
+    Raises `UsageError`: `out` is a file of another kind, which may be one of the shards; `DataError`: there are no
+    samples, or one is damaged.
     """
     if out.is_file() and out.resolve().suffix.lower() != ".png":
         raise UsageError(f"the sheet would replace a file that is no PNG ({out})", remedy="another name with --sheet")
     folder = ShardFolder(path)
     names = folder.manifest.class_titles or folder.manifest.class_names
     cells, texts = [], []
-    for i in evenly(folder.num_samples, count):
+    for i in evenly(folder.num_samples, _SHEET_IMAGES):
         if folder.manifest.kind == "images":
             number = folder.entry(i).class_index
             cell, text = resize(folder.image(i), _CELL_PX, _CELL_PX), "-" if number is None else names[number]
@@ -165,9 +161,12 @@ def write_sheet(path: Path, out: Path, *, count: int = _SHEET_IMAGES) -> int:
         texts.append(text)
     if not cells:
         raise DataError(f"no samples to show ({path})", remedy="shards with samples")
+    _write_grid(out, cells, math.ceil(math.sqrt(1.6 * len(cells))), texts)
+
+
+def _write_grid(out: Path, cells: list[Tensor], columns: int, texts: list[str]) -> None:
     make_folder(out.parent)
-    write_bytes(out, encode_png(grid(cells, math.ceil(math.sqrt(1.6 * len(cells))), labels=texts)))
-    return len(cells)
+    write_bytes(out, encode_png(grid(cells, columns, labels=texts)))
 
 
 def write_preview(shards: Path, name: str, out: Path) -> None:
@@ -181,5 +180,4 @@ def write_preview(shards: Path, name: str, out: Path) -> None:
             cells.append(torch.cat([resize(images.image(i), _CELL_PX, _CELL_PX), cell], dim=-1))
             texts.append(text)
     if cells:
-        make_folder(out.parent)
-        write_bytes(out, encode_png(grid(cells, _PREVIEW_COLUMNS, labels=texts)))
+        _write_grid(out, cells, _PREVIEW_COLUMNS, texts)

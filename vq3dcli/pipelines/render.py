@@ -61,40 +61,27 @@ _log = logging.getLogger(__name__)
 
 
 class Made(NamedTuple):
-    """What a command made.
-
-    Attributes:
-        inputs: How many inputs, or things in a scene.
-        metrics: What is worth knowing about it, by name.
-        failures: What was wrong with inputs that were left out.
-    """
+    """What a command made."""
 
     outputs: list[Path]
-    inputs: int
+    inputs: int  # how many inputs, or things in a scene
     weights: LoadedWeights | None
-    metrics: dict[str, Any]
-    failures: Sequence[Vq3dError] = ()
+    metrics: dict[str, Any]  # what is worth knowing about it, by name
+    failures: Sequence[Vq3dError] = ()  # what was wrong with inputs that were left out
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is shown of an input.
+    """What is shown of an input."""
 
-    Attributes:
-        detail: `photo` carries the photo's own pixels, `none` shows the plain NeRF; None takes `photo` for photos.
-        fit: What is kept of a photo; None squashes with photo detail and crops without.
-        geometry: Where it comes from; a network's own of the plain NeRF is only followed if the user gave it.
-        write_cameras: Whether the camera path is written beside the video.
-        photo_fov_deg: Horizontal field of view of photos; None takes what their EXIF says, else the model's.
-    """
-
+    # `photo` carries the photo's own pixels, `none` shows the plain NeRF; None takes `photo` for photos
     detail: Detail | None = None
-    fit: Fit | None = None
-    geometry: Geometry = NERF
+    fit: Fit | None = None  # what is kept of a photo; None squashes with photo detail and crops without
+    geometry: Geometry = NERF  # a network's own of the plain NeRF is only followed if the user gave it
     stereo: StereoKind | None = None
-    write_cameras: bool = True
+    write_cameras: bool = True  # whether the camera path is written beside the video
     save_scene: bool = False
-    photo_fov_deg: float | None = None
+    photo_fov_deg: float | None = None  # horizontal, of photos; None takes what their EXIF says, else the model's
 
     def detail_of(self, source: Source) -> Detail:
         """What an input is shown with: toy scenes and samples are not photos."""
@@ -144,9 +131,8 @@ def render(
         depth_model: The same by a network (`geometry.geometry_of_network`).
         kept: What else is read, and must not be overwritten.
 
-    Raises:
-        Vq3dError: Options or files that do not fit; no input that can be used. What is wrong with single inputs among
-            several is logged, and in the result.
+    Raises `Vq3dError`: options or files that do not fit; no input that can be used. What is wrong with single inputs
+    among several is logged, and in the result.
     """
     sources = parse_sources(with_photos_of_folders(texts))
     targets = plan_targets(
@@ -240,9 +226,7 @@ def check_fov(look: Look, sources: Sequence[Source]) -> None:
 def with_geometry(look: Look, sources: Sequence[Source], task: Task) -> Look:
     """Open what gives the photos among some inputs their geometry, unless the look has the user's.
 
-    Raises:
-        UsageError: A choice that nothing shown follows.
-        UnavailableError: There is no embedded depth network.
+    Raises `UsageError`: a choice that nothing shown follows; `UnavailableError`: there is no embedded depth network.
     """
     check_fov(look, sources)
     in_detail = any(look.detail_of(source) == "photo" for source in sources)
@@ -260,9 +244,7 @@ def staged(opened: OpenedScene, shot: Shot, look: Look, *, detail: Detail) -> tu
 
     With photo detail a path adapts to the scene where the shot says no amplitude.
 
-    Raises:
-        UsageError: A depth network for a scene without a photo.
-        DataError: See `geometry.given_s`.
+    Raises `UsageError`: a depth network for a scene without a photo; `DataError`: see `geometry.given_s`.
     """
     if detail == "photo" and opened.has_detail:
         picture, camera, eyes = staged_photo(opened, shot, look)

@@ -217,9 +217,7 @@ def folder_set(
         size_px: S; the first image's own size by default.
         class_names: Names of classes to know; others are none. None for all that there are.
 
-    Raises:
-        InputMissingError: There is no such folder.
-        DataError: It holds no image, or one that cannot be decoded.
+    Raises `InputMissingError`: there is no such folder; `DataError`: it holds no image, or one that cannot be decoded.
     """
     if not folder.is_dir():
         raise InputMissingError(f"no such folder of images ({folder})", remedy="check the path")

@@ -18,7 +18,6 @@ from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.errors import InputMissingError, UsageError
 from vq3dcli.metrics.distribution import Moments
 from vq3dcli.metrics.features import FeatureNetwork, load_feature_network
-from vq3dcli.model.draw_codes import Sharpening
 from vq3dcli.pipelines.evaluation.generation import (
     Compared,
     Protocol,
@@ -42,6 +41,7 @@ from vq3dcli.pipelines.evaluation.measured_set import toy_classifier
 from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder
 from vq3dcli.pipelines.evaluation.rendered_sets import Samples, class_counts, prior_bits, reconstructed_set, sampled_set
 from vq3dcli.pipelines.sampling.record import pick_classes
+from vq3dcli.pipelines.sampling.sample import sharpening_of
 from vq3dcli.rendering.render import exact_rendering
 from vq3dcli.toyscenes import CLASS_NAMES
 from vq3dcli.weights_file import LoadedWeights, load_prior, load_weights
@@ -67,7 +67,7 @@ class Asked:
     seed: int = 0
     weights: Path | None = None
     prior: Path | None = None
-    sharpening: Mapping[str, float] = field(default_factory=dict)
+    sharpening: Mapping[str, float | None] = field(default_factory=dict)
     yaws: Sequence[float] = ()  # in degrees
     training: Path | None = None
     tokens: Path | None = None
@@ -122,7 +122,7 @@ def measure_generation(asked: Asked, *, out: Path | None, progress: Progress) ->
         prior.check_stage1(weights)
         names = prior.tokens.class_names
         chosen, only = _classes(asked, names)
-        sharpening = Sharpening(**{**prior.recipe.sampling.model_dump(), **asked.sharpening})
+        sharpening = sharpening_of(prior, **asked.sharpening)
         size, count = weights.recipe.model.image_size, protocol.samples
         real = _real(asked, protocol, network, names if only is None else only, only, size)
         counts = class_counts(chosen, count, names, real.images if protocol.labels == "data" else None)
@@ -199,7 +199,7 @@ def _check_given(asked: Asked) -> None:
         "--prior": asked.prior,
         "--yaws": asked.yaws or None,
         "--tokens": asked.tokens,
-        "--temperature, --top-k, --top-p or --guidance": asked.sharpening or None,
+        "--temperature, --top-k, --top-p or --guidance": {*asked.sharpening.values()} - {None} or None,
     }
     for name, value in given.items():
         if value is not None:

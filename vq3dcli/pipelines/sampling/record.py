@@ -52,9 +52,8 @@ def pick_classes(text: str | None, names: Sequence[str]) -> list[int]:
         text: For example `torus,3`; None, or `all` where no class is called so, for all classes.
         names: By class index; empty for weights without classes.
 
-    Raises:
-        UsageError: There is no such class, and the nearest name is suggested; or a name is that of several, as
-            `crane` is of a bird and of a machine in ImageNet: their numbers are listed.
+    Raises `UsageError`: there is no such class, and the nearest name is suggested; or a name is that of several, as
+    `crane` is of a bird and of a machine in ImageNet: their numbers are listed.
     """
     if text is None:
         return list(range(len(names))) or [NO_CLASS]

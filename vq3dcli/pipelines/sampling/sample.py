@@ -70,9 +70,10 @@ def _group_name(group: int) -> str:
     return f"samples-{group:06d}.json"
 
 
-def sharpening_of(prior: LoadedPrior) -> Sharpening:
-    """How samples are drawn unless one asks for something else: as the prior's recipe says."""
-    return Sharpening(**prior.recipe.sampling.model_dump())
+def sharpening_of(prior: LoadedPrior, **asked: float | None) -> Sharpening:
+    """How samples are drawn: as is asked for, and for what is None as the prior's recipe says."""
+    given = {name: value for name, value in asked.items() if value is not None}
+    return Sharpening(**{**prior.recipe.sampling.model_dump(), **given})
 
 
 def make_samples(
