@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
-import struct
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -31,16 +27,14 @@ from vq3dcli.editing.parallax import (
 )
 from vq3dcli.editing.photo_scene import PhotoScene, build_photo_scene
 from vq3dcli.editing.relief import fitted, refined_disparity
-from vq3dcli.errors import DataError, UnavailableError, UsageError
 from vq3dcli.model.scene import reconstruct_scene
-from vq3dcli.pipelines.camera_file import given_camera, read_cameras, write_cameras
+from vq3dcli.pipelines.camera_file import read_cameras, write_cameras
 from vq3dcli.pipelines.export import Wish, wished_photo_scene
 from vq3dcli.pipelines.export_layers import turned_cameras
 from vq3dcli.pipelines.film import Eyes, Shot, StereoKind
 from vq3dcli.pipelines.geometry import (
     NERF,
     Geometry,
-    check_shape,
     field_of,
     first_view,
     geometry_of_map,
@@ -51,13 +45,12 @@ from vq3dcli.pipelines.geometry import (
     with_relief,
 )
 from vq3dcli.pipelines.inputs import OpenedScene, parse_sources, read_picture
-from vq3dcli.pipelines.render import Look, check_look, staged, staged_photo, with_geometry
-from vq3dcli.pipelines.targets import Task
+from vq3dcli.pipelines.render import Look, staged, staged_photo
 from vq3dcli.rendering.cameras import Camera, pivot_pose, project, s_from_z_depth, z_depth_from_s
 from vq3dcli.rendering.scene import view_fields
 from vq3dcli.rendering.trajectories import PATHS
 from vq3dcli.scene_file import SceneCamera, camera_of
-from vq3dcli.weights_file import embedded_path, load_weights
+from vq3dcli.weights_file import load_weights
 
 CPU = torch.device("cpu")
 SIZE = (48, 64)
@@ -162,144 +155,6 @@ def test_eyes_agree_at_the_focus(card: OpenedScene) -> None:
     assert right[1] > left[1]  # what is farther lies behind the screen: uncrossed
 
 
-def test_camera_files(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps([{"yaw_deg": 5, "pitch_deg": -2, "fov_x_deg": 50}, {"distance": 2}]))
-    options = {"height_px": 20, "width_px": 30, "radius": 3.0, "fov_rad": 0.7}
-    camera = given_camera(read_cameras(path), **options)
-    write_cameras(path, camera, fps=24.0)
-    again = given_camera(read_cameras(path), **options)
-    assert torch.allclose(camera.cam_to_world, again.cam_to_world, atol=1e-6)
-    assert torch.allclose(camera.intrinsics, again.intrinsics, rtol=1e-5)
-    assert float(camera.intrinsics[0, 0, 0]) == float(camera.intrinsics[0, 1, 1])
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[]",
-        "{}",
-        "3",
-        "nonsense",
-        '[{"yaw": 3}]',
-        '[{"yaw_deg": 1e400}]',
-        '[{"cam_to_world": [[1,0,0,0],[0,1,0,0],[0,0,2,0]]}]',
-        '[{"cam_to_world": [[1,0,0],[0,1,0],[0,0,1]]}]',
-        '[{"cam_to_world": [[1,0,0,0],[0,1,0,0],[0,0,1,0],[0,0,0,2]]}]',
-        '[{"cam_to_world": [[1,0,0,0],[0,1,0,0],[0,0,1,0]], "yaw_deg": 3}]',
-        '[{"cam_to_world": [[1,0,0,1e308],[0,1,0,0],[0,0,1,0]]}]',
-        '[{"cam_to_world": [[true,0,0,0],[0,1,0,0],[0,0,1,0]]}]',
-        '[{"yaw_deg": true}]',
-        '[{"distance": 1e308}]',
-        '{"cameras": [{}], "more": ' + "[" * 900 + "]" * 900 + "}",
-        '{"format_version": 2, "cameras": [{}]}',
-        "[" * 100_000,
-    ],
-)
-def test_files_that_are_no_cameras(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "a.json"
-    path.write_text(text)
-    with pytest.raises(DataError, match=r"a\.json"):
-        read_cameras(path)
-
-
-def huge_png() -> bytes:
-    """The beginning of a grey PNG of 400 megapixels and 16 bits."""
-    parts = (b"IHDR" + struct.pack(">IIBBBBB", 20000, 20000, 16, 0, 0, 0, 0), b"IDAT")
-    chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
-def test_disparity_maps(tmp_path: Path) -> None:
-    values = np.linspace(0.0, 1.0, 12, dtype=np.float32).reshape(3, 4)
-    np.save(tmp_path / "a.npy", values)
-    (tmp_path / "a.pfm").write_bytes(b"Pf\n4 3\n-1.0\n" + values[::-1].tobytes())
-    Image.fromarray((values * 65535).astype(np.uint16)).save(tmp_path / "a.png")
-    for name in ("a.npy", "a.pfm", "a.png"):
-        disparity = read_disparity(tmp_path / name)
-        assert torch.allclose(disparity / disparity.max(), torch.from_numpy(values), atol=1e-4), name
-    np.save(tmp_path / "a.npy", values[None, ..., None])  # axes of length 1
-    assert read_disparity(tmp_path / "a.npy").shape == (3, 4)
-    np.save(tmp_path / "g.npy", values.astype(np.float64) * 1e300)
-    np.save(tmp_path / "h.npy", values * 1j)
-    (tmp_path / "i.png").write_bytes(huge_png())
-    (tmp_path / "b.npy").write_bytes(b"nothing")
-    np.save(tmp_path / "c.npy", np.full((3, 3), np.nan))
-    np.save(tmp_path / "d.npy", np.zeros((3, 3, 3)))
-    (tmp_path / "e.pfm").write_bytes(b"Pf\n4 3\n-1.0\n1234")
-    np.save(tmp_path / "f.npy", np.array([{}], dtype=object), allow_pickle=True)
-    np.savez(tmp_path / "z.npz", values)
-    (tmp_path / "z.npz").rename(tmp_path / "z.npy")
-    for name in ("z.npy", "b.npy", "c.npy", "d.npy", "e.pfm", "f.npy", "g.npy", "h.npy", "i.png"):
-        with pytest.raises(DataError, match=name):
-            read_disparity(tmp_path / name)
-
-
-def test_a_coloured_map_is_refused_and_a_grey_jpeg_is_not(tmp_path: Path) -> None:
-    ramp = np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(48, 0)
-    grey = np.stack([ramp] * 3, -1)
-    Image.fromarray(grey).save(tmp_path / "grey.jpg", quality=60)
-    assert (read_disparity(tmp_path / "grey.jpg")[24] - torch.from_numpy(ramp[24])).abs().max() < 6
-    for name, colours in {
-        "spectral.png": np.stack([ramp, 255 - ramp, 128 + ramp // 4], -1),
-        "magma.jpg": np.stack([ramp, ramp // 3, np.where(ramp < 128, ramp, 255 - ramp)], -1).astype(np.uint8),
-    }.items():
-        Image.fromarray(colours.astype(np.uint8)).save(tmp_path / name, quality=90)
-        with pytest.raises(DataError, match=r"a coloured picture of a map .*; try: its grey or 16-bit version"):
-            read_disparity(tmp_path / name)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_deep_map_is_turned_as_its_photo_is(tmp_path: Path, orientation: int) -> None:
-    values = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(values).save(tmp_path / "deep.png", exif=exif)
-    Image.fromarray((values // 257).astype(np.uint8)).save(tmp_path / "flat.png", exif=exif)
-    deep, flat = read_disparity(tmp_path / "deep.png"), read_disparity(tmp_path / "flat.png")
-    assert deep.shape == flat.shape
-    assert (deep / 257 - flat).abs().max() <= 1
-
-
-def test_what_is_no_map_is_one_line(tmp_path: Path) -> None:
-    np.savez(tmp_path / "zip.npz", np.zeros((3, 3)))
-    (tmp_path / "zip.npz").rename(tmp_path / "zip.npy")
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**12, 10**30)})
-    (tmp_path / "huge.npy").write_bytes(header.getvalue())
-    (tmp_path / "double.tif").write_bytes(
-        _float_tiff().replace(struct.pack("<HHIHH", 258, 3, 1, 32, 0), struct.pack("<HHIHH", 258, 3, 1, 16, 0))
-    )
-    for name, told in (("zip.npy", "magic string"), ("huge.npy", "bytes for"), ("double.tif", "16-bit floating-point")):
-        with pytest.raises(DataError, match=f"{name}.*{told}.*try: a PNG, .npy or .pfm") as error:
-            read_disparity(tmp_path / name)
-        assert "\n" not in str(error.value)
-
-
-def _float_tiff() -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.zeros((4, 4), np.float32)).save(buffer, "TIFF")
-    return buffer.getvalue()
-
-
-def test_maps_are_brought_to_the_statistics_of_training(tiny_weights: Path) -> None:
-    loss, facts = load_weights(tiny_weights).recipe.loss, camera_of(load_weights(tiny_weights))
-    # 17 megapixels, more than PyTorch finds quantiles of.
-    s = user_s(torch.linspace(0.0, 7.0, 4096).expand(4100, 4096), facts, name="a")
-    assert max(s.shape) <= 2048
-    assert s.mean() == pytest.approx(loss.alignment_mean, abs=0.02)
-    assert s.std(unbiased=False) == pytest.approx(loss.alignment_std, abs=0.02)
-    with pytest.raises(DataError, match="without any relief"):
-        user_s(torch.full((30, 40), 3.0), facts, name="a")
-
-
-def test_maps_of_another_shape() -> None:
-    assert check_shape(torch.zeros(30, 40), [1.0, 4 / 3], name="a") == 4 / 3
-    assert check_shape(torch.zeros(30, 30), [1.0, 4 / 3], name="a") == 1.0
-    with pytest.raises(DataError, match="another shape"):
-        check_shape(torch.zeros(30, 40), [1.0, 1.5], name="a")
-
-
 def test_a_map_of_the_whole_photo_is_cropped_with_it(tmp_path: Path, card: OpenedScene) -> None:
     Image.new("RGB", (60, 30)).save(tmp_path / "a.png")
     picture = read_picture(parse_sources([str(tmp_path / "a.png")])[0], 16, fit="crop")
@@ -374,19 +229,6 @@ def test_photo_detail_on_a_gpu(tiny_weights: Path) -> None:
         assert shown(camera).rgb.shape[2:] == (SIZE[0], SIZE[1] * (1 if stereo is None else 2))
 
 
-def test_options_that_contradict_each_other() -> None:
-    for look, texts, options in (
-        (Look(), ["a.jpg", "b.jpg"], {"has_map": True, "has_network": False}),
-        (Look(save_scene=True), ["a.jpg"], {"has_map": True, "has_network": False}),
-        (Look(save_scene=True), ["a.vq3d.safetensors"], {"has_map": False, "has_network": False}),
-        (Look(), ["samples.json#a"], {"has_map": False, "has_network": True}),
-    ):
-        with pytest.raises(UsageError):
-            check_look(look, parse_sources(texts), **options)
-    for text in ("a.jpg", "toyscene:box", "samples.json#a"):
-        check_look(Look(), parse_sources([text]), has_map=True, has_network=False)
-
-
 def test_a_depth_network_moves_what_it_says_is_near(tmp_path: Path, card: OpenedScene) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
@@ -403,50 +245,6 @@ def test_a_depth_network_moves_what_it_says_is_near(tmp_path: Path, card: Opened
     scene, camera = staged(card, Shot(view_deg=(0.0, 0.0)), look, detail="photo")
     s = scene(camera).s[0]
     assert s[20:30, 26:38].mean() > s[:8].mean() + 0.2
-
-
-def card_photo(height_px: int = 96, width_px: int = 128) -> Tensor:
-    """A light card before a dark wall."""
-    photo = torch.full((3, height_px, width_px), 40, dtype=torch.uint8)
-    photo[:, height_px // 4 : 3 * height_px // 4, width_px // 4 : 3 * width_px // 4] = 200
-    return photo
-
-
-def test_a_step_at_an_edge_of_the_photo_stays_a_step() -> None:
-    photo = card_photo()
-    exact = torch.where(photo[0] > 100, 0.6, 0.2)
-    blurred = torch.nn.functional.interpolate(exact[None, None], size=(24, 32), mode="area")[0, 0]
-    s = refined_disparity(blurred, photo)
-    # Flat to within 3 pixels of the edge on both sides, where the map had 4 pixels to each of its own.
-    for near, far in ((s[48, 34:94], s[48, :28]), (s[26:70, 64], s[:20, 64])):
-        assert (near - 0.6).abs().max() < 0.04
-        assert (far - 0.2).abs().max() < 0.04
-
-
-def test_a_step_is_made_steep_where_the_photo_hardly_shows_it() -> None:
-    photo = torch.full((3, 192, 256), 100, dtype=torch.uint8)
-    photo[:, :, 128:] = 110
-    blurred = torch.sigmoid((torch.arange(256.0) - 127.5) / 2.0).expand(192, 256) * 0.4 + 0.2
-    refined = refined_disparity(blurred, photo)
-    assert refined[96].diff().max() > 1.7 * blurred[96].diff().max()
-    assert refined[96].diff().min() > -0.01  # and nothing overshoots
-
-
-def test_a_small_thing_keeps_its_depth() -> None:
-    """A post of 6 pixels of 128, which a smoothed map would have made a dome."""
-    photo = torch.full((3, 96, 128), 40, dtype=torch.uint8)
-    photo[:, :, 61:67] = 200
-    exact = torch.where(photo[0] > 100, 0.6, 0.2)
-    coarse = torch.nn.functional.interpolate(exact[None, None], size=(72, 96), mode="area")[0, 0]
-    s = refined_disparity(coarse, photo)
-    assert s[10:-10, 62:66].min() > 0.5
-    assert s[:, :56].max() < 0.22 and s[:, 72:].max() < 0.22
-
-
-def test_a_slope_stays_a_slope() -> None:
-    slope = torch.linspace(0.1, 0.7, 128).expand(96, 128)
-    photo = (slope * 255).to(torch.uint8).expand(3, 96, 128)
-    assert (refined_disparity(slope, photo) - slope).abs()[:, 6:-6].max() < 0.02
 
 
 def test_the_stretch_of_surfaces_is_bounded(card: OpenedScene) -> None:
@@ -583,18 +381,3 @@ def test_what_stands_in_a_scene_follows_the_teacher(card: OpenedScene) -> None:
     moved, fog = both.s
     wanted = torch.nn.functional.interpolate(seen.relief[None, None], size=SIZE, mode="bilinear")[0, 0]
     assert (moved - wanted).abs().mean() < 0.5 * (fog - wanted).abs().mean()
-
-
-def test_geometry_is_asked_for_where_it_shows(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.eye(3, 4))
-    given = Look(geometry=geometry_of_map(tmp_path / "a.npy"))
-    for look, text in ((given, "a.jpg"), (Look(), "toyscene:box"), (Look("none"), "a.jpg")):
-        with pytest.raises(UsageError):
-            with_geometry(look, parse_sources([text]), Task(CPU, geometry="nerf"))
-        assert with_geometry(look, parse_sources([text]), Task(CPU, geometry=None)) is look
-    assert with_geometry(Look(), parse_sources(["a.jpg"]), Task(CPU, geometry="nerf")).geometry is NERF
-    chosen = with_geometry(Look(), parse_sources(["a.jpg"]), Task(CPU, geometry=None)).geometry
-    assert (chosen.kind == "both") == embedded_path("depth").exists()
-    if chosen is NERF:
-        with pytest.raises(UnavailableError, match=r"no embedded depth network.*try: --geometry nerf"):
-            with_geometry(Look(), parse_sources(["a.jpg"]), Task(CPU, geometry="both"))

@@ -1,0 +1,52 @@
+"""Reliefs: edges of the photo, steps, slopes, and a network's map at the scale of the NeRF."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vq3dcli.editing.relief import refined_disparity
+
+
+def card_photo(height_px: int = 96, width_px: int = 128) -> Tensor:
+    """A light card before a dark wall."""
+    photo = torch.full((3, height_px, width_px), 40, dtype=torch.uint8)
+    photo[:, height_px // 4 : 3 * height_px // 4, width_px // 4 : 3 * width_px // 4] = 200
+    return photo
+
+
+def test_a_step_at_an_edge_of_the_photo_stays_a_step() -> None:
+    photo = card_photo()
+    exact = torch.where(photo[0] > 100, 0.6, 0.2)
+    blurred = torch.nn.functional.interpolate(exact[None, None], size=(24, 32), mode="area")[0, 0]
+    s = refined_disparity(blurred, photo)
+    # Flat to within 3 pixels of the edge on both sides, where the map had 4 pixels to each of its own.
+    for near, far in ((s[48, 34:94], s[48, :28]), (s[26:70, 64], s[:20, 64])):
+        assert (near - 0.6).abs().max() < 0.04
+        assert (far - 0.2).abs().max() < 0.04
+
+
+def test_a_step_is_made_steep_where_the_photo_hardly_shows_it() -> None:
+    photo = torch.full((3, 192, 256), 100, dtype=torch.uint8)
+    photo[:, :, 128:] = 110
+    blurred = torch.sigmoid((torch.arange(256.0) - 127.5) / 2.0).expand(192, 256) * 0.4 + 0.2
+    refined = refined_disparity(blurred, photo)
+    assert refined[96].diff().max() > 1.7 * blurred[96].diff().max()
+    assert refined[96].diff().min() > -0.01  # and nothing overshoots
+
+
+def test_a_small_thing_keeps_its_depth() -> None:
+    """A post of 6 pixels of 128, which a smoothed map would have made a dome."""
+    photo = torch.full((3, 96, 128), 40, dtype=torch.uint8)
+    photo[:, :, 61:67] = 200
+    exact = torch.where(photo[0] > 100, 0.6, 0.2)
+    coarse = torch.nn.functional.interpolate(exact[None, None], size=(72, 96), mode="area")[0, 0]
+    s = refined_disparity(coarse, photo)
+    assert s[10:-10, 62:66].min() > 0.5
+    assert s[:, :56].max() < 0.22 and s[:, 72:].max() < 0.22
+
+
+def test_a_slope_stays_a_slope() -> None:
+    slope = torch.linspace(0.1, 0.7, 128).expand(96, 128)
+    photo = (slope * 255).to(torch.uint8).expand(3, 96, 128)
+    assert (refined_disparity(slope, photo) - slope).abs()[:, 6:-6].max() < 0.02
