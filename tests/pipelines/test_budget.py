@@ -3,7 +3,7 @@ import pytest
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import DataError, UsageError
-from vq3dcli.pipelines.studies.budget import Budget, budget_of, recorded_budget, with_budget
+from vq3dcli.pipelines.studies.budget import budget_of, recorded_budget, with_budget
 from vq3dcli.sealed import write_sealed_json
 
 
@@ -42,7 +42,7 @@ def test_a_damaged_record_is_named(tmp_path, text):
 
 
 def test_a_shorter_run_keeps_its_proportions(recipe):
-    short = with_budget(recipe, Budget(1.0, 50.0, recipe.training.images // 4, 0))
+    short = with_budget(recipe, recipe.training.images // 4, 50.0)
     assert short.training.images == recipe.training.images // 4
     assert short.training.quantize_from_images == recipe.training.quantize_from_images // 4
     assert short.training.warmup_images == recipe.training.warmup_images // 4
@@ -53,6 +53,6 @@ def test_a_shorter_run_keeps_its_proportions(recipe):
 
 
 def test_a_longer_run_does_not_wait_longer(recipe):
-    long = with_budget(recipe, Budget(99.0, 50.0, recipe.training.images * 10, 0))
+    long = with_budget(recipe, recipe.training.images * 10, 50.0)
     assert long.training.quantize_from_images == recipe.training.quantize_from_images
     assert long.training.warmup_images == recipe.training.warmup_images

@@ -15,7 +15,17 @@ from vq3dcli.errors import UsageError
 if TYPE_CHECKING:
     from vq3dcli.data.shard_format import Manifest
 
-_SPLITS = {"folder": ("auto",), "imagenet": ("auto", "train", "val"), "compcars": ("auto", "train", "test")}
+# What each source takes, beside --size, --shard-size and --force: options of others would change nothing.
+_SCENES = ("--count", "--seed", "--varied", "--photos", "--views")
+_IN_PARTS = ("--max-bad", "--workers", "--part", "--dry-run")
+_IMAGES = ("--margin", "--dedup", *_IN_PARTS)
+_TAKES = {
+    "toyscenes": _SCENES,
+    "meshscenes": (*_SCENES, "--coats", *_IN_PARTS),
+    "folder": (*_IMAGES, "--classes"),
+    "imagenet": (*_IMAGES, "--split", "--devkit"),
+    "compcars": (*_IMAGES, "--split", "--class-by", "--box-margin"),
+}
 
 
 def command(
@@ -105,36 +115,36 @@ def command(
     """
     output = Output("prepare-data", json, quiet)
     toy, meshes = source[0] == "toyscenes", source[0] == "meshscenes"
+    kind = source[0] if toy or meshes else preset
     if len(source) != 1 + meshes:
-        raise UsageError(
-            f"{'too many' if not meshes or len(source) > 2 else 'too few'} folders ({' '.join(source)} {out})",
-            remedy="SRC OUT, or meshscenes MODELS OUT",
-        )
-    scenes = toy or meshes
-    _check(scenes, count, margin, preset, split)
-    # What would change nothing, when it is refused, and why.
-    parted = {
+        many = "too many" if not meshes or len(source) > 2 else "too few"
+        raise UsageError(f"{many} folders ({' '.join(source)} {out})", remedy="SRC OUT, or meshscenes MODELS OUT")
+    given = {
+        "--preset": preset not in ("folder", kind),
+        "--margin": margin != 1.0,
+        "--classes": classes != "auto",
+        "--split": split != "auto",
+        "--devkit": devkit is not None,
+        "--class-by": class_by != "model",
+        "--box-margin": box_margin != BOX_MARGIN,
+        "--dedup": dedup,
         "--max-bad": max_bad != MAX_BAD,
         "--workers": workers != 0,
         "--part": part != "auto",
+        "--count": count is not None,
+        "--varied": varied,
+        "--photos": photos is not None,
+        "--coats": coats is not None,
+        "--views": views != 0,
         "--dry-run": dry_run,
+        "--seed": seed != 0,
     }
-    drawn = {"--seed": seed != 0, "--varied": varied, "--photos": photos is not None, "--views": views != 0}
-    for refused, given, reason in (
-        (toy, parted | {"--dry-run": dry_run}, "is not for toy scenes"),
-        (not scenes, drawn, "is not for images"),
-        (scenes, {"--preset": preset != "folder", "--dedup": dedup}, "is for images only"),
-        (scenes or preset != "folder", {"--classes": classes != "auto"}, "is for --preset folder only"),
-        (preset != "imagenet", {"--devkit": devkit is not None}, "is for --preset imagenet only"),
-        (
-            preset != "compcars",
-            {"--class-by": class_by != "model", "--box-margin": box_margin != BOX_MARGIN},
-            "is for --preset compcars only",
-        ),
-        (toy and not varied, {"--photos": photos is not None}, "of toy scenes is for --varied only"),
-        (not meshes, {"--coats": coats is not None}, "is for mesh scenes only"),
-    ):
-        refuse_given(given if refused else {}, reason)
+    refuse_given({name: asked and name not in _TAKES[kind] for name, asked in given.items()}, f"is not for {kind}")
+    refuse_given({"--photos": toy and not varied and photos is not None}, "of toy scenes is for --varied only")
+    if (toy or meshes) and count is None:
+        raise UsageError("scenes need a number", remedy="--count 10000")
+    if split in ("val", "test") and split != {"imagenet": "val", "compcars": "test"}[kind]:
+        raise UsageError(f"no split {split} of the preset {kind}", remedy="--split auto")
     if toy:
         from vq3dcli.data_tools.toyphotos import read_photo_bank
         from vq3dcli.data_tools.toyscenes import prepare_toyscenes
@@ -192,18 +202,6 @@ def command(
         output.finish(count=progress.done, metrics={"part": str(share), "images": progress.done} | facts, outputs=[out])
         return
     _finish(output, out, made, facts, seed=shown_seed)
-
-
-def _check(scenes: bool, count: int | None, margin: float, preset: str, split: str) -> None:
-    if scenes and count is None:
-        raise UsageError("scenes need a number", remedy="--count 10000")
-    if scenes and margin != 1.0:
-        raise UsageError("scenes are stored without a margin", remedy="no --margin, and crop = false in training")
-    if not scenes and count is not None:
-        raise UsageError("--count is for toy and mesh scenes only", remedy="vq3d prepare-data toyscenes OUT --count N")
-    if split not in _SPLITS[preset]:
-        known = " or ".join(_SPLITS[preset])
-        raise UsageError(f"no split {split} of the preset {preset}", remedy=f"--split {known}")
 
 
 def _finish(output: Output, out: Path, manifest: Manifest, facts: dict[str, Any], *, seed: int | None) -> None:

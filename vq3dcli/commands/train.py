@@ -157,12 +157,12 @@ def train_stage1(
     place = pick_device(device)
     ranks = join_ranks(place)
     loader = open_loader(resolved, data, label_names(labels), ranks, shares) if data else None
-    facts: dict[str, object] = {}
-    if loader is not None:
-        facts = {"samples": loader.num_samples, "labelled": loader.num_labelled, "labels": loader.labels}
-        facts |= {"with_views": loader.num_with_views} if resolved.loss.novel else {}
     if dry_run:
         if _is_main_rank():
+            facts: dict[str, object] = {}
+            if loader is not None:
+                facts = {"samples": loader.num_samples, "labelled": loader.num_labelled, "labels": loader.labels}
+                facts |= {"with_views": loader.num_with_views} if resolved.loss.novel else {}
             plan = plan_run(
                 resolved,
                 find_processor(resolved, place, device_name),

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from vq3dcli.export.page import Html, number_text
 
 WIDTH_PX, HEIGHT_PX = 480, 260
@@ -104,14 +106,9 @@ def histogram(title: str, values: Sequence[float], *, x_label: str, bins: int = 
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return series_chart(title, [], x_label=x_label)
-    low, high = _range(min(finite), max(finite), 0.0)
-    step = (high - low) / bins
-    counts = [0] * bins
-    for value in finite:
-        counts[min(bins - 1, int((value - low) / step))] += 1
-    x = [low + step * edge for edge in range(bins + 1) for _ in (0, 1)]
-    y = [0.0, *(float(count) for count in counts for _ in (0, 1)), 0.0]
-    return series_chart(title, [Series("images", x, y)], x_label=x_label, from_zero=True)
+    counts, edges = np.histogram(finite, bins, _range(min(finite), max(finite), 0.0))
+    outline = Series("images", np.repeat(edges, 2).tolist(), [0.0, *np.repeat(counts, 2).tolist(), 0.0])
+    return series_chart(title, [outline], x_label=x_label, from_zero=True)
 
 
 def side_by_side(charts: Sequence[str], columns: int) -> Html:

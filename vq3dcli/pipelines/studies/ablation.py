@@ -33,7 +33,7 @@ from vq3dcli.pipelines.evaluation.geometry import PROTOCOL as GEOMETRY
 from vq3dcli.pipelines.evaluation.geometry import RENDERING, toy_template
 from vq3dcli.pipelines.evaluation.image_sets import toy_set
 from vq3dcli.pipelines.run_report.page import write_run_report
-from vq3dcli.pipelines.studies.budget import Budget, with_budget
+from vq3dcli.pipelines.studies.budget import with_budget
 from vq3dcli.pipelines.studies.toy_runs import make_toy_data, measure_once, stop_between, train_once
 from vq3dcli.pipelines.targets import Counting
 from vq3dcli.pipelines.train import open_loader, run_facts
@@ -82,7 +82,7 @@ class Plan:
     def recipe(self, kind: str, seed: int) -> Stage1Recipe:
         """The recipe of a run: the parts of its schedule keep their share of the images."""
         found = load_recipe(RECIPE, Stage1Recipe, [*self.overrides, f"loss.depth_kind={kind}", f"training.seed={seed}"])
-        return with_budget(found, Budget(0.0, _IMAGES_PER_SECOND, self.images, seed))
+        return with_budget(found, self.images, _IMAGES_PER_SECOND)
 
     def check(self, seeds: Sequence[int]) -> None:
         """Raise `UsageError` or `RecipeError` for seeds or overrides that cannot be trained."""

@@ -97,20 +97,20 @@ def budget_of(minutes: float, images_per_second: float, *, batch_size: int, seed
     return Budget(minutes, round(images_per_second, 3), max(20, steps) * batch_size, seed)
 
 
-def with_budget(recipe: AnyRecipe, budget: Budget) -> AnyRecipe:
-    """`recipe` for a run of `budget.images` images: the parts of its schedule keep their share, and none gets longer.
+def with_budget(recipe: AnyRecipe, images: int, images_per_second: float) -> AnyRecipe:
+    """`recipe` for a run of so many images: the parts of its schedule keep their share, and none gets longer.
 
     Checkpoints come once a minute and contact sheets three times, since both take seconds.
     """
     old = recipe.training
-    share = min(1.0, budget.images / old.images)
+    share = min(1.0, images / old.images)
     changes: dict[str, Any] = {
-        "images": budget.images,
+        "images": images,
         "warmup_images": int(old.warmup_images * share),
         "ema_half_life_images": old.ema_half_life_images * share,
-        "log_every_images": max(old.batch_size, budget.images // 100),
-        "sheet_every_images": max(old.batch_size, budget.images // 3),
-        "checkpoint_every_images": max(old.batch_size, int(60 * budget.images_per_second)),
+        "log_every_images": max(old.batch_size, images // 100),
+        "sheet_every_images": max(old.batch_size, images // 3),
+        "checkpoint_every_images": max(old.batch_size, int(60 * images_per_second)),
     }
     sections: dict[str, Any] = {}
     if isinstance(recipe, Stage1Recipe):

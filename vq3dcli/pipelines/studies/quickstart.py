@@ -229,7 +229,7 @@ class _Call:
                     seconds=self.size.calibration_seconds,
                     should_stop=self.should_stop,
                 )
-        run, final = self.out / folder, with_budget(recipe, budget)
+        run, final = self.out / folder, with_budget(recipe, budget.images, budget.images_per_second)
         train_once(
             run,
             description,
