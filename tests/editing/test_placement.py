@@ -135,7 +135,7 @@ def test_a_haze_is_as_opaque_at_any_scale(scale: float) -> None:
     """Through the middle of a ball of density sigma and radius r go exp(-2 sigma r) of the light, however placed."""
     field = in_scene(ball(RED, density=2.0), (0.0, 0.0, 0.0), scale)
     rays = Rays(torch.tensor([[[0.0, 0.0, -3.0]]]), torch.tensor([[[0.0, 0.0, 1.0]]]))
-    rgb, _, _ = render_composed(field, rays, 2048, opaque_end=False)
+    rgb, _, _ = render(field, rays, 2048, opaque_end=False)
     assert float(rgb[0, 0, 0]) == pytest.approx(RED[0] * (1.0 - math.exp(-2.0)), rel=0.01)
 
 
@@ -160,7 +160,7 @@ def test_two_balls_occlude_each_other_as_computed(yaw_rad: float, swapped: bool)
     places = [((0.0, -0.1, -0.4), 0.5), ((0.1, 0.6, 0.4), 0.45)]
     red, green = in_scene(ball(RED), places[0][0]), in_scene(ball(GREEN), places[1][0], 0.9)
     field = merged(green, [red]) if swapped else merged(red, [green])
-    rgb, s, _ = render_composed(field, image_rays(camera), SAMPLES, opaque_end=False)
+    rgb, s, _ = render(field, image_rays(camera), SAMPLES, opaque_end=False)
     which, z_depth = first_ball(camera, places)
     colours = torch.tensor([RED, GREEN, (0.0, 0.0, 0.0)])
     sure = which > -2
@@ -290,7 +290,7 @@ def test_the_nearer_of_two_surfaces_is_seen_whatever_their_order() -> None:
     torch.testing.assert_close(a.rgb[met], torch.tensor(BLUE).expand(8, 3))
 
 
-def test_a_pixel_is_the_mean_of_its_rays_and_chunks_change_nothing() -> None:
+def test_a_pixel_is_the_mean_of_its_rays_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rays = image_rays(canonical_camera(1, height_px=4, width_px=4))
     never, always = torch.full((16,), math.inf), torch.full((16,), 2.0)
     blue = torch.tensor(BLUE).expand(16, 3)
@@ -299,7 +299,8 @@ def test_a_pixel_is_the_mean_of_its_rays_and_chunks_change_nothing() -> None:
     rgb, _, _ = render_composed(room, rays, 64, half)
     plain, covered = render(room, rays, 64)[0], render_composed(room, rays, 64, whole)[0]
     torch.testing.assert_close(rgb, 0.5 * (plain + covered), atol=1e-5, rtol=0)
-    assert torch.equal(rgb, render_composed(room, rays, 64, half, rays_per_chunk=3)[0])
+    monkeypatch.setattr("vq3dcli.editing.placement._RAYS_AT_ONCE", 3)
+    assert torch.equal(rgb, render_composed(room, rays, 64, half)[0])
 
 
 @pytest.mark.parametrize("z_depth", [0.5 * NEAR, 2.0 * FAR, math.inf])

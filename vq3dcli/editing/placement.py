@@ -46,7 +46,8 @@ Vector = tuple[float, float, float]
 
 # Four rays a pixel for surfaces, whose edges are sharp; fields are soft.
 FOUR_A_PIXEL = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
-_RAYS_OF_HITS = 512
+# Of those that meet something: more take more memory, and give the same.
+_RAYS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -229,30 +230,19 @@ def nearest_hits(surfaces: Sequence[Surface], rays_of_pixels: Sequence[Rays]) ->
 
 
 def render_composed(
-    field: Field,
-    rays: Rays,
-    samples: int,
-    hits: Hits | None = None,
-    depth_range: DepthRange = DEPTH_RANGE,
-    *,
-    opaque_end: bool = True,
-    rays_per_chunk: int = _RAYS_OF_HITS,
+    field: Field, rays: Rays, samples: int, hits: Hits | None = None, depth_range: DepthRange = DEPTH_RANGE
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Render one scene's field with surfaces in it; see `rendering.render.render`.
+    """Render one scene's field along rays `[1, N]`, with surfaces in it; see `rendering.render.render`.
 
-    Args:
-        rays: `[1, N]`.
-        hits: What the K rays of each pixel meet; the pixel is their mean.
-        opaque_end: Whether the last sample hides what is behind, where no surface does.
-        rays_per_chunk: Rays that meet something at once; changes memory, not the result.
+    `hits` are what the K rays of each pixel meet; the pixel is their mean.
     """
     if hits is None:
-        return render(field, rays, samples, depth_range, opaque_end=opaque_end)
+        return render(field, rays, samples, depth_range)
     met = hits.within(depth_range).any(-1)
     free, ended = (~met).nonzero()[:, 0], met.nonzero()[:, 0]
-    parts = [render(field, rays[free], samples, depth_range, opaque_end=opaque_end)] if len(free) else []
-    for index in ended.split(rays_per_chunk) if len(ended) else ():
-        parts.append(_render_to_hits(field, rays[index], samples, hits.among(index), depth_range, opaque_end))
+    parts = [render(field, rays[free], samples, depth_range)] if len(free) else []
+    for index in ended.split(_RAYS_AT_ONCE) if len(ended) else ():
+        parts.append(_render_to_hits(field, rays[index], samples, hits.among(index), depth_range))
     order = torch.cat([free, ended]).argsort()
     rgb, s, variance = (torch.cat(part, 1)[:, order] for part in zip(*parts, strict=True))
     return rgb, s, variance
@@ -260,7 +250,7 @@ def render_composed(
 
 @torch.no_grad()
 def _render_to_hits(
-    field: Field, rays: Rays, count: int, hits: Hits, depth_range: DepthRange, opaque_end: bool
+    field: Field, rays: Rays, count: int, hits: Hits, depth_range: DepthRange
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same for rays whose fields end at a surface, exactly where it is."""
     samples = uniform_samples(count, rays.origin.device)
@@ -275,8 +265,6 @@ def _render_to_hits(
     weights = ray_weights(tau, opaque_end=True)
     last = torch.where(met[..., None], hits.rgb, rgb[:, None, -1])
     last_s = torch.where(met, s_from_z_depth(hits.z_depth, depth_range), samples.s[-1])
-    if not opaque_end:
-        weights = torch.cat([weights[..., :-1], weights[..., -1:] * met[..., None]], -1)
     all_s = torch.cat([samples.s.expand(*met.shape, count), last_s[..., None]], -1)
     s = (weights * all_s).sum(-1)
     variance = (weights * (all_s - s[..., None]).square()).sum(-1)

@@ -31,6 +31,7 @@ _PAIRS = 3000
 # Pairs of pixels whose ranks differ by less than this share of the image are not asked for their order.
 _LEAST_APART = 0.1
 _DELTA1 = 1.25
+_BINS = 64
 
 
 def spearman(s: Tensor, s_true: Tensor) -> Tensor:
@@ -125,26 +126,19 @@ def _edges(s: Tensor) -> Tensor:
     return edge
 
 
-def non_flatness_score(values: Tensor, *, low: float = 0.0, high: float = 1.0, bins: int = 64) -> Tensor:
-    """Non-flatness score: exp of the entropy of each image's histogram of depths; reports give the mean over images.
+def non_flatness_score(s: Tensor) -> Tensor:
+    """Non-flatness score: exp of the entropy of each image's histogram of disparity, in 64 bins from 0 to 1.
 
-    From 3DGP (Skorokhodov et al., "3D generation on ImageNet", ICLR 2023; metric `nfs256` of its published code). It
-    needs no ground truth: the effective number of bins that an image's depths fill. Noise scores as high as geometry,
-    so that it says that something is flat, not that something is right.
+    From 3DGP (Skorokhodov et al., "3D generation on ImageNet", ICLR 2023). It needs no ground truth: the effective
+    number of bins that an image fills. Noise scores as high as geometry, so that it says that something is flat, not
+    that something is right. Published figures are of `z_depth`, and another number with the same meaning.
 
-    Published figures follow a protocol that the caller must keep to: 256 samples seen frontally, densities below
-    their median set to zero before rendering, and `z_depth` between the near and far plane of the system's own camera
-    (`low`, `high`). The score of disparity, the default here, is another number with the same meaning.
-
-    Of values `[B, H, W]`, clamped to the range, it gives float64 `[B]` in [1, `bins`]: 1 for a flat wall, `bins` for a
-    ramp over the whole range.
+    Of `[B, H, W]` it gives float64 `[B]`: 1 for a flat wall, 64 for a ramp over the whole range.
     """
-    assert low < high and bins >= 1, (low, high, bins)
-    position = (_pixels(values) - low) / (high - low) * bins
     # The upper end belongs to the last bin, as in every histogram function.
-    index = position.clamp(0, bins - 1).long()
-    counts = torch.zeros(len(index), bins, dtype=torch.float64, device=index.device)
-    counts.scatter_add_(1, index, torch.ones_like(position))
+    index = (_pixels(s) * _BINS).clamp(0, _BINS - 1).long()
+    counts = torch.zeros(len(index), _BINS, dtype=torch.float64, device=index.device)
+    counts.scatter_add_(1, index, torch.ones_like(index, dtype=torch.float64))
     return torch.special.entr(counts / index.shape[1]).sum(-1).exp()
 
 
