@@ -19,7 +19,6 @@ from PIL import Image, ImageOps, TiffImagePlugin, features
 from vq3dcli.data import images, pillow
 from vq3dcli.data.images import decode_image, encode_jpeg, encode_png, read_image, to_square
 from vq3dcli.errors import DataError, InputMissingError
-from vq3dcli.pipelines.inputs import parse_sources, read_picture
 
 _AVIF = pytest.param("AVIF", marks=pytest.mark.skipif(not features.check("avif"), reason="an older Pillow"))
 
@@ -275,13 +274,10 @@ def test_heic_is_decoded_and_turned_or_says_what_it_needs(monkeypatch: pytest.Mo
         (b"iCCP", b"profile\0\0", 33),
     ],
 )
-def test_pngs_with_large_texts_and_profiles_are_whole_pictures(kind, start, where, tmp_path: Path):
+def test_pngs_with_large_texts_and_profiles_are_whole_pictures(kind, start, where):
     data = saved(photo(), "PNG")
     bomb = png_chunk(kind, start + zlib.compress(bytes(70 << 20)))
-    (tmp_path / "a.png").write_bytes(data[:where] + bomb + data[where:])
-    assert torch.equal(decode_image((tmp_path / "a.png").read_bytes(), name="x"), as_tensor(photo()))
-    [source] = parse_sources([str(tmp_path / "a.png")])
-    assert torch.equal(read_picture(source, 16, fit="squash").photo, as_tensor(photo()))
+    assert torch.equal(decode_image(data[:where] + bomb + data[where:], name="x"), as_tensor(photo()))
 
 
 def test_camera_raw_is_not_taken_for_its_thumbnail():

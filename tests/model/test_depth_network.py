@@ -78,3 +78,20 @@ def test_predict_keeps_the_shape_of_a_photo(height_px: int, width_px: int, shape
     torch.testing.assert_close(found, network(shown))
     both = network.predict(photo, flip=True)
     torch.testing.assert_close(both, network.predict(photo.flip(-1), flip=True).flip(-1))
+
+
+def test_a_fine_map_has_the_edges_of_twice_the_size_and_the_layout_of_the_size_trained_on() -> None:
+    torch.manual_seed(0)
+    network = DepthNetwork("efficientnet-lite0", WIDTHS, 0, 64).eval()
+    photo = 255.0 * torch.rand(1, 3, 50, 50)
+    coarse = functional.interpolate(network.predict(photo)[None], (64, 64), mode="bilinear")[0, 0]
+    network.input_px = 128
+    fine = network.predict(photo)[0]
+    network.input_px = 64
+    fine = fine * coarse.std() / fine.std()
+    expected = fine.clone()
+    for y in range(64):
+        for x in range(64):
+            window = (slice(max(0, y - 8), y + 9), slice(max(0, x - 8), x + 9))
+            expected[y, x] += (coarse[window] - fine[window]).mean()
+    torch.testing.assert_close(network.predict_fine(photo)[0], expected)

@@ -27,13 +27,12 @@ _SLOPE_SHARE, _STEP_SHARE = 0.5, 0.7
 # Of the range of all values.
 _LEAST_STEP = 0.04
 _STEEPER = 3.0
-# The longer side of the relief that the photo guides: finer, it would take up texture; and of the map it is made from.
+# The longer side of the relief that the photo guides: finer, it would take up texture.
 RELIEF_PX = 256
-_MAP_PX = 128
 # Windows as parts of the longer side: of noise in the NeRF's disparity, of the guided filter, of a step's half width,
 # of what a median leaves out, and of mixed colours beside a step.
 _NOISE_WINDOW = 1 / 64
-_GUIDE_WINDOW = 1 / 32
+_GUIDE_WINDOW = 1 / 64
 _STEP_WINDOW = 1 / 64
 _SPECK_WINDOW = 1 / 128
 _MIXED_WINDOW = 1 / 128
@@ -224,14 +223,11 @@ def refined_disparity(coarse_s: Tensor, photo: Tensor) -> Tensor:
     float32 `[H, W]`, within the map's range.
     """
     size = photo.shape[1:]
-    longer = max(size)
-    guide_size, map_size = (
-        [max(1, round(side * min(1.0, most_px / longer))) for side in size] for most_px in (RELIEF_PX, _MAP_PX)
-    )
-    guide, values = resized(photo.to(coarse_s) / 255.0, guide_size), resized(coarse_s, map_size)
-    side_px = max(guide_size)
-    radius_px = max(1, round(_GUIDE_WINDOW * max(map_size)))
-    s = guided_filter(guide, values, radius_px=radius_px, epsilon=_GUIDE_EPSILON)
+    factor = min(1.0, RELIEF_PX / max(size))
+    guide = resized(photo.to(coarse_s) / 255.0, [max(1, round(side * factor)) for side in size])
+    side_px = max(guide.shape[1:])
+    radius_px = max(1, round(_GUIDE_WINDOW * side_px))
+    s = guided_filter(guide, resized(coarse_s, guide.shape[1:]), radius_px=radius_px, epsilon=_GUIDE_EPSILON)
     s = median_filter(s.clamp(float(coarse_s.min()), float(coarse_s.max())), round(_SPECK_WINDOW * side_px))
     s = steepened(s, max(1, round(_STEP_WINDOW * side_px)), grow_px=round(_MIXED_WINDOW * side_px))
     return resized(s, size, smooth=False)

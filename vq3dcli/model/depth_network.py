@@ -208,11 +208,29 @@ class DepthNetwork(nn.Module):
         What the network is shown, about twice h and w, has the image's shape up to multiples of 32. With `flip` it is
         the mean with the mirrored map of the mirrored image, at twice the cost.
         """
+        return self._shown(images, self.input_px, flip)
+
+    @torch.no_grad()
+    def predict_fine(self, images: Tensor, *, flip: bool = False) -> Tensor:
+        """As `predict`, twice as fine, at five times the cost.
+
+        Shown at twice the size, the network finds thin parts and edges, but loses the layout of what is too large for
+        its context. So of that map only what is finer than a quarter of the side is taken (two scales of one network:
+        Miangoleh et al., CVPR 2021).
+        """
+        fine = self._shown(images, 2 * self.input_px, flip)[:, None]
+        coarse = functional.interpolate(self.predict(images, flip=flip)[:, None], fine.shape[-2:], mode="bilinear")
+        deviation = [torch.std(disparity, dim=(1, 2, 3), keepdim=True) for disparity in (coarse, fine)]
+        fine = fine * (deviation[0] / deviation[1].clamp(min=1e-6))
+        radius = min(fine.shape[-2:]) // 8
+        difference = functional.avg_pool2d(coarse - fine, 2 * radius + 1, 1, radius, count_include_pad=False)
+        return (fine + difference)[:, 0]
+
+    def _shown(self, images: Tensor, side_px: int, flip: bool) -> Tensor:
+        """The map of images that are shown with as many pixels as a square of this side."""
         height_px, width_px = images.shape[-2:]
         shape = math.sqrt(width_px / height_px)
-        size = tuple(
-            max(STRIDE, round(side / STRIDE) * STRIDE) for side in (self.input_px / shape, self.input_px * shape)
-        )
+        size = tuple(max(STRIDE, round(side / STRIDE) * STRIDE) for side in (side_px / shape, side_px * shape))
         pixels = images.to(self.out.weight.device).float()
         shown = functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0.0, 255.0)
         shown = shown.contiguous(memory_format=torch.channels_last)

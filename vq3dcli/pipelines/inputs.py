@@ -7,7 +7,6 @@ file of such a name is `./toyscene:...`. `NAME.vq3d.safetensors` is a saved scen
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import math
 import os
@@ -175,10 +174,7 @@ def read_picture(source: Source, size_px: int, *, fit: Fit) -> Picture:
         return Picture(image, 1.0, image, 1.0)
     data = _read_stdin() if source.text == STDIN else read_file(Path(source.text))
     photo = decode_image(data, name="stdin" if source.text == STDIN else source.text)
-    focal_mm = None
-    with contextlib.suppress(ValueError), open_header(data) as header:  # texts of a PNG may be over Pillow's limits
-        focal_mm = focal_length_mm(header)
-    return fitted_picture(photo, size_px, fit=fit, focal_mm=focal_mm)
+    return fitted_picture(photo, size_px, fit=fit, focal_mm=focal_length_mm(open_header(data)))
 
 
 def fitted_picture(photo: Tensor, size_px: int, *, fit: Fit, focal_mm: float | None = None) -> Picture:

@@ -134,8 +134,8 @@ def open_model(
 def _open_own(path: Path | None, device: torch.device, flip: bool) -> DepthModel:
     loaded = load_depth(path, device)
     input_px = loaded.recipe.model.input_px
-    facts = {"backend": "vq3d", "meaning": "disparity", "input_px": input_px, "flip": flip, "sha256": loaded.sha256}
-    return DepthModel(lambda images: loaded.model.predict(images, flip=flip).cpu(), "disparity", facts)
+    facts = {"backend": "vq3d", "meaning": "disparity", "input_px": 2 * input_px, "flip": flip, "sha256": loaded.sha256}
+    return DepthModel(lambda images: loaded.model.predict_fine(images, flip=flip).cpu(), "disparity", facts)
 
 
 def _label_name(name: str) -> str:
