@@ -11,10 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from vq3dcli.data.imagenet import imagenet_names
+from vq3dcli.data.images import decode_image
+from vq3dcli.data.shard_format import Manifest
 from vq3dcli.data.shard_reader import ShardFolder
+from vq3dcli.data_tools.prepare import Options, open_source, prepare
 from vq3dcli.files import temporary_for
 
 WNIDS = ["n01440764", "n01443537", "n02085620", "n04152593"]
@@ -119,3 +123,46 @@ def infos(out: Path) -> list[dict[str, object]]:
 def rejects(out: Path) -> dict[str, str]:
     lines = map(json.loads, (out / "rejects.jsonl").read_text().splitlines())
     return {line["path"]: line["reason"] for line in lines}
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def imagenet(source: Path, out: Path, *, max_bad: float = 0.0, **options: object) -> Manifest:
+    listed = open_source("imagenet", source, out, **options)  # type: ignore[arg-type]
+    manifest = prepare("imagenet", listed, out, Options(16, shard_size=5), max_bad=max_bad)
+    assert manifest is not None
+    return manifest
+
+
+def samples(out: Path) -> list[tuple[int | None, bytes]]:
+    folder = ShardFolder(out)
+    return [(folder.entry(i).class_index, folder.read(i)["jpg"]) for i in range(folder.num_samples)]
+
+
+def onnx_file(path: Path, shape: list[int | str], *, mean: float = 0.0) -> Path:
+    """A network whose disparity is the mean of the normalised colours plus `mean`."""
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("ReduceMean", ["image"], ["grey"], axes=[1], keepdims=0),
+        helper.make_node("Add", ["grey", "offset"], ["disparity"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("disparity", TensorProto.FLOAT, [shape[0], *shape[2:]])],
+        [helper.make_tensor("offset", TensorProto.FLOAT, [], [mean])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def images_of(shards: Path) -> torch.Tensor:
+    folder = ShardFolder(shards)
+    return torch.stack([decode_image(folder.read(i)["png"], name="x") for i in range(folder.num_samples)])

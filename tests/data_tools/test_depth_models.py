@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
 from vq3dcli.cli import run
-from vq3dcli.data.images import decode_image, to_square
+from vq3dcli.data.images import to_square
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.data.shard_reader import ShardFolder, decode_disparity
 from vq3dcli.data_tools.depth.labels import label_by_model
@@ -46,19 +44,6 @@ def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """11 toy scenes of 32 pixels in 3 shards."""
-    out = tmp_path_factory.mktemp("shards") / "toy"
-    prepare_toyscenes(out, count=11, size=32, seed=3, shard_size=4)
-    return out
-
-
-@pytest.fixture
-def fresh(shards: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(shards, tmp_path / "toy"))
 
 
 def saved(folder: Path, model: torch.nn.Module, processor: object) -> Path:
@@ -116,37 +101,14 @@ def depth_anything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(folder, transformers.DepthAnythingForDepthEstimation(config), processor)
 
 
-def onnx_file(path: Path, shape: list[int | str], *, mean: float = 0.0) -> Path:
-    """A network whose disparity is the mean of the normalised colours plus `mean`."""
-    from onnx import TensorProto, helper
-
-    nodes = [
-        helper.make_node("ReduceMean", ["image"], ["grey"], axes=[1], keepdims=0),
-        helper.make_node("Add", ["grey", "offset"], ["disparity"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("disparity", TensorProto.FLOAT, [shape[0], *shape[2:]])],
-        [helper.make_tensor("offset", TensorProto.FLOAT, [], [mean])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
-def images_of(shards: Path) -> torch.Tensor:
-    folder = ShardFolder(shards)
-    return torch.stack([decode_image(folder.read(i)["png"], name="x") for i in range(folder.num_samples)])
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 @pytest.mark.parametrize("family", ["dpt", "depth_anything"])
-def test_labels_are_the_networks_disparity(family: str, fresh: Path, request: pytest.FixtureRequest):
+def test_labels_are_the_networks_disparity(
+    archives: ModuleType, family: str, fresh: Path, request: pytest.FixtureRequest
+):
     folder: Path = request.getfixturevalue(family)
     network = open_model(find_model(str(folder)), CPU)
     assert network.facts["family"] == family
@@ -160,7 +122,7 @@ def test_labels_are_the_networks_disparity(family: str, fresh: Path, request: py
     model = transformers.AutoModelForDepthEstimation.from_pretrained(folder).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     with torch.inference_mode():
-        raw = model(**processor(images=list(images_of(fresh)), return_tensors="pt")).predicted_depth
+        raw = model(**processor(images=list(archives.images_of(fresh)), return_tensors="pt")).predicted_depth
     for i in range(labels.num_samples):
         members = labels.read(i)
         label = decode_disparity(members["disparity.npy"], members["disparity.json"], name="x")
@@ -206,7 +168,7 @@ def test_depth_of_any_unit_becomes_the_same_disparity(scale: float):
     assert to_disparity(depth * scale, "depth").isfinite().all()
 
 
-def test_padding_is_taken_off_the_maps_of_zoedepth(shards: Path, tmp_path: Path):
+def test_padding_is_taken_off_the_maps_of_zoedepth(archives: ModuleType, shards: Path, tmp_path: Path):
     backbone = transformers.BeitConfig(
         image_size=64,
         num_hidden_layers=4,
@@ -230,7 +192,7 @@ def test_padding_is_taken_off_the_maps_of_zoedepth(shards: Path, tmp_path: Path)
     folder = saved(tmp_path / "tiny-zoe", transformers.ZoeDepthForDepthEstimation(config), processor)
     network = open_model(find_model(str(folder)), CPU)
     assert network.meaning == "depth"
-    images = images_of(shards)[:2]
+    images = archives.images_of(shards)[:2]
     assert processor(images=list(images), return_tensors="pt")["pixel_values"].shape == (2, 3, 64, 64)
     whole = network.predict(images)
     assert whole.shape[1] == whole.shape[2] < 64
@@ -254,8 +216,8 @@ def test_killed_parts_and_ranks_give_the_same_bytes(dpt: Path, fresh: Path, shar
         label_by_model(fresh, network, "tiny", size=16, batch_size=3)
 
 
-def test_flagged_labels_are_counted_and_passed_over_in_training(fresh: Path, tmp_path: Path):
-    network = open_model(find_model(str(onnx_file(tmp_path / "net.onnx", ["n", 3, 32, 32]))), CPU)
+def test_flagged_labels_are_counted_and_passed_over_in_training(archives: ModuleType, fresh: Path, tmp_path: Path):
+    network = open_model(find_model(str(archives.onnx_file(tmp_path / "net.onnx", ["n", 3, 32, 32]))), CPU)
     flagged: Counter[str] = Counter()
     label_by_model(fresh, network, "net", flagged=flagged)
     before = flagged.copy()
@@ -283,96 +245,6 @@ def test_a_network_that_fails_leaves_no_folder(fresh: Path):
     assert not (fresh / "disparity" / "failing").exists()
 
 
-def test_classes_are_no_disparity(tmp_path: Path):
-    from onnx import TensorProto, helper
-
-    graph = helper.make_graph(
-        [helper.make_node("ArgMax", ["image"], ["classes"], axis=1, keepdims=0)],
-        "segments",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 32, 32])],
-        [helper.make_tensor_value_info("classes", TensorProto.INT64, ["n", 32, 32])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    (tmp_path / "segments.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(DataError, match=r"its first output classes is tensor\(int64\)"):
-        open_model(find_model(str(tmp_path / "segments.onnx")), CPU)
-
-
-def test_onnxruntime_without_cuda_computes_on_the_cpu_if_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import onnxruntime
-
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    files = find_model(str(onnx_file(tmp_path / "net.onnx", ["n", 3, 32, 32])))
-    assert open_model(files, torch.device("cuda"), or_cpu=True).facts["provider"] == "CPUExecutionProvider"
-    with pytest.raises(UnavailableError, match="no CUDA here"):
-        open_model(files, torch.device("cuda"))
-
-
-@pytest.mark.parametrize(("device", "number"), [("cuda", 0), ("cuda:0", 0), ("cuda:5", 5)])
-def test_each_rank_computes_on_its_own_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, number: int):
-    import onnxruntime
-
-    class Opened(Exception):
-        pass
-
-    def opened(path: str, options: object, *, providers: list[object]) -> object:
-        raise Opened(providers)
-
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
-    with pytest.raises(DataError) as error:
-        open_model(find_model(str(onnx_file(tmp_path / "net.onnx", ["n", 3, 32, 32]))), torch.device(device))
-    assert isinstance(error.value.__cause__, Opened)
-    assert error.value.__cause__.args == ([("CUDAExecutionProvider", {"device_id": number})],)
-
-
-@pytest.mark.parametrize("how", ["doctor", "depth model"])
-def test_nothing_is_reported_to_the_makers_of_onnxruntime(tmp_path: Path, how: str):
-    model = onnx_file(tmp_path / "net.onnx", ["n", 3, 32, 32])
-    script = (
-        "from vq3dcli.__main__ import main; sys.argv = ['vq3d', 'doctor', '-q']; code = main(); assert code == 0, code"
-        if how == "doctor"
-        else f"import torch; from vq3dcli.data_tools.depth.models import find_model, open_model\n"
-        f"files, images = find_model({str(model)!r}), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)\n"
-        "open_model(files, torch.device('cpu')).predict(images)"
-    )
-    home = tmp_path / "home"
-    home.mkdir()
-    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
-    environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")}
-    # As installed: neither the test's own settings nor its modules.
-    subprocess.run([sys.executable, "-c", f"import sys\n{script}"], env=environment, check=True, capture_output=True)
-    assert not [path for path in home.rglob("*") if "icrosoft" in str(path) or "onnx" in str(path)]
-
-
-@pytest.mark.parametrize("shape", [["n", 3, 32, 32], ["n", 3, "h", "w"], [2, 3, 32, 32]])
-def test_an_onnx_file_gets_normalised_images_in_any_batch(shape, fresh: Path, tmp_path: Path):
-    path = onnx_file(tmp_path / "net.onnx", shape, mean=5.0)
-    network = open_model(find_model(str(path)), CPU, input_px=32)
-    images = images_of(fresh)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    expected = ((images / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)).mean(1) + 5.0
-    assert torch.allclose(network.predict(images), expected, atol=1e-5)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
-    network = open_model(find_model(str(path)), CPU, input_px=32, meaning="depth")
-    prediction = network.predict(images)
-    assert torch.allclose(prediction, (images / 255 * 2 - 1).mean(1) + 5.0, atol=1e-5)
-    assert torch.allclose(to_disparity(prediction, network.meaning), 1 / prediction)
-
-
-def test_from_photos_to_a_preview(fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    path = onnx_file(tmp_path / "my net.onnx", ["n", 3, "h", "w"])
-    sheet = tmp_path / "sheets" / "labels.png"
-    arguments = ["--model", str(path), "--input-size", "64", "--preview", str(sheet), "--device", "cpu", "--json"]
-    assert run(["depth-labels", str(fresh), *arguments]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["metrics"]["labels"] == 11
-    assert result["outputs"] == [str(fresh / "disparity" / "my-net"), str(sheet)]
-    assert decode_image(sheet.read_bytes(), name="sheet").shape[2] > 4 * 256
-    assert run(["depth-labels", str(fresh), *arguments, "--part", "1/2", "--size", "16"]) == 2
-    assert "size was 32, is 16" in capsys.readouterr().err
-
-
 def test_a_model_that_is_not_there_says_what_to_fetch_and_where_to_put_it(
     fresh: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -391,7 +263,7 @@ def test_a_model_that_is_not_there_says_what_to_fetch_and_where_to_put_it(
         find_model("dpt")
 
 
-def test_damaged_and_unsafe_models(dpt: Path, tmp_path: Path):
+def test_damaged_and_unsafe_models(archives: ModuleType, dpt: Path, tmp_path: Path):
     def copy(name: str) -> Path:
         return Path(shutil.copytree(dpt, tmp_path / name))
 
@@ -423,7 +295,7 @@ def test_damaged_and_unsafe_models(dpt: Path, tmp_path: Path):
         open_model(find_model(str(own_code)), CPU)
     with pytest.raises((UnsafeFileError, DataError)):
         open_model(find_model(str(own_code)), CPU, meaning="depth")
-    for text in (b"", b"text", onnx_file(tmp_path / "whole.onnx", ["n", 3, 8, 8]).read_bytes()[:-9]):
+    for text in (b"", b"text", archives.onnx_file(tmp_path / "whole.onnx", ["n", 3, 8, 8]).read_bytes()[:-9]):
         (tmp_path / "bad.onnx").write_bytes(text)
         with pytest.raises(DataError, match=r"bad\.onnx"):
             open_model(find_model(str(tmp_path / "bad.onnx")), CPU)

@@ -11,39 +11,26 @@ from types import ModuleType
 import pytest
 
 from vq3dcli.data.pillow import FORMATS
-from vq3dcli.data.shard_format import Manifest
 from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data_tools.prepare import Options, open_source, prepare
 from vq3dcli.data_tools.sources.entry import Entry, FilePlace, Source
 from vq3dcli.data_tools.sources.imagenet import compare_counts, official_sizes
-from vq3dcli.data_tools.sources.wnids import kaggle_labels, wnid_of
+from vq3dcli.data_tools.sources.wnids import wnid_of
 from vq3dcli.errors import DataError, InputMissingError, StorageError, UsageError
 
 Write = Callable[[ModuleType, Path], tuple[Path, dict[str, object]]]
-
-
-def imagenet(source: Path, out: Path, *, max_bad: float = 0.0, **options: object) -> Manifest:
-    listed = open_source("imagenet", source, out, **options)  # type: ignore[arg-type]
-    manifest = prepare("imagenet", listed, out, Options(16, shard_size=5), max_bad=max_bad)
-    assert manifest is not None
-    return manifest
-
-
-def samples(out: Path) -> list[tuple[int | None, bytes]]:
-    folder = ShardFolder(out)
-    return [(folder.entry(i).class_index, folder.read(i)["jpg"]) for i in range(folder.num_samples)]
 
 
 # --- layouts of the training set -------------------------------------------------------------------------------------
 
 
 def nested(a: ModuleType, root: Path) -> tuple[Path, dict[str, object]]:
-    return write(root / "ILSVRC2012_img_train.tar", a.nested_train_tar(a.train_files())), {}
+    return a.write(root / "ILSVRC2012_img_train.tar", a.nested_train_tar(a.train_files())), {}
 
 
 def nested_beside_val(a: ModuleType, root: Path) -> tuple[Path, dict[str, object]]:
     nested(a, root)
-    write(root / "ILSVRC2012_img_val.tar", a.tar_bytes({"ILSVRC2012_val_00000001.JPEG": a.photo(1)}))
+    a.write(root / "ILSVRC2012_img_val.tar", a.tar_bytes({"ILSVRC2012_val_00000001.JPEG": a.photo(1)}))
     return root, {}
 
 
@@ -60,13 +47,13 @@ def folders_in_a_tar(a: ModuleType, root: Path) -> tuple[Path, dict[str, object]
     files = {f"./train/{name}": data for name, data in a.train_files().items()}
     boxes = {f"./train/{wnid}/{wnid}_boxes.txt": b"x 0 0 1 1\n" for wnid in a.WNIDS}
     hidden = {f"./train/{a.WNIDS[0]}/._{a.WNIDS[0]}_3.JPEG": b"resource fork"}
-    return write(root / "tiny.tar", a.tar_bytes(boxes | files | hidden)), {}
+    return a.write(root / "tiny.tar", a.tar_bytes(boxes | files | hidden)), {}
 
 
 def class_tars(a: ModuleType, root: Path) -> tuple[Path, dict[str, object]]:
     for wnid in a.WNIDS:
         members = {n.split("/")[1]: d for n, d in a.train_files().items() if n.startswith(wnid)}
-        write(root / "src" / f"{wnid}.tar", a.tar_bytes(members))
+        a.write(root / "src" / f"{wnid}.tar", a.tar_bytes(members))
     return root / "src", {}
 
 
@@ -93,8 +80,8 @@ def webdataset_tars(a: ModuleType, root: Path) -> tuple[Path, dict[str, object]]
         for i, (name, data) in enumerate(items[shard::2]):
             key = f"{Path(name).stem.split('_')[1]:0>8}-{shard}{i}"
             members |= {f"{key}.cls": b"%d" % numbers.index(name[:9]), f"{key}.jpg": data, f"{key}.json": b"{}"}
-        write(root / "src" / f"imagenet1k-train-{shard:04d}.tar", a.tar_bytes(members))
-    write(root / "src" / "imagenet1k-validation-00.tar", a.tar_bytes({"0.cls": b"0", "0.jpg": a.photo(9)}))
+        a.write(root / "src" / f"imagenet1k-train-{shard:04d}.tar", a.tar_bytes(members))
+    a.write(root / "src" / "imagenet1k-validation-00.tar", a.tar_bytes({"0.cls": b"0", "0.jpg": a.photo(9)}))
     return root / "src", {}
 
 
@@ -120,12 +107,6 @@ def write_parquet(path: Path, rows: list[tuple[bytes | None, str | None, int]]) 
     pyarrow.parquet.write_table(pyarrow.table({"image": images, "label": labels}), path, row_group_size=3)
 
 
-def write(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return path
-
-
 @pytest.mark.parametrize(
     "layout",
     [
@@ -145,10 +126,10 @@ def test_every_layout_of_the_training_set_gives_the_same_images_and_classes(
     tmp_path: Path, archives: ModuleType, layout: Write
 ):
     archives.write_tree(tmp_path / "plain", archives.train_files())
-    expected = imagenet(tmp_path / "plain", tmp_path / "expected")
+    expected = archives.imagenet(tmp_path / "plain", tmp_path / "expected")
     source, options = layout(archives, tmp_path / "layout")
-    manifest = imagenet(source, tmp_path / "out", **options)
-    assert sorted(samples(tmp_path / "out")) == sorted(samples(tmp_path / "expected"))
+    manifest = archives.imagenet(source, tmp_path / "out", **options)
+    assert sorted(archives.samples(tmp_path / "out")) == sorted(archives.samples(tmp_path / "expected"))
     by_class = [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
     rows = [i % 4 for i in range(12)]
     assert ShardFolder(tmp_path / "out").class_index.tolist() == (rows if layout is parquet else by_class)
@@ -156,14 +137,14 @@ def test_every_layout_of_the_training_set_gives_the_same_images_and_classes(
     assert manifest.class_titles[0] == "tench, Tinca tinca"
     assert manifest.num_rejects == 0
     if layout not in (webdataset_tars, parquet):  # whose keys are other names, and whose rows keep their order
-        assert samples(tmp_path / "out") == samples(tmp_path / "expected")
+        assert archives.samples(tmp_path / "out") == archives.samples(tmp_path / "expected")
 
 
 def test_a_file_called_train_hides_no_val_archive(tmp_path: Path, archives: ModuleType):
-    write(tmp_path / "tars" / "val.tar", archives.tar_bytes(archives.train_files()))
+    archives.write(tmp_path / "tars" / "val.tar", archives.tar_bytes(archives.train_files()))
     write_parquet(tmp_path / "rows" / "validation-0.parquet", [(archives.photo(1), None, 0)])
     for folder in (tmp_path / "tars", tmp_path / "rows"):
-        write(folder / "LOC_train_solution.csv", b"")
+        archives.write(folder / "LOC_train_solution.csv", b"")
         assert open_source("imagenet", folder, tmp_path / "out").options["split"] == "val"
 
 
@@ -185,108 +166,16 @@ def test_numbers_of_a_subset_are_those_of_its_manifest_or_a_warning(
     tmp_path: Path, archives: ModuleType, caplog: pytest.LogCaptureFixture
 ):
     files = {name: data for name, data in archives.train_files().items() if not name.startswith(archives.WNIDS[0])}
-    expected = imagenet(archives.write_tree(tmp_path / "src", files), tmp_path / "shards")
-    again = imagenet(tmp_path / "shards", tmp_path / "again")
+    expected = archives.imagenet(archives.write_tree(tmp_path / "src", files), tmp_path / "shards")
+    again = archives.imagenet(tmp_path / "shards", tmp_path / "again")
     assert again.class_names == expected.class_names == archives.WNIDS[1:]
     assert "count classes of their own" not in caplog.text
     (tmp_path / "shards" / "manifest.json").unlink()
-    assert imagenet(tmp_path / "shards", tmp_path / "wrong").class_names != archives.WNIDS[1:]
+    assert archives.imagenet(tmp_path / "shards", tmp_path / "wrong").class_names != archives.WNIDS[1:]
     assert "classes are numbered 0 to 2 and taken for the first of 1000" in caplog.text
     (tmp_path / "shards" / "manifest.json").write_text('{"class_names": ["cube", "ball"]}')
     with pytest.raises(UsageError, match="no WordNet ids"):
-        imagenet(tmp_path / "shards", tmp_path / "other")
-
-
-# --- the validation set ----------------------------------------------------------------------------------------------
-
-LABELS = [2, 0, 3, 0, 1, 2]
-
-
-def val_files(a: ModuleType) -> dict[str, bytes]:
-    return {f"ILSVRC2012_val_{i:08d}.JPEG": a.photo(i) for i in range(1, len(LABELS) + 1)}
-
-
-@pytest.mark.parametrize("place", ["beside", "named", "inside", "extracted", "kaggle"])
-def test_flat_validation_images_get_the_labels_of_the_devkit(tmp_path: Path, archives: ModuleType, place: str):
-    options: dict[str, object] = {}
-    source = write(tmp_path / "a" / "ILSVRC2012_img_val.tar", archives.tar_bytes(val_files(archives)))
-    if place == "beside":
-        write(tmp_path / "a" / "ILSVRC2012_devkit_t12.tar.gz", archives.devkit_tar_gz(LABELS))
-    elif place == "named":
-        options["devkit"] = write(tmp_path / "b" / "kit.tgz", archives.devkit_tar_gz(LABELS))
-    elif place == "inside":
-        write(tmp_path / "a" / "ILSVRC2012_devkit_t12.tar.gz", archives.devkit_tar_gz(LABELS))
-        source = tmp_path / "a"
-    elif place == "extracted":
-        source = archives.write_tree(tmp_path / "c", val_files(archives) | archives.devkit_files(LABELS))
-    else:
-        lines = [f"ILSVRC2012_val_{i:08d},{archives.WNIDS[n]} 1 2 3 4 " for i, n in enumerate(LABELS, start=1)]
-        write(tmp_path / "a" / "LOC_val_solution.csv", "\n".join(["ImageId,PredictionString", *lines]).encode())
-    manifest = imagenet(source, tmp_path / "out", **options)
-    assert manifest.options["split"] == "val"
-    assert manifest.class_names == archives.WNIDS
-    found = {
-        str(i["source"])[-10:-5]: c
-        for i, (c, _) in zip(archives.infos(tmp_path / "out"), samples(tmp_path / "out"), strict=True)
-    }
-    assert found == {f"{i:05d}": label for i, label in enumerate(LABELS, start=1)}
-
-
-def test_validation_images_without_labels_name_the_devkit(tmp_path: Path, archives: ModuleType):
-    source = archives.write_tree(tmp_path / "val", val_files(archives))
-    with pytest.raises(UsageError, match="--devkit"):
-        imagenet(source, tmp_path / "out")
-    with pytest.raises(InputMissingError):
-        imagenet(source, tmp_path / "out", devkit=tmp_path / "none")
-    for damaged in (b"", b"text", archives.tar_bytes({"x/meta.mat": b"text"})):
-        with pytest.raises(DataError):
-            imagenet(source, tmp_path / "out", devkit=write(tmp_path / "kit.tar", damaged))
-    kit = {name: b"1\n" if name.endswith(".txt") else b"MATLAB 5.0" * 20 for name in archives.devkit_files(LABELS)}
-    with pytest.raises(DataError, match="damaged devkit"):
-        imagenet(source, tmp_path / "out", devkit=write(tmp_path / "kit.tar", archives.tar_bytes(kit)))
-    with pytest.raises(DataError):
-        kaggle_labels(b"ILSVRC2012_val_00000001,tench 1 2 3 4", name="list")
-
-
-def test_a_damaged_devkit_gives_no_wrong_labels(tmp_path: Path, archives: ModuleType, caplog: pytest.LogCaptureFixture):
-    import gzip
-
-    source = archives.write_tree(tmp_path / "val", val_files(archives))
-    kit = bytearray(gzip.compress(archives.tar_bytes(archives.devkit_files(LABELS)), 0))
-    at = kit.index(b"n01440764")
-    for place, value in ((at + 8, ord("5")), (12, 0xFF), (len(kit) - 600, 0xFF)):
-        damaged = kit[:place] + bytes([value]) + kit[place + 1 :]
-        with pytest.raises(DataError, match="cannot read devkit"):
-            imagenet(source, tmp_path / "out", devkit=write(tmp_path / "kit.tgz", bytes(damaged)))
-    imagenet(source, tmp_path / "out", devkit=write(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", bytes(kit)))
-    assert "not the official devkit" in caplog.text
-
-
-def test_the_checksum_of_a_matlab_file_is_looked_at_before_scipy_reads_it(archives: ModuleType):
-    import zlib
-
-    import scipy.io
-
-    from vq3dcli.data_tools.sources.matlab import load_mat
-
-    buffer = io.BytesIO()
-    scipy.io.savemat(buffer, {"types": archives.cells(["MPV", "SUV"] * 40)}, do_compression=True)
-    data = buffer.getvalue()
-    assert load_mat(data)["types"].shape == (80, 1)
-    for place in range(140, len(data), 7):
-        with pytest.raises((ValueError, zlib.error)):
-            load_mat(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
-    for cut in (0, 100, 128 + 4, len(data) - 1):
-        with pytest.raises((ValueError, zlib.error)):
-            load_mat(data[:cut] or b"")
-
-
-def test_images_past_the_ground_truth_are_rejects(tmp_path: Path, archives: ModuleType):
-    source = archives.write_tree(tmp_path / "val", val_files(archives) | archives.devkit_files(LABELS[:-1]))
-    imagenet(source, tmp_path / "out", max_bad=0.5)
-    assert archives.rejects(tmp_path / "out") == {
-        "ILSVRC2012_val_00000006.JPEG": "no WordNet id in its path, and no label beside it"
-    }
+        archives.imagenet(tmp_path / "shards", tmp_path / "other")
 
 
 # --- what is said ----------------------------------------------------------------------------------------------------
@@ -325,7 +214,7 @@ def test_what_is_passed_over_and_what_is_odd_is_said(
     files = archives.train_files() | {"n01440764/n01440764_boxes.txt": b"", "more.tar.gz": b"", "plain.jpg": b"x"}
     files["n01440764/n01443537_77.JPEG"] = archives.photo(3)
     with caplog.at_level(logging.INFO):
-        imagenet(archives.write_tree(tmp_path / "src", files), tmp_path / "out", max_bad=0.5)
+        archives.imagenet(archives.write_tree(tmp_path / "src", files), tmp_path / "out", max_bad=0.5)
     said = [record.getMessage() for record in caplog.records]
     assert "passed over, since they are no images: 1 .gz, 1 .txt" in said
     assert "compressed archive is passed over (more.tar.gz)" in said
@@ -361,18 +250,21 @@ def test_cut_and_damaged_archives_are_named(tmp_path: Path, archives: ModuleType
     cuts = [100, 700, 5000, len(whole) // 2, second + 200, second + 700]
     for cut in cuts:
         with pytest.raises(DataError, match=r"x\.tar"):
-            imagenet(write(tmp_path / "x.tar", whole[:cut]), tmp_path / "out")
+            archives.imagenet(archives.write(tmp_path / "x.tar", whole[:cut]), tmp_path / "out")
     damaged = bytearray(whole)
     damaged[second + 20] ^= 1  # in a header: its checksum is wrong
     with pytest.raises(DataError, match=f"no header at byte {second}"):
-        imagenet(write(tmp_path / "x.tar", bytes(damaged)), tmp_path / "out")
+        archives.imagenet(archives.write(tmp_path / "x.tar", bytes(damaged)), tmp_path / "out")
 
 
 def test_a_compressed_archive_is_to_be_uncompressed(tmp_path: Path, archives: ModuleType):
     import gzip
 
     with pytest.raises(DataError) as caught:
-        imagenet(write(tmp_path / "x.tar", gzip.compress(archives.tar_bytes(archives.train_files()))), tmp_path / "out")
+        archives.imagenet(
+            archives.write(tmp_path / "x.tar", gzip.compress(archives.tar_bytes(archives.train_files()))),
+            tmp_path / "out",
+        )
     assert "uncompress" in str(caught.value)
 
 
@@ -393,8 +285,8 @@ def test_links_and_paths_that_lead_out_of_an_archive_are_rejects(tmp_path: Path,
             data = archives.photo(1) if kind == tarfile.REGTYPE else b""
             header.size = len(data)
             tar.addfile(header, io.BytesIO(data))
-    imagenet(write(tmp_path / "x.tar", buffer.getvalue()), tmp_path / "out", max_bad=0.9)
-    assert len(samples(tmp_path / "out")) == 1
+    archives.imagenet(archives.write(tmp_path / "x.tar", buffer.getvalue()), tmp_path / "out", max_bad=0.9)
+    assert len(archives.samples(tmp_path / "out")) == 1
     reasons = sorted(archives.rejects(tmp_path / "out").values())
     assert reasons == ["a link or special file in the archive"] * 2 + ["its path leads out of the archive"] * 2
 
@@ -402,10 +294,10 @@ def test_links_and_paths_that_lead_out_of_an_archive_are_rejects(tmp_path: Path,
 def test_sources_without_images(tmp_path: Path, archives: ModuleType):
     for source in (tmp_path / "none", archives.write_tree(tmp_path / "text", {"a.txt": b"x"})):
         with pytest.raises(InputMissingError):
-            imagenet(source, tmp_path / "out")
+            archives.imagenet(source, tmp_path / "out")
     source = archives.write_tree(tmp_path / "src", {f"train/{n}": d for n, d in archives.train_files().items()})
     with pytest.raises(InputMissingError, match="of the split val"):
-        imagenet(source, tmp_path / "out", split="val")
+        archives.imagenet(source, tmp_path / "out", split="val")
     assert not (tmp_path / "out").exists()
 
 
@@ -415,8 +307,8 @@ def test_odd_parquet_files(tmp_path: Path, archives: ModuleType):
 
     rows = [(archives.photo(1), None, 0), (None, "a.JPEG", 1), (archives.photo(2), None, -1), (b"text", "b.JPEG", 1)]
     write_parquet(tmp_path / "a" / "x.parquet", rows)
-    imagenet(tmp_path / "a" / "x.parquet", tmp_path / "out", max_bad=0.9)
-    assert len(samples(tmp_path / "out")) == 1
+    archives.imagenet(tmp_path / "a" / "x.parquet", tmp_path / "out", max_bad=0.9)
+    assert len(archives.samples(tmp_path / "out")) == 1
     assert archives.rejects(tmp_path / "out") == {
         "x.parquet/a.JPEG": "the row holds no image",
         "x.parquet/b.JPEG": f"cannot decode image: its bytes are none of {', '.join(FORMATS)}",
@@ -424,10 +316,10 @@ def test_odd_parquet_files(tmp_path: Path, archives: ModuleType):
     }
     for data in (b"", b"PAR1", (tmp_path / "a" / "x.parquet").read_bytes()[:-20]):
         with pytest.raises(DataError, match="damaged Parquet"):
-            imagenet(write(tmp_path / "b" / "x.parquet", data), tmp_path / "out2")
+            archives.imagenet(archives.write(tmp_path / "b" / "x.parquet", data), tmp_path / "out2")
     null = pyarrow.array([None, {"bytes": archives.photo(1), "path": "n01440764_1.JPEG"}])
     pyarrow.parquet.write_table(pyarrow.table({"image": null}), tmp_path / "c.parquet")
-    imagenet(tmp_path / "c.parquet", tmp_path / "out3", max_bad=0.9)
+    archives.imagenet(tmp_path / "c.parquet", tmp_path / "out3", max_bad=0.9)
     assert list(archives.rejects(tmp_path / "out3")) == ["c.parquet/row-000000"]
     for columns in (
         {"image": [b"x"], "label": ["tench"]},
@@ -436,10 +328,10 @@ def test_odd_parquet_files(tmp_path: Path, archives: ModuleType):
     ):
         pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "b" / "x.parquet")
         with pytest.raises(DataError, match=r"holds no (bytes|whole numbers)"):
-            imagenet(tmp_path / "b", tmp_path / "out2")
+            archives.imagenet(tmp_path / "b", tmp_path / "out2")
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "b" / "x.parquet")
     with pytest.raises(DataError, match="no column `image`"):
-        imagenet(tmp_path / "b", tmp_path / "out2")
+        archives.imagenet(tmp_path / "b", tmp_path / "out2")
 
 
 def test_a_disk_that_fails_and_a_file_that_shrinks_end_the_run(

@@ -33,6 +33,8 @@ Make = Callable[..., Stage1Recipe]
 
 BATCH, IMAGES, SIDE = 4, 64, 16
 # Every weight is there, and no two alike.
+WEIGHTS = {"l2": 0.9, "l1": 0.35, "auxiliary": 0.4, "codebook": 0.6, "commitment": 0.25}
+WEIGHTS |= {"depth": 2.0, "depth_order": 0.3, "novel_l2": 0.8, "novel_l1": 0.45, "novel_depth": 1.5}
 OVERRIDES = (
     f"training.images={IMAGES}",
     f"training.batch_size={BATCH}",
@@ -46,16 +48,7 @@ OVERRIDES = (
     "training.log_every_images=4",
     "training.sheet_every_images=64",
     "training.checkpoint_every_images=64",
-    "loss.l2=0.9",
-    "loss.l1=0.35",
-    "loss.auxiliary=0.4",
-    "loss.codebook=0.6",
-    "loss.commitment=0.25",
-    "loss.depth=2.0",
-    "loss.depth_order=0.3",
-    "loss.novel_l2=0.8",
-    "loss.novel_l1=0.45",
-    "loss.novel_depth=1.5",
+    *(f"loss.{name}={weight}" for name, weight in WEIGHTS.items()),
 )
 GAME = (
     "training.accumulate=2",
