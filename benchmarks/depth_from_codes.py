@@ -83,12 +83,12 @@ def main() -> None:
     peak = options.learning_rate
     shape = {"learning_rate": peak, "warmup_images": 50 * BATCH, "images": options.images}
     schedule = load_recipe("demo64", Stage1Recipe).training.model_copy(
-        update={**shape, "final_learning_rate_factor": 0.02}
+        update={**shape, "final_learning_rate_factor": 0.02, "weight_decay": 1e-4}
     )
     for kind in options.optimizers:
         torch.manual_seed(0)
         model = FromCodes(options.weights)
-        optimizer = build_optimizer(model, kind=kind, learning_rate=peak, weight_decay=1e-4)
+        optimizer = build_optimizer(model, schedule.model_copy(update={"optimizer": kind}))
         loader = TrainingLoader(options.data, batch_size=BATCH, size=64, seed=0, flip=True, crop=False)
         batches, seconds = loader.batches(0), 0.0
         for seen in range(0, options.images, BATCH):

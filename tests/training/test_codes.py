@@ -21,8 +21,9 @@ CODES = 32
 @pytest.fixture
 def state(tiny_recipe: Make) -> RunState:
     """After a step of random gradients: every moment and the average differ from nothing."""
-    model = build_autoencoder(tiny_recipe())
-    optimizer = build_optimizer(model, learning_rate=1e-3, weight_decay=0.0)
+    recipe = tiny_recipe("training.learning_rate=1e-3", "training.weight_decay=0")
+    model = build_autoencoder(recipe)
+    optimizer = build_optimizer(model, recipe.training)
     state = RunState(model, average_of(model), optimizer)
     torch.manual_seed(0)
     for parameter in state.model.parameters():

@@ -42,7 +42,7 @@ def test_the_same_shapes_are_taken_whole(tiny_recipe: Make, trained: Path) -> No
     model, source = _fresh(recipe), load_weights(trained)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     result = initialise(model, recipe, trained)
-    assert result.sha256 == source.sha256 and result.adapted == ()
+    assert result.source.sha256 == source.sha256 and result.adapted == ()
     assert set(result.fresh) == {"auxiliary_head.weight", "auxiliary_head.bias", "quantizer.window_counts"}
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name] if name in result.fresh else source.model.state_dict()[name]), name

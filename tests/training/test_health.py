@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
-from vq3dcli.training.health import Finding, Guard, guards_of, observe, replay
+from vq3dcli.training.health import Finding, Guard, guards_of, replay
 
 COLUMNS = ("images_seen", "l2", "depth", "commitment", "chroma_ratio", "weight_variance", "relief", "perplexity")
 # Every few records of a run of toy-cpu that went well, as logged.
@@ -184,7 +184,7 @@ def test_going_on_equals_replaying() -> None:
     health, before = replay(run[:18], guards)
     after = []
     for record in run[18:]:
-        health, found = observe(health, record, guards)
+        found = health.observe(record)
         after += found
     assert (health, before + after) == replay(run, guards)
     assert names(before + after) == ["codebook collapse"]

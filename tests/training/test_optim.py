@@ -29,7 +29,8 @@ Make = Callable[..., Stage1Recipe]
 
 def _stepped(recipe: Stage1Recipe, seed: int) -> tuple[Autoencoder, Optimizer]:
     model = build_autoencoder(recipe)
-    optimizer = build_optimizer(model, kind="muon", learning_rate=1e-2, weight_decay=0.0)
+    schedule = {"optimizer": "muon", "learning_rate": 1e-2, "weight_decay": 0.0}
+    optimizer = build_optimizer(model, recipe.training.model_copy(update=schedule))
     torch.manual_seed(seed)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
@@ -85,8 +86,10 @@ def test_muon_multiplies_in_the_precision_of_the_run(tiny_recipe: Make) -> None:
     name = "encoder.blocks.0.mlp.0.weight"
     found = []
     for precision in ("float32", "bfloat16"):
-        model = build_autoencoder(tiny_recipe())
-        optimizer = build_optimizer(model, kind="muon", learning_rate=1.0, weight_decay=0.0, precision=precision)
+        schedule = ("optimizer=muon", "learning_rate=1", "weight_decay=0", f"precision={precision}")
+        recipe = tiny_recipe(*(f"training.{each}" for each in schedule))
+        model = build_autoencoder(recipe)
+        optimizer = build_optimizer(model, recipe.training)
         parameter = dict(model.named_parameters())[name]
         torch.manual_seed(0)
         parameter.grad, before = torch.randn_like(parameter), parameter.detach().clone()

@@ -100,10 +100,11 @@ def test_a_run_writes_what_it_promises(tiny_recipe: Make, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_overfitting_one_batch(tiny_recipe: Make, kind: Literal["adamw", "muon"]) -> None:
-    recipe = tiny_recipe("loss.commitment=0.01")
+    schedule = (f"training.optimizer={kind}", "training.learning_rate=3e-3", "training.weight_decay=0")
+    recipe = tiny_recipe("loss.commitment=0.01", *schedule)
     model = build_autoencoder(recipe)
     objective = Stage1Objective(model, recipe)
-    optimizer = build_optimizer(model, kind=kind, learning_rate=3e-3, weight_decay=0.0)
+    optimizer = build_optimizer(model, recipe.training)
     batch = next(_ToyBatches(4).batches(0))
     losses = []
     for step in range(120):

@@ -217,14 +217,18 @@ def list_recipes() -> dict[str, dict[str, Any]]:
     """
     listed = {}
     for name in recipe_names():
-        recipe = load_either(name)
-        shape: tuple[int | str, int | None, int | None] = (2, None, None)
+        recipe, side, tokens = load_either(name), None, None
         if isinstance(recipe, Stage1Recipe):
-            shape = (1, recipe.model.image_size, (recipe.model.image_size // recipe.model.patch) ** 2)
+            side, tokens = recipe.model.image_size, (recipe.model.image_size // recipe.model.patch) ** 2
         elif isinstance(recipe, DepthRecipe):
-            shape = ("depth", recipe.model.input_px, None)
-        facts = (_first_sentence(find_recipe(name)), *shape, recipe.training.images)
-        listed[name] = dict(zip(("about", "stage", "image_size", "tokens", "images"), facts, strict=True))
+            side = recipe.model.input_px
+        listed[name] = {
+            "about": _first_sentence(find_recipe(name)),
+            "stage": {"stage1": 1, "stage2": 2}.get(recipe.kind, recipe.kind),
+            "image_size": side,
+            "tokens": tokens,
+            "images": recipe.training.images,
+        }
     return listed
 
 
@@ -274,15 +278,16 @@ def diff_recipes(before: str, after: str) -> dict[str, tuple[Any, Any]]:
     None where one side does not have the key (TOML knows no null). Raises `InputMissingError`, `RecipeError` if one is
     not there, or is no TOML.
     """
-    old, new = (_flat(read_toml(find_recipe(name, run=True))) for name in (before, after))
+    old, new = (flat(read_toml(find_recipe(name, run=True))) for name in (before, after))
     return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
 
 
-def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, by `section.key`."""
+    found: dict[str, Any] = {}
     for name, value in tables.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
 
 
 def _first_sentence(path: Path) -> str:

@@ -14,6 +14,7 @@ from vq3dcli.data.ahead import ahead
 from vq3dcli.data.images import decode_square, resize
 from vq3dcli.data.shard_format import MANIFEST_NAME
 from vq3dcli.data.shard_reader import ShardFolder, open_images
+from vq3dcli.data.stream import evenly
 from vq3dcli.data_tools.sources.entry import Entry
 from vq3dcli.data_tools.sources.folder import folder_source
 from vq3dcli.data_tools.sources.reader import Reader
@@ -39,9 +40,8 @@ def read_photo_bank(path: Path, *, leave_out: Path) -> PhotoBank:
     else:
         entries = folder_source(path, leave_out=leave_out, classes="none").entries
         readers = [partial(_decoded, entry) for entry in entries if not entry.reject]
-    chosen = readers
+    chosen = [readers[i] for i in evenly(len(readers), MAX_PHOTOS)]
     if len(readers) > MAX_PHOTOS:
-        chosen = [readers[i * len(readers) // MAX_PHOTOS] for i in range(MAX_PHOTOS)]
         _log.info("%d of the %d photos are used", MAX_PHOTOS, len(readers))
     photos = [photo for photo in ahead(lambda read: read(), chosen) if photo is not None]
     if not photos:

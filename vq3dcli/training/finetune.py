@@ -15,8 +15,8 @@ statistics come along, and with them whether it quantises: a file that did goes 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from vq3dcli.errors import RecipeError
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.depth_network import DepthNetwork
 from vq3dcli.model.prior import Prior
-from vq3dcli.weights_file import TRAINING_ONLY, TokenFacts, load_depth, load_prior, load_weights
+from vq3dcli.weights_file import TRAINING_ONLY, LoadedWeights, TokenFacts, load_depth, load_prior, load_weights
 
 _log = logging.getLogger(__name__)
 
@@ -37,14 +37,10 @@ _SAME_SHAPES = ("encoder_heads", "decoder_heads", "space")
 _ADAPTABLE = ("image_size", "codebook_size", "auxiliary_head")
 
 
-@dataclass(frozen=True)
-class Initialised:
+class Initialised(NamedTuple):
     """Where the weights came from and what became of them."""
 
-    path: str  # the weights file
-    sha256: str  # its hash
-    ancestors: tuple[str, ...]  # hashes of the weights that it began from itself, the nearest first
-    codes_of: tuple[str, ...]  # hashes of the weights files whose codes mean the same in it, its own first
+    source: LoadedWeights
     adapted: tuple[str, ...]  # tensors that were resampled, cut or extended
     fresh: tuple[str, ...]  # tensors that keep their random start
 
@@ -85,7 +81,7 @@ def initialise(model: Autoencoder, recipe: Stage1Recipe, path: Path) -> Initiali
         _log.warning("the weights were trained with another [camera] section: their geometry starts distorted")
     fresh = tuple(name for name in target if name not in taken)
     _log.info("initialised from %s, %s; adapted: %s", loaded.path, loaded.sha256[:12], ", ".join(adapted) or "nothing")
-    return Initialised(loaded.path, loaded.sha256, loaded.ancestors, loaded.codes_of, tuple(adapted), fresh)
+    return Initialised(loaded, tuple(adapted), fresh)
 
 
 def freeze_codes(model: Autoencoder, start: Initialised | None = None) -> None:
@@ -104,7 +100,7 @@ def freeze_codes(model: Autoencoder, start: Initialised | None = None) -> None:
     moved = [] if start is None else [name for name in start.adapted if name.startswith(("encoder.", "quantizer."))]
     if start is not None and moved:
         raise RecipeError(
-            f"training.freeze_codes keeps codes, and the recipe changes {moved[0]} ({start.path})",
+            f"training.freeze_codes keeps codes, and the recipe changes {moved[0]} ({start.source.path})",
             remedy="model.image_size and model.codebook_size of the weights, or --set training.freeze_codes=false",
         )
     for part in (model.embed_patches, model.encoder, model.to_code, model.quantizer):

@@ -1,7 +1,7 @@
 """Health guards: figures of the metrics that leave their range, what that likely means and what helps.
 
-`guards_of` is the table of a run's guards. A trainer folds `observe` over its records as they come; a page, or a run
-that resumes, folds them again with `replay` and reaches the same state.
+`guards_of` is the table of a run's guards. A trainer observes its records as they come; a page, or a run that resumes,
+does so again with `replay` and reaches the same state.
 
 A guard speaks once, when its figure has been out of range in so many consecutive records, and again only after the
 figure has been back for as many. Records that lack the figure, or in which it says nothing yet, do not count.
@@ -138,25 +138,45 @@ class Finding(NamedTuple):
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Memory:
-    """What is known of one guard: consecutive records in the other state, whether it has spoken, its past."""
-
-    streak: int = 0
-    alarmed: bool = False
-    log_past: float | None = None
+    streak: int = 0  # consecutive records in the other state
+    alarmed: bool = False  # whether the guard has spoken
+    log_past: float | None = None  # of a relative one
 
 
-@dataclass(frozen=True)
+@dataclass
 class Health:
-    """The state between two records, by the guard's name; a new run starts with `Health()`."""
+    """What is known of the guards of a run between two records; a new run starts with their names alone."""
 
-    memories: Mapping[str, _Memory] = field(default_factory=dict)
+    guards: Sequence[Guard]
+    memories: dict[str, _Memory] = field(default_factory=dict)  # by the guard's name
 
     @property
     def alarms(self) -> tuple[str, ...]:
         """Names of the guards that have spoken and not recovered, sorted."""
         return tuple(sorted(name for name, memory in self.memories.items() if memory.alarmed))
+
+    def observe(self, record: Record) -> list[Finding]:
+        """What there is to say at one more record; one without `images_seen` changes nothing."""
+        images_seen = number(record, "images_seen")
+        findings: list[Finding] = []
+        if images_seen is None or not math.isfinite(images_seen):
+            return findings
+        for guard in self.guards:
+            value = number(record, guard.figure) if guard.measure is None else guard.measure(record)
+            if value is None:
+                continue
+            memory = self.memories.setdefault(guard.name, _Memory())
+            if guard.relative:
+                value = _over_past(value, memory, guard)
+            if images_seen >= guard.from_images:
+                changes = (guard.low <= value <= guard.high) == memory.alarmed
+                memory.streak = memory.streak + 1 if changes else 0
+                if memory.streak >= guard.records:
+                    memory.streak, memory.alarmed = 0, not memory.alarmed
+                    findings.append(Finding(guard, int(images_seen), value, recovered=not memory.alarmed))
+        return findings
 
 
 def guards_of(recipe: Recipe) -> tuple[Guard, ...]:
@@ -166,36 +186,10 @@ def guards_of(recipe: Recipe) -> tuple[Guard, ...]:
     return _prior_guards(recipe) if isinstance(recipe, Stage2Recipe) else _depth_network_guards(recipe)
 
 
-def observe(health: Health, record: Record, guards: Sequence[Guard]) -> tuple[Health, list[Finding]]:
-    """The state after one more record, and what there is to say at it; one without `images_seen` changes nothing."""
-    images_seen = number(record, "images_seen")
-    if images_seen is None or not math.isfinite(images_seen):
-        return health, []
-    memories, findings = dict(health.memories), []
-    for guard in guards:
-        value = number(record, guard.figure) if guard.measure is None else guard.measure(record)
-        if value is None:
-            continue
-        memory = memories.get(guard.name, _Memory())
-        if guard.relative:
-            value, memory = _against_past(value, memory, guard.low, guard.high)
-        if images_seen >= guard.from_images:
-            changes = (guard.low <= value <= guard.high) == memory.alarmed
-            memory = replace(memory, streak=memory.streak + 1 if changes else 0)
-            if memory.streak >= guard.records:
-                memory = replace(memory, streak=0, alarmed=not memory.alarmed)
-                findings.append(Finding(guard, int(images_seen), value, recovered=not memory.alarmed))
-        memories[guard.name] = memory
-    return Health(memories), findings
-
-
 def replay(records: Iterable[Record], guards: Sequence[Guard]) -> tuple[Health, list[Finding]]:
-    """`observe` over all records of a run."""
-    health, findings = Health(), []
-    for record in records:
-        health, more = observe(health, record, guards)
-        findings += more
-    return health, findings
+    """The state after all records of a run, and what there was to say."""
+    health = Health(guards)
+    return health, [finding for record in records for finding in health.observe(record)]
 
 
 def number(record: Record, name: str) -> float | None:
@@ -209,19 +203,16 @@ def number(record: Record, name: str) -> float | None:
         return None
 
 
-def _against_past(value: float, memory: _Memory, low: float, high: float) -> tuple[float, _Memory]:
-    """The figure over the running mean of those in range, and the memory with it.
-
-    One that is not finite and positive leaves no trace.
-    """
+def _over_past(value: float, memory: _Memory, guard: Guard) -> float:
+    """The figure over the running mean of those in range; one that is not finite and positive leaves no trace."""
     if not (math.isfinite(value) and value > 0):
-        return (1.0 if value == 0 else math.inf), memory
+        return 1.0 if value == 0 else math.inf
     log_value = math.log(value)
     past = log_value if memory.log_past is None else memory.log_past
     ratio = math.exp(min(log_value - past, 700.0))  # exp overflows at 710
     # A past that followed what is out of range would soon call it normal.
-    moved = past + _PAST_MOMENTUM * (log_value - past) if low <= ratio <= high else past
-    return ratio, replace(memory, log_past=moved)
+    memory.log_past = past + _PAST_MOMENTUM * (log_value - past) if guard.low <= ratio <= guard.high else past
+    return ratio
 
 
 def _at_least(name: str, floor: float) -> Callable[[Record], float | None]:

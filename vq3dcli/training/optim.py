@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vq3dcli.config.schema import RunSection
+from vq3dcli.config.schema import RunSection, ScheduleSection
 from vq3dcli.training.arithmetic import resolve_precision
 from vq3dcli.training.sharding import gathered, local, part, whole
 
@@ -101,18 +101,13 @@ def is_for_muon(name: str, parameter: Tensor) -> bool:
 
 
 def build_optimizer(
-    model: nn.Module,
-    *,
-    kind: Literal["adamw", "muon"] = "adamw",
-    learning_rate: float,
-    weight_decay: float,
-    betas: tuple[float, float] = (0.9, 0.99),
-    precision: str = "auto",
+    model: nn.Module, schedule: ScheduleSection, *, betas: tuple[float, float] = (0.9, 0.99)
 ) -> Optimizer:
     """AdamW, by default with the betas of ViT-VQGAN, or Muon for the matrices of transformers and AdamW for the rest.
 
-    Weight decay on matrices only. `precision` is that of Muon's own products, as `resolve_precision` takes it.
+    Weight decay on matrices only.
     """
+    kind, learning_rate = schedule.optimizer, schedule.learning_rate
     hidden: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -121,13 +116,14 @@ def build_optimizer(
         is_hidden = kind == "muon" and is_for_muon(name, parameter)
         (hidden if is_hidden else decayed if is_matrix else plain).append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": weight_decay},
+        {"params": decayed, "weight_decay": schedule.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
     groups = [{**group, "muon": False} for group in groups]
-    groups.append({"params": hidden, "weight_decay": weight_decay, "muon": True, "precision": precision})
+    more = {"weight_decay": schedule.weight_decay, "muon": True, "precision": schedule.precision}
+    groups.append({"params": hidden, **more})
     return MuonAndAdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 

@@ -23,7 +23,7 @@ from vq3dcli.errors import DivergedError, RecipeError, StoppedError
 from vq3dcli.files import atomic_path
 from vq3dcli.training.arithmetic import denormals_flushed
 from vq3dcli.training.distributed import Ranks
-from vq3dcli.training.health import guards_of, observe, replay
+from vq3dcli.training.health import guards_of, replay
 from vq3dcli.training.optim import is_due
 from vq3dcli.training.run_folder import Checkpoint, RunFolder
 from vq3dcli.training.state import RunState
@@ -182,8 +182,7 @@ class Run:
             )
         schedule, seen = self.recipe.training, self.state.images_seen
         self.folder.forget_metrics_after(seen)
-        self.guards = guards_of(self.recipe)
-        self.health, _ = replay(self.folder.all_metrics(), self.guards)
+        self.health, _ = replay(self.folder.all_metrics(), guards_of(self.recipe))
         self.tracker = open_tracker(
             schedule.tracker, self.folder.path, images_seen=seen, config=json.loads(self.recipe.model_dump_json())
         )
@@ -255,8 +254,7 @@ class Run:
             return
         self.folder.log(record)
         self.tracker.log(record)
-        self.health, findings = observe(self.health, record, self.guards)
-        for finding in findings:
+        for finding in self.health.observe(record):
             _log.log(logging.INFO if finding.recovered else logging.WARNING, "%s", finding.line())
 
     def _machine_figures(self) -> dict[str, float]:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vq3dcli.checkpoint import Parts, read_checkpoint, write_checkpoint
-from vq3dcli.config.load import dump_recipe, kind_of, load_recipe, read_toml
+from vq3dcli.config.load import dump_recipe, flat, kind_of, load_recipe, read_toml
 from vq3dcli.config.schema import Recipe
 from vq3dcli.errors import DataError, DivergedError, RecipeError, UsageError, Vq3dError
 from vq3dcli.files import check_kind, make_folder, read_error, write_bytes, write_error, write_json
@@ -281,7 +281,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
 
 def _differences(old: Recipe, new: Recipe) -> tuple[list[str], list[dict[str, Any]]]:
     """Keys whose values differ and may not, as `a.b: old -> new`, and those that may, to be recorded."""
-    before, after = _flat(old.model_dump()), _flat(new.model_dump())
+    before, after = flat(old.model_dump()), flat(new.model_dump())
     lines, recorded = [], []
     for key, value in after.items():
         if before[key] == value or key in _FREE_KEYS:
@@ -292,10 +292,3 @@ def _differences(old: Recipe, new: Recipe) -> tuple[list[str], list[dict[str, An
         else:
             lines.append(f"{key}: {before[key]} -> {value}")
     return lines, recorded
-
-
-def _flat(sections: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in sections.items():
-        flat |= {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
-    return flat

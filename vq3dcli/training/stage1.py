@@ -153,7 +153,8 @@ def build_state(
     state = new_state(model, schedule, ranks, device)
     state.adversary = Adversary(recipe, classes=classes, device=device, ranks=ranks)
     if start is not None:
-        state.init_sha256, state.init_ancestors, state.init_codes_of = start.sha256, start.ancestors, start.codes_of
+        source = start.source
+        state.init_sha256, state.init_ancestors, state.init_codes_of = source.sha256, source.ancestors, source.codes_of
     if fresh and schedule.freeze_codes:
         freeze_codes(model, start)
     return state

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -63,17 +63,8 @@ class RunState(Generic[Model]):
 
     def manifest(self, recipe: Recipe) -> dict[str, Any]:
         """The JSON values of a checkpoint."""
-        stage1 = {
-            "chroma": self.chroma,
-            "init_ancestors": list(self.init_ancestors),
-            "init_codes_of": list(self.init_codes_of),
-        }
         return {
-            "images_seen": self.images_seen,
-            "skipped_steps": self.skipped_steps,
-            "skipped_in_a_row": self.skipped_in_a_row,
-            "init_sha256": self.init_sha256,
-            **(stage1 if self.adversary is not None else {}),
+            **{name: getattr(self, name) for name in self._recorded()},
             "recipe": recipe.model_dump(mode="json"),
             "torch": torch.__version__,
             "python": platform.python_version(),
@@ -90,18 +81,19 @@ class RunState(Generic[Model]):
             load(module, tensors)
         try:
             restore_optimizer(self.optimizer, self.model, parts["optimizer"])
-            self.images_seen, self.init_sha256 = int(manifest["images_seen"]), str(manifest["init_sha256"])
-            self.skipped_steps = int(manifest["skipped_steps"])
-            self.skipped_in_a_row = int(manifest["skipped_in_a_row"])
-            if self.adversary is not None:
-                if self.adversary.discriminators:
-                    self.adversary.restore(parts["adversarial"])
-                self.chroma = float(manifest["chroma"])
-                self.init_ancestors = tuple(map(str, manifest["init_ancestors"]))
-                self.init_codes_of = tuple(map(str, manifest["init_codes_of"]))
+            if self.adversary is not None and self.adversary.discriminators:
+                self.adversary.restore(parts["adversarial"])
+            for name, kind in self._recorded().items():
+                setattr(self, name, kind(manifest[name]))
         except (KeyError, ValueError, TypeError) as error:
             remedy = "the version of vq3d that wrote it, or another --out"
             raise DataError(f"{misfit}: {error}", remedy=remedy) from error
+
+    def _recorded(self) -> dict[str, Callable[[Any], Any]]:
+        """What a manifest says, by name, and its kinds; some of it of Stage 1 alone."""
+        of_all = {"images_seen": int, "skipped_steps": int, "skipped_in_a_row": int, "init_sha256": str}
+        of_stage1 = {"chroma": float, "init_ancestors": tuple, "init_codes_of": tuple}
+        return {**of_all, **(of_stage1 if self.adversary is not None else {})}
 
     def whole_average(self, device: torch.device, *, keep: bool) -> Model:
         """The average, for one rank alone to use; on all ranks, and those that do not `keep` it may get a slice."""
@@ -140,15 +132,7 @@ def new_state(
             spread(each, ranks.world_size, device)
     else:
         average = average_of(model.to(device))
-    optimizer = build_optimizer(
-        model,
-        kind=schedule.optimizer,
-        learning_rate=schedule.learning_rate,
-        weight_decay=schedule.weight_decay,
-        precision=schedule.precision,
-        **more,
-    )
-    return RunState(model, average, optimizer, hollow=hollow)
+    return RunState(model, average, build_optimizer(model, schedule, **more), hollow=hollow)
 
 
 def average_of(model: Model) -> Model:

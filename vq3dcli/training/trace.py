@@ -14,12 +14,11 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
-from vq3dcli.config.schema import ScheduleSection, Stage1Recipe, Stage2Recipe
+from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.loader import Batch
 from vq3dcli.data.token_store import TokenBatch
 from vq3dcli.data.views import Views, novel_poses
@@ -289,7 +288,7 @@ def _stage1_step(recipe: Stage1Recipe, processor: Processor, classes: int) -> Wo
         if schedule.checkpoint_activations:
             model.checkpoint_activations()
         # The average moves towards itself: a second model would cost as much, and take long to make.
-        state = RunState(model, model, _optimizer(model, schedule), adversary, recipe.adversarial.start_images)
+        state = RunState(model, model, build_optimizer(model, schedule), adversary, recipe.adversarial.start_images)
         network = _NoPerceptual() if recipe.loss.any_perceptual else None
         objective = Stage1Objective(model, recipe, adversary, network)  # type: ignore[arg-type]
         image = torch.zeros(count, 3, size_px, size_px, dtype=torch.uint8)
@@ -332,7 +331,7 @@ def prior_work(
             with Tracer(processor):
                 model = build_prior(recipe, codebook_size=codebook_size, length=length, classes=classes)
             model.checkpoint_activations = schedule.checkpoint_activations
-            state = RunState(model, model, _optimizer(model, schedule))
+            state = RunState(model, model, build_optimizer(model, schedule))
             objective = stage2.PriorObjective(model, class_dropout=schedule.class_dropout, seed=schedule.seed)
             index = torch.zeros(count, dtype=torch.int64)
             batch = TokenBatch(torch.zeros(count, length, dtype=torch.int64), index, index)
@@ -347,14 +346,4 @@ def prior_work(
     work, share = _layered(of_one_processor(recipe, processor, count), step_of), micro_batch / count
     return Work(*(share * part for part in work))._replace(
         update=work.update, update_multiplying=work.update_multiplying
-    )
-
-
-def _optimizer(model: nn.Module, schedule: ScheduleSection) -> Optimizer:
-    return build_optimizer(
-        model,
-        kind=schedule.optimizer,
-        learning_rate=schedule.learning_rate,
-        weight_decay=schedule.weight_decay,
-        precision=schedule.precision,
     )

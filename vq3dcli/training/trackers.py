@@ -36,32 +36,32 @@ class Tracker:
     """Who is told of a run; the first failure is a warning, and the last word."""
 
     kind: str  # its name, for the warning
-    # takes images seen and figures by name
-    write_figures: Callable[[int, dict[str, float]], object] = lambda images_seen, figures: None
-    # takes images seen and the path of a picture that has been written
-    write_sheet: Callable[[int, Path], object] = lambda images_seen, path: None
-    end: Callable[[bool], object] = lambda failed: None  # writes out what is pending; takes whether the run failed
+    write_figures: Callable[[int, dict[str, float]], object] | None = None  # takes images seen and figures by name
+    write_sheet: Callable[[int, Path], object] | None = None  # takes images seen and the path of a written picture
+    end: Callable[[bool], object] | None = None  # writes out what is pending; takes whether the run failed
+    silent: bool = False
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Figures by name, one of them `images_seen`; what is neither number nor truth value is passed over."""
-        self._try(lambda: self.write_figures(int(record["images_seen"]), scalars(record)))
+        self._tell(self.write_figures, int(record["images_seen"]), scalars(record))
 
     def image(self, path: Path, images_seen: int) -> None:
         """A contact sheet."""
-        self._try(lambda: self.write_sheet(images_seen, path))
+        self._tell(self.write_sheet, images_seen, path)
 
     def close(self, *, failed: bool = False) -> None:
         """The run has ended, well or not; nothing may follow."""
-        self._try(lambda: self.end(failed))
+        self._tell(self.end, failed)
 
-    def _try(self, call: Callable[[], object]) -> None:
+    def _tell(self, call: Callable[..., object] | None, *what: object) -> None:
+        if call is None or self.silent:
+            return
         try:
-            call()
+            call(*what)
         except Exception as error:  # whatever a third party raises
             reason = " ".join(str(error).split()) or type(error).__name__
             _log.warning("%s stopped: %s; the run goes on, and metrics.jsonl has everything", self.kind, reason)
-            silent = Tracker(self.kind)
-            self.write_figures, self.write_sheet, self.end = silent.write_figures, silent.write_sheet, silent.end
+            self.silent = True
 
 
 def open_tracker(

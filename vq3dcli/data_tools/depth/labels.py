@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def write_labels(
 ) -> Manifest | None:
     """Write the labels `name` of `images`, one label shard for each image shard; None while other parts have work left.
 
-    `make` gives the labels of the samples in a range, see `label_sample`, which depend on `options`, JSON values,
+    `make` gives the labels of the samples in a range, see `_label`, which depend on `options`, JSON values,
     beside the images and their name.
     """
     manifest = images.manifest
@@ -124,24 +124,26 @@ def write_labels(
     return write_part(label_folder(images.path, name), job, part, force=force, progress=progress)
 
 
-def label_sample(key: str, class_index: int | None, levels: bytes, info: DisparityInfo) -> Sample:
-    """One label: `levels` is a uint16 `.npy` file."""
+def _label(
+    images: ShardFolder, i: int, levels: bytes, kind: LabelKind, lo: float, hi: float, flags: Sequence[str] = ()
+) -> Sample:
+    """The label of image `i`: `levels` is a uint16 `.npy` file. Raises `ValueError` for values that are no label's."""
+    entry = images.entry(i)
+    info = DisparityInfo(kind=kind, lo=lo, hi=hi, flags=list(flags), sha256=images.image_sha256(i))
     members = {DISPARITY_EXTENSION: levels, DISPARITY_INFO_EXTENSION: compact_json(info.model_dump())}
-    return Sample(key, class_index, members)
+    return Sample(entry.key, entry.class_index, members)
 
 
 def _exact_samples(images: ShardFolder, positions: range) -> Iterator[Sample]:
     for i in positions:
-        entry = images.entry(i)
-        members = images.read(i, [DISPARITY_EXTENSION, "json"])
-        name = images.name(i)
+        members, name = images.read(i, [DISPARITY_EXTENSION, "json"]), images.name(i)
         try:
             levels, own = members[DISPARITY_EXTENSION], json_value(members["json"])
-            info = _info(images, i, own["kind"], own["lo"], own["hi"], [])
+            label = _label(images, i, levels, own["kind"], own["lo"], own["hi"])
         except (KeyError, ValueError, TypeError) as error:
             raise DataError(f"sample without its own disparity ({name}): {error}", remedy=PREPARE_AGAIN) from error
         decode_levels(levels, name=name)
-        yield label_sample(entry.key, entry.class_index, levels, info)
+        yield label
 
 
 def _predicted_samples(
@@ -155,17 +157,12 @@ def _predicted_samples(
             batch = positions[start : start + batch_size]
             maps = model.disparity(torch.stack(list(islice(pictures, len(batch)))))
             for i, disparity in zip(batch, maps, strict=True):
-                label, entry = make_label(disparity, side), images.entry(i)
+                label = make_label(disparity, side)
                 flagged.update(label.flags)
                 unusable += bool(label.flags)
-                info = _info(images, i, "relative", label.lo, label.hi, label.flags)
-                yield label_sample(entry.key, entry.class_index, encode_levels(label.levels), info)
+                yield _label(images, i, encode_levels(label.levels), "relative", label.lo, label.hi, label.flags)
     if len(positions) >= _FEWEST_JUDGED and unusable > _MOST_FLAGGED * len(positions):
         raise DataError(
             f"{unusable} of {len(positions)} labels of a shard are of no use: {dict(flagged)}",
             remedy="another network, or --input-size and --predicts as its page says",
         )
-
-
-def _info(images: ShardFolder, i: int, kind: LabelKind, lo: float, hi: float, flags: list[str]) -> DisparityInfo:
-    return DisparityInfo(kind=kind, lo=lo, hi=hi, flags=flags, sha256=images.image_sha256(i))
