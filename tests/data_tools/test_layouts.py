@@ -196,7 +196,7 @@ def test_parquet_files(tmp_path: Path):
     assert counts(found) == {"mug": 4, "fox": 4}
     assert [e.reject for e in found.entries if e.reject] == ["its label 7 is none of 2 classes"]
     # Rows keep their order, whatever their names.
-    assert [e.place for e in listed(one).entries] == [row.place for row in list_rows(one, "").entries]
+    assert [e.place for e in listed(one).entries] == [row.place for row in list_rows(one, "")[0]]
     assert counts(listed(tmp_path / "src", "none")) == {"all": 9}
     write_parquet(data / "train-00002-of-00002.parquet", rows, ["fox", "mug"])
     with pytest.raises(UsageError, match="classes are not those of the files before it"):

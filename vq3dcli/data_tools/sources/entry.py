@@ -51,6 +51,7 @@ class Entry(NamedTuple):
     kind: Literal["bad", "duplicate"] = "bad"  # as in `RejectEntry`
     box: Box | None = None  # what the square is cut around, in stored pixels
     info: dict[str, Any] | None = None  # goes into the sample's JSON
+    label: str | None = None  # of a row, or of a member with the same key beside it: a class by number or name
 
 
 @dataclass

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vq3dcli.data_tools.sources.entry import Entry, FilePlace, Place, Source, counted
+from vq3dcli.data_tools.sources.entry import Entry, FilePlace, Source, counted
 from vq3dcli.data_tools.sources.listing import is_compressed_name, is_tar_name, list_folder, list_tar
 from vq3dcli.data_tools.sources.parquet import is_parquet_name, list_rows
-from vq3dcli.data_tools.sources.webdataset import labels_beside, manifest_classes
+from vq3dcli.data_tools.sources.webdataset import folder_of, manifest_classes, with_labels
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 
 Classes = Literal["auto", "folders", "none"]
@@ -28,23 +27,6 @@ _NUMBER = re.compile(r"0|-?[1-9]\d{0,17}")
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
-@dataclass
-class _Labels:
-    """What labels beside the images say, by the image's place, and what the numbers among them mean."""
-
-    by_place: dict[Place, str] = field(default_factory=dict)
-    named: bool = False  # whether anything told what the numbers mean, if only that it does not know
-    names: list[str] = field(default_factory=list)  # what they mean; empty where nothing tells
-    titles: list[str] = field(default_factory=list)
-
-    def name(self, path: str, names: list[str], titles: list[str]) -> None:
-        if self.named and names != self.names:
-            raise UsageError(
-                f"its classes are not those of the files before it ({path})", remedy="one data set at a time"
-            )
-        self.named, self.names, self.titles = True, names, titles
-
-
 def folder_source(source: Path, *, leave_out: Path, classes: Classes = "auto") -> Source:
     """The images of a folder, of a tar, of tars in a folder, or of Parquet files, in the order of their paths.
 
@@ -58,12 +40,12 @@ def folder_source(source: Path, *, leave_out: Path, classes: Classes = "auto") -
     `DataError`: a damaged archive.
     """
     result = Source()
-    files, labels = _list(source, leave_out, result)
+    files, names, titles = _list(source, leave_out, result)
     inside, root = _class_folders(files)
     if classes == "auto":
         _refuse_splits(source, files, inside, root)
-        if labels.by_place:
-            return _by_label(files, labels, result)
+        if any(file.label is not None for file in files):
+            return _by_label(files, names, titles, result)
         good = [name for file, name in zip(files, inside, strict=True) if not file.reject]
         loose = good.count("")
         if 2 * loose > len(good) or not any(good):
@@ -88,38 +70,44 @@ def folder_source(source: Path, *, leave_out: Path, classes: Classes = "auto") -
     return result
 
 
-def _list(source: Path, leave_out: Path, result: Source) -> tuple[list[Entry], _Labels]:
-    """All files that may be images: sorted by path, then rows of Parquet files; notes and warnings go to `result`."""
+def _list(source: Path, leave_out: Path, result: Source) -> tuple[list[Entry], list[str], list[str]]:
+    """All files that may be images, and what numbers among their labels mean: names and titles, or nothing.
+
+    Files are sorted by path, then come rows of Parquet files; notes and warnings go to `result`.
+    """
     if source.is_file() and is_parquet_name(source.name):
         outer = [Entry(source.name, FilePlace(str(source)), source.stat().st_size)]
     elif source.is_file() and (is_tar_name(source.name) or is_compressed_name(source.name)):
         outer = list(list_tar(source))
     else:
         outer = list_folder(source, leave_out=leave_out)
-    labels, files, rows = _Labels(), list[Entry](), list[Entry]()
+    files, rows = list[Entry](), list[Entry]()
+    meanings: dict[str, tuple[list[str], list[str]]] = {}  # by what tells it, if only that it does not know
     for file in outer:
         if file.reject or not isinstance(file.place, FilePlace):
             files.append(file)
         elif is_parquet_name(file.path):
-            listed = list_rows(Path(file.place.file), f"{file.path}/")
-            rows += listed.entries
-            told = {row.place: str(n) for row, n in zip(listed.entries, listed.labels, strict=True) if n is not None}
-            if told:
-                labels.name(file.path, listed.class_names, [])
-            labels.by_place |= told
+            listed, names = list_rows(Path(file.place.file), f"{file.path}/")
+            rows += listed
+            if any(row.label is not None for row in listed):
+                meanings[file.path] = names, []
         elif is_tar_name(file.path):
             files += list_tar(Path(file.place.file), f"{file.path}/")
         elif is_compressed_name(file.path):
             result.warnings.append(f"compressed archive is passed over ({file.path})")
         else:
             files.append(file)
-    beside = labels_beside(files)
-    for folder in sorted({label.folder for label in beside.values()}):
-        labels.name(str(folder), *manifest_classes(folder))
     kinds = {file: _known_kind(file.path) for file in sorted(files)}
     others = counted(Counter(kind for kind in kinds.values() if kind))
-    images = [file for file, kind in kinds.items() if not kind]
-    labels.by_place |= {file.place: beside[file.path].text for file in images if file.path in beside}
+    images = [file for file in sorted(with_labels(files)) if not _known_kind(file.path)]
+    for folder in sorted({folder_of(file) for file in images if file.label is not None}):
+        meanings[str(folder)] = manifest_classes(folder)
+    known = [*meanings.values()] or [([], [])]
+    for path, (names, _) in meanings.items():
+        if names != known[0][0]:
+            raise UsageError(
+                f"its classes are not those of the files before it ({path})", remedy="one data set at a time"
+            )
     images += rows  # in their order: one of them cannot be read without hundreds of its neighbours
     if not images:
         passed_over = f"; passed over: {others}" if others else ""
@@ -128,7 +116,8 @@ def _list(source: Path, leave_out: Path, result: Source) -> tuple[list[Entry], _
         )
     if others:
         result.notes.append(f"passed over, since they are no images: {others}")
-    return images, labels
+    names, titles = known[-1]
+    return images, names, titles
 
 
 def _known_kind(path: str) -> str:
@@ -176,19 +165,19 @@ def _refuse_splits(source: Path, files: Sequence[Entry], inside: list[str], root
     )
 
 
-def _by_label(files: Sequence[Entry], labels: _Labels, result: Source) -> Source:
+def _by_label(files: Sequence[Entry], known: list[str], titles: list[str], result: Source) -> Source:
     """Classes by the labels: numbers count the names that are known, else each label is a class by itself."""
-    texts = set(labels.by_place.values())
+    texts = {file.label for file in files if file.label is not None}
     numeric = all(_NUMBER.fullmatch(text) for text in texts)
-    if numeric and labels.names:
-        names, number = labels.names, {str(i): i for i in range(len(labels.names))}
+    if numeric and known:
+        names, number = known, {str(i): i for i in range(len(known))}
     else:
         names = sorted(texts, key=int) if numeric else sorted(texts)
         number = {name: i for i, name in enumerate(names)}
     if len(set(names)) < len(names):
         raise DataError("two classes of one name", remedy="--classes none, or other names")
     for file in files:
-        label = labels.by_place.get(file.place)
+        label = file.label
         unknown = "" if label is None or label in number else f"its label {label[:20]} is none of {len(names)} classes"
         index = None if label is None else number.get(label)
         result.entries.append(file._replace(class_index=index, reject=file.reject or unknown))
@@ -197,5 +186,5 @@ def _by_label(files: Sequence[Entry], labels: _Labels, result: Source) -> Source
         result.warnings.append(f"{unlabelled} images have no label beside them, and so no class")
     result.notes.append(f"classes by the labels beside the images: {len(names)}")
     result.class_names, result.options = names, {"classes": "labels"}
-    result.class_titles = labels.titles if names == labels.names else []
+    result.class_titles = titles if names == known else []
     return result

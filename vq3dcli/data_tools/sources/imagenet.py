@@ -20,7 +20,7 @@ from vq3dcli.data.images import SUFFIXES
 from vq3dcli.data_tools.sources.entry import Entry, FilePlace, Source, counted
 from vq3dcli.data_tools.sources.listing import is_compressed_name, is_tar_name, list_folder, list_source
 from vq3dcli.data_tools.sources.parquet import is_parquet_name, list_rows
-from vq3dcli.data_tools.sources.webdataset import class_labels
+from vq3dcli.data_tools.sources.webdataset import class_labels, with_labels
 from vq3dcli.data_tools.sources.wnids import (
     WNID,
     standard_wnids,
@@ -144,7 +144,7 @@ def _is_of_another_task(path: str) -> bool:
 
 
 def _with_labels(images: list[Entry], files: list[Entry], source: Path, devkit: Path | None) -> _Labelled:
-    beside = class_labels(files, standard_wnids())
+    beside = class_labels(with_labels(files), standard_wnids())
     truth: Mapping[int, str] | None = None
     labelled: _Labelled = []
     for file in images:
@@ -160,16 +160,15 @@ def _with_labels(images: list[Entry], files: list[Entry], source: Path, devkit: 
 def _from_parquet(files: list[Entry]) -> _Labelled:
     labelled: _Labelled = []
     for file in files:
-        rows = list_rows(Path(file.place.file), f"{file.path}/")
-        names = rows.class_names
+        rows, names = list_rows(Path(file.place.file), f"{file.path}/")
         wnids = names if names and all(WNID.fullmatch(name) for name in names) else standard_wnids()
         if names and len(names) != len(wnids):
             raise UsageError(
                 f"{len(names)} classes whose names are no WordNet ids ({file.path})", remedy="the Hub's imagenet-1k"
             )
-        for row, label in zip(rows.entries, rows.labels, strict=True):
-            known = label is not None and 0 <= label < len(wnids)
-            labelled.append((row, wnids[label] if known and label is not None else wnid_of(row.path)))
+        for row in rows:
+            number = -1 if row.label is None else int(row.label)
+            labelled.append((row, wnids[number] if 0 <= number < len(wnids) else wnid_of(row.path)))
     return labelled
 
 

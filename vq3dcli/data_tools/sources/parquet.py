@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vq3dcli.data_tools.sources.entry import Entry, Row
 from vq3dcli.errors import DataError
@@ -15,14 +15,6 @@ from vq3dcli.weights.third_party import import_package
 
 _ROWS_AT_ONCE = 64
 _ANOTHER_COPY = "another copy of the file"
-
-
-class ParquetRows(NamedTuple):
-    """What one file lists."""
-
-    entries: list[Entry]  # a row each, without a class; the size is not known
-    labels: list[int | None]  # a row each, None where there is none
-    class_names: list[str]  # by label, as the file's own metadata has them; empty without
 
 
 def is_parquet_name(name: str) -> bool:
@@ -47,8 +39,8 @@ def _opened(path: Path) -> Iterator[Any]:
         raise DataError(f"damaged Parquet file ({path}): {error}", remedy=_ANOTHER_COPY) from error
 
 
-def list_rows(path: Path, prefix: str) -> ParquetRows:
-    """The rows of a file; images are not read.
+def list_rows(path: Path, prefix: str) -> tuple[list[Entry], list[str]]:
+    """The rows of a file, with their labels, and what its metadata call these, or nothing; images are not read.
 
     Raises `UnavailableError`: pyarrow is missing; `DataError`: damaged, or without an image column.
     """
@@ -66,8 +58,11 @@ def list_rows(path: Path, prefix: str) -> ParquetRows:
         labels = table.column(label).to_pylist() if label else [None] * count
         class_names = _class_names(schema.metadata or {}, label)
     names = ((image or {}).get("path") or f"row-{row:06d}" for row, image in enumerate(images))
-    entries = [Entry(f"{prefix}{name}", Row(str(path), row, column), 0) for row, name in enumerate(names)]
-    return ParquetRows(entries, labels, class_names)
+    entries = [
+        Entry(f"{prefix}{name}", Row(str(path), row, column), 0, label=None if number is None else str(number))
+        for row, (name, number) in enumerate(zip(names, labels, strict=True))
+    ]
+    return entries, class_names
 
 
 def rows_from(path: Path, column: str, row: int) -> Iterator[bytes | None]:
