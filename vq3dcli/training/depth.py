@@ -69,12 +69,7 @@ def train_depth(
             if due.log:
                 run.log({**figures, **({"loss": sum(losses) / len(losses)} if losses else {})})
                 losses = []
-            if due.save:
-                run.save()
-            if due.sheet:
-                run.sheet()
-            if due.stop:
-                run.stop()
+            run.carry_out(due)
         return run.finish()
 
 

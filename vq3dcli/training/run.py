@@ -283,6 +283,23 @@ class Run:
             if new:
                 self.folder.record_bad(known | new)
 
+    def carry_out(self, due: Due) -> None:
+        """Save, draw, and end before the last image, where these are due; on all ranks.
+
+        Raises `StoppedError` for an end, and as `save`.
+        """
+        if due.save:
+            self.save()
+        if due.sheet:
+            self.sheet()
+        if due.stop:
+            self.ranks.barrier()
+            seen, last = self.state.images_seen, self.recipe.training.images
+            raise StoppedError(
+                f"stopped at {seen} of {last} images, saved ({self.folder.path})",
+                remedy="the same command again continues",
+            )
+
     def save(self) -> None:
         """Write a checkpoint; on all ranks.
 
@@ -301,14 +318,6 @@ class Run:
             self.draw(self._sheet_path(), average)
             self.tracker.image(self._sheet_path(), self.state.images_seen)
             self._refresh()
-
-    def stop(self) -> None:
-        """End before the last image, once saved; on all ranks. Raises `StoppedError`."""
-        self.ranks.barrier()
-        raise StoppedError(
-            f"stopped at {self.state.images_seen} of {self.recipe.training.images} images, saved ({self.folder.path})",
-            remedy="the same command again continues",
-        )
 
     def finish(self) -> Result:
         """Export the averaged weights, unless a call before did; on all ranks."""

@@ -122,12 +122,7 @@ def train(
                     average = state.whole_average(device, keep=True)
                     figures |= held_out_views(average, recipe, held_out, device=device, ranks=ranks)
                 run.log({**figures, "quantizing": bool(state.model.quantizer.active)})
-            if due.save:
-                run.save()
-            if due.sheet:
-                run.sheet()
-            if due.stop:
-                run.stop()
+            run.carry_out(due)
         if ranks.is_main and not bool(state.model.quantizer.active):
             _log.warning("the run ended before quantisation began: its codes are untrained; train for more images")
         return run.finish()

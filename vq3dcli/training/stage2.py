@@ -103,12 +103,7 @@ def train_prior(
                 bits = {} if taken is None else {"bits": float(ranks.mean(taken.nats)) * BITS_PER_NAT}
                 held_out = _held_out_figures(run, loader, unigram) if due.sheet else {}
                 run.log({**bits, **held_out, **({} if taken is None else taken.figures)})
-            if due.save:
-                run.save()
-            if due.sheet:
-                run.sheet()
-            if due.stop:
-                run.stop()
+            run.carry_out(due)
         return run.finish()
 
 
