@@ -67,9 +67,9 @@ def test_singular_values_come_near_one_whatever_the_matrix(dtype: torch.dtype) -
     for shape in ((24, 8), (8, 24), (16, 16)):
         left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
         matrix = left @ torch.diag(torch.logspace(0, -1.5, min(shape))) @ right * 1e-3
-        values = torch.linalg.svdvals(orthogonalised(matrix, dtype))
+        values = torch.linalg.svdvals(orthogonalised(matrix.to(dtype)).float())
         assert 0.5 < values.min() <= values.max() < 1.3
-    assert (orthogonalised(torch.zeros(3, 4), dtype) == 0).all()
+    assert (orthogonalised(torch.zeros(3, 4, dtype=dtype)) == 0).all()
 
 
 def test_a_step_of_muon_is_orthogonal_and_as_large_as_one_of_adamw(tiny_recipe: Make) -> None:
@@ -93,9 +93,9 @@ def test_muon_multiplies_in_the_precision_of_the_run(tiny_recipe: Make) -> None:
         parameter = dict(model.named_parameters())[name]
         torch.manual_seed(0)
         parameter.grad, before = torch.randn_like(parameter), parameter.detach().clone()
-        direction = orthogonalised(parameter.grad.lerp(0.05 * parameter.grad, 0.95), getattr(torch, precision))
+        direction = orthogonalised(parameter.grad.lerp(0.05 * parameter.grad, 0.95).to(getattr(torch, precision)))
         optimizer.step()
-        torch.testing.assert_close(before - parameter, 0.2 * max(parameter.shape) ** 0.5 * direction)
+        torch.testing.assert_close(before - parameter, 0.2 * max(parameter.shape) ** 0.5 * direction.float())
         found.append(parameter.detach())
     assert 0 < (found[0] - found[1]).abs().max() < 0.1
 

@@ -156,7 +156,7 @@ class _ByHand:
     def _muon(self, name: str, parameter: Tensor, gradient: Tensor, rate: float) -> None:
         momentum, _ = self.moments[name]
         momentum.copy_(0.95 * momentum + 0.05 * gradient)
-        direction = orthogonalised(0.95 * momentum + 0.05 * gradient, torch.float32)
+        direction = orthogonalised(0.95 * momentum + 0.05 * gradient)
         parameter -= 0.2 * math.sqrt(max(parameter.shape)) * rate * direction
 
     def _teach(self, key: str, pair: Compared, rate: float) -> None:

@@ -71,7 +71,7 @@ class _ByHand:
                 parameter *= 1 - rate * schedule.weight_decay
             if schedule.optimizer == "muon" and name.startswith("blocks.") and parameter.ndim == 2:
                 first.copy_(0.95 * first + 0.05 * gradient)
-                way = orthogonalised(0.95 * first + 0.05 * gradient, torch.float32)
+                way = orthogonalised(0.95 * first + 0.05 * gradient)
                 parameter -= 0.2 * math.sqrt(max(parameter.shape)) * rate * way
             else:
                 first.copy_(0.9 * first + 0.1 * gradient)

@@ -55,7 +55,18 @@ def attend_by_products(query: Tensor, key: Tensor, value: Tensor, *, causal: boo
     if causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(later, -torch.inf)
-    return scores.softmax(-1).to(value.dtype) @ value
+    if scores.shape[-1] % 16 or not _by_vectors(scores):
+        return scores.softmax(-1).to(value.dtype) @ value
+    from vq3dcli.model.pointwise import FastSoftmax  # numba takes half a second
+
+    shares: Tensor = FastSoftmax.apply(scores)
+    return shares @ value
+
+
+def _by_vectors(x: Tensor) -> bool:
+    """Whether to compute by `model.pointwise`: on a CPU, where a gradient is wanted, neither fake nor traced."""
+    plain = type(x) is Tensor and not torch.compiler.is_compiling() and x.dtype != torch.float64
+    return plain and torch.is_grad_enabled() and x.requires_grad and is_on_cpu(x)
 
 
 class KVCache:
@@ -123,14 +134,13 @@ def rotate(heads: Tensor, rotation: Tensor) -> Tensor:
 
 
 class TanhGELU(nn.Module):
-    """GELU by tanh: where a gradient is wanted on a CPU by `model.gelu`, whose last bits differ."""
+    """GELU by tanh: where a gradient is wanted on a CPU by `model.pointwise`, whose last bits differ."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Of each number."""
-        there = type(x) is Tensor and not torch.compiler.is_compiling()  # neither fake nor traced
-        if not (there and torch.is_grad_enabled() and x.requires_grad and is_on_cpu(x)) or x.dtype == torch.float64:
+        if not _by_vectors(x):
             return functional.gelu(x, approximate="tanh")
-        from vq3dcli.model.gelu import FastGELU  # numba takes half a second
+        from vq3dcli.model.pointwise import FastGELU  # numba takes half a second
 
         result: Tensor = FastGELU.apply(x)
         return result

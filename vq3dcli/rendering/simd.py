@@ -52,7 +52,8 @@ def _store(builder: Any, vector: Any, first: Any, index: Any) -> None:
     builder.store(vector, vector_at(builder, first, index, vector.type.count)).align = 4
 
 
-def _splat(builder: Any, number: Any, count: int) -> Any:
+def splat(builder: Any, number: Any, count: int) -> Any:
+    """A number so many times."""
     undefined = ir.Constant(ir.VectorType(_FLOAT, count), ir.Undefined)
     first = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), count), [0] * count))
@@ -94,7 +95,7 @@ def blend(_: Any, table: Any, o00: Any, o01: Any, o10: Any, o11: Any, w00: Any, 
         texels, out = (pointer(context, builder, signature.args[i], args[i]) for i in (0, 9))
         total = _load(builder, out, args[10], LANES)
         for corner in range(4):
-            weight, texel = _splat(builder, args[5 + corner], LANES), _load(builder, texels, args[1 + corner], LANES)
+            weight, texel = splat(builder, args[5 + corner], LANES), _load(builder, texels, args[1 + corner], LANES)
             total = _add_product(builder, weight, texel, total)
         _store(builder, total, out, args[10])
         return context.get_dummy_value()
@@ -116,7 +117,7 @@ def layer(_: Any, x: Any, first: Any, count: Any, weights: Any, start: Any, at: 
         with cgutils.for_range(builder, args[2]) as loop:
             row = builder.add(args[4], builder.mul(builder.add(loop.index, _INDEX(1)), _INDEX(UNITS)))
             value = builder.load(builder.gep(numbers, [builder.add(args[1], loop.index)]))
-            value = _splat(builder, value, UNITS)
+            value = splat(builder, value, UNITS)
             weight = _load(builder, matrix, row, UNITS)
             builder.store(_add_product(builder, value, weight, builder.load(total)), total)
         result = builder.load(total)
@@ -142,7 +143,7 @@ def layer_of_group(_: Any, x: Any, first: Any, count: Any, weights: Any, start: 
             row = builder.add(args[4], builder.mul(builder.add(loop.index, _INDEX(1)), _INDEX(UNITS)))
             weight, source = _load(builder, matrix, row, UNITS), builder.add(args[1], loop.index)
             for place, total in zip(places, totals, strict=True):
-                value = _splat(builder, builder.load(builder.gep(numbers, [builder.add(place, source)])), UNITS)
+                value = splat(builder, builder.load(builder.gep(numbers, [builder.add(place, source)])), UNITS)
                 builder.store(_add_product(builder, value, weight, builder.load(total)), total)
         zero = ir.Constant(bias.type, [0.0] * UNITS)
         for place, total in zip(places, totals, strict=True):
@@ -221,7 +222,7 @@ def back_outputs(_: Any, x: Any, first: Any, count: Any, weights: Any, back: Any
                 weight, summed = _load(builder, matrix, row, LANES), _load(builder, sums, row, LANES)
                 for point, place in enumerate(places):
                     given = builder.add(builder.add(place, args[5]), _INDEX(k))
-                    given = _splat(builder, builder.load(builder.gep(backs, [given])), LANES)
+                    given = splat(builder, builder.load(builder.gep(backs, [given])), LANES)
                     totals[point] = _add_product(builder, given, weight, totals[point])
                     summed = _add_product(builder, given, units[point], summed)
                 _store(builder, summed, sums, row)
@@ -252,7 +253,7 @@ def add_outer(_: Any, x: Any, first: Any, count: Any, back: Any, at: Any, gradie
             source, total = builder.add(args[1], loop.index), _load(builder, sums, row, UNITS)
             for place, of_point in zip(places, units, strict=True):
                 value = builder.load(builder.gep(numbers, [builder.add(place, source)]))
-                total = _add_product(builder, _splat(builder, value, UNITS), of_point, total)
+                total = _add_product(builder, splat(builder, value, UNITS), of_point, total)
             _store(builder, total, sums, row)
         return context.get_dummy_value()
 
@@ -276,7 +277,7 @@ def mix(_: Any, x: Any, first: Any, count: Any, matrix: Any, start: Any, stride:
                 source = builder.add(args[1], index)
                 for place, sums in zip(places, totals, strict=True):
                     value = builder.load(builder.gep(numbers, [builder.add(place, source)]))
-                    total = _add_product(builder, _splat(builder, value, LANES), row, builder.load(sums[k]))
+                    total = _add_product(builder, splat(builder, value, LANES), row, builder.load(sums[k]))
                     builder.store(total, sums[k])
         for place, (one, two) in zip(places, totals, strict=True):
             total = builder.fadd(builder.load(one), builder.load(two), flags=FAST)
@@ -296,7 +297,7 @@ def spread(_: Any, table: Any, o00: Any, o01: Any, o10: Any, o11: Any, w00: Any,
         texels, numbers = (pointer(context, builder, signature.args[i], args[i]) for i in (0, 9))
         given = _load(builder, numbers, args[10], LANES)
         for corner in range(4):
-            weight, place = _splat(builder, args[5 + corner], LANES), args[1 + corner]
+            weight, place = splat(builder, args[5 + corner], LANES), args[1 + corner]
             _store(builder, _add_product(builder, weight, given, _load(builder, texels, place, LANES)), texels, place)
         return context.get_dummy_value()
 

@@ -112,10 +112,11 @@ class RunState(Generic[Model]):
         """
         half_life = min(schedule.ema_half_life_images, self.images_seen * _RAMP_UP)
         keep = 0.5 ** (schedule.batch_size / max(half_life, 1e-8))
-        old, new = ([local(p.detach()) for p in module.parameters()] for module in (self.average, self.model))
-        torch._foreach_lerp_(old, new, 1.0 - keep)
-        for before, after in zip(self.average.buffers(), self.model.buffers(), strict=True):
-            before.copy_(after)
+        pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
+        # Those that are frozen are equal.
+        moving = [(local(old.detach()), local(new.detach())) for old, new in pairs if new.requires_grad]
+        torch._foreach_lerp_([old for old, _ in moving], [new for _, new in moving], 1.0 - keep)
+        torch._foreach_copy_(list(self.average.buffers()), list(self.model.buffers()))
 
 
 def new_state(

@@ -1,4 +1,4 @@
-"""GELU of vectors beside PyTorch's, forward and backward."""
+"""GELU and softmax of vectors beside PyTorch's, forward and backward."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.model.gelu import FastGELU
+from vq3dcli.model.pointwise import FastGELU, FastSoftmax
 from vq3dcli.model.vit import TanhGELU, as_on_gpus
 
 
@@ -49,3 +49,25 @@ def test_where_no_gradient_is_wanted_bits_are_pytorchs() -> None:
     assert torch.equal(TanhGELU()(x), functional.gelu(x, approximate="tanh"))
     with as_on_gpus(True):
         assert torch.equal(TanhGELU()(x.requires_grad_()), functional.gelu(x, approximate="tanh"))
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 4e-6), (torch.bfloat16, 2**-8)])
+@pytest.mark.parametrize("shape", [(1, 16), (3, 5, 48), (300, 256)])
+def test_shares_and_their_gradients_are_those_of_pytorch(
+    dtype: torch.dtype, error: float, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    given, back = (5.0 * torch.randn(shape)).to(dtype).requires_grad_(), torch.randn(shape).to(dtype)
+    right = given.detach().double().requires_grad_()
+    ours, theirs = FastSoftmax.apply(given), right.softmax(-1)
+    (slope,), (expected,) = torch.autograd.grad(ours, given, back), torch.autograd.grad(theirs, right, back.double())
+    assert ours.dtype == slope.dtype == dtype
+    torch.testing.assert_close(ours.double(), theirs.detach(), rtol=error, atol=1e-30)
+    torch.testing.assert_close(slope.double(), expected, rtol=8 * error, atol=8 * error)
+
+
+def test_what_is_masked_has_no_share_and_a_row_with_no_number_is_none() -> None:
+    x = torch.randn(3, 32).bfloat16()
+    x[0, 5:], x[1, 7] = -torch.inf, torch.nan
+    shares = FastSoftmax.apply(x)
+    assert not shares[0, 5:].any() and shares[1].isnan().all() and shares[2].isfinite().all()
