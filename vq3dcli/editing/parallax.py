@@ -19,7 +19,7 @@ from vq3dcli.rendering.space import Frustum
 from vq3dcli.rendering.trajectories import PATHS
 
 # What near and far things move against each other at the end of a path, in widths.
-MOST_PARALLAX = 0.05
+MOST_PARALLAX = 0.04
 # What surfaces may be stretched to there, and the part of a photo's slopes that is left out as noise.
 MOST_STRETCH = 2.0
 _SLOPE_QUANTILE = 0.99
@@ -34,7 +34,7 @@ _LESS_FAR = 0.85
 _MOST_FRAMES, _MOST_PIXELS = 16, 256
 # So near to the photo's edge its outermost pixels are seen.
 _WITHIN_PX = 0.25
-_LEAST_AMPLITUDE_RAD = math.radians(1.0)
+_LEAST_AMPLITUDE_RAD = math.radians(0.5)
 _QUANTILES = (0.02, 0.98)
 # Disparities that are closer together than this make no parallax worth a longer way.
 _LEAST_EXTENT = 0.02
