@@ -333,8 +333,9 @@ def test_quiet_leaves_results_and_warnings(capsys: pytest.CaptureFixture[str]) -
     output = Output("probe", False, True)
     output.note("a note")
     output.warn("a warning")
-    with output.progress("working", 1) as progress:
-        progress.advance()
+    with output.progress("working") as progress:
+        progress(0, 1)
+        progress(1, 1)
     output.finish(outputs=[Path("a.mp4")])
     captured = capsys.readouterr()
     assert captured.out == "a.mp4\n"

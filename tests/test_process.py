@@ -51,10 +51,11 @@ PROGRESS = """
 import time
 from vq3dcli.commands import output
 out = output.Output("probe", False, False)
-with out.progress("working", 3, unit="images") as progress:
-    for _ in range(3):
+with out.progress("working", "images") as progress:
+    progress(0, 3)
+    for number in range(3):
         time.sleep(0.15)
-        progress.advance(status="loss 0.5")
+        progress(number + 1, 3, "loss 0.5")
         out.note("a note")
 out.finish(metrics={"psnr": 22.5}, outputs=["a.mp4"])
 """

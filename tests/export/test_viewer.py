@@ -16,7 +16,6 @@ from PIL import Image
 
 from vq3dcli.data.images import encode_png
 from vq3dcli.editing.photo_scene import build_photo_scene
-from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import display_range
 from vq3dcli.export.layers import (
     Frustum,
@@ -222,10 +221,3 @@ def test_a_name_that_is_no_text_is_no_trouble(tmp_path: Path) -> None:
     still = torch.zeros(3, 8, 8, dtype=torch.uint8)
     write_viewer(tmp_path / "a.html", "caf\udce9.jpg", small_layers(), still, (0.0, 1.0))
     assert r"<title>caf\udce9.jpg</title>" in (tmp_path / "a.html").read_text(encoding="utf-8")
-
-
-def test_too_much_for_a_browser_is_refused(tmp_path: Path) -> None:
-    still = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    for layers in (small_layers(33), small_layers(2, 513)):
-        with pytest.raises(UsageError, match="more than a browser"):
-            write_viewer(tmp_path / "a.html", "a", layers, still, (0.0, 1.0))

@@ -48,8 +48,8 @@ def tiny_features():
 
 
 @contextmanager
-def silent(what, total, unit):
-    yield lambda count: None
+def silent(what, unit):
+    yield lambda done, total, status: None
 
 
 def random_set(name, count, *, seed=0, darker=1, class_names=("ant", "bee")):
@@ -67,7 +67,7 @@ CLASSIFIER = Classifier(bright_is_bee, ("ant", "bee"), {"sha256": "classifier"})
 
 
 def evaluate(sets, real, **options):
-    return evaluate_generation(PROTOCOLS["offline-1"], tiny_features(), real, sets, progress=silent, **options)
+    return evaluate_generation(PROTOCOLS["offline-1"], tiny_features(), real, sets, counting=silent, **options)
 
 
 def test_the_figures_are_those_of_the_metrics():

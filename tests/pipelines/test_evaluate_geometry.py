@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from vq3dcli.config.defaults import EVALUATION_SAMPLES
-from vq3dcli.errors import UsageError
 from vq3dcli.metrics.warp import EVALUATION_VIEWS_DEG, flat_warp
 from vq3dcli.pipelines.evaluation.geometry import (
     Template,
@@ -152,13 +151,6 @@ def test_the_sheet_shows_the_first_scenes_above_their_reconstructions(wall):
             top = 2 + row * (SIZE + 2)
             shown = wall.sheet[:, top : top + SIZE, 2 : 2 + SIZE]
             assert (shown.int() - image.int()).abs().max() <= 2 * (row % 2)
-
-
-def test_nothing_to_measure_is_a_usage_error(template):
-    with pytest.raises(UsageError):
-        evaluate_geometry(PaintedWall, count=0, seed=SEED, size_px=SIZE, template=template)
-    with pytest.raises(UsageError):
-        evaluate_geometry(None, count=0, seed=SEED, size_px=SIZE, template=template)
 
 
 def test_figures_are_kept_for_what_they_are_of_and_measured_again_where_damaged(

@@ -40,7 +40,7 @@ def command(
     from vq3dcli.pipelines.bench.run import DEFAULT, run
 
     output = Output("bench", json, quiet)
-    with output.counting("measuring", unit="works") as progress:
+    with output.progress("measuring", unit="works") as progress:
         found = run(subjects or DEFAULT, baselines or [], rounds, pick_device(device), on_work=progress)
     output.finish(protocol="bench-1", metrics=found.metrics, table=found.table)
     if found.missed:

@@ -98,7 +98,7 @@ def command(
     composition = added if base is None else base.with_more(added)
     if shadow is not None:
         composition = with_shadows(composition, shadow)
-    with said.counting("rendering", unit="frames") as count:
+    with said.progress("rendering", unit="frames") as count:
         shown = options.asked_disparity(disparity, beside)
         task = Task(pick_device(device), output, video_format, shown, geometry, weights, count, said.replacing)
         made = compose(composition, file, shot, Look(detail, fit, photo_fov_deg=photo_fov), task)

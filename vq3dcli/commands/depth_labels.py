@@ -86,7 +86,7 @@ def command(
         }
         refuse_given(networks_only, "is for networks, not for --model exact")
         name = EXACT
-        with output.counting("labelling", unit="images") as progress:
+        with output.progress("labelling", unit="images") as progress:
             manifest = label_exact(shards, force=force, progress=progress)
     else:
         if name is not None and (name in (EXACT, "none") or Path(name).name != name or name.startswith(".")):
@@ -104,7 +104,7 @@ def command(
             flip=flip,
         )
         output.note(f"{name}: {', '.join(f'{key} {value}' for key, value in network.facts.items() if key != 'sha256')}")
-        with output.counting("labelling", unit="images") as progress:
+        with output.progress("labelling", unit="images") as progress:
             made = label_by_model(
                 shards,
                 network,

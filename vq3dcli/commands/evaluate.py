@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -42,12 +42,6 @@ def _group() -> None:
 
 class _Voice(Output):
     """What an evaluation says."""
-
-    @contextmanager
-    def part(self, what: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
-        """The library's `Progress`."""
-        with self.progress(what, total, unit=unit) as progress:
-            yield progress.advance
 
     @contextmanager
     def share(self, part: str, folder: Path | None) -> Iterator[Part]:
@@ -141,7 +135,7 @@ def reconstruction(
             lpips=lpips,
             lpips_weights=lpips_weights,
             out=out,
-            progress=voice.part,
+            counting=voice.progress,
             part=share,
         )
         voice.show(result, out)
@@ -191,7 +185,7 @@ def geometry(
     voice = _Voice("evaluate geometry", json, quiet)
     loaded = None if baselines else load_weights(weights, pick_device(device))
     result = measure_geometry(
-        data, loaded, labels=labels, count=count, seed=seed, size_px=size, out=out, progress=voice.part
+        data, loaded, labels=labels, count=count, seed=seed, size_px=size, out=out, counting=voice.progress
     )
     voice.show(result, out)
 
@@ -232,7 +226,7 @@ def depth(
         device=pick_device(device),
         or_cpu=device == "auto",
         out=out,
-        progress=voice.part,
+        counting=voice.progress,
     )
     voice.show(result, out)
 
@@ -313,7 +307,7 @@ def generation(
             part=share,
             device=pick_device(device),
         )
-        voice.show(measure_generation(asked, out=out, progress=voice.part), out, picture="samples.png")
+        voice.show(measure_generation(asked, out=out, counting=voice.progress), out, picture="samples.png")
 
 
 IMAGES = "Images that each run sees; the schedule keeps its shares."
@@ -365,7 +359,7 @@ def ablation(
         Plan(images, scenes, count, tuple(overrides or ())),
         chosen,
         device=pick_device(device),
-        counting=voice.counting,
+        counting=voice.progress,
         should_stop=signals.stop_requested,
         command=again,
     )

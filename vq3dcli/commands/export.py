@@ -87,7 +87,7 @@ def command(
     wish: dict[str, Any] = {"size_px": size, "layers": layers, "samples": samples, "views": views}
     wish |= {"amplitude_deg": amplitude, "mesh": mesh, "axes": axes, "max_z_depth": max_depth}
     look = Look(detail, fit, photo_fov_deg=photo_fov)
-    with said.counting("exporting", unit="scenes") as count:
+    with said.progress("exporting", unit="scenes") as count:
         task = Task(pick_device(device), output, None, False, geometry, weights, count, said.replacing)
         made = export(options.asked_inputs(inputs, stdin_list), export_format, look, task, **wish)
     said.finish(

@@ -45,7 +45,7 @@ def command(
     output = Output("inspect", json, quiet)
     if address(Path(source)) is not None:
         ensure_all(Path(source))
-    with output.counting("reading", unit="bytes") as progress:
+    with output.progress("reading", unit="bytes") as progress:
         found = inspect(source, verify=verify, progress=progress)
     for note in found.notes:
         output.note(note)

@@ -62,7 +62,7 @@ def command(
     said = Output("interpolate", json, quiet)
     of_video: dict[str, Any] = {"frames": frames, "seconds": seconds, "fps": fps, "aspect": aspect, "quality": quality}
     shot = shot_of(camera or "still", amplitude, **of_video, size_px=size, fov_deg=fov, samples=samples)
-    with said.counting("rendering", unit="frames") as count:
+    with said.progress("rendering", unit="frames") as count:
         shown = options.asked_disparity(disparity, beside)
         task = Task(pick_device(device), output, video_format, shown, None, weights, count, said.replacing)
         made = interpolate(inputs, shot, task, mix=mix, requantize=requantize, loop=loop, fit=fit)

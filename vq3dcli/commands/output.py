@@ -81,17 +81,8 @@ class Output:
         self._line(f"warning: {message}")
 
     @contextmanager
-    def progress(
-        self, description: str, total: int | None = None, unit: str = "items", done: int = 0
-    ) -> Iterator[Progress]:
-        """Progress on stderr: of `total` items, None if that is not known, of which `done` were finished before."""
-        with self.counting(description, unit) as progress:
-            progress.begin(done, total)
-            yield progress
-
-    @contextmanager
-    def counting(self, description: str, unit: str = "items") -> Iterator[Progress]:
-        """Progress for work that finds its total itself: it calls what this yields with (done, total, status="")."""
+    def progress(self, description: str, unit: str = "items") -> Iterator[Progress]:
+        """Progress on stderr: work calls what this yields with (done, total, status=""), first as it begins."""
         self._progress = progress = Progress(description, unit, quiet=self.quiet)
         whole = False
         try:

@@ -151,7 +151,7 @@ def command(
 
         bank = None if photos is None else read_photo_bank(photos, leave_out=out)
         assert count is not None
-        with output.counting("preparing", unit="images") as progress:
+        with output.progress("preparing", unit="images") as progress:
             manifest = prepare_toyscenes(
                 out,
                 count=count,
@@ -177,7 +177,7 @@ def command(
         from vq3dcli.data_tools.toyscenes import SceneOptions
 
         assert count is not None
-        with output.counting("reading", unit="models") as progress:
+        with output.progress("reading", unit="models") as progress:
             survey = survey_assets(Path(source[1]), leave_out=out, workers=workers or None, progress=progress)
         wanted = SceneOptions(count, size, seed, varied, photos, coats, shard_size, views)
         facts: dict[str, Any] = {"models": len(survey.assets.models), "grounds": len(survey.assets.grounds)}
@@ -194,7 +194,7 @@ def command(
         facts = {**facts, **would, "rejects": len(survey.rejects)} if meshes else would | facts
         output.finish(count=would["images"], seed=shown_seed, metrics=facts)
         return
-    with output.counting("preparing", unit="images") as progress:
+    with output.progress("preparing", unit="images") as progress:
         made = prepare_part(out, job, share, workers=workers or None, force=force, progress=progress)
         facts |= {"images_per_second": round(progress.per_second, 1) or None}
     if made is None:

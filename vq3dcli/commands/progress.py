@@ -32,32 +32,24 @@ class Progress:
         self._status = ""
         self._bar: Bar | None = None
 
-    def begin(self, done: int, total: int | None) -> None:
-        """Show it from now on; `done` items were finished before (a resumed run) and do not count for the speed."""
-        self.done = self._first = done
-        self._total = total
-        self._start = self._written = time.monotonic()
-        if not self._quiet and is_terminal():
-            self._bar = _rich_bar()
-            self._bar.add_task(self._description, total=total, completed=done, text="")
-            self._bar.start()
+    def __call__(self, done: int, total: int | None, status: str = "") -> None:
+        """So many of so many items (None: nobody knows) are finished; `status`, as `loss 0.123`, is shown beside them.
 
-    def advance(self, count: int = 1, status: str = "") -> None:
-        """Add `count` finished items; `status` is shown beside them, for example `loss 0.123`."""
-        self.done += count
-        self._status = status
-        if self._bar is not None:
+        What was finished at the first call does not count for the speed (a resumed run).
+        """
+        self.done, self._status = done, status
+        if self._start is None:
+            self._first, self._total = done, total
+            self._start = self._written = time.monotonic()
+            if not self._quiet and is_terminal():
+                self._bar = _rich_bar()
+                self._bar.add_task(self._description, total=total, completed=done, text="")
+                self._bar.start()
+        elif self._bar is not None:
             text = self._text().removeprefix(f"{self._description}: ")
             self._bar.update(self._bar.task_ids[0], completed=self.done, text=text)
         elif not self._quiet and time.monotonic() - self._written >= LINE_INTERVAL_SECONDS:
             self._write()
-
-    def __call__(self, done: int, total: int | None, status: str = "") -> None:
-        """So many of so many items are finished: for work that finds its total itself, and begins with that."""
-        if self._start is None:
-            self.begin(done, total)
-        else:
-            self.advance(done - self.done, status)
 
     @property
     def per_second(self) -> float:

@@ -45,7 +45,7 @@ def command(
         minutes=minutes,
         seed=seed,
         device=pick_device(device),
-        counting=output.counting,
+        counting=output.progress,
         should_stop=signals.stop_requested,
     )
     output.finish(

@@ -109,7 +109,7 @@ def command(
     kept = [Path(camera)] if shot.given else []
     with (
         _file_for_stdout(video_format) if to_stdout else nullcontext(output) as place,
-        said.counting("rendering", unit="frames") as count,
+        said.progress("rendering", unit="frames") as count,
     ):
         shown = options.asked_disparity(disparity, beside)
         task = Task(pick_device(device), place, video_format, shown, geometry, weights, count, said.replacing)

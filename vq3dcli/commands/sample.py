@@ -105,7 +105,7 @@ def command(
     if classes is None and len(chosen) < len(names):
         said.note(f"{len(chosen)} of {len(names)} classes; --class all takes all")
     wish = SampleWish(chosen, count, seed, sharpening, shot, None, disparity, npz, geometry)
-    outputs = make_samples(out, loaded, loaded_prior, wish, said.counting, share)
+    outputs = make_samples(out, loaded, loaded_prior, wish, said.progress, share)
     if outputs is None:
         said.note(options.unfinished(share))
     said.finish(

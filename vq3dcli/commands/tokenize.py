@@ -44,7 +44,7 @@ def command(
     share = options.asked_part(part, said)
     target = pick_device(device)
     loaded = load_weights(weights, target)
-    with said.counting("encoding", unit="images") as progress:
+    with said.progress("encoding", unit="images") as progress:
         manifest = tokenize(
             loaded, data, out, views=views, seed=seed, device=target, part=share, force=force, on_progress=progress
         )

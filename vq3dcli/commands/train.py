@@ -353,13 +353,11 @@ def _train(
     from vq3dcli.pipelines.run_report.page import write_run_report
     from vq3dcli.training.run_folder import RunFolder
 
-    seen = RunFolder(out).saved_images()
-    with said.progress("training", recipe.training.images, unit="images", done=seen) as progress:
+    with said.progress("training", "images") as progress:
+        progress(RunFolder(out).saved_images(), recipe.training.images)
 
         def report(step: Progress) -> None:
-            nonlocal seen
-            progress.advance(step.images_seen - seen, status=status.format(step.loss))
-            seen = step.images_seen
+            progress(step.images_seen, step.total_images, status.format(step.loss))
 
         result = train(report=report, refresh_page=lambda: write_run_report(out), should_stop=signals.stop_requested)
     if _is_main_rank():

@@ -22,9 +22,8 @@ from torch.nn import functional
 
 from vq3dcli.data.images import encode_jpeg, encode_png
 from vq3dcli.editing.photo_scene import STRETCH_FADES, STRETCH_GONE, PhotoScene
-from vq3dcli.errors import UsageError
 from vq3dcli.export.colour import colour_table
-from vq3dcli.export.layers import MAX_LAYERS, MAX_SIDE_PX, Layers
+from vq3dcli.export.layers import Layers
 from vq3dcli.files import as_bytes, write_bytes
 from vq3dcli.rendering.scene import to_uint8
 
@@ -54,18 +53,8 @@ def write_viewer(
         still: What is shown without WebGL, uint8 `[3, H, W]` of any size.
         shown: The range of s that the colours of the disparity span.
         pivot_z: How far in front of the first camera the point lies that it turns around; default: the origin.
-
-    Raises `UsageError`: too many or too large layers.
     """
-    if isinstance(layers, PhotoScene):
-        count, height_px, width_px = 2, *layers.front.s.shape
-    else:
-        count, height_px, width_px = layers.alpha.shape
-    if count > MAX_LAYERS or max(height_px, width_px) > MAX_SIDE_PX:
-        raise UsageError(
-            f"{count} layers of {width_px} x {height_px} are more than a browser should be asked to draw",
-            remedy=f"at most {MAX_LAYERS} layers of {MAX_SIDE_PX} pixels",
-        )
+    height_px, width_px = layers.front.s.shape if isinstance(layers, PhotoScene) else layers.alpha.shape[1:]
     script, style = _resource("viewer.js"), _resource("viewer.css")
     policy = (
         f"default-src 'none'; img-src data:; script-src {hash_source(script)}; style-src {hash_source(style)}; "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from vq3dcli.pipelines.film import check_limits, output_size
 from vq3dcli.pipelines.geometry import NERF, Geometry, photo_relief
 from vq3dcli.pipelines.inputs import OpenedScene, Source, fitted_photo, parse_sources, with_photos_of_folders
 from vq3dcli.pipelines.render import Look, Made, with_geometry
-from vq3dcli.pipelines.targets import Task, input_files, note_replaced, refuse_overwriting, refuse_stdout
+from vq3dcli.pipelines.targets import Task, input_files, refuse_overwriting, refuse_stdout
 from vq3dcli.rendering.cameras import Camera, s_from_z_depth, z_depth_from_s
 from vq3dcli.rendering.scene import SceneView, ViewOf
 from vq3dcli.rendering.space import Frustum
@@ -118,7 +118,6 @@ def export(texts: Sequence[str], kind: str | None, look: Look, task: Task, **opt
         kept += composition_files(composition, Path(texts[0]))
     sources = parse_sources(texts) if composition is None else composition_sources(composition)
     named = sources if composition is None else [replace(sources[0], stem=cut_name(Path(texts[0]).stem))]
-    replaced: list[Path] = []
     plans = []
     for source in named:
         output = None if task.output is None else task.output.replace("{name}", source.stem)
@@ -126,9 +125,9 @@ def export(texts: Sequence[str], kind: str | None, look: Look, task: Task, **opt
             if output is not None and Path(output).suffix and not Path(output).is_dir():
                 raise UsageError(f"several inputs cannot share one output ({output})", remedy="-o FOLDER/")
             output = f"{output or '.'}/" + (f"{source.stem}_mpi" if kind == "mpi" else "")
-        asked = {"on_replaced": replaced.extend, "detail": look.detail_of(source) == "photo", **options}
+        asked = {"detail": look.detail_of(source) == "photo", **options}
         plans.append(plan_wish(source, output, kind, kept=[*kept, *input_files(named)], **asked))
-    task.on_replaced(replaced)
+    task.on_replaced([path for _, paths in plans for path in paths if path.exists()])
     look, loaded = with_geometry(look, named, task), task.load(sources)
     outputs: list[Path] = []
     failures: list[Vq3dError] = []
@@ -154,13 +153,7 @@ def export(texts: Sequence[str], kind: str | None, look: Look, task: Task, **opt
 
 
 def plan_wish(
-    source: Source,
-    output: str | None,
-    kind: str | None,
-    *,
-    kept: Sequence[Path] = (),
-    on_replaced: Callable[[Sequence[Path]], None] = note_replaced,
-    **options: Any,
+    source: Source, output: str | None, kind: str | None, *, kept: Sequence[Path] = (), **options: Any
 ) -> tuple[Wish, list[Path]]:
     """What to export, and the files or the folder to write, which can be written; arguments as `export` has them.
 
@@ -194,7 +187,6 @@ def plan_wish(
         check_output(path, "frames" if chosen == "mpi" else "png")
         if chosen == "mpi":
             check_folder(path)
-    on_replaced([path for path in paths if path.exists()])
     return wish, paths
 
 

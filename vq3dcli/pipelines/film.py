@@ -144,8 +144,6 @@ def check_shot(shot: Shot, video_format: VideoFormat) -> None:
         )
     )
     check_quality(shot.quality, video_format)
-    if shot.path not in PATHS:
-        raise UsageError(f"no camera path {shot.path!r}", remedy=", ".join(f"--{name}" for name in PATHS))
 
 
 def check_limits(limits: Iterable[tuple[str, float | None, float, float]]) -> None:

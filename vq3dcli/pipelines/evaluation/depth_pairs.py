@@ -29,7 +29,8 @@ from vq3dcli.files import read_error
 from vq3dcli.metrics.geometry import RELATIVE_FIGURES, relative_figures
 from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.scene import reconstruct_scene
-from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder
+from vq3dcli.pipelines.evaluation.page import Evaluation, evaluation_folder
+from vq3dcli.pipelines.targets import Counting, adding
 from vq3dcli.rendering.render import exact_rendering
 from vq3dcli.seeding import generator
 from vq3dcli.weights_file import LoadedWeights, load_weights
@@ -69,7 +70,7 @@ def measure_depth(
     device: torch.device,
     or_cpu: bool,
     out: Path | None,
-    progress: Progress,
+    counting: Counting,
 ) -> Evaluation:
     """What `vq3d evaluate depth` does; its options say what the arguments are, and raise its errors.
 
@@ -92,8 +93,8 @@ def measure_depth(
         loaded = load_weights(None if each == "embedded" else Path(each), device)
         add(f"Stage 1 {Path(each).name}", rendered(loaded), loaded.sha256)
     evaluation_folder(out, "depth")
-    with progress("measuring", len(pairs) * len(predictors), "maps") as advance:
-        figures = measure_pairs(pairs, predictors, progress=advance)
+    with counting("measuring", "maps") as count:
+        figures = measure_pairs(pairs, predictors, on_maps=adding(count, len(pairs) * len(predictors)))
     conditions = {"protocol": PROTOCOL, "data": str(data), "pairs": len(pairs), "flip": flip, "sha256": hashes}
     return Evaluation(
         PROTOCOL,
@@ -150,7 +151,7 @@ def _read_facts(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def measure_pairs(
-    pairs: Sequence[Pair], predictors: Mapping[str, Predict], *, progress: Callable[[int], object] = lambda done: None
+    pairs: Sequence[Pair], predictors: Mapping[str, Predict], *, on_maps: Callable[[int], object] = lambda count: None
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Figures of each predictor on each set, beside the vertical gradient and the mean of the set's other maps.
 
@@ -166,17 +167,17 @@ def measure_pairs(
         down = torch.arange(MAP_PX, dtype=torch.float32)[None, :, None].expand(len(members), MAP_PX, MAP_PX)
         maps = {"vertical gradient": down, "mean of the others": _mean_of_others(members)}
         for name, predict in predictors.items():
-            maps[name] = _predicted(members, predict, progress)
+            maps[name] = _predicted(members, predict, on_maps)
         result[group] = {name: _summary(members, values) for name, values in maps.items()}
     return result
 
 
-def _predicted(members: Sequence[Pair], predict: Predict, progress: Callable[[int], object]) -> Tensor:
+def _predicted(members: Sequence[Pair], predict: Predict, on_maps: Callable[[int], object]) -> Tensor:
     maps = []
     for pair in members:  # photos may differ in size
         values = predict(pair.image[None]).float().cpu()
         maps.append(functional.interpolate(values[None], (MAP_PX, MAP_PX), mode="bilinear", antialias=True)[0, 0])
-        progress(1)
+        on_maps(1)
     return torch.stack(maps)
 
 

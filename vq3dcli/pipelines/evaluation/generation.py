@@ -33,9 +33,10 @@ from vq3dcli.metrics.distribution import Moments, frechet_distance, inception_sc
 from vq3dcli.metrics.features import FeatureNetwork, FeatureNetworkName, distance_name
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet
 from vq3dcli.pipelines.evaluation.measured_set import Classifier, MeasuredSet, measure_set
-from vq3dcli.pipelines.evaluation.page import Progress, versions
+from vq3dcli.pipelines.evaluation.page import versions
 from vq3dcli.pipelines.evaluation.parts import OthersAtWorkError
 from vq3dcli.pipelines.sampling.record import shown_name
+from vq3dcli.pipelines.targets import Counting, adding
 from vq3dcli.rendering.render import exact_rendering
 
 
@@ -95,7 +96,7 @@ def evaluate_generation(
     statistics: Path | None = None,
     part: Part = WHOLE,
     seed: int = 0,
-    progress: Progress,
+    counting: Counting,
 ) -> GenerationResult:
     """Measure sets of images against real ones; parts share the folder of `statistics`.
 
@@ -120,9 +121,10 @@ def evaluate_generation(
     for _ in range(2):  # once more: other parts may have ended while this one was at its last set
         for key, images in wanted.items():
             if key not in measured:
-                with suppress(OthersAtWorkError), progress(f"measuring {images.name}", len(images), "images") as done:
+                with suppress(OthersAtWorkError), counting(f"measuring {images.name}", "images") as count:
+                    on_images = adding(count, len(images))
                     measured[key] = measure_set(
-                        images, network, classifier, statistics=statistics, part=part, on_images=done
+                        images, network, classifier, statistics=statistics, part=part, on_images=on_images
                     )
     if len(measured) < len(wanted):
         raise OthersAtWorkError

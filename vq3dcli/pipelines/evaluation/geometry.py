@@ -207,11 +207,7 @@ def evaluate_geometry(
     `input_copy_psnr`, `input_flat_psnr` and `input_pivot_psnr` are those of a perfect reconstruction: beside
     `warp_psnr` they tell how much of a novel view is explained by nothing, by one plane and by exact geometry. The
     template is that of `toy_template` at the same size.
-
-    Raises `UsageError`: `count` is not positive.
     """
-    if count < 1:
-        raise UsageError(f"--count {count}: nothing to measure", remedy="--count 64")
     figures = Figures()
     sheet: Tensor | None = None
     for exact in exact_batches(count, seed=seed, size_px=size_px):

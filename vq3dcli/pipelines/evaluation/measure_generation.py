@@ -38,10 +38,11 @@ from vq3dcli.pipelines.evaluation.image_sets import (
     toy_set,
 )
 from vq3dcli.pipelines.evaluation.measured_set import toy_classifier
-from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder
+from vq3dcli.pipelines.evaluation.page import Evaluation, evaluation_folder
 from vq3dcli.pipelines.evaluation.rendered_sets import Samples, class_counts, prior_bits, reconstructed_set, sampled_set
 from vq3dcli.pipelines.sampling.record import pick_classes
 from vq3dcli.pipelines.sampling.sample import sharpening_of
+from vq3dcli.pipelines.targets import Counting
 from vq3dcli.rendering.render import exact_rendering
 from vq3dcli.toyscenes import CLASS_NAMES
 from vq3dcli.weights_file import LoadedWeights, load_prior, load_weights
@@ -89,7 +90,7 @@ class _Real:
 
 
 @exact_rendering()
-def measure_generation(asked: Asked, *, out: Path | None, progress: Progress) -> Evaluation:
+def measure_generation(asked: Asked, *, out: Path | None, counting: Counting) -> Evaluation:
     """What `vq3d evaluate generation` does: first everything that is asked for is opened, then measured.
 
     Raises:
@@ -147,7 +148,7 @@ def measure_generation(asked: Asked, *, out: Path | None, progress: Progress) ->
     if asked.classifier_scenes and shown and shown <= set(CLASS_NAMES):
         size = int(real.images.description["size_px"])
         classifier = toy_classifier(
-            size, scenes=asked.classifier_scenes, statistics=asked.statistics, progress=progress
+            size, scenes=asked.classifier_scenes, statistics=asked.statistics, counting=counting
         )
     result = evaluate_generation(
         protocol,
@@ -159,7 +160,7 @@ def measure_generation(asked: Asked, *, out: Path | None, progress: Progress) ->
         statistics=asked.statistics,
         part=asked.part,
         seed=asked.seed,
-        progress=progress,
+        counting=counting,
     )
     conditions = {**result.conditions, "seconds": time.perf_counter() - began, "device": asked.device.type}
     rows = table(result, network)

@@ -16,7 +16,8 @@ from vq3dcli.pipelines.evaluation import geometry, stereo_pair
 from vq3dcli.pipelines.evaluation import labels as teacher
 from vq3dcli.pipelines.evaluation.geometry import TEMPLATE_SCENES, VIEW_FIGURES, VIEW_NAMES, toy_template
 from vq3dcli.pipelines.evaluation.image_sets import TOYSCENES, toy_set
-from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder, versions
+from vq3dcli.pipelines.evaluation.page import Evaluation, evaluation_folder, versions
+from vq3dcli.pipelines.targets import Counting, adding
 from vq3dcli.rendering.render import exact_rendering
 from vq3dcli.weights_file import LoadedWeights
 
@@ -63,7 +64,7 @@ def measure_geometry(
     seed: int,
     size_px: int,
     out: Path | None,
-    progress: Progress,
+    counting: Counting,
 ) -> Evaluation:
     """What `vq3d evaluate geometry` does; its options say what the arguments are, and raise its errors.
 
@@ -72,11 +73,11 @@ def measure_geometry(
     size = size_px if weights is None else weights.recipe.model.image_size
     evaluation_folder(out, "geometry", "geometry.png")
     if weights is None or data == TOYSCENES:
-        measured = _toyscenes(weights, count or _TOY_SCENES, seed, size, progress)
+        measured = _toyscenes(weights, count or _TOY_SCENES, seed, size, counting)
     elif data == STEREO:
-        measured = _stereo(weights, size, progress)
+        measured = _stereo(weights, size)
     else:
-        measured = _labels(weights, Path(data), labels, count or _LABELLED_IMAGES, seed, size, progress)
+        measured = _labels(weights, Path(data), labels, count or _LABELLED_IMAGES, seed, size, counting)
     protocol = f"{measured.protocol}, {size} px"
     conditions = {
         "protocol": protocol,
@@ -105,13 +106,14 @@ def measure_geometry(
     )
 
 
-def _toyscenes(weights: LoadedWeights | None, count: int, seed: int, size: int, progress: Progress) -> _Measured:
+def _toyscenes(weights: LoadedWeights | None, count: int, seed: int, size: int, counting: Counting) -> _Measured:
     predictor = None if weights is None else geometry.model_predictor(weights)
     scenes = toy_set("toy scenes", count, seed=seed, purpose="eval", size_px=size)
-    with progress("measuring", count, "scenes") as advance:
+    with counting("measuring", "scenes") as progress:
+        on_progress = adding(progress, count)
         template = toy_template(size)
         result = geometry.evaluate_geometry(
-            predictor, count=count, seed=seed, size_px=size, template=template, on_progress=advance
+            predictor, count=count, seed=seed, size_px=size, template=template, on_progress=on_progress
         )
     facts = {"scenes": dict(scenes.description), "template_scenes": TEMPLATE_SCENES, "views": VIEW_NAMES}
     metrics: dict[str, Any] = {**result.metrics}
@@ -122,14 +124,15 @@ def _toyscenes(weights: LoadedWeights | None, count: int, seed: int, size: int, 
 
 
 def _labels(
-    weights: LoadedWeights, path: Path, name: str | None, count: int, seed: int, size: int, progress: Progress
+    weights: LoadedWeights, path: Path, name: str | None, count: int, seed: int, size: int, counting: Counting
 ) -> _Measured:
-    with progress("reading labels", 1, "folders") as advance:
-        labelled = teacher.open_labelled(path, name, count=count, seed=seed, size_px=size)
-        advance(1)
-    with progress("measuring", len(labelled.images), "images") as advance:
+    labelled = teacher.open_labelled(path, name, count=count, seed=seed, size_px=size)
+    with counting("measuring", "images") as progress:
         metrics, sheet = teacher.measure_labels(
-            geometry.photo_predictor(weights), weights.recipe, labelled, on_progress=advance
+            geometry.photo_predictor(weights),
+            weights.recipe,
+            labelled,
+            on_progress=adding(progress, len(labelled.images)),
         )
     loss = weights.recipe.loss
     facts = {
@@ -142,12 +145,10 @@ def _labels(
     return _Measured(teacher.PROTOCOL, len(labelled.images), metrics, facts, sheet, text)
 
 
-def _stereo(weights: LoadedWeights, size: int, progress: Progress) -> _Measured:
+def _stereo(weights: LoadedWeights, size: int) -> _Measured:
     pair = stereo_pair.load_stereo_pair()
-    with progress("measuring", 1, "pairs") as advance:
-        predictor = geometry.photo_predictor(weights)
-        metrics, sheet = stereo_pair.evaluate_stereo(predictor, weights.recipe, pair, size_px=size)
-        advance(1)
+    predictor = geometry.photo_predictor(weights)
+    metrics, sheet = stereo_pair.evaluate_stereo(predictor, weights.recipe, pair, size_px=size)
     facts = {
         "files_sha256": pair.sha256,
         "resize": f"the middle square, bicubic with antialiasing to {size}; disparity by nearest neighbour",

@@ -26,8 +26,8 @@ from vq3dcli.metrics.distribution import Moments, moments
 from vq3dcli.metrics.features import FeatureNetwork
 from vq3dcli.metrics.toy_classifier import EPOCHS, ToyClassifier, settings, train_classifier, weights_sha256
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, toy_set
-from vq3dcli.pipelines.evaluation.page import Progress
 from vq3dcli.pipelines.evaluation.parts import in_parts, remembered
+from vq3dcli.pipelines.targets import Counting, adding
 from vq3dcli.seeding import generator
 from vq3dcli.toyscenes import CLASS_NAMES
 
@@ -142,7 +142,7 @@ def _shown_rows(class_index: Tensor) -> Tensor:
     return shown
 
 
-def toy_classifier(size_px: int, *, scenes: int, statistics: Path | None, progress: Progress) -> Classifier:
+def toy_classifier(size_px: int, *, scenes: int, statistics: Path | None, counting: Counting) -> Classifier:
     """Train a classifier of so many toy scenes, which neither Stage 1 nor a figure sees, or take the one that was kept.
 
     Raises `UsageError`: fewer than two scenes.
@@ -157,14 +157,15 @@ def toy_classifier(size_px: int, *, scenes: int, statistics: Path | None, progre
 
     def trained() -> Mapping[str, Tensor]:
         images = []
-        with progress("drawing scenes for the classifier", scenes, "images") as advance:
+        with counting("drawing scenes for the classifier", "images") as count:
+            on_images = adding(count, scenes)
             for batch in drawn.batches():
                 images.append(batch)
-                advance(len(batch))
-        with progress("training the classifier", scenes * EPOCHS, "images") as advance:
-            return train_classifier(
-                torch.cat(images), drawn.class_index, len(CLASS_NAMES), on_images=advance
-            ).state_dict()
+                on_images(len(batch))
+        with counting("training the classifier", "images") as count:
+            on_images = adding(count, scenes * EPOCHS)
+            model = train_classifier(torch.cat(images), drawn.class_index, len(CLASS_NAMES), on_images=on_images)
+        return model.state_dict()
 
     with torch.device("meta"):  # without storage: random numbers for it would move the global random state
         model = ToyClassifier(len(CLASS_NAMES))

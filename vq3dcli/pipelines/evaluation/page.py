@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,6 @@ from vq3dcli.errors import OutputError
 from vq3dcli.export.page import Html, Section, code, media, paragraph, row, tables, write_page
 from vq3dcli.files import make_folder, write_bytes, write_json
 from vq3dcli.weights_file import LoadedWeights
-
-Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], object]]]
-"""Shows the progress of a part: called with its name, its total and its unit, yields what counts on."""
 
 _CONDITIONS_TEXT = (
     "Figures compare only where all of this is equal: protocol, counts, hashes of weights and features, resize and "

@@ -36,9 +36,10 @@ from vq3dcli.model.quantizer import perplexity
 from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.evaluation.generation import set_distances
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, open_images
-from vq3dcli.pipelines.evaluation.page import Evaluation, Progress, evaluation_folder, versions
+from vq3dcli.pipelines.evaluation.page import Evaluation, evaluation_folder, versions
 from vq3dcli.pipelines.evaluation.parts import Tensors, in_parts
 from vq3dcli.pipelines.sampling.record import shown_name
+from vq3dcli.pipelines.targets import Counting, adding
 from vq3dcli.rendering.render import exact_rendering
 from vq3dcli.weights.third_party import LPIPS_TRUNKS, cached_path
 from vq3dcli.weights_file import LoadedWeights
@@ -100,7 +101,7 @@ def measure_reconstruction(
     lpips: Literal["alex", "vgg", "none"] | None,
     lpips_weights: Path | None,
     out: Path | None,
-    progress: Progress,
+    counting: Counting,
     part: Part = WHOLE,
 ) -> Evaluation:
     """What `vq3d evaluate reconstruction` does; its options say what the arguments are, and raise its errors.
@@ -121,7 +122,7 @@ def measure_reconstruction(
     size = weights.recipe.model.image_size
     images = open_images(data, count=count, seed=seed, size_px=size)
     evaluation_folder(out, "reconstruction", "reconstruction.png")
-    with progress("measuring", len(images), "images") as advance:
+    with counting("measuring", "images") as progress:
         result = evaluate_reconstruction(
             model_reconstructor(weights),
             images,
@@ -132,7 +133,7 @@ def measure_reconstruction(
             part=part,
             statistics=None if out is None or part == WHOLE else out / "statistics",
             facts={"stage1_sha256": weights.sha256, "device": device.type},
-            on_images=advance,
+            on_images=adding(progress, len(images)),
         )
     if network is not None and len(images) < _ENOUGH_IMAGES:
         _log.warning("a Frechet distance of %d images is biased: compare only equal counts, better 2048", len(images))

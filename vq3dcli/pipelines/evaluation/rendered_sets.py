@@ -59,11 +59,7 @@ class Samples:
 
 
 def sampled_set(name: str, weights: LoadedWeights, samples: Samples, *, yaw_deg: float = 0.0) -> ImageSet:
-    """Samples from the camera at a yaw around the pivot, 0 for the one that took the training images.
-
-    Raises `DataError`: the prior's codes are those of another Stage 1.
-    """
-    samples.prior.check_stage1(weights)
+    """Samples from the camera at a yaw around the pivot, 0 for the one that took the training images."""
     own = {
         "kind": "samples",
         "prior_sha256": samples.prior.sha256,
