@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vq3dcli.errors import DataError, InputMissingError, UsageError
-from vq3dcli.pipelines.inputs import needs_weights, open_scene, parse_sources, read_picture
+from vq3dcli.pipelines.inputs import open_scene, parse_sources, read_picture
 from vq3dcli.pipelines.targets import Task, plan_targets
 from vq3dcli.scene_file import save_scene
 from vq3dcli.sealed import write_sealed_json
@@ -154,7 +154,7 @@ def test_every_input_opens_as_a_scene(tmp_path: Path, tiny_weights: Path) -> Non
     sources = parse_sources([str(saved), f"{record}#box-0001"])
     assert [source.stem for source in sources] == ["b", "box-0001"]
     assert [source.path for source in sources] == [saved, record]
-    assert not needs_weights(sources[:1]) and needs_weights(sources)
+    assert [source.is_saved_scene for source in sources] == [True, False]
     again, sampled = (open_scene(source, weights, fit="crop") for source in sources)
     assert again.photo is not None and torch.equal(again.photo, photo.photo)
     assert again.camera == photo.camera

@@ -178,7 +178,7 @@ def _renamed(composition: Composition, rename: Any) -> Composition:
         if is_mesh(text):
             return str(rename(text))
         source = parse_sources([text])[0]
-        if not source.is_file:
+        if source.path is None:
             return text
         return str(rename(str(source.path))) + ("" if source.sample is None else f"#{source.sample}")
 

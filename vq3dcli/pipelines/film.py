@@ -200,17 +200,12 @@ def whole_px(shot: Shot, size_px: int, aspect: float) -> int:
     return round(size_px * max(aspect, 1.0) / cut)
 
 
-def _cut_size(height_px: int, width_px: int, aspect: float | None) -> tuple[int, int]:
-    """Height and width of the largest middle part of an aspect."""
-    if aspect is None:
-        return height_px, width_px
-    fitting = 2 * round(0.5 * width_px / aspect), 2 * round(0.5 * height_px * aspect)  # even, as videos are
-    return max(2, min(height_px, fitting[0])), max(2, min(width_px, fitting[1]))
-
-
 def _cut(camera: Camera, aspect: float | None) -> Camera:
-    """The cameras of the middle of a picture."""
-    height_px, width_px = _cut_size(camera.height_px, camera.width_px, aspect)
+    """The cameras of the largest middle part of a picture that has an aspect; None for all of it."""
+    height_px, width_px = camera.height_px, camera.width_px
+    if aspect is not None:
+        fitting = 2 * round(0.5 * width_px / aspect), 2 * round(0.5 * height_px * aspect)  # even, as videos are
+        height_px, width_px = max(2, min(height_px, fitting[0])), max(2, min(width_px, fitting[1]))
     matrix = camera.intrinsics.clone()
     matrix[:, 0, 2] -= (camera.width_px - width_px) // 2
     matrix[:, 1, 2] -= (camera.height_px - height_px) // 2

@@ -52,24 +52,14 @@ class Source:
 
     text: str
     stem: str  # what outputs are named after
+    path: Path | None = None  # the file that it is read from; None for stdin and toy scenes
     toy: tuple[int, int] | None = None  # set for a toy scene: its class, and the seed of which it is the first scene
     sample: str | None = None  # set for a sample: its name in the record
 
     @property
-    def is_file(self) -> bool:
-        """Whether it is read from a file."""
-        return self.toy is None and self.text != STDIN
-
-    @property
-    def path(self) -> Path:
-        """That file."""
-        assert self.is_file, self.text
-        return Path(self.text if self.sample is None else self.text.removesuffix(f"#{self.sample}"))
-
-    @property
     def is_saved_scene(self) -> bool:
         """Whether it is a saved scene, which needs no weights unless it was saved as codes alone."""
-        return self.is_file and self.sample is None and self.text.endswith(SUFFIX)
+        return self.path is not None and self.path.name.endswith(SUFFIX)
 
 
 @dataclass(frozen=True)
@@ -196,11 +186,6 @@ def fitted_photo(photo: Tensor, height_px: int, width_px: int) -> Tensor:
     return resize(photo, min(photo.shape[1], height_px), min(photo.shape[2], width_px))
 
 
-def needs_weights(sources: Sequence[Source]) -> bool:
-    """Whether any of the inputs is one that only a model makes a scene of."""
-    return not all(source.is_saved_scene for source in sources)
-
-
 def open_scene(
     source: Source,
     weights: LoadedWeights | None,
@@ -211,7 +196,7 @@ def open_scene(
 ) -> OpenedScene:
     """Read an input of any kind and make a scene of it.
 
-    `weights` may be None for saved scenes with their planes (`needs_weights`), which are as they were saved and go to
+    `weights` may be None for saved scenes with their planes, which are as they were saved and go to
     `device`, by default where the model is. `picture` is the input's, where it is at hand.
 
     Raises:
@@ -221,13 +206,13 @@ def open_scene(
     """
     if device is None:
         device = "cpu" if weights is None else weights.device
-    if source.is_saved_scene:
+    if source.path is not None and source.is_saved_scene:
         loaded = load_scene(source.path, device, weights=weights)
         facts = {**loaded.provenance, "scene_sha256": loaded.sha256, "weights_sha256": loaded.weights_sha256}
         return OpenedScene(loaded.scene, loaded.photo, source.stem, loaded.camera, facts)
     if weights is None:
         raise ValueError(f"a scene of {source.text!r} needs weights")
-    facts = {"input": source.path.name if source.is_file else source.text, "weights_sha256": weights.sha256}
+    facts = {"input": source.text if source.path is None else source.path.name, "weights_sha256": weights.sha256}
     if source.sample is not None:
         return open_codes(_sampled_codes(source, weights), weights, {**facts, "sample": source.sample}, source.stem)
     if picture is None:
@@ -266,6 +251,7 @@ def with_first_view(opened: OpenedScene) -> OpenedScene:
 def _sampled_codes(source: Source, weights: LoadedWeights) -> Tensor:
     """Codes `[1, L]` of a sample. Raises `DataError`, `UsageError`."""
     path = source.path
+    assert path is not None
     record = read_record(path)
     try:
         codes_by_name = {row.file.removesuffix(".png"): row.codes for row in record.samples}
@@ -292,14 +278,15 @@ def _parse_source(text: str) -> Source:
         sample = text.rpartition("#")[2]
         if not sample:
             raise UsageError(f"no name of a sample ({text})", remedy="samples.json#NAME")
-        return Source(text, Path(sample).name.removesuffix(".png") or "sample", sample=sample)
+        stem = Path(sample).name.removesuffix(".png") or "sample"
+        return Source(text, stem, Path(text.removesuffix(f"#{sample}")), sample=sample)
     if text.endswith(".toml"):
         remedy = f"vq3d compose {text} films it, vq3d export {text} exports it"
         raise UsageError(f"a composition, where a photo or a scene is expected ({text})", remedy=remedy)
-    if text.endswith(SUFFIX):
-        return Source(text, Path(text).name.removesuffix(SUFFIX) or "input")
-    if not text.startswith(_TOYSCENE):
-        return Source(text, Path(text).stem or "input")
+    if not text.startswith(_TOYSCENE) or text.endswith(SUFFIX):
+        path = Path(text)
+        stem = path.name.removesuffix(SUFFIX) if text.endswith(SUFFIX) else path.stem
+        return Source(text, stem or "input", path)
     name, colon, seed = text.removeprefix(_TOYSCENE).partition(":")
     if name not in CLASS_NAMES:
         nearest = difflib.get_close_matches(name, CLASS_NAMES, n=1, cutoff=0.5)

@@ -16,7 +16,7 @@ from vq3dcli.errors import UsageError
 from vq3dcli.export.video import FORMATS, VideoFormat, check_output, format_of, frames_in
 from vq3dcli.files import cut_name
 from vq3dcli.pipelines.geometry import GeometryName
-from vq3dcli.pipelines.inputs import Source, needs_weights
+from vq3dcli.pipelines.inputs import Source
 from vq3dcli.scene_file import SUFFIX
 from vq3dcli.weights_file import LoadedWeights, load_weights
 
@@ -64,7 +64,7 @@ class Task:
         """The model, if it was named or any of the inputs needs one."""
         if isinstance(self.weights, LoadedWeights):
             return self.weights
-        needed = always or self.weights is not None or needs_weights(sources)
+        needed = always or self.weights is not None or not all(source.is_saved_scene for source in sources)
         return load_weights(self.weights, self.device) if needed else None
 
     @property
@@ -209,7 +209,7 @@ def _plan_target(source: Source, task: Task, path: str, default: VideoFormat, *,
 
 def input_files(sources: Sequence[Source]) -> list[Path]:
     """The files that inputs are read from."""
-    return [source.path for source in sources if source.is_file]
+    return [source.path for source in sources if source.path is not None]
 
 
 def _is_folder(output: str, several: bool) -> bool:
