@@ -247,17 +247,17 @@ def _columns(network: FeatureNetwork) -> tuple[str, ...]:
     return distance_name(network, "frechet"), distance_name(network, "kernel"), "precision", "recall"
 
 
-def generation_charts(result: GenerationResult, network: FeatureNetwork) -> list[Html]:
+def charts(result: GenerationResult, network: FeatureNetwork) -> list[Html]:
     """Bars of each figure by set, and of the samples' classes where a classifier looked at them."""
-    charts = []
+    bars = []
     for figure in _columns(network):
         rows = [(key, row[figure]) for key, row in result.figures.items() if figure in row]
-        charts.append(bar_chart(figure, [(result.sets[key].images.name, float(value)) for key, value in rows]))
+        bars.append(bar_chart(figure, [(result.sets[key].images.name, float(value)) for key, value in rows]))
     shares = result.figures["samples"].get("recognised")
     if shares is not None:
         by_class = [(shown_name(name), part) for name, part in shares.items() if name != "all"]
-        charts.append(bar_chart("part of the samples that is recognised", by_class))
-    return charts
+        bars.append(bar_chart("part of the samples that is recognised", by_class))
+    return bars
 
 
 def sample_sheet(measured: MeasuredSet) -> Tensor:

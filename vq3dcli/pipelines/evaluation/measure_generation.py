@@ -18,16 +18,8 @@ from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.errors import InputMissingError, UsageError
 from vq3dcli.metrics.distribution import Moments
 from vq3dcli.metrics.features import FeatureNetwork, load_feature_network
-from vq3dcli.pipelines.evaluation.generation import (
-    Compared,
-    Protocol,
-    evaluate_generation,
-    generation_charts,
-    protocol_of,
-    published_moments,
-    sample_sheet,
-    table,
-)
+from vq3dcli.pipelines.evaluation import generation
+from vq3dcli.pipelines.evaluation.generation import Compared, Protocol, evaluate_generation
 from vq3dcli.pipelines.evaluation.image_sets import (
     TOYSCENES,
     ImageSet,
@@ -101,7 +93,7 @@ def measure_generation(asked: Asked, *, out: Path | None, counting: Counting) ->
     """
     evaluation_folder(out, "generation", "samples.png")
     began = time.perf_counter()
-    protocol = protocol_of(asked.protocol, asked.count)
+    protocol = generation.protocol_of(asked.protocol, asked.count)
     if asked.samples is not None:
         _check_given(asked)
     for yaw in asked.yaws:
@@ -113,7 +105,7 @@ def measure_generation(asked: Asked, *, out: Path | None, counting: Counting) ->
         weights = None if asked.weights is None else load_weights(asked.weights, asked.device)
         size = None if weights is None else weights.recipe.model.image_size
         sampled = _given(asked, asked.samples, size)
-        protocol = protocol_of(asked.protocol, len(sampled))
+        protocol = generation.protocol_of(asked.protocol, len(sampled))
         side = sampled.description["size_px"]
         real = _real(asked, protocol, network, (), None, size or (side if isinstance(side, int) else _SIZE_PX))
         sets = [Compared("samples", sampled), *_bounds(weights, real)]
@@ -163,7 +155,7 @@ def measure_generation(asked: Asked, *, out: Path | None, counting: Counting) ->
         counting=counting,
     )
     conditions = {**result.conditions, "seconds": time.perf_counter() - began, "device": asked.device.type}
-    rows = table(result, network)
+    rows = generation.table(result, network)
     if tokens is not None:
         rows += [[], ["bits per code, held out", tokens["bits"]]]
         rows += [["class-conditional unigram", tokens["unigram_bits"]], ["share", tokens["share"]]]
@@ -175,8 +167,8 @@ def measure_generation(asked: Asked, *, out: Path | None, counting: Counting) ->
         title="Generation",
         subtitle=f"{protocol.name}: {len(samples_set)} samples, seed {asked.seed}",
         texts=[_FIGURES_TEXT],
-        charts=generation_charts(result, network),
-        sheet=sample_sheet(result.sets["samples"]),
+        charts=generation.charts(result, network),
+        sheet=generation.sample_sheet(result.sets["samples"]),
         sheet_text="The first samples of each class.",
         seed=asked.seed,
         weights=weights,
@@ -241,7 +233,7 @@ def _real(
         rows = pick_rows(folder, count, seed=asked.seed, classes=only)
         training = _check_count(shard_set("training images", folder, rows, size_px=size_px), count)
     path = Path(data)
-    moments = published_moments(path, network) if path.suffix.lower() == ".npz" and path.is_file() else None
+    moments = generation.published_moments(path, network) if path.suffix.lower() == ".npz" and path.is_file() else None
     if protocol.name.startswith("adm") and moments is None:
         raise UsageError(
             "the protocol adm compares with the mean and covariance of ADM's own file",

@@ -22,16 +22,8 @@ from vq3dcli.export.sheet import grid
 from vq3dcli.files import as_bytes, write_bytes
 from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.evaluation.page import Evaluation, evaluation_folder, versions
-from vq3dcli.pipelines.studies.ablation import (
-    FIGURES,
-    KINDS,
-    PROTOCOL,
-    Ablation,
-    Plan,
-    record,
-    run_ablation,
-    verdict,
-)
+from vq3dcli.pipelines.studies import ablation
+from vq3dcli.pipelines.studies.ablation import FIGURES, KINDS, Ablation
 from vq3dcli.pipelines.targets import Counting
 from vq3dcli.rendering.cameras import Camera, Rays, canonical_camera, pivot_camera, pixel_centres, rays_at_pixels
 from vq3dcli.rendering.ray_samples import uniform_samples
@@ -163,7 +155,7 @@ def markdown(result: Ablation, command: str) -> str:
     blocks = [
         "# The pointwise depth loss",
         made,
-        "\n".join(f"- {text}" for text in verdict(result)),
+        "\n".join(f"- {text}" for text in ablation.verdict(result)),
         "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]),
         _SHEET_TEXT,
         f"![{picture}](ablation.png)",
@@ -176,7 +168,7 @@ def markdown(result: Ablation, command: str) -> str:
 def measure_ablation(
     out: Path,
     runs: Path,
-    plan: Plan,
+    plan: ablation.Plan,
     seeds: Sequence[int],
     *,
     device: torch.device,
@@ -190,7 +182,7 @@ def measure_ablation(
     """
     plan.check(seeds)
     evaluation_folder(out, "ablation", "ablation.png", "profiles.svg", "ablation.md")
-    result = run_ablation(runs, plan, seeds, device=device, counting=counting, should_stop=should_stop)
+    result = ablation.run_ablation(runs, plan, seeds, device=device, counting=counting, should_stop=should_stop)
     models = {kind: load_weights(runs / f"{kind}-{seeds[0]}", device) for kind in KINDS}
     profiles = side_by_side(profile_charts(models), 3)
     files = {"profiles.svg": standalone(profiles), "ablation.md": markdown(result, command)}
@@ -199,13 +191,13 @@ def measure_ablation(
     summary = result.summary()
     shown = (("weight variance", "weight_variance"), ("novel gain, dB", "novel_gain"))
     evaluation = Evaluation(
-        PROTOCOL,
+        ablation.PROTOCOL,
         plan.count,
-        record(result, versions(), device),
+        ablation.record(result, versions(), device),
         table(result),
         title="The pointwise depth loss",
         subtitle=f"{len(seeds)} seeds of three losses, {plan.images} images each, measured on {plan.count} scenes",
-        texts=verdict(result),
+        texts=ablation.verdict(result),
         charts=[bar_chart(title, [(kind, summary[kind][name]["mean"]) for kind in KINDS]) for title, name in shown],
         sections=[Section("Weights along rays", [paragraph(_PROFILE_TEXT), profiles])],
         sheet=figure_sheet(models),

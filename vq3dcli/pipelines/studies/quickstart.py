@@ -34,6 +34,7 @@ from vq3dcli.pipelines.render import Look, render
 from vq3dcli.pipelines.run_report.page import run_sections
 from vq3dcli.pipelines.sampling.record import SampleWish
 from vq3dcli.pipelines.sampling.sample import SHEET_NAME, filmed_samples, make_samples, sharpening_of
+from vq3dcli.pipelines.studies import toy_runs
 from vq3dcli.pipelines.studies.budget import (
     DEFAULT_MINUTES,
     AnyRecipe,
@@ -43,14 +44,6 @@ from vq3dcli.pipelines.studies.budget import (
     with_budget,
 )
 from vq3dcli.pipelines.studies.demo import TOY_INPUTS, example_photo
-from vq3dcli.pipelines.studies.toy_runs import (
-    geometry_section,
-    make_toy_data,
-    measure_once,
-    stop_between,
-    train_once,
-    video_rows,
-)
 from vq3dcli.pipelines.targets import Counting, Task
 from vq3dcli.pipelines.tokenize import tokenize
 from vq3dcli.pipelines.train import open_loader
@@ -150,10 +143,10 @@ class _Call:
     def run(self, minutes: float | None) -> Quickstart:
         out = self.out
         budget, weights = self._stage1(minutes)
-        stop_between(self.should_stop, out)
+        toy_runs.stop_between(self.should_stop, out)
         videos = self._videos(weights)
-        stop_between(self.should_stop, out)
-        metrics = measure_once(
+        toy_runs.stop_between(self.should_stop, out)
+        metrics = toy_runs.measure_once(
             out / "geometry.json",
             weights,
             count=self.size.evaluated,
@@ -163,9 +156,9 @@ class _Call:
             counting=self.counting,
             sheet=out / "geometry.png",
         )
-        stop_between(self.should_stop, out)
+        toy_runs.stop_between(self.should_stop, out)
         prior = self._stage2(weights, SHARE_OF_MINUTES * budget.minutes)
-        stop_between(self.should_stop, out)
+        toy_runs.stop_between(self.should_stop, out)
         sheet, filmed = self._new_scenes(weights, prior)
         made = Quickstart(out / "report.html", videos, weights, metrics, budget, prior, sheet, filmed)
         self._write_report(made)
@@ -179,9 +172,9 @@ class _Call:
         recipe = load_recipe(RECIPE, Stage1Recipe, [*self.size.overrides, f"training.seed={self.seed}"])
         recorded_budget(self.out / "budget.json", minutes=minutes, seed=self.seed)  # before the data are made
         side_px, data = recipe.model.image_size, self.out / "data"
-        make_toy_data(data, scenes=self.size.scenes, size_px=side_px, seed=self.seed, counting=self.counting)
+        toy_runs.make_toy_data(data, scenes=self.size.scenes, size_px=side_px, seed=self.seed, counting=self.counting)
         loader = open_loader(recipe, [data], EXACT, join_ranks(self.device))
-        stop_between(self.should_stop, self.out)
+        toy_runs.stop_between(self.should_stop, self.out)
         facts = {"data": "toyscenes", "scenes": loader.num_samples}
 
         def train_it(recipe: Stage1Recipe, folder: Path, **watching: Any) -> None:
@@ -230,7 +223,7 @@ class _Call:
                     should_stop=self.should_stop,
                 )
         run, final = self.out / folder, with_budget(recipe, budget.images, budget.images_per_second)
-        train_once(
+        toy_runs.train_once(
             run,
             description,
             self.counting,
@@ -289,9 +282,9 @@ class _Call:
             f"{budget.images} images of {self.size.scenes} toy scenes, at {budget.images_per_second:.0f} images a "
             f"second on {self.device.type}, seed {self.seed}",
             [
-                Section("From one picture to novel views", [paragraph(_VIDEOS_TEXT), *video_rows(rows)]),
-                Section("New scenes", [paragraph(text), sheet, *video_rows(made.filmed)]),
-                geometry_section(made.metrics, out / "geometry.png"),
+                Section("From one picture to novel views", [paragraph(_VIDEOS_TEXT), *toy_runs.video_rows(rows)]),
+                Section("New scenes", [paragraph(text), sheet, *toy_runs.video_rows(made.filmed)]),
+                toy_runs.geometry_section(made.metrics, out / "geometry.png"),
                 *runs,
                 Section("Go on", [code("\n".join(commands))]),
             ],
