@@ -41,7 +41,7 @@ def command(
 
     output = Output("bench", json, quiet)
     with output.progress("measuring", unit="works") as progress:
-        found = run(subjects or DEFAULT, baselines or [], rounds, pick_device(device), on_work=progress)
-    output.finish(protocol="bench-1", metrics=found.metrics, table=found.table)
-    if found.missed:
-        output.fail(DataError(f"ours and theirs differ: {', '.join(found.missed)}", remedy="report it"))
+        measured = run(subjects or DEFAULT, baselines or [], rounds, pick_device(device), on_work=progress)
+    output.finish(protocol="bench-1", metrics=measured.metrics, table=measured.table)
+    if measured.missed:
+        output.fail(DataError(f"ours and theirs differ: {', '.join(measured.missed)}", remedy="report it"))

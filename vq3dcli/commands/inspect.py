@@ -46,22 +46,22 @@ def command(
     if address(Path(source)) is not None:
         ensure_all(Path(source))
     with output.progress("reading", unit="bytes") as progress:
-        found = inspect(source, verify=verify, progress=progress)
-    for note in found.notes:
+        result = inspect(source, verify=verify, progress=progress)
+    for note in result.notes:
         output.note(note)
-    for problem in found.problems:
+    for problem in result.problems:
         output.warn(problem)
     outputs = []
-    if sheet is not None and not found.problems:
-        if found.kind != "shards":
-            raise UsageError(f"no sheet of {found.kind}", remedy="--sheet with a folder of shards")
+    if sheet is not None and not result.problems:
+        if result.kind != "shards":
+            raise UsageError(f"no sheet of {result.kind}", remedy="--sheet with a folder of shards")
         write_sheet(Path(source), sheet)
         outputs.append(sheet)
-    count = found.facts.get("samples", found.facts.get("images"))
-    facts = {"is": found.kind, **found.facts}
+    count = result.facts.get("samples", result.facts.get("images"))
+    facts = {"is": result.kind, **result.facts}
     output.finish(count=count, metrics=facts, table=[*_rows(facts)], outputs=outputs)
-    if found.problems:
-        output.fail(DataError(f"{len(found.problems)} things are wrong ({source})", remedy="the warnings say which"))
+    if result.problems:
+        output.fail(DataError(f"{len(result.problems)} things are wrong ({source})", remedy="the warnings say which"))
 
 
 def _rows(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:

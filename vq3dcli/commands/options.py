@@ -100,13 +100,13 @@ def asked_inputs(inputs: list[str] | None, stdin_list: bool) -> list[str]:
 def numbers(option: str, text: str, *counts: int) -> list[float]:
     """Numbers between commas, one of `counts` many if any are given. Raises `UsageError`."""
     try:
-        found = [float(part) for part in text.split(",")]
+        values = [float(part) for part in text.split(",")]
     except ValueError:
-        found = []
-    if not found or not all(map(math.isfinite, found)) or (counts and len(found) not in counts):
+        values = []
+    if not values or not all(map(math.isfinite, values)) or (counts and len(values) not in counts):
         wanted = f"{' or '.join(map(str, counts))} numbers" if counts else "numbers"
         raise UsageError(f"{option} needs {wanted} with commas between them, got {text[:60]!r}")
-    return found
+    return values
 
 
 def asked_disparity(disparity: bool, beside: bool) -> targets.Disparity:

@@ -48,32 +48,32 @@ def continued(rgb: Tensor, hole: Tensor, s: Tensor, foreign: Tensor | None = Non
     sizes = [(hole.shape[0], hole.shape[1])]
     while min(sizes[-1]) >= 2 * _SMALLEST_PX and _thickness(hole, sizes[-1]) > 2 * _HALF:
         sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
-    found = None
+    coarser = None
     for level, size in enumerate(reversed(sizes)):
         at_size = values if size == hole.shape else resized(values, size)
         missing = hole if size == hole.shape else resized(hole.float(), size) > 0.0
         usable = _usable(barred if size == hole.shape else resized(barred.float(), size) > 0.0).numpy()
         if not usable.any():
             continue
-        if found is None:
+        if coarser is None:
             at_size[:3] = torch.where(missing, fill_holes(at_size[:3], (~missing).float()), at_size[:3])
             field = np.zeros((*size, 2), np.int32) - 1
         else:
-            grown, nearest = found
+            grown, nearest = coarser
             at_size[:3] = torch.where(missing, resized(grown, size, smooth=False), at_size[:3])
             field = _larger(nearest, size)
         pixels = np.ascontiguousarray(at_size.permute(1, 2, 0).numpy())
         places = np.argwhere(usable).astype(np.int32)
         near = local_range(missing.float(), _HALF)[1].numpy() > 0
-        rounds, reach = (_FIRST_ROUNDS, max(size)) if found is None else (_ROUNDS, _REACH_PX)
+        rounds, reach = (_FIRST_ROUNDS, max(size)) if coarser is None else (_ROUNDS, _REACH_PX)
         for number in range(rounds):
             distance = _search(pixels, near, usable, places, field, reach, 1 + number + 100 * level)
             said = _vote(pixels, near, field, distance, _VOTE_WIDTH)
             pixels[missing.numpy(), :3] = said[missing.numpy()]
-        found = torch.from_numpy(said).permute(2, 0, 1), field
-    if found is None:
+        coarser = torch.from_numpy(said).permute(2, 0, 1), field
+    if coarser is None:
         return fill_holes(rgb, (~hole).to(rgb))
-    return torch.where(hole, found[0], rgb.cpu()).to(rgb)
+    return torch.where(hole, coarser[0], rgb.cpu()).to(rgb)
 
 
 def _thickness(hole: Tensor, size: tuple[int, ...]) -> float:

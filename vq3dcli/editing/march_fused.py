@@ -33,7 +33,7 @@ def _height(relief: Any, x: Any, y: Any) -> Any:
 
 @compiled_fast
 def _march(
-    relief: Any, base: Any, step: Any, high: Any, low: Any, step_px: Any, most_steps: int, precise_s: Any, found: Any
+    relief: Any, base: Any, step: Any, high: Any, low: Any, step_px: Any, most_steps: int, precise_s: Any, result: Any
 ) -> None:
     """Where rays `base + s * step` `[N, 2]` meet a relief `[H, W]`: s and stretch `[N, 2]`."""
     for n in range(len(base)):
@@ -61,7 +61,7 @@ def _march(
         u, v, half = x + s * a, y + s * b, _f(0.5)
         slope_u = _height(relief, u + half, v) - _height(relief, u - half, v)
         slope_v = _height(relief, u, v + half) - _height(relief, u, v - half)
-        found[n, 0], found[n, 1] = s, _f(1.0) - slope_u * a - slope_v * b
+        result[n, 0], result[n, 1] = s, _f(1.0) - slope_u * a - slope_v * b
 
 
 def march(
@@ -73,8 +73,8 @@ def march(
     Each ray takes steps of `step_px` in the photo, and the place between two of them is found to `precise_s`.
     """
     maps, start, along = (np.ascontiguousarray(each.numpy(), np.float32) for each in (relief, base, step))
-    found = np.empty((len(start), 2), np.float32)
+    result = np.empty((len(start), 2), np.float32)
     numbers = (_f(high), _f(low), _f(step_px), most_steps, _f(precise_s))
-    share(len(start), lambda part: _march(maps, start[part], along[part], *numbers, found[part]))
-    s, stretch = torch.from_numpy(found).unbind(-1)
+    share(len(start), lambda part: _march(maps, start[part], along[part], *numbers, result[part]))
+    s, stretch = torch.from_numpy(result).unbind(-1)
     return s, stretch

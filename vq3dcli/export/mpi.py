@@ -26,13 +26,13 @@ def layers_in(folder: Path) -> list[Path]:
 
 def check_folder(folder: Path) -> None:
     """Raise `OutputError` if the folder holds pictures of such names that are no multiplane image of ours."""
-    found = layers_in(folder)
+    there = layers_in(folder)
     try:
-        ours = not found or json.loads((folder / INDEX_NAME).read_bytes())["format"] == _FORMAT
+        ours = not there or json.loads((folder / INDEX_NAME).read_bytes())["format"] == _FORMAT
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         ours = False
     if not ours:
-        raise OutputError(f"vq3d did not make what it would replace ({found[0]})", remedy="another folder with -o")
+        raise OutputError(f"vq3d did not make what it would replace ({there[0]})", remedy="another folder with -o")
 
 
 def write_mpi(folder: Path, layers: Layers) -> list[Path]:

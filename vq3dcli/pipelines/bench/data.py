@@ -68,7 +68,7 @@ def works(device: torch.device) -> Iterator[Work]:
 
 def _agree(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Gate:
     assert ours.keys() == theirs.keys(), (list(ours)[:3], list(theirs)[:3])
-    a, b = (torch.stack([found[key] for key in sorted(ours)]) / 255.0 for found in (ours, theirs))
+    a, b = (torch.stack([images[key] for key in sorted(ours)]) / 255.0 for images in (ours, theirs))
     return Gate("psnr_db", psnr_db(a, b), LEAST_PSNR_DB)
 
 
@@ -96,14 +96,14 @@ def squares(photos: list[Path]) -> dict[str, Tensor]:
 
 def pillow_squares(photos: list[Path]) -> dict[str, Tensor]:
     """The same with Pillow alone: decode, cut the centre, resize by its bicubic filter."""
-    found = {}
+    images = {}
     for path in photos:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
         top, left, side = centre_square(image.height, image.width)
         square = image.crop((left, top, left + side, top + side)).resize((SIZE_PX, SIZE_PX), Image.Resampling.BICUBIC)
-        found[path.stem] = torch.from_numpy(np.array(square)).permute(2, 0, 1)
-    return found
+        images[path.stem] = torch.from_numpy(np.array(square)).permute(2, 0, 1)
+    return images
 
 
 def write_shards(photos: Path, out: Path, size_px: int) -> Path:

@@ -220,6 +220,6 @@ def gradients(subject: Subject, rays: Rays, *, ours: bool) -> Tensor:
         rgb = render_rays(subject.model.field(planes), rays, samples).rgb[0]
     else:
         rgb = plain_way(subject._replace(planes=planes), rays)
-    found = torch.autograd.grad(rgb.square().mean(), [planes, *mlp.parameters()])
+    derivatives = torch.autograd.grad(rgb.square().mean(), [planes, *mlp.parameters()])
     mlp.requires_grad_(False)
-    return torch.cat([each.flatten() for each in found])
+    return torch.cat([each.flatten() for each in derivatives])

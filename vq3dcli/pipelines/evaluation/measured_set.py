@@ -96,32 +96,32 @@ def measure_set(
     shown = _shown_rows(images.class_index)
 
     def look(rows: range) -> dict[str, Tensor]:
-        start, found = rows.start, dict[str, list[Tensor]](features=[], seen_class=[], pictures=[])
+        start, seen = rows.start, dict[str, list[Tensor]](features=[], seen_class=[], pictures=[])
         for batch in images.read(rows.start, rows.stop):
-            found["features"].append(network(batch))
-            found["seen_class"].append(torch.empty(0, dtype=torch.int64))
+            seen["features"].append(network(batch))
+            seen["seen_class"].append(torch.empty(0, dtype=torch.int64))
             if classifier is not None:
-                found["seen_class"][-1] = classifier.classify(batch)
-            found["pictures"].append(batch[shown[start : start + len(batch)]])
+                seen["seen_class"][-1] = classifier.classify(batch)
+            seen["pictures"].append(batch[shown[start : start + len(batch)]])
             start += len(batch)
             on_images(len(batch))
-        return {name: torch.cat(parts) for name, parts in found.items()}
+        return {name: torch.cat(parts) for name, parts in seen.items()}
 
     def join(blocks: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        found = dict[str, list[Tensor]](features=[], seen_class=[], pictures=[])
+        columns = dict[str, list[Tensor]](features=[], seen_class=[], pictures=[])
 
         def features() -> Iterator[Tensor]:
             start = 0
             for block in blocks:
                 stop = start + len(block["features"])
-                found["features"].append(block["features"][kept[start:stop]])
+                columns["features"].append(block["features"][kept[start:stop]])
                 for name in ("seen_class", "pictures"):
-                    found[name].append(block[name])
+                    columns[name].append(block[name])
                 start = stop
                 yield block["features"]
 
         own = moments(features())
-        joined = {name: torch.cat(parts) for name, parts in found.items()}
+        joined = {name: torch.cat(parts) for name, parts in columns.items()}
         return {**joined, "mean": own.mean, "covariance": own.covariance, "picture_class": images.class_index[shown]}
 
     kind = str(images.description["kind"]).replace(" ", "-")

@@ -226,7 +226,7 @@ def evaluate_reconstruction(
         )
 
     def look(rows: range) -> Tensors:
-        start, found = rows.start, list[Tensors]()
+        start, joined = rows.start, list[Tensors]()
         for part in (part for batch in images.read(rows.start, rows.stop) for part in batch.split(_AT_ONCE)):
             rgb, codes = reconstruct(part)
             seen = {
@@ -241,10 +241,10 @@ def evaluate_reconstruction(
                 seen[lpips.network.replace("-", "_")] = perceptual(lpips, rgb, part)
             if network is not None:
                 seen |= {"real features": network(part), "own features": network(rgb)}
-            found = [_joined([*found, seen], rows.start)]
+            joined = [_joined([*joined, seen], rows.start)]
             start += len(part)
             on_images(len(part))
-        return found[0]
+        return joined[0]
 
     conditions = {
         "protocol": PROTOCOL,

@@ -314,9 +314,9 @@ def _charts(names: Sequence[str], records: Sequence[Record]) -> list[Html]:
 def _held_out_section(run: Path) -> list[Section]:
     """Figures on held-out images by class, the worst first; none where there is no sound `held_out.json`."""
     try:
-        found = json_value((run / "held_out.json").read_text())
-        rows = [_held_out_row(str(name), row) for name, row in found["classes"].items()]
-        everything = _held_out_row("all", found)
+        figures = json_value((run / "held_out.json").read_text())
+        rows = [_held_out_row(str(name), row) for name, row in figures["classes"].items()]
+        everything = _held_out_row("all", figures)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     rows.sort(key=lambda row: -row[2] if math.isfinite(row[2]) else math.inf)
@@ -324,7 +324,7 @@ def _held_out_section(run: Path) -> list[Section]:
     for name, images, bits, unigram in [everything, *rows[:_MOST_CLASSES]]:
         share = f"{bits / unigram:.1%}" if unigram > 0 else "-"
         cells.append([name, f"{images:.0f}", f"{bits:.3f}", f"{unigram:.3f}", share])
-    seen = number(found, "images_seen") or 0
+    seen = number(figures, "images_seen") or 0
     text = f"At {seen:.0f} images. The worst classes first; by counting: the entropy of a code given the class."
     return [Section("Held-out images by class", [paragraph(text), table(cells)])]
 

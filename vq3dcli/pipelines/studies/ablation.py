@@ -81,8 +81,8 @@ class Plan:
 
     def recipe(self, kind: str, seed: int) -> Stage1Recipe:
         """The recipe of a run: the parts of its schedule keep their share of the images."""
-        found = load_recipe(RECIPE, Stage1Recipe, [*self.overrides, f"loss.depth_kind={kind}", f"training.seed={seed}"])
-        return with_budget(found, self.images, _IMAGES_PER_SECOND)
+        overrides = [*self.overrides, f"loss.depth_kind={kind}", f"training.seed={seed}"]
+        return with_budget(load_recipe(RECIPE, Stage1Recipe, overrides), self.images, _IMAGES_PER_SECOND)
 
     def check(self, seeds: Sequence[int]) -> None:
         """Raise `UsageError` or `RecipeError` for seeds or overrides that cannot be trained."""
@@ -167,7 +167,7 @@ def run_ablation(
                 begin = partial(_train, run, plan.recipe(kind, seed), folder / "data", device, should_stop)
                 train_once(run, f"training {run.name}", counting, begin)
                 loaded = load_weights(run, device)
-                found = measure_once(
+                figures = measure_once(
                     run / "figures.json",
                     loaded,
                     count=plan.count,
@@ -177,7 +177,7 @@ def run_ablation(
                     counting=counting,
                     template=template,
                 )
-                runs[kind][seed] = {**found, "novel_gain": found["novel_psnr"] - found["copy_psnr"]}
+                runs[kind][seed] = {**figures, "novel_gain": figures["novel_psnr"] - figures["copy_psnr"]}
                 weights[kind][seed] = loaded.sha256
     first = runs[KINDS[0]][seeds[0]]
     blind = {name: value for name, value in first.items() if name.startswith("template_")}

@@ -91,8 +91,8 @@ def profile_charts(models: Mapping[str, LoadedWeights]) -> list[Html]:
     weights: dict[str, Tensor] = {}
     means = []
     for kind, loaded in models.items():
-        found = torch.stack([_ray_weights(loaded, views.rgb[b : b + 1], camera, b) for b in range(scenes)])
-        weights[kind] = found.reshape(scenes, size, size, EVALUATION_SAMPLES)
+        of_rays = torch.stack([_ray_weights(loaded, views.rgb[b : b + 1], camera, b) for b in range(scenes)])
+        weights[kind] = of_rays.reshape(scenes, size, size, EVALUATION_SAMPLES)
         bins = torch.zeros(_BINS, dtype=torch.float64)
         bins.scatter_add_(0, place.flatten(), weights[kind].double().flatten())
         means.append(Series(kind, offset, (bins / bins.sum()).tolist(), dashed=kind == "none"))
@@ -132,10 +132,10 @@ def table(result: Ablation) -> list[list[object]]:
     for figure in FIGURES:
         cells = []
         for kind in KINDS:
-            found = summary[kind][figure]
-            low, high = number_text(found["min"]), number_text(found["max"])
+            of_seeds = summary[kind][figure]
+            low, high = number_text(of_seeds["min"]), number_text(of_seeds["max"])
             spread = f" ({low} to {high})" if len(result.seeds) > 1 else ""
-            cells.append(number_text(found["mean"]) + spread)
+            cells.append(number_text(of_seeds["mean"]) + spread)
         rows.append([figure, *cells, result.template.get(f"template_{figure}")])
     return rows
 
