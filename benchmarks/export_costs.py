@@ -18,12 +18,13 @@ from pathlib import Path
 import torch
 
 from vq3dcli.config.defaults import VIDEO_SAMPLES
-from vq3dcli.pipelines.compose import Opened, build_stage
+from vq3dcli.pipelines.compose import Opened
 from vq3dcli.pipelines.composition import Composition
 from vq3dcli.pipelines.export import FORMATS, Wish, export_scene
 from vq3dcli.pipelines.film import Shot, shot_camera
 from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
 from vq3dcli.pipelines.render import Detail, Look, staged_photo
+from vq3dcli.pipelines.stage import build_stage
 from vq3dcli.weights_file import load_weights
 
 KINDS = ("photo", "plain", "composition")
