@@ -150,7 +150,6 @@ def test_a_scene_that_fails_leaves_nothing(tmp_path: Path) -> None:
         Shot(amplitude_deg=-1.0),
         Shot(amplitude_deg=math.inf),
         Shot(samples=1),
-        Shot("figure-eight"),
     ],
 )
 def test_values_out_of_range(shot: Shot) -> None:
