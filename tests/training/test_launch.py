@@ -181,7 +181,7 @@ def test_whatever_is_lost_at_any_time_all_end_and_the_run_goes_on(
     os.kill(run.launcher.pid if victim == "launcher" else run.ranks[int(victim)], getattr(signal, f"SIG{number}"))
     found, said = run.end()
     assert found == code, said
-    assert code < 0 or said.count("\n") == 1
+    assert said.count("error: ") == (code > 0)  # the first rank may warn that nothing is saved yet
     print(f"{victim} {number} {instant}: {time.monotonic() - begin:.0f} s")
     assert time.monotonic() - begin < 60  # half of it where the machine has nothing else to do
     images = RunFolder(run.out).saved_images() + 32
