@@ -44,7 +44,7 @@ from vq3dcli.rendering.space import Frustum
 
 # Windows as parts of the longer side.
 _STEP_WINDOW = 1 / 80
-_MIXED_WINDOW = 1 / 50
+_MIXED_WINDOW = 1 / 70
 # The front layer fades between these factors of being pulled apart.
 STRETCH_FADES, STRETCH_GONE = 1.6, 3.0
 # Neighbouring rays that end so much farther apart than on a flat relief see an outline.
