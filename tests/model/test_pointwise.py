@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.model.pointwise import FastGELU, FastSoftmax
+from vq3dcli.model.pointwise import FastGELU, FastSoftmax, attend_to_slots
 from vq3dcli.model.vit import TanhGELU, as_on_gpus
 
 
@@ -71,3 +71,14 @@ def test_what_is_masked_has_no_share_and_a_row_with_no_number_is_none() -> None:
     x[0, 5:], x[1, 7] = -torch.inf, torch.nan
     shares = FastSoftmax.apply(x)
     assert not shares[0, 5:].any() and shares[1].isnan().all() and shares[2].isfinite().all()
+
+
+@pytest.mark.parametrize("visible", [1, 6, 9])
+def test_one_token_sees_the_slots_that_are_filled_whatever_the_others_hold(visible: int) -> None:
+    torch.manual_seed(0)
+    query, keys, values = torch.randn(2, 3, 1, 32), torch.randn(2, 3, 9, 32), torch.randn(2, 3, 9, 32)
+    expected = functional.scaled_dot_product_attention(query, keys[:, :, :visible], values[:, :, :visible])
+    keys[:, :, visible:], values[:, :, visible:] = math.nan, math.nan
+    found = attend_to_slots(query, keys, values, visible)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(found[1:], attend_to_slots(query[1:], keys[1:], values[1:], visible))

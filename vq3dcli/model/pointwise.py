@@ -3,7 +3,7 @@
     x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)    (Hendrycks and Gimpel, 2016)
 
 The same functions, with an exponential of vectors that is good to the last bits of float32, and numbers of bfloat16
-read and written as they are.
+read and written as they are. Attention of one token to those before it, which reads each key and value once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vq3dcli.compiled import FAST, compiled_fast
 from vq3dcli.rendering.fused import share
-from vq3dcli.rendering.simd import LANES, operation, pointer, splat, vector_at, vector_exp
+from vq3dcli.rendering.simd import LANES, blend, operation, pointer, splat, vector_at, vector_exp
 
 _SLOPE, _CUBE = 2.0 * math.sqrt(2.0 / math.pi), 0.044715
 _NUMBERS = ir.VectorType(ir.FloatType(), LANES)
@@ -189,6 +189,58 @@ def _softmax(x: Any, out: Any, row: int) -> None:
 def _softmax_back(share: Any, of_out: Any, of_x: Any, row: int) -> None:
     for at in range(0, len(share), row):
         _softmax_back_row(share, at, row, of_out, of_x)
+
+
+@operation
+def _product(_: Any, x: Any, at: Any, y: Any, there: Any, count: Any) -> Any:
+    signature = types.float32(x, types.int64, y, types.int64, types.int64)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        total = cgutils.alloca_once_value(builder, _constant(0.0))
+        with _vectors(builder, args[4]) as loop:
+            place = builder.mul(loop.index, ir.Constant(args[1].type, LANES))
+            a, b = (
+                _numbers(builder, context, signature.args[k], args[k], builder.add(args[k + 1], place)) for k in (0, 2)
+            )
+            product = builder.fmul(a, b, flags=FAST)
+            builder.store(builder.fadd(builder.load(total), product, flags=FAST), total)
+        zero = ir.Constant(ir.IntType(32), 0)
+        return builder.extract_element(_across(builder, builder.load(total), "fadd"), zero)
+
+    return signature, generate
+
+
+@compiled_fast
+def _attend(query: Any, keys: Any, values: Any, slots: int, channels: int, visible: int, out: Any) -> None:
+    count = (visible + LANES - 1) // LANES * LANES
+    scores, shares, room = np.full(count, -np.inf, np.float32), np.empty(count, np.float32), np.empty(count, np.float32)
+    scale = np.float32(1.0 / math.sqrt(channels))
+    out[:] = np.float32(0.0)
+    for r in range(len(query) // channels):
+        at, first = r * channels, r * slots * channels
+        for j in range(visible):
+            scores[j] = scale * _product(query, at, keys, first + j * channels, channels)
+        _softmax_row(scores, 0, count, room, shares)
+        last = first + (visible - 1) * channels
+        for j in range(0, visible, 4):  # the last of them again, with no share, where there are no more
+            here = first + j * channels
+            b, d, e = (
+                min(here + channels, last), min(here + 2 * channels, last), min(here + 3 * channels, last)
+            )  # fmt: skip
+            for c in range(0, channels, LANES):
+                blend(values, here + c, b + c, d + c, e + c, shares[j], shares[j + 1], shares[j + 2], shares[j + 3],
+                      out, at + c)  # fmt: skip
+
+
+def attend_to_slots(query: Tensor, keys: Tensor, values: Tensor, visible: int) -> Tensor:
+    """softmax(q k^T / sqrt(C)) v of the first `visible` slots of keys and values `[B, H, L, C]`, float32.
+
+    C is a multiple of 16. The bits of a row of the query `[B, H, 1, C]` depend on that row alone.
+    """
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    given = [each.reshape(-1).numpy() for each in (query, keys, values)]
+    _attend(*given, *keys.shape[2:], visible, out.view(-1).numpy())
+    return out
 
 
 def _of_all(kernel: Callable[..., None], *inputs: Tensor, row: int = LANES) -> Tensor:

@@ -88,12 +88,17 @@ class KVCache:
         self.slot.fill_(slot)
         self._visible = slot + 1
 
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep one slot's key and value, `[B, H, 1, C]`; all visible ones, `[B, H, visible, C]`."""
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Keep one slot's key and value; what its query sees of all that are visible. All four are `[B, H, 1, C]`."""
         keys, values = self._keys[layer], self._values[layer]
         keys.index_copy_(2, self.slot, key)
         values.index_copy_(2, self.slot, value)
-        return keys[:, :, : self._visible], values[:, :, : self._visible]
+        if is_on_cpu(query) and query.dtype == torch.float32 and query.shape[-1] % 16 == 0 and not query.requires_grad:
+            from vq3dcli.model.pointwise import attend_to_slots  # numba takes half a second
+
+            return attend_to_slots(query, keys, values, self._visible)
+        shown = slice(self._visible)
+        return functional.scaled_dot_product_attention(query, keys[:, :, shown], values[:, :, shown])
 
 
 class Attention(nn.Module):
@@ -122,7 +127,7 @@ class Attention(nn.Module):
         if cache is None:
             mixed = attend(query, key, value, causal=self.causal)
         else:
-            mixed = functional.scaled_dot_product_attention(query, *cache.extend(layer, key, value))
+            mixed = cache.attend(layer, query, key, value)
         return self.out(mixed.transpose(1, 2).reshape(batch, count, width))
 
 

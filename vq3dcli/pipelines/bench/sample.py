@@ -27,13 +27,13 @@ class GrowingCache:
         self.slot = torch.zeros(1, dtype=torch.int64, device=device)
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values so far."""
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """What a query sees of all keys and values so far."""
         if layer in self._kept:
             keys, values = self._kept[layer]
             key, value = torch.cat([keys, key], 2), torch.cat([values, value], 2)
         self._kept[layer] = key, value
-        return key, value
+        return nn.functional.scaled_dot_product_attention(query, key, value)
 
 
 def works(device: torch.device) -> Iterator[Work]:
