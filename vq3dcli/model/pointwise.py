@@ -238,8 +238,8 @@ def attend_to_slots(query: Tensor, keys: Tensor, values: Tensor, visible: int) -
     C is a multiple of 16. The bits of a row of the query `[B, H, 1, C]` depend on that row alone.
     """
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    given = [each.reshape(-1).numpy() for each in (query, keys, values)]
-    _attend(*given, *keys.shape[2:], visible, out.view(-1).numpy())
+    given, there, seen = (each.reshape(-1).numpy() for each in (query, keys, values))
+    _attend(given, there, seen, keys.shape[2], keys.shape[3], visible, out.view(-1).numpy())
     return out
 
 
