@@ -14,10 +14,10 @@ from torch import Tensor
 
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.loader import LABEL_KIND, Batch, TrainingLoader
-from vq3dcli.data.shard_format import DisparityInfo, sample_key, stored_size
+from vq3dcli.data.shard_format import sample_key, stored_size
 from vq3dcli.data.shard_reader import ShardFolder, encode_levels
 from vq3dcli.data_tools.depth.labels import label_exact, label_sample, write_labels
-from vq3dcli.data_tools.job import Job, shard_ranges, write_folder
+from vq3dcli.data_tools.job import Job, shard_ranges, write_part
 from vq3dcli.data_tools.shard_writer import Sample
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import DataError, InputMissingError, UsageError
@@ -63,13 +63,11 @@ def colour_ramps(
         plan={"preset": "ramps"},
         make=lambda positions: map(image, positions),
     )
-    write_folder(out, job, force=False, progress=progress)
+    write_part(out, job, force=False, progress=progress)
     images = ShardFolder(out)
 
     def label(i: int) -> Sample:
-        sha256 = images.entry(i).members["png"].sha256
-        info = DisparityInfo(kind="relative", lo=0.0, hi=1.0, flags=[], sha256=sha256)
-        return label_sample(images.keys[i], None, encode_levels(pixels(i)[0].to(torch.int32) * 257), info)
+        return label_sample(images, i, encode_levels(pixels(i)[0].to(torch.int32) * 257), "relative", 0.0, 1.0)
 
     write_labels(images, "red", lambda positions: map(label, positions), force=False, progress=progress)
     return out
@@ -305,9 +303,8 @@ def test_a_folder_has_labels_of_one_kind(toy_shards: Path):
     images = ShardFolder(toy_shards)
 
     def label(i: int) -> Sample:
-        kind = "metric" if i == 3 else "relative"
-        info = DisparityInfo(kind=kind, lo=0.0, hi=1.0, flags=[], sha256=images.entry(i).members["png"].sha256)
-        return label_sample(images.keys[i], None, encode_levels(torch.full((16, 16), i)), info)
+        levels = encode_levels(torch.full((16, 16), i))
+        return label_sample(images, i, levels, "metric" if i == 3 else "relative", 0.0, 1.0)
 
     make = lambda positions: map(label, positions)  # noqa: E731
     write_labels(images, "mixed", make, force=False, progress=lambda done, total: None)
@@ -321,9 +318,8 @@ def test_a_flagged_label_counts_as_none(toy_shards: Path):
     images = ShardFolder(toy_shards)
 
     def label(i: int) -> Sample:
-        sha256, flags = images.entry(i).members["png"].sha256, ["noisy"] if i % 2 else []
-        info = DisparityInfo(kind="relative", lo=0.0, hi=1.0, flags=flags, sha256=sha256)
-        return label_sample(images.keys[i], None, encode_levels(torch.full((16, 16), 9)), info)
+        levels = encode_levels(torch.full((16, 16), 9))
+        return label_sample(images, i, levels, "relative", 0.0, 1.0, ["noisy"] if i % 2 else [])
 
     make = lambda positions: map(label, positions)  # noqa: E731
     write_labels(images, "flagged", make, force=False, progress=lambda done, total: None)

@@ -18,7 +18,7 @@ from vq3dcli.data.imagenet import imagenet_names
 from vq3dcli.data.images import decode_image
 from vq3dcli.data.shard_format import Manifest
 from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.data_tools.prepare import Options, image_job, open_source, prepare
 from vq3dcli.files import temporary_for
 
 WNIDS = ["n01440764", "n01443537", "n02085620", "n04152593"]
@@ -133,7 +133,7 @@ def write(path: Path, data: bytes) -> Path:
 
 def imagenet(source: Path, out: Path, *, max_bad: float = 0.0, **options: object) -> Manifest:
     listed = open_source("imagenet", source, out, **options)  # type: ignore[arg-type]
-    manifest = prepare("imagenet", listed, out, Options(16, shard_size=5), max_bad=max_bad)
+    manifest = prepare(out, image_job("imagenet", listed, Options(16, shard_size=5), max_bad=max_bad))
     assert manifest is not None
     return manifest
 

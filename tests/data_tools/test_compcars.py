@@ -12,7 +12,7 @@ import pytest
 from vq3dcli.data.images import decode_image, resize
 from vq3dcli.data.shard_format import Manifest
 from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.data_tools.prepare import Options, open_source, prepare, square_around
+from vq3dcli.data_tools.prepare import Options, image_job, open_source, prepare, square_around
 from vq3dcli.data_tools.sources.compcars import IMAGES
 from vq3dcli.data_tools.sources.entry import Box
 from vq3dcli.errors import DataError, InputMissingError
@@ -49,7 +49,7 @@ def car_files(a: ModuleType) -> dict[str, bytes]:
 
 def compcars(source: Path, out: Path, *, max_bad: float = 0.5, **options: object) -> Manifest:
     listed = open_source("compcars", source, out, **options)  # type: ignore[arg-type]
-    manifest = prepare("compcars", listed, out, Options(16, shard_size=2, box_margin=0.1), max_bad=max_bad)
+    manifest = prepare(out, image_job("compcars", listed, Options(16, shard_size=2, box_margin=0.1), max_bad=max_bad))
     assert manifest is not None
     return manifest
 

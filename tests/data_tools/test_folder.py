@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from vq3dcli.config.defaults import MAX_BAD
 from vq3dcli.data.images import decode_image, read_image, to_square
 from vq3dcli.data.shard_format import Manifest
 from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.data_tools.prepare import Options, image_job, open_source, prepare
 from vq3dcli.data_tools.sources.folder import Classes
 from vq3dcli.data_tools.sources.listing import list_folder
 from vq3dcli.errors import DataError, InputMissingError, UsageError
@@ -30,10 +30,17 @@ def picture(path: Path, width: int = 40, height: int = 30, **options: object) ->
 
 
 def prepare_folder(
-    source: Path, out: Path, *, margin: float = 1.0, shard_size: int = 1000, classes: Classes = "auto", **options: Any
+    source: Path,
+    out: Path,
+    *,
+    margin: float = 1.0,
+    shard_size: int = 1000,
+    classes: Classes = "auto",
+    max_bad: float = MAX_BAD,
+    force: bool = False,
 ) -> Manifest:
     listed = open_source("folder", source, out, classes=classes)
-    manifest = prepare("folder", listed, out, Options(16, margin, shard_size), **options)
+    manifest = prepare(out, image_job("folder", listed, Options(16, margin, shard_size), max_bad=max_bad), force=force)
     assert manifest is not None
     return manifest
 

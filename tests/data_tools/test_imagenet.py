@@ -12,7 +12,7 @@ import pytest
 
 from vq3dcli.data.pillow import FORMATS
 from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.data_tools.prepare import Options, image_job, open_source, prepare
 from vq3dcli.data_tools.sources.entry import Entry, FilePlace, Source
 from vq3dcli.data_tools.sources.imagenet import compare_counts, official_sizes
 from vq3dcli.data_tools.sources.wnids import wnid_of
@@ -158,7 +158,7 @@ def test_rows_of_parquet_files_are_read_in_their_order(
     monkeypatch.setattr(module, "rows_from", lambda path, *at: starts.append((path.name, at[1])) or original(path, *at))
     source, _ = parquet(archives, tmp_path)
     listed = open_source("imagenet", source, tmp_path / "out")
-    prepare("imagenet", listed, tmp_path / "out", Options(16))
+    prepare(tmp_path / "out", image_job("imagenet", listed, Options(16)))
     assert starts[-2:] == [("train-00000-of-00002.parquet", 0), ("train-00001-of-00002.parquet", 0)]
 
 
@@ -346,11 +346,11 @@ def test_a_disk_that_fails_and_a_file_that_shrinks_end_the_run(
     listed = open_source("imagenet", tmp_path / "x.parquet", tmp_path / "out")
     write_parquet(tmp_path / "x.parquet", rows[:2])
     with pytest.raises(StorageError, match="shorter than it was"):
-        prepare("imagenet", listed, tmp_path / "out", Options(16), max_bad=1.0)
+        prepare(tmp_path / "out", image_job("imagenet", listed, Options(16), max_bad=1.0))
 
     def failing(*args: object, **options: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", failing)
     with pytest.raises(StorageError, match="Input/output error"):
-        prepare("imagenet", listed, tmp_path / "out", Options(16), max_bad=1.0)
+        prepare(tmp_path / "out", image_job("imagenet", listed, Options(16), max_bad=1.0))

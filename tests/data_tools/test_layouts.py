@@ -10,7 +10,7 @@ import pytest
 
 from tests.data_tools import archives as a
 from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.data_tools.prepare import Options, image_job, open_source, prepare
 from vq3dcli.data_tools.sources.entry import Source
 from vq3dcli.data_tools.sources.folder import Classes, folder_source
 from vq3dcli.data_tools.sources.parquet import list_rows
@@ -143,7 +143,7 @@ def test_a_changed_label_is_another_source(tmp_path: Path):
     def plan(label: bytes) -> object:
         (tmp_path / "x.tar").write_bytes(a.tar_bytes(samples([b"1", label])))
         open_ = open_source("folder", tmp_path / "x.tar", tmp_path / "out")
-        return prepare("folder", open_, tmp_path / "out", Options(16))
+        return prepare(tmp_path / "out", image_job("folder", open_, Options(16)))
 
     plan(b"0")
     with pytest.raises(UsageError, match="source_sha256"):
@@ -212,11 +212,13 @@ def test_our_own_shards_can_be_prepared_again_at_another_size(tmp_path: Path):
     a.write_tree(tmp_path / "src", PETS)
     for source, out, size in (("src", "one", 24), ("one", "two", 16)):
         manifest = prepare(
-            "folder",
-            open_source("folder", tmp_path / source, tmp_path / out),
             tmp_path / out,
-            Options(size, shard_size=4),
-            max_bad=0.0,
+            image_job(
+                "folder",
+                open_source("folder", tmp_path / source, tmp_path / out),
+                Options(size, shard_size=4),
+                max_bad=0.0,
+            ),
         )
         assert manifest is not None
         assert (manifest.class_names, manifest.num_samples, manifest.num_rejects) == (["cat", "cup"], 6, 0)

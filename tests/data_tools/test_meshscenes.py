@@ -18,7 +18,7 @@ from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.meshassets import Survey, survey_assets
 from vq3dcli.data_tools.meshscenes import scene_job
 from vq3dcli.data_tools.part import WHOLE, Part
-from vq3dcli.data_tools.prepare import prepare_part
+from vq3dcli.data_tools.prepare import prepare
 from vq3dcli.data_tools.toyscenes import SceneOptions
 from vq3dcli.data_tools.verify import verify_folder
 from vq3dcli.errors import DataError, InputMissingError, UsageError
@@ -31,7 +31,7 @@ OPTIONS = SceneOptions(count=7, size=16, seed=4, shard_size=3)
 
 def prepare_meshscenes(found: Survey, out: Path, options: SceneOptions, *, max_bad=0.0, part=WHOLE, workers=1):
     job = scene_job(found, out, options, max_bad=max_bad)
-    return prepare_part(out, job, part, workers=workers, force=False, progress=lambda done, total: None)
+    return prepare(out, job, part, workers=workers)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ import pytest
 from vq3dcli.cli import run
 from vq3dcli.data.shard_format import Manifest, RejectEntry, sample_key
 from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.data_tools.job import Job, shard_ranges, write_folder, write_part
+from vq3dcli.data_tools.job import Job, shard_ranges, write_part
 from vq3dcli.data_tools.part import WHOLE, Part, parse_part, part_from_environment
 from vq3dcli.data_tools.prepare import Options, check_disk, image_job, job_facts, open_source, prepare
 from vq3dcli.data_tools.shard_writer import Sample
@@ -48,7 +48,7 @@ def expected(archives: ModuleType, source: Path, tmp_path_factory: pytest.TempPa
 
 def prepared(source: Path, out: Path, **options: object) -> Manifest | None:
     listed = open_source("imagenet", source, out)
-    return prepare("imagenet", listed, out, Options(16, shard_size=4), max_bad=0.5, **options)  # type: ignore[arg-type]
+    return prepare(out, image_job("imagenet", listed, Options(16, shard_size=4), max_bad=0.5), **options)  # type: ignore[arg-type]
 
 
 def test_workers_write_the_bytes_of_one_process(
@@ -104,8 +104,10 @@ def test_parts_respect_each_other_and_whole_runs(
         assert prepared(source, tmp_path, part=Part(1, 2)) is None
     listed = open_source("imagenet", source, tmp_path)
     with pytest.raises(UsageError, match="size was 16, is 24"):
-        prepare("imagenet", listed, tmp_path, Options(24, shard_size=4), max_bad=0.5, part=Part(0, 2))
-    forced = prepare("imagenet", listed, tmp_path, Options(24, shard_size=4), max_bad=0.5, part=Part(0, 2), force=True)
+        prepare(tmp_path, image_job("imagenet", listed, Options(24, shard_size=4), max_bad=0.5), part=Part(0, 2))
+    forced = prepare(
+        tmp_path, image_job("imagenet", listed, Options(24, shard_size=4), max_bad=0.5), part=Part(0, 2), force=True
+    )
     assert forced is None
     assert {name for name in archives.contents(tmp_path) if name.endswith(".tar")} == {
         f"shard-{number:06d}.tar" for number in (0, 2, 4)
@@ -115,9 +117,9 @@ def test_parts_respect_each_other_and_whole_runs(
 def test_a_part_spends_the_budget_of_all(tmp_path: Path, source: Path):
     listed = open_source("imagenet", source, tmp_path)
     options = Options(16, shard_size=4)
-    assert prepare("imagenet", listed, tmp_path, options, max_bad=0.15, part=Part(0, 2)) is None
+    assert prepare(tmp_path, image_job("imagenet", listed, options, max_bad=0.15), part=Part(0, 2)) is None
     with pytest.raises(DataError, match=r"4 of 24 files are bad, more than the allowed 15\.0%"):
-        prepare("imagenet", listed, tmp_path, options, max_bad=0.15, part=Part(1, 2))
+        prepare(tmp_path, image_job("imagenet", listed, options, max_bad=0.15), part=Part(1, 2))
     assert not (tmp_path / "manifest.json").exists()
 
 
@@ -292,7 +294,7 @@ def test_duplicates_are_listed_and_are_not_bad(tmp_path: Path, archives: ModuleT
         (source / "c" / "7.jpg").symlink_to("nowhere")
         (source / "c" / "8.jpg").symlink_to("nowhere")
     listed = open_source("folder", source, tmp_path / "out")
-    manifest = prepare("folder", listed, tmp_path / "out", Options(16, dedup=True), max_bad=0.4)
+    manifest = prepare(tmp_path / "out", image_job("folder", listed, Options(16, dedup=True), max_bad=0.4))
     assert manifest is not None
     lines = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
     duplicates = [(line["path"], line["reason"]) for line in lines if line.get("kind") == "duplicate"]
@@ -300,16 +302,16 @@ def test_duplicates_are_listed_and_are_not_bad(tmp_path: Path, archives: ModuleT
     if same_tail == two:
         expected.insert(1, ("b/5.jpg", "the same bytes as a/2.jpg"))
     assert duplicates == expected
-    prepare("folder", listed, tmp_path / "all", Options(16), max_bad=0.4)
+    prepare(tmp_path / "all", image_job("folder", listed, Options(16), max_bad=0.4))
     assert ShardFolder(tmp_path / "all").num_samples == manifest.num_samples + len(expected)
     with pytest.raises(UsageError, match="dedup"):
-        prepare("folder", listed, tmp_path / "all", Options(16, dedup=True), max_bad=0.4)
+        prepare(tmp_path / "all", image_job("folder", listed, Options(16, dedup=True), max_bad=0.4))
 
 
 def test_copies_of_a_damaged_image_are_all_bad(tmp_path: Path, archives: ModuleType):
     files = {"a/1.jpg": archives.photo(1)[:300], "b/2.jpg": archives.photo(1)[:300], "b/3.jpg": archives.photo(2)}
     listed = open_source("folder", archives.write_tree(tmp_path / "src", files), tmp_path / "out")
-    prepare("folder", listed, tmp_path / "out", Options(16, dedup=True), max_bad=0.7)
+    prepare(tmp_path / "out", image_job("folder", listed, Options(16, dedup=True), max_bad=0.7))
     lines = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
     assert [(line["path"], line.get("kind", "bad")) for line in lines] == [("a/1.jpg", "bad"), ("b/2.jpg", "bad")]
 
@@ -322,7 +324,7 @@ def test_duplicates_do_not_spend_the_budget_of_bad_images(tmp_path: Path):
         ]
 
     job = Job("images", "folder", 16, 1.0, False, ["a"], shard_ranges(10, 4), {}, make)
-    assert write_folder(tmp_path, job, force=False, progress=lambda done, total: None).num_rejects == 9
+    assert write_part(tmp_path, job).num_rejects == 9
 
 
 def test_the_estimate_is_near_what_is_written(tmp_path: Path, source: Path):
@@ -330,7 +332,7 @@ def test_the_estimate_is_near_what_is_written(tmp_path: Path, source: Path):
     job = image_job("imagenet", listed, Options(64, shard_size=12), max_bad=0.5)
     facts = job_facts(job, tmp_path / "out", part=Part(0, 2))
     assert not (tmp_path / "out").exists()
-    prepare("imagenet", listed, tmp_path / "out", Options(64, shard_size=12), max_bad=0.5)
+    prepare(tmp_path / "out", image_job("imagenet", listed, Options(64, shard_size=12), max_bad=0.5))
     written = sum(path.stat().st_size for path in (tmp_path / "out").glob("shard-*"))
     padding = 2 * 10240  # tarfile fills its last record; of shards with a thousand samples that is nothing
     assert facts["estimated_bytes"] == pytest.approx(written - padding / 2, abs=padding)
@@ -358,7 +360,7 @@ def test_shards_that_do_not_fit_are_not_begun(tmp_path: Path, caplog: pytest.Log
 def test_a_job_without_a_portable_maker_stays_in_this_process(tmp_path: Path, source: Path):
     job = image_job("imagenet", open_source("imagenet", source, tmp_path), Options(16, shard_size=4), max_bad=0.5)
     here = Job(**{**vars(job), "make": lambda positions: job.make(positions), "portable": None})
-    assert write_part(tmp_path, here, WHOLE, force=False, progress=lambda done, total: None, workers=4) is not None
+    assert write_part(tmp_path, here, WHOLE, workers=4) is not None
 
 
 def test_the_command_from_dry_run_to_parts(

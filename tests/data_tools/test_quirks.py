@@ -15,7 +15,7 @@ from PIL import Image
 
 from vq3dcli.data.images import decode_image
 from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.data_tools.prepare import Options, image_job, open_source, prepare
 
 COLOUR = (200, 90, 40)
 
@@ -97,7 +97,7 @@ def test_odd_images_are_kept_as_they_should_look_or_rejected_with_a_reason(
     source = tmp_path / "src.tar"
     source.write_bytes(archives.tar_bytes(files))
     listed = open_source(preset, source, tmp_path / "out")  # type: ignore[arg-type]
-    manifest = prepare(preset, listed, tmp_path / "out", Options(16), max_bad=0.9)  # type: ignore[arg-type]
+    manifest = prepare(tmp_path / "out", image_job(preset, listed, Options(16), max_bad=0.9))  # type: ignore[arg-type]
     assert manifest is not None
     assert (manifest.num_samples, manifest.num_rejects) == (len(KEPT), len(REJECTED))
     shards = ShardFolder(tmp_path / "out")
@@ -120,7 +120,7 @@ def test_orientation_is_applied_to_a_users_folder_and_ignored_for_benchmarks(tmp
         source = archives.write_tree(tmp_path / preset, {"n01440764/a.JPEG": data})
         out = tmp_path / f"{preset}-out"
         listed = open_source(preset, source, out)  # type: ignore[arg-type]
-        manifest = prepare(preset, listed, out, Options(16))  # type: ignore[arg-type]
+        manifest = prepare(out, image_job(preset, listed, Options(16)))  # type: ignore[arg-type]
         assert manifest is not None
         assert manifest.options["orientation"] == {"folder": "applied", "imagenet": "ignored"}[preset]
         image = decode_image(ShardFolder(out).read(0)["jpg"], name="x").float()

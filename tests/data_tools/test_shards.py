@@ -15,7 +15,7 @@ import webdataset
 
 from vq3dcli.data.shard_format import Manifest, RejectEntry, sample_key
 from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.data_tools.job import Job, shard_ranges, write_folder
+from vq3dcli.data_tools.job import Job, shard_ranges, write_part
 from vq3dcli.data_tools.shard_writer import Sample
 from vq3dcli.errors import DataError, OutputError, StoppedError, StorageError, UsageError
 from vq3dcli.files import sha256_file
@@ -54,7 +54,7 @@ def job(count: int = 20, *, shard_size: int = 6, max_bad: float = 0.5, **plan: A
 
 
 def write(out: Path, made: Job, *, force: bool = False) -> Manifest:
-    return write_folder(out, made, force=force, progress=nothing)
+    return write_part(out, made, force=force, progress=nothing)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -195,7 +195,7 @@ def test_a_failing_write_leaves_nothing_half_made_and_the_run_can_go_on(
 
 def test_progress_counts_to_the_end(tmp_path: Path):
     calls: list[tuple[int, int]] = []
-    write_folder(tmp_path, job(), force=False, progress=lambda done, total: calls.append((done, total)))
+    write_part(tmp_path, job(), force=False, progress=lambda done, total: calls.append((done, total)))
     assert calls[0] == (0, 20)
     assert calls[-1] == (20, 20)
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)

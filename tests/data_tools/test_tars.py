@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from vq3dcli.cli import run
-from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.data_tools.prepare import Options, image_job, open_source, prepare
 from vq3dcli.data_tools.sources.listing import list_tar
 from vq3dcli.errors import DataError
 
@@ -100,4 +100,4 @@ def test_memory_that_runs_out_ends_the_run_and_rejects_nothing(
     listed = open_source("folder", source, tmp_path / "out")
     monkeypatch.setattr(module, "decode_square", full)
     with pytest.raises(StoppedError, match=r"not enough memory for an image \(a/1.jpg\)"):
-        prepare("folder", listed, tmp_path / "out", Options(16), max_bad=1.0)
+        prepare(tmp_path / "out", image_job("folder", listed, Options(16), max_bad=1.0))

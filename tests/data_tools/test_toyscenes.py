@@ -10,7 +10,7 @@ import torch
 from vq3dcli.data.images import encode_png
 from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data_tools.depth.labels import label_exact
-from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.data_tools.prepare import Options, image_job, open_source, prepare
 from vq3dcli.data_tools.toyphotos import read_photo_bank
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import DataError, InputMissingError, UsageError
@@ -64,7 +64,9 @@ def test_labels_of_changed_images_are_refused_unless_forced(tmp_path: Path):
 def test_what_cannot_be_labelled_exactly(tmp_path: Path):
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "a.png").write_bytes(encode_png(torch.zeros(3, 20, 20, dtype=torch.uint8)))
-    prepare("folder", open_source("folder", tmp_path / "src", tmp_path / "out"), tmp_path / "out", Options(16))
+    prepare(
+        tmp_path / "out", image_job("folder", open_source("folder", tmp_path / "src", tmp_path / "out"), Options(16))
+    )
     with pytest.raises(DataError, match="no disparity of their own"):
         label_exact(tmp_path / "out")
     assert not (tmp_path / "out" / "disparity").exists()
@@ -106,7 +108,7 @@ def test_varied_scenes_with_photos_are_another_data_set(tmp_path: Path):
 def test_photos_of_shards_and_of_the_folder_they_were_made_of(tmp_path: Path):
     source = photos_in(tmp_path / "photos")
     (source / "nowhere.png").unlink()
-    prepare("folder", open_source("folder", source, tmp_path / "out"), tmp_path / "out", Options(128))
+    prepare(tmp_path / "out", image_job("folder", open_source("folder", source, tmp_path / "out"), Options(128)))
     assert len(read_photo_bank(tmp_path / "out", leave_out=tmp_path)) == 3
     with pytest.raises(InputMissingError):
         read_photo_bank(tmp_path / "none", leave_out=tmp_path)

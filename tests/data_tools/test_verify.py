@@ -12,7 +12,7 @@ import pytest
 
 from vq3dcli.data.shard_format import RejectEntry
 from vq3dcli.data_tools.depth.labels import label_exact
-from vq3dcli.data_tools.job import Job, shard_ranges, write_folder
+from vq3dcli.data_tools.job import Job, shard_ranges, write_part
 from vq3dcli.data_tools.shard_writer import Sample, compact_json
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.data_tools.verify import verify_folder
@@ -49,7 +49,7 @@ def with_rejects(out: Path) -> Path:
         make=lambda positions: map(sample, positions),
         max_bad=0.9,
     )
-    write_folder(out, job, force=False, progress=lambda done, total: None)
+    write_part(out, job)
     return out
 
 

@@ -15,7 +15,7 @@ from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.images import decode_image, encode_jpeg
 from vq3dcli.data_tools.depth.labels import label_exact
-from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.data_tools.prepare import Options, image_job, open_source, prepare
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.pipelines.tokenize import tokenize
@@ -33,7 +33,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_jpeg(torch.full((3, 20 + i, 40), 40 * i, dtype=torch.uint8)) if i != 3 else b"text")
     listed = open_source("folder", folder / "source", folder / "photos")
-    prepare("folder", listed, folder / "photos", Options(16), max_bad=0.5)
+    prepare(folder / "photos", image_job("folder", listed, Options(16), max_bad=0.5))
     small = ["image_size=16", "patch=4", "encoder_width=32", "decoder_width=32", "encoder_heads=2", "decoder_heads=2"]
     recipe = load_recipe("toy-cpu", Stage1Recipe, [f"model.{value}" for value in small])
     model = build_autoencoder(recipe)

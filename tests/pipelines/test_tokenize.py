@@ -17,7 +17,7 @@ from vq3dcli.data.images import decode_image, encode_png
 from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data.token_store import TokenStore
 from vq3dcli.data_tools.part import Part
-from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.data_tools.prepare import Options, image_job, open_source, prepare
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import DataError, OutputError, UsageError
 from vq3dcli.model.scene import to_model_range
@@ -48,7 +48,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_png(torch.randint(0, 256, (3, 30, 30), generator=generator, dtype=torch.uint8)))
     listed = open_source("folder", root / "source", root / "shards")
-    prepare("folder", listed, root / "shards", Options(16, margin=1.5))
+    prepare(root / "shards", image_job("folder", listed, Options(16, margin=1.5)))
     return root / "shards"
 
 

@@ -41,7 +41,7 @@ from vq3dcli.config.load import dump_recipe, load_recipe
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.images import encode_png
 from vq3dcli.data_tools.depth.labels import label_exact
-from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.data_tools.prepare import Options, image_job, open_source, prepare
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import DataError
 from vq3dcli.model.build import build_autoencoder
@@ -270,11 +270,11 @@ def make_jobs(root: Path) -> dict[str, Job]:
         prepare_toyscenes(out, count=5, size=16, seed=1, shard_size=2)
 
     def folder(out: Path) -> None:
-        prepare("folder", open_source("folder", pictures, out), out, Options(16, shard_size=4), max_bad=0.5)
+        prepare(out, image_job("folder", open_source("folder", pictures, out), Options(16, shard_size=4), max_bad=0.5))
 
     def forced(out: Path) -> None:
         options = Options(24, shard_size=3)
-        prepare("folder", open_source("folder", pictures, out), out, options, max_bad=0.5, force=True)
+        prepare(out, image_job("folder", open_source("folder", pictures, out), options, max_bad=0.5), force=True)
 
     weights = tiny_weights(root)
 

@@ -167,7 +167,7 @@ def command(
         _finish(output, out, manifest, {}, seed=seed)
         return
 
-    from vq3dcli.data_tools.prepare import Options, image_job, job_facts, open_source, prepare_part
+    from vq3dcli.data_tools.prepare import Options, image_job, job_facts, open_source, prepare
 
     share = options.asked_part(part, output)
     most_bad = 1.0 if dry_run else max_bad
@@ -195,7 +195,7 @@ def command(
         output.finish(count=would["images"], seed=shown_seed, metrics=facts)
         return
     with output.progress("preparing", unit="images") as progress:
-        made = prepare_part(out, job, share, workers=workers or None, force=force, progress=progress)
+        made = prepare(out, job, share, workers=workers or None, force=force, progress=progress)
         facts |= {"images_per_second": round(progress.per_second, 1) or None}
     if made is None:
         output.note(options.unfinished(share))

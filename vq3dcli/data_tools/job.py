@@ -94,15 +94,14 @@ def shard_ranges(num_positions: int, shard_size: int) -> list[range]:
     return [range(start, min(start + shard_size, num_positions)) for start in starts]
 
 
-def write_folder(out: Path, job: Job, *, force: bool, progress: Progress) -> Manifest:
-    """Make the whole shard folder `out`, or finish what an earlier call began; see `write_part`."""
-    manifest = write_part(out, job, WHOLE, force=force, progress=progress)
-    assert manifest is not None
-    return manifest
-
-
 def write_part(
-    out: Path, job: Job, part: Part, *, force: bool, progress: Progress, workers: int = 1
+    out: Path,
+    job: Job,
+    part: Part = WHOLE,
+    *,
+    force: bool = False,
+    progress: Progress = lambda done, total: None,
+    workers: int = 1,
 ) -> Manifest | None:
     """Make one part of the shard folder `out`, or finish what an earlier call began; None while others have work left.
 

@@ -78,27 +78,13 @@ def open_source(
 
 
 def prepare(
-    preset: Preset,
-    source: Source,
     out: Path,
-    options: Options,
-    *,
-    max_bad: float = MAX_BAD,
+    job: Job,
     part: Part = WHOLE,
+    *,
     workers: int | None = 1,
     force: bool = False,
     progress: Progress = lambda done, total: None,
-) -> Manifest | None:
-    """Write the images of a source as JPEG squares: `prepare_part` of an `image_job`.
-
-    Raises `DataError`: more than `max_bad`, a fraction, of the images are bad.
-    """
-    job = image_job(preset, source, options, max_bad=max_bad)
-    return prepare_part(out, job, part, workers=workers, force=force, progress=progress)
-
-
-def prepare_part(
-    out: Path, job: Job, part: Part, *, workers: int | None, force: bool, progress: Progress
 ) -> Manifest | None:
     """`write_part` with as many workers as pay, where `workers` is None. Raises `StorageError` on a small disk, too."""
     check_disk(out, job_facts(job, out, part=part), part)
@@ -109,8 +95,8 @@ def prepare_part(
     return write_part(out, job, part, force=force, progress=progress, workers=workers)
 
 
-def image_job(preset: Preset, source: Source, options: Options, *, max_bad: float) -> Job:
-    """The shard folder of a source's images; equal sources and options give equal bytes.
+def image_job(preset: Preset, source: Source, options: Options, *, max_bad: float = MAX_BAD) -> Job:
+    """The shard folder of a source's images as JPEG squares; equal sources and options give equal bytes.
 
     Every image is kept or rejected with a reason, in the order of the source. EXIF orientation is applied to a
     user's own folder and ignored for the benchmark data sets, whose labels were made without it.

@@ -27,7 +27,7 @@ from vq3dcli.data.shard_format import (
 )
 from vq3dcli.data.shard_reader import encode_levels
 from vq3dcli.data.views import novel_poses
-from vq3dcli.data_tools.job import Job, shard_ranges, write_folder
+from vq3dcli.data_tools.job import Job, shard_ranges, write_part
 from vq3dcli.data_tools.shard_writer import Make, Sample, compact_json
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.toyscenes import CLASS_NAMES, ToyScenes, render_scenes, sample_scenes, sample_varied_scenes
@@ -61,7 +61,9 @@ def prepare_toyscenes(
     make = partial(toy_samples, size=size, seed=seed, draw=draw, views=views)
     options = SceneOptions(count, size, seed, varied, shard_size=shard_size, views=views)
     job = drawn_job("toyscenes", CLASS_NAMES, make, options, {} if photos is None else {"photos": photos})
-    return write_folder(out, job, force=force, progress=progress)
+    manifest = write_part(out, job, force=force, progress=progress)
+    assert manifest is not None
+    return manifest
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def sheet_codes(prior: Prior, classes: int, sampling: SamplingSection, seed: int
     rows = torch.linspace(0, classes - 1, min(classes, _CLASSES)).round().long() if classes else torch.tensor([-1])
     chosen = rows.repeat_interleave(_SAMPLES_A_CLASS)
     index = torch.tensor([sample_index(c, place % _SAMPLES_A_CLASS) for place, c in enumerate(chosen.tolist())])
-    sharpening = Sharpening(sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance)
+    sharpening = Sharpening(**sampling.model_dump())
     drawn_from = prior_as_loaded(prior)
     at_once = rows_together(drawn_from, _ROWS, guidance=sharpening.guidance, memory_share=_MEMORY_SHARE)
     return chosen, sample_tokens(drawn_from, chosen, seed=seed, index=index, sharpening=sharpening, rows=at_once)

@@ -101,7 +101,7 @@ def write_labels(
 ) -> Manifest | None:
     """Write the labels `name` of `images`, one label shard for each image shard; None while other parts have work left.
 
-    `make` gives the labels of the samples in a range, see `_label`, which depend on `options`, JSON values,
+    `make` gives the labels of the samples in a range, see `label_sample`, which depend on `options`, JSON values,
     beside the images and their name.
     """
     manifest = images.manifest
@@ -124,7 +124,7 @@ def write_labels(
     return write_part(label_folder(images.path, name), job, part, force=force, progress=progress)
 
 
-def _label(
+def label_sample(
     images: ShardFolder, i: int, levels: bytes, kind: LabelKind, lo: float, hi: float, flags: Sequence[str] = ()
 ) -> Sample:
     """The label of image `i`: `levels` is a uint16 `.npy` file. Raises `ValueError` for values that are no label's."""
@@ -139,7 +139,7 @@ def _exact_samples(images: ShardFolder, positions: range) -> Iterator[Sample]:
         members, name = images.read(i, [DISPARITY_EXTENSION, "json"]), images.name(i)
         try:
             levels, own = members[DISPARITY_EXTENSION], json_value(members["json"])
-            label = _label(images, i, levels, own["kind"], own["lo"], own["hi"])
+            label = label_sample(images, i, levels, own["kind"], own["lo"], own["hi"])
         except (KeyError, ValueError, TypeError) as error:
             raise DataError(f"sample without its own disparity ({name}): {error}", remedy=PREPARE_AGAIN) from error
         decode_levels(levels, name=name)
@@ -160,7 +160,7 @@ def _predicted_samples(
                 label = make_label(disparity, side)
                 flagged.update(label.flags)
                 unusable += bool(label.flags)
-                yield _label(images, i, encode_levels(label.levels), "relative", label.lo, label.hi, label.flags)
+                yield label_sample(images, i, encode_levels(label.levels), "relative", label.lo, label.hi, label.flags)
     if len(positions) >= _FEWEST_JUDGED and unusable > _MOST_FLAGGED * len(positions):
         raise DataError(
             f"{unusable} of {len(positions)} labels of a shard are of no use: {dict(flagged)}",

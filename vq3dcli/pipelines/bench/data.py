@@ -28,7 +28,7 @@ from vq3dcli.data.token_store import (
     TokenStore,
     write_token_manifest,
 )
-from vq3dcli.data_tools.prepare import Options, open_source, prepare
+from vq3dcli.data_tools.prepare import Options, image_job, open_source, prepare
 from vq3dcli.errors import UnavailableError
 from vq3dcli.files import sha256_bytes, sha256_file, write_bytes
 from vq3dcli.pipelines.bench.measure import Gate, Work, psnr_db
@@ -108,7 +108,7 @@ def pillow_squares(photos: list[Path]) -> dict[str, Tensor]:
 
 def write_shards(photos: Path, out: Path, size_px: int) -> Path:
     """Shards of a folder of photos."""
-    prepare("folder", open_source("folder", photos, out), out, Options(size_px))
+    prepare(out, image_job("folder", open_source("folder", photos, out), Options(size_px)))
     return out
 
 
