@@ -29,6 +29,8 @@ def main() -> None:
         "--tokens-of", type=Path, help="Stage 1 that made its tokens, where the embedded one differs in its card alone."
     )
     parser.add_argument("--recognised", help="Classes that a viewer recognises, a comma between them; default: all.")
+    parser.add_argument("--licence", default="Apache-2.0", help="CC-BY-SA-3.0 where its tokens show meshes that are.")
+    parser.add_argument("--credits", help="Whose work it saw, where the licence asks for it.")
     parser.add_argument("--data", required=True)
     parser.add_argument("--command", required=True)
     parser.add_argument("--limits", required=True)
@@ -44,8 +46,10 @@ def main() -> None:
         },
         "measured_by": f"vq3d evaluate generation ({figures.get('protocol', 'nothing')})",
         "limits": options.limits,
-        "licence": "Apache-2.0",
+        "licence": options.licence,
     }
+    if options.credits:
+        card["credits"] = options.credits
     if options.recognised:
         card["recognised"] = options.recognised.split(",")
     sampling = prior.recipe.sampling.model_copy(
