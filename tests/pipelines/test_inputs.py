@@ -158,6 +158,10 @@ def test_every_input_opens_as_a_scene(tmp_path: Path, tiny_weights: Path) -> Non
     again, sampled = (open_scene(source, weights, fit="crop") for source in sources)
     assert again.photo is not None and torch.equal(again.photo, photo.photo)
     assert again.camera == photo.camera
+    # A toy scene's first view is no photo, whose pixels the saved scene would show at their own resolution.
+    toy.save(tmp_path / "toy.vq3d.safetensors")
+    (source,) = parse_sources([str(tmp_path / "toy.vq3d.safetensors")])
+    assert open_scene(source, None, fit="crop").photo is None
     assert sampled.photo is None
     assert torch.equal(sampled.scene.planes, toy.scene.planes)
     with pytest.raises(UsageError, match="box-0001"):

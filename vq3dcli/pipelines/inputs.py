@@ -107,7 +107,9 @@ class OpenedScene:
     def save(self, path: Path | str) -> None:
         """Write it as a saved scene; raises what `scene_file.save_scene` does."""
         made_by, facts = str(self.provenance["weights_sha256"]), self.provenance
-        write_scene(path, self.scene, self.camera, made_by, provenance=facts, photo=self.photo)
+        # What a toy scene looks like is no photo: the saved scene shall be shown as this one is, by its NeRF.
+        photo = None if str(facts.get("input")).startswith(_TOYSCENE) else self.photo
+        write_scene(path, self.scene, self.camera, made_by, provenance=facts, photo=photo)
 
     @property
     def has_detail(self) -> bool:
