@@ -214,7 +214,8 @@ def _gif_sink(path: Path, fps: float) -> Iterator[WriteFrames]:
         with _piped(path, fps, [*outputs, "-update", "1", _file(palette)], even=False) as write:
             yield write
         dither = "paletteuse=dither=sierra2_4a:diff_mode=rectangle"
-        arguments = ["-i", _file(lossless), "-i", _file(palette), "-filter_complex", dither, *_NO_VERSIONS]
+        one_picture = ["-f", "png_pipe", "-i", _file(palette)]  # else a % in the name counts pictures in old ffmpegs
+        arguments = ["-i", _file(lossless), *one_picture, "-filter_complex", dither, *_NO_VERSIONS]
         with ffmpeg_run([*arguments, "-loop", "0", "-f", "gif", _file(temporary)], output=path):
             pass
 

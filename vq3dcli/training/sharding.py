@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from vq3dcli.errors import UnavailableError
 from vq3dcli.model.vit import Block
 
 if TYPE_CHECKING:
@@ -31,18 +30,10 @@ def is_sharded(shard: Literal["auto", "always", "never"], model: nn.Module, worl
 
 
 def spread(model: nn.Module, world_size: int, device: torch.device) -> None:
-    """Spread a model on the CPU over the ranks and their devices, in place; its parameters are others from now on.
+    """Spread a model on the CPU over the ranks and their devices, in place; its parameters are others from now on."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
 
-    Raises `UnavailableError`: pyTorch is too old.
-    """
-    try:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-    except ImportError as error:
-        raise UnavailableError(
-            f"training.shard needs PyTorch 2.7, and this is {torch.__version__}",
-            remedy="pip install -U torch, or --set training.shard=never",
-        ) from error
     mesh = init_device_mesh(device.type, (world_size,))
     for block in [module for module in model.modules() if isinstance(module, Block)]:
         fully_shard(block, mesh=mesh)
