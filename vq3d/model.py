@@ -267,7 +267,7 @@ def open_scene(path: str | Path, *, device: str | torch.device = "auto") -> Scen
     >>> vq3d.load().reconstruct("toyscene:box").save("box.vq3d.safetensors")
     PosixPath('box.vq3d.safetensors')
     >>> vq3d.open("box.vq3d.safetensors")
-    Scene('box', photo detail)
+    Scene('box', plain NeRF)
     """
     if not str(path).endswith(SUFFIX):
         raise UsageError(f"not a saved scene, NAME{SUFFIX} ({path})", remedy="vq3d.load().reconstruct(path)")

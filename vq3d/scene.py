@@ -276,7 +276,7 @@ class Scene(Film):
         >>> import vq3d
         >>> scene = vq3d.load().reconstruct("toyscene:snowman")
         >>> vq3d.open(scene.save("snowman.vq3d.safetensors"))
-        Scene('snowman', photo detail)
+        Scene('snowman', plain NeRF)
         """
         if self._edits is not None:
             raise UsageError(

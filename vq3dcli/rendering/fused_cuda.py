@@ -146,7 +146,8 @@ def _look(
         half, most = 0.5 * _CELLS, _CELLS - 1.0
         cell = (_whole((w + 1.0) * half, most) * _CELLS + _whole((v + 1.0) * half, most)) * _CELLS
         there = tl.load(occupied + cell + _whole((u + 1.0) * half, most), mask=alive, other=0) != 0
-        need = alive & (there | last | (inside == 0))
+        # Comparisons say that masks are booleans: Triton 3.9 takes no other.
+        need = (alive & (there | last | (inside == 0))) != 0
         if tl.max(need.to(tl.int32), 0) > 0:
             numbers = _plane(table, u, v, 0, need, side, channels, C)
             numbers += _plane(table, u, w, 1, need, side, channels, C)
@@ -170,7 +171,7 @@ def _look(
             mean += weight * sample_s
             square += weight * sample_s * sample_s
             passing *= 1.0 - opacity
-            alive = alive & ((passing < _OPAQUE) == 0)
+            alive = (alive & ((passing < _OPAQUE) == 0)) != 0
         i += 1
     total = 1.0 - passing
     mean /= total
