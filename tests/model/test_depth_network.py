@@ -95,18 +95,3 @@ def test_a_fine_map_has_the_edges_of_twice_the_size_and_the_layout_of_the_size_t
             window = (slice(max(0, y - 8), y + 9), slice(max(0, x - 8), x + 9))
             expected[y, x] += (coarse[window] - fine[window]).mean()
     torch.testing.assert_close(network.predict_fine(photo)[0], expected)
-
-
-def test_in_a_training_a_convolution_and_its_normalisation_are_one_operation_also_with_other_weights() -> None:
-    torch.manual_seed(0)
-    network = DepthNetwork("efficientnet-lite0", WIDTHS, 0, 64).eval().requires_grad_(False)
-    for layer in (network.encoder.stem, network.encoder.blocks[1].depthwise, network.residual[0].first):
-        norm = layer[-1]
-        x = torch.randn(2, layer[-2].weight.shape[1] * layer[-2].groups, 8, 8)
-        for _ in range(2):
-            norm.load_state_dict({name: torch.rand_like(value) + 0.5 if value.ndim else value
-                                  for name, value in norm.state_dict().items()})  # fmt: skip
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                found = layer(x)
-            assert found.dtype == torch.bfloat16
-            torch.testing.assert_close(found.float(), layer(x), atol=0.05, rtol=0.02)

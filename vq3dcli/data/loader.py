@@ -213,7 +213,7 @@ class TrainingLoader:
         window = (..., slice(top, top + self._size), slice(left, left + self._size))
         image, levels = sample.image[window], sample.levels[window]
         if flipped:
-            # As int16: torch flips no uint16 before 2.9.
+            # As int16: torch 2.8 flips no uint16.
             image, levels = image.flip(-1), levels.view(torch.int16).flip(-1).view(torch.uint16)
         return sample._replace(image=image, levels=levels)
 

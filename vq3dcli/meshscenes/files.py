@@ -133,7 +133,7 @@ def look_of(part: Any, suffix: str) -> Look:
     factor = np.asarray(material.main_color, np.float64)[:3] / 255.0
     if image is None or visual.uv is None:
         return Look(np.broadcast_to(factor, shape), linear)
-    # Other formats' diffuse colour beside a texture is a placeholder more often than a tint.
+    # Beside a texture, the diffuse colour of other formats is seldom meant to tint it.
     tinted = pbr and material.baseColorFactor is not None
     uv = np.asarray(visual.uv, np.float64)[faces]
     return Look(np.ones(shape), False, image, uv, factor if tinted else None, material)

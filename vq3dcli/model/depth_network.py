@@ -52,54 +52,14 @@ _STAGES = (
 )
 
 
-class _Normalised(nn.Sequential):
-    """A convolution, behind zeros around the image or not, and its normalisation."""
-
-    _kept: tuple[object, Tensor, Tensor] | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, C, h, w]` to what the convolution makes of it; in a training that it is no part of by one operation."""
-        *around, convolution, norm = self
-        assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        device, padding = x.device.type, 0
-        if norm.training or torch.is_grad_enabled() or not torch.is_autocast_enabled(device):
-            for layer in self:
-                x = layer(x)
-            return x
-        weight, bias = self._joined(convolution, norm, torch.get_autocast_dtype(device))
-        with torch.autocast(device, enabled=False):  # which would pad in float32
-            if convolution.padding_mode == "replicate":
-                x = functional.pad(x, convolution._reversed_padding_repeated_twice, mode="replicate")
-            elif around:
-                ((before, after, _, _),) = (cast(nn.ZeroPad2d, pad).padding for pad in around)
-                x, padding = (x, before) if before == after else (around[0](x), 0)
-        return functional.conv2d(x, weight, bias, convolution.stride, padding, groups=convolution.groups)
-
-    def _joined(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Weight and bias of both, until one of their tensors changes."""
-        parts = convolution.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var
-        weight, gain, shift, mean, variance = cast(tuple[Tensor, ...], parts)
-        state = dtype, weight.device, *((id(part), part._version) for part in (weight, gain, shift, mean, variance))
-        if self._kept is None or self._kept[0] != state:
-            scale = gain * (variance + norm.eps).rsqrt()
-            joined = weight * scale[:, None, None, None], shift - mean * scale
-            self._kept = state, joined[0].to(dtype), joined[1].to(dtype)
-        return self._kept[1:]
-
-
-def _relu6(x: Tensor) -> Tensor:
-    """In the same memory where nothing is trained."""
-    return functional.relu6(x, inplace=not torch.is_grad_enabled())
-
-
-def _convolution(inside: int, outside: int, kernel: int, *, stride: int = 1, groups: int = 1) -> _Normalised:
+def _convolution(inside: int, outside: int, kernel: int, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
     """A convolution of an encoder and its normalisation, whose constants are those of the published networks."""
     # TensorFlow's "same" padding of an even side: with a stride of 2, one pixel less on the left and on the top.
     total = kernel - stride
     before = total // 2
     layers: list[nn.Module] = [] if total == 0 else [nn.ZeroPad2d((before, total - before, before, total - before))]
     layers += [nn.Conv2d(inside, outside, kernel, stride, groups=groups, bias=False)]
-    return _Normalised(*layers, nn.BatchNorm2d(outside, eps=1e-3, momentum=0.01))
+    return nn.Sequential(*layers, nn.BatchNorm2d(outside, eps=1e-3, momentum=0.01))
 
 
 class _Block(nn.Module):
@@ -116,8 +76,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, h, w]` to `[B, C', h / stride, w / stride]`."""
-        hidden = x if self.widen is None else _relu6(self.widen(x))
-        out: Tensor = self.project(_relu6(self.depthwise(hidden)))
+        hidden = x if self.widen is None else functional.relu6(self.widen(x))
+        out: Tensor = self.project(functional.relu6(self.depthwise(hidden)))
         return out + x if self.adds else out
 
 
@@ -145,7 +105,7 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Normalised images `[B, 3, H, W]` to features `[B, C, h, w]` at strides 2, 4, 8, 16 and 32."""
-        x = _relu6(self.stem(x))
+        x = functional.relu6(self.stem(x))
         features = []
         for i, block in enumerate(self.blocks):
             x = block(x)
@@ -293,7 +253,7 @@ class _Residual(nn.Module):
         return functional.relu(x + self.second(functional.relu(self.first(x))))
 
 
-def _norm_convolution(inside: int, outside: int, kernel: int) -> _Normalised:
+def _norm_convolution(inside: int, outside: int, kernel: int) -> nn.Sequential:
     # Borders continue what is inside: zeros drew dark lines around every map.
     convolution = nn.Conv2d(inside, outside, kernel, padding=kernel // 2, bias=False, padding_mode="replicate")
-    return _Normalised(convolution, nn.BatchNorm2d(outside, momentum=0.05))
+    return nn.Sequential(convolution, nn.BatchNorm2d(outside, momentum=0.05))
