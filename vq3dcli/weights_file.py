@@ -174,6 +174,8 @@ def weights_header(recipe: Recipe, card: Mapping[str, Any], tokens: TokenFacts |
     dumped = recipe.model_dump(mode="json")
     # A file to be shared names no path of the machine it was made on; the card has the hash of what it started from.
     dumped["training"]["init"] = ""
+    if isinstance(recipe, DepthRecipe) and recipe.model.backbone:
+        dumped["model"]["encoder"] = str(recipe.model.backbone["model_type"])
     header = {"format": recipe.kind, "format_version": _VERSIONS[recipe.kind], "recipe": dumped}
     return {**header, **({} if tokens is None else {"tokens": tokens.model_dump(mode="json")}), "card": dict(card)}
 
@@ -235,6 +237,11 @@ def load_depth(path: Path | str | None = None, device: str | torch.device = "cpu
     """Read a depth network's weights file; arguments and errors as of `load_weights`."""
     file, header, tensors, sha256 = _read(path, "depth", _DepthHeader)
     model = _filled(file, tensors, 0, lambda: build_depth_network(header.recipe))
+    if header.recipe.model.backbone:  # networks of transformers compute some of what no file holds
+        state = model.state_dict()
+        model = build_depth_network(header.recipe)
+        model.load_state_dict(state)
+        model.requires_grad_(False).eval()
     model.to(device).to(memory_format=torch.channels_last)
     card = header.card.model_dump(exclude_unset=True)
     return LoadedDepth(str(file), sha256, card, model, header.recipe)

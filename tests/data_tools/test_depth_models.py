@@ -277,7 +277,7 @@ def test_damaged_and_unsafe_models(archives: ModuleType, dpt: Path, tmp_path: Pa
         open_model(find_model(str(pickled)), CPU)
     cut = copy("cut")
     (cut / "model.safetensors").write_bytes((dpt / "model.safetensors").read_bytes()[:-100])
-    with pytest.raises(DataError, match="cannot load depth model"):
+    with pytest.raises(DataError, match="cannot load a depth model"):
         open_model(find_model(str(cut)), CPU)
     incomplete = copy("incomplete")
     from safetensors.torch import load_file, save_file

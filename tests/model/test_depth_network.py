@@ -32,7 +32,7 @@ def test_encoder_computes_what_the_published_network_does(name: EncoderName) -> 
         for block in published._blocks:
             hidden = block(hidden)
             expected.append(hidden)
-        found = ours(x)
+        found = ours(128.0 * x + 127.0)
     assert [feature.shape[-2:] for feature in found] == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
     for feature, tap in zip(found, ours.taps, strict=True):
         scale = expected[tap].abs().max()  # random networks fade
@@ -41,7 +41,7 @@ def test_encoder_computes_what_the_published_network_does(name: EncoderName) -> 
 
 def test_frozen_blocks_and_the_encoders_statistics_stay() -> None:
     torch.manual_seed(0)
-    network = DepthNetwork("efficientnet-lite0", WIDTHS, 11, 128).train()
+    network = DepthNetwork(EfficientNetLite("efficientnet-lite0"), WIDTHS, 11, 128).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
     network(255.0 * torch.rand(2, 3, 64, 64)).square().mean().backward()
@@ -57,7 +57,7 @@ def test_frozen_blocks_and_the_encoders_statistics_stay() -> None:
 
 def test_borders_of_the_decoder_continue_what_is_inside() -> None:
     """A constant feature map gives a constant disparity: nothing is darker at the borders."""
-    network = DepthNetwork("efficientnet-lite0", WIDTHS, 0, 128).eval()
+    network = DepthNetwork(EfficientNetLite("efficientnet-lite0"), WIDTHS, 0, 128).eval()
     for layer in network.residual:
         constant = torch.full((1, layer.first[0].in_channels, 6, 6), 0.7)
         found = layer(constant)
@@ -69,7 +69,7 @@ def test_borders_of_the_decoder_continue_what_is_inside() -> None:
 )
 def test_predict_keeps_the_shape_of_a_photo(height_px: int, width_px: int, shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    network = DepthNetwork("efficientnet-lite0", WIDTHS, 0, 128).eval()
+    network = DepthNetwork(EfficientNetLite("efficientnet-lite0"), WIDTHS, 0, 128).eval()
     photo = (255.0 * torch.rand(1, 3, height_px, width_px)).byte()
     found = network.predict(photo)
     assert found.shape[-2:] == shape and bool(found.isfinite().all())
@@ -82,7 +82,7 @@ def test_predict_keeps_the_shape_of_a_photo(height_px: int, width_px: int, shape
 
 def test_a_fine_map_has_the_edges_of_twice_the_size_and_the_layout_of_the_size_trained_on() -> None:
     torch.manual_seed(0)
-    network = DepthNetwork("efficientnet-lite0", WIDTHS, 0, 64).eval()
+    network = DepthNetwork(EfficientNetLite("efficientnet-lite0"), WIDTHS, 0, 64).eval()
     photo = 255.0 * torch.rand(1, 3, 50, 50)
     coarse = functional.interpolate(network.predict(photo)[None], (64, 64), mode="bilinear")[0, 0]
     network.input_px = 128

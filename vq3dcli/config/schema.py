@@ -7,7 +7,7 @@ value, some ten times beyond what anybody trains: what lies outside is a slip of
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -320,7 +320,8 @@ class Stage2Recipe(_Section):
 class DepthModelSection(_Section):
     """The depth network's shape."""
 
-    encoder: Literal["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
+    encoder: str  # efficientnet-lite0, -lite1, -lite2, or the folder of a backbone of transformers
+    backbone: dict[str, Any] = Field(default_factory=dict)  # what that folder says of it; training writes it here
     input_px: int = Field(ge=64, le=1024, multiple_of=32)
     widths: tuple[_Decoder, _Decoder, _Decoder, _Decoder, _Decoder]
     frozen_blocks: int = Field(ge=0, le=64)

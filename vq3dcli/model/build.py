@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import DepthRecipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.model.autoencoder import Autoencoder
-from vq3dcli.model.depth_network import DepthNetwork
+from vq3dcli.model.backbone import Backbone
+from vq3dcli.model.depth_network import DepthNetwork, EfficientNetLite, EncoderName
 from vq3dcli.model.field import FieldMLP, FieldModel
 from vq3dcli.model.planes import PlaneHead
 from vq3dcli.model.prior import Prior
@@ -68,8 +70,9 @@ def build_canonical_camera(recipe: Stage1Recipe, size_px: int, batch: int = 1) -
 
 
 def build_depth_network(recipe: DepthRecipe) -> DepthNetwork:
-    """A depth network with a random encoder, too."""
+    """A depth network with a random encoder, too. Raises as `Backbone`."""
     model = recipe.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)
-        return DepthNetwork(model.encoder, model.widths, model.frozen_blocks, model.input_px)
+        encoder = Backbone(model.backbone) if model.backbone else EfficientNetLite(cast(EncoderName, model.encoder))
+        return DepthNetwork(encoder, model.widths, model.frozen_blocks, model.input_px)

@@ -1,4 +1,4 @@
-"""A small monocular depth network: EfficientNet-Lite, pretrained on ImageNet, below a decoder with batch normalisation.
+"""A monocular depth network: a pretrained encoder, EfficientNet-Lite, below a decoder with batch normalisation.
 
 ```
 image -> stem -> blocks (strides 2, 4, 8, 16, 32) -> decoder, coarse to fine, a skip a stride -> disparity at stride 2
@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from vq3dcli.model.backbone import Backbone
 
 EncoderName = Literal["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
 
@@ -104,14 +106,20 @@ class EfficientNetLite(nn.Module):
         self.channels = [blocks[i].channels for i in self.taps]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Normalised images `[B, 3, H, W]` to features `[B, C, h, w]` at strides 2, 4, 8, 16 and 32."""
-        x = functional.relu6(self.stem(x))
+        """Images `[B, 3, H, W]` in [0, 255] to features `[B, C, h, w]` at strides 2, 4, 8, 16 and 32."""
+        # The published networks were trained on (v - 127) / 128 of 8-bit values.
+        x = functional.relu6(self.stem((x - 127.0) / 128.0))
         features = []
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i in self.taps:
                 features.append(x)
         return features
+
+    def freeze(self, blocks: int) -> None:
+        """Keep the weights of so many blocks and of the stem, unless there are none."""
+        for part in (self.stem, *self.blocks[:blocks]) if blocks > 0 else ():
+            part.requires_grad_(False)
 
     def published_names(self) -> dict[str, str]:
         """Names of this module's tensors to those in the file that the network was published in."""
@@ -143,17 +151,18 @@ class DepthNetwork(nn.Module):
     """The whole network.
 
     Batch normalisation in the decoder is what lets it learn: without it the output stayed blind to the image. Its
-    `widths` are channels at strides 2, 4, 8, 16, 32. So many blocks of the encoder as are frozen, and its stem, keep
-    their weights; statistics of its normalisations never change. `input_px` is the side of a square of as many pixels
-    as `predict` shows the network.
+    `widths` are channels at strides 2, 4, 8, 16, 32. What `frozen_blocks` names of the encoder keeps its weights;
+    statistics of its normalisations never change. `input_px` is the side of a square of as many pixels as `predict`
+    shows the network.
     """
 
-    def __init__(self, encoder: EncoderName, widths: tuple[int, ...], frozen_blocks: int, input_px: int) -> None:
+    def __init__(
+        self, encoder: EfficientNetLite | Backbone, widths: tuple[int, ...], frozen_blocks: int, input_px: int
+    ) -> None:
         super().__init__()
         assert len(widths) == 5, widths
         self.input_px = input_px
-        self.encoder = EfficientNetLite(encoder)
-        self.frozen_blocks = min(frozen_blocks, len(self.encoder.blocks))
+        self.encoder = encoder
         self.lateral = nn.ModuleList(
             _norm_convolution(inside, outside, 1) for inside, outside in zip(self.encoder.channels, widths, strict=True)
         )
@@ -163,9 +172,7 @@ class DepthNetwork(nn.Module):
         self.out = nn.Conv2d(widths[0], 1, 3, padding=1, padding_mode="replicate")
         nn.init.normal_(self.context.weight, std=0.01)
         nn.init.zeros_(self.context.bias)
-        if frozen_blocks > 0:
-            for part in (self.encoder.stem, *self.encoder.blocks[: self.frozen_blocks]):
-                part.requires_grad_(False)
+        encoder.freeze(frozen_blocks)
 
     def train(self, mode: bool = True) -> DepthNetwork:
         """As of any module, but the encoder's normalisations keep the statistics of ImageNet."""
@@ -175,8 +182,7 @@ class DepthNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `[B, 3, H, W]` in [0, 255] to relative disparity `[B, H / 2, W / 2]`, float32."""
-        # The published networks were trained on (v - 127) / 128 of 8-bit values.
-        features = self.encoder((images - 127.0) / 128.0)
+        features = self.encoder(images)
         laterals = [layer(feature) for layer, feature in zip(self.lateral, features, strict=True)]
         x = functional.relu(laterals[4] + self.context(features[4].mean((2, 3)))[:, :, None, None])
         x = self.residual[3](x)

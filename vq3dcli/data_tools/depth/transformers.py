@@ -1,26 +1,21 @@
-"""Depth networks of transformers, from a folder: DPT and MiDaS, Depth Anything, ZoeDepth, Depth Pro and their like.
-
-Only safetensors are loaded, and no code that a folder brings is run.
-"""
+"""Depth networks of transformers, from a folder: DPT and MiDaS, Depth Anything, ZoeDepth, Depth Pro and their like."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vq3dcli.data_tools.depth.models import PACKAGES, DepthModel, Meaning
-from vq3dcli.errors import DataError, InputMissingError, UnsafeFileError, UsageError
+from vq3dcli.data_tools.depth.models import DepthModel, Meaning
+from vq3dcli.errors import InputMissingError, UsageError
 from vq3dcli.files import sha256_file
-from vq3dcli.sealed import json_value
 from vq3dcli.weights.third_party import import_package
+from vq3dcli.weights.transformers_folder import PACKAGES, open_network, open_processor, read_config
 
+_WHAT = "a depth model"
 # What `predicted_depth` is, by model type. DPT was trained on inverse depth up to scale and shift (Ranftl et al. 2021,
 # section 4.1), Depth Pro's network emits inverse depth for a canonical focal length (Bochkovskii et al. 2024, section
 # 3.1), which is the scene's up to a factor.
@@ -34,7 +29,11 @@ def open_transformers(folder: Path, device: torch.device, *, meaning: Meaning | 
 
     Computes in float32 on a CPU, in float16 autocast on CUDA.
     """
-    config = _read_config(folder)
+    config = read_config(folder, _WHAT)
+    if not (folder / "preprocessor_config.json").is_file():
+        raise InputMissingError(
+            f"{_WHAT} without its preprocessor_config.json ({folder})", remedy="the folder that `hf download` made"
+        )
     family = str(config.get("model_type"))
     meaning = meaning or known_meaning(config)
     if meaning is None:
@@ -42,7 +41,9 @@ def open_transformers(folder: Path, device: torch.device, *, meaning: Meaning | 
             f"what this network predicts is not known (model type {family}, {folder})",
             remedy="--predicts disparity, or --predicts depth, as DPT on DINOv2 does; its page says which",
         )
-    processor, model = _load(folder, device)
+    package = import_package("transformers", f"{_WHAT} of this layout", PACKAGES)
+    processor = open_processor(folder, _WHAT)
+    model = open_network(package.AutoModelForDepthEstimation, folder, _WHAT).requires_grad_(False).to(device)
     is_cuda = device.type == "cuda"
 
     @torch.inference_mode()
@@ -83,72 +84,3 @@ def known_meaning(config: dict[str, Any]) -> Meaning | None:
     if family in ("depth_anything", "prompt_depth_anything"):
         return _CONFIGURED.get(str(config.get("depth_estimation_type", "relative")))
     return MEANING.get(family) or _CONFIGURED.get(str(config.get("depth_estimation_type", "")))
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    for name in ("config.json", "preprocessor_config.json"):
-        if not (folder / name).is_file():
-            raise InputMissingError(
-                f"not a depth model in the layout of transformers ({folder}): {name} is missing",
-                remedy="the folder that `hf download` made, or an .onnx file",
-            )
-    try:
-        config = dict(json_value((folder / "config.json").read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            f"damaged depth model ({folder / 'config.json'}): no JSON object", remedy="fetch it again"
-        ) from error
-    if not any(folder.glob("*.safetensors")):
-        pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
-        if pickles:
-            raise UnsafeFileError(
-                f"refused weights that are a pickle ({folder / sorted(pickles)[0]}): loading one can run any code",
-                remedy="the same model as .safetensors or .onnx",
-            )
-        raise InputMissingError(f"no weights in the folder of the depth model ({folder})", remedy="fetch it again")
-    return config
-
-
-def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
-    package = import_package("transformers", "a depth model of this layout", PACKAGES)
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        with _silence():
-            processor = package.AutoImageProcessor.from_pretrained(folder, **options)
-            model, info = package.AutoModelForDepthEstimation.from_pretrained(
-                folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **options
-            )
-    except Exception as error:  # damaged files raise almost any type here
-        text = " ".join(str(error).split())
-        if "trust_remote_code" in text:
-            raise UnsafeFileError(
-                f"refused a depth model that brings its own code ({folder})", remedy="a model of transformers itself"
-            ) from error
-        raise _unloadable(folder, f"{type(error).__name__}: {text[:200]}") from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise _unloadable(folder, f"{len(missing)} tensors are missing, first {missing[0]}")
-    return processor, model.eval().requires_grad_(False).to(device)
-
-
-def _unloadable(folder: Path, reason: str) -> DataError:
-    return DataError(
-        f"cannot load depth model ({folder}): {reason}", remedy="fetch it again, or pip install --upgrade 'vq3d[depth]'"
-    )
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep transformers from drawing bars and logging: what matters is raised as an error."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()
