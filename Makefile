@@ -1,5 +1,6 @@
 # make demo   install into .venv, then turn a photo and a toy scene into videos in demo-out/
 # make test   the same environment, then linters, the type checker and the test suite
+# make test-versions  the test suite with Python 3.11 to 3.14 and the newest packages, and with the oldest that pyproject.toml allows
 # make test-faults  what `make test` samples of docs/reliability.md, in full: an hour of kills, signals, full disks
 # make docs   write the pages that are made of help texts and of the weights' cards
 # make gallery  make the pictures of README and docs anew, after a change of the embedded weights
@@ -7,7 +8,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-faults lint install format docs gallery site
+.PHONY: help demo test suite test-versions test-oldest test-faults lint install format docs gallery site
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
@@ -27,9 +28,22 @@ help:
 demo: $(VENV)/.demo-installed
 	$(VENV)/bin/vq3d demo --out demo-out
 
-test: lint
+test: lint suite
+
+suite: $(VENV)/.test-installed
 	@echo "== tests"
 	@OMP_NUM_THREADS=1 $(RUN) pytest -q -n auto --dist loadfile --durations=10
+
+# Each needs its Python on the path (python3.13), and makes an environment in out/: 6 GB where PyTorch comes with CUDA.
+test-versions: test-oldest test-3.11 test-3.12 test-3.13 test-3.14
+
+test-3.%:
+	@$(MAKE) suite PYTHON=python3.$* VENV=out/python3.$*
+
+test-oldest:
+	@mkdir -p out
+	@sed -nE 's/^ .*"([a-z_-]+)>=([0-9.]+).*/\1==\2/p' pyproject.toml | sort -u > out/oldest.txt
+	@PIP_CONSTRAINT=$(CURDIR)/out/oldest.txt $(MAKE) suite PYTHON=python3.11 VENV=out/oldest
 
 test-faults: $(VENV)/.test-installed
 	@$(RUN) pytest -q -m faults -rP

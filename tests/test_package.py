@@ -77,3 +77,11 @@ def test_the_container_copies_what_is_there_and_runs_the_job_of_make_demo() -> N
     (job,) = re.findall(r"/bin/vq3d (demo .+)", (ROOT / "Makefile").read_text())
     assert shlex.split(dict(steps)["CMD"].strip("[]").replace(",", " ")) == job.split()
     assert "demo" in {name for name, *_ in cli.COMMANDS}
+
+
+def test_each_python_that_the_package_names_is_tested_and_so_are_its_oldest_packages() -> None:
+    named = {label.split()[-1] for label in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", label)}
+    (made,) = re.findall(r"^test-versions: (.+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(made.split()) == {f"test-{version}" for version in named | {"oldest"}}
+    (matrix,) = re.findall(r"versions: \[(.+)\]", (ROOT / ".github" / "workflows" / "test.yml").read_text())
+    assert set(re.findall(r"[\w.]+", matrix)) == named | {"oldest"}
