@@ -243,12 +243,30 @@ def test_agrees_with_torch_fidelity():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            from torch_fidelity.metric_fid import fid_statistics_to_metric
             from torch_fidelity.metric_isc import isc_features_to_metric
+            from torch_fidelity.metric_kid import kid_features_to_metric
+            from torch_fidelity.metric_prc import prc_features_to_metric
         except (ImportError, RuntimeError) as error:
             pytest.skip(f"torch-fidelity cannot be imported: {error}")
-    logits = torch.randn(103, 20, generator=torch.Generator().manual_seed(0)) * 3
+    numbers = torch.Generator().manual_seed(0)
+    logits = torch.randn(103, 20, generator=numbers) * 3
     theirs = isc_features_to_metric(logits, splits=1, shuffle=False)
     assert inception_score(logits, splits=1).mean == pytest.approx(theirs["inception_score_mean"], rel=1e-9)
+
+    real, samples = (
+        torch.randn(150, 12, generator=numbers).double(),
+        torch.randn(150, 12, generator=numbers).double() + 0.3,
+    )
+    ours = [moments([features]) for features in (real, samples)]
+    told = [{"mu": each.mean.numpy(), "sigma": each.covariance.numpy()} for each in ours]
+    theirs = fid_statistics_to_metric(*told, verbose=False)
+    assert frechet_distance(*ours) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-9)
+    theirs = kid_features_to_metric(real, samples, kid_subsets=1, kid_subset_size=150, verbose=False)
+    assert kernel_distance(real, samples).mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
+    theirs = prc_features_to_metric(samples, real, verbose=False)
+    found = precision_recall(real, samples)
+    assert (found.precision, found.recall) == pytest.approx((theirs["precision"], theirs["recall"]), rel=1e-6)
 
 
 def test_too_few_images_for_parts_are_a_named_error():
