@@ -117,6 +117,26 @@ def test_the_card_moves_and_the_wall_is_seen_behind_it(card: OpenedScene) -> Non
     assert abs((middles[0] - middles[1]) - float(expected[0] - expected[1])) < 1.0
 
 
+def test_what_is_behind_continues_its_own_level_sideways(tiny_weights: Path) -> None:
+    """A red head before a yellow neck, both before a wall that is green above and blue below."""
+    photo = torch.zeros(3, *SIZE, dtype=torch.uint8)
+    photo[1, :30], photo[2, 30:] = 200, 200
+    s = torch.full(SIZE, 0.2)
+    for rows, columns, colour, level in (
+        (slice(20, 48), slice(26, 40), (200, 200, 0), 0.5),
+        (slice(4, 20), slice(20, 46), (200, 0, 0), 0.7),
+    ):
+        photo[:, rows, columns] = torch.tensor(colour, dtype=torch.uint8)[:, None, None]
+        s[rows, columns] = level
+    scene = opened(tiny_weights, photo)
+    behind = layers(scene, s, cameras(scene, 4.0, -4.0)).cropped().behind
+    strip = behind.rgb[:, 22:46, 26:28]  # behind the neck's left edge
+    torch.testing.assert_close(behind.s[22:46, 26:28], torch.full((24, 2), 0.2), atol=0.02, rtol=0)
+    upper, lower = strip[:, :6], strip[:, 12:]
+    assert upper[1].min() > 0.65 and upper[[0, 2]].max() < 0.1
+    assert lower[2].min() > 0.65 and lower[[0, 1]].max() < 0.1
+
+
 def test_a_path_adapts_to_the_scene(card: OpenedScene) -> None:
     frustum = card.frustum
     # Of levels that no surface joins: what may tear bounds no slope.

@@ -49,6 +49,10 @@ _MIXED_WINDOW = 1 / 70
 STRETCH_FADES, STRETCH_GONE = 1.6, 3.0
 # Neighbouring rays that end so much farther apart than on a flat relief see an outline.
 _OUTLINE_PX = 2.0
+# Colours that differ by less than about this are alike.
+_ALIKE = 0.2
+# Levels of disparity whose colours continue apart, and what they weigh at others; scales that look sideways only.
+_LEVELS, _BORROWED, _WIDE = 6, 1e-3, 2
 # Step in which the region behind things grows.
 _GROW_PX = 4
 # Mirrored margins hide what the photo does not show, and the layer behind reaches behind things, but not more than
@@ -253,10 +257,34 @@ def _layer_behind(front: PhotoLayer, reach_px: int) -> PhotoLayer:
     # With nothing known around, a guess looks worse than the slope pulled apart.
     _, supported = local_range(known.float(), mixed_px + reach_px)
     hidden = hidden & (supported > 0)
-    weight = known.float()
-    s_behind = torch.where(hidden, torch.minimum(fill_holes(s[None], weight)[0], s), s)
+    # The level behind, whatever stands between: a mean of all that is known around would slope from one to the other.
+    level, _ = local_range(torch.minimum(level, s), mixed_px)
+    s_behind = torch.where(hidden, torch.minimum(_mean_of(level[None], hidden.float(), mixed_px)[0], s), s)
     # The colours of these strips continue what is around them smoothly; only their texture is found by patches.
     alike = continued(rgb, hidden, s_behind, in_front)
-    texture = alike - box_mean(box_mean(alike, mixed_px), mixed_px)
-    filled = (fill_holes(rgb, weight) + texture).clamp(0.0, 1.0)
-    return PhotoLayer(torch.where(hidden, filled, rgb), s_behind)
+    texture = alike - _mean_of(alike, (hidden | known).float(), 2 * mixed_px)
+    filled = (_smooth(rgb, s, known.float(), s_behind) + texture).clamp(0.0, 1.0)
+    # Where the photo looks alike at the edge itself it stays, so that no seam shows there.
+    within, _ = local_range(in_front.float(), mixed_px // 2)
+    alike = torch.exp(-((filled - rgb).square().sum(0) / _ALIKE**2)) * (1.0 - box_mean(within[None], mixed_px // 2)[0])
+    return PhotoLayer(torch.where(hidden, torch.lerp(filled, rgb, alike), rgb), s_behind)
+
+
+def _mean_of(maps: Tensor, weight: Tensor, radius_px: int) -> Tensor:
+    """Means of `[C, H, W]` by weight `[H, W]` over squares."""
+    mean = box_mean(torch.cat([maps * weight, weight[None]]), radius_px)
+    return mean[:-1] / mean[-1:].clamp(min=1e-6)
+
+
+def _smooth(rgb: Tensor, s: Tensor, known: Tensor, s_behind: Tensor) -> Tensor:
+    """Colours `[3, H, W]` where they are known (1) continued to where they are not, at each level of s by its own.
+
+    Sideways more than up and down: what lies behind things is wider than high.
+    """
+    low, high = float(s.min()), float(s.max())
+    levels = torch.linspace(low, high, _LEVELS, device=s.device)[:, None, None]
+    spacing = max(high - low, 1e-6) / (_LEVELS - 1)
+    here, wanted = ((1.0 - (each - levels).abs() / spacing).clamp(min=0.0) for each in (s, s_behind))
+    weighted = torch.cat([rgb, torch.ones_like(rgb[:1])]) * (here[:, None] + _BORROWED)
+    sums = (wanted[:, None] * fill_holes(weighted, known.expand(here.shape), wide=_WIDE)).sum(0)
+    return sums[:3] / sums[3:].clamp(min=1e-6)

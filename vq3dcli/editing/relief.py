@@ -153,7 +153,7 @@ def median_filter(values: Tensor, radius_px: int) -> Tensor:
     return padded.unfold(0, side, 1).unfold(1, side, 1).flatten(2).median(-1).values
 
 
-def fill_holes(values: Tensor, weight: Tensor, *, relaxations: int = 0) -> Tensor:
+def fill_holes(values: Tensor, weight: Tensor, *, relaxations: int = 0, wide: int = 0) -> Tensor:
     """Fill where the weight is 0 smoothly from where it is not, by averages over ever larger squares and back.
 
     Push-pull interpolation (Gortler, Grzeszczuk, Szeliski and Cohen, SIGGRAPH 1996, section 3.4.1).
@@ -161,6 +161,7 @@ def fill_holes(values: Tensor, weight: Tensor, *, relaxations: int = 0) -> Tenso
     Args:
         values: `[..., C, H, W]`.
         weight: `[..., H, W]`, from 0 (nothing known) to 1 (known: kept as it is).
+        wide: Rounds that look to the left and right alone, before others look up and down, too.
         relaxations: Steps at each scale towards Laplace's equation: with `RELAXATIONS` planes are continued as such.
 
     Returns:
@@ -171,10 +172,12 @@ def fill_holes(values: Tensor, weight: Tensor, *, relaxations: int = 0) -> Tenso
     if max(size) <= 1:
         return torch.where(weight > _LEAST_WEIGHT, values, torch.zeros_like(values))
     weighted = torch.cat([values * weight, weight], -3)
-    halves = functional.avg_pool2d(weighted, 2, 2, ceil_mode=True, count_include_pad=False)
+    pool = (1 if wide else 2, 2)
+    halves = functional.avg_pool2d(weighted, pool, pool, ceil_mode=True, count_include_pad=False)
     sums, known = halves[..., :-1, :, :], halves[..., -1:, :, :]
-    half_weight = (4.0 * known.squeeze(-3)).clamp(max=1.0)
-    coarse = fill_holes(sums / known.clamp(min=_LEAST_WEIGHT), half_weight, relaxations=relaxations)
+    half_weight = (pool[0] * pool[1] * known.squeeze(-3)).clamp(max=1.0)
+    filled = sums / known.clamp(min=_LEAST_WEIGHT)
+    coarse = fill_holes(filled, half_weight, relaxations=relaxations, wide=max(0, wide - 1))
     filled = weight * values + (1.0 - weight) * resized(coarse, size, smooth=False)
     for _ in range(relaxations):
         around = functional.pad(filled, (1, 1, 1, 1), mode="replicate")
