@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
-from vq3dcli.editing.relief import refined_disparity
+from vq3dcli.editing.relief import pinned, refined_disparity
 
 
 def card_photo(height_px: int = 96, width_px: int = 128) -> Tensor:
@@ -50,3 +51,32 @@ def test_a_slope_stays_a_slope() -> None:
     slope = torch.linspace(0.1, 0.7, 128).expand(96, 128)
     photo = (slope * 255).to(torch.uint8).expand(3, 96, 128)
     assert (refined_disparity(slope, photo) - slope).abs()[:, 6:-6].max() < 0.02
+
+
+def pictures(*, bordered: bool) -> list[Tensor]:
+    """A noisy picture in a white mat on black, and between black bars; or sky over sea, and a thing before white."""
+    noise = torch.randint(60, 160, (3, 96, 128), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
+    first, second = noise.clone(), noise.clone()
+    if bordered:
+        first[:] = 0
+        first[:, 4:-4, 4:-4] = 250
+        first[:, 9:-9, 9:-9] = noise[:, 9:-9, 9:-9]
+        second[:, :8], second[:, -8:] = 0, 0
+    else:
+        first[:, :40], first[:, 40:] = 200, 90
+        second[:] = 250
+        second[:, 5:80, 30:100] = noise[:, 5:80, 30:100]
+    return [first, second]
+
+
+def test_a_printed_border_lies_in_one_plane() -> None:
+    s = torch.rand(96, 128, generator=torch.Generator().manual_seed(4))
+    mat, bars = (pinned(s, photo) for photo in pictures(bordered=True))
+    border = torch.ones(96, 128, dtype=torch.bool)
+    border[9:-9, 9:-9] = False
+    for relief, flat in ((mat, border), (bars, torch.cat([torch.arange(8), torch.arange(88, 96)]))):
+        assert torch.equal(relief[flat], s.median().expand_as(relief[flat]))
+        assert torch.equal(relief[48, 64], s[48, 64]) and float(relief[30:66, 40:88].std()) > 0.2
+    assert float(mat[48, 11] - s.median()) == pytest.approx(0.0, abs=0.02)  # it rises from there
+    for photo in pictures(bordered=False):
+        assert pinned(s, photo) is s

@@ -37,7 +37,7 @@ _WITHIN_PX = 0.25
 _LEAST_AMPLITUDE_RAD = math.radians(0.5)
 _QUANTILES = (0.02, 0.98)
 # Disparities that are closer together than this make no parallax worth a longer way.
-_LEAST_EXTENT = 0.02
+_LEAST_EXTENT = 0.2
 
 
 class Extent(NamedTuple):

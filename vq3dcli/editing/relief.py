@@ -36,6 +36,12 @@ _GUIDE_WINDOW = 1 / 64
 _STEP_WINDOW = 1 / 64
 _SPECK_WINDOW = 1 / 128
 _MIXED_WINDOW = 1 / 128
+# A printed border: at most this part of the shorter side, with lines of which most pixels are within so many levels of
+# their median, and an edge along most of the side. Two sides have one; the picture inside rises over this part of the
+# longer side.
+_BORDER_SHARE, _BORDER_LEVELS, _BORDER_EVEN = 0.12, 24.0, 0.75
+_EDGE_LEVELS, _EDGE_LONG = 20.0, 0.65
+_BORDERED_SIDES, _RISE = 2, 1 / 4
 # Only contrasts of more than the square root of this are taken for edges of things.
 _GUIDE_EPSILON = 6e-3
 # A network's map is fitted with errors of this much of s counted as large, and keeps at least this part of the spread
@@ -233,7 +239,37 @@ def refined_disparity(coarse_s: Tensor, photo: Tensor) -> Tensor:
     s = guided_filter(guide, resized(coarse_s, guide.shape[1:]), radius_px=radius_px, epsilon=_GUIDE_EPSILON)
     s = median_filter(s.clamp(float(coarse_s.min()), float(coarse_s.max())), round(_SPECK_WINDOW * side_px))
     s = steepened(s, max(1, round(_STEP_WINDOW * side_px)), grow_px=round(_MIXED_WINDOW * side_px))
-    return resized(s, size, smooth=False)
+    return pinned(resized(s, size, smooth=False), photo)
+
+
+def pinned(s: Tensor, photo: Tensor) -> Tensor:
+    """A relief `[H, W]` that is flat where its photo uint8 `[3, H, W]` has a printed border, and next to it.
+
+    A border is no part of the scene: it moves as one, so it stays straight.
+    """
+    upright = photo.float()
+    sides = (upright, upright.flip(1), upright.mT, upright.mT.flip(1))
+    borders = [_border_px(side) for side in sides]
+    if sum(border > 0 for border in borders) < _BORDERED_SIDES:
+        return s
+    rise_px = _RISE * max(s.shape)
+    far = torch.ones_like(s)
+    for index, border in enumerate(borders):
+        across = torch.arange(s.shape[index // 2], device=s.device)
+        height = ((across - border) / rise_px).clamp(0.0, 1.0) if border else torch.ones_like(across, dtype=s.dtype)
+        height = height.flip(0) if index % 2 else height
+        far = torch.minimum(far, height if index // 2 else height[:, None])
+    return torch.lerp(s.median(), s, far * far * (3.0 - 2.0 * far))
+
+
+def _border_px(photo: Tensor) -> int:
+    """How many rows at the top of a photo `[3, H, W]`, in 255 levels, are a printed border."""
+    rows = photo[:, : max(4, round(_BORDER_SHARE * min(photo.shape[1:])))]
+    apart = (rows - rows.median(2, keepdim=True).values).abs().amax(0)
+    even = ((apart < _BORDER_LEVELS).float().mean(1) >= _BORDER_EVEN).cumprod(0) > 0
+    edge = ((rows[:, 3:] - rows[:, :-3]).abs().amax(0) > _EDGE_LEVELS).float().mean(1) >= _EDGE_LONG
+    ends = (edge & even[1:-2]).nonzero()
+    return int(ends[-1]) + 3 if len(ends) else 0
 
 
 def moved_to(field: Field, from_s: Tensor, to_s: Tensor, frustum: Frustum) -> Field:
