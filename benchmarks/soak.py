@@ -115,7 +115,8 @@ def main() -> int:
         alone = Trained(folder / "toys", folder / "whole", images, every)
         assert alone.watch() == 0, alone.process.stderr and alone.process.stderr.read()
         undisturbed, began = time.monotonic() - began, time.monotonic()
-        kill_within = min(kill_within, undisturbed / 2)  # a short run must not end before its first signal
+        # Rare enough that a long run is not all start-up; a short one must not end before its first signal.
+        kill_within = min(max(kill_within, undisturbed / 40), undisturbed / 2)
         chance = random.Random(options.seed)
         report = disturbed(folder / "toys", folder / "killed", images, every, chance, kill_within)
         whole, killed = (contents(folder / name, MACHINE_FIGURES) for name in ("whole", "killed"))
