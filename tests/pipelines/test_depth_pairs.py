@@ -15,7 +15,7 @@ from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import DepthRecipe
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.model.build import build_depth_network
-from vq3dcli.pipelines.evaluation.depth_pairs import MAP_PX, measure_pairs, open_pairs
+from vq3dcli.pipelines.evaluation.depth_pairs import MAP_PX, measure_pairs, open_pairs, sheet
 from vq3dcli.weights_file import save_weights
 
 
@@ -47,13 +47,16 @@ def test_pairs_are_centre_squares_in_their_own_units(pairs: Path) -> None:
 
 
 def test_guesses_stand_beside_the_networks(pairs: Path) -> None:
-    found = measure_pairs(open_pairs(pairs), {"right": lambda x: torch.arange(9.0).expand(1, 9, 9)})
+    found, seen = measure_pairs(open_pairs(pairs), {"right": lambda x: torch.arange(9.0).expand(1, 9, 9)})
     assert found["down"]["vertical gradient"]["spearman"] == pytest.approx(1.0)
     assert found["down"]["mean of the others"]["spearman"] == pytest.approx(1.0, abs=0.02)
     assert found["right"]["vertical gradient"]["spearman"] == pytest.approx(0.0, abs=1e-6)
     assert found["right"]["right"]["spearman"] == pytest.approx(1.0, abs=1e-3)
     assert found["down"]["right"]["poor"] == 1.0 and found["right"]["right"]["poor"] == 0.0
     assert "delta1" in found["down"]["right"] and "delta1" not in found["right"]["right"]
+    assert [each.pair.name for each in seen] == [f"p{number}" for number in range(6)]
+    assert [round(each.spearman["right"], 3) for each in seen] == pytest.approx([0, 0, 0, 1, 1, 1], abs=2e-3)
+    assert sheet(seen).shape[0] == 3
     row = found["down"]["right"]
     assert row["spearman_low"] <= row["spearman"] <= row["spearman_high"] and row["images"] == 3
 
@@ -82,6 +85,8 @@ def test_the_command_measures_a_network_and_stage_1(
     said = json.loads(capsys.readouterr().out)
     assert said["metrics"]["down"].keys() == {"vertical gradient", "mean of the others", "teacher", "Stage 1 embedded"}
     assert json.loads((tmp_path / "out/depth.json").read_text())["count"] == 6
+    page = (tmp_path / "out/depth.html").read_text()
+    assert (tmp_path / "out/depth.png").is_file() and "<svg" in page and "<img" in page
     assert cli.run([*words, "--model", str(teacher)]) == 2
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/depth.html").write_text("mine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,8 @@ from vq3dcli.commands.output import JsonOption, Output, QuietOption, flat
 from vq3dcli.errors import DataError, UsageError
 
 _WIDEST = 72
+# What is owed to others, and to the reader, is never cut.
+_WHOLE = ("credits", "licence", "limits")
 # What only programs ask for.
 _LEFT_OUT = ("format_version", "init_sha256", "init_ancestors", "codes_of", "stage")
 INPUT = "Shards, disparity labels, tokens, a run's folder, a weights file, or `embedded`: the weights that vq3d has."
@@ -76,6 +79,9 @@ def _rows(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, obj
             yield name, _cut(", ".join(f"{inner} {each}" for inner, each in flat(value)))
         elif isinstance(value, Mapping):
             yield from _rows(value, prefix if key == "card" else f"{name}.")
+        elif key in _WHOLE:
+            lines = textwrap.wrap(str(value), _WIDEST, break_on_hyphens=False)
+            yield from zip([name, *[""] * (len(lines) - 1)], lines, strict=True)
         else:
             text = f"{len(value)}: {', '.join(map(str, value))}" if isinstance(value, list | tuple) else value
             yield name, _cut(text) if isinstance(text, str) else text

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from vq3dcli.data.images import centre_square, decode_image, resize
 from vq3dcli.data.shard_reader import resize_label
 from vq3dcli.data_tools.depth.models import find_model, open_model
 from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.export.charts import bar_chart
+from vq3dcli.export.colour import colour_map
+from vq3dcli.export.sheet import grid
 from vq3dcli.files import read_error
 from vq3dcli.metrics.geometry import RELATIVE_FIGURES, relative_figures
 from vq3dcli.model.build import build_canonical_camera
@@ -41,6 +44,11 @@ _SUFFIX = ".disparity.png"
 _FEWEST_KNOWN = 200
 _POOR = 0.3  # rank correlation of a map that is of no use
 _RESAMPLES = 2000
+_SHOWN, _TILE_PX = 12, 128
+_SHEET_TEXT = (
+    "The pairs on which the first network is worst: photo, truth, each network's map with its rank correlation. Near "
+    "is bright, from the 2nd to the 98th percentile of a map; what is unknown is dark."
+)
 
 Predict = Callable[[Tensor], Tensor]
 """uint8 `[N, 3, H, W]` to disparity up to an increasing affine map `[N, h, w]`."""
@@ -92,9 +100,9 @@ def measure_depth(
     for each in weights:
         loaded = load_weights(None if each == "embedded" else Path(each), device)
         add(f"Stage 1 {Path(each).name}", rendered(loaded), loaded.sha256)
-    evaluation_folder(out, "depth")
+    evaluation_folder(out, "depth", "depth.png")
     with counting("measuring", "maps") as count:
-        figures = measure_pairs(pairs, predictors, on_maps=adding(count, len(pairs) * len(predictors)))
+        figures, seen = measure_pairs(pairs, predictors, on_maps=adding(count, len(pairs) * len(predictors)))
     conditions = {"protocol": PROTOCOL, "data": str(data), "pairs": len(pairs), "flip": flip, "sha256": hashes}
     return Evaluation(
         PROTOCOL,
@@ -103,6 +111,12 @@ def measure_depth(
         table(figures),
         title="Depth of photos",
         subtitle=f"{PROTOCOL}, {len(pairs)} pairs",
+        charts=[
+            bar_chart(f"rank correlation, {group}", [(name, row["spearman"]) for name, row in maps.items()])
+            for group, maps in figures.items()
+        ],
+        sheet=sheet(seen) if seen else None,
+        sheet_text=_SHEET_TEXT,
     )
 
 
@@ -150,16 +164,25 @@ def _read_facts(path: Path) -> dict[str, dict[str, Any]]:
         raise DataError(f"damaged index ({path}): {error}", remedy="mend it, or leave it out") from error
 
 
+class Seen(NamedTuple):
+    """A pair, what each predictor says of it, `[S, S]`, and the rank correlations of these."""
+
+    pair: Pair
+    maps: dict[str, Tensor]
+    spearman: dict[str, float]
+
+
 def measure_pairs(
     pairs: Sequence[Pair], predictors: Mapping[str, Predict], *, on_maps: Callable[[int], object] = lambda count: None
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> tuple[dict[str, dict[str, dict[str, float]]], list[Seen]]:
     """Figures of each predictor on each set, beside the vertical gradient and the mean of the set's other maps.
 
     Set, predictor and figure to its value: means over images of `metrics.geometry.relative_figures`, `delta1` only
     where amounts are to be trusted; `spearman_low` and `spearman_high`, the bounds of a 95 % bootstrap interval;
-    `poor`, the share of images whose rank correlation is below 0.3; `images`.
+    `poor`, the share of images whose rank correlation is below 0.3; `images`. And each pair with its maps.
     """
     result: dict[str, dict[str, dict[str, float]]] = {}
+    seen: list[Seen] = []
     for group in dict.fromkeys(pair.group for pair in pairs):
         members = [p for p in pairs if p.group == group and int((p.disparity > 0).sum()) >= _FEWEST_KNOWN]
         if not members:
@@ -168,8 +191,13 @@ def measure_pairs(
         maps = {"vertical gradient": down, "mean of the others": _mean_of_others(members)}
         for name, predict in predictors.items():
             maps[name] = _predicted(members, predict, on_maps)
-        result[group] = {name: _summary(members, values) for name, values in maps.items()}
-    return result
+        rows = {name: _rows(members, values) for name, values in maps.items()}
+        result[group] = {name: _summary(members, each) for name, each in rows.items()}
+        seen += [
+            Seen(pair, {n: maps[n][i] for n in predictors}, {n: rows[n][i]["spearman"] for n in predictors})
+            for i, pair in enumerate(members)
+        ]
+    return result, seen
 
 
 def _predicted(members: Sequence[Pair], predict: Predict, on_maps: Callable[[int], object]) -> Tensor:
@@ -191,9 +219,12 @@ def _mean_of_others(members: Sequence[Pair]) -> Tensor:
     return (standard.sum(0) - standard) / max(len(members) - 1, 1)
 
 
-def _summary(members: Sequence[Pair], maps: Tensor) -> dict[str, float]:
+def _rows(members: Sequence[Pair], maps: Tensor) -> list[dict[str, float]]:
     known = [pair.disparity > 0 for pair in members]
-    rows = [relative_figures(m[k], p.disparity[k]) for m, k, p in zip(maps, known, members, strict=True)]
+    return [relative_figures(m[k], p.disparity[k]) for m, k, p in zip(maps, known, members, strict=True)]
+
+
+def _summary(members: Sequence[Pair], rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     figures = {name: float(np.mean([row[name] for row in rows])) for name in RELATIVE_FIGURES}
     if not all(pair.amounts for pair in members):
         del figures["delta1"]
@@ -215,6 +246,22 @@ def rendered(loaded: LoadedWeights) -> Predict:
         return reconstruct_scene(loaded.model, photo).render(camera, samples=EVALUATION_SAMPLES).s
 
     return predict
+
+
+def sheet(seen: Sequence[Seen]) -> Tensor:
+    """Photo, truth and what each predictor says, the worst of the first one above; uint8 `[3, H, W]`."""
+    first = next(iter(seen[0].maps))
+    tiles: list[Tensor] = []
+    labels: list[str] = []
+    for pair, maps, spearman in sorted(seen, key=lambda each: each.spearman[first])[:_SHOWN]:
+        known = pair.disparity > 0
+        tiles.append(resize(pair.image, _TILE_PX, _TILE_PX))
+        for values in (torch.where(known, pair.disparity, torch.nan), *maps.values()):
+            low, high = torch.quantile(values[known], torch.tensor([0.02, 0.98])).tolist()
+            large = functional.interpolate(values[None, None], (_TILE_PX, _TILE_PX))[0, 0]
+            tiles.append(colour_map(large, low, max(high, low + 1e-6)))
+        labels += [pair.name, "truth", *(f"{name} {value:.2f}" for name, value in spearman.items())]
+    return grid(tiles, columns=2 + len(seen[0].maps), labels=labels)
 
 
 def table(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[object]]:
