@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from vq3dcli.data_tools.verify import verify_folder
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.losses.depth import LABEL_METRIC
 from vq3dcli.meshscenes.library import Library
-from vq3dcli.meshscenes.render import render_scene, sample_scene
+from vq3dcli.meshscenes.render import pose_at, render_scene, sample_scene
 
 OPTIONS = SceneOptions(count=7, size=16, seed=4, shard_size=3)
 
@@ -216,3 +217,13 @@ def test_training_reads_them_with_exact_labels(models: Path, tmp_path: Path):
     info = json.loads(ShardFolder(tmp_path / "out").read(0)["json"])
     assert info["kind"] == "metric"
     assert 26.0 <= info["fov_deg"] <= 72.0
+
+
+def test_clear_scenes_are_the_same_without_haze_and_blur(models: Path):
+    library = Library(survey(models).assets, None)
+    pairs = [[sample_scene(library, i, seed=2, clear=clear) for clear in (False, True)] for i in range(6)]
+    assert any(math.isfinite(hazy.layout.light.haze_m) or hazy.layout.blur_px > 0 for hazy, _ in pairs)
+    for hazy, clear in pairs:
+        assert clear.layout.blur_px == 0 and math.isinf(clear.layout.light.haze_m)
+        seen, same = (render_scene(scene, pose_at(0.0, 0.0), 16) for scene in (hazy, clear))
+        assert np.array_equal(seen.s, same.s)

@@ -21,7 +21,7 @@ _IN_PARTS = ("--max-bad", "--workers", "--part", "--dry-run")
 _IMAGES = ("--margin", "--dedup", *_IN_PARTS)
 _TAKES = {
     "toyscenes": _SCENES,
-    "meshscenes": (*_SCENES, "--coats", *_IN_PARTS),
+    "meshscenes": (*_SCENES, "--coats", "--clear", *_IN_PARTS),
     "folder": (*_IMAGES, "--classes"),
     "imagenet": (*_IMAGES, "--split", "--devkit"),
     "compcars": (*_IMAGES, "--split", "--class-by", "--box-margin"),
@@ -86,6 +86,7 @@ def command(
         Path | None,
         typer.Option("--coats", help="The same, thrown over the models of varied mesh scenes."),
     ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Mesh scenes without haze and depth of field.")] = False,
     views: Annotated[
         int, typer.Option("--views", min=0, max=MAX_VIEWS, help="Exact pictures from other cameras beside each scene.")
     ] = 0,
@@ -135,6 +136,7 @@ def command(
         "--varied": varied,
         "--photos": photos is not None,
         "--coats": coats is not None,
+        "--clear": clear,
         "--views": views != 0,
         "--dry-run": dry_run,
         "--seed": seed != 0,
@@ -179,7 +181,7 @@ def command(
         assert count is not None
         with output.progress("reading", unit="models") as progress:
             survey = survey_assets(Path(source[1]), leave_out=out, workers=workers or None, progress=progress)
-        wanted = SceneOptions(count, size, seed, varied, photos, coats, shard_size, views)
+        wanted = SceneOptions(count, size, seed, varied, photos, coats, shard_size, views, clear)
         facts: dict[str, Any] = {"models": len(survey.assets.models), "grounds": len(survey.assets.grounds)}
         job = scene_job(survey, out, wanted, max_bad=most_bad)
     else:

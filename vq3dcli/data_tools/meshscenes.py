@@ -73,7 +73,8 @@ def _samples(
 
 def mesh_sample(library: Library, index: int, options: SceneOptions) -> Sample:
     """Scene number `index` as it is stored."""
-    scene = sample_scene(library, index, seed=options.seed, purpose=PURPOSE, varied=options.varied)
+    how = {"varied": options.varied, "clear": options.clear}
+    scene = sample_scene(library, index, seed=options.seed, purpose=PURPOSE, **how)
     poses = novel_poses(options.seed, f"meshscenes/{PURPOSE}", torch.tensor([index]), options.views)[0]
     cameras = [pose_at(0.0, 0.0), *(pose.double().numpy() for pose in poses)]
     views = [render_scene(scene, pose, options.size) for pose in cameras]

@@ -80,17 +80,22 @@ class MeshView(NamedTuple):
     s: Floats
 
 
-def sample_scene(library: Library, index: int, *, seed: int, purpose: str = "train", varied: bool = False) -> MeshScene:
+def sample_scene(
+    library: Library, index: int, *, seed: int, purpose: str = "train", varied: bool = False, clear: bool = False
+) -> MeshScene:
     """Scene number `index` of (seed, purpose); equal seeds under different purposes share no scene.
 
     Of varied scenes the field of view is drawn too, from 26 to 72 degrees, and rooms and tables are as in photos; else
-    it is that of the canonical camera.
+    it is that of the canonical camera. Of `clear` scenes nothing lies in haze or out of focus.
     """
     name = f"meshscenes{'-varied' if varied else ''}/{purpose}"
     for attempt in range(_TRIES):
         dice = Dice(seed, f"{name}/{attempt}", index)
         draft = _varied(library, dice) if varied else Draft(library, dice, drawn_kind(dice, KINDS), FOV_RAD)
-        scene = _finished(draft.draw(), novel=not varied, forgiving=attempt == _TRIES - 1)
+        layout = draft.draw()
+        if clear:
+            layout = layout._replace(blur_px=0.0, light=layout.light._replace(haze_m=math.inf))
+        scene = _finished(layout, novel=not varied, forgiving=attempt == _TRIES - 1)
         if scene is not None:
             return scene
     raise AssertionError("the last try is always good")
