@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from vq3dcli.errors import StoppedError
 from vq3dcli.files import write_error
@@ -54,17 +54,17 @@ def open_lock(path: Path) -> IO[str]:
         raise write_error(path, error) from error
 
 
-def try_lock(handle: IO[str], *, shared: bool = False) -> bool:
-    """Take a lock, or exchange a shared one for a whole one or back; False if another process is in the way.
+def try_lock(handle: IO[str], *, shared: bool = False) -> Literal["held", "unknown", ""]:
+    """Take a lock, or exchange a shared one for a whole one or back; "" if another process is in the way.
 
-    On a file system without locks it is taken as free, with one warning.
+    "unknown" on a file system without locks: it is taken as free, with one warning.
     """
     path = Path(handle.name)
     try:
         fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _BUSY:
-            return False
+            return ""
         if error.errno not in _NO_LOCKS:
             raise write_error(path, error) from error
         if not _warned:
@@ -74,7 +74,8 @@ def try_lock(handle: IO[str], *, shared: bool = False) -> bool:
                 path.parent,
                 error.strerror,
             )
-    return True
+        return "unknown"
+    return "held"
 
 
 def busy_error(folder: Path, name: str = LOCK_NAME) -> StoppedError:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +25,8 @@ from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data.token_store import TokenStore
 from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
-from vq3dcli.errors import DataError, InputMissingError, StorageError
+from vq3dcli.errors import DataError, InputMissingError, StorageError, UnavailableError
+from vq3dcli.files import sha256_file
 from vq3dcli.remote import cache
 
 
@@ -96,6 +101,86 @@ def test_threads_that_come_at_once_fetch_once(server: Any, toys: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert len(set(map(str, pool.map(folder.read, [17] * 16)))) == 1
     assert server.asked("/toys/shard-000002.tar") == 2
+
+
+# Eight threads, each of which reads a file of a mirror and a single file, where flock answers ENOLCK.
+_WITHOUT_LOCKS = """
+import errno, fcntl, sys
+from concurrent.futures import ThreadPoolExecutor
+from vq3dcli.files import sha256_file
+from vq3dcli.remote import cache, fetch
+
+def refuse(*_):
+    raise OSError(errno.ENOLCK, "no locks")
+
+fcntl.flock = refuse
+fetch._PAUSES = (0.0,) * 9
+folder = cache.mirror(sys.argv[1])
+
+def read(i):
+    shard, single = folder / f"shard-{i % 2}.tar", cache.local_copy(f"{sys.argv[1]}/w.bin")
+    cache.ensure(shard)
+    return f"{shard.name} {sha256_file(shard)}", f"{single.name} {sha256_file(single)}"
+
+with ThreadPoolExecutor(8) as pool:
+    print(*{line for both in pool.map(read, range(8)) for line in both}, sep="\\n")
+"""
+
+
+def test_processes_and_threads_without_locks_read_whole_files(server: Any) -> None:
+    folder = server.folder / "set"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    names = ("shard-0.tar", "shard-1.tar", "w.bin")
+    for i, name in enumerate(names):
+        (folder / name).write_bytes(bytes([i, 1, 2, 3]) * 500_000)
+        server.faults[f"/set/{name}"] = ["cut 1500000", ""] * 8
+    expected = {f"{name} {sha256_file(folder / name)}" for name in names}
+    command = [sys.executable, "-c", _WITHOUT_LOCKS, f"{server.url}/set"]
+    for processes in (2, 1):  # one later call: what it finds is whole, too
+        server.requests.clear()
+        started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
+        for process in started:
+            assert set(process.communicate(timeout=60)[0].splitlines()) == expected
+            assert process.returncode == 0
+    assert [server.asked(f"/set/{name}") for name in names] == [0, 0, 8]  # "is it still the same?" of eight threads
+    left = [path.name for path in cache.cache_folder().rglob("*") if ".tmp" in path.name or path.suffix == ".part"]
+    assert not left
+
+
+def test_a_copy_that_was_changed_here_is_fetched_anew(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (server.folder / "w.bin").write_bytes(b"as served")
+    url = f"{server.url}/w.bin"
+    copy = cache.local_copy(url)
+    for damage in (b"as served, and more", b"as Served"):
+        copy.write_bytes(damage)
+        monkeypatch.setenv("VQ3D_OFFLINE", "1")
+        with pytest.raises(UnavailableError, match="offline"):
+            cache.local_copy(url)
+        monkeypatch.delenv("VQ3D_OFFLINE")
+        assert cache.local_copy(url).read_bytes() == b"as served"
+        assert "If-None-Match" not in server.requests[-1][1]
+    os.utime(copy)  # touched, and the same
+    cache.local_copy(url)
+    assert "If-None-Match" in server.requests[-1][1]
+
+
+def test_without_locks_nothing_leaves_the_cache_that_may_be_in_use(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for name in ("a.tar", "b.tar"):
+        (server.folder / name).write_bytes(bytes(900))
+    monkeypatch.setenv("VQ3D_CACHE_GB", str(1000 / 1e9))
+    first = cache.local_copy(f"{server.url}/a.tar")
+    second = cache.local_copy(f"{server.url}/b.tar")
+    assert first.exists()
+    os.utime(first, (1e9, 1e9))
+    cache.local_copy(f"{server.url}/b.tar")
+    assert (first.exists(), second.exists()) == (False, True)
 
 
 def test_the_cache_is_bounded_and_forgets_what_was_not_read_for_the_longest(

@@ -126,19 +126,19 @@ def test_a_later_call_goes_on_where_one_ended(server: Any, tmp_path: Path, monke
     target = tmp_path / "target" / "w.bin"
     server.faults["/w.bin"] = ["cut 6000", 500, 500, 500]
     with pytest.raises(UnavailableError):
-        fetch(f"{server.url}/w.bin", target)
+        fetch(f"{server.url}/w.bin", target, keep=True)
     assert not target.exists()
     server.requests.clear()
-    fetch(f"{server.url}/w.bin", target, sha256=sha256(data).hexdigest())
+    fetch(f"{server.url}/w.bin", target, keep=True, sha256=sha256(data).hexdigest())
     assert target.read_bytes() == data
     assert [headers["Range"] for _, headers in server.requests] == ["bytes=6000-"]
     assert [file.name for file in target.parent.iterdir()] == ["w.bin"]
     # Another file meanwhile: it comes anew.
     server.faults["/w.bin"] = ["cut 6000", 500, 500, 500]
     with pytest.raises(UnavailableError):
-        fetch(f"{server.url}/w.bin", target)
+        fetch(f"{server.url}/w.bin", target, keep=True)
     (server.folder / "w.bin").write_bytes(data[::-1])
-    fetch(f"{server.url}/w.bin", target)
+    fetch(f"{server.url}/w.bin", target, keep=True)
     assert target.read_bytes() == data[::-1]
 
 

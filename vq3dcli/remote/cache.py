@@ -2,7 +2,7 @@
 
 ```
 CACHE/NAME-HASH/manifest.json ...     a folder of shards: each file comes when it is first read
-CACHE/NAME-HASH/x.tar, .x.tar.tag     a single file, and the server's tag of its version
+CACHE/NAME-HASH/x.tar, .x.tar.tag     a single file; the server's tag of its version, its size, hash and time
 ```
 `VQ3D_CACHE` is the folder, `VQ3D_CACHE_GB` its size, about: what was not read for the longest goes first.
 """
@@ -10,18 +10,20 @@ CACHE/NAME-HASH/x.tar, .x.tar.tag     a single file, and the server's tag of its
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from vq3dcli.errors import StorageError, UsageError
-from vq3dcli.files import make_folder, sha256_bytes, write_bytes
+from vq3dcli.files import make_folder, sha256_bytes, sha256_file, write_bytes
 from vq3dcli.locks import open_lock, try_lock
-from vq3dcli.remote.fetch import OFFLINE, UnchangedError, fetch, join, refuse_offline, shown
+from vq3dcli.remote.fetch import OFFLINE, Fetched, UnchangedError, fetch, join, refuse_offline, shown
 
 _DEFAULT_GB = 100.0
 _MANIFEST, _SUMS = "manifest.json", "SHA256SUMS"
@@ -29,9 +31,12 @@ _FILE = re.compile(r"[^/?]*\.[A-Za-z]\w{0,15}(\?.*)?")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _POLL_S = 0.2
 _SMALL = 64 << 20
+# Where locks do not say what is in use: the time of the last read may be a day old, and this is twice that.
+_UNUSED_S = 48 * 3600.0
 
 _mirrors: dict[Path, str] = {}  # folders here, and the addresses that they stand for
 _held: list[IO[str]] = []  # files that this process reads by their names
+_turns: dict[Path, threading.Lock] = {}  # of the threads of this process, which need them where there are no locks
 
 
 def cache_folder() -> Path:
@@ -113,11 +118,11 @@ def ensure(path: Path, *, sha256: str = "", size: int | None = None) -> bool:
     url = address(path)
     if url is None or path.exists():
         return url is not None
-    with _locked(path):
+    with _locked(path) as keep:
         if not path.exists():
             if size:
                 _make_room(size)
-            fetch(url, path, sha256=sha256, size=size)
+            fetch(url, path, sha256=sha256, size=size, keep=keep)
     return True
 
 
@@ -149,17 +154,26 @@ def _file(url: str, folder: Path) -> Path:
     names = re.findall(r"[\w.-]+\.\w+", url.partition("?")[0].rpartition("/")[2] or url)
     path = folder / (names[-1] if names else "file")
     tag = path.with_name(f".{path.name}.tag")
-    with _locked(path):
-        known = tag.read_text() if tag.exists() and path.exists() else ""
-        if not (os.environ.get(OFFLINE) and path.exists()):
+    with _locked(path) as keep:
+        known = _known(path, tag)
+        if known is None or not os.environ.get(OFFLINE):
             with contextlib.suppress(UnchangedError):
-                new = fetch(url, path, unless=known, room=_make_room)
-                write_bytes(tag, new.encode())
+                new = fetch(url, path, unless=known.tag if known else "", room=_make_room, keep=keep)
+                write_bytes(tag, json.dumps(new).encode())
         handle = open_lock(path)
         try_lock(handle, shared=True)
         _held.append(handle)
     _make_room(0)  # where nobody could say how much would come
     return path
+
+
+def _known(path: Path, tag: Path) -> Fetched | None:
+    """What was fetched, if it is what lies there; who has not changed it since need not hash it."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        known, status = Fetched(*json.loads(tag.read_text())), path.stat()
+        if status.st_size == known.size and (status.st_mtime_ns == known.mtime_ns or sha256_file(path) == known.sha256):
+            return known
+    return None
 
 
 def _make_room(size: int) -> None:
@@ -172,22 +186,23 @@ def _make_room(size: int) -> None:
             if path.is_file() and not path.name.startswith("."):
                 files.append((max(status.st_atime, status.st_mtime), status.st_size, path))
     total = size + sum(each for _, each, _ in files)
-    for _, each, path in sorted(files):
+    for last, each, path in sorted(files):
         if total <= _most_bytes():
             return
         if each < _SMALL and path.suffix != ".tar":
             continue
         with contextlib.suppress(OSError), path.open("a") as handle:
-            if try_lock(handle):
+            lock = try_lock(handle)
+            if lock == "held" or (lock and last < time.time() - _UNUSED_S):
                 path.unlink()
                 total -= each
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time fetch a file; the others find it."""
+def _locked(path: Path) -> Iterator[bool]:
+    """Let one process at a time fetch a file; the others find it. False where the file system knows no locks."""
     make_folder(path.parent)
-    with open_lock(path.with_name(f".{path.name}.lock")) as handle:
-        while not try_lock(handle):
+    with _turns.setdefault(path, threading.Lock()), open_lock(path.with_name(f".{path.name}.lock")) as handle:
+        while not (lock := try_lock(handle)):
             time.sleep(_POLL_S)
-        yield
+        yield lock == "held"

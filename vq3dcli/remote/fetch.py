@@ -20,11 +20,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from http.client import HTTPException, HTTPResponse, InvalidURL
+from io import BufferedRandom
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError
-from vq3dcli.files import atomic_path, make_folder, write_bytes
+from vq3dcli.files import atomic_path, make_folder, temporary_for, write_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +71,15 @@ def refuse_offline(address: str) -> None:
         raise UnavailableError(f"not here, and offline ({shown(address)})", remedy="the same once without --offline")
 
 
+class Fetched(NamedTuple):
+    """What came."""
+
+    tag: str  # of this version of the file, where the server gives one
+    size: int
+    sha256: str
+    mtime_ns: int
+
+
 class UnchangedError(Exception):
     """The file is still the one that a tag is of."""
 
@@ -95,16 +105,16 @@ def fetch(
     size: int | None = None,
     unless: str = "",
     room: Callable[[int], None] = lambda size: None,
-) -> str:
+    keep: bool = False,
+) -> Fetched:
     """Write the bytes at an address to `path`, whole or not at all; its folder is made.
 
     Args:
         sha256: Of the bytes, if that is known; so is `size`.
         unless: The tag of a file that is there already.
         room: Called with the number of bytes that come, where the server says it.
-
-    Returns:
-        A tag of this version of the file, where the server gives one.
+        keep: What a call gets that ends early, or is killed, is where the next one goes on. That needs one name for all
+            of them: only who holds a lock of `path` may say so.
 
     Raises `UnchangedError`: the file has the tag `unless`; `InputMissingError`: there is no such file;
     `UnavailableError`: access is refused, a program or package is missing, it still failed at the last try, or this
@@ -112,19 +122,18 @@ def fetch(
     """
     refuse_offline(url)
     make_folder(path.parent)
-    # What a call gets that ends early, or is killed, is where the next one goes on.
-    part = path.with_name(f".{path.name}.part")
-    with atomic_path(path) as temporary, _open_part(part) as file:
+    part = path.with_name(f".{path.name}.part") if keep else temporary_for(path)
+    with atomic_path(path) as temporary, _open_part(part, keep) as file:
         transfer = _Transfer(url, file, unless, room, part)
         pauses, most, again = iter(_PAUSES), 0, True
         while True:
             try:
                 transfer.read()
-                if (wrong := _wrong(file, sha256 or transfer.sha256, size)) == "":
-                    file.flush()
+                found = _measure(file, transfer.tag)
+                if (wrong := _wrong(found, sha256 or transfer.sha256, size)) == "":
                     part.replace(temporary)
                     _tag_of(part).unlink(missing_ok=True)
-                    return transfer.tag
+                    return found
                 if not again:
                     file.truncate(0)
                     raise DataError(f"other bytes than expected ({shown(url)}): {wrong}", remedy="another copy of it")
@@ -150,35 +159,34 @@ def _tag_of(part: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _open_part(part: Path) -> Iterator[BinaryIO]:
-    """The file of what has come, to append to; it stays where it is worth it."""
+def _open_part(part: Path, keep: bool) -> Iterator[BufferedRandom]:
+    """The file of what has come, to append to; it stays where it may and is worth it."""
     try:
         with part.open("a+b") as file:
             yield file
     finally:
         with contextlib.suppress(OSError):
-            if part.stat().st_size < _KEPT_BYTES or not _tag_of(part).exists():
-                part.unlink()
+            if not keep or part.stat().st_size < _KEPT_BYTES or not _tag_of(part).exists():
+                part.unlink(missing_ok=True)
                 _tag_of(part).unlink(missing_ok=True)
 
 
-def _wrong(file: BinaryIO, sha256: str, size: int | None) -> str:
-    found = file.seek(0, os.SEEK_END)
-    if size is not None and found != size:
-        return f"{found} bytes, not {size}"
+def _measure(file: BufferedRandom, tag: str) -> Fetched:
     file.seek(0)
-    digest = hashlib.sha256()
-    while sha256 and (chunk := file.read(_CHUNK)):
-        digest.update(chunk)
-    if sha256 not in ("", digest.hexdigest()):
-        return f"SHA-256 {digest.hexdigest()[:12]}..., not {sha256[:12]}..."
-    return ""
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Fetched(tag, file.tell(), digest, os.fstat(file.fileno()).st_mtime_ns)
+
+
+def _wrong(found: Fetched, sha256: str, size: int | None) -> str:
+    if size is not None and found.size != size:
+        return f"{found.size} bytes, not {size}"
+    return "" if sha256 in ("", found.sha256) else f"SHA-256 {found.sha256[:12]}..., not {sha256[:12]}..."
 
 
 class _Transfer:
     """The bytes at an address, from wherever a try before has come to."""
 
-    def __init__(self, url: str, file: BinaryIO, unless: str, room: Callable[[int], None], part: Path) -> None:
+    def __init__(self, url: str, file: BufferedRandom, unless: str, room: Callable[[int], None], part: Path) -> None:
         self.url, self.file, self.unless, self.room, self.part = url, file, unless, room, part
         self.shown, self.tag, self.sha256 = shown(url), "", ""
         with contextlib.suppress(OSError):
@@ -225,8 +233,11 @@ class _Transfer:
             write_bytes(_tag_of(self.part), self.tag.encode())
             self.room(max(total, 0))
             self._copy(response)
-        if self.file.tell() < total:
-            raise _PassingError(f"it ended after {self.file.tell()} of {total} bytes")
+        came = self.file.seek(0, os.SEEK_END)
+        if 0 <= total != came:
+            if came > total:  # somebody else wrote here
+                self._restart()
+            raise _PassingError(f"it ended after {came} of {total} bytes")
 
     def _copy(self, response: HTTPResponse) -> None:
         start, mark = time.monotonic(), self.file.tell()
