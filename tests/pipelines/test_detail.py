@@ -54,6 +54,7 @@ from vq3dcli.weights_file import load_weights
 
 CPU = torch.device("cpu")
 SIZE = (48, 64)
+PLAIN = torch.full((3, 300, 400), 90, dtype=torch.uint8)
 
 
 def opened(tiny_weights: Path, photo: Tensor) -> OpenedScene:
@@ -144,10 +145,10 @@ def test_a_path_adapts_to_the_scene(card: OpenedScene) -> None:
         torch.linspace(low, high, 10).repeat_interleave(40).expand(300, 400) for low, high in ((0.0, 0.9), (0.40, 0.42))
     )
     for name in PATHS:
-        less, more = (adapted_reach(name, s, frustum, fov_rad=frustum.fov_rad) for s in (deep, flat))
+        less, more = (adapted_reach(name, s, PLAIN, frustum, fov_rad=frustum.fov_rad) for s in (deep, flat))
         assert math.radians(0.5) <= less.amplitude_rad < more.amplitude_rad <= math.radians(20.0)
     reach, extent = (
-        adapted_reach("swing", deep, frustum, fov_rad=frustum.fov_rad),
+        adapted_reach("swing", deep, PLAIN, frustum, fov_rad=frustum.fov_rad),
         disparity_extent(deep, frustum.depth_range),
     )
     assert reach.pivot_z == pytest.approx(2.0 / (extent.low + extent.high))
@@ -275,7 +276,7 @@ def test_the_stretch_of_surfaces_is_bounded(card: OpenedScene) -> None:
     amplitudes = []
     for s in (gentle, step, steep):
         slope, extent = steepest_slope(s), disparity_extent(s, card.frustum.depth_range)
-        reach = adapted_reach("swing", s, card.frustum, fov_rad=fov_rad)
+        reach = adapted_reach("swing", s, PLAIN, card.frustum, fov_rad=fov_rad)
         baseline = reach.pivot_z * math.sin(reach.amplitude_rad)
         parallax = baseline * extent.width * 0.5 / math.tan(0.5 * fov_rad)
         # Of the whole range of disparities, over the width: by so much a pixel moves more than its neighbour.
@@ -287,6 +288,17 @@ def test_the_stretch_of_surfaces_is_bounded(card: OpenedScene) -> None:
     assert steepest_slope(steep) == pytest.approx(0.4 / 10 * 320, rel=0.1)
     assert amplitudes[:2] == pytest.approx([MOST_PARALLAX, MOST_PARALLAX], rel=0.01)
     assert amplitudes[2] == pytest.approx(1.0 / 32.0, rel=0.1)  # 10 of 320 pixels, which may become 20
+
+
+def test_where_texture_would_be_torn_the_camera_goes_less_far(card: OpenedScene) -> None:
+    posts = torch.where(torch.arange(400) % 50 < 20, 0.6, 0.2).expand(300, 400).contiguous()
+    noise = torch.randint(0, 256, (3, 300, 400), generator=torch.Generator().manual_seed(5)).to(torch.uint8)
+    ramp = torch.linspace(0.2, 0.6, 300)[:, None].expand(300, 400).contiguous()
+    full, half, no_step = (
+        adapted_reach("swing", s, photo, card.frustum, fov_rad=card.frustum.fov_rad).amplitude_rad
+        for s, photo in ((posts, PLAIN), (posts, noise), (ramp, noise))
+    )
+    assert half == pytest.approx(0.5 * full, rel=0.01) and no_step > 0.9 * full
 
 
 def beyond(scene: PhotoScene, size: tuple[int, int], camera: Camera) -> float:

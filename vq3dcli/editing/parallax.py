@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vq3dcli.editing.march import camera_lines, intersect
-from vq3dcli.editing.relief import local_range, resized, steps
+from vq3dcli.editing.relief import local_range, mean_of, resized, steps
 from vq3dcli.rendering.cameras import Camera, DepthRange
 from vq3dcli.rendering.space import Frustum
 from vq3dcli.rendering.trajectories import PATHS
@@ -25,6 +25,8 @@ MOST_STRETCH = 2.0
 _SLOPE_QUANTILE = 0.99
 # The longer side of the map that slopes are looked for in, and half the width of a step there.
 _SLOPES_PX, _STEP_PX = 256, 2
+# Torn parts of the picture times the contrast around them, and half the side of the square that it is looked for in.
+_MOST_TORN, _AROUND_PX = 2e-3, 8
 # Views zoom in by no more than this to hide what lies beyond the photo's edges.
 MOST_ZOOM = 1.12
 _ZOOM_ROUNDS = 6
@@ -72,24 +74,42 @@ def disparity_extent(s: Tensor, depth_range: DepthRange) -> Extent:
     return Extent(*(end * depth_range.extent + 1.0 / depth_range.far for end in (low, high)))
 
 
-def steepest_slope(s: Tensor) -> float:
-    """How fast a relief `[H, W]` changes away from steps, in s a width: what cameras pull apart that is one surface."""
+def _slopes(s: Tensor) -> tuple[Tensor, Tensor]:
+    """How fast a relief changes from pixel to pixel, at a small size, and where that is near a step (1), `[h, w]`."""
     factor = min(1.0, _SLOPES_PX / max(s.shape))
     small = resized(s, [max(2, round(side * factor)) for side in s.shape])
     sure, _, _ = steps(small, _STEP_PX)
-    _, near_step = local_range(sure, _STEP_PX)
     down, right = torch.gradient(small)
-    slope = torch.hypot(down, right) * (1.0 - near_step)
-    return float(torch.quantile(slope.flatten(), _SLOPE_QUANTILE)) * small.shape[1]
+    return torch.hypot(down, right), local_range(sure, _STEP_PX)[1]
 
 
-def adapted_reach(path: str, s: Tensor, frustum: Frustum, *, fov_rad: float) -> Reach:
+def steepest_slope(s: Tensor) -> float:
+    """How fast a relief `[H, W]` changes away from steps, in s a width: what cameras pull apart that is one surface."""
+    slope, near_step = _slopes(s)
+    return float(torch.quantile((slope * (1.0 - near_step)).flatten(), _SLOPE_QUANTILE)) * slope.shape[1]
+
+
+def torn_texture(s: Tensor, photo: Tensor) -> float:
+    """What is lost at the steps of a relief `[H, W]` of a photo uint8 `[3, H, W]` when they are pulled apart.
+
+    Its part of the picture times the contrast of neighbouring pixels around, in [0, 1], a width of parallax and all of s.
+    """
+    slope, near_step = _slopes(s)
+    small = resized(photo.to(s) / 255.0, slope.shape)
+    contrast = torch.hypot(*torch.gradient(small, dim=(1, 2))).mean(0)
+    around = mean_of(contrast[None], 1.0 - near_step, _AROUND_PX)[0]
+    return float((slope * near_step * around).mean()) * slope.shape[1]
+
+
+def adapted_reach(path: str, s: Tensor, photo: Tensor, frustum: Frustum, *, fov_rad: float) -> Reach:
     """How far a path may go before a photo: `MOST_PARALLAX` and `MOST_STRETCH`, and never farther than by itself.
 
-    `path` is a name in `trajectories.PATHS`, `s` the photo's relief `[H, W]`, `fov_rad` the output's, horizontal.
+    Where much texture would be torn it goes less far, but half as far at least. `path` is a name in
+    `trajectories.PATHS`, `s` the relief `[H, W]` of a photo uint8 `[3, H, W]`, `fov_rad` the output's, horizontal.
     """
     extent, slope = disparity_extent(s, frustum.depth_range), steepest_slope(s)
-    parallax = MOST_PARALLAX
+    torn = torn_texture(s, photo) * frustum.depth_range.extent / extent.width
+    parallax = max(0.5 * MOST_PARALLAX, min(MOST_PARALLAX, _MOST_TORN / max(torn, 1e-6)))
     if slope > 0.0:
         # What moves by p over the whole range of disparities is stretched by 1 + p slope / range.
         parallax = min(parallax, (MOST_STRETCH - 1.0) * extent.width / (slope * frustum.depth_range.extent))

@@ -29,7 +29,7 @@ from vq3dcli.editing.continued import continued
 from vq3dcli.editing.cutout import Cutout
 from vq3dcli.editing.march import Lines, camera_lines, intersect, longest_shift
 from vq3dcli.editing.placement import FOUR_A_PIXEL
-from vq3dcli.editing.relief import RELAXATIONS, box_mean, fill_holes, local_range, resized
+from vq3dcli.editing.relief import RELAXATIONS, box_mean, fill_holes, local_range, mean_of, resized
 from vq3dcli.rendering.cameras import (
     Camera,
     pixel_centres,
@@ -259,21 +259,15 @@ def _layer_behind(front: PhotoLayer, reach_px: int) -> PhotoLayer:
     hidden = hidden & (supported > 0)
     # The level behind, whatever stands between: a mean of all that is known around would slope from one to the other.
     level, _ = local_range(torch.minimum(level, s), mixed_px)
-    s_behind = torch.where(hidden, torch.minimum(_mean_of(level[None], hidden.float(), mixed_px)[0], s), s)
+    s_behind = torch.where(hidden, torch.minimum(mean_of(level[None], hidden.float(), mixed_px)[0], s), s)
     # The colours of these strips continue what is around them smoothly; only their texture is found by patches.
     alike = continued(rgb, hidden, s_behind, in_front)
-    texture = alike - _mean_of(alike, (hidden | known).float(), 2 * mixed_px)
+    texture = alike - mean_of(alike, (hidden | known).float(), 2 * mixed_px)
     filled = (_smooth(rgb, s, known.float(), s_behind) + texture).clamp(0.0, 1.0)
     # Where the photo looks alike at the edge itself it stays, so that no seam shows there.
     within, _ = local_range(in_front.float(), mixed_px // 2)
     alike = torch.exp(-((filled - rgb).square().sum(0) / _ALIKE**2)) * (1.0 - box_mean(within[None], mixed_px // 2)[0])
     return PhotoLayer(torch.where(hidden, torch.lerp(filled, rgb, alike), rgb), s_behind)
-
-
-def _mean_of(maps: Tensor, weight: Tensor, radius_px: int) -> Tensor:
-    """Means of `[C, H, W]` by weight `[H, W]` over squares."""
-    mean = box_mean(torch.cat([maps * weight, weight[None]]), radius_px)
-    return mean[:-1] / mean[-1:].clamp(min=1e-6)
 
 
 def _smooth(rgb: Tensor, s: Tensor, known: Tensor, s_behind: Tensor) -> Tensor:

@@ -68,6 +68,12 @@ def box_mean(maps: Tensor, radius_px: int) -> Tensor:
     return functional.avg_pool2d(rows, (side, 1), 1, (radius_px, 0), count_include_pad=False)[0]
 
 
+def mean_of(maps: Tensor, weight: Tensor, radius_px: int) -> Tensor:
+    """The same by weight `[H, W]`."""
+    mean = box_mean(torch.cat([maps * weight, weight[None]]), radius_px)
+    return mean[:-1] / mean[-1:].clamp(min=_LEAST_WEIGHT)
+
+
 def guided_filter(guide: Tensor, values: Tensor, *, radius_px: int, epsilon: float) -> Tensor:
     """Give `values` `[h, w]` the edges of a guide `[3, H, W]` of higher resolution: float32 `[H, W]`.
 

@@ -311,7 +311,7 @@ def wished_photo_scene(opened: OpenedScene, wish: Wish, size: tuple[int, int]) -
     adapts = wish.amplitude_deg is None
     if wish.kind in ("viewer", "mpi"):
         # As videos do: turning around the middle of the scene, and not so far that the photo falls apart.
-        reach = adapted_reach("orbit", s, frustum, fov_rad=frustum.fov_rad)
+        reach = adapted_reach("orbit", s, photo, frustum, fov_rad=frustum.fov_rad)
         suits_rad = min(vantage.bound_rad, reach.amplitude_rad) if adapts else vantage.bound_rad
         vantage = Vantage(suits_rad, reach.pivot_z)
     turns = [(0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)]

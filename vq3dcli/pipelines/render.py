@@ -264,7 +264,7 @@ def staged_photo(opened: OpenedScene, shot: Shot, look: Look) -> tuple[PhotoScen
     zoom = min(max(1.0, frustum.tangent / math.tan(0.5 * fov_rad)), max(1.0, _MOST_PHOTO_PX / max(output_px)))
     photo = fitted_photo(opened.photo, round(output_px[0] * zoom), round(output_px[1] * zoom))
     s = photo_relief(opened, photo, look.geometry)
-    reach = adapted_reach(shot.path, s, frustum, fov_rad=fov_rad)
+    reach = adapted_reach(shot.path, s, photo, frustum, fov_rad=fov_rad)
     eyes = None if look.stereo is None else _eyes(look.stereo, s, opened, fov_rad)
     amplitude_rad, closer = reach.amplitude_rad, 1.0
     if shot.amplitude_deg is not None:
