@@ -92,7 +92,7 @@ def steepest_slope(s: Tensor) -> float:
 def torn_texture(s: Tensor, photo: Tensor) -> float:
     """What is lost at the steps of a relief `[H, W]` of a photo uint8 `[3, H, W]` when they are pulled apart.
 
-    Its part of the picture times the contrast of neighbouring pixels around, in [0, 1], a width of parallax and all of s.
+    Its part of the picture times the contrast of pixels around, in [0, 1], a width of parallax over all of s.
     """
     slope, near_step = _slopes(s)
     small = resized(photo.to(s) / 255.0, slope.shape)
