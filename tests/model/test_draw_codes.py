@@ -23,6 +23,7 @@ from vq3dcli.model.draw_codes import (
     sample_tokens,
 )
 from vq3dcli.model.prior import Prior
+from vq3dcli.model.vit import as_on_gpus
 from vq3dcli.seeding import uniform
 
 MakePrior = Callable[..., Prior]
@@ -244,3 +245,22 @@ def test_no_samples_are_no_error(make_prior: MakePrior):
 def test_values_out_of_range_are_refused(values: dict[str, float]):
     with pytest.raises(UsageError, match="out of range"):
         Sharpening(**values)  # type: ignore[arg-type]
+
+
+def test_on_a_gpu_slots_that_read_as_many_take_one_graph(make_prior: MakePrior, monkeypatch: pytest.MonkeyPatch):
+    prior, graphs = make_prior(), []
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr("vq3dcli.model.vit._SLOTS_TOGETHER", 8)
+    # A GPU's capture, too, takes down operations on buffers and nothing that the host decides.
+    monkeypatch.setattr(
+        "vq3dcli.model.draw_codes.captured", lambda work: torch.compile(work, backend=keep, fullgraph=True)
+    )
+    sharpening = Sharpening(guidance=1.75, top_k=20, top_p=0.9)
+    expected = sample_tokens(prior, CLASSES, seed=0, rows=8, sharpening=sharpening)
+    with as_on_gpus(True):
+        assert torch.equal(sample_tokens(prior, CLASSES, seed=0, rows=8, sharpening=sharpening), expected)
+    assert len(graphs) == 16 // 8

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vq3dcli.model.prior import Prior, axial_rotation
-from vq3dcli.model.vit import rotate
+from vq3dcli.model.vit import as_on_gpus, rotate
 
 MakePrior = Callable[..., Prior]
 
@@ -48,11 +48,14 @@ def test_gradients_agree_that_it_is_causal(make_prior: MakePrior):
         assert reached.tolist() == [source < place for source in range(LENGTH - 1)]
 
 
-@pytest.mark.parametrize("tied_head", [False, True])
-def test_cached_logits_are_those_without_a_cache(make_prior: MakePrior, tied_head: bool):
+@pytest.mark.parametrize(("tied_head", "on_gpu"), [(False, False), (True, False), (False, True)])
+def test_cached_logits_are_those_without_a_cache(
+    make_prior: MakePrior, monkeypatch: pytest.MonkeyPatch, tied_head: bool, on_gpu: bool
+):
+    monkeypatch.setattr("vq3dcli.model.vit._SLOTS_TOGETHER", 6)  # more than there are, in the end
     prior = make_prior(tied_head=tied_head)
     tokens, classes = some_tokens(4), torch.tensor([0, 1, 2, -1])
-    with torch.no_grad():
+    with torch.no_grad(), as_on_gpus(on_gpu):
         expected = prior(tokens, classes)
         cache = prior.make_cache(4)
         for _ in range(2):  # a used cache needs no clearing

@@ -20,13 +20,13 @@ from vq3dcli.data.views import Views
 from vq3dcli.losses.depth import align_canonical, order_loss
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.model.discriminator import Discriminator
-from vq3dcli.rendering.cameras import Camera, pivot_pose
+from vq3dcli.rendering.cameras import pivot_pose
 from vq3dcli.seeding import uniform
 from vq3dcli.training.adversary import Adversary
 from vq3dcli.training.objective import NovelViews, Stage1Objective
 from vq3dcli.training.optim import orthogonalised
 from vq3dcli.training.stage1 import train
-from vq3dcli.training.views import Compared, canonical, patch_corners, render_view, render_views
+from vq3dcli.training.views import Compared, front_view, patch_corners, render_view, render_views
 from vq3dcli.weights_file import load_weights, save_weights
 
 Make = Callable[..., Stage1Recipe]
@@ -383,13 +383,13 @@ def test_the_perceptual_loss_compares_one_square_of_both(tiny_recipe: Make, nove
     view, photo = shown
     torch.testing.assert_close(gain, 0.7 * (view - photo).abs().mean(), rtol=1e-4, atol=1e-5)
     target = image / 127.5 - 1
-    planes, camera = model(target).planes, canonical(index, 40, recipe)
+    planes, seen = model(target).planes, front_view(index, 40, recipe)
     if novel:
         index, planes, target = index[1:], planes[1:], views.image / 127.5 - 1
-        camera = Camera(views.cam_to_world, camera.intrinsics[1:], 40, 40)
+        seen = seen.camera.at(views.cam_to_world)
     corner = patch_corners(index, seed=0, image_px=40, patch_px=32, purpose=purpose).tolist()
     assert len(set(map(tuple, corner))) > 2
-    whole = render_view(model.field(planes), camera, index, recipe, purpose).rgb
+    whole = render_view(model.field(planes), seen, index, recipe, purpose).rgb
     for i, (x, y) in enumerate(corner):
         torch.testing.assert_close(photo[i], target[i, :, y : y + 32, x : x + 32])
         torch.testing.assert_close(view[i], whole[i, :, y : y + 32, x : x + 32], rtol=0, atol=1e-5)

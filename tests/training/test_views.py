@@ -11,12 +11,14 @@ from torch import Tensor
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.losses.depth import LABEL_METRIC, LABEL_RELATIVE
+from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.rendering.cameras import CAMERA_RADIUS
 from vq3dcli.training.views import (
-    canonical,
     crop,
+    front_view,
     novel_cameras,
     patch_corners,
+    rays_through,
     real_disparity,
     render_view,
     render_views,
@@ -65,13 +67,20 @@ def test_a_camera_belongs_to_its_sample_alone(recipe: Stage1Recipe) -> None:
 def test_a_patch_is_the_crop_of_the_whole_view(importance_samples: int) -> None:
     recipe = _recipe(f"rendering.importance_samples={importance_samples}")
     index = torch.arange(3)
-    camera = canonical(index, 24, recipe)
+    camera = front_view(index, 24, recipe)
     corner = patch_corners(index, seed=0, image_px=24, patch_px=16)
     whole = render_view(_field, camera, index, recipe, "main")
     patch = render_view(_field, camera, index, recipe, "main", corner, 16)
     assert whole.rgb.shape == (3, 3, 24, 24)
     torch.testing.assert_close(patch.rgb, crop(whole.rgb, corner, 16), rtol=0, atol=1e-5)
     torch.testing.assert_close(patch.s, crop(whole.s, corner, 16), rtol=0, atol=1e-5)
+
+
+def test_rays_of_photos_are_made_once(recipe: Stage1Recipe) -> None:
+    pixel, seen = torch.tensor([[0, 23, 24], [575, 1, 300]]), front_view(torch.arange(2), 24, recipe)
+    ours, plain = (rays_through(view, pixel) for view in (seen, build_canonical_camera(recipe, 24, 2)))
+    assert torch.equal(ours.direction, plain.direction) and torch.equal(ours.origin, plain.origin)
+    assert front_view(torch.arange(5), 24, recipe) is seen
 
 
 def test_patches_lie_inside_and_reach_every_place() -> None:
@@ -94,7 +103,7 @@ def test_a_true_reconstruction_looks_like_its_photo(main_patch: bool) -> None:
     more = (f"adversarial.main_patch={str(main_patch).lower()}", "rendering.samples=64")
     recipe = _recipe(*more)
     index = torch.arange(4)
-    photo = render_view(_field, canonical(index, 24, recipe), index, recipe, "photo")
+    photo = render_view(_field, front_view(index, 24, recipe), index, recipe, "photo")
     labelled, classes = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.int64)
     views = render_views(_field, photo.rgb, photo.s, labelled, index, classes, recipe)
     assert views.main is not None

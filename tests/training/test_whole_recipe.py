@@ -16,6 +16,7 @@ from vq3dcli.data.loader import Batch
 from vq3dcli.errors import RecipeError, StoppedError
 from vq3dcli.losses.perceptual import PerceptualDistance
 from vq3dcli.model.build import build_autoencoder
+from vq3dcli.model.vit import as_on_gpus
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.toyscenes import render_scenes, sample_scenes
 from vq3dcli.training.adversary import Adversary
@@ -209,11 +210,25 @@ def test_codes_are_frozen_only_where_there_are_any(tiny_recipe: Make, data: _Toy
         train(larger, data, tmp_path / "larger")
 
 
-def test_compiled_parts_keep_their_names(tiny_recipe: Make, data: _ToyBatches) -> None:
-    plain, compiled = build_autoencoder(tiny_recipe()), build_autoencoder(tiny_recipe())
-    compiled.compile_parts(backend="eager")
+@pytest.mark.parametrize("space", ["frustum", "contracted"])
+def test_compiled_parts_keep_their_names(tiny_recipe: Make, data: _ToyBatches, space: str) -> None:
+    """The field as a GPU evaluates it: one graph, with the same numbers and gradients."""
+    recipe = tiny_recipe(f"model.space={space}")
+    plain, compiled = build_autoencoder(recipe), build_autoencoder(recipe)
+    compiled.compile_parts(backend="aot_eager")
     image = next(data.batches(0)).image / 127.5 - 1.0
-    torch.testing.assert_close(compiled(image).planes, plain(image).planes)
+    points = torch.rand(8, 50, 3, generator=torch.Generator().manual_seed(0)) * 3.0 - 1.5
+    found = []
+    torch._dynamo.utils.counters.clear()
+    for model in (plain, compiled):
+        with as_on_gpus(True):
+            planes = model(image).planes
+            density, rgb = model.field(planes)(points)
+        (density.log().mean() + rgb.square().mean()).backward()
+        found.append([planes, density, rgb, *(parameter.grad for parameter in model.field_mlp.parameters())])
+    assert not torch._dynamo.utils.counters["graph_break"]
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
     assert compiled.state_dict().keys() == plain.state_dict().keys()
 
 

@@ -119,9 +119,10 @@ class Autoencoder(FieldModel):
         self._checkpoint_field = True
 
     def compile_parts(self, backend: str = "inductor") -> None:
-        """From now on run the transformers and the field's MLP through `torch.compile`; names of tensors stay."""
-        for part in (self.encoder, self.decoder, self.field_mlp):
+        """From now on run the transformers and the field through `torch.compile`; names of tensors stay."""
+        for part in (self.encoder, self.decoder):
             part.compile(backend=backend)
+        self.evaluate = torch.compile(self.evaluate, backend=backend)  # type: ignore[method-assign]
 
     def field(self, planes: Tensor) -> Field:
         """The differentiable field over planes `[B, 3, P, P, C]`."""

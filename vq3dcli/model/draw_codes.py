@@ -10,6 +10,7 @@ Legend: N samples, R rows of a group, L codes of a sample, K codebook_size.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ from torch import Tensor
 
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.prior import Prior
+from vq3dcli.model.vit import is_on_cpu
 from vq3dcli.seeding import uniform
+
+_log = logging.getLogger(__name__)
 
 # On a CPU 16 rows take about twice the time of one, and a sample in a full group a seventh of one alone.
 ROWS_ON_CPU = 16
@@ -136,7 +140,11 @@ def sample_tokens(
 
 
 class _Group:
-    """R samples that are drawn together; buffers are allocated once and nothing waits for the host."""
+    """R samples that are drawn together; buffers are allocated once and nothing waits for the host.
+
+    So on a GPU a step can be a graph, which is launched at once, for all slots whose attention reads as many. The first
+    of them is drawn as on a CPU, which readies the libraries, the second is captured.
+    """
 
     def __init__(self, prior: Prior, rows: int, sharpening: Sharpening) -> None:
         self._prior = prior
@@ -150,6 +158,7 @@ class _Group:
         self.tokens = torch.zeros(rows, prior.length, device=weight.device, dtype=torch.int64)
         self.finite = torch.ones((), device=weight.device, dtype=torch.bool)
         self.cache = prior.make_cache(all_rows)
+        self._steps: dict[int, Callable[[], None] | None] = {}  # by visible slots; None before they are captured
 
     def start(self, class_index: Tensor, uniforms: Tensor) -> None:
         """Begin samples of the classes `[R]` by uniform numbers `[R, L]`."""
@@ -161,6 +170,15 @@ class _Group:
 
     def step(self) -> None:
         """Draw the code of the cache's slot for all samples."""
+        visible = self.cache.visible
+        if is_on_cpu(self.tokens) or visible not in self._steps:
+            self._steps[visible] = None
+            return self._draw()
+        step = self._steps[visible] or captured(self._draw)
+        self._steps[visible] = step
+        return step()
+
+    def _draw(self) -> None:
         logits = self._prior.next_logits(self._inputs, self.cache).double()
         self.finite.logical_and_(logits.isfinite().all())
         if self._guided:
@@ -171,6 +189,18 @@ class _Group:
         self.tokens.index_copy_(1, self.cache.slot, token[:, None])
         codes = self._prior.code_embedding(torch.cat([token, token]) if self._guided else token)
         torch.add(codes, self._given, out=self._inputs)
+
+
+def captured(work: Callable[[], None]) -> Callable[[], None]:
+    """Work on a GPU as a graph, which is not run yet; as it is where the GPU's driver or libraries capture none."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            work()
+    except RuntimeError as error:
+        _log.warning("codes are drawn more slowly: no CUDA graph (%s)", str(error).splitlines()[0])
+        return work
+    return graph.replay
 
 
 def distribution(logits: Tensor, sharpening: Sharpening) -> Tensor:

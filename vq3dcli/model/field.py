@@ -14,6 +14,7 @@ Legend: B scenes, N points, C plane channels.
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import torch
@@ -72,12 +73,7 @@ class FieldModel(nn.Module):
 
     def field(self, planes: Tensor) -> Field:
         """The differentiable field over planes `[B, 3, P, P, C]`; on a CPU the one of `rendering.fused_training`."""
-
-        def exact(points: Tensor) -> tuple[Tensor, Tensor]:
-            z_depth = self.frustum.z_depth(points)
-            raw, rgb = self.field_mlp(sample_planes(planes, self.space(points)))
-            return self.density(thickness(raw, self._prior(z_depth)), z_depth), rgb
-
+        exact = functools.partial(self.evaluate, planes)
         weight = self.field_mlp.out.weight
         if not is_on_cpu(planes) or not planes.dtype == weight.dtype == torch.float32 or planes.shape[2] == 1:
             return exact
@@ -88,6 +84,12 @@ class FieldModel(nn.Module):
         layers, out, inputs = flat_layers(self._layers, padded.shape[-1])
         numbers = scene_numbers(self.space, _DENSITY, self.frustum)
         return FusedTrainedField(padded, layers, out, inputs, numbers, exact)
+
+    def evaluate(self, planes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """What the field over planes `[B, 3, P, P, C]` says at points, see `Field`."""
+        z_depth = self.frustum.z_depth(points)
+        raw, rgb = self.field_mlp(sample_planes(planes, self.space(points)))
+        return self.density(thickness(raw, self._prior(z_depth)), z_depth), rgb
 
     @property
     def _layers(self) -> list[tuple[Tensor, Tensor]]:

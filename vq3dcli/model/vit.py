@@ -18,6 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 _cpu_is_cpu = True
 
+# On a GPU a slot's attention reads a multiple of so many, those to come masked: the same work for all of these slots.
+_SLOTS_TOGETHER = 256
+
 
 @contextmanager
 def as_on_gpus(wanted: bool) -> Iterator[None]:
@@ -72,33 +75,36 @@ def _by_vectors(x: Tensor) -> bool:
 class KVCache:
     """Keys and values of all layers for up to L tokens: allocated once, filled in place, never copied.
 
-    Attention sees just the slots that are filled; what an earlier use left in later ones is never read. The shape is
+    Attention sees just the slots that are filled; what an earlier use left in later ones has no share. The shape is
     (layers, B, H, L, C), device and dtype those of `like`; `slot`, int64 `[1]` on the device, is what the next keys
-    fill.
+    fill, and attention reads the first `visible` slots.
     """
 
     def __init__(self, shape: tuple[int, int, int, int, int], like: Tensor) -> None:
         self._keys = torch.zeros(shape, device=like.device, dtype=like.dtype)
         self._values = torch.zeros_like(self._keys)
-        self._visible = 1
+        self._places = torch.arange(shape[3], device=like.device)
         self.slot = torch.zeros(1, dtype=torch.int64, device=like.device)
+        self.move_to(0)
 
     def move_to(self, slot: int) -> None:
         """Fill `slot` next; attention sees it and all before it."""
         self.slot.fill_(slot)
-        self._visible = slot + 1
+        self.visible = slot + 1 if is_on_cpu(self.slot) else (slot // _SLOTS_TOGETHER + 1) * _SLOTS_TOGETHER
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Keep one slot's key and value; what its query sees of all that are visible. All four are `[B, H, 1, C]`."""
         keys, values = self._keys[layer], self._values[layer]
         keys.index_copy_(2, self.slot, key)
         values.index_copy_(2, self.slot, value)
-        if is_on_cpu(query) and query.dtype == torch.float32 and query.shape[-1] % 16 == 0 and not query.requires_grad:
+        by_cpu = is_on_cpu(query)
+        if by_cpu and query.dtype == torch.float32 and query.shape[-1] % 16 == 0 and not query.requires_grad:
             from vq3dcli.model.pointwise import attend_to_slots  # numba takes half a second
 
-            return attend_to_slots(query, keys, values, self._visible)
-        shown = slice(self._visible)
-        return functional.scaled_dot_product_attention(query, keys[:, :, shown], values[:, :, shown])
+            return attend_to_slots(query, keys, values, self.visible)
+        shown = slice(self.visible)
+        filled = None if by_cpu else (self._places[shown] <= self.slot)[None]
+        return functional.scaled_dot_product_attention(query, keys[:, :, shown], values[:, :, shown], attn_mask=filled)
 
 
 class Attention(nn.Module):

@@ -42,7 +42,8 @@ def coloured_by(photo: Tensor, space: Callable[[Tensor], Tensor], points: Tensor
 def sample_planes(planes: Tensor, coordinates: Tensor) -> Tensor:
     """Sum `[B, N, C]` of the three samples of planes `[B, 3, H, W, C]` at `[B, N, 3]`: the path for training."""
     batch, _, height, width, channels = planes.shape
-    grid = torch.stack([coordinates[..., list(axes)] for axes in PLANE_AXES], 1)
+    along = coordinates.unbind(-1)  # an index of a list would be copied to a GPU, which waits
+    grid = torch.stack([torch.stack([along[axis] for axis in axes], -1) for axes in PLANE_AXES], 1)
     images = planes.reshape(batch * 3, height, width, channels).permute(0, 3, 1, 2)
     # float32 whatever the planes are: bfloat16 coordinates would be a quarter of a texel off on 64 texels.
     features = grid_look_up(images.float(), grid.reshape(batch * 3, 1, -1, 2).float())

@@ -16,7 +16,6 @@ Legend: B images, M novel views, N rays, S samples, H = W image_size.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -30,14 +29,16 @@ from vq3dcli.losses.perceptual import PerceptualDistance
 from vq3dcli.losses.reconstruction import chroma_ratio, l1, l2
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.scene import to_model_range
-from vq3dcli.rendering.cameras import Camera, rays_at_pixels
+from vq3dcli.rendering.cameras import Camera
 from vq3dcli.rendering.render import Field, Rendering
 from vq3dcli.training.adversary import Adversary
 from vq3dcli.training.views import (
     AdversarialViews,
-    canonical,
+    FrontView,
     crop,
+    front_view,
     patch_corners,
+    rays_through,
     real_disparity,
     render_sampled,
     render_view,
@@ -122,8 +123,8 @@ class Stage1Objective(nn.Module):
         field = self.autoencoder.field(encoded.planes)
 
         # --- scattered rays of the photo's camera
-        camera = canonical(index, size, self.recipe)
-        rendering, pixel = self._render(field, camera, index)
+        front = front_view(index, size, self.recipe)
+        rendering, pixel = self._render(field, front, index)
         target = _at_pixels(target_image, pixel)
         rgb = rendering.rgb * 2.0 - 1.0
         terms = {"l2": l2(rgb, target), "l1": l1(rgb, target)}
@@ -149,11 +150,11 @@ class Stage1Objective(nn.Module):
 
         # --- squares and whole views
         if loss.perceptual > 0:
-            terms["perceptual"] = self._perceptual_distance(field, camera, target_image, index, "perceptual")
+            terms["perceptual"] = self._perceptual_distance(field, front, target_image, index, "perceptual")
             total = total + loss.perceptual * terms["perceptual"]
         if loss.novel:
             assert novel is not None, "losses at novel views need views"
-            of_views = self._novel_terms(encoded.planes, camera, novel, index)
+            of_views = self._novel_terms(encoded.planes, front.camera, novel, index)
             total = total + sum(getattr(loss, name) * value for name, value in of_views.items())
             terms |= of_views | {"novel_views": novel.share}
         views = None
@@ -196,7 +197,7 @@ class Stage1Objective(nn.Module):
         if count == 0:
             return {name: planes.new_zeros(()) for name in names}
         field = self.autoencoder.field(planes.index_select(0, views.row))
-        camera = replace(front, cam_to_world=views.cam_to_world, intrinsics=front.intrinsics[views.row])
+        camera = front.at(views.cam_to_world)
         image, index = to_model_range(views.image), index[views.row]
         rendering, pixel = self._render(field, camera, index, "view ")
         rgb, target = rendering.rgb * 2.0 - 1.0, _at_pixels(image, pixel)
@@ -213,7 +214,7 @@ class Stage1Objective(nn.Module):
         return {name: mean * weight for name, mean in zip(names, means, strict=True)}
 
     def _perceptual_distance(
-        self, field: Field, camera: Camera, target_image: Tensor, index: Tensor, purpose: str
+        self, field: Field, seen: Camera | FrontView, target_image: Tensor, index: Tensor, purpose: str
     ) -> Tensor:
         """The mean distance of a rendered square of each image from its target."""
         (network,) = self._perceptual
@@ -221,22 +222,23 @@ class Stage1Objective(nn.Module):
         size, seed = self.recipe.loss.perceptual_patch_px, self.recipe.training.seed
         side = self.recipe.model.image_size
         corner = patch_corners(index, seed=seed, image_px=side, patch_px=size, purpose=purpose)
-        view = render_view(field, camera, index, self.recipe, purpose, corner, size)
+        view = render_view(field, seen, index, self.recipe, purpose, corner, size)
         return network(view.rgb, crop(target_image, corner, size)).mean()
 
-    def _render(self, field: Field, camera: Camera, index: Tensor, purpose: str = "") -> tuple[Rendering, Tensor]:
-        """Render a stratified subset of each camera's pixels; also their indices `[B, N]`."""
+    def _render(
+        self, field: Field, seen: Camera | FrontView, index: Tensor, purpose: str = ""
+    ) -> tuple[Rendering, Tensor]:
+        """Render a stratified subset of each view's pixels; also their indices `[B, N]`."""
         size, seed = self.recipe.model.image_size, self.recipe.training.seed
         count = min(self.recipe.rendering.rays_per_image, size * size)
         jitter = seeding.uniform(seed, f"{purpose}pixels", index, count)
         stratum = torch.arange(count, device=index.device)
         pixel = ((stratum + jitter) * (size * size / count)).long().clamp(max=size * size - 1)
-        rays = rays_at_pixels(camera, torch.stack([pixel % size, pixel // size], -1) + 0.5)
 
         def uniform(name: str, n: int) -> Tensor:
             return seeding.uniform(seed, f"{purpose}{name}", index, count * n).reshape(len(index), count, n)
 
-        return render_sampled(field, rays, self.recipe, uniform), pixel
+        return render_sampled(field, rays_through(seen, pixel), self.recipe, uniform), pixel
 
 
 def _at_pixels(image: Tensor, pixel: Tensor) -> Tensor:

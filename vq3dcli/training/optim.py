@@ -18,7 +18,8 @@ _NO_DECAY_NAMES = ("codebook", "positions", "base")
 # The quintic iteration brings all singular values near one in a few rounds (Jordan et al., 2024). Four rounds of other
 # polynomials would do in exact arithmetic; they are so steep that bfloat16 puts out up to 30 times the error.
 _ITERATION = (3.4445, -4.7750, 2.0315)
-_ROUNDS = 5
+# So many at a time: more would put out a larger error.
+_ROUNDS = (3, 2)
 _MOMENTUM = 0.95
 # Of matrices that are orthogonalised together: more would not be faster, and take memory.
 _NUMBERS_TOGETHER = 1 << 22
@@ -46,15 +47,15 @@ class MuonAndAdamW(torch.optim.AdamW):
                 self._step_along_momentum(group)
 
     def _step_along_momentum(self, group: dict[str, Any]) -> None:
-        """Matrices of one shape, or its transpose, are orthogonalised together, some at a time."""
-        alike: dict[tuple[int, ...], list[nn.Parameter]] = {}
+        """Matrices of one shape are orthogonalised together, some at a time."""
+        alike: dict[torch.Size, list[nn.Parameter]] = {}
         for parameter in group["params"]:
             if parameter.grad is not None:
-                alike.setdefault(tuple(sorted(parameter.shape)), []).append(parameter)
+                alike.setdefault(parameter.shape, []).append(parameter)
         few = [
             parameters[start : start + count]
             for shape, parameters in alike.items()
-            for count in [max(1, _NUMBERS_TOGETHER // math.prod(shape))]
+            for count in [max(1, _NUMBERS_TOGETHER // shape.numel())]
             for start in range(0, len(parameters), count)
         ]
         for parameters in few:
@@ -66,30 +67,37 @@ class MuonAndAdamW(torch.optim.AdamW):
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].lerp_(gradient, 1.0 - _MOMENTUM)
                 # Nesterov's, of all rows: a slice's own directions are others.
-                directions.append(_wide(whole(gradient.lerp(momentum, _MOMENTUM)).to(dtype)))
+                directions.append(whole(gradient.lerp(momentum, _MOMENTUM)).to(dtype))
             for parameter, direction in zip(parameters, orthogonalised(torch.stack(directions)), strict=True):
-                direction = direction if parameter.shape == direction.shape else direction.mT
-                direction = part(direction, parameter)
                 parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-                parameter.add_(direction, alpha=-0.2 * max(parameter.shape) ** 0.5 * group["lr"])
-
-
-def _wide(matrices: Tensor) -> Tensor:
-    return matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
+                size = -0.2 * max(parameter.shape) ** 0.5 * group["lr"]
+                parameter.add_(part(direction, parameter), alpha=size)
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """Matrices `[..., m, n]` with singular values near one (0.7 to 1.2), in their type; bfloat16 is enough."""
+    """Matrices `[..., m, n]` with singular values near one (0.7 to 1.2), in their type; bfloat16 is enough.
+
+    A round multiplies x by a + r, a polynomial of its Gram matrix g. Those of several rounds commute; so if x is long,
+    they are multiplied with each other before x, by (a + r) g (a + r), the Gram matrix after a round: fewer products,
+    and fewer roundings of x.
+    """
     a, b, c = _ITERATION
-    wide = _wide(matrices)
-    x = wide.reshape(-1, *wide.shape[-2:])
+    x = matrices.reshape(-1, *matrices.shape[-2:])
+    short, long = sorted(x.shape[1:])
+    is_tall = x.shape[1] > short
     size = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32)
     x = x * size.clamp(min=1e-7).reciprocal().to(x.dtype)  # a zero matrix stays zero
-    for _ in range(_ROUNDS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    x = x.reshape(wide.shape)
-    return x if wide is matrices else x.mT
+    for rounds in _ROUNDS if long >= 2 * short else [1] * sum(_ROUNDS):
+        gram = x.mT @ x if is_tall else x @ x.mT
+        factor, rest = a, torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        last = rest
+        for _ in range(rounds - 1):
+            half = torch.baddbmm(gram, last, gram, beta=a)
+            gram = torch.baddbmm(half, half, last, beta=a)
+            last = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            factor, rest = factor * a, torch.baddbmm(torch.add(a * rest, last, alpha=factor), last, rest)
+        x = torch.baddbmm(x, x, rest, beta=factor) if is_tall else torch.baddbmm(x, rest, x, beta=factor)
+    return x.reshape(matrices.shape)
 
 
 def is_for_muon(name: str, parameter: Tensor) -> bool:

@@ -13,6 +13,7 @@ Legend: B images, H = W side of the photos, h = w side of a view, N rays, S samp
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,8 +26,8 @@ from torch.nn import functional
 from vq3dcli import seeding
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.losses.depth import LABEL_RELATIVE, align_canonical
-from vq3dcli.model.build import build_canonical_camera, build_frustum
-from vq3dcli.rendering.cameras import Camera, Rays, pivot_camera, pixel_centres, rays_at_pixels
+from vq3dcli.model.build import build_frustum
+from vq3dcli.rendering.cameras import Camera, Rays, canonical_camera, image_rays, pivot_camera, rays_at_pixels
 from vq3dcli.rendering.ray_samples import stratified_samples
 from vq3dcli.rendering.render import Field, Rendering, render_rays
 
@@ -89,17 +90,40 @@ def render_views(
     if adversarial.main > 0 and adversarial.main_patch:
         corner = patch_corners(index, seed=recipe.training.seed, image_px=side, patch_px=size)
         real = View(crop(photo, corner, size), crop(real_s, corner, size))
-        main = Compared(real, render_view(field, canonical(index, side, recipe), index, recipe, "main", corner, size))
+        main = Compared(real, render_view(field, front_view(index, side, recipe), index, recipe, "main", corner, size))
     elif adversarial.main > 0:
-        main = Compared(whole, render_view(field, canonical(index, size, recipe), index, recipe, "main"))
+        main = Compared(whole, render_view(field, front_view(index, size, recipe), index, recipe, "main"))
     if adversarial.novel > 0:
         novel = Compared(whole, render_view(field, novel_cameras(index, recipe), index, recipe, "novel"))
     return AdversarialViews(main, novel, index, class_index, labelled)
 
 
-def canonical(index: Tensor, size_px: int, recipe: Stage1Recipe) -> Camera:
-    """The camera that took the photos, once for each of `index` `[B]`."""
-    return build_canonical_camera(recipe, size_px, len(index)).to(index.device)
+class FrontView(NamedTuple):
+    """What took the photos, at a size: one camera, and its rays through all pixels, `[1, size^2]`."""
+
+    camera: Camera
+    rays: Rays
+
+
+def front_view(index: Tensor, size_px: int, recipe: Stage1Recipe) -> FrontView:
+    """The same for all images, made once for the device of `index`."""
+    make = _front_view if type(index) is Tensor else _front_view.__wrapped__  # a plan's tensors hold no numbers
+    return make(recipe.camera.radius, recipe.camera.fov_deg, size_px, index.device)
+
+
+@functools.cache
+def _front_view(radius: float, fov_deg: float, size_px: int, device: torch.device) -> FrontView:
+    camera = canonical_camera(1, height_px=size_px, width_px=size_px, radius=radius, fov_rad=math.radians(fov_deg)).to(
+        device
+    )
+    return FrontView(camera, image_rays(camera))
+
+
+def rays_through(view: Camera | FrontView, pixel: Tensor) -> Rays:
+    """Rays through row-major pixels `[B, N]`: of a camera an image, or of the one that took the photos."""
+    if isinstance(view, FrontView):
+        return Rays(view.rays.origin[:, :1].expand(*pixel.shape, 3), view.rays.direction[0, pixel])
+    return rays_at_pixels(view, torch.stack([pixel % view.width_px, pixel // view.width_px], -1) + 0.5)
 
 
 def novel_cameras(index: Tensor, recipe: Stage1Recipe) -> Camera:
@@ -120,31 +144,29 @@ def patch_corners(index: Tensor, *, seed: int, image_px: int, patch_px: int, pur
 
 def render_view(
     field: Field,
-    camera: Camera,
+    view: Camera | FrontView,
     index: Tensor,
     recipe: Stage1Recipe,
     purpose: str,
     corner: Tensor | None = None,
     patch_px: int = 0,
 ) -> View:
-    """Render the whole of each camera's image, or a patch of it, with gradients; one camera a scene `[B]`.
+    """Render the whole of each image's square view, or a patch of it, with gradients.
 
     `index` are global sample indices `[B]`, `corner` the upper left pixels (x, y) of patches, int64 `[B, 2]`.
     """
-    batch = index.shape[0]
-    height, width = (camera.height_px, camera.width_px) if corner is None else (patch_px, patch_px)
-    pixels = pixel_centres(height, width, index.device).expand(batch, -1, 2)
-    if corner is not None:
-        pixels = pixels + corner[:, None]
-    column, row = pixels.long().unbind(-1)
+    whole_px = (view.camera if isinstance(view, FrontView) else view).width_px
+    size, left, top = (whole_px, 0, 0) if corner is None else (patch_px, *corner.T[:, :, None, None])
+    span = torch.arange(size, device=index.device)
+    pixel = ((top + span[:, None]) * whole_px + left + span).reshape(-1, size * size).expand(len(index), -1)
     # One counter a pixel of an image: indices of the stream times pixels stay far below 2^63.
-    counter = (index[:, None] * camera.height_px + row) * camera.width_px + column
-    rays = rays_at_pixels(camera, pixels)
+    counter = index[:, None] * whole_px**2 + pixel
+    rays = rays_through(view, pixel)
     rendering = render_sampled(
         field, rays, recipe, lambda name, n: seeding.uniform(recipe.training.seed, f"{purpose} {name}", counter, n)
     )
-    rgb = rendering.rgb.transpose(1, 2).reshape(batch, 3, height, width) * 2.0 - 1.0
-    return View(rgb, rendering.s.reshape(batch, height, width))
+    rgb = rendering.rgb.transpose(1, 2).reshape(-1, 3, size, size) * 2.0 - 1.0
+    return View(rgb, rendering.s.reshape(-1, size, size))
 
 
 def render_sampled(field: Field, rays: Rays, recipe: Stage1Recipe, uniform: Callable[[str, int], Tensor]) -> Rendering:
