@@ -7,7 +7,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -47,31 +47,68 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(("answer", "stays"), [("n", True), ("y", False), ("", True)])
-def test_a_terminal_asks_before_it_replaces(
-    folder: Path, weights: list[str], answer: str, stays: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And -q is not asked."""
-    render = ["render", "frame_00001.png", *weights, "--yaw", "0", "--size", "16", "--device", "cpu", "-o", "a.png"]
-    Path("a.png").write_text("mine")
+@pytest.fixture
+def in_terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[str], str], tuple[int, str]]]:
+    """Run a command in a terminal where something is typed: its exit code, and what the terminal shows."""
     terminal, screen = os.openpty()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     with os.fdopen(os.dup(screen)) as stdin, os.fdopen(screen, "w") as stderr:
-        monkeypatch.setattr("sys.stdin", stdin)
-        monkeypatch.setattr("sys.stderr", stderr)
-        os.write(terminal, f"{answer}\n".encode())
-        assert run(render) == (73 if stays else 0)
-        print("the end", file=stderr, flush=True)
-        said = ""
-        while "the end" not in said:
-            said += os.read(terminal, 1 << 16).decode()
-        assert "replace a.png? [y/N]" in said
-        assert ("error: there is a.png already; try: another name with -o" in said) == stays
-        assert (Path("a.png").read_bytes() == b"mine") == stays
-        assert run([*render, "-q"]) == 0
-        assert Path("a.png").read_bytes() != b"mine"
+
+        def call(command: list[str], typed: str) -> tuple[int, str]:
+            monkeypatch.setattr("sys.stdin", stdin)
+            monkeypatch.setattr("sys.stderr", stderr)
+            os.write(terminal, f"{typed}\n".encode())
+            code = run(command)
+            print("the end", file=stderr, flush=True)
+            said = ""
+            while "the end" not in said:
+                said += os.read(terminal, 1 << 16).decode()
+            return code, said
+
+        yield call
     os.close(terminal)
+
+
+@pytest.mark.parametrize(("answer", "stays"), [("n", True), ("y", False), ("", True)])
+def test_a_terminal_asks_before_it_replaces(
+    folder: Path, weights: list[str], answer: str, stays: bool, in_terminal: Callable[[list[str], str], tuple[int, str]]
+) -> None:
+    """And -q is not asked."""
+    render = ["render", "frame_00001.png", *weights, "--yaw", "0", "--size", "16", "--device", "cpu", "-o", "a.png"]
+    Path("a.png").write_text("mine")
+    code, said = in_terminal(render, answer)
+    assert code == (73 if stays else 0)
+    assert "replace a.png? [y/N]" in said
+    assert ("error: there is a.png already; try: another name with -o" in said) == stays
+    assert (Path("a.png").read_bytes() == b"mine") == stays
+    assert run([*render, "-q"]) == 0
+    assert Path("a.png").read_bytes() != b"mine"
+
+
+def test_sheets_previews_and_the_demo_ask_before_they_replace(
+    folder: Path, weights: list[str], in_terminal: Callable[[list[str], str], tuple[int, str]]
+) -> None:
+    """And a sheet never takes the place of what is no picture."""
+    assert run(["prepare-data", "toyscenes", "shards", "--count", "2", "--size", "16", "-q"]) == 0
+    os.mkdir("shown")
+    Path("frame_00002.png").rename("shown/cat.png")  # the demo's photo, were it not there, is fetched
+    Path("frame_00003.png").rename("shown/cat_orbit.png")
+    commands = {
+        "frame_00001.png": ["inspect", "shards", "--sheet", "frame_00001.png"],
+        "frame_00004.png": ["depth-labels", "shards", "--model", "exact", "--preview", "frame_00004.png"],
+        "shown/cat_orbit.png": ["demo", *weights, "--device", "cpu", "-o", "shown"],
+    }
+    for name, command in commands.items():
+        before = Path(name).read_bytes()
+        code, said = in_terminal(command, "n")
+        assert code == 73 and f"replace {name}? [y/N]" in said
+        assert Path(name).read_bytes() == before
+    for command in (commands["frame_00001.png"], commands["frame_00004.png"]):
+        assert run([*command[:-1], "shards/shard-000000.tar"]) == 2
+        assert in_terminal(command, "y")[0] == 0
+        with Image.open(command[-1]) as sheet:
+            assert sheet.size != (24, 24)
 
 
 def test_what_was_made_is_opened(folder: Path, weights: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

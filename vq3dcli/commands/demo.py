@@ -34,5 +34,5 @@ def command(
     loaded = load_weights(weights, target)
     # Weights of one's own and no prior: there is none that fits.
     loaded_prior = load_prior(prior, target) if prior is not None or weights is None else None
-    outputs = demo(loaded, loaded_prior, out, counting=said.progress)
+    outputs = demo(loaded, loaded_prior, out, counting=said.progress, on_replaced=said.replacing)
     said.finish(count=len(outputs), weights=loaded, outputs=outputs, table=[])

@@ -64,12 +64,15 @@ def command(
     from vq3dcli.data.shard_reader import label_folder, open_images
     from vq3dcli.data_tools.depth.labels import BATCH_SIZE, EXACT, LABEL_PX, label_by_model, label_exact
     from vq3dcli.data_tools.depth.models import find_model, open_model
-    from vq3dcli.pipelines.inspect_shards import write_preview
+    from vq3dcli.pipelines.inspect_shards import check_sheet, write_preview
     from vq3dcli.remote.cache import address
 
     output = Output("depth-labels", json, quiet)
     if (url := address(shards)) is not None:
         raise UsageError(f"labels are written beside the shards ({url})", remedy="a local copy of the shards")
+    if preview is not None:
+        check_sheet(preview, "--preview")
+        output.replacing([preview], "--preview")
     flagged: Counter[str] = Counter()
     if model == EXACT:
         if name not in (None, EXACT):

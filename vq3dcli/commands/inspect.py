@@ -42,12 +42,15 @@ def command(
       vq3d inspect embedded
     """
     from vq3dcli.pipelines.inspect import inspect
-    from vq3dcli.pipelines.inspect_shards import write_sheet
+    from vq3dcli.pipelines.inspect_shards import check_sheet, write_sheet
     from vq3dcli.remote.cache import address, ensure_all
 
     output = Output("inspect", json, quiet)
     if address(Path(source)) is not None:
         ensure_all(Path(source))
+    if sheet is not None:
+        check_sheet(sheet, "--sheet")
+        output.replacing([sheet], "--sheet")
     with output.progress("reading", unit="bytes") as progress:
         result = inspect(source, verify=verify, progress=progress)
     for note in result.notes:

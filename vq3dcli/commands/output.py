@@ -59,12 +59,12 @@ class Output:
         if not self.quiet:
             self._line(message)
 
-    def replacing(self, paths: Iterable[Path]) -> None:
-        """Name the files that the work will replace, before it starts, and in a terminal ask whether it may.
+    def replacing(self, paths: Iterable[Path], option: str = "-o") -> None:
+        """Before the work starts name the files that are there already, and in a terminal ask whether it may.
 
         Raises `OutputError`: it may not.
         """
-        names = [str(path) for path in paths]
+        names = [str(path) for path in paths if path.exists()]
         if not names or self.quiet:
             return
         which = log.one_line(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
@@ -73,7 +73,9 @@ class Output:
             return
         print(f"replace {which}? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise OutputError(f"there is {which} already", remedy="another name with -o, or -q to replace it unasked")
+            raise OutputError(
+                f"there is {which} already", remedy=f"another name with {option}, or -q to replace it unasked"
+            )
 
     def warn(self, message: str) -> None:
         """Say that something is not as it should be; it is repeated in the JSON object."""

@@ -100,7 +100,7 @@ def command(
         chosen = pick_classes(classes, names)
     video = shot is not None
     check_output(out / ("sheet.mp4" if video else "sheet.png"), "mp4" if video else "png")  # before hours of work
-    said.replacing(path for path in (out / RECORD_NAME,) if path.exists())
+    said.replacing([out / RECORD_NAME])
     said.note(f"{count} samples of {len(chosen)} classes, prior {loaded_prior.path}, weights {loaded.path}")
     if classes is None and len(chosen) < len(names):
         said.note(f"{len(chosen)} of {len(names)} classes; --class all takes all")

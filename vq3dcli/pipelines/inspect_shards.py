@@ -140,14 +140,17 @@ def _label_cell(folder: ShardFolder, i: int) -> tuple[Tensor, str]:
     return resize(colour_map(label.relief), _CELL_PX, _CELL_PX), " ".join([folder.entry(i).key, *label.info.flags])
 
 
+def check_sheet(out: Path, option: str) -> None:
+    """Raise `UsageError` where a sheet would replace a file of another kind, which may be one of the shards."""
+    if out.is_file() and out.resolve().suffix.lower() != ".png":
+        raise UsageError(f"the sheet would replace a file that is no PNG ({out})", remedy=f"another name with {option}")
+
+
 def write_sheet(path: Path, out: Path) -> None:
     """Write a PNG with samples of a shard folder, evenly spread: images with their class, or labels.
 
-    Raises `UsageError`: `out` is a file of another kind, which may be one of the shards; `DataError`: there are no
-    samples, or one is damaged.
+    Raises `DataError`: there are no samples, or one is damaged.
     """
-    if out.is_file() and out.resolve().suffix.lower() != ".png":
-        raise UsageError(f"the sheet would replace a file that is no PNG ({out})", remedy="another name with --sheet")
     folder = ShardFolder(path)
     names = folder.manifest.class_titles or folder.manifest.class_names
     cells, texts = [], []

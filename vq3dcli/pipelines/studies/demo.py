@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,9 +14,10 @@ from vq3dcli.data.images import encode_png
 from vq3dcli.files import make_folder, write_bytes
 from vq3dcli.model.draw_codes import NO_CLASS
 from vq3dcli.pipelines.film import Shot
+from vq3dcli.pipelines.inputs import parse_sources
 from vq3dcli.pipelines.render import Look, render
 from vq3dcli.pipelines.sampling.record import SampleWish, some_classes
-from vq3dcli.pipelines.sampling.sample import SHEET_NAME, make_samples, sharpening_of
+from vq3dcli.pipelines.sampling.sample import RECORD_NAME, SHEET_NAME, make_samples, sharpening_of
 from vq3dcli.pipelines.targets import Counting, Task
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights
 
@@ -26,11 +28,19 @@ _FILMED_SAMPLES = 2
 _CLASSES = 16
 
 
-def demo(weights: LoadedWeights, prior: LoadedPrior | None, out: Path, *, counting: Counting) -> list[Path]:
+def demo(
+    weights: LoadedWeights,
+    prior: LoadedPrior | None,
+    out: Path,
+    *,
+    counting: Counting,
+    on_replaced: Callable[[Sequence[Path]], object] = lambda paths: None,
+) -> list[Path]:
     """Render the example photo, where scikit-image brings it, toy scenes, and samples of the prior.
 
     Args:
         prior: Over its codes; None to do without samples.
+        on_replaced: Called with the files that will be written, before the work starts.
 
     Returns:
         Videos and contact sheets, in the order of the inputs, then those of samples.
@@ -42,10 +52,14 @@ def demo(weights: LoadedWeights, prior: LoadedPrior | None, out: Path, *, counti
     make_folder(out)
     photo = example_photo(out)
     texts = ([str(photo)] if photo else []) + list(TOY_INPUTS)
+    stems = [source.stem for source in parse_sources(texts)]
+    written = [out / f"{stem}_orbit{end}" for stem in stems for end in (".mp4", "_disparity.mp4", ".png")]
+    on_replaced([*written, *([] if prior is None else [out / "samples" / RECORD_NAME])])
     outputs = []
     for shot, suffix, disparity in ((_VIDEO, "mp4", True), (_SHEET, "png", False)):
         with counting(f"rendering {suffix}", "frames") as count:
-            task = Task(weights.device, f"{out}/{{name}}_orbit.{suffix}", None, disparity, None, weights, count)
+            place = f"{out}/{{name}}_orbit.{suffix}"
+            task = Task(weights.device, place, None, disparity, None, weights, count, lambda paths: None)
             outputs += render(texts, shot, Look(write_cameras=False), task).outputs
     if prior is not None:
         filmed = _FILMED_SAMPLES
