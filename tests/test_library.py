@@ -236,13 +236,13 @@ WRONG: list[tuple[Callable[[vq3d.Model, vq3d.Scene], object], str]] = [
     (lambda model, _: model.reconstruct(torch.zeros(3, 8, 8)), r"not torch.float32; try: .*to\(torch.uint8\)"),
     (lambda model, _: model.reconstruct(PIXELS.transpose(2, 0, 1)), r"\[3, 8, 12\]; try: photo.transpose\(1, 2, 0\)"),
     (lambda model, _: model.reconstruct(torch.from_numpy(PIXELS)), r"try: photo.permute\(2, 0, 1\)"),
-    (lambda model, _: model.reconstruct(PIXELS[None]), r"try: a list of single photos"),
+    (lambda model, _: model.reconstruct([PIXELS[None]]), r"try: a list of single photos"),
     (lambda model, _: model.reconstruct(PIXELS[:0]), r"not \[0, 12, 3\]"),
     (lambda model, _: model.reconstruct(Image.new("F", (8, 8))), "cannot decode image"),
     (lambda model, _: model.reconstruct("toyscene:box", geometry="nerf"), "geometry is for photo detail"),
     (lambda model, _: model.sample("box"), "a prior over the codes of another Stage 1"),
     (lambda model, _: vq3d.load("none/"), "no such"),
-    (lambda model, _: vq3d.load(3), "weights cannot be a int; try: a path"),  # type: ignore[arg-type]
+    (lambda model, _: vq3d.load(3), "weights cannot be 3; try: a text or a path"),  # type: ignore[arg-type]
     (lambda model, _: vq3d.load(device="gpu"), "no device 'gpu'.*try: device"),
     (lambda model, _: vq3d.open("photo.jpg"), r"not a saved scene.*try: vq3d.load\(\).reconstruct"),
     (lambda model, _: vq3d.open("none.vq3d.safetensors"), "no such scene file"),
@@ -265,7 +265,67 @@ WRONG: list[tuple[Callable[[vq3d.Model, vq3d.Scene], object], str]] = [
     ),
     (lambda model, scene: vq3d.compose(scene, insert=scene, at=(9, 9)), "at: "),
     (lambda model, scene: vq3d.interpolate(scene, scene).at(2), "from 0 to 1, not 2"),
+    (lambda model, scene: scene.nerf.query(torch.zeros(3)), r"a tensor \[N, 3\], not \[3\]; try: torch.tensor"),
+    (lambda model, scene: vq3d.compose(scene, scale=-1, insert=scene), r"try: help\(vq3d.compose\)$"),
+    (lambda model, scene: scene.save_video("a.xyz"), r"try: .mp4, .webm, .gif, .png$"),
+    (
+        lambda model, scene: vq3d.compose(scene, insert=scene, at=(0.3, 0.8), move={(0, 0, 1, 1): 3}),
+        "a place is two numbers, not 3",
+    ),  # type: ignore[dict-item]
 ]
+# What a type checker tells, and a notebook does not: the call, and what is said of it.
+MISTYPED: list[tuple[str, str]] = [
+    ("model.reconstruct('toyscene:box', detail='foto')", "detail cannot be 'foto'; try: photo, none$"),
+    ("model.reconstruct('toyscene:box', geometry='depth')", "geometry cannot be 'depth'; try: nerf, teacher, both"),
+    ("model.reconstruct('toyscene:box', fit='fill')", "fit cannot be 'fill'; try: crop, squash"),
+    ("model.sample('box', detail='foto')", "detail cannot be 'foto'"),
+    ("scene.save_video('a.gif', disparity='left')", "disparity cannot be 'left'; try: True or beside"),
+    ("scene.save_video('a.gif', stereo='red')", "stereo cannot be 'red'; try: sbs, anaglyph"),
+    ("scene.save_video('a.mp4', quality='high')", "quality cannot be 'high'; try: small, good, best"),
+    ("scene.save_video('a.gif', frames='2')", "frames cannot be '2'; try: a whole number"),
+    ("scene.save_video('a.gif', frames=2.5)", "frames cannot be 2.5; try: a whole number"),
+    ("scene.save_video('a.gif', on_frame=3)", "on_frame cannot be 3; try: a function"),
+    ("scene.export('a.glb', mesh='hull')", "mesh cannot be 'hull'; try: relief, solid"),
+    ("scene.export('a.ply', axes='y-up')", "axes cannot be 'y-up'; try: opencv, opengl"),
+    ("scene.export('a', 'gltf')", "format cannot be 'gltf'; try: viewer, ply"),
+    ("scene.view(yaw='a')", "yaw cannot be 'a'; try: a number"),
+    ("scene.view(size=[32])", "size cannot be a list; try: a whole number"),
+    ("vq3d.interpolate('a.jpg', 'b.jpg')", r"a cannot be 'a.jpg'; try: a scene, as model.reconstruct\(path\)"),
+    ("vq3d.interpolate(scene, scene, mix='tokens')", "mix cannot be 'tokens'; try: codes, planes"),
+    ("vq3d.interpolate(scene, scene).at('half')", "progress cannot be 'half'"),
+    ("vq3d.compose('a.jpg', insert=scene)", r"scene cannot be 'a.jpg'; try: a scene, as model.reconstruct\(path\)"),
+    ("vq3d.compose(scene, insert=scene, at=0.5)", "at cannot be 0.5; try: a few numbers"),
+    ("vq3d.compose(scene, move=[(0, 0, 1, 1)])", "move cannot be a list"),
+]
+
+
+@pytest.mark.parametrize(("call", "said"), MISTYPED)
+def test_misspelt_words_and_other_types_are_refused(call: str, said: str, model: vq3d.Model) -> None:
+    scene = model.reconstruct("toyscene:snowman")
+    with pytest.raises(vq3d.Vq3dError, match=said):
+        eval(call, {"vq3d": vq3d, "model": model, "scene": scene})
+
+
+def test_numbers_of_numpy_are_numbers(model: vq3d.Model) -> None:
+    scene = model.reconstruct("toyscene:snowman")
+    assert scene.view(yaw=np.float32(3), size=np.int64(16)).image.size == (16, 16)  # type: ignore[arg-type]
+    vq3d.compose(scene, insert=scene, at=np.array([0.3, 0.8]))  # type: ignore[arg-type]
+
+
+def test_a_batch_is_several_photos(model: vq3d.Model) -> None:
+    batch = torch.randint(256, (2, 3, 16, 24), dtype=torch.uint8)
+    scenes = model.reconstruct(list(batch))
+    for given in (batch, batch.permute(0, 2, 3, 1).numpy()):
+        again = model.reconstruct(given)
+        assert isinstance(again, list)
+        assert all(torch.equal(one.nerf.codes, other.nerf.codes) for one, other in zip(again, scenes, strict=True))
+
+
+def test_the_embedded_weights_have_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = vq3d.load("embedded", prior="embedded", device="cpu")
+    assert loaded.weights.sha256 == vq3d.load(device="cpu").weights.sha256 and loaded.classes
+    assert run(["classes", "--weights", "embedded", "--prior", "embedded"]) == 0
+    assert capsys.readouterr().out.split()[1] == loaded.classes[0]
 
 
 @pytest.mark.parametrize(("call", "said"), WRONG)

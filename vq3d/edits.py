@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,19 @@ class Way(Film):
 
     @in_own_words
     def at(self, progress: float) -> Scene:
-        """The scene at a part of the way in [0, 1], where 0 is the first one. Raises `UsageError`."""
+        """The scene at a place on the way, a plain NeRF.
+
+        Args:
+            progress: A part of the way, 0 for the first scene, 1 for the last one.
+
+        Raises:
+            UsageError: A part that is not in [0, 1].
+
+        >>> import vq3d
+        >>> a, b = vq3d.load().reconstruct(["toyscene:snowman", "toyscene:tower"])
+        >>> vq3d.interpolate(a, b).at(0.25)
+        Scene('toyscene-snowman_to_toyscene-tower', plain NeRF)
+        """
         if not 0.0 <= progress <= 1.0:
             raise UsageError(f"a part of the way is from 0 to 1, not {progress}", remedy="0.5 for the middle")
         nerf, first = self._scene_at(round(progress * _STEPS), _STEPS + 1), self._opened[0]
@@ -164,6 +176,8 @@ def compose(
 
 
 def _places(at: Any) -> list[Any]:
-    """One place or several as several."""
+    """One place or several as several. Raises `UsageError`."""
+    if not isinstance(at, Iterable):
+        raise UsageError(f"a place is two numbers, not {at!r}", remedy="(0.3, 0.8), or a list of such")
     several = list(at)
     return [several] if several and not isinstance(several[0], Sequence) else several

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, overload
 
+import numpy as np
 import torch
 
 from vq3d.photos import Photo, photo_focal_mm, photo_pixels
@@ -75,11 +76,12 @@ class Model:
         fit: Fit | None = None,
         photo_fov: float | None = None,
     ) -> Scene | list[Scene]:
-        """Make a scene of a photo, or of each of a list.
+        """Make a scene of a photo, or of each of several.
 
         Args:
             photos: A path (or another input of the commands: `toyscene:CLASS`, `samples.json#NAME`, a saved scene), a
-                PIL image, a uint8 array `[H, W, 3]`, a uint8 tensor `[3, H, W]`; or a list of them.
+                PIL image, a uint8 array `[H, W, 3]`, a uint8 tensor `[3, H, W]`; or a list of them, or a batch, an
+                array `[B, H, W, 3]` or a tensor `[B, 3, H, W]` (for type checkers: `list(batch)`).
             detail: `photo` carries the photo's own pixels to novel views, `none` shows the plain NeRF; default:
                 `photo`, but for toy scenes and samples, which are none.
             geometry: Of photo detail: `nerf`, `teacher` (the embedded depth network), or `both`, that network at the
@@ -101,7 +103,8 @@ class Model:
         2
         """
         look = Look(detail, fit, photo_fov_deg=photo_fov)
-        if isinstance(photos, list | tuple):
+        is_batch = isinstance(photos, np.ndarray | torch.Tensor) and photos.ndim == 4
+        if is_batch or isinstance(photos, list | tuple):
             return [self._reconstruct(photo, look, geometry) for photo in photos]
         return self._reconstruct(photos, look, geometry)
 
@@ -225,7 +228,7 @@ def load(
 
     Args:
         weights: A weights file, a run's folder, a checkpoint, or an address: `hf://OWNER/NAME@REVISION` of the Hub,
-            `https://...`; default: the embedded ones.
+            `https://...`; default, or `embedded`: the embedded ones.
         prior: The same of the prior that `Model.sample` draws from, read when that is first called; of a repository
             of the Hub by default its own.
         device: Where to compute; `auto` takes CUDA where it works.
@@ -239,11 +242,6 @@ def load(
     >>> vq3d.load(device="cpu")
     Model('stage1.safetensors', 64 px, on cpu)
     """
-    given: tuple[tuple[str, object], ...] = (("weights", weights), ("a prior", prior))
-    for what, value in given:
-        if value is not None and not isinstance(value, str | Path):
-            kind = type(value).__name__
-            raise UsageError(f"{what} cannot be a {kind}", remedy="a path, or None for the embedded ones")
     if prior is None and isinstance(weights, str) and repository(weights) is not None:
         prior = weights
     return Model(load_weights(weights and local_weights(weights, "stage1"), _device(device)), prior)

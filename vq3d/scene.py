@@ -166,7 +166,17 @@ class Scene(Film):
 
     @property
     def nerf(self) -> Nerf:
-        """The NeRF without edits: `planes` `[1, 3, P, P, C]`, `codes` `[1, L]`, `query(points)`."""
+        """The NeRF without edits: `planes` `[1, 3, P, P, C]`, `codes` `[1, L]`, `query(points)`.
+
+        Points are in metres, x right, y down, z away from the first camera, around the middle of the scene
+        (docs/conventions.md); `query` raises `UsageError` for another shape than `[N, 3]`.
+
+        >>> import torch, vq3d
+        >>> nerf = vq3d.load().reconstruct("toyscene:snowman").nerf
+        >>> rgb, density = nerf.query(torch.zeros(2, 3))  # colours in [0, 1], and density a metre
+        >>> rgb.shape, density.shape
+        (torch.Size([2, 3]), torch.Size([2]))
+        """
         return self._opened.scene
 
     @in_own_words

@@ -35,6 +35,9 @@ _log = logging.getLogger(__name__)
 # What a weights file leaves out: it serves training only.
 TRAINING_ONLY = ("auxiliary_head.", "quantizer.window_counts")
 
+# What names the weights of the package where others are named by a path; a file of that name is `./embedded`.
+EMBEDDED = "embedded"
+
 Header = TypeVar("Header", bound=BaseModel)
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -201,7 +204,7 @@ def load_weights(path: Path | str | None = None, device: str | torch.device = "c
     """Read a Stage 1 weights file.
 
     Args:
-        path: A weights file, a run's folder, or a checkpoint; None for the embedded ones.
+        path: A weights file, a run's folder, or a checkpoint; None or `embedded` for the embedded ones.
 
     Raises `UnavailableError`: this installation has no embedded weights; else as `tensor_file.read_tensors`.
     """
@@ -281,7 +284,7 @@ def checked_header(path: Path, values: Mapping[str, Any], schema: type[Header], 
 
 def _read(path: Path | str | None, kind: str, schema: type[Header]) -> tuple[Path, Header, dict[str, Tensor], str]:
     """The file that a path means, with its checked header, its tensors and its hash."""
-    if path is None:
+    if path is None or str(path) == EMBEDDED:
         path = embedded_path(kind)
         if not path.exists():
             raise UnavailableError(

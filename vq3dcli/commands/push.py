@@ -34,7 +34,7 @@ def command(
     from vq3dcli.weights_file import load_prior, load_weights
 
     said = Output("push", json, quiet)
-    loaded = load_weights(None if weights == "embedded" else weights)
+    loaded = load_weights(weights)
     loaded_prior = None if prior is None else load_prior(prior)
     said.note(f"uploading {loaded.path}" + ("" if loaded_prior is None else f" and {loaded_prior.path}"))
     url = push(loaded, loaded_prior, address, private=private, message=message)

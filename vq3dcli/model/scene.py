@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vq3dcli.errors import UsageError
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.field import FieldModel
 from vq3dcli.rendering.cameras import Camera
@@ -80,7 +81,9 @@ class Scene:
 
     @torch.no_grad()
     def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Colour and density at world points of a single scene.
+        """Colour and density at world points `[N, 3]` of a single scene.
+
+        Raises `UsageError`: points of another shape.
 
         Returns:
             rgb `[N, 3]` in [0, 1] and density a metre `[N]`, at least 0. The field has no surface of its own behind
@@ -88,6 +91,9 @@ class Scene:
         """
         if len(self) != 1:
             raise ValueError(f"points are looked up in one scene, not in {len(self)}")
+        if not isinstance(points, Tensor) or points.ndim != 2 or points.shape[1] != 3:
+            shape = list(points.shape) if isinstance(points, Tensor) else f"a {type(points).__name__}"
+            raise UsageError(f"points are a tensor [N, 3], not {shape}", remedy="torch.tensor([[0.0, 0.0, 0.0]])")
         field = self.fields[0]
         parts = [field(part[None]) for part in points.to(self.planes).split(_POINTS_AT_ONCE)]
         if not parts:

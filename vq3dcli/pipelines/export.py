@@ -169,7 +169,7 @@ def plan_wish(
     suffix = "" if output is None or is_folder else Path(output).suffix.lower()
     chosen = next((name for name in FORMATS if name == kind), None) or _BY_SUFFIX.get(suffix)
     if chosen is None and suffix:
-        raise UsageError(f"cannot tell the format from the name ({output})", remedy="--format")
+        raise UsageError(f"cannot tell the format from the name ({output})", remedy=f"--format {'|'.join(FORMATS)}")
     chosen = chosen or "viewer"
     endings = _ENDINGS[chosen]
     if output is None or (is_folder and chosen != "mpi"):

@@ -25,7 +25,7 @@ from torch import Tensor
 from vq3dcli.data.arrays import read_array
 from vq3dcli.data.images import centre_square, decode_image, read_file, resize
 from vq3dcli.data.pillow import MAX_PIXELS, load_picture, orientation_of, oriented
-from vq3dcli.data_tools.depth.models import EMBEDDED, DepthModel, find_model, open_model
+from vq3dcli.data_tools.depth.models import DepthModel, find_model, open_model
 from vq3dcli.editing.cutout import FirstView
 from vq3dcli.editing.relief import RELIEF_PX, fitted, moved_to, quiet, refined_disparity, resized
 from vq3dcli.errors import DataError, UnavailableError, UsageError
@@ -34,7 +34,7 @@ from vq3dcli.pipelines.inputs import OpenedScene
 from vq3dcli.rendering.render import Field
 from vq3dcli.rendering.scene import SceneView
 from vq3dcli.scene_file import SceneCamera
-from vq3dcli.weights_file import embedded_path
+from vq3dcli.weights_file import EMBEDDED, embedded_path
 
 GeometryName = Literal["nerf", "teacher", "both"]
 

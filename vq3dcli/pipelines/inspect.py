@@ -16,11 +16,10 @@ from vq3dcli.data_tools.job import Progress
 from vq3dcli.errors import DataError, InputMissingError, UnavailableError, UsageError
 from vq3dcli.pipelines.inspect_shards import SHOWN, inspect_shards
 from vq3dcli.tensor_file import read_tensors
-from vq3dcli.weights_file import embedded_path, load_depth, load_prior, load_weights
+from vq3dcli.weights_file import EMBEDDED, embedded_path, load_depth, load_prior, load_weights
 
 Kind = Literal["shards", "tokens", "weights", "run", "checkpoint"]
 
-EMBEDDED = "embedded"
 _WEIGHTS = "weights.safetensors"
 _LOADERS: dict[str, Callable[[Path], object]] = {"stage1": load_weights, "stage2": load_prior, "depth": load_depth}
 

@@ -14,11 +14,10 @@ from torch import Tensor
 from vq3dcli.errors import InputMissingError, UnavailableError, UsageError
 from vq3dcli.remote.fetch import refuse_offline
 from vq3dcli.weights.third_party import import_package
-from vq3dcli.weights_file import load_depth
+from vq3dcli.weights_file import EMBEDDED, load_depth
 
 Meaning = Literal["disparity", "depth"]
 
-EMBEDDED = "embedded"
 PACKAGES = "pip install 'vq3d[depth]', or an .onnx file and 'vq3d[onnx]'"
 # A depth below this share of the map's median is taken for it: 1 / z of a pixel at zero would use up all levels of the
 # label. A share, since the unit is not known: some networks predict depth from 0 to 1.

@@ -98,7 +98,7 @@ def measure_depth(
         network = open_model(files, device, or_cpu=or_cpu, flip=flip)
         add(files.name, network.disparity, network.facts["sha256"])
     for each in weights:
-        loaded = load_weights(None if each == "embedded" else Path(each), device)
+        loaded = load_weights(each, device)
         add(f"Stage 1 {Path(each).name}", rendered(loaded), loaded.sha256)
     evaluation_folder(out, "depth", "depth.png")
     with counting("measuring", "maps") as count:
