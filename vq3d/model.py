@@ -103,8 +103,7 @@ class Model:
         2
         """
         look = Look(detail, fit, photo_fov_deg=photo_fov)
-        is_batch = isinstance(photos, np.ndarray | torch.Tensor) and photos.ndim == 4
-        if is_batch or isinstance(photos, list | tuple):
+        if isinstance(photos, list | tuple) or (isinstance(photos, np.ndarray | torch.Tensor) and photos.ndim == 4):
             return [self._reconstruct(photo, look, geometry) for photo in photos]
         return self._reconstruct(photos, look, geometry)
 

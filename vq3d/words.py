@@ -23,8 +23,8 @@ _NONE = re.compile(r" or --format$|(?: with)? ?(?<![\w-])-o\b")
 # What photos may be is more than their types, see `photos.photo_pixels`.
 _CHECKED_ELSEWHERE = ("self", "photos", "return")
 _ACCEPTED: dict[object, Any] = {int: Integral, float: Real, tuple: Iterable}
-_CALLED = {int: "a whole number", float: "a number", str: "a text", Path: "a path", bool: "True", NoneType: "None"}
-_CALLED |= {tuple: "a few numbers", Callable: "a function"}
+_CALLED: dict[object, str] = {Callable: "a function", tuple: "a few numbers"}
+_CALLED |= {int: "a whole number", float: "a number", str: "a text", Path: "a path", bool: "True", NoneType: "None"}
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 

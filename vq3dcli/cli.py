@@ -76,6 +76,9 @@ _ADDRESS = re.compile(r"(--[\w-]+=|[\w.-]+=)?((?:https?|s3|gs|hf)://.+|pipe:.+)"
 # Options whose address may be a repository of the Hub, and what of it they mean; `--init` what is trained.
 _WEIGHTS = {"--weights": "stage1", "--prior": "stage2", "--model": "depth", "--depth-model": "depth"}
 _KINDS = ("stage1", "stage2", "depth")
+# Commands that draw: by default with the prior that lies in a repository beside its weights; `--pictures` are drawn.
+_DRAWING = ("sample", "classes", "evaluate generation")
+_OWN_PRIOR = re.compile(r"--(?:prior|pictures)(?:=|$)")
 _OFFLINE = {"VQ3D_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "WANDB_MODE": "offline"}
 _OUTPUTS = ("-o", "--out", "--output", "--sheet", "--preview")
 # What every command takes for `--out`, too.
@@ -200,7 +203,7 @@ def _from_home(argument: str) -> str:
 
 def _with_copies(arguments: list[str], command: str) -> list[str]:
     """The arguments, with local copies in the place of addresses. Raises as `remote.cache.local_copy`."""
-    copies = list(arguments)
+    copies, prior = list(arguments), list[str]()
     if command == "push":  # whose address is where it goes
         return copies
     for i, argument in enumerate(arguments):
@@ -213,11 +216,15 @@ def _with_copies(arguments: list[str], command: str) -> list[str]:
                 f"outputs are local ({match[2]})", remedy="a local folder, then aws s3 sync, gsutil rsync or rsync"
             )
         from vq3dcli.remote.cache import local_copy
-        from vq3dcli.remote.hub import file_address
+        from vq3dcli.remote.hub import file_address, repository
 
         kind = _WEIGHTS.get(option) or command.removeprefix("train-")
         copies[i] = f"{match[1] or ''}{local_copy(file_address(match[2], kind) if kind in _KINDS else match[2])}"
-    return copies
+        draws = command in _DRAWING and not any(map(_OWN_PRIOR.match, arguments))
+        if draws and option == "--weights" and repository(match[2]):
+            prior = [f"--prior={local_copy(file_address(match[2], 'stage2'))}"]
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [*copies[:end], *prior, *copies[end:]]
 
 
 def _invoke(arguments: list[str]) -> int:

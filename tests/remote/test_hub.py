@@ -93,7 +93,7 @@ def test_what_is_pushed_is_loaded_by_its_address(
         _ = model.classes
 
 
-def test_a_prior_goes_with_its_weights(hub: Any, tmp_path: Path) -> None:
+def test_a_prior_goes_with_its_weights(hub: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = vq3d.load(prior=embedded_path("stage2"), device="cpu")
     assert model.push_to_hub("hf://me/scenes").endswith("0" * 40)
     [(branch, _, files)] = hub.commits
@@ -102,6 +102,14 @@ def test_a_prior_goes_with_its_weights(hub: Any, tmp_path: Path) -> None:
     assert "license: cc-by-sa-3.0" in card and "## Prior" in card and "sphere, box, cylinder" in card
     publish(hub, "main", files)
     assert vq3d.load("hf://me/scenes", device="cpu").classes == vq3d.load().classes
+    # Nor does a command that draws take the embedded prior in place of that of the repository.
+    assert cli.run(["classes", "--weights", "hf://me/scenes"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["0", "sphere"]
+    publish(hub, "main", {"stage2.safetensors": b"no prior"})
+    for command in (["classes"], ["sample", "-n", "1", "-o", str(tmp_path)], ["evaluate", "generation"]):
+        assert cli.run([*command, "--weights=hf://me/scenes"]) == 65
+        assert "stage2.safetensors" in capsys.readouterr().err
+        assert cli.run([*command, "--weights", "hf://me/scenes", "--prior", "none"]) == 66
 
 
 def test_other_bytes_than_the_hub_s_hash_are_refused(hub: Any, tiny_weights: Path, tmp_path: Path) -> None:
