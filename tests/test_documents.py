@@ -120,6 +120,21 @@ def test_commands_in_sentences_exist_with_their_options(text: str) -> None:
     assert asked <= known | {"--help", "--debug"}
 
 
+def test_options_in_sentences_are_those_of_a_command() -> None:
+    """Short ones, which mean another thing in each command, are used in a block of the page, but for -o and -q."""
+    known, others = {"--help", "--debug", "--offline", "--version"}, {"--toy"}  # of benchmarks/
+    for name, module, _ in cli.COMMANDS:
+        command = cli.load_command(name, module)
+        for each in [command, *(command.commands.values() if isinstance(command, TyperGroup) else ())]:
+            known |= {option for parameter in each.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    for page in PAGES:
+        prose = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        used = {word for block in _blocks(page, "", "sh") for word in block.split()} | {"-o", "-q"}
+        for span in re.findall(r"`(-[^`\n]+)`", prose):
+            for option in re.findall(r"(?<![\w-])-[a-z]\b|(?<![\w-])--[a-z][\w-]*", span):
+                assert option in (known | others if option.startswith("--") else used), f"{page.name}: {span}"
+
+
 def test_nothing_in_shell_blocks_goes_unchecked() -> None:
     """A line is one of ours, which is parsed, or the call of a program that is no part of vq3d."""
     known = re.compile(
