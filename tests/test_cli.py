@@ -65,6 +65,18 @@ def test_every_command_has_help_with_an_example(words: tuple[str, ...], capsys: 
     assert re.search(rf"Example.*\n +vq3d {' '.join(words)}", text, re.DOTALL)
     for option in re.findall(r"^  (-\S.*)$", text, re.MULTILINE):
         assert re.search(r"\S  +\S|[a-z>]$", option), f"no help for {option}"
+    assert not [line for line in text.splitlines()[1:] if line.endswith("...")], "what lists say is whole sentences"
+
+
+def test_options_of_commands_that_show_scenes_stand_in_panels(capsys: pytest.CaptureFixture[str]) -> None:
+    options: set[str] = set()
+    for name in ("render", "compose", "export", "interpolate", "sample", "view"):
+        assert cli.run([name, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert re.search(r"^Detail:\n(  .*\n)*  --samples|^Detail:\n(  .*\n)*  --detail", text, re.MULTILINE), name
+        assert re.search(r"^Machine:\n(  .*\n)*  --device(.*\n)*  -h, --help", text, re.MULTILINE), name
+        options |= set(re.findall(r"^  (?:-\w, )?--([\w-]+)", text, re.MULTILINE))
+    assert {word for words in cli.OPTION_PANELS.values() for word in words.split()} <= options
 
 
 def test_help_lists_every_command_once_in_panels(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,15 @@ PANELS = {
     "doctor": "Machine",
 }
 
+# The same of the options of commands that show scenes; what is in none comes first.
+OPTION_PANELS = {
+    "Camera": "camera orbit swing spiral dolly dolly-zoom path yaw pitch amplitude fov frames seconds fps",
+    "Detail": "detail geometry photo-fov depth depth-model fit samples exact",
+    "Output": "size aspect quality disparity beside stereo save-scene layers views mesh axes max-depth npz format "
+    "out open",
+    "Machine": "weights prior part device json quiet help",
+}
+
 # The commands of commands: an error names them without importing anything.
 SUBCOMMANDS = {
     "evaluate": ("reconstruction", "geometry", "depth", "generation", "ablation"),
@@ -314,6 +323,25 @@ class Root(TyperGroup):
                 formatter.write_dl(rows)
 
 
+class Command(TyperCommand):
+    """A command, whose options are listed in panels if it shows scenes."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments and panels."""
+        panel_of = {f"--{name}": title for title, names in OPTION_PANELS.items() for name in names.split()}
+        panels: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Arguments", "Options", *OPTION_PANELS)}
+        grouped = any(option in each.opts for option in ("--camera", "--detail") for each in self.params)
+        for each in self.get_params(ctx):
+            record = each.get_help_record(ctx)
+            if record is not None:
+                title = next((panel_of[name] for name in each.opts if grouped and name in panel_of), "Options")
+                panels["Arguments" if each.param_type_name == "argument" else title].append(record)
+        for title, rows in panels.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
 class LazyCommand(TyperCommand):
     """Stands for a command in lists; becomes the real one when a context is made for it."""
 
@@ -334,7 +362,7 @@ def load_command(name: str, module: str) -> TyperCommand | TyperGroup:
     if hasattr(loaded, "app"):
         holder.add_typer(loaded.app, name=name)
     else:
-        holder.command(name)(getattr(loaded, "command", None) or getattr(loaded, name.replace("-", "_")))
+        holder.command(name, cls=Command)(getattr(loaded, "command", None) or getattr(loaded, name.replace("-", "_")))
     group = get_command(holder)
     assert isinstance(group, TyperGroup)
     built = group.commands[name]
@@ -342,6 +370,7 @@ def load_command(name: str, module: str) -> TyperCommand | TyperGroup:
     built.no_args_is_help = False  # `vq3d evaluate` is a usage error like any other
     for command in [built, *(built.commands.values() if isinstance(built, TyperGroup) else ())]:
         command.help = keep_indented(command.help or "")
+        command.short_help = " ".join(command.help.partition("\n\n")[0].split())  # else lists cut it
         for parameter in command.params:
             _name_values(parameter)
     return built

@@ -59,6 +59,9 @@ def test_from_a_folder_of_models_to_views(tmp_path: Path, capsys: pytest.Capture
         (["meshscenes", "SRC", "OUT", "--count", "4"], 66),
         (["meshscenes", "SRC/none", "OUT", "--count", "4"], 66),
         (["SRC", "SRC", "OUT"], 2),
+        (["SRC", "SRC", "--out", "OUT"], 2),
+        (["SRC"], 2),
+        ([], 2),
         (["SRC", "OUT", "--views", "1"], 2),
         (["toyscenes", "OUT"], 2),
         (["toyscenes", "OUT", "--count", "4", "--margin", "1.1"], 2),
@@ -90,6 +93,7 @@ def test_errors_are_one_line_with_a_code(
     assert captured.out == ""
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
+    assert ("OUT, the folder for the shards, is missing" in captured.err) == (arguments == ["SRC"])
 
 
 def test_labels_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

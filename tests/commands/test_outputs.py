@@ -90,7 +90,7 @@ def test_sheets_previews_and_the_demo_ask_before_they_replace(
     folder: Path, weights: list[str], in_terminal: Callable[[list[str], str], tuple[int, str]]
 ) -> None:
     """And a sheet never takes the place of what is no picture."""
-    assert run(["prepare-data", "toyscenes", "shards", "--count", "2", "--size", "16", "-q"]) == 0
+    assert run(["prepare-data", "toyscenes", "--out", "shards", "--count", "2", "--size", "16", "-q"]) == 0
     os.mkdir("shown")
     Path("frame_00002.png").rename("shown/cat.png")  # the demo's photo, were it not there, is fetched
     Path("frame_00003.png").rename("shown/cat_orbit.png")

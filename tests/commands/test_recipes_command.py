@@ -30,7 +30,7 @@ def test_show_prints_the_file(capsys):
 def test_copy_and_diff(tmp_path, capsys):
     mine = tmp_path / "mine.toml"
     assert result(capsys, "recipes", "copy", "toy-cpu", str(mine))["outputs"] == [str(mine)]
-    assert run(["recipes", "copy", "toy-cpu", str(mine)]) == 73
+    assert run(["recipes", "copy", "toy-cpu", "--out", str(mine)]) == 73
     assert "--force" in capsys.readouterr().err
     assert run(["recipes", "diff", "toy-cpu", str(mine)]) == 0
     assert capsys.readouterr().out == "no difference\n"
@@ -64,6 +64,7 @@ def test_validate(tmp_path, capsys):
         (["show", "no-such"], 66),
         (["diff", "toy-cpu", "no-such.toml"], 66),
         (["copy", "toy-cpu"], 2),
+        (["copy", "toy-cpu", "a.toml", "--out", "b.toml"], 2),
         (["validate", "toy-cp"], 66),
         ([], 2),
     ],

@@ -20,7 +20,7 @@ BOX = (
     "Where on its picture the object is: left,top,right,bottom, from 0 to 1, and perhaps its nearest and farthest "
     f"distance. Default: what stands out of the whole picture. {OF_EACH}"
 )
-AT = f"Where on the scene's picture its foot stands; X,Y:X,Y:... is its way during the video. {OF_EACH}"
+AT = f"Where on the scene's picture its foot stands; several, X,Y:X,Y, are its way during the video. {OF_EACH}"
 DISTANCE = f"Distance of its foot from the first camera. Default: that of what the scene shows there. {OF_EACH}"
 SCALE = f"Its size against its own; of meshes, the longest side in metres. {OF_EACH}"
 ROTATE = f"Degrees about the vertical axis, or yaw,pitch,roll. {OF_EACH}"

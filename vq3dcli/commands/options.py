@@ -83,6 +83,7 @@ Quality = Annotated[
 ]
 Disparity = Annotated[bool, typer.Option("--disparity", help="Also write NAME_disparity: near is bright.")]
 Beside = Annotated[bool, typer.Option("--beside", help="Show picture and disparity beside each other, in one video.")]
+SameAsOut = Annotated[Path | None, typer.Option("--out", "-o", metavar="PATH", help="The same as OUT.")]
 Open = Annotated[bool, typer.Option("--open", help="Open what was made.")]
 StdinList = Annotated[
     bool, typer.Option("--stdin-list", help="Also take inputs from stdin, one a line, or as find -print0 writes them.")

@@ -30,14 +30,14 @@ _TAKES = {
 
 def command(
     source: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="SRC",
             help="A folder or a tar of images, webdataset tars, Parquet files, `toyscenes`, or `meshscenes` and a "
             "folder of meshes; a folder of such a name is ./toyscenes.",
         ),
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")],
+    ] = None,
+    last: Annotated[Path | None, typer.Argument(metavar="OUT", help="Folder for the shards.")] = None,
     preset: Annotated[
         Literal["folder", "imagenet", "compcars"], typer.Option("--preset", help="What SRC holds.")
     ] = "folder",
@@ -98,6 +98,7 @@ def command(
     seed: SeedOption = 0,
     json: JsonOption = False,
     quiet: QuietOption = False,
+    out: options.SameAsOut = None,
 ) -> None:
     """Make shards of ImageNet, CompCars, a folder of images, toy scenes, or scenes of meshes.
 
@@ -115,6 +116,11 @@ def command(
       vq3d prepare-data meshscenes models/ scenes/ --count 10000 --size 128 --photos photos/
     """
     output = Output("prepare-data", json, quiet)
+    folders = [*(source or []), *([] if last is None else [str(last)]), *([] if out is None else [str(out)])]
+    if len(folders) < 2:
+        missing = "OUT, the folder for the shards, is" if folders else "SRC and OUT are"
+        raise UsageError(f"{missing} missing", remedy="vq3d prepare-data SRC OUT")
+    source, out = folders[:-1], Path(folders[-1])
     toy, meshes = source[0] == "toyscenes", source[0] == "meshscenes"
     kind = source[0] if toy or meshes else preset
     if len(source) != 1 + meshes:

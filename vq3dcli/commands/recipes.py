@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from vq3dcli.commands import options
 from vq3dcli.commands.output import JsonOption, Output, QuietOption
+from vq3dcli.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -68,10 +70,13 @@ def show(recipe: RecipeArgument, json: JsonOption = False, quiet: QuietOption = 
 @app.command()
 def copy(
     recipe: RecipeArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new file, or a folder for one of the same name.")],
+    place: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="The new file, or a folder for one of the same name.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
+    out: options.SameAsOut = None,
 ) -> None:
     """Copy a recipe to a file to change.
 
@@ -81,7 +86,10 @@ def copy(
     from vq3dcli.config.load import copy_recipe
 
     output = Output("recipes copy", json, quiet)
-    output.finish(count=1, outputs=[copy_recipe(recipe, out, force=force)])
+    given = [each for each in (place, out) if each is not None]
+    if len(given) != 1:
+        raise UsageError("a copy goes to one place, OUT", remedy=f"vq3d recipes copy {recipe} mine.toml")
+    output.finish(count=1, outputs=[copy_recipe(recipe, given[0], force=force)])
 
 
 @app.command()
