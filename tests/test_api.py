@@ -31,8 +31,7 @@ def test_windows_is_refused_in_one_line(name: str) -> None:
     code = f"import sys; sys.platform = 'win32'; import {name}"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
-    last = ended.stderr.splitlines()[-1]
-    assert last == "ImportError: vq3d needs Linux or macOS, for file locks and signals; on Windows: WSL"
+    assert ended.stderr == "error: vq3d needs Linux or macOS, for file locks and signals; on Windows: WSL\n"
 
 
 def test_a_photo_to_frames(tiny_weights: Path, tmp_path: Path) -> None:
@@ -104,9 +103,3 @@ def test_what_is_shown_of_weights_and_scenes_is_short(tiny_weights: Path) -> Non
     assert repr(scene) == f"Scene(2 of planes {list(scene.planes.shape[1:])} on cpu)"
     assert repr(weights) == f"LoadedWeights(path='{tiny_weights}', sha256='{weights.sha256}')"
     assert len(repr(load_prior())) < 300
-
-
-def test_an_import_on_windows_says_so() -> None:
-    code = "import sys; sys.platform = 'win32'; import vq3dcli"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert ended.stderr.splitlines()[-1].startswith("ImportError: vq3d needs Linux or macOS")

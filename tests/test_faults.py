@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MEMORY_DISK = Path("/dev/shm")  # where there is one: a thousand flushes to a real disk take half a minute
-JOBS = ["toyscenes", "folder", "forced", "labels", "tokens", "train-stage1", "train-stage2"]
+JOBS = ["toyscenes", "meshscenes", "folder", "forced", "labels", "tokens"]
+JOBS += ["train-stage1", "train-stage2", "train-depth"]
 OWN_NAMESPACE = ("unshare", "--map-root-user", "--mount")
 
 faults = pytest.mark.faults

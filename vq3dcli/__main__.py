@@ -60,11 +60,12 @@ def _settle_libraries() -> None:
 
     MKL may choose its number of threads by the load of the machine, which would change the last bits of a
     sum. Idle OpenMP threads that spin take time from others where cores are shared. onnxruntime would report to
-    Microsoft.
+    Microsoft. PyTorch's profiler writes lines of its own, with errors that are none.
     """
     os.environ.setdefault("MKL_DYNAMIC", "FALSE")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     if "WORLD_SIZE" in os.environ:  # a rank that loses another says so itself, in one line
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 

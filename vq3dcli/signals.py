@@ -60,6 +60,7 @@ def watch(*, one_of_many: bool = False) -> None:
     others of its kind.
     """
     _polling[:] = (*_ENDING, signal.SIGUSR1)
+    _requested.clear()  # by a command before this one in the same process
     for number in _polling:
         handle(number, signal.SIG_DFL if one_of_many else _raise)
 

@@ -38,13 +38,15 @@ from conftest import _TINY, _TINY_PRIOR
 from vq3dcli import cli, signals
 from vq3dcli.checkpoint import read_checkpoint
 from vq3dcli.config.load import dump_recipe, load_recipe
-from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
+from vq3dcli.config.schema import DepthRecipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.data.images import encode_png
 from vq3dcli.data_tools.depth.labels import label_exact
+from vq3dcli.data_tools.meshassets import survey_assets
+from vq3dcli.data_tools.meshscenes import scene_job
 from vq3dcli.data_tools.prepare import Options, image_job, open_source, prepare
-from vq3dcli.data_tools.toyscenes import prepare_toyscenes
+from vq3dcli.data_tools.toyscenes import SceneOptions, prepare_toyscenes
 from vq3dcli.errors import DataError
-from vq3dcli.model.build import build_autoencoder
+from vq3dcli.model.build import build_autoencoder, build_depth_network
 from vq3dcli.pipelines.tokenize import tokenize
 from vq3dcli.weights_file import LoadedWeights, load_weights, save_weights
 
@@ -263,14 +265,20 @@ def _met(job: Job, out: Path, fault: Fault | None, pipe: int) -> int:
 
 
 def make_jobs(root: Path) -> dict[str, Job]:
-    pictures, labelled, old = root / "pictures", root / "labelled", root / "old"
+    pictures, labelled, old, models = (root / name for name in ("pictures", "labelled", "old", "models"))
     make_pictures(pictures)
+    models.mkdir(parents=True)
+    (models / "tent.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n")
 
     def toy(out: Path) -> None:
         prepare_toyscenes(out, count=5, size=16, seed=1, shard_size=2)
 
     def folder(out: Path) -> None:
         prepare(out, image_job("folder", open_source("folder", pictures, out), Options(16, shard_size=4), max_bad=0.5))
+
+    def meshes(out: Path) -> None:
+        survey = survey_assets(models, leave_out=out, workers=1)
+        prepare(out, scene_job(survey, out, SceneOptions(count=5, size=16, seed=1, shard_size=2), max_bad=0.0))
 
     def forced(out: Path) -> None:
         options = Options(24, shard_size=3)
@@ -294,15 +302,21 @@ def make_jobs(root: Path) -> dict[str, Job]:
     often.append("training.images=32")
     codes, stage1_of = f"--data={root / 'tokens'}", f"--weights={root / 'tiny.safetensors'}"
     words = {}
+    depth = ["model.input_px=64", "model.widths=[4, 4, 4, 4, 4]", f"training.batch_size={BATCH}"]
+    depth += ["training.warmup_images=8", f"training.log_every_images={BATCH}"]
+    network = load_recipe("depth-lite0", DepthRecipe, depth)
+    save_weights(root / "depth.safetensors", build_depth_network(network), network, {})
+    depth.append(f"training.init={root / 'depth.safetensors'}")
     for stage, schema, base, tiny, options in (
-        (1, Stage1Recipe, "toy-cpu", _TINY, [f"--data={trained}"]),
-        (2, Stage2Recipe, "toy-cpu-prior", _TINY_PRIOR, [codes, stage1_of]),
+        ("stage1", Stage1Recipe, "toy-cpu", _TINY, [f"--data={trained}"]),
+        ("stage2", Stage2Recipe, "toy-cpu-prior", _TINY_PRIOR, [codes, stage1_of]),
+        ("depth", DepthRecipe, "depth-lite0", depth, [f"--data={trained}"]),
     ):
         recipe = load_recipe(base, schema, [*tiny, *often])
         (root / f"{stage}.toml").write_text(dump_recipe(recipe))
-        words[stage] = [f"train-stage{stage}", str(root / f"{stage}.toml"), *options, "--device=cpu", "--quiet"]
+        words[stage] = [f"train-{stage}", str(root / f"{stage}.toml"), *options, "--device=cpu", "--quiet"]
 
-    def train(stage: int, out: Path) -> int:
+    def train(stage: str, out: Path) -> int:
         return cli.run([*words[stage], f"--out={out}"])
 
     return {
@@ -311,8 +325,8 @@ def make_jobs(root: Path) -> dict[str, Job]:
         "forced": Job(forced, old),
         "labels": Job(labels, labelled),
         "tokens": Job(tokens),
-        "train-stage1": Job(functools.partial(train, 1), trains=True),
-        "train-stage2": Job(functools.partial(train, 2), trains=True),
+        "meshscenes": Job(meshes),
+        **{f"train-{stage}": Job(functools.partial(train, stage), trains=True) for stage in words},
     }
 
 

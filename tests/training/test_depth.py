@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from vq3dcli.config.load import load_recipe
+from vq3dcli import cli
+from vq3dcli.config.load import dump_recipe, load_recipe
 from vq3dcli.config.schema import AugmentationSection, DepthRecipe
 from vq3dcli.data.loader import LABEL_KIND, Batch
+from vq3dcli.data_tools.depth.labels import label_exact
+from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import DataError, RecipeError, StoppedError
 from vq3dcli.losses.depth import relative_depth_loss
 from vq3dcli.model.build import build_depth_network
@@ -82,6 +90,45 @@ def test_n_plus_n_steps_equal_2n_to_the_bit(start: Path, tmp_path: Path) -> None
         "images-000000000016.png",
         "images-000000000032.png",
     ]
+
+
+def test_the_command_plans_trains_and_goes_on_after_a_signal(
+    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toys, out = tmp_path / "toys", tmp_path / "stopped"
+    prepare_toyscenes(toys, count=9, size=32, seed=3)
+    label_exact(toys)
+    recipe = tiny(start, "training.sheet_every_images=32", "training.checkpoint_every_images=32")
+    (tmp_path / "recipe.toml").write_text(dump_recipe(recipe.model_copy(update={"augmentation": _PLAIN})))
+    words = ["train-depth", str(tmp_path / "recipe.toml"), "--init", str(start), "--device", "cpu", "--json", "--quiet"]
+
+    def run(*more: str) -> tuple[int, dict[str, Any]]:
+        code = cli.run([*words, *more])
+        return code, json.loads(capsys.readouterr().out)
+
+    code, planned = run("--dry-run")
+    assert code == 0
+    assert {"hours", "peak_memory_gb", "disk_bytes"} < planned["metrics"].keys()
+    data = ("--data", str(toys), "--out")
+    assert run(*data, str(toys))[0] == 2  # which holds shards
+    assert run("--data", str(toys), "--labels", "none", "--out", str(out))[0] == 2
+    assert not out.exists()
+
+    code, whole = run(*data, str(tmp_path / "whole"))
+    assert (code, whole["metrics"]["images_seen"]) == (0, 32)
+
+    def stop() -> None:
+        while not (out / "metrics.jsonl").exists():
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    code, stopped = run(*data, str(out))
+    assert code == 75 and "the same command again" in stopped["error"]["remedy"]
+    assert run(*data, str(out))[0] == 0
+    made = ["weights.safetensors", "sheets/images-000000000032.png"]
+    made += [f"checkpoints/images-000000000032/{part}.safetensors" for part in ("weights", "average", "optimizer")]
+    assert [(out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in made] == [True] * 5
 
 
 def test_weights_of_a_run_and_of_its_checkpoints_are_taken(start: Path, tmp_path: Path) -> None:

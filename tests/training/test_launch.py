@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,12 +20,16 @@ import pytest
 from vq3dcli import cli
 from vq3dcli.config.load import dump_recipe
 from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.data.shard_reader import ShardFolder
+from vq3dcli.data.stream import Stream
 from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.training import launch
 from vq3dcli.training.run_folder import RunFolder
 from vq3dcli.weights_file import load_weights
 
 PATIENCE_S = 300.0  # starting PyTorch twice on a busy machine
+# How long all may take to end is what is promised where the machine has time for them, else a little more.
+within = pytest.mark.parametrize("within_s", [60, pytest.param(30, marks=pytest.mark.faults)])
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds its ranks in /proc")
 
@@ -88,6 +95,12 @@ def runs(pid: int) -> bool:
         return False
 
 
+def has_open(pid: int, path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return any(link.readlink() == path for link in Path(f"/proc/{pid}/fd").iterdir())
+    return False
+
+
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toys")
@@ -101,8 +114,8 @@ def start(tiny_recipe: Callable[..., Stage1Recipe], toys: Path, tmp_path: Path) 
     (tmp_path / "recipe.toml").write_text(dump_recipe(tiny_recipe(*endless)))
     started: list[Run] = []
 
-    def begin(*options: str, out: str = "run") -> Run:
-        started.append(Run(tmp_path / "recipe.toml", toys, tmp_path / out, *options))
+    def begin(*options: str, out: str = "run", data: Path = toys) -> Run:
+        started.append(Run(tmp_path / "recipe.toml", data, tmp_path / out, *options))
         return started[-1]
 
     yield begin
@@ -147,7 +160,8 @@ def test_ranks_that_start_end_at_once(start: Callable[..., Run], number: int, co
     assert run.end() == (code, line)
 
 
-def test_a_rank_that_is_gone_ends_the_run(start: Callable[..., Run]) -> None:
+@within
+def test_a_rank_that_is_gone_ends_the_run(start: Callable[..., Run], within_s: float) -> None:
     # The second run is over while the ranks of the first find out; both at once save its time.
     both = [start(out="stopped"), start(out="killed")]
     for run in both:
@@ -160,7 +174,7 @@ def test_a_rank_that_is_gone_ends_the_run(start: Callable[..., Run]) -> None:
             79,
             f"error: {how} (of 2); try: the same command again, which continues at the newest checkpoint\n",
         )
-        assert time.monotonic() - begin < 60  # 22 s where the machine has nothing else to do
+        assert time.monotonic() - begin < within_s  # 22 s where the machine has nothing else to do
 
 
 @pytest.mark.faults
@@ -183,7 +197,7 @@ def test_whatever_is_lost_at_any_time_all_end_and_the_run_goes_on(
     assert found == code, said
     assert said.count("error: ") == (code > 0)  # the first rank may warn that nothing is saved yet
     print(f"{victim} {number} {instant}: {time.monotonic() - begin:.0f} s")
-    assert time.monotonic() - begin < 60  # half of it where the machine has nothing else to do
+    assert time.monotonic() - begin < 30
     images = RunFolder(run.out).saved_images() + 32
     assert start(*often, "--set", f"training.images={images}").end()[0] == 0
     assert load_weights(run.out).card["images_seen"] == images
@@ -203,19 +217,47 @@ def test_ranks_end_with_their_launcher(start: Callable[..., Run]) -> None:
     assert run.end()[0] == -signal.SIGKILL
 
 
-def test_what_only_the_first_rank_meets_ends_all_with_its_code(start: Callable[..., Run], tmp_path: Path) -> None:
+@within
+def test_what_only_the_first_rank_meets_ends_all_with_its_code(
+    start: Callable[..., Run], tmp_path: Path, within_s: float
+) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "sheet/sheets/images-000000000008.png").mkdir(parents=True)  # as the second of two steps has
     with (tmp_path / "run/.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         both = [start(), start("--set", "training.sheet_every_images=8", out="sheet")]
-        (code, said), (code_of_sheet, said_of_sheet) = (run.end() for run in both)
+
+        def end(run: Run, event: Callable[[], bool]) -> tuple[int, str]:
+            run.wait_for(event)  # a moment before it fails
+            begin = time.monotonic()
+            ended = run.end()
+            assert time.monotonic() - begin < within_s
+            return ended
+
+        with ThreadPoolExecutor(2) as pool:
+            waits = pool.submit(end, both[0], lambda: has_open(both[0].ranks[0], tmp_path / "run/.lock"))
+            draws = pool.submit(end, both[1], (tmp_path / "sheet/metrics.jsonl").exists)
+            (code, said), (code_of_sheet, said_of_sheet) = waits.result(), draws.result()
     assert code == 75
     assert said.startswith("error: another process is writing here")
     assert said.count("\n") == 1
     assert code_of_sheet == 73
     [line] = [line for line in said_of_sheet.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: cannot create output") and "images-000000000008.png" in line
+
+
+def test_a_rank_that_gets_no_more_data_saves_what_was_done(start: Callable[..., Run], toys: Path) -> None:
+    shutil.copytree(toys, toys.parent / "damaged")
+    images, (_, third) = ShardFolder(toys.parent / "damaged"), Stream([24], 0).at(22)  # a row of the second rank
+    member = images.entry(third).members["png"]
+    with (images.path / "shard-000000.tar").open("r+b") as shard:
+        shard.seek(member.offset + 30)
+        shard.write(b"damaged")
+    run = start("--set", "training.max_bad=0", data=images.path)
+    code, said = run.end()
+    assert code == 65, said
+    assert f"key {third:08d}" in said
+    assert RunFolder(run.out).saved_images() == 16
 
 
 def test_what_all_ranks_meet_is_said_once(start: Callable[..., Run]) -> None:

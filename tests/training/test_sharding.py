@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def test_a_prior_over_four_ranks_goes_on_over_one_and_the_other_way(
     assert all((tmp_path / run / "weights.safetensors").exists() for run in ("down", "up"))
 
 
-def test_stage1_over_four_ranks_trains_the_model_of_one(
+def test_stage1_over_four_ranks_trains_the_model_of_one_and_one_goes_on_from_there(
     tiny_recipe: Callable[..., Stage1Recipe], tmp_path: Path
 ) -> None:
     for name, count in (("toys", 24), ("others", 11)):
@@ -85,6 +86,7 @@ def test_stage1_over_four_ranks_trains_the_model_of_one(
         label_exact(tmp_path / name)
     recipe = tiny_recipe(
         "training.images=32",
+        "training.checkpoint_every_images=16",
         "training.precision=float32",
         "training.quantize_from_images=8",
         "training.optimizer=muon",
@@ -99,6 +101,14 @@ def test_stage1_over_four_ranks_trains_the_model_of_one(
     words += ["--held-out", str(tmp_path / "others")]
     run_ranks((1, [*words, "--out", str(tmp_path / "one")]), (4, [*words, "--out", str(tmp_path / "four")]))
     _assert_same_run(tmp_path / "one", tmp_path / "four", "images-000000000032")
+    # What four ranks leave that are killed before the second checkpoint; the discriminator has begun.
+    down = tmp_path / "down"
+    shutil.copytree(tmp_path / "four", down)
+    shutil.rmtree(down / "checkpoints/images-000000000032")
+    (down / "weights.safetensors").unlink()
+    run_ranks((1, [*words, "--out", str(down)]))
+    _assert_same_run(tmp_path / "one", down, "images-000000000032")
+    assert (down / "weights.safetensors").exists()
     assert _metrics(tmp_path / "four")[-1].keys() > HELD_OUT
     sheets = [(tmp_path / run / "sheets/images-000000000032.png").exists() for run in ("one", "four")]
     assert sheets == [True, True]

@@ -193,7 +193,8 @@ class TrainingLoader:
             if len(self.bad) <= self._most_bad:
                 return
         more = f"{len(self.bad)} bad samples, more than training.max_bad allows; the last: " if self._most_bad else ""
-        raise type(error)(f"{more}{error.message}", remedy=error.remedy) from error
+        enough = f"--set training.max_bad={min(2 * len(self.bad) / self.num_samples, 1.0):.2g}"
+        raise type(error)(f"{more}{error.message}", remedy=f"{error.remedy}, or {enough}") from error
 
     def _views_of(self, folder: int, i: int, first: float, flipped: bool) -> list[View]:
         images = self._folders[folder]

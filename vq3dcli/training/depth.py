@@ -25,7 +25,7 @@ from vq3dcli.training.depth_augmentation import augmented
 from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.finetune import initialise_depth
 from vq3dcli.training.optim import learning_rate_at, set_learning_rate
-from vq3dcli.training.run import Result, Run, RunOptions
+from vq3dcli.training.run import Result, Run, RunOptions, peak_bytes
 from vq3dcli.training.sheets import write_depth_sheet
 from vq3dcli.training.state import RunState, average_of, require_finite
 from vq3dcli.weights.third_party import EFFICIENTNET_LITE, encoder_weights
@@ -162,7 +162,7 @@ def _optimizer(model: DepthNetwork, recipe: DepthRecipe) -> Optimizer:
 
 
 def plan_depth(recipe: DepthRecipe, device: torch.device) -> dict[str, Any]:
-    """What a run takes, by a few steps on noise: speed, hours, parameters in all and trained, bytes on disk."""
+    """What a run takes, by a few steps on noise: speed, hours, memory, parameters in all and trained, bytes on disk."""
     state = build_state(with_backbone(recipe), device, pretrained=False)
     size, side = recipe.training.batch_size, recipe.model.input_px
     noise = seeding.uniform(0, "plan", torch.arange(size), 4 * side * side).reshape(size, 4, side, side)
@@ -186,6 +186,7 @@ def plan_depth(recipe: DepthRecipe, device: torch.device) -> dict[str, Any]:
     return {
         "images_per_second": rate,
         "hours": recipe.training.images / rate / 3600.0,
+        "peak_memory_gb": round(peak_bytes(device) / 1e9, 3),
         "parameters": everything,
         "trained": trained,
         # A checkpoint holds weights, average and two moments of what is trained, in float32; the export is fp16.

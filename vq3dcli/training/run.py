@@ -19,7 +19,7 @@ import torch
 
 from vq3dcli.config.schema import Recipe, ScheduleSection
 from vq3dcli.data.ahead import ahead, pinned
-from vq3dcli.errors import DivergedError, RecipeError, StoppedError
+from vq3dcli.errors import DivergedError, RecipeError, StoppedError, Vq3dError
 from vq3dcli.files import atomic_path
 from vq3dcli.training.arithmetic import denormals_flushed
 from vq3dcli.training.distributed import Ranks
@@ -163,7 +163,7 @@ class Run:
             self.bad |= self.folder.bad_samples()
             if any(change["images_seen"] >= state.images_seen for change in self.folder.changes()):
                 state.skipped_in_a_row = 0  # with another learning rate or clip the row begins anew
-        self._interval = time.perf_counter(), state.images_seen
+        self._interval, self.saved_images = (time.perf_counter(), state.images_seen), state.images_seen
         schedule, seen = self.recipe.training, state.images_seen
         if self.ranks.is_main:
             self._start_records(checkpoint)
@@ -194,13 +194,26 @@ class Run:
             self.profiler.start()
 
     def waited_for(self, batches: Iterator[Item]) -> Iterator[Item]:
-        """The batches, for a GPU in pinned memory; how long the run waits for them is counted."""
+        """The batches, for a GPU in pinned memory; how long the run waits for them is counted; on all ranks.
+
+        Where one rank can get no more, what was done so far is saved before it raises that error.
+        """
         if self.device.type == "cuda":
             batches = ahead(pinned, batches, threads=1, most=2)
         while True:
-            start = time.perf_counter()
-            batch = next(batches)
+            start, failed = time.perf_counter(), None
+            try:
+                batch = next(batches)
+            except Vq3dError as error:
+                failed = error
             self.waited += time.perf_counter() - start
+            if self.ranks.any(failed is not None, self.device):
+                if self.state.images_seen > self.saved_images:
+                    self.save()
+                if failed is None:
+                    self.ranks.barrier()  # which the one that failed never reaches: `training.fate` ends us
+                assert failed is not None
+                raise failed
             yield batch
 
     @contextlib.contextmanager
@@ -260,7 +273,7 @@ class Run:
     def _machine_figures(self) -> dict[str, float]:
         """Speed, and of the rank that waits longest, or has most, the share of time without a batch, and memory."""
         wait = self.waited / max(time.perf_counter() - self._interval[0], 1e-9)
-        ours = torch.tensor([[wait, _peak_bytes(self.device) / 1e9]], device=self.device)
+        ours = torch.tensor([[wait, peak_bytes(self.device) / 1e9]], device=self.device)
         wait, memory = self.ranks.gather(ours).amax(0).tolist()
         figures = {"images_per_second": round(self.rate, 2), "data_wait": round(wait, 4)}
         figures["peak_memory_gb"] = round(memory, 3)
@@ -310,6 +323,7 @@ class Run:
             header = weights_header(self.recipe, self._card(), self.tokens)
             manifest = self.state.manifest(self.recipe)
             self.folder.save(parts, manifest, header, self.recipe.training.keep_checkpoints)
+        self.saved_images = self.state.images_seen
 
     def sheet(self) -> None:
         """Draw a contact sheet, where there is anything to draw; on all ranks."""
@@ -368,7 +382,7 @@ class Run:
             _log.warning("the run's page was not written: %s", " ".join(str(error).split()) or type(error).__name__)
 
 
-def _peak_bytes(device: torch.device) -> int:
+def peak_bytes(device: torch.device) -> int:
     """The most that tensors took of a GPU, or this process of the memory, so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
