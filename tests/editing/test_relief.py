@@ -53,6 +53,20 @@ def test_a_slope_stays_a_slope() -> None:
     assert (refined_disparity(slope, photo) - slope).abs()[:, 6:-6].max() < 0.02
 
 
+def test_a_thin_part_before_an_even_background_moves_with_its_thing() -> None:
+    """A stalk above a fruit, which the map leaves with the wall, and a stain on the wall apart from both."""
+    photo = torch.full((3, 96, 128), 230, dtype=torch.uint8)
+    photo[0, 40:80, 40:90] = 200
+    photo[1:, 40:80, 40:90] = 20
+    photo[:, 36:40, 62:66] = torch.tensor([30, 120, 30], dtype=torch.uint8)[:, None, None]
+    photo[:, 10:14, 62:66] = 100
+    coarse = torch.full((96, 128), 0.2)
+    coarse[40:80, 40:90] = 0.6
+    s = refined_disparity(coarse, photo)
+    assert (s[37:40, 63:65] > 0.55).all()
+    assert (s[10:14, 62:66] < 0.25).all() and (s[36:39, 40:58] < 0.25).all()
+
+
 def pictures(*, bordered: bool) -> list[Tensor]:
     """A noisy picture in a white mat on black, and between black bars; or sky over sea, and a thing before white."""
     noise = torch.randint(60, 160, (3, 96, 128), generator=torch.Generator().manual_seed(3)).to(torch.uint8)

@@ -36,6 +36,13 @@ _GUIDE_WINDOW = 1 / 64
 _STEP_WINDOW = 1 / 64
 _SPECK_WINDOW = 1 / 128
 _MIXED_WINDOW = 1 / 128
+# What stands out from an even background beside a thing belongs to it: the window in which backgrounds are looked at and
+# how far a part reaches, as parts of the longer side; what of all values a step has, and the background of a step; how
+# far colours may lie apart in an even background, and how far what stands out lies from its mean, at least.
+_BACK_WINDOW, _PART_WINDOW = 1 / 12, 1 / 10
+_TALL, _BACK = 0.25, 0.3
+_EVEN, _STANDS_OUT = 0.05, 0.15
+_EVEN_ROUNDS = 3
 # A printed border: at most this part of the shorter side, with lines of which most pixels are within so many levels of
 # their median, and an edge along most of the side. Two sides have one; the picture inside rises over this part of the
 # longer side.
@@ -244,8 +251,47 @@ def refined_disparity(coarse_s: Tensor, photo: Tensor) -> Tensor:
     radius_px = max(1, round(_GUIDE_WINDOW * side_px))
     s = guided_filter(guide, resized(coarse_s, guide.shape[1:]), radius_px=radius_px, epsilon=_GUIDE_EPSILON)
     s = median_filter(s.clamp(float(coarse_s.min()), float(coarse_s.max())), round(_SPECK_WINDOW * side_px))
+    s = with_parts(s, guide)
     s = steepened(s, max(1, round(_STEP_WINDOW * side_px)), grow_px=round(_MIXED_WINDOW * side_px))
     return pinned(resized(s, size, smooth=False), photo)
+
+
+def with_parts(s: Tensor, photo: Tensor) -> Tensor:
+    """A relief `[H, W]` whose things have their thin parts, which a depth network leaves in an even background.
+
+    Leaves, beaks and paws: what differs from the background's colours in the photo `[3, H, W]` in [0, 1] and touches
+    something far in front of it, or what touches that.
+    """
+    side_px = max(s.shape)
+    radius_px, part_px = (max(2, round(window * side_px)) for window in (_BACK_WINDOW, _PART_WINDOW))
+    low, high = local_range(s, radius_px)
+    span = s.max() - s.min()
+    back = s <= low + _BACK * torch.maximum(high - low, _TALL * span)
+    weight, share = back.float(), box_mean(back.float()[None], radius_px)[0].clamp(min=_LEAST_WEIGHT)
+    apart = spread = torch.zeros_like(s)
+    for _ in range(_EVEN_ROUNDS):
+        mean = mean_of(photo, weight, radius_px)
+        apart = (photo - mean).abs().amax(0)
+        spread = mean_of((photo - mean).square().mean(0, keepdim=True), weight, radius_px)[0].sqrt()
+        weight = (back & (apart < 2.5 * spread + 0.01)).float()
+    even = (spread < _EVEN) & (box_mean(weight[None], radius_px)[0] > 0.5 * share)
+    part = back & even & (apart > torch.maximum(4.0 * spread, torch.full_like(s, _STANDS_OUT)))
+    sure, _, _ = steps(s, max(1, round(_STEP_WINDOW * side_px)))
+    thing = (
+        (local_range(sure, radius_px)[1] > 0.5) & (high - low > _TALL * span) & (s > low + 2.0 * _BACK * (high - low))
+    )
+    level, joins = (
+        torch.where(thing, s, torch.zeros_like(s)),
+        part | (~back & local_range(thing.float(), part_px)[1].bool()),
+    )
+    for _ in range(part_px):
+        level = torch.where(joins & (level <= 0.0), local_range(level, 1)[1], level)
+    # What reaches farther is something else: no half of it may be torn off.
+    goes_on = (joins & (level <= 0.0)).float()
+    for _ in range(part_px + 1):
+        goes_on = local_range(goes_on, 1)[1] * part
+    part &= goes_on <= 0.0
+    return torch.where(part, torch.maximum(level, s), s)
 
 
 def pinned(s: Tensor, photo: Tensor) -> Tensor:
