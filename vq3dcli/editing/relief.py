@@ -36,7 +36,7 @@ _GUIDE_WINDOW = 1 / 64
 _STEP_WINDOW = 1 / 64
 _SPECK_WINDOW = 1 / 128
 _MIXED_WINDOW = 1 / 128
-# What stands out from an even background beside a thing belongs to it: the window in which backgrounds are looked at and
+# What stands out from an even background beside a thing is its part: the window in which backgrounds are looked at and
 # how far a part reaches, as parts of the longer side; what of all values a step has, and the background of a step; how
 # far colours may lie apart in an even background, and how far what stands out lies from its mean, at least.
 _BACK_WINDOW, _PART_WINDOW = 1 / 12, 1 / 10
