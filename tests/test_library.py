@@ -114,7 +114,7 @@ def test_photos_are_turned_as_their_cameras_say(model: vq3d.Model, photo: Path) 
 def test_a_photo_s_field_of_view_is_its_camera_s(model: vq3d.Model, photo: Path, tiny_weights: Path) -> None:
     """By EXIF, or as the caller says; what the first camera sees stays, and the world becomes as wide as it is."""
     exif = Image.Exif()
-    exif.get_ifd(0x8769)[0xA405] = 26
+    exif[0x8769] = {0xA405: 26}
     for name, orientation in (("wide.png", 1), ("tall.png", 6)):
         exif[0x0112] = orientation
         Image.open(photo).save(name, exif=exif)

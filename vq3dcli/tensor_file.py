@@ -132,6 +132,10 @@ def shapes_alone() -> Iterator[None]:
         yield
 
 
+# What `torch.nn.init` is made of, where it does not itself ask who takes its place, as in PyTorch 2.8.
+_FIRST_VALUES = (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_)
+
+
 class _NoFirstValues(TorchFunctionMode):
     """Drawing values for tensors without memory would import PyTorch's compiler, for seconds."""
 
@@ -139,7 +143,6 @@ class _NoFirstValues(TorchFunctionMode):
         self, func: Callable[..., Any], types: object, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        draws = func in (torch.Tensor.normal_, torch.Tensor.uniform_)
-        if draws or getattr(func, "__module__", None) == "torch.nn.init":
+        if func in _FIRST_VALUES or getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)

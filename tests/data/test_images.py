@@ -80,7 +80,8 @@ def test_png_and_jpeg_round_trip():
 @pytest.mark.parametrize("image_format", ["TIFF"])
 def test_colour_modes_become_rgb(mode, image_format):
     image = photo().convert(mode)
-    decoded = decode_image(saved(image, image_format), name="x")
+    packed = "tiff_lzw" if mode == "YCbCr" else None  # Pillow 12 cannot read what it writes without
+    decoded = decode_image(saved(image, image_format, compression=packed), name="x")
     assert (decoded.float() - as_tensor(image).float()).abs().max() <= 2
 
 

@@ -121,7 +121,10 @@ def test_the_orientation_is_pillows_whatever_byte_is_changed(order):
 
 def test_an_orientation_in_xmp_counts():
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-    assert decode_image(saved(photo(), xmp=xmp), name="x").shape == (3, 97, 61)
+    part = b"http://ns.adobe.com/xap/1.0/\0" + xmp
+    data = saved(photo())
+    tagged = data[:2] + b"\xff\xe1" + (len(part) + 2).to_bytes(2, "big") + part + data[2:]
+    assert decode_image(tagged, name="x").shape == (3, 97, 61)
 
 
 def test_pixels_lie_so_that_torch_resizes_them_the_fast_way():

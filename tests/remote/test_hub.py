@@ -30,6 +30,11 @@ def hub(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("HF_TOKEN", "a-token")
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     server.commits = []
+    for revision in ("main", "v2"):  # which some versions ask for before they send
+        (known := server.folder / "api" / "models" / "me" / "scenes" / "revision" / revision).parent.mkdir(
+            parents=True, exist_ok=True
+        )
+        known.write_text('{"id": "me/scenes"}')
 
     def post(to: Any) -> None:
         body = to.rfile.read(int(to.headers.get("Content-Length") or 0))

@@ -350,7 +350,7 @@ def resize_label(values: Tensor, side: int) -> Tensor:
     if values.shape == (side, side):
         return values
     rows, columns = (_nearest(size, side) for size in values.shape)
-    return values[rows][:, columns]
+    return values.index_select(0, rows).index_select(1, columns)  # brackets take no uint16 before torch 2.9
 
 
 @functools.lru_cache(maxsize=16)

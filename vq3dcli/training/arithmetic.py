@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 
@@ -16,6 +17,12 @@ def flush_denormals() -> None:
     The setting belongs to a thread, and PyTorch's pool inherits it when it starts: set later, it reaches the calling
     thread alone, and the bits of a run would depend on what the process did before.
     """
+    _flush()
+
+
+def _flush() -> None:
+    for kind in (np.float32, np.float64):
+        np.finfo(kind)  # which numpy 1 works out when first asked, and warns of a least number that is zero
     torch.set_flush_denormal(True)
 
 
@@ -27,7 +34,7 @@ def denormals_flushed() -> Iterator[None]:
     """
     half_of_least = torch.full((1,), torch.finfo(torch.float32).tiny) * 0.5
     kept = bool(half_of_least != 0)  # PyTorch can set this and not tell it
-    torch.set_flush_denormal(True)
+    _flush()
     try:
         yield
     finally:

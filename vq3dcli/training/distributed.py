@@ -100,6 +100,19 @@ def without_exchange(module: nn.Module, apart: bool) -> AbstractContextManager[o
     return module.no_sync() if apart and isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
 
 
+@contextlib.contextmanager
+def _stdout_for_results() -> Iterator[None]:
+    """What C++ prints inside is lost: Gloo of torch 2.8 tells stdout, where `--json` answers, of its peers."""
+    stdout, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        os.close(nowhere)
+
+
 def join_ranks(device: torch.device) -> Ranks:
     """Join the process group that torchrun's environment describes, if any.
 
@@ -110,5 +123,6 @@ def join_ranks(device: torch.device) -> Ranks:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # barriers and unindexed `cuda` would all go to the first GPU
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        with contextlib.nullcontext() if device.type == "cuda" else _stdout_for_results():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Ranks(dist.get_rank(), dist.get_world_size())

@@ -125,7 +125,7 @@ def _members(file: BinaryIO, archive: str, start: int, end: int, prefix: str, sh
     file.seek(start)
     try:
         tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
-        after = -1
+        after = start  # where the last good member ends: newer Pythons step over a header that is damaged
         while tar.offset < end and (member := tar.next()) is not None:
             if member.size < 0 or tar.offset <= after:
                 raise tarfile.ReadError(f"a member of {member.size} bytes")
@@ -152,7 +152,7 @@ def _members(file: BinaryIO, archive: str, start: int, end: int, prefix: str, sh
     except (tarfile.TarError, ValueError, OverflowError) as error:
         remedy = _UNCOMPRESS if magic.startswith(_COMPRESSED_MAGIC) else _DOWNLOAD_AGAIN
         raise DataError(f"not a tar, or a damaged one ({shown}): {error}", remedy=remedy) from error
-    _check_end(file, start, tar.offset, end, shown)
+    _check_end(file, start, after, end, shown)
 
 
 def _check_end(file: BinaryIO, start: int, offset: int, end: int, shown: str) -> None:
