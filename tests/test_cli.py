@@ -252,8 +252,9 @@ def test_doctor_finds_what_is_there_and_names_what_is_not(
     assert code == 0 and {parts[name]["status"] for name in needed} <= {"ok", "low"}
     assert parts["python"]["version"] == ".".join(map(str, sys.version_info[:3]))
     assert parts["torch"]["detail"].startswith(torch.__version__)
-    embedded = Path(parts["weights"]["path"]).read_bytes()
-    assert (parts["weights"]["bytes"], parts["weights"]["sha256"]) == (len(embedded), sha256(embedded).hexdigest())
+    for name in ("weights", "prior", "depth network"):
+        embedded = Path(parts[name]["path"]).read_bytes()
+        assert (parts[name]["bytes"], parts[name]["sha256"]) == (len(embedded), sha256(embedded).hexdigest())
     assert {line.partition(" is ")[0] for line in warnings} == {n for n, p in parts.items() if p["status"] != "ok"}
 
     (tmp_path / "ffmpeg").write_text("#!/bin/sh\nexit 3\n")
@@ -265,6 +266,20 @@ def test_doctor_finds_what_is_there_and_names_what_is_not(
     assert parts["lpips"]["status"] != "ok" and any("vq3d[perceptual]" in line for line in warnings)
     monkeypatch.delenv("IMAGEIO_FFMPEG_EXE")
     assert doctor(capsys)[0] == 0  # a metric is no must
+
+
+def test_doctor_says_what_a_gpu_lacks_to_render_fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch
+
+    from vq3dcli.pipelines.doctor import check_triton
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert check_triton() is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    found = check_triton()
+    assert found is not None and (found.status, found.required) == ("missing", False)
 
 
 def test_extras_that_messages_name_are_there_and_doctor_knows_them() -> None:

@@ -46,6 +46,12 @@ def _kept(function: F, **how: Any) -> F:
         return cast(F, numba.njit(**how)(function))
 
 
+def is_kept(function: Any) -> bool:
+    """Whether an earlier process has compiled it, and its machine code is loaded in a second or two."""
+    index = getattr(function._cache, "_cache_file", None)
+    return index is not None and bool(index._load_index())
+
+
 def parts_of(function: Callable[..., Any]) -> list[Path]:
     """The files of what a function may be made of: numba itself looks at the function's alone."""
     found: set[str] = set()

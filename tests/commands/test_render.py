@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import os
+import re
 import sys
 import threading
 import types
@@ -95,6 +96,18 @@ def test_json_tells_what_was_made(photo: str, weights: str, capsys: pytest.Captu
     assert "40 degrees" in captured.err
     with Image.open("new/a.gif") as image:
         assert image.size == (32, 24)
+
+
+def test_one_field_of_view_is_said(photo: str, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """That of the photo's EXIF, where it has one, in the note and in JSON."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405], exif[0x0112] = 26, 1
+    Image.open(photo).save("wide.png", exif=exif)
+    assert run(["render", "wide.png", "--weights", weights, *FAST, "--size", "32", "--json", "-o", "a.gif"]) == 0
+    captured = capsys.readouterr()
+    fov_deg = json.loads(captured.out)["metrics"]["fov_deg"]
+    assert 60 < fov_deg < 75
+    assert re.findall(r"field of view (\S+) degrees", captured.err) == [f"{fov_deg:.3g}"] * 2
 
 
 def test_one_bad_input_does_not_lose_the_others(photo: str, weights: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,6 +121,12 @@ def test_weights_print_their_card(inputs: Path, tmp_path: Path, capsys: pytest.C
     assert "model.safetensors" in " ".join(found["warnings"])  # type: ignore[arg-type]
 
 
+def test_a_photo_is_called_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF")
+    assert run(["inspect", str(tmp_path / "photo.jpg")]) == 2
+    assert "a picture, and nothing of vq3d" in capsys.readouterr().err
+
+
 def test_embedded_weights(capsys: pytest.CaptureFixture[str]):
     found = inspected(capsys, "embedded")
     assert found["stage1"]["stage"] == "stage1"  # type: ignore[index]

@@ -9,9 +9,12 @@ from typing import Annotated, Literal
 import typer
 
 from vq3dcli.commands import options
-from vq3dcli.commands.export import INPUT
 from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 
+INPUT = (
+    "A photo (JPEG, PNG, WebP, AVIF, HEIC), - for stdin, a saved scene (.vq3d.safetensors), a sample "
+    "(samples.json#NAME), or toyscene:CLASS[:SEED]."
+)
 SIZE = (
     "Longer side in pixels where the camera rests. Default: the photo's, at most 1024, with photo detail; else 512. "
     "While it moves: 192."
@@ -23,7 +26,7 @@ OUTPUT = "Where stills and paths are saved. Default: the current folder."
 
 
 def command(
-    source_text: Annotated[str, typer.Argument(metavar="INPUT", help=INPUT.partition("; or a composition")[0] + ".")],
+    source_text: Annotated[str, typer.Argument(metavar="INPUT", help=INPUT)],
     size: Annotated[int | None, typer.Option(help=SIZE)] = None,
     amplitude: Annotated[float | None, typer.Option(help=AMPLITUDE)] = None,
     detail: Annotated[Literal["photo", "none"] | None, typer.Option(help=DETAIL)] = None,

@@ -25,6 +25,12 @@ Status = Literal["ok", "low", "missing", "broken"]
 
 LOW_MEMORY_BYTES = 2 * 2**30  # rendering and the toy recipe stay below this
 LOW_DISK_BYTES = 2**30
+# What embedded weights are called, their kind, and the option that names others.
+_WEIGHTS = {
+    "weights": ("stage1", "--weights"),
+    "prior": ("stage2", "--prior"),
+    "depth network": ("depth", "--depth-model"),
+}
 
 # Import name, distribution, what stops working without it, and the extra that brings it; None: vq3d needs it.
 PACKAGES: tuple[tuple[str, str, str, str | None], ...] = (
@@ -73,16 +79,17 @@ class Check:
 
 def check_all() -> list[Check]:
     """Run every check; one that fails in an unforeseen way is reported as broken."""
-    checks: dict[str, Callable[[], Check]] = {
+    checks: dict[str, Callable[[], Check | None]] = {
         "python": check_python,
         "torch": check_torch,
         "memory": check_memory,
         "disk": check_disk,
         "ffmpeg": check_ffmpeg,
-        "weights": check_weights,
+        "triton": check_triton,
+        **{name: partial(check_weights, name, *what) for name, what in _WEIGHTS.items()},
         **{package[1]: partial(check_package, *package) for package in PACKAGES},
     }
-    results = []
+    results: list[Check | None] = []
     for name, check in checks.items():
         try:
             with warnings.catch_warnings():
@@ -91,7 +98,7 @@ def check_all() -> list[Check]:
         except Exception as error:  # a broken installation may raise anything
             remedy = "reinstall it, or report this"
             results.append(Check(name, "broken", f"{type(error).__name__}: {error}", remedy))
-    return results
+    return [result for result in results if result is not None]
 
 
 def check_python() -> Check:
@@ -129,6 +136,23 @@ def check_torch() -> Check:
     precision = "bfloat16" if bf16 else "no bfloat16"
     detail = f"{detail}, CUDA: {count} x {name}, {_gib(free)} of {_gib(total)} free, {precision}"
     return Check("torch", "ok", detail, facts=facts)
+
+
+def check_triton() -> Check | None:
+    """What compiles the kernels of a GPU, Triton and a C compiler, where there is one; without, rendering is slower."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    compiler = next(filter(None, map(shutil.which, [os.environ.get("CC") or "gcc", "clang"])), None)
+    try:
+        installed = version("triton")
+    except PackageNotFoundError:
+        return Check("triton", "missing", "needed for fast rendering on a GPU", "pip install triton", required=False)
+    if compiler is None:
+        detail = "no C compiler, which Triton needs for fast rendering on a GPU"
+        return Check("triton", "missing", detail, "gcc of your system's packages, or CC=COMPILER", required=False)
+    facts = {"version": installed, "compiler": compiler}
+    return Check("triton", "ok", f"{installed}, with {compiler}", required=False, facts=facts)
 
 
 def check_memory() -> Check:
@@ -182,20 +206,21 @@ def check_ffmpeg() -> Check:
     return Check("ffmpeg", "ok", f"{Path(executable).name}, mp4 and webm", facts=facts)
 
 
-def check_weights() -> Check:
-    """The embedded weights: whether they are there, and a sound safetensors file."""
-    path = Path(str(files("vq3dcli.weights"))) / "stage1.safetensors"
+def check_weights(name: str, kind: str, option: str) -> Check:
+    """Embedded weights of a kind: whether they are there, and a sound safetensors file."""
+    path = Path(str(files("vq3dcli.weights"))) / f"{kind}.safetensors"
+    again = "vq3d installed again, from a whole checkout or its wheel"
     if not path.is_file():
-        remedy = "--weights with a file of your own (vq3d train-stage1), or pip install --force-reinstall vq3d"
-        return Check("weights", "missing", "no embedded weights", remedy, required=False, facts={"path": str(path)})
+        remedy = f"{again}, or {option} with a file of your own (vq3d train-{kind})"
+        return Check(name, "missing", f"no embedded {name}", remedy, required=False, facts={"path": str(path)})
     size = path.stat().st_size
     try:
         with path.open("rb") as handle:
-            digest = check_seal(handle, TENSORS, name=f"weights ({path})", remedy="")
+            digest = check_seal(handle, TENSORS, name=f"{name} ({path})", remedy="")
     except (DataError, OSError) as error:
-        return Check("weights", "broken", str(error), "pip install --force-reinstall vq3d", facts={"path": str(path)})
+        return Check(name, "broken", str(error), again, facts={"path": str(path)})
     facts = {"path": str(path), "bytes": size, "sha256": digest}
-    return Check("weights", "ok", f"{size / 1e6:.1f} MB, sha256 {digest[:12]}", facts=facts)
+    return Check(name, "ok", f"{size / 1e6:.1f} MB, sha256 {digest[:12]}", facts=facts)
 
 
 def check_package(module: str, name: str, purpose: str, extra: str | None) -> Check:

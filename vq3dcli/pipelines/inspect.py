@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from vq3dcli.checkpoint import AVERAGE, read_checkpoint
 from vq3dcli.checkpoint import MANIFEST as CHECKPOINT_MANIFEST
+from vq3dcli.data.images import SUFFIXES
 from vq3dcli.data.shard_format import MANIFEST_NAME, PLAN_NAME, REJECTS_NAME, SUMS_NAME
 from vq3dcli.data.token_store import TOKENS_NAME, TokenStore, code_use
 from vq3dcli.data_tools.job import Progress
@@ -21,6 +22,7 @@ from vq3dcli.weights_file import EMBEDDED, embedded_path, load_depth, load_prior
 Kind = Literal["shards", "tokens", "weights", "run", "checkpoint"]
 
 _WEIGHTS = "weights.safetensors"
+_TAKES = "shards, tokens, a run's folder or a weights file"
 _LOADERS: dict[str, Callable[[Path], object]] = {"stage1": load_weights, "stage2": load_prior, "depth": load_depth}
 
 
@@ -84,6 +86,8 @@ def _kind_of(path: Path) -> Kind:
     if path.is_file():
         in_checkpoint = path.name != AVERAGE and (path.parent / AVERAGE).is_file()
         of_folder = path.suffix in (".tar", ".json", ".jsonl", ".u16", ".i32") or path.name == "SHA256SUMS"
+        if path.suffix.lower() in SUFFIXES:
+            raise UsageError(f"a picture, and nothing of vq3d ({path})", remedy=_TAKES)
         if of_folder or in_checkpoint:
             raise UsageError(f"a file of a folder ({path})", remedy=f"vq3d inspect {path.parent}")
         return "weights"
@@ -103,9 +107,7 @@ def _kind_of(path: Path) -> Kind:
         return "checkpoint"
     if PLAN_NAME in names:
         raise InputMissingError(f"nothing finished here ({path})", remedy="the command that made it, until it ends")
-    raise UsageError(
-        f"nothing of vq3d in this folder ({path})", remedy="shards, tokens, a run's folder or a weights file"
-    )
+    raise UsageError(f"nothing of vq3d in this folder ({path})", remedy=_TAKES)
 
 
 def _is_sound(read: Callable[[], object], problems: list[str]) -> bool:

@@ -154,7 +154,7 @@ def render(
     check_targets(targets)
     task.on_replaced([file for target in targets for file in target.replaced])
     weights = task.load(sources)
-    fov_deg = shot.fov_deg or look.photo_fov_deg or (weights.recipe.camera.fov_deg if weights else None)
+    seen_deg: set[float] = set()
     outputs: list[Path] = []
     failures: list[Vq3dError] = []
     on_frames = adding(task.on_progress, shot.length * len(sources))
@@ -169,8 +169,9 @@ def render(
             failures.append(error)
             on_frames(shot.length, status)
             continue
+        seen_deg.add(shot.fov_deg or round(opened.camera.fov_deg, 6))
         if not outputs:
-            _say(shot, look, sources, weights, fov_deg)
+            _say(shot, look, sources, weights, *seen_deg)
         view_of, camera = staged(opened, shot, look, detail=look.detail_of(source))
         film(lambda _, view_of=view_of: view_of, camera, target, shot, on_frames=partial(on_frames, status=status))  # type: ignore[misc]
         if look.write_cameras:
@@ -181,16 +182,18 @@ def render(
     if not outputs:
         first = failures[0]
         raise type(first)(f"none of {len(failures)} inputs can be used: {first.message}", remedy=first.remedy)
+    fov_deg = min(seen_deg) if len(seen_deg) == 1 else None
     figures = {"path": shot.name, "frames": shot.length, "fps": shot.fps, "fov_deg": fov_deg, "failed": len(failures)}
     return Made(outputs, len(sources) - len(failures), weights, figures, failures)
 
 
 def _say(
-    shot: Shot, look: Look, sources: Sequence[Source], weights: LoadedWeights | None, fov_deg: float | None
+    shot: Shot, look: Look, sources: Sequence[Source], weights: LoadedWeights | None, first_fov_deg: float
 ) -> None:
     """Say what is made, before it takes its time."""
     said = [f"{shot.name} of {shot.length} frames" if shot.length > 1 else shot.name]
-    said.append("field of view " + ("that of the scene" if fov_deg is None else f"{fov_deg:g} degrees"))
+    if len(sources) == 1 or shot.fov_deg is not None:
+        said.append(f"field of view {first_fov_deg:.3g} degrees")
     said += [f"geometry {look.geometry.kind}"] if look.geometry.kind in ("teacher", "both") else []
     said += [] if weights is None else [f"weights {weights.path}"]
     _log.info(", ".join(said))

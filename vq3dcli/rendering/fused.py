@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.compiled import compiled_fast, inlined_fast
+from vq3dcli.compiled import compiled_fast, inlined_fast, is_kept
 from vq3dcli.rendering.cameras import DepthRange, Rays, z_depth_from_s
 from vq3dcli.rendering.ray_samples import uniform_samples
 from vq3dcli.rendering.render import Density, Field, RayField
@@ -379,7 +379,8 @@ def share(count: int, work: Callable[[slice], None], *, size: int = 2048, kernel
     parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
     note = threading.Timer(_SLOW_S, lambda: _log.info("the renderer is compiled, once for this machine (10 s)"))
     if parts and not kernel.signatures:
-        note.start()
+        if not is_kept(kernel):
+            note.start()
         try:
             work(parts.pop(0))
         finally:
