@@ -160,11 +160,15 @@ class TrainingLoader:
         ]
         samples = [sample for sample, _ in rows]
         views = gather_views([found for _, found in rows], self._size) if self._views else None
-        lo, extent = torch.tensor([(sample.lo, sample.extent) for sample in samples])[..., None, None].unbind(1)
+        kinds = torch.tensor([sample.label_kind for sample in samples], dtype=torch.int8)
+        s = torch.zeros(len(samples), self._size, self._size)
+        if bool((kinds != LABEL_NONE).any()):
+            lo, extent = torch.tensor([(sample.lo, sample.extent) for sample in samples])[..., None, None].unbind(1)
+            s = disparity_of(torch.stack([sample.levels for sample in samples]), lo, extent)
         return Batch(
             image=torch.stack([sample.image for sample in samples]),
-            s=disparity_of(torch.stack([sample.levels for sample in samples]), lo, extent),
-            label_kind=torch.tensor([sample.label_kind for sample in samples], dtype=torch.int8),
+            s=s,
+            label_kind=kinds,
             class_index=torch.tensor([sample.class_index for sample in samples]),
             index=position,
             keys=[sample.key for sample in samples],
@@ -224,7 +228,7 @@ class TrainingLoader:
         class_index = self._class_of[folder][int(images.index.class_index[i])]
         label = None if labels is None else labels.read(i)
         if label is None:
-            none = torch.zeros(side, side, dtype=torch.uint16)
+            none = torch.zeros(1, 1, dtype=torch.uint16).expand(side, side)
             return _Sample(image, none, 0.0, 0.0, LABEL_NONE, class_index, images.name(i))
         levels, info = resize_label(label.levels, side), label.info
         kind = LABEL_KIND[info.kind]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vq3dcli.data import jpeg_damage
 from vq3dcli.data.images import decode_image
 from vq3dcli.data.open_files import OpenFile, OpenFiles
 from vq3dcli.data.shard_format import (
@@ -112,6 +113,7 @@ class ShardFolder:
                 remedy=f"vq3d inspect {path} --verify",
             )
         self._ends = list(accumulate(shard.samples for shard in self.manifest.shards))
+        self._tars = [path / f"{shard.name}.tar" for shard in self.manifest.shards]
         weakref.finalize(self, _open_files.forget, id(self))
 
     @property
@@ -179,7 +181,7 @@ class ShardFolder:
         return members
 
     def _shard_of(self, i: int) -> Path:
-        return self.path / f"{self.manifest.shards[bisect.bisect_right(self._ends, i)].name}.tar"
+        return self._tars[bisect.bisect_right(self._ends, i)]
 
     def bring(self, i: int) -> bool:
         """Of a mirror fetch the shard of sample `i`, unless it is here; false for other folders.
@@ -191,9 +193,13 @@ class ShardFolder:
 
     def image(self, i: int) -> Tensor:
         """The picture of sample `i`, uint8 `[3, T, T]`, T the stored side. Raises as `read`."""
-        extension = self.image_extension(i)
-        image = decode_image(self.read(i, [extension])[extension], name=self.name(i), apply_orientation=False)
-        side = self.manifest.stored_size
+        extension, side = self.image_extension(i), self.manifest.stored_size
+        data = self.read(i, [extension])[extension]
+        # At once, without Pillow's look at the header: what is stored has neither a profile nor another size.
+        plain = jpeg_damage.decode(data, side, side, scratch=True) if jpeg_damage.is_jpeg(data) else None
+        if plain is not None:
+            return plain[0].contiguous()
+        image = decode_image(data, name=self.name(i), apply_orientation=False)
         if image.shape[1:] != (side, side):
             raise DataError(f"stored image is not {side} x {side} pixels ({self.name(i)})", remedy=PREPARE_AGAIN)
         return image

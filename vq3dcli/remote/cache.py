@@ -106,7 +106,7 @@ def mirror_of(path: Path) -> Path:
 
 def address(path: Path) -> str | None:
     """The address of what a path within a mirror stands for."""
-    for folder in (path, *path.parents):
+    for folder in (path, *path.parents) if _mirrors else ():
         if folder in _mirrors:
             url, name = _mirrors[folder], path.relative_to(folder).as_posix()
             return url if name == "." else join(url, name)
