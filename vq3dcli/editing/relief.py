@@ -250,8 +250,8 @@ def refined_disparity(coarse_s: Tensor, photo: Tensor) -> Tensor:
     side_px = max(guide.shape[1:])
     radius_px = max(1, round(_GUIDE_WINDOW * side_px))
     s = guided_filter(guide, resized(coarse_s, guide.shape[1:]), radius_px=radius_px, epsilon=_GUIDE_EPSILON)
-    s = median_filter(s.clamp(float(coarse_s.min()), float(coarse_s.max())), round(_SPECK_WINDOW * side_px))
-    s = with_parts(s, guide)
+    s = with_parts(s.clamp(float(coarse_s.min()), float(coarse_s.max())), guide)
+    s = median_filter(s, round(_SPECK_WINDOW * side_px))
     s = steepened(s, max(1, round(_STEP_WINDOW * side_px)), grow_px=round(_MIXED_WINDOW * side_px))
     return pinned(resized(s, size, smooth=False), photo)
 
