@@ -268,7 +268,9 @@ def make_jobs(root: Path) -> dict[str, Job]:
     pictures, labelled, old, models = (root / name for name in ("pictures", "labelled", "old", "models"))
     make_pictures(pictures)
     models.mkdir(parents=True)
-    (models / "tent.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n")
+    (models / "tent.mtl").write_text("newmtl m\nKd 0.8 0.3 0.1\n")
+    faces = "f 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n"
+    (models / "tent.obj").write_text(f"mtllib tent.mtl\nv 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nusemtl m\n{faces}")
 
     def toy(out: Path) -> None:
         prepare_toyscenes(out, count=5, size=16, seed=1, shard_size=2)
