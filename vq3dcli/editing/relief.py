@@ -284,12 +284,14 @@ def with_parts(s: Tensor, photo: Tensor) -> Tensor:
         torch.where(thing, s, torch.zeros_like(s)),
         part | (~back & local_range(thing.float(), part_px)[1].bool()),
     )
+    if not bool(part.any()):
+        return s
     for _ in range(part_px):
-        level = torch.where(joins & (level <= 0.0), local_range(level, 1)[1], level)
+        level = torch.where(joins & (level <= 0.0), functional.max_pool2d(level[None], 3, 1, 1)[0], level)
     # What reaches farther is something else: no half of it may be torn off.
     goes_on = (joins & (level <= 0.0)).float()
     for _ in range(part_px + 1):
-        goes_on = local_range(goes_on, 1)[1] * part
+        goes_on = functional.max_pool2d(goes_on[None], 3, 1, 1)[0] * part
     part &= goes_on <= 0.0
     return torch.where(part, torch.maximum(level, s), s)
 
