@@ -32,13 +32,14 @@ class _Grey:
     metric_labels = False
     bad: ClassVar[dict[str, str]] = {}
 
-    def __init__(self, damaged_from: int = 1 << 60) -> None:
+    def __init__(self, damaged_from: int = 1 << 60, error: Exception | None = None) -> None:
         self.damaged_from = damaged_from
+        self.error = error or DataError("damaged shard", remedy="prepare it again")
 
     def batches(self, images_seen: int) -> Iterator[Batch]:
         while True:
             if images_seen >= self.damaged_from:
-                raise DataError("damaged shard", remedy="prepare it again")
+                raise self.error
             index = torch.arange(images_seen, images_seen + 8)
             yield Batch(
                 image=torch.full((8, 3, 16, 16), 99, dtype=torch.uint8),
@@ -79,14 +80,15 @@ def test_a_run_that_cannot_start_leaves_nothing(
 def test_a_run_that_failed_before_its_first_checkpoint_says_how_it_goes_on(
     tiny_recipe: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(DataError, match="damaged shard"):
-        train(tiny_recipe(), _Grey(16), tmp_path / "run")
+    with pytest.raises(ZeroDivisionError):
+        train(tiny_recipe(), _Grey(16, ZeroDivisionError()), tmp_path / "run")
     assert "nothing is saved yet" in caplog.text
     assert "the same command starts from the first image" in caplog.text
     caplog.clear()
     with pytest.raises(DataError, match="damaged shard"):
-        train(tiny_recipe(), _Grey(48), tmp_path / "run")
-    assert "nothing is saved yet" not in caplog.text  # there is a checkpoint by now
+        train(tiny_recipe(), _Grey(16), tmp_path / "run")
+    assert "nothing is saved yet" not in caplog.text  # a run that can read no more saves
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["images-000000000016"]
     assert train(tiny_recipe(), _Grey(), tmp_path / "run").images_seen == 64
 
 
