@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vq3dcli.editing.relief import pinned, refined_disparity
+from vq3dcli.editing.refined import pinned, refined_disparity
+from vq3dcli.editing.relief import fitted
+
+STD_S = 0.145  # of s in a typical scene
 
 
 def card_photo(height_px: int = 96, width_px: int = 128) -> Tensor:
@@ -94,3 +97,19 @@ def test_a_printed_border_lies_in_one_plane() -> None:
     assert float(mat[48, 11] - s.median()) == pytest.approx(0.0, abs=0.02)  # it rises from there
     for photo in pictures(bordered=False):
         assert pinned(s, photo) is s
+
+
+def test_a_teachers_map_is_fitted_to_the_nerf() -> None:
+    near = torch.rand(40, 60, generator=torch.Generator().manual_seed(0))
+    near = torch.nn.functional.interpolate(near[None, None, ::8, ::8], size=(40, 60), mode="bilinear")[0, 0]
+    nerf_s = (0.5 * near + 0.1).clone()
+    nerf_s[:10, :20] = 0.9  # a twelfth of it is wrong
+    s = fitted(70.0 * near - 3.0, nerf_s, std_s=STD_S)
+    within = (near > near.quantile(0.02)) & (near < near.quantile(0.98))
+    assert (s - (0.5 * near + 0.1)).abs()[within].max() < 0.01
+    # A NeRF that saw nothing, or the contrary, does not flatten or turn it.
+    for blind in (torch.full((40, 60), 0.3), 0.6 - 0.5 * near):
+        s = fitted(70.0 * near - 3.0, blind, std_s=STD_S)
+        order = torch.stack([s[within], near[within]])
+        assert torch.corrcoef(order)[0, 1] > 0.99
+        assert s.std() > 0.4 * STD_S

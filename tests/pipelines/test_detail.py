@@ -26,7 +26,7 @@ from vq3dcli.editing.parallax import (
     steepest_slope,
 )
 from vq3dcli.editing.photo_scene import PhotoScene, build_photo_scene
-from vq3dcli.editing.relief import fitted, refined_disparity
+from vq3dcli.editing.refined import refined_disparity
 from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.camera_file import read_cameras, write_cameras
 from vq3dcli.pipelines.export import Wish, wished_photo_scene
@@ -366,22 +366,6 @@ def test_the_field_of_view_of_the_user_stands(tmp_path: Path, card: OpenedScene)
     assert torch.allclose(again.intrinsics, filmed.intrinsics, rtol=1e-4)
     _, still = staged(card, Shot("swing", 2, amplitude_deg=0.0), Look(), detail="photo")
     assert torch.allclose(still.intrinsics[:, 0, 0], own)
-
-
-def test_a_teachers_map_is_fitted_to_the_nerf(card: OpenedScene) -> None:
-    near = torch.rand(40, 60, generator=torch.Generator().manual_seed(0))
-    near = torch.nn.functional.interpolate(near[None, None, ::8, ::8], size=(40, 60), mode="bilinear")[0, 0]
-    nerf_s = (0.5 * near + 0.1).clone()
-    nerf_s[:10, :20] = 0.9  # a twelfth of it is wrong
-    s = fitted(70.0 * near - 3.0, nerf_s, std_s=card.camera.std_s)
-    within = (near > near.quantile(0.02)) & (near < near.quantile(0.98))
-    assert (s - (0.5 * near + 0.1)).abs()[within].max() < 0.01
-    # A NeRF that saw nothing, or the contrary, does not flatten or turn it.
-    for blind in (torch.full((40, 60), 0.3), 0.6 - 0.5 * near):
-        s = fitted(70.0 * near - 3.0, blind, std_s=card.camera.std_s)
-        order = torch.stack([s[within], near[within]])
-        assert torch.corrcoef(order)[0, 1] > 0.99
-        assert s.std() > 0.4 * card.camera.std_s
 
 
 # A network to stand for the embedded one, which not every installation has.

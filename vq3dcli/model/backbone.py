@@ -19,6 +19,7 @@ from vq3dcli.weights.third_party import import_package
 from vq3dcli.weights.transformers_folder import PACKAGES, open_network, quiet, read_config
 
 _WHAT = "a backbone"
+_REMEDY = "a folder of DINOv2, Swin, ConvNeXt, ResNet or another backbone of transformers"
 # Maps for the five strides of the decoder, of four evenly spaced layers: nothing is finer than the first one's.
 _MAP_OF_STRIDE = (0, 0, 1, 2, 3)
 # Of a configuration, what would choose layers or load code, and what is of one machine.
@@ -81,9 +82,6 @@ class Backbone(nn.Module):
         """Take the weights of a folder. Raises as `transformers_folder.open_network`."""
         kind, config = type(self.network), self.network.config
         self.network.load_state_dict(open_network(kind, folder, _WHAT, new=_NEW, config=config).state_dict())
-
-
-_REMEDY = "a folder of DINOv2, Swin, ConvNeXt, ResNet or another backbone of transformers"
 
 
 def backbone_config(folder: Path) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from vq3dcli.data.images import centre_square, decode_image, read_file, resize
 from vq3dcli.data.pillow import MAX_PIXELS, load_picture, orientation_of, oriented
 from vq3dcli.data_tools.depth.models import DepthModel, find_model, open_model
 from vq3dcli.editing.cutout import FirstView
-from vq3dcli.editing.relief import RELIEF_PX, fitted, moved_to, quiet, refined_disparity, resized
+from vq3dcli.editing.refined import refined_disparity
+from vq3dcli.editing.relief import RELIEF_PX, fitted, moved_to, quiet, resized
 from vq3dcli.errors import DataError, UnavailableError, UsageError
 from vq3dcli.losses.depth import align_canonical
 from vq3dcli.pipelines.inputs import OpenedScene

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vq3dcli.model.vit import Block
 
 if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
 # Weights, gradients, two moments, average and DistributedDataParallel's buckets take 24 bytes a parameter on each GPU.
@@ -35,9 +36,10 @@ def spread(model: nn.Module, world_size: int, device: torch.device) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (world_size,))
-    for block in [module for module in model.modules() if isinstance(module, Block)]:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    for module in [*(block for block in model.modules() if isinstance(block, Block)), model]:
+        fully_shard(module, mesh=mesh)
+        if device.type == "cpu":  # with torch 2.8 its Gloo sums up where a mean is asked for
+            cast("FSDPModule", module).set_force_sum_reduction_for_comms(True)
 
 
 def is_spread(tensor: Tensor) -> bool:
