@@ -70,6 +70,16 @@ def test_a_thin_part_before_an_even_background_moves_with_its_thing() -> None:
     assert (s[10:14, 62:66] < 0.25).all() and (s[36:39, 40:58] < 0.25).all()
 
 
+def test_what_reaches_far_from_a_thing_is_left_whole() -> None:
+    """A pole that stands on a box: no half of it may be torn off."""
+    photo = torch.full((3, 96, 128), 230, dtype=torch.uint8)
+    photo[:, 60:90, 40:90] = torch.tensor([200, 20, 20], dtype=torch.uint8)[:, None, None]
+    photo[:, 40:60, 62:66] = torch.tensor([30, 120, 30], dtype=torch.uint8)[:, None, None]
+    coarse = torch.full((96, 128), 0.2)
+    coarse[60:90, 40:90] = 0.6
+    assert (refined_disparity(coarse, photo)[40:58, 62:66] < 0.25).all()
+
+
 def pictures(*, bordered: bool) -> list[Tensor]:
     """A noisy picture in a white mat on black, and between black bars; or sky over sea, and a thing before white."""
     noise = torch.randint(60, 160, (3, 96, 128), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
