@@ -377,7 +377,7 @@ def share(count: int, work: Callable[[slice], None], *, size: int = 2048, kernel
     """Do the parts of some work, by as many threads as PyTorch has; the first time numba compiles its kernel."""
     kernel = _rays if kernel is None else kernel
     parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
-    note = threading.Timer(_SLOW_S, lambda: _log.info("the renderer is compiled, once for this machine (10 s)"))
+    note = threading.Timer(_SLOW_S, lambda: _log.info("a part of the renderer is compiled, once for this machine"))
     if parts and not kernel.signatures:
         if not is_kept(kernel):
             note.start()
