@@ -25,7 +25,6 @@ _NEEDED = {
     "interpolate": ("toyscene:sphere", "toyscene:cube", "--camera", "orbit"),
     "compose": ("toyscene:sphere",),
     "evaluate ablation": ("--out", "figures"),
-    "evaluate geometry": ("--baselines",),
 }
 # Formats that have these numbers.
 _EXPORTS = {"--views": "npz", "--max-depth": "ply"}

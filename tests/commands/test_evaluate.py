@@ -10,22 +10,12 @@ from vq3dcli.model.build import build_autoencoder
 from vq3dcli.weights_file import save_weights
 
 
-def test_baselines_without_weights(capsys):
-    assert run(["evaluate", "geometry", "--baselines", "--count", "2", "--size", "16", "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["command"] == "evaluate geometry"
-    assert (result["count"], result["seed"], result["weights"]) == (2, 0, None)
-    assert set(result["metrics"]) >= {"warp_psnr", "template_spearman", "template_ssi_error", "template_relief"}
-
-
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
         (["--weights", "no-such-file"], 66),
-        (["--baselines", "--out", "figures"], 2),
         (["--count", "0"], 2),
         (["--data", "photos"], 66),
-        (["--data", "photos", "--baselines"], 2),
         (["--labels", "exact"], 2),
     ],
 )
@@ -61,6 +51,7 @@ def test_weights_are_measured_and_shown(weights, tmp_path, capsys):
     options = ["--weights", str(weights), "--count", "3", "--device", "cpu", "--out", str(out), "--json"]
     assert run(["evaluate", "geometry", *options]) == 0
     result = json.loads(capsys.readouterr().out)
+    assert (result["command"], result["count"], result["seed"]) == ("evaluate geometry", 3, 0)
     assert result["weights"]["path"] == str(weights)
     assert set(result["metrics"]) >= {
         *("psnr", "novel_psnr", "copy_psnr", "flat_psnr", "warp_psnr"),

@@ -13,9 +13,8 @@ from vq3dcli.errors import UsageError
 from vq3dcli.model.draw_codes import sample_tokens
 from vq3dcli.model.prior import Prior
 from vq3dcli.pipelines.bench import data, render, video
-from vq3dcli.pipelines.bench.curves import Curve
 from vq3dcli.pipelines.bench.measure import Gate, Work, added_bytes, measure
-from vq3dcli.pipelines.bench.run import measure_curve, run
+from vq3dcli.pipelines.bench.run import run
 from vq3dcli.pipelines.bench.sample import feed_again, grow_caches
 from vq3dcli.rendering.trajectories import trajectory
 
@@ -76,13 +75,6 @@ def test_videos_are_of_the_same_frames(tmp_path: Path):
     theirs = video.their_video(subject, camera, tmp_path / "theirs.mp4")
     assert render.same_colours(ours, theirs).passed
     assert (tmp_path / "ours.mp4").stat().st_size > 0
-
-
-def test_a_straight_line_does_not_bend():
-    works = {size: Work("", lambda size=size: burn(100_000 * size), size, "sums") for size in (1, 2, 4)}
-    figures, rows = measure_curve(Curve("size", [1, 2, 4], works.__getitem__, CPU), 5)
-    assert 0.5 < figures["bend"] < 2.0 and figures["bend"] == rows[-1][-1]
-    assert [row[1] for row in rows] == [1, 2, 4]
 
 
 def test_plain_loops_draw_our_codes():

@@ -127,15 +127,6 @@ def test_the_template_is_exposed_by_its_own_figures(template):
     assert metrics["template_spearman"] > 0.5
 
 
-def test_baselines_need_no_model(template, perfect):
-    metrics = evaluate_geometry(None, count=COUNT, seed=SEED, size_px=SIZE, template=template).metrics
-    for name, value in metrics.items():
-        if not name.startswith("input_"):
-            assert value == perfect.metrics[name]
-    assert metrics["input_copy_psnr"] == perfect.metrics["copy_psnr"]
-    assert metrics["input_flat_psnr"] == perfect.metrics["flat_psnr"]
-
-
 def test_a_scene_is_the_same_in_any_count():
     few = torch.cat([batch.novel_rgb for batch in exact_batches(3, seed=SEED, size_px=SIZE)])
     many = torch.cat([batch.novel_rgb for batch in exact_batches(COUNT, seed=SEED, size_px=SIZE)])

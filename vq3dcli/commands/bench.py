@@ -13,7 +13,7 @@ from vq3dcli.errors import DataError
 def command(
     subjects: Annotated[
         list[str] | None,
-        typer.Argument(metavar="render|train|sample|data|video|curves", help="Default: all but curves."),
+        typer.Argument(metavar="render|train|sample|data|video", help="Default: all."),
     ] = None,
     baselines: Annotated[
         list[str] | None,
@@ -29,13 +29,12 @@ def command(
     On one thread, in CPU time of the process, which other programs disturb less than time on the clock; on a GPU in its
     own time. A ratio is how many times as long the baseline takes: the median, and the range, of rounds. It counts only
     if both give the same, before anything is rounded to grey levels: otherwise the exit code is 65. Memory is what
-    a way adds at its peak; baselines get theirs as in a plain Python process. `curves` says how time and memory grow
-    with sizes.
+    a way adds at its peak; baselines get theirs as in a plain Python process.
 
     Example:
       vq3d bench render video
       vq3d bench sample --baseline torch.cat --rounds 5
-      vq3d bench curves --json
+      vq3d bench render --json
     """
     from vq3dcli.pipelines.bench.run import DEFAULT, run
 

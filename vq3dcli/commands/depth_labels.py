@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from vq3dcli.commands import options
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, refuse_given
+from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 from vq3dcli.errors import UsageError
 
 MODEL = (
@@ -18,9 +18,14 @@ MODEL = (
 )
 PREDICTS = "What the numbers of a network mean; auto asks its configuration, and takes disparity for ONNX files."
 _MANY_FLAGGED = 0.1
+_OF_NETWORKS = (
+    *("--size", "--predicts", "--batch-size", "--input-size"),
+    *("--flip", "--part", "--download", "--device"),
+)
 
 
 def command(
+    context: typer.Context,
     shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="A finished folder of vq3d prepare-data.")],
     model: Annotated[str, typer.Option("--model", help=MODEL)],
     name: Annotated[
@@ -62,7 +67,7 @@ def command(
       torchrun --nproc-per-node 8 -m vq3dcli depth-labels shards/ --model models/dpt-large
     """
     from vq3dcli.data.shard_reader import label_folder, open_images
-    from vq3dcli.data_tools.depth.labels import BATCH_SIZE, EXACT, LABEL_PX, label_by_model, label_exact
+    from vq3dcli.data_tools.depth.labels import EXACT, label_by_model, label_exact
     from vq3dcli.data_tools.depth.models import find_model, open_model
     from vq3dcli.pipelines.inspect_shards import check_sheet, write_preview
     from vq3dcli.remote.cache import address
@@ -77,17 +82,7 @@ def command(
     if model == EXACT:
         if name not in (None, EXACT):
             raise UsageError("these labels are called `exact`", remedy="no --name")
-        networks_only = {
-            "--size": size != LABEL_PX,
-            "--predicts": predicts != "auto",
-            "--batch-size": batch_size != BATCH_SIZE,
-            "--input-size": input_size is not None,
-            "--flip": flip,
-            "--part": part != "auto",
-            "--download": download,
-            "--device": device != "auto",
-        }
-        refuse_given(networks_only, "is for networks, not for --model exact")
+        options.refuse_given(context, _OF_NETWORKS, "is for networks, not for --model exact")
         name = EXACT
         with output.progress("labelling", unit="images") as progress:
             manifest = label_exact(shards, force=force, progress=progress)

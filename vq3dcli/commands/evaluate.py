@@ -12,7 +12,15 @@ import typer
 
 from vq3dcli import signals
 from vq3dcli.commands import options
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device, plain
+from vq3dcli.commands.output import (
+    DeviceOption,
+    JsonOption,
+    Output,
+    QuietOption,
+    SeedOption,
+    pick_device,
+    plain,
+)
 from vq3dcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -153,8 +161,6 @@ def geometry(
     count: Annotated[int | None, typer.Option("--count", min=1, max=10**5, help=GEOMETRY_COUNT)] = None,
     seed: SeedOption = 0,
     weights: options.Weights = None,
-    baselines: Annotated[bool, typer.Option("--baselines", help="Only figures that need no model.")] = False,
-    size: Annotated[int, typer.Option("--size", min=8, max=1024, help="Side of the images with --baselines.")] = 64,
     out: OutOption = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
@@ -171,22 +177,15 @@ def geometry(
       vq3d evaluate geometry --weights runs/toy -o figures
       vq3d evaluate geometry --data photo-shards/ --labels Depth-Anything-V2-Small-hf --count 200
       vq3d evaluate geometry --data stereo -o figures
-      vq3d evaluate geometry --baselines --count 256
     """
     from vq3dcli.pipelines.evaluation.measure_geometry import measure_geometry
     from vq3dcli.weights_file import load_weights
 
-    if baselines and (weights is not None or out is not None):
-        raise UsageError("--baselines needs no weights and makes no pictures", remedy="it without --weights and --out")
-    if baselines and data != "toyscenes":
-        raise UsageError(f"--baselines is for toy scenes, not for {data}", remedy="one of the two")
     if data in ("toyscenes", "stereo") and labels is not None:
         raise UsageError(f"--labels is for shards, not for {data}", remedy="one of the two")
     voice = _Voice("evaluate geometry", json, quiet)
-    loaded = None if baselines else load_weights(weights, pick_device(device))
-    result = measure_geometry(
-        data, loaded, labels=labels, count=count, seed=seed, size_px=size, out=out, counting=voice.progress
-    )
+    loaded = load_weights(weights, pick_device(device))
+    result = measure_geometry(data, loaded, labels=labels, count=count, seed=seed, out=out, counting=voice.progress)
     voice.show(result, out)
 
 
@@ -231,11 +230,14 @@ def depth(
     voice.show(result, out)
 
 
+_OF_SAMPLING = (
+    *("--count", "--class", "--prior", "--yaws", "--tokens"),
+    *("--temperature", "--top-k", "--top-p", "--guidance"),
+)
 SAMPLES = "Samples that are there already: a folder of images, or a file in ADM's format (.npz)."
 REAL = "Real images that no training saw: toyscenes, shards, a folder, or an .npz file. Default: toyscenes."
 PROTOCOL = "offline-1, adm or fid50k_full; the last two need --inception."
 CLASSIFIER = "Toy scenes that the classifier learns from; 0 for no classifier."
-TRAINING = "Shards of the training, to compare with; with toyscenes they are drawn."
 TOKENS = "Also bits per code of the store's held-out images."
 YAWS = "Also measure samples seen from these yaws in degrees, a comma between them."
 STATISTICS = "Where what was measured is kept and found again. Default: FOLDER/statistics with -o."
@@ -243,6 +245,7 @@ STATISTICS = "Where what was measured is kept and found again. Default: FOLDER/s
 
 @app.command()
 def generation(
+    context: typer.Context,
     samples: Annotated[Path | None, typer.Option("--pictures", metavar="PATH", help=SAMPLES)] = None,
     data: Annotated[str | None, typer.Option("--data", metavar="PATH", help=REAL)] = None,
     protocol: Annotated[str, typer.Option("--protocol", metavar="NAME", help=PROTOCOL)] = "offline-1",
@@ -261,7 +264,6 @@ def generation(
     top_p: options.TopP = None,
     guidance: options.Guidance = None,
     yaws: Annotated[str | None, typer.Option("--yaws", metavar="DEGREES", help=YAWS)] = None,
-    training: Annotated[Path | None, typer.Option("--training", metavar="SHARDS", help=TRAINING)] = None,
     tokens: Annotated[Path | None, typer.Option("--tokens", metavar="STORE", help=TOKENS)] = None,
     inception: InceptionOption = None,
     classifier_scenes: Annotated[int, typer.Option(min=0, max=200_000, help=CLASSIFIER)] = 24_000,
@@ -286,6 +288,8 @@ def generation(
     from vq3dcli.pipelines.evaluation.measure_generation import Asked, measure_generation
 
     voice = _Voice("evaluate generation", json, quiet)
+    if samples is not None:
+        options.refuse_given(context, _OF_SAMPLING, "says how to sample, and --pictures has the samples")
     folder = statistics if statistics is not None or out is None else out / "statistics"
     with voice.share(part, folder) as share:
         asked = Asked(
@@ -299,7 +303,6 @@ def generation(
             prior=prior,
             sharpening={"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance},
             yaws=[] if yaws is None else options.numbers("--yaws", yaws),
-            training=training,
             tokens=tokens,
             inception=inception,
             classifier_scenes=classifier_scenes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -96,6 +97,17 @@ def asked_inputs(inputs: list[str] | None, stdin_list: bool) -> list[str]:
         return inputs or []
     listed = sys.stdin.read()
     return [*(inputs or []), *filter(None, listed.split("\0") if "\0" in listed else listed.splitlines())]
+
+
+def refuse_given(context: typer.Context, names: Collection[str], reason: str) -> None:
+    """Raise `UsageError` for the first of some options that is not at its default, and would change nothing.
+
+    `reason` follows its name.
+    """
+    for option in context.command.params:
+        for name in {*option.opts} & {*names}:
+            if context.params[str(option.name)] != option.get_default(context):
+                raise UsageError(f"{name} {reason}", remedy=f"no {name}")
 
 
 def numbers(option: str, text: str, *counts: int) -> list[float]:

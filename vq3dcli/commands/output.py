@@ -18,7 +18,7 @@ import typer
 
 from vq3dcli import __version__, log
 from vq3dcli.commands.progress import Progress, is_terminal
-from vq3dcli.errors import OutputError, UnavailableError, UsageError, Vq3dError
+from vq3dcli.errors import OutputError, UnavailableError, Vq3dError
 from vq3dcli.pipelines.device import pick_device as pick_device
 
 if TYPE_CHECKING:
@@ -216,13 +216,6 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else "-"
     return log.one_line(str(value))
-
-
-def refuse_given(options: Mapping[str, bool], reason: str) -> None:
-    """Raise `UsageError` for the first option that was given, and would change nothing; `reason` follows its name."""
-    for name, given in options.items():
-        if given:
-            raise UsageError(f"{name} {reason}", remedy=f"no {name}")
 
 
 def stdout_bytes() -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vq3dcli.commands import options
-from vq3dcli.commands.output import JsonOption, Output, QuietOption, SeedOption, refuse_given
+from vq3dcli.commands.output import JsonOption, Output, QuietOption, SeedOption
 from vq3dcli.config.defaults import BOX_MARGIN, MAX_BAD, MAX_VIEWS, SHARD_SIZE
 from vq3dcli.errors import UsageError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # What each source takes, beside --size, --shard-size and --force: options of others would change nothing.
 _SCENES = ("--count", "--seed", "--varied", "--photos", "--views")
 _IN_PARTS = ("--max-bad", "--workers", "--part", "--dry-run")
-_IMAGES = ("--margin", "--dedup", *_IN_PARTS)
+_IMAGES = ("--preset", "--margin", "--dedup", *_IN_PARTS)
 _TAKES = {
     "toyscenes": _SCENES,
     "meshscenes": (*_SCENES, "--coats", "--clear", *_IN_PARTS),
@@ -29,6 +29,7 @@ _TAKES = {
 
 
 def command(
+    context: typer.Context,
     source: Annotated[
         list[str] | None,
         typer.Argument(
@@ -126,29 +127,10 @@ def command(
     if len(source) != 1 + meshes:
         many = "too many" if not meshes or len(source) > 2 else "too few"
         raise UsageError(f"{many} folders ({' '.join(source)} {out})", remedy="SRC OUT, or meshscenes MODELS OUT")
-    given = {
-        "--preset": preset not in ("folder", kind),
-        "--margin": margin != 1.0,
-        "--classes": classes != "auto",
-        "--split": split != "auto",
-        "--devkit": devkit is not None,
-        "--class-by": class_by != "model",
-        "--box-margin": box_margin != BOX_MARGIN,
-        "--dedup": dedup,
-        "--max-bad": max_bad != MAX_BAD,
-        "--workers": workers != 0,
-        "--part": part != "auto",
-        "--count": count is not None,
-        "--varied": varied,
-        "--photos": photos is not None,
-        "--coats": coats is not None,
-        "--clear": clear,
-        "--views": views != 0,
-        "--dry-run": dry_run,
-        "--seed": seed != 0,
-    }
-    refuse_given({name: asked and name not in _TAKES[kind] for name, asked in given.items()}, f"is not for {kind}")
-    refuse_given({"--photos": toy and not varied and photos is not None}, "of toy scenes is for --varied only")
+    of_others = {name for names in _TAKES.values() for name in names} - {*_TAKES[kind]}
+    options.refuse_given(context, of_others, f"is not for {kind}")
+    if toy and not varied and photos is not None:
+        raise UsageError("--photos of toy scenes is for --varied only", remedy="no --photos")
     if (toy or meshes) and count is None:
         raise UsageError("scenes need a number", remedy="--count 10000")
     if split in ("val", "test") and split != {"imagenet": "val", "compcars": "test"}[kind]:

@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 import typer
 
 from vq3dcli.commands import options
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device, refuse_given
+from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device
 from vq3dcli.config.defaults import VIDEO_FPS
 from vq3dcli.errors import UsageError
 
 SHOWN_CLASSES = 16
+_OF_VIDEOS = ("--amplitude", "--frames", "--seconds", "--size", "--fps", "--quality", "--detail")
 CAMERA = "Also film each scene: orbit, swing, spiral, dolly, dolly-zoom, still, or a JSON file of cameras."
 DETAIL = (
     "Of videos. photo carries the pixels of the first view to novel views, on the geometry of the embedded depth "
@@ -25,6 +26,7 @@ CLASS = (
 
 
 def command(
+    context: typer.Context,
     classes: Annotated[str | None, typer.Option("--class", metavar="NAMES", help=CLASS)] = None,
     count: Annotated[int, typer.Option("-n", "--each", min=1, max=1_000_000, help="Samples a class.")] = 4,
     seed: SeedOption = 0,
@@ -78,11 +80,8 @@ def command(
     if orbit and camera not in (None, "orbit"):
         raise UsageError(f"one camera path at a time, not --orbit and --camera {camera}")
     camera, shot, geometry = "orbit" if orbit else camera, None, None
-    of_videos = {"amplitude": amplitude, "frames": frames, "seconds": seconds, "size": size}
-    given = {f"--{name}": value is not None for name, value in of_videos.items()}
-    given |= {"--fps": fps != VIDEO_FPS, "--quality": quality != "good", "--detail": detail != "none"}
     if camera is None:
-        refuse_given(given, "is for videos (--camera orbit)")
+        options.refuse_given(context, _OF_VIDEOS, "is for videos (--camera orbit)")
     else:
         shot = shot_of(camera, amplitude, frames=frames, seconds=seconds, fps=fps, size_px=size, quality=quality)
         check_shot(shot, "mp4")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 
 from vq3dcli import signals
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, refuse_given
+from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
 from vq3dcli.errors import UsageError
 from vq3dcli.training.launch import launch, sbatch, started_ranks
 
@@ -79,7 +79,8 @@ def on_every_rank(command: Callable[..., None]) -> Callable[..., None]:
     def run(**options: Any) -> None:
         if options["slurm"] is not None:
             _check_asked(options["data"], options["out"], dry_run=False)
-            refuse_given({"--dry-run": options["dry_run"], "--json": options["json"]}, "and --slurm exclude each other")
+            if options["dry_run"] or options["json"]:
+                raise UsageError("--slurm prints a file, without --dry-run and --json", remedy="one of them")
             return typer.echo(
                 sbatch(sys.argv[1:], options["out"], nodes=options["slurm"], nproc=options["nproc"]), nl=False
             )

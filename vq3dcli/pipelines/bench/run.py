@@ -9,7 +9,6 @@ import torch
 
 from vq3dcli.errors import UsageError
 from vq3dcli.pipelines.bench import data, render, sample, train, video
-from vq3dcli.pipelines.bench.curves import Curve, curves
 from vq3dcli.pipelines.bench.measure import Figures, Work, host_limits, measure, one_thread
 
 _WORKS: dict[str, Callable[[torch.device], Iterator[Work]]] = {
@@ -20,7 +19,6 @@ _WORKS: dict[str, Callable[[torch.device], Iterator[Work]]] = {
     "video": video.works,
 }
 DEFAULT = tuple(_WORKS)
-CURVES = "curves"
 _HEADING = ("work", "s", "a second", "MB", "baseline", "s", "MB", "ratio", "least", "most", "agreement")
 
 
@@ -39,7 +37,7 @@ def run(
     device: torch.device,
     on_work: Callable[..., object] = lambda done, total, status="": None,
 ) -> Measured:
-    """Measure some subjects, names of `DEFAULT` and `CURVES`; with `baselines`, only what has one of these.
+    """Measure some subjects, names of `DEFAULT`; with `baselines`, only what has one of these.
 
     Data are read on a CPU. `on_work` is called with how many works are done, None, and what comes next.
 
@@ -47,17 +45,17 @@ def run(
         UsageError: No such subject, or nothing has such a baseline.
         UnavailableError: A baseline's package is not installed.
     """
-    unknown = [name for name in names if name not in (*DEFAULT, CURVES)]
+    unknown = [name for name in names if name not in DEFAULT]
     if unknown:
-        raise UsageError(f"nothing to measure by that name ({unknown[0]})", remedy=", ".join((*DEFAULT, CURVES)))
+        raise UsageError(f"nothing to measure by that name ({unknown[0]})", remedy=", ".join(DEFAULT))
     with one_thread():
         limits = host_limits(device)
         metrics: dict[str, Any] = {"host": limits}
         table: list[tuple[object, ...]] = [_HEADING]
         missed: list[str] = []
         for name in names:
-            metrics |= {} if name == CURVES else {name: []}
-            for work in () if name == CURVES else _WORKS[name](device):
+            metrics[name] = []
+            for work in _WORKS[name](device):
                 if not baselines or work.baseline in baselines:
                     on_work(len(table) - 1, None, work.what)
                     figures = measure(work, rounds, device)
@@ -66,33 +64,9 @@ def run(
                     missed += [] if figures.get("baseline", {}).get("agrees", True) else [work.what]
         if baselines and len(table) == 1:
             raise UsageError(f"nothing is compared with {', '.join(baselines)}", remedy="a name of the table")
-        if CURVES in names:
-            table = [*(table if len(table) > 1 else []), ("along", "size", "s", "us a thing", "things", "MB", "bend")]
-            metrics[CURVES] = {}
-            for number, curve in enumerate(curves(device)):
-                on_work(number, None, curve.axis)
-                metrics[CURVES][curve.axis], rows = measure_curve(curve, rounds)
-                table += rows
     table.append((f"this machine at best: copies {limits['copy_gb_a_second']:.1f} GB a second, "
                   f"multiplies {limits['float32_gflops']:.0f} GFLOP a second in float32",))  # fmt: skip
     return Measured(metrics, table, missed)
-
-
-def measure_curve(curve: Curve, rounds: int) -> tuple[Figures, list[tuple[object, ...]]]:
-    """Figures of each size, rows of a table, and the bend.
-
-    That is what a thing costs at the largest size over what it costs at half of it, 1 on a straight line.
-    """
-    works = [curve.work_of(size)._replace(what=f"{curve.axis} {size}") for size in curve.sizes]
-    points = [measure(work, rounds, curve.device) for work in works]
-    seconds = [point["seconds"]["median"] for point in points]
-    a_thing = [each / work.things for each, work in zip(seconds, works, strict=True)]
-    bend = a_thing[-1] / a_thing[-2]
-    rows: list[tuple[object, ...]] = [
-        (curve.axis, size, seconds[i], 1e6 * a_thing[i], works[i].unit, _megabytes(points[i]["added_bytes"]))
-        for i, size in enumerate(curve.sizes)
-    ]
-    return {"bend": bend, "points": points}, [*rows[:-1], (*rows[-1], bend)]
 
 
 def _row(work: Work, figures: Figures) -> tuple[object, ...]:

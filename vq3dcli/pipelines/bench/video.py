@@ -51,14 +51,14 @@ def works(device: torch.device) -> Iterator[Work]:
         yield Work(saved, by_command(folder), COMMAND_FRAMES, "frames")
 
 
-def our_video(subject: Subject, camera: Camera, path: Path, *, keep: bool = True) -> Tensor:
-    """Frames `[F, N, 3]`, of a scene that is prepared in here, encoded as they come; only the last without `keep`."""
+def our_video(subject: Subject, camera: Camera, path: Path) -> Tensor:
+    """Frames `[F, N, 3]`, of a scene that is prepared in here, encoded as they come."""
     frames: list[Tensor] = []
     look = looking(subject)
     with video_writer(path, frames=len(camera), fps=VIDEO_FPS, video_format="mp4") as write:
         for i in range(len(camera)):
-            frames = [*(frames if keep else ()), look(image_rays(camera[i]))]
-            write(_picture(frames[-1], camera))
+            frames.append(look(image_rays(camera[i])))
+            write(picture(frames[-1], camera))
     return torch.stack(frames)
 
 
@@ -67,11 +67,12 @@ def their_video(subject: Subject, camera: Camera, path: Path) -> Tensor:
     """The same, each frame all at once, and all encoded in the end."""
     frames = [plain_way(subject, image_rays(camera[i])) for i in range(len(camera))]
     with video_writer(path, frames=len(camera), fps=VIDEO_FPS, video_format="mp4") as write:
-        write(torch.cat([_picture(frame, camera) for frame in frames]))
+        write(torch.cat([picture(frame, camera) for frame in frames]))
     return torch.stack(frames)
 
 
-def _picture(rgb: Tensor, camera: Camera) -> Tensor:
+def picture(rgb: Tensor, camera: Camera) -> Tensor:
+    """Colours `[N, 3]` of all pixels of a camera as a frame, uint8 `[1, 3, H, W]`."""
     return to_uint8(rgb.T.reshape(1, 3, camera.height_px, camera.width_px)).cpu()
 
 

@@ -162,12 +162,12 @@ class GeometryResult:
     """Figures by name (those that end in `psnr` in dB), `VIEW_FIGURES` of each view by "yaw,pitch" in degrees, a sheet.
 
     The sheet, uint8 `[3, H, W]`, has the first scenes in two rows each, the exact one above: input, disparity,
-    evaluation views; None without a predictor.
+    evaluation views.
     """
 
     metrics: dict[str, float]
     views: dict[str, dict[str, float]]
-    sheet: Tensor | None
+    sheet: Tensor
 
     @property
     def view_psnr(self) -> dict[str, float]:
@@ -193,7 +193,7 @@ def kept_metrics(path: Path, identity: Mapping[str, object]) -> dict[str, float]
 @exact_rendering()
 @torch.inference_mode()
 def evaluate_geometry(
-    predictor: Predictor | None,
+    predictor: Predictor,
     *,
     count: int,
     seed: int,
@@ -201,31 +201,23 @@ def evaluate_geometry(
     template: Template,
     on_progress: Callable[[int], object] = lambda scenes: None,
 ) -> GeometryResult:
-    """Measure `predictor` on evaluation scenes 0 to `count` - 1 of `seed`.
-
-    Without one the figures are those that need no model: the template's, and warps of the input itself.
-    `input_copy_psnr`, `input_flat_psnr` and `input_pivot_psnr` are those of a perfect reconstruction: beside
-    `warp_psnr` they tell how much of a novel view is explained by nothing, by one plane and by exact geometry. The
-    template is that of `toy_template` at the same size.
-    """
+    """Measure `predictor` on evaluation scenes 0 to `count` - 1 of `seed`; `template` is of the same size."""
     figures = Figures()
-    sheet: Tensor | None = None
+    sheets: list[Tensor] = []
     for exact in exact_batches(count, seed=seed, size_px=size_px):
-        if predictor is None:
-            _add_copies(figures, "input_", exact.rgb, exact)
-        else:
-            main, novel = add_rendered(
-                figures, predictor(exact.rgb), exact.rgb, exact.s, exact.camera, exact.novel_cameras
-            )
-            novel_rgb = torch.stack([view.rgb for view in novel], 1)
-            figures.add_views("novel_psnr", _view_psnr(novel_rgb, exact))
-            _add_copies(figures, "", main.rgb, exact)
-            _add_consistency(figures, "exact_", exact.camera, exact.s, exact.novel_cameras, exact.novel_s.unbind(1))
-            figures.add("exact_nfs", non_flatness_score(exact.s))
-            sheet = _sheet(exact, main, novel_rgb) if sheet is None else sheet
+        main, novel = add_rendered(figures, predictor(exact.rgb), exact.rgb, exact.s, exact.camera, exact.novel_cameras)
+        novel_rgb = torch.stack([view.rgb for view in novel], 1)
+        figures.add_views("novel_psnr", _view_psnr(novel_rgb, exact))
+        _add_unmoved(figures, "", main.rgb, exact)
+        # A painted wall does best on the plane through the pivot: all cameras look at it.
+        pivot = torch.full(exact.s.shape[:1], CAMERA_RADIUS)
+        figures.add_views("pivot_psnr", _flat_psnr(main.rgb, exact, pivot))
+        _add_consistency(figures, "exact_", exact.camera, exact.s, exact.novel_cameras, exact.novel_s.unbind(1))
+        figures.add("exact_nfs", non_flatness_score(exact.s))
+        sheets = sheets or [_sheet(exact, main, novel_rgb)]
         _add_baselines(figures, exact, template)
         on_progress(exact.rgb.shape[0])
-    return GeometryResult(figures.summary(), figures.view_summary(), sheet)
+    return GeometryResult(figures.summary(), figures.view_summary(), sheets[0])
 
 
 class Figures:
@@ -308,14 +300,8 @@ def _add_consistency(
     figures.add(f"{prefix}reprojection_share", torch.stack([way.share for way in ways]).nanmean(0))
 
 
-def _add_copies(figures: Figures, prefix: str, image: Tensor, exact: ExactScenes) -> None:
-    """`image` `[B, 3, H, W]` shown unmoved, and painted on planes at the mean disparity and through the pivot."""
-    _add_unmoved(figures, prefix, image, exact)
-    # A painted wall does best on the plane through the pivot: all cameras look at it.
-    figures.add_views(f"{prefix}pivot_psnr", _flat_psnr(image, exact, torch.full(exact.s.shape[:1], CAMERA_RADIUS)))
-
-
 def _add_unmoved(figures: Figures, prefix: str, image: Tensor, exact: ExactScenes) -> None:
+    """`image` `[B, 3, H, W]` shown unmoved, and painted on a plane at the mean disparity."""
     copies = image[:, None].expand(exact.novel_rgb.shape)
     figures.add_views(f"{prefix}copy_psnr", _view_psnr(copies, exact))
     figures.add_views(f"{prefix}flat_psnr", _flat_psnr(image, exact, plane_z_depth(exact.s)))

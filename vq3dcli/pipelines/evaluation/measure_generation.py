@@ -62,7 +62,6 @@ class Asked:
     prior: Path | None = None
     sharpening: Mapping[str, float | None] = field(default_factory=dict)
     yaws: Sequence[float] = ()  # in degrees
-    training: Path | None = None
     tokens: Path | None = None
     inception: Path | None = None
     classifier_scenes: int = 0
@@ -77,7 +76,7 @@ class _Real:
 
     images: ImageSet
     to_reconstruct: ImageSet | None  # other ones where there are enough, else the same; None if none fit Stage 1
-    training: ImageSet | None
+    training: ImageSet | None = None
     moments: Moments | None = None
 
 
@@ -94,8 +93,6 @@ def measure_generation(asked: Asked, *, out: Path | None, counting: Counting) ->
     evaluation_folder(out, "generation", "samples.png")
     began = time.perf_counter()
     protocol = generation.protocol_of(asked.protocol, asked.count)
-    if asked.samples is not None:
-        _check_given(asked)
     for yaw in asked.yaws:
         if abs(yaw) > _MAX_YAW_DEG:
             raise UsageError(f"--yaws {yaw:g}: out of range", remedy=f"at most {_MAX_YAW_DEG:g} degrees")
@@ -184,21 +181,6 @@ def _classes(asked: Asked, names: Sequence[str]) -> tuple[list[int], list[str] |
     return chosen, None if asked.classes is None or not names else [names[i] for i in chosen]
 
 
-def _check_given(asked: Asked) -> None:
-    """Raise `UsageError` for options that say how to sample, where the samples are there already."""
-    given = {
-        "--count": asked.count,
-        "--class": asked.classes,
-        "--prior": asked.prior,
-        "--yaws": asked.yaws or None,
-        "--tokens": asked.tokens,
-        "--temperature, --top-k, --top-p or --guidance": {*asked.sharpening.values()} - {None} or None,
-    }
-    for name, value in given.items():
-        if value is not None:
-            raise UsageError(f"{name} says how to sample, and --pictures has the samples", remedy="one of the two")
-
-
 def _given(asked: Asked, path: Path, size_px: int | None) -> ImageSet:
     names: Sequence[str] = ()
     if asked.data == TOYSCENES:
@@ -227,11 +209,6 @@ def _real(
                 "it is not known what real images to compare with", remedy="--data with shards, or toyscenes"
             )
         data = TOYSCENES
-    training = None
-    if asked.training is not None:
-        folder = ShardFolder(asked.training)
-        rows = pick_rows(folder, count, seed=asked.seed, classes=only)
-        training = _check_count(shard_set("training images", folder, rows, size_px=size_px), count)
     path = Path(data)
     moments = generation.published_moments(path, network) if path.suffix.lower() == ".npz" and path.is_file() else None
     if protocol.name.startswith("adm") and moments is None:
@@ -243,7 +220,7 @@ def _real(
         toys = _toys(asked, only, size_px)
         images = toy_set("held-out images", count, **toys)
         others = toy_set("reconstructed images", count, **toys, first=count)
-        training = training or toy_set("training images", count, **{**toys, "seed": 0, "purpose": "train"})
+        training = toy_set("training images", count, **{**toys, "seed": 0, "purpose": "train"})
         return _Real(images, others, training)
     if (path / MANIFEST_NAME).is_file():
         folder = ShardFolder(path)
@@ -252,7 +229,7 @@ def _real(
         images = _check_count(shard_set("held-out images", folder, rows[:wanted], size_px=size_px), wanted)
         # Other images where there are enough: reconstructions of the same ones would be nearer by that alone.
         second = rows[wanted : wanted + count] if len(rows) >= wanted + count else rows[:count]
-        return _Real(images, shard_set("reconstructed images", folder, second, size_px=size_px), training)
+        return _Real(images, shard_set("reconstructed images", folder, second, size_px=size_px))
     if only is not None:
         raise UsageError(
             f"--class needs real images of these classes alone, and which they are is not known ({data})",
@@ -260,11 +237,11 @@ def _real(
         )
     if path.suffix.lower() == ".npz":
         images = npz_set("held-out images", path)
-        return _Real(images, images if images.description["size_px"] == size_px else None, training, moments)
+        return _Real(images, images if images.description["size_px"] == size_px else None, moments=moments)
     if not path.is_dir():
         raise InputMissingError(f"no such data ({data})", remedy=f"{TOYSCENES}, shards, a folder of images, or an .npz")
     images = folder_set("held-out images", path, size_px=size_px)
-    return _Real(images, images, training)
+    return _Real(images, images)
 
 
 def _toys(asked: Asked, only: Sequence[str] | None, size_px: int) -> dict[str, Any]:

@@ -50,29 +50,25 @@ class _Measured(NamedTuple):
     total: int
     metrics: dict[str, Any]
     facts: dict[str, Any]
-    sheet: Tensor | None
+    sheet: Tensor
     sheet_text: str
 
 
 @exact_rendering()
 def measure_geometry(
     data: str,
-    weights: LoadedWeights | None,
+    weights: LoadedWeights,
     *,
     labels: str | None,
     count: int | None,
     seed: int,
-    size_px: int,
     out: Path | None,
     counting: Counting,
 ) -> Evaluation:
-    """What `vq3d evaluate geometry` does; its options say what the arguments are, and raise its errors.
-
-    Without weights the figures are those that need no model, at a side of `size_px`.
-    """
-    size = size_px if weights is None else weights.recipe.model.image_size
+    """What `vq3d evaluate geometry` does; its options say what the arguments are, and raise its errors."""
+    size = weights.recipe.model.image_size
     evaluation_folder(out, "geometry", "geometry.png")
-    if weights is None or data == TOYSCENES:
+    if data == TOYSCENES:
         measured = _toyscenes(weights, count or _TOY_SCENES, seed, size, counting)
     elif data == STEREO:
         measured = _stereo(weights, size)
@@ -84,9 +80,9 @@ def measure_geometry(
         "data": data if data in (TOYSCENES, STEREO) else "shards",
         **measured.facts,
         "rendering": geometry.RENDERING,
-        "weights_sha256": None if weights is None else weights.sha256,
+        "weights_sha256": weights.sha256,
         "seed": seed,
-        "device": "cpu" if weights is None else weights.device.type,
+        "device": weights.device.type,
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
@@ -106,8 +102,8 @@ def measure_geometry(
     )
 
 
-def _toyscenes(weights: LoadedWeights | None, count: int, seed: int, size: int, counting: Counting) -> _Measured:
-    predictor = None if weights is None else geometry.model_predictor(weights)
+def _toyscenes(weights: LoadedWeights, count: int, seed: int, size: int, counting: Counting) -> _Measured:
+    predictor = geometry.model_predictor(weights)
     scenes = toy_set("toy scenes", count, seed=seed, purpose="eval", size_px=size)
     with counting("measuring", "scenes") as progress:
         on_progress = adding(progress, count)
@@ -116,9 +112,7 @@ def _toyscenes(weights: LoadedWeights | None, count: int, seed: int, size: int, 
             predictor, count=count, seed=seed, size_px=size, template=template, on_progress=on_progress
         )
     facts = {"scenes": dict(scenes.description), "template_scenes": TEMPLATE_SCENES, "views": VIEW_NAMES}
-    metrics: dict[str, Any] = {**result.metrics}
-    if predictor is not None:
-        metrics |= {"view_psnr": result.view_psnr, "views": result.views}
+    metrics = {**result.metrics, "view_psnr": result.view_psnr, "views": result.views}
     text = "Two rows a scene, the exact one above: input, disparity, then the six evaluation views."
     return _Measured(geometry.PROTOCOL, count, metrics, facts, result.sheet, text)
 

@@ -1,10 +1,14 @@
 """How time and memory grow, one axis at a time, each size twice the one before.
 
-A line is straight where a thing costs the same at all sizes.
+Bend is what a thing costs at the largest size over what it costs at half of it: 1 on a straight line.
+
+Example:
+    python benchmarks/cost_curves.py --rounds 3
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,14 +17,17 @@ from typing import NamedTuple
 
 import torch
 
+from vq3dcli.config.defaults import VIDEO_FPS
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.token_store import TokenStore
+from vq3dcli.export.video import video_writer
 from vq3dcli.pipelines.bench.data import image_loader, write_photos, write_shards, write_tokens
-from vq3dcli.pipelines.bench.measure import Work
-from vq3dcli.pipelines.bench.render import looking, side_view, subjects
+from vq3dcli.pipelines.bench.measure import Work, measure, one_thread
+from vq3dcli.pipelines.bench.render import Subject, looking, side_view, subjects
 from vq3dcli.pipelines.bench.train import stepping
-from vq3dcli.pipelines.bench.video import our_video
+from vq3dcli.pipelines.bench.video import picture
+from vq3dcli.rendering.cameras import Camera, image_rays
 from vq3dcli.rendering.trajectories import trajectory
 
 _VIDEO_PX, _STORED_PX = 128, 64
@@ -52,7 +59,7 @@ def curves(device: torch.device) -> Iterator[Curve]:
 
         def video(frames: int) -> Work:
             camera = trajectory("orbit", frames, height_px=_VIDEO_PX, width_px=_VIDEO_PX).to(device)
-            return Work("", partial(our_video, small, camera, folder / "a.mp4", keep=False), frames, "frames")
+            return Work("", partial(encode, small, camera, folder / "a.mp4"), frames, "frames")
 
         yield Curve("frames of a video", [8, 16, 32, 64], video, device)
 
@@ -78,3 +85,33 @@ def curves(device: torch.device) -> Iterator[Curve]:
 
         sizes = [25_000, 50_000, 100_000, 200_000]
         yield Curve("images of tokens, opened", sizes, open_tokens, torch.device("cpu"))
+
+
+def encode(subject: Subject, camera: Camera, path: Path) -> None:
+    """Frames of a scene that is prepared in here, encoded as they come, of which none is kept."""
+    look = looking(subject)
+    with video_writer(path, frames=len(camera), fps=VIDEO_FPS, video_format="mp4") as write:
+        for i in range(len(camera)):
+            write(picture(look(image_rays(camera[i])), camera))
+
+
+def main() -> None:
+    """Print a line a size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    with one_thread():
+        for curve in curves(torch.device(options.device)):
+            a_thing = []
+            for size in curve.sizes:
+                work = curve.work_of(size)
+                found = measure(work, options.rounds, curve.device)
+                a_thing.append(found["seconds"]["median"] / work.things)
+                megabytes = (found["added_bytes"] or 0) / 1e6
+                print(f"{curve.axis} {size}: {found['seconds']['median']:.4f} s, {megabytes:.1f} MB", flush=True)
+            print(f"{curve.axis}: bend {a_thing[-1] / a_thing[-2]:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
