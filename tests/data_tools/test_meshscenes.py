@@ -25,6 +25,7 @@ from vq3dcli.data_tools.verify import verify_folder
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.losses.depth import LABEL_METRIC
 from vq3dcli.meshscenes.library import Library
+from vq3dcli.meshscenes.raster import NOTHING, visible
 from vq3dcli.meshscenes.render import pose_at, render_scene, sample_scene
 
 OPTIONS = SceneOptions(count=7, size=16, seed=4, shard_size=3)
@@ -227,3 +228,16 @@ def test_clear_scenes_are_the_same_without_haze_and_blur(models: Path):
         assert clear.layout.blur_px == 0 and math.isinf(clear.layout.light.haze_m)
         seen, same = (render_scene(scene, pose_at(0.0, 0.0), 16) for scene in (hazy, clear))
         assert np.array_equal(seen.s, same.s)
+
+
+def test_a_model_that_is_alone_is_whole_and_in_clear_air_on_even_ground(models: Path):
+    library = Library(survey(models).assets, None)
+    for i in range(8):
+        layout = sample_scene(library, i, seed=2, alone=True).layout
+        assert set(layout.triangles.part.tolist()) == {0, NOTHING}
+        assert layout.blur_px == 0 and math.isinf(layout.light.haze_m)
+        focal = 0.5 * 64 / math.tan(0.5 * layout.fov_rad)
+        seen = visible(layout.triangles, layout.textures, pose_at(0.0, 0.0), focal, 64, 64)
+        main = (seen.triangle >= 0) & (layout.triangles.part[seen.triangle] == 0)
+        rim = np.concatenate([main[0], main[-1], main[:, 0], main[:, -1]])
+        assert main.mean() > 0.03 and not rim.any()

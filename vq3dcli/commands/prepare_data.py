@@ -21,7 +21,7 @@ _IN_PARTS = ("--max-bad", "--workers", "--part", "--dry-run")
 _IMAGES = ("--preset", "--margin", "--dedup", *_IN_PARTS)
 _TAKES = {
     "toyscenes": _SCENES,
-    "meshscenes": (*_SCENES, "--coats", "--clear", *_IN_PARTS),
+    "meshscenes": (*_SCENES, "--coats", "--clear", "--alone", *_IN_PARTS),
     "folder": (*_IMAGES, "--classes"),
     "imagenet": (*_IMAGES, "--split", "--devkit"),
     "compcars": (*_IMAGES, "--split", "--class-by", "--box-margin"),
@@ -88,6 +88,9 @@ def command(
         typer.Option("--coats", help="The same, thrown over the models of varied mesh scenes."),
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Mesh scenes without haze and depth of field.")] = False,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Clear mesh scenes of one model, whole in the picture, on even ground.")
+    ] = False,
     views: Annotated[
         int, typer.Option("--views", min=0, max=MAX_VIEWS, help="Exact pictures from other cameras beside each scene.")
     ] = 0,
@@ -131,6 +134,8 @@ def command(
     options.refuse_given(context, of_others, f"is not for {kind}")
     if toy and not varied and photos is not None:
         raise UsageError("--photos of toy scenes is for --varied only", remedy="no --photos")
+    if alone and varied:
+        raise UsageError("--alone is not for --varied scenes", remedy="one of the two")
     if (toy or meshes) and count is None:
         raise UsageError("scenes need a number", remedy="--count 10000")
     if split in ("val", "test") and split != {"imagenet": "val", "compcars": "test"}[kind]:
@@ -169,7 +174,7 @@ def command(
         assert count is not None
         with output.progress("reading", unit="models") as progress:
             survey = survey_assets(Path(source[1]), leave_out=out, workers=workers or None, progress=progress)
-        wanted = SceneOptions(count, size, seed, varied, photos, coats, shard_size, views, clear)
+        wanted = SceneOptions(count, size, seed, varied, photos, coats, shard_size, views, clear, alone)
         facts: dict[str, Any] = {"models": len(survey.assets.models), "grounds": len(survey.assets.grounds)}
         job = scene_job(survey, out, wanted, max_bad=most_bad)
     else:

@@ -73,7 +73,7 @@ def _samples(
 
 def mesh_sample(library: Library, index: int, options: SceneOptions) -> Sample:
     """Scene number `index` as it is stored."""
-    how = {"varied": options.varied, "clear": options.clear}
+    how = {"varied": options.varied, "clear": options.clear, "alone": options.alone}
     scene = sample_scene(library, index, seed=options.seed, purpose=PURPOSE, **how)
     poses = novel_poses(options.seed, f"meshscenes/{PURPOSE}", torch.tensor([index]), options.views)[0]
     cameras = [pose_at(0.0, 0.0), *(pose.double().numpy() for pose in poses)]

@@ -79,6 +79,7 @@ class SceneOptions:
     shard_size: int = SHARD_SIZE
     views: int = 0  # exact pictures from other cameras beside each scene, see `data.views`
     clear: bool = False  # mesh scenes without haze and depth of field
+    alone: bool = False  # one model in each mesh scene, whole in the picture
 
 
 def drawn_job(
@@ -94,7 +95,7 @@ def drawn_job(
     """The shard folder of scenes 0 .. count - 1; `plan` and `job` are what toy scenes do not have."""
     facts = {"preset": preset, "purpose": PURPOSE, **(plan or {})}
     facts |= {name: getattr(options, name) for name in ("count", "size", "seed", "shard_size")}
-    facts |= {name: value for name in ("varied", "views", "clear") if (value := getattr(options, name))}
+    facts |= {name: value for name in ("varied", "views", "clear", "alone") if (value := getattr(options, name))}
     for name, bank in banks.items():
         facts |= {name: len(bank), f"{name}_sha256": bank.sha256}
     return Job(

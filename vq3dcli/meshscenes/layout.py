@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vq3dcli.meshscenes.builder import Builder, Skin, tilted, turned
+from vq3dcli.meshscenes.builder import Builder, Skin, plain, tilted, turned
 from vq3dcli.meshscenes.library import Dice, Library
 from vq3dcli.meshscenes.models import Model
 from vq3dcli.meshscenes.raster import NOTHING, Floats, Singles, Textures, Triangles
@@ -54,6 +54,7 @@ class Layout(NamedTuple):
     brightness: tuple[float, float] = (0.28, 0.62)  # least and largest mean level of the picture
     least_share: float = 0.03  # of the picture that the main model must cover
     least_contrast: float = 0.04  # deviation that the picture's levels must have
+    whole: bool = False  # the main model must not be cut by the picture's edges
 
 
 def drawn_kind(dice: Dice, kinds: Sequence[tuple[Kind, float]]) -> Kind:
@@ -68,6 +69,9 @@ def drawn_kind(dice: Dice, kinds: Sequence[tuple[Kind, float]]) -> Kind:
 
 class Draft:
     """A scene while it is drawn."""
+
+    off_centre = 1.0  # how far the main model may be from the middle, as a share of what is usual
+    depth_counts = 0.0  # how much of its length away from the camera counts where its size is drawn
 
     def __init__(self, library: Library, dice: Dice, kind: Kind, fov_rad: float) -> None:
         self.library, self.dice, self.kind, self.fov_rad = library, dice, kind, fov_rad
@@ -88,6 +92,12 @@ class Draft:
         if self.kind == "close":
             return dice(-4.0, 12.0) if dice.chance(0.5) else dice(8.0, 45.0)
         return dice(2.0, 14.0) if dice.chance(0.5) else dice(10.0, 40.0)
+
+    def main_size(self) -> tuple[float, float]:
+        """Least and largest side of the main model in the picture, as shares of the frame."""
+        return {
+            "open": (0.2, 1.1), "wall": (0.4, 1.2), "room": (0.3, 1.0), "table": (0.25, 0.75), "close": (0.8, 2.0),
+        }[self.kind]  # fmt: skip
 
     def draw(self) -> Layout:
         """The scene."""
@@ -142,17 +152,15 @@ class Draft:
 
     def _place_main(self, number: int) -> None:
         dice, model = self.dice, self.library.model(number)
-        low, high = {
-            "open": (0.2, 1.1), "wall": (0.4, 1.2), "room": (0.3, 1.0), "table": (0.25, 0.75), "close": (0.8, 2.0),
-        }[self.kind]  # fmt: skip
+        low, high = self.main_size()
         yaw_rad = dice(0.0, 2.0 * math.pi)
         stretch = np.array([dice(0.85, 1.2) for _ in range(3)] if dice.chance(0.25) else [1.0, 1.0, 1.0])
         stretch[0] *= dice.sign()
         seen = tilted(turned(model.corners * stretch, yaw_rad), self.elevation_rad, 0.0).reshape(-1, 3)
         lower, upper = seen.min(0), seen.max(0)
-        scale = dice(low, high) * self.frame / float(max(upper[0] - lower[0], upper[1] - lower[1]))
+        scale = dice(low, high) * self.frame / float(((upper - lower) * (1.0, 1.0, self.depth_counts)).max())
         self.main_scale = scale
-        x, y = dice.bell() * 0.1 * self.frame, dice.bell() * 0.07 * self.frame
+        x, y = (dice.bell() * share * self.off_centre * self.frame for share in (0.1, 0.07))
         height = -float(model.corners[..., 1].min()) * float(stretch[1]) * scale
         self.ground_y = y + 0.5 * height
         self.stand(model, np.array([x, self.ground_y, 0.0]), yaw_rad, stretch * scale, 0)
@@ -288,3 +296,40 @@ class Draft:
             zoom = dice(0.5, 1.0) / (2.0 * math.tan(0.5 * self.fov_rad))
         up = self.tilted(np.array([0.0, -1.0, 0.0]))
         return Sky(zenith, horizon, up, photo, zoom, np.array([0.5, 0.5]), dice(0.75, 1.2))
+
+
+class AloneDraft(Draft):
+    """One model, whole in the picture, on even ground in clear air: what a generator of objects can learn."""
+
+    off_centre, depth_counts = 0.3, 0.8
+
+    def __init__(self, library: Library, dice: Dice, fov_rad: float) -> None:
+        super().__init__(library, dice, "open", fov_rad)
+
+    def elevation_deg(self) -> float:
+        """By which the camera looks down."""
+        return self.dice(4.0, 24.0)
+
+    def main_size(self) -> tuple[float, float]:
+        """As of `Draft`."""
+        return (0.6, 0.85)
+
+    def draw(self) -> Layout:
+        """The scene."""
+        class_index, number = self.library.pick(self.dice)
+        self._place_main(number)
+        num_casters = self.builder.count
+        self.lay_floor(self.surface(), self.ground_y, 2.0 * _WIDE_M)
+        centre = np.array([0.0, self.ground_y, 0.0])
+        scene = self.finished(class_index, num_casters, centre, 1.3 * self.frame, walled=False)
+        return cleared(scene)._replace(whole=True)
+
+    def surface(self) -> Skin:
+        """An even ground of one pale colour."""
+        tint = 255.0 * (self.dice(0.4, 0.9) + 0.04 * np.array([self.dice.bell() for _ in range(3)]))
+        return Skin(plain(0), self.frame, tint.clip(0.0, 255.0).astype(np.uint8))
+
+
+def cleared(layout: Layout) -> Layout:
+    """The same scene without haze and with everything in focus."""
+    return layout._replace(blur_px=0.0, light=layout.light._replace(haze_m=math.inf))

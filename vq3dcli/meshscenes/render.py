@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from vq3dcli.meshscenes.layout import KINDS, Draft, Kind, Layout, drawn_kind
+from vq3dcli.meshscenes.layout import KINDS, AloneDraft, Draft, Kind, Layout, cleared, drawn_kind
 from vq3dcli.meshscenes.library import Dice, Library
 from vq3dcli.meshscenes.raster import Bytes, Floats, Singles, Triangles, Visible, visible
 from vq3dcli.meshscenes.rooms import RoomDraft
@@ -81,20 +81,31 @@ class MeshView(NamedTuple):
 
 
 def sample_scene(
-    library: Library, index: int, *, seed: int, purpose: str = "train", varied: bool = False, clear: bool = False
+    library: Library,
+    index: int,
+    *,
+    seed: int,
+    purpose: str = "train",
+    varied: bool = False,
+    alone: bool = False,
+    clear: bool = False,
 ) -> MeshScene:
     """Scene number `index` of (seed, purpose); equal seeds under different purposes share no scene.
 
     Of varied scenes the field of view is drawn too, from 26 to 72 degrees, and rooms and tables are as in photos; else
-    it is that of the canonical camera. Of `clear` scenes nothing lies in haze or out of focus.
+    it is that of the canonical camera. One model is `alone`, whole, on even ground. Of `clear` scenes nothing lies in
+    haze or out of focus.
     """
-    name = f"meshscenes{'-varied' if varied else ''}/{purpose}"
+    name = f"meshscenes{'-varied' if varied else '-alone' if alone else ''}/{purpose}"
     for attempt in range(_TRIES):
         dice = Dice(seed, f"{name}/{attempt}", index)
-        draft = _varied(library, dice) if varied else Draft(library, dice, drawn_kind(dice, KINDS), FOV_RAD)
-        layout = draft.draw()
-        if clear:
-            layout = layout._replace(blur_px=0.0, light=layout.light._replace(haze_m=math.inf))
+        if varied:
+            draft = _varied(library, dice)
+        elif alone:
+            draft = AloneDraft(library, dice, FOV_RAD)
+        else:
+            draft = Draft(library, dice, drawn_kind(dice, KINDS), FOV_RAD)
+        layout = cleared(draft.draw()) if clear else draft.draw()
         scene = _finished(layout, novel=not varied, forgiving=attempt == _TRIES - 1)
         if scene is not None:
             return scene
@@ -162,6 +173,7 @@ def _finished(layout: Layout, *, novel: bool, forgiving: bool) -> MeshScene | No
     share = float(main.mean())
     flat = float(seen.inverse_z.std()) < 0.01
     shown = layout.least_share < share < 0.97 and contrast >= layout.least_contrast and mean >= 0.05
+    shown = shown and not (layout.whole and (main[[0, -1]].any() or main[:, [0, -1]].any()))
     if not forgiving and (moved > _MOST_MOVED or flat or not shown):
         return None
     focus = float(np.median(seen.inverse_z[main])) if main.any() else 1.0 / CAMERA_RADIUS
