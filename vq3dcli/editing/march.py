@@ -82,6 +82,13 @@ def longest_shift(lines: Lines, low_s: float, high_s: float) -> float:
     return float(lines.step.square().sum(-1).max().sqrt()) * (high_s - low_s)
 
 
+def edge_lines(photo: Camera, cameras: Camera, depth_range: DepthRange) -> list[Lines]:
+    """Lines of each camera's corners, sides and middle: its rays there go farthest."""
+    parts = torch.tensor([0.0, 0.5, 1.0])
+    ends = torch.cartesian_prod(parts * cameras.width_px, parts * cameras.height_px).to(cameras.intrinsics)
+    return [camera_lines(photo, cameras[index], depth_range, ends) for index in range(len(cameras))]
+
+
 def intersect(relief: Tensor, lines: Lines) -> Intersections:
     """Meet a relief `[H, W]`, bilinear between pixels and replicated outside, with rays: each one's nearest place.
 

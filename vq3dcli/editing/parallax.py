@@ -101,14 +101,15 @@ def torn_texture(s: Tensor, photo: Tensor) -> float:
     return float((slope * near_step * around).mean()) * slope.shape[1]
 
 
-def adapted_reach(path: str, s: Tensor, photo: Tensor, frustum: Frustum, *, fov_rad: float) -> Reach:
+def adapted_reach(path: str, s: Tensor, photo: Tensor | None, frustum: Frustum, *, fov_rad: float) -> Reach:
     """How far a path may go before a photo: `MOST_PARALLAX` and `MOST_STRETCH`, and never farther than by itself.
 
     Where much texture would be torn it goes less far, but half as far at least. `path` is a name in
-    `trajectories.PATHS`, `s` the relief `[H, W]` of a photo uint8 `[3, H, W]`, `fov_rad` the output's, horizontal.
+    `trajectories.PATHS`, `s` the relief `[H, W]` of a photo uint8 `[3, H, W]`, which is None where nothing will
+    be torn, `fov_rad` the output's, horizontal.
     """
     extent, slope = disparity_extent(s, frustum.depth_range), steepest_slope(s)
-    torn = torn_texture(s, photo) * frustum.depth_range.extent / extent.width
+    torn = 0.0 if photo is None else torn_texture(s, photo) * frustum.depth_range.extent / extent.width
     parallax = max(0.5 * MOST_PARALLAX, min(MOST_PARALLAX, _MOST_TORN / max(torn, 1e-6)))
     if slope > 0.0:
         # What moves by p over the whole range of disparities is stretched by 1 + p slope / range.

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from vq3dcli.editing.continued import continued
 from vq3dcli.editing.cutout import Cutout
-from vq3dcli.editing.march import Lines, camera_lines, intersect, longest_shift
+from vq3dcli.editing.march import Lines, camera_lines, edge_lines, intersect, longest_shift
 from vq3dcli.editing.placement import FOUR_A_PIXEL
 from vq3dcli.editing.relief import RELAXATIONS, box_mean, fill_holes, local_range, mean_of, resized
 from vq3dcli.rendering.cameras import (
@@ -207,12 +207,8 @@ def _reach(photo: Camera, frustum: Frustum, cameras: Camera, s: Tensor) -> tuple
     """How far things move against each other, and how far beyond the photo's edges rays go, in pixels."""
     low, high = float(s.min()), float(s.max())
     size = torch.tensor([photo.width_px, photo.height_px], device=s.device)
-    # Rays of the corners and edges go farthest.
-    parts = torch.tensor([0.0, 0.5, 1.0])
-    ends = torch.cartesian_prod(parts * cameras.width_px, parts * cameras.height_px).to(s.device)
     reach, beyond = 1.0, 1.0
-    for index in range(len(cameras)):
-        lines = camera_lines(photo, cameras[index], frustum.depth_range, ends)
+    for lines in edge_lines(photo, cameras, frustum.depth_range):
         reach = max(reach, longest_shift(lines, low, high))
         for end in (low, high):
             place = lines.base + end * lines.step

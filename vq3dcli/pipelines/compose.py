@@ -48,7 +48,7 @@ class Opened:
         """The stage, what is filmed in each frame, and the cameras that film it; raises what `build_stage` does."""
         picture, cameras = None, shot_camera(shot, self.scene.frustum)
         if detail == "photo" and self.scene.has_detail:
-            picture, cameras, _ = staged_photo(self.scene, shot, look)
+            picture, cameras, _ = staged_photo(self.scene, shot, look, in_layers=True)
         stage = self.stage(picture)
         _log.info("%d things in the scene, %d holes closed", len(stage.things), self.holes)
         for index in stage.out_of(cameras[0]):

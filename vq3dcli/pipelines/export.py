@@ -19,6 +19,7 @@ import torch
 
 from vq3dcli.editing.parallax import adapted_reach, covered_reach
 from vq3dcli.editing.photo_scene import PhotoScene, build_photo_scene
+from vq3dcli.editing.untorn import untorn
 from vq3dcli.errors import UsageError, Vq3dError
 from vq3dcli.export.colour import display_range
 from vq3dcli.export.depth_files import write_disparity_png, write_pfm, write_views
@@ -229,7 +230,7 @@ def export_scene(
     """
     frustum = opened.frustum
     size = sampled_size(opened, wish, composed=edits is not None)
-    picture, vantage = wished_photo_scene(opened, wish, size)
+    picture, vantage = wished_photo_scene(opened, wish, size, composed=edits is not None)
     stage = None if edits is None else edits.stage(picture)
     view_of: ViewOf = partial(opened.scene.render, samples=wish.samples) if picture is None else picture.render
     if stage is not None:
@@ -301,17 +302,23 @@ def sampled_size(opened: OpenedScene, wish: Wish, *, composed: bool = False) -> 
     return output_size(longer, opened.camera.aspect)
 
 
-def wished_photo_scene(opened: OpenedScene, wish: Wish, size: tuple[int, int]) -> tuple[PhotoScene | None, Vantage]:
-    """The photo in its layers, if it is wanted, as far as one will look around them; `size` is height and width."""
+def wished_photo_scene(
+    opened: OpenedScene, wish: Wish, size: tuple[int, int], *, composed: bool = False
+) -> tuple[PhotoScene | None, Vantage]:
+    """The photo in its layers, if it is wanted, as far as one will look around them; `size` is height and width.
+
+    A page to look around in shows it as videos do, unless it is `composed` with things.
+    """
     frustum, vantage = opened.frustum, Vantage(wish.turn_rad, opened.frustum.radius)
     if opened.photo is None or not wish.shows_photo(opened):
         return None, vantage
     photo = fitted_photo(opened.photo, *size)
     s = photo_relief(opened, photo, wish.geometry)
     adapts = wish.amplitude_deg is None
+    in_layers = composed or wish.kind != "viewer" or wish.geometry.is_given
     if wish.kind in ("viewer", "mpi"):
         # As videos do: turning around the middle of the scene, and not so far that the photo falls apart.
-        reach = adapted_reach("orbit", s, photo, frustum, fov_rad=frustum.fov_rad)
+        reach = adapted_reach("orbit", s, photo if in_layers else None, frustum, fov_rad=frustum.fov_rad)
         suits_rad = min(vantage.bound_rad, reach.amplitude_rad) if adapts else vantage.bound_rad
         vantage = Vantage(suits_rad, reach.pivot_z)
     turns = [(0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)]
@@ -319,6 +326,8 @@ def wished_photo_scene(opened: OpenedScene, wish: Wish, size: tuple[int, int]) -
     def cameras(bound_rad: float) -> Camera:
         return turned_cameras(frustum, vantage._replace(bound_rad=bound_rad), turns, size)
 
+    if not in_layers:
+        s = untorn(s, photo, frustum, cameras(vantage.bound_rad))
     if wish.kind == "viewer":
         bound_rad, zoom = covered_reach(vantage.bound_rad, s, frustum, cameras, may_shrink=adapts)
         vantage = Vantage(bound_rad, vantage.pivot_z, zoom)

@@ -16,6 +16,7 @@ from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.editing.parallax import adapted_reach, covered_reach, disparity_extent, eye_distance
 from vq3dcli.editing.photo_scene import PhotoScene, build_photo_scene
 from vq3dcli.editing.relief import moved_to
+from vq3dcli.editing.untorn import untorn
 from vq3dcli.errors import UsageError, Vq3dError
 from vq3dcli.pipelines.camera_file import write_cameras
 from vq3dcli.pipelines.film import Eyes, Shot, StereoKind, check_limits, check_shot, film, shot_camera, whole_px
@@ -255,8 +256,13 @@ def staged(opened: OpenedScene, shot: Shot, look: Look, *, detail: Detail) -> tu
     return _staged_plain(opened, shot, look)
 
 
-def staged_photo(opened: OpenedScene, shot: Shot, look: Look) -> tuple[PhotoScene, Camera, Eyes | None]:
-    """A photo in detail, the cameras that film it, and the eyes in their places for stereo."""
+def staged_photo(
+    opened: OpenedScene, shot: Shot, look: Look, *, in_layers: bool = False
+) -> tuple[PhotoScene, Camera, Eyes | None]:
+    """A photo in detail, the cameras that film it, and the eyes in their places for stereo.
+
+    `in_layers` keeps where things end, for what shall stand between them; so does a relief of the user's.
+    """
     assert opened.photo is not None
     frustum = opened.frustum
     fov_rad = math.radians(shot.fov_deg) if shot.fov_deg else frustum.fov_rad
@@ -267,7 +273,8 @@ def staged_photo(opened: OpenedScene, shot: Shot, look: Look) -> tuple[PhotoScen
     zoom = min(max(1.0, frustum.tangent / math.tan(0.5 * fov_rad)), max(1.0, _MOST_PHOTO_PX / max(output_px)))
     photo = fitted_photo(opened.photo, round(output_px[0] * zoom), round(output_px[1] * zoom))
     s = photo_relief(opened, photo, look.geometry)
-    reach = adapted_reach(shot.path, s, photo, frustum, fov_rad=fov_rad)
+    in_layers = in_layers or look.geometry.is_given
+    reach = adapted_reach(shot.path, s, photo if in_layers else None, frustum, fov_rad=fov_rad)
     eyes = None if look.stereo is None else _eyes(look.stereo, s, opened, fov_rad)
     amplitude_rad, closer = reach.amplitude_rad, 1.0
     if shot.amplitude_deg is not None:
@@ -280,6 +287,8 @@ def staged_photo(opened: OpenedScene, shot: Shot, look: Look) -> tuple[PhotoScen
     def seen_by(amplitude_rad: float) -> Camera:
         return filmed(amplitude_rad) if eyes is None else eyes.both(filmed(amplitude_rad))
 
+    if not in_layers:
+        s = untorn(s, photo, frustum, seen_by(amplitude_rad))
     if not shot.given and shot.fov_deg is None:
         may_shrink = shot.amplitude_deg is None and shot.view_deg is None
         amplitude_rad, closer = covered_reach(amplitude_rad, s, frustum, seen_by, may_shrink=may_shrink)
