@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +14,16 @@ from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.loader import CACHE_BYTES, CACHED_BYTES_A_PIXEL
 from vq3dcli.data.shard_reader import label_folder
 from vq3dcli.data.token_store import TokenStore
-from vq3dcli.errors import RecipeError, UsageError
+from vq3dcli.errors import UsageError
 from vq3dcli.model.build import build_autoencoder, build_prior
 from vq3dcli.model.vit import Block
 from vq3dcli.training.adversary import Adversary
 from vq3dcli.training.devices import GPUS_A_MACHINE, NETWORK, Processor
+from vq3dcli.training.distributed import Ranks
 from vq3dcli.training.optim import moments_bytes
+from vq3dcli.training.run import require_whole_batches
 from vq3dcli.training.sharding import is_sharded
-from vq3dcli.training.trace import PERCEPTUAL, AnyRecipe, Work, of_one_processor, prior_work, stage1_work
+from vq3dcli.training.trace import PERCEPTUAL, Work, of_one_processor, prior_work, stage1_work
 from vq3dcli.weights_file import load_weights
 
 # Python with PyTorch imported and what its allocator holds without using it (docs/performance.md); on a GPU the
@@ -90,12 +90,12 @@ def plan_run(
 ) -> dict[str, Any]:
     """Figures of a run by name; bytes, seconds and images a second, nested.
 
-    `parameters` by part and in all, and whether `class_embeddings` are among them (None where there are none);
-    `memory` of one processor by purpose, and the `state` of it: "fits", "tight", "does not fit", or None where the
-    available memory is not known, with `advice` for the middle two; `speed` in images a second over all processors,
-    before the discriminators start and with them (None without any), with each the share of the time that is spent in
-    matrix products, and `gigaflops_an_image`; `days`; `disk`; `steps`, `images`, `tokens` an image, `micro_batch`,
-    `precision`, `device`, `basis` of the speed.
+    `parameters` by part and in all, those of classes only where these are known; `memory` of one processor by purpose,
+    and the `state` of it: "fits", "tight", "does not fit", or None where the available memory is not known, with
+    `advice` for the middle two; `speed` in images a second over all processors, before the discriminators start and
+    with them (None without any), with each the share of the time that is spent in matrix products, and
+    `gigaflops_an_image`; `days`; `disk`; `steps`, `images`, `tokens` an image, `micro_batch`, `precision`, `device`,
+    `basis` of the speed.
 
     Args:
         recipe: What is trained.
@@ -107,32 +107,30 @@ def plan_run(
         labels: Name of the disparity labels beside each.
 
     Raises:
-        UsageError: The batch cannot be shared among so many, or their shares are no whole minibatch groups.
-        RecipeError: The recipe wants classes, and the data have none.
+        RecipeError: As of a run: the batch cannot be shared among so many, their shares are no whole minibatch groups,
+            or the recipe wants classes, and the data have none.
     """
+    require_whole_batches(recipe.training, Ranks(world_size=gpus))
     schedule, adversarial = recipe.training, recipe.adversarial
-    micro_batch = _micro_batch(recipe, gpus)
-    conditional = adversarial.on and adversarial.class_conditional
-    if conditional and classes == 0:
-        raise RecipeError(
-            "adversarial.class_conditional needs classes, and the data have none",
-            remedy="--set adversarial.class_conditional=false",
-        )
+    micro_batch = schedule.batch_size // (gpus * schedule.accumulate)
     with torch.device("meta"):
         model = build_autoencoder(recipe)
     alone = of_one_processor(recipe, processor, micro_batch)  # as a rank of many has it
-    adversary = Adversary(alone, classes=classes or 1, device=torch.device("meta"))
+    adversary = Adversary(alone, classes=1 if classes is None else classes, device=torch.device("meta"))
     discriminators = {
-        f"{each.name}_discriminator": sum(
-            p.numel() for name, p in each.discriminator.named_parameters() if name != "of_class" or classes
-        )
+        f"{each.name}_discriminator": sum(p.numel() for p in each.discriminator.parameters())
         for each in adversary.discriminators
     }
-
-    @cache
-    def work_of(remade: bool, started: bool) -> Work:
-        return stage1_work(_remaking(recipe, remade), processor, micro_batch, started=started, classes=classes or 0)
-
+    names = ("before_discriminators", "with_discriminators")[: 1 + adversarial.on]
+    works = {
+        name: stage1_work(recipe, processor, micro_batch, started=name == "with_discriminators", classes=classes or 0)
+        for name in names
+    }
+    if adversarial.on and adversarial.r1 > 0:
+        before, after = works.values()
+        penalty = _R1_SHARE / adversarial.r1_every_steps * (after.seconds - before.seconds)
+        works["with_discriminators"] = after._replace(seconds=after.seconds + penalty)
+    more = sum(discriminators.values())
     # The loader keeps all decoded samples, eight-bit colours and 16-bit disparity, if they fit.
     stored = (recipe.model.image_size * (_STORED_MARGIN if schedule.crop else 1.0)) ** 2
     decoded = round((samples or 0) * CACHED_BYTES_A_PIXEL * stored)
@@ -141,43 +139,36 @@ def plan_run(
         processor,
         model,
         gpus,
-        lambda remade: work_of(remade, adversarial.on),
+        works,
         {
-            "discriminators": 16 * sum(discriminators.values()),
+            "discriminators": 16 * more,
             "perceptual": 4 * PERCEPTUAL[recipe.loss.perceptual_network][2] if recipe.loss.any_perceptual else 0,
             "data": decoded if processor.kind == "cpu" and decoded <= CACHE_BYTES else 0,
         },
-        advice="a smaller model, or fewer rendering.rays_per_image and samples",
+        "a smaller model, or fewer rendering.rays_per_image and samples",
+        more,
     )
-    total = figures["disk"]["weights"] // 2
-    works = {"before_discriminators": work_of(schedule.checkpoint_activations, False)}
+    speed = figures["speed"] = {"with_discriminators": None, **figures["speed"]}
+    first = min(adversarial.start_images, schedule.images) if adversarial.on else schedule.images
+    seconds = first / speed["before_discriminators"]
     if adversarial.on:
-        work = work_of(schedule.checkpoint_activations, True)
-        penalty = _R1_SHARE / adversarial.r1_every_steps if adversarial.r1 > 0 else 0.0
-        penalty *= work.seconds - works["before_discriminators"].seconds
-        works["with_discriminators"] = work._replace(seconds=work.seconds + penalty)
-    more = sum(discriminators.values())
-    speed = {"with_discriminators": None, **_speeds(recipe, works, processor, model, gpus, more)}
-    before, after = speed["before_discriminators"], speed["with_discriminators"]
-    assert before is not None
-    first = min(adversarial.start_images, schedule.images) if after is not None else schedule.images
+        seconds += (schedule.images - first) / speed["with_discriminators"]
     tokens = (recipe.model.image_size // recipe.model.patch) ** 2
     count = 1_000_000 if samples is None else samples
     shards, sidecars = round(count * stored * _JPEG_BYTES_PER_PIXEL), round(count * stored / 4 * 2)
     if data:
         shards = sum(_bytes_in(folder) for folder in data)
         sidecars = sum(_bytes_in(label_folder(folder, name)) for folder, name in zip(data, labels, strict=False))
-    checkpoint = figures["disk"]["checkpoint"] + 12 * sum(discriminators.values())  # without an average
+    total = figures["disk"]["weights"] // 2
+    checkpoint = figures["disk"]["checkpoint"] + 12 * more  # without an average
     return {
         "parameters": {
             **{name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()},
             "total": total,
             **discriminators,
         },
-        "class_embeddings": classes is not None if conditional else None,
         **figures,
-        "speed": speed,
-        "days": (first / before + (schedule.images - first) / (after or before)) / 86400.0,
+        "days": seconds / 86400.0,
         "disk": {
             **_checkpoints(checkpoint, total, schedule.keep_checkpoints),
             "images": count,
@@ -194,30 +185,22 @@ def plan_prior(recipe: Stage2Recipe, processor: Processor, codes: Codes, *, gpus
 
     Each of `gpus` processors holds the whole prior, or a slice of it by `training.shard`.
     """
-    schedule, classes = recipe.training, codes.classes or 0
-    micro_batch = _micro_batch(recipe, gpus)
+    require_whole_batches(recipe.training, Ranks(world_size=gpus))
+    schedule, shape = recipe.training, {"codebook_size": codes.codebook_size, "length": codes.length}
+    micro_batch, classes = schedule.batch_size // (gpus * schedule.accumulate), codes.classes or 0
     with torch.device("meta"):
-        model = build_prior(recipe, codebook_size=codes.codebook_size, length=codes.length, classes=classes)
-
-    @cache
-    def work_of(remade: bool) -> Work:
-        one, size = _remaking(recipe, remade), codes.codebook_size
-        return prior_work(one, processor, micro_batch, length=codes.length, codebook_size=size, classes=classes)
-
+        model = build_prior(recipe, classes=classes, **shape)
+    work = prior_work(recipe, processor, micro_batch, classes=classes, **shape)
     shared = "--set training.shard=always, or " if gpus > 1 and not is_sharded(schedule.shard, model, gpus) else ""
-    figures = _plan(recipe, processor, model, gpus, work_of, {}, advice=f"{shared}a smaller model")
-    works = {"training": work_of(schedule.checkpoint_activations)}
-    speed = _speeds(recipe, works, processor, model, gpus)
+    figures = _plan(recipe, processor, model, gpus, {"training": work}, {}, f"{shared}a smaller model")
     total = figures["disk"]["weights"] // 2
     blocks = sum(p.numel() for p in model.blocks.parameters())
     head = 0 if model.head is None else model.head.weight.numel()
     images = 1_000_000 if codes.images is None else codes.images
     return {
         "parameters": {"blocks": blocks, "embeddings": total - blocks - head, "head": head, "total": total},
-        "class_embeddings": codes.classes is not None,
         **figures,
-        "speed": speed,
-        "days": schedule.images / speed["training"] / 86400.0,
+        "days": schedule.images / figures["speed"]["training"] / 86400.0,
         "disk": {**figures["disk"], "images": images, "tokens": 2 * images * codes.views * codes.length},
         "tokens": codes.length,
         "codebook_size": codes.codebook_size,
@@ -225,42 +208,18 @@ def plan_prior(recipe: Stage2Recipe, processor: Processor, codes: Codes, *, gpus
     }
 
 
-def _micro_batch(recipe: Stage1Recipe | Stage2Recipe, gpus: int) -> int:
-    """Images of a processor at a time. Raises `UsageError` where the batch cannot be shared."""
-    schedule, group = recipe.training, _group(recipe)
-    if schedule.batch_size % (gpus * schedule.accumulate):
-        raise UsageError(
-            f"a batch of {schedule.batch_size} cannot be shared by {gpus} processors of {schedule.accumulate} "
-            "micro-batches",
-            remedy="another --gpus, or --set training.batch_size or training.accumulate",
-        )
-    micro_batch = schedule.batch_size // (gpus * schedule.accumulate)
-    if micro_batch % group:
-        raise UsageError(
-            f"adversarial.minibatch_group ({group}) does not divide the {micro_batch} images of a processor's "
-            "micro-batch",
-            remedy=f"--set adversarial.minibatch_group={math.gcd(group, micro_batch)}, or another --gpus",
-        )
-    return micro_batch
-
-
-def _group(recipe: Stage1Recipe | Stage2Recipe) -> int:
-    """What a micro-batch must be a multiple of."""
-    return recipe.adversarial.minibatch_group if isinstance(recipe, Stage1Recipe) and recipe.adversarial.on else 1
-
-
 def _plan(
     recipe: Stage1Recipe | Stage2Recipe,
     processor: Processor,
     model: nn.Module,
     gpus: int,
-    work_of: Callable[[bool], Work],
+    works: Mapping[str, Work],
     more_memory: Mapping[str, int],
-    *,
     advice: str,
+    more: int = 0,
 ) -> dict[str, Any]:
-    """What plans of both stages have in common."""
-    schedule, micro_batch = recipe.training, _micro_batch(recipe, gpus)
+    """What plans of both stages have in common; of `works` by phase the last takes most. `more` as of `_speeds`."""
+    schedule, work = recipe.training, [*works.values()][-1]
     total, trained = _counts(model)
     moments = moments_bytes(model, schedule.optimizer)
     casts = 2 * total if processor.dtype == torch.bfloat16 else 0  # autocast casts each weight once a step
@@ -269,61 +228,37 @@ def _plan(
     own = -(-total // slices)
     # Slices are put together block by block: one computes, the next is on its way, and so are their gradients.
     largest = max((sum(p.numel() for p in m.parameters()) for m in model.modules() if isinstance(m, Block)), default=0)
-
-    def memory_of(images: int, remade: bool) -> dict[str, int]:
-        """Bytes of one processor at the worst moment of a step; other micro-batches by their share of ours."""
-        work, share = work_of(remade), images / micro_batch
-        memory = {
-            "weights": 4 * own + casts,
-            # DistributedDataParallel keeps them in buckets, too.
-            "gradients": 4 * -(-trained // slices) * (2 if gpus > 1 and not sharded else 1),
-            "optimizer": moments // slices,
-            "average": 4 * own,
-            "gathered": 16 * largest if sharded else 0,
-            **more_memory,
-            "activations": round(share * max(work.kept - casts, 0.0)),
-            "workspace": round(share * max(work.extra, 0.0)),
-            "process": PROCESS_BYTES[processor.kind],
-        }
-        return {**memory, "total": sum(memory.values())}
-
-    def needed(images: int, remade: bool) -> int:
-        """Processes on a CPU share one memory."""
-        return memory_of(images, remade)["total"] * (gpus if processor.kind == "cpu" else 1)
-
-    most, available = needed(micro_batch, schedule.checkpoint_activations), processor.memory_bytes
-    state, remedy = None, ""
+    memory: dict[str, Any] = {
+        "weights": 4 * own + casts,
+        # DistributedDataParallel keeps them in buckets, too.
+        "gradients": 4 * -(-trained // slices) * (2 if gpus > 1 and not sharded else 1),
+        "optimizer": moments // slices,
+        "average": 4 * own,
+        "gathered": 16 * largest if sharded else 0,
+        **more_memory,
+        "activations": round(max(work.kept - casts, 0.0)),
+        "workspace": round(max(work.extra, 0.0)),
+        "process": PROCESS_BYTES[processor.kind],
+    }
+    memory["total"] = sum(memory.values())
+    # Processes on a CPU share one memory.
+    needed, available = memory["total"] * (gpus if processor.kind == "cpu" else 1), processor.memory_bytes
+    state = None
     if available is not None:
-        state = "does not fit" if most > available else "tight" if most > TIGHT_SHARE * available else "fits"
-        remedy = "" if state == "fits" else _least_change(recipe, gpus, available, needed) or advice
-    memory = memory_of(micro_batch, schedule.checkpoint_activations)
+        state = "does not fit" if needed > available else "tight" if needed > TIGHT_SHARE * available else "fits"
+    smaller = f"a larger training.accumulate, --set training.checkpoint_activations=true, {advice}"
+    memory |= {"needed": needed, "available": available, "state": state}
     return {
-        "memory": {**memory, "needed": most, "available": available, "state": state, "advice": remedy},
+        "memory": {**memory, "advice": "" if state in (None, "fits") else smaller},
+        "speed": _speeds(recipe, works, processor, model, gpus, more),
         "disk": _checkpoints(8 * total + moments, total, schedule.keep_checkpoints),
         "steps": -(-schedule.images // schedule.batch_size),
         "images": schedule.images,
-        "micro_batch": micro_batch,
+        "micro_batch": schedule.batch_size // (gpus * schedule.accumulate),
         "precision": str(processor.dtype).removeprefix("torch."),
         "device": f"{gpus} x {processor.name}" if gpus > 1 else processor.name,
         "basis": processor.basis,
     }
-
-
-def _least_change(
-    recipe: Stage1Recipe | Stage2Recipe, gpus: int, available: int, needed: Callable[[int, bool], int]
-) -> str:
-    """The options that make it fit easily, or else just so, and lead to no plan that is refused; empty without any."""
-    schedule, group = recipe.training, _group(recipe)
-    share = schedule.batch_size // gpus
-    sizes = [size for size in range(share // schedule.accumulate, 0, -1) if share % size == 0 and size % group == 0]
-    for limit in (TIGHT_SHARE * available, available):
-        for remade in sorted({schedule.checkpoint_activations, True}):
-            for size in sizes:
-                if needed(size, remade) <= limit:
-                    wanted = {"accumulate": share // size, "checkpoint_activations": remade}
-                    now = schedule.model_dump()
-                    return " ".join(f"--set training.{k}={str(v).lower()}" for k, v in wanted.items() if v != now[k])
-    return ""
 
 
 def _speeds(
@@ -332,7 +267,7 @@ def _speeds(
     processor: Processor,
     model: nn.Module,
     gpus: int,
-    more: int = 0,
+    more: int,
 ) -> dict[str, Any]:
     """Images a second over all processors by phase; of the last its operations, and what of a step is not computing.
 
@@ -368,12 +303,6 @@ def _counts(model: nn.Module) -> tuple[int, int]:
     """Parameters in all, and those that are trained: a frozen depth network has no gradients."""
     counts = [(p.numel(), p.numel() * p.requires_grad) for p in model.parameters()]
     return sum(count for count, _ in counts), sum(count for _, count in counts)
-
-
-def _remaking(recipe: AnyRecipe, remade: bool) -> AnyRecipe:
-    """The recipe with activations made again, or not."""
-    schedule = recipe.training.model_copy(update={"checkpoint_activations": remade})
-    return recipe.model_copy(update={"training": schedule})
 
 
 def _checkpoints(checkpoint: int, parameters: int, kept: int) -> dict[str, int]:

@@ -26,13 +26,7 @@ def plan_table(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rows = [("what", "figure", "remark"), ("device", plan["device"], plan["basis"])]
     if "codebook_size" in plan:
         rows.append(("codes of an image", f"{plan['tokens']} of {plan['codebook_size']}", f"by {plan['codes_source']}"))
-    for name, count in plan["parameters"].items():
-        remark = ""
-        if plan["class_embeddings"] is False and name.endswith("_discriminator"):
-            remark = "class embeddings not counted"
-        elif plan["class_embeddings"] is False and name == "embeddings":
-            remark = "those of classes not counted"
-        rows.append((f"parameters, {name}", f"{count / 1e6:.2f} M", remark))
+    rows += [(f"parameters, {name}", f"{count / 1e6:.2f} M", "") for name, count in plan["parameters"].items()]
     remark = {"fits": "fits", "tight": "tight", "does not fit": "DOES NOT FIT", None: ""}[memory["state"]]
     remark += f": {memory['advice']}" if memory["advice"] else ""
     for name, size in memory.items():
