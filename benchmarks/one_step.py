@@ -84,7 +84,7 @@ def main() -> None:
 
     def step() -> float:
         taken = take_step(recipe, state, objective, batch, device=device, ranks=Ranks())
-        return float(taken.loss)  # waits for the device
+        return float(taken.objective.loss)  # waits for the device
 
     step()
     started = time.perf_counter()

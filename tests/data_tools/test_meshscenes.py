@@ -96,10 +96,10 @@ def add_bad(root: Path) -> dict[str, str]:
     return {
         "bad/text.glb": "cannot be read",
         "bad/cut.glb": "cannot be read",
-        "bad/missing.obj": "missing file: missing.mtl",
+        "bad/missing.obj": "a file that is missing, or outside of the folder: missing.mtl",
         "bad/outside.obj": "outside of the folder: ../../secret.png",
         "bad/absolute.obj": "outside of the folder",
-        "bad/skinless.obj": "missing file: gone.png",
+        "bad/skinless.obj": "a file that is missing, or outside of the folder: gone.png",
         "bad/grey.ply": "no texture and no colour",
         "bad/nan.glb": "no numbers",
         "bad/points.ply": "no triangles",

@@ -11,6 +11,7 @@ from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.model.build import build_autoencoder
 from vq3dcli.training.codes import update_codes
 from vq3dcli.training.distributed import Ranks
+from vq3dcli.training.objective import Objective
 from vq3dcli.training.optim import build_optimizer
 from vq3dcli.training.state import RunState, average_of
 
@@ -34,7 +35,9 @@ def state(tiny_recipe: Make) -> RunState:
 
 def _update(state: RunState, recipe: Stage1Recipe, codes: torch.Tensor) -> torch.Tensor:
     outputs = torch.nn.functional.normalize(torch.randn(*codes.shape, 8), dim=-1)
-    counts = update_codes(state, recipe.training, codes=codes, projected=outputs, raw=outputs + 1, ranks=Ranks())
+    none = torch.zeros(())
+    step = Objective(none, {}, none, codes, outputs, outputs + 1, ())
+    counts = update_codes(state, recipe.training, step, Ranks())
     assert torch.equal(counts, torch.bincount(codes.flatten(), minlength=CODES).float())
     return outputs.flatten(0, 1)
 

@@ -26,8 +26,8 @@ from vq3dcli.pipelines.train import open_loader
 from vq3dcli.rendering.cameras import Camera, canonical_camera, image_rays, s_from_z_depth
 from vq3dcli.toyscenes import render_scenes, sample_scenes
 from vq3dcli.training.distributed import Ranks
-from vq3dcli.training.objective import NovelViews, Stage1Objective
-from vq3dcli.training.stage1 import Step, compute_gradients, train
+from vq3dcli.training.objective import NovelViews, Objective, Stage1Objective
+from vq3dcli.training.stage1 import compute_gradients, train
 
 Make = Callable[..., Stage1Recipe]
 
@@ -205,7 +205,7 @@ def test_what_is_drawn_out_behind_objects_fades(tiny_recipe: Make) -> None:
     assert with_main > main - 2
 
 
-def _gradients(recipe: Stage1Recipe, batch: Batch, precision: str = "float32") -> tuple[Step, list[Tensor]]:
+def _gradients(recipe: Stage1Recipe, batch: Batch, precision: str = "float32") -> tuple[Objective, list[Tensor]]:
     unclipped = recipe.training.model_copy(update={"gradient_clip": 1e9, "precision": precision})
     recipe = recipe.model_copy(update={"training": unclipped})
     model = build_autoencoder(recipe)
@@ -214,7 +214,7 @@ def _gradients(recipe: Stage1Recipe, batch: Batch, precision: str = "float32") -
     if recipe.training.compile:
         model.compile_parts(backend="eager")
     parameters = list(model.parameters())
-    step = compute_gradients(
+    step, _ = compute_gradients(
         recipe, Stage1Objective(model, recipe), batch, parameters, 0, device=torch.device("cpu"), ranks=Ranks()
     )
     return step, [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]

@@ -21,8 +21,8 @@ from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.toyscenes import render_scenes, sample_scenes
 from vq3dcli.training.adversary import Adversary
 from vq3dcli.training.distributed import Ranks
-from vq3dcli.training.objective import Stage1Objective
-from vq3dcli.training.stage1 import Step, compute_gradients, train
+from vq3dcli.training.objective import Objective, Stage1Objective
+from vq3dcli.training.stage1 import compute_gradients, train
 from vq3dcli.weights_file import load_weights
 
 Make = Callable[..., Stage1Recipe]
@@ -71,14 +71,14 @@ def _records(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def _gradients(recipe: Stage1Recipe, data: _ToyBatches, images_seen: int = 0) -> tuple[Step, list[torch.Tensor]]:
+def _gradients(recipe: Stage1Recipe, data: _ToyBatches, images_seen: int = 0) -> tuple[Objective, list[torch.Tensor]]:
     unclipped = recipe.training.model_copy(update={"gradient_clip": 1e9, "precision": "float32"})
     recipe = recipe.model_copy(update={"training": unclipped})
     model = build_autoencoder(recipe)
     if recipe.training.checkpoint_activations:
         model.checkpoint_activations()
     parameters = list(model.parameters())
-    step = compute_gradients(
+    step, _ = compute_gradients(
         recipe,
         Stage1Objective(model, recipe, Adversary(recipe, classes=2)),
         next(data.batches(images_seen)),

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PureWindowsPath
@@ -43,24 +42,25 @@ class UnreadExtensionError(ValueError):
 
 
 class FilesBeside:
-    """The files that a mesh names, out of its own folder: what trimesh calls a resolver."""
+    """The files of a mesh below a folder, by the names that it has for them: what trimesh calls a resolver."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, root: Path) -> None:
         self.file_name = path.name  # of the mesh
-        self.missing: list[str] = []  # names that were asked for and are not there, or not in the folder
-        self._folder = os.path.normpath(path.parent.absolute())
+        self.read: dict[str, bytes] = {}  # what was read, by paths below the root, in that order
+        self.missing: list[str] = []  # names that were asked for and are not there, or not below the root
+        self._folder, self._root = path.parent, root.resolve()
 
     def get(self, name: str) -> bytes:
         """The bytes of a file; text is made UTF-8. Raises `FileNotFoundError`."""
         plain = name.strip()
         # Names are those of a web address in glTF, of Windows in many OBJ files, and of another computer in some.
         for text in (plain, unquote(plain), plain.replace("\\", "/"), PureWindowsPath(plain).name):
-            path = os.path.normpath(os.path.join(self._folder, text))
-            if text and path.startswith(self._folder.rstrip("/") + "/") and os.path.isfile(path):
-                data = Path(path).read_bytes()
-                return as_utf8(data) if path.lower().endswith(".mtl") else data
+            path = (self._folder / text).resolve()
+            if text and path.is_relative_to(self._root) and path.is_file():
+                data = self.read[path.relative_to(self._root).as_posix()] = path.read_bytes()
+                return as_utf8(data) if path.suffix.lower() == ".mtl" else data
         self.missing.append(plain)
-        raise FileNotFoundError(f"no such file beside it: {plain}")
+        raise FileNotFoundError(f"no such file below the folder: {plain[:80]}")
 
     __getitem__ = get
 

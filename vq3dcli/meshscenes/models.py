@@ -8,7 +8,6 @@ middle of its lower face to the origin. Foundations and roots go below it.
 from __future__ import annotations
 
 import hashlib
-import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from PIL import Image
 from vq3dcli.compiled import compiled
 from vq3dcli.data.pillow import MAX_PIXELS
 from vq3dcli.errors import DataError
-from vq3dcli.meshscenes.files import Look, decode_srgb, encode_srgb, load_parts, look_of
+from vq3dcli.meshscenes.files import FilesBeside, Look, decode_srgb, encode_srgb, load_parts, look_of
 from vq3dcli.meshscenes.raster import MAX_LEVELS, NOTHING, Bytes, Floats, Ints, Singles
 
 MODEL_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".dae")
@@ -107,64 +106,27 @@ def read_model(path: Path, root: Path) -> ReadModel:
 
     Raises `DataError`: it is no model of use; the message is the reason.
     """
-    files, suffix = _Files(path, root), path.suffix.lower()
+    files, suffix, problem, model = FilesBeside(path, root), path.suffix.lower(), None, None
     try:
-        parts = load_parts(files.open(path, path.name), suffix, files)
-        problem = files.problem or _problem(parts)
+        parts = load_parts(files.get(path.name), suffix, files)
+        problem = _problem(parts)
         model = None if problem else _joined(parts, suffix)
     except MemoryError:
         raise
     except Exception as error:
         # Its readers raise almost any type on damaged bytes.
-        reason = files.problem or " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         if suffix == ".dae" and isinstance(error, (ImportError, ValueError)) and "collada" in reason:
             reason = "DAE files need pycollada (pip install pycollada)"
-        raise DataError(f"cannot be read: {reason}" if not files.problem else reason, remedy="another file") from error
-    if model is None:
+        problem = f"cannot be read: {reason}"
+    if files.missing:
+        problem = f"a file that is missing, or outside of the folder: {files.missing[0][:80]}"
+    if model is None or problem:
         raise DataError(problem or "", remedy="another file")
-    return ReadModel(model, files.sha256, sorted(files.read))
-
-
-class _Files:
-    """The files that one model reads, with their hash and what is wrong with them; trimesh asks it for them by name."""
-
-    def __init__(self, path: Path, root: Path) -> None:
-        self._path, self._root = path, root.resolve()
-        self._digest = hashlib.sha256()
-        self.read: set[str] = set()
-        self.problem: str | None = None
-
-    @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
-
-    def open(self, path: Path, name: str) -> bytes:
-        """The bytes of a file that errors call `name`."""
-        real = path.resolve()
-        if not real.is_relative_to(self._root):
-            raise self._error(f"outside of the folder: {name[:80]}")
-        try:
-            data = real.read_bytes()
-        except OSError as error:
-            raise self._error(f"missing file: {name[:80]}") from error
-        self._digest.update(len(data).to_bytes(8, "little") + data)
-        return data
-
-    def get(self, name: str) -> bytes:
-        """The bytes of a file by its name relative to the model."""
-        if name.startswith(("/", "\\")) or ":" in name[:8]:
-            raise self._error(f"outside of the folder: {name[:80]}")
-        plain = self._path.parent / name.strip()
-        path = plain if plain.exists() else self._path.parent / urllib.parse.unquote(name.strip())
-        data = self.open(path, name.strip())
-        self.read.add(path.resolve().relative_to(self._root).as_posix())
-        return data
-
-    __getitem__ = get
-
-    def _error(self, problem: str) -> ValueError:
-        self.problem = self.problem or problem
-        return ValueError(self.problem)
+    digest = hashlib.sha256()
+    for data in files.read.values():
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return ReadModel(model, digest.hexdigest(), sorted(list(files.read)[1:]))
 
 
 def _problem(parts: Sequence[Any]) -> str | None:

@@ -98,7 +98,7 @@ def read_mesh(path: Path, *, up: Up = "y") -> Mesh:
 
     if not path.is_file():
         raise InputMissingError(f"no such file ({path})", remedy="check the path")
-    data, suffix, beside = read_file(path), path.suffix.lower(), FilesBeside(path)
+    data, suffix, beside = read_file(path), path.suffix.lower(), FilesBeside(path, path.parent)
     try:
         unseen = check_gltf(data) if suffix in _GLTF else []
         if suffix not in _GLTF and len(data) > MOST_BYTES:

@@ -9,6 +9,7 @@ from vq3dcli import seeding
 from vq3dcli.config.schema import TrainingSection
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.training.distributed import Ranks
+from vq3dcli.training.objective import Objective
 from vq3dcli.training.optim import reset_rows
 from vq3dcli.training.sharding import changing, local, part
 from vq3dcli.training.state import RunState
@@ -22,44 +23,31 @@ _FREEZE_STATISTICS_AFTER = 0.5
 
 
 @torch.no_grad()
-def update_codes(
-    state: RunState[Autoencoder],
-    schedule: TrainingSection,
-    *,
-    codes: Tensor,
-    projected: Tensor,
-    raw: Tensor,
-    ranks: Ranks,
-) -> Tensor:
+def update_codes(state: RunState[Autoencoder], schedule: TrainingSection, step: Objective, ranks: Ranks) -> Tensor:
     """Follow the encoder's statistics, start quantisation when it is time, revive dead codes; after a step.
 
-    Args:
-        codes: Code indices of the step `[B, L]`, of this rank.
-        projected: Encoder outputs on the sphere `[B, L, D]`, and `raw`, before normalisation.
-
-    Returns:
-        How often each code was used in this step by all ranks, `[K]`.
+    By what this rank saw in the step; returns how often each code was used in it by all ranks, `[K]`.
     """
     quantizer = state.model.quantizer
     size = quantizer.codebook.shape[0]
-    counts = ranks.sum(torch.bincount(codes.flatten(), minlength=size).float())
+    counts = ranks.sum(torch.bincount(step.codes.flatten(), minlength=size).float())
     if schedule.freeze_codes:
         return counts
     if state.images_seen <= _FREEZE_STATISTICS_AFTER * schedule.images:
-        flat = raw.flatten(0, 1)
+        flat = step.raw.flatten(0, 1)
         quantizer.update_statistics(ranks.mean(flat.mean(0)), ranks.mean(flat.square().mean(0)))
     step_index = torch.tensor(state.images_seen, device=counts.device)
     fresh: Tensor | None = None
     if not bool(quantizer.active):
         patience = 1 if state.chroma >= _CHROMA_ENOUGH else _QUANTIZE_PATIENCE
         if state.images_seen >= schedule.quantize_from_images * patience:
-            # Fresh statistics: `projected` was computed before they moved, a step's difference.
-            outputs = ranks.gather(projected.flatten(0, 1))
+            # Fresh statistics: `step.projected` was computed before they moved, a step's difference.
+            outputs = ranks.gather(step.projected.flatten(0, 1))
             with changing(quantizer, "codebook"):
                 quantizer.start(outputs, seeding.uniform(schedule.seed, "codes", step_index, size))
             fresh = torch.ones(size, dtype=torch.bool, device=counts.device)
     elif quantizer.count(counts):
-        outputs = ranks.gather(projected.flatten(0, 1))
+        outputs = ranks.gather(step.projected.flatten(0, 1))
         with changing(quantizer, "codebook"):
             fresh = quantizer.revive(outputs, seeding.uniform(schedule.seed, "codes", step_index, size))
     if fresh is not None:  # they have no past in the optimizer or the average

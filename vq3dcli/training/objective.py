@@ -16,6 +16,7 @@ Legend: B images, M novel views, N rays, S samples, H = W image_size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -68,7 +69,20 @@ class Objective(NamedTuple):
     codes: Tensor  # code indices `[B, L]`
     projected: Tensor  # encoder outputs on the sphere `[B, L, D]`, detached
     raw: Tensor  # encoder outputs before normalisation `[B, L, D]`, detached
-    views: AdversarialViews | None  # what the discriminators are shown next, detached; None before their start
+    views: tuple[AdversarialViews, ...]  # what the discriminators are shown next, detached; empty before their start
+
+    @classmethod
+    def of(cls, parts: Sequence[Objective]) -> Objective:
+        """Micro-batches as one: means of the loss and terms, the sum of relief, all codes and views."""
+        return cls(
+            loss=torch.stack([part.loss for part in parts]).mean(),
+            terms={name: torch.stack([part.terms[name] for part in parts]).mean() for name in parts[0].terms},
+            relief=torch.stack([part.relief for part in parts]).sum(0),
+            codes=torch.cat([part.codes for part in parts]),
+            projected=torch.cat([part.projected for part in parts]),
+            raw=torch.cat([part.raw for part in parts]),
+            views=tuple(views for part in parts for views in part.views),
+        )
 
 
 class Stage1Objective(nn.Module):
@@ -186,7 +200,7 @@ class Stage1Objective(nn.Module):
             codes=quantized.codes,
             projected=quantized.projected,
             raw=quantized.raw,
-            views=None if views is None else views.detached(),
+            views=() if views is None else (views.detached(),),
         )
 
     def _novel_terms(self, planes: Tensor, front: Camera, novel: NovelViews, index: Tensor) -> dict[str, Tensor]:

@@ -12,9 +12,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +39,6 @@ from vq3dcli.training.run import Result, Run, RunOptions, require_whole_batches
 from vq3dcli.training.sharding import whole
 from vq3dcli.training.sheets import write_stage1_sheet
 from vq3dcli.training.state import RunState, new_state, require_finite
-from vq3dcli.training.views import AdversarialViews
 from vq3dcli.weights_file import load_depth
 
 _log = logging.getLogger(__name__)
@@ -113,7 +111,7 @@ def train(
             with run.skipping():
                 step = take_step(recipe, state, forward, next(batches), device=device, ranks=ranks)
             # --- report, measure, save
-            due = run.after_step(math.nan if step is None else float(step.loss))
+            due = run.after_step(math.nan if step is None else float(step.objective.loss))
             measured = due.sheet and held_out is not None
             if due.log or measured:
                 figures = {} if step is None else _figures(step, ranks)
@@ -155,30 +153,12 @@ def build_state(
     return state
 
 
-@dataclass
-class Step:
-    """What micro-batches gave together; means over this rank's images unless said otherwise.
+class Step(NamedTuple):
+    """A step that was taken."""
 
-    Attributes:
-        loss, terms, relief, codes, projected, raw: Of all micro-batches, see `Objective`; `relief` is a sum.
-        gradient_norm: Before clipping, of all ranks' mean gradient.
-        views: What the discriminators are shown next, a micro-batch each; empty before their start.
-        learning_rate: Of the autoencoder.
-        scores: Of the discriminators, over all ranks; empty before their start.
-        code_counts: How often each code was used by all ranks, `[K]`.
-    """
-
-    loss: Tensor
-    terms: dict[str, Tensor]
-    relief: Tensor
-    gradient_norm: Tensor
-    codes: Tensor
-    projected: Tensor
-    raw: Tensor
-    views: Sequence[AdversarialViews]
-    learning_rate: float = math.nan
-    scores: Mapping[str, float] | None = None
-    code_counts: Tensor | None = None
+    objective: Objective  # of this rank's micro-batches together
+    figures: dict[str, float]  # what else a record says, over all ranks
+    code_counts: Tensor  # how often each code was used by all ranks, `[K]`
 
 
 def take_step(
@@ -200,19 +180,17 @@ def take_step(
     set_learning_rate(state.optimizer, learning_rate)
     state.optimizer.zero_grad(set_to_none=True)
     trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
-    step = compute_gradients(recipe, forward, batch, trained, state.images_seen, device=device, ranks=ranks)
-    step.learning_rate = learning_rate
-    if adversary is not None and step.views:  # the discriminators first, since they may find that they diverge
+    objective, norm = compute_gradients(recipe, forward, batch, trained, state.images_seen, device=device, ranks=ranks)
+    figures = {"gradient_norm": float(norm)}
+    if adversary is not None and objective.views:  # the discriminators first, since they may find that they diverge
         factor = learning_rate / schedule.learning_rate
-        step.scores = adversary.update(step.views, state.images_seen, learning_rate_factor=factor)
+        figures |= adversary.update(objective.views, state.images_seen, learning_rate_factor=factor)
     state.optimizer.step()
     state.images_seen += schedule.batch_size
-    state.chroma += _CHROMA_MOMENTUM * (float(ranks.mean(step.terms["chroma_ratio"])) - state.chroma)
-    step.code_counts = update_codes(
-        state, schedule, codes=step.codes, projected=step.projected, raw=step.raw, ranks=ranks
-    )
+    state.chroma += _CHROMA_MOMENTUM * (float(ranks.mean(objective.terms["chroma_ratio"])) - state.chroma)
+    code_counts = update_codes(state, schedule, objective, ranks)
     state.update_average(schedule)
-    return step
+    return Step(objective, {**figures, "learning_rate": learning_rate}, code_counts)
 
 
 def compute_gradients(
@@ -224,8 +202,10 @@ def compute_gradients(
     *,
     device: torch.device,
     ranks: Ranks,
-) -> Step:
+) -> tuple[Objective, Tensor]:
     """Add the clipped gradient of the batch's mean loss to `parameters`, a micro-batch at a time.
+
+    Also returns the gradient's norm before clipping, that of all ranks' mean.
 
     Raises `DivergedError`: the loss or the gradient is not finite; all ranks raise together.
     """
@@ -251,37 +231,21 @@ def compute_gradients(
             (part.loss / accumulate).backward()
         parts.append(part._replace(loss=part.loss.detach()))
     gradient_norm = whole(nn.utils.clip_grad_norm_(parameters, schedule.gradient_clip))
-    loss = torch.stack([part.loss for part in parts]).mean()
-    require_finite(loss, gradient_norm, batch.keys, images_seen, ranks)
-    return Step(
-        loss=loss,
-        terms={name: torch.stack([part.terms[name] for part in parts]).mean() for name in parts[0].terms},
-        relief=torch.stack([part.relief for part in parts]).sum(0),
-        gradient_norm=gradient_norm,
-        codes=torch.cat([part.codes for part in parts]),
-        projected=torch.cat([part.projected for part in parts]),
-        raw=torch.cat([part.raw for part in parts]),
-        views=[part.views for part in parts if part.views is not None],
-    )
+    objective = Objective.of(parts)
+    require_finite(objective.loss, gradient_norm, batch.keys, images_seen, ranks)
+    return objective, gradient_norm
 
 
 def _figures(step: Step, ranks: Ranks) -> dict[str, float]:
     """What a record says of a step, over all ranks; relief only where there are labels, novel losses with views."""
-    figures = {"loss": float(ranks.mean(step.loss))}
-    figures |= {name: float(ranks.mean(value)) for name, value in step.terms.items()}
+    figures = {"loss": float(ranks.mean(step.objective.loss))}
+    figures |= {name: float(ranks.mean(value)) for name, value in step.objective.terms.items()}
     if figures.get("novel_views") == 0:  # no loss is known where there was nothing to compare with
         figures = {name: value for name, value in figures.items() if name == "novel_views" or name[:6] != "novel_"}
-    relief, count = ranks.sum(step.relief).tolist()
+    relief, count = ranks.sum(step.objective.relief).tolist()
     if count:
         figures["relief"] = relief / count
-    assert step.code_counts is not None
-    return {
-        **figures,
-        "gradient_norm": float(step.gradient_norm),
-        **(step.scores or {}),
-        "perplexity": float(perplexity(step.code_counts)),
-        "learning_rate": step.learning_rate,
-    }
+    return {**figures, **step.figures, "perplexity": float(perplexity(step.code_counts))}
 
 
 def _check_camera(recipe: Stage1Recipe, *, metric_labels: bool) -> None:

@@ -52,7 +52,7 @@ def stepping(recipe: Stage1Recipe, device: torch.device) -> Callable[[], float]:
 
     def step() -> float:
         with denormals_flushed():
-            loss = float(take_step(recipe, state, objective, batch, device=device, ranks=ranks).loss)
+            loss = float(take_step(recipe, state, objective, batch, device=device, ranks=ranks).objective.loss)
         assert math.isfinite(loss), loss
         return loss
 
