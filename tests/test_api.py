@@ -16,7 +16,7 @@ from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.composition import read_composition
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.rendering.trajectories import trajectory
-from vq3dcli.scene_file import load_scene, save_scene
+from vq3dcli.scene_file import camera_of, load_scene, save_scene
 from vq3dcli.weights_file import load_prior, load_weights
 
 
@@ -52,7 +52,7 @@ def test_paths_may_be_text(tiny_weights: Path, tmp_path: Path) -> None:
     weights = load_weights(str(tiny_weights))
     scene = reconstruct_scene(weights.model, read_image(str(photo))[None])
     saved = str(tmp_path / "a.vq3d.safetensors")
-    save_scene(saved, scene, weights=weights, provenance={}, photo=None)
+    save_scene(saved, scene, camera_of(weights), weights.sha256, provenance={}, photo=None)
     assert torch.equal(load_scene(saved).scene.codes, scene.codes)
     (tmp_path / "a.toml").write_text("scene = 'photo.png'")
     assert read_composition(str(tmp_path / "a.toml")).scene == str(photo)

@@ -11,7 +11,7 @@ import torch
 from vq3dcli.errors import DataError, InputMissingError, UnsafeFileError, UsageError, Vq3dError
 from vq3dcli.model.scene import Scene, reconstruct_scene
 from vq3dcli.rendering.cameras import pivot_camera
-from vq3dcli.scene_file import load_scene, save_scene
+from vq3dcli.scene_file import camera_of, load_scene, save_scene
 from vq3dcli.tensor_file import read_tensors, write_tensors
 from vq3dcli.weights_file import LoadedWeights, load_weights
 
@@ -32,7 +32,9 @@ def scene(weights: LoadedWeights) -> Scene:
 def test_a_scene_renders_without_its_weights(tmp_path: Path, scene: Scene, weights: LoadedWeights) -> None:
     path = tmp_path / "a.vq3d.safetensors"
     photo = torch.randint(0, 256, (3, 20, 30)).to(torch.uint8)
-    digest = save_scene(path, scene, weights=weights, provenance={"input": "a.jpg"}, photo=photo)
+    digest = save_scene(
+        path, scene, camera_of(weights, 1.5), weights.sha256, provenance={"input": "a.jpg"}, photo=photo
+    )
     loaded = load_scene(path)
     assert loaded.sha256 == digest
     assert loaded.provenance == {"input": "a.jpg"}
@@ -45,16 +47,10 @@ def test_a_scene_renders_without_its_weights(tmp_path: Path, scene: Scene, weigh
     assert (before.rgb.int() - after.rgb.int()).abs().max() <= 2
     assert (before.s - after.s).abs().max() < 2e-3
     again = tmp_path / "b.vq3d.safetensors"
-    assert save_scene(again, scene, weights=weights, provenance={"input": "a.jpg"}, photo=photo) == digest
-
-
-def test_codes_alone_need_the_weights(tmp_path: Path, scene: Scene, weights: LoadedWeights) -> None:
-    path = tmp_path / "a.vq3d.safetensors"
-    save_scene(path, scene, weights=weights, provenance={}, photo=None, codes_alone=True)
-    assert path.stat().st_size < 2000
-    assert torch.equal(load_scene(path, weights=weights).scene.planes, scene.planes)
-    with pytest.raises(DataError, match="needs the weights"):
-        load_scene(path)
+    assert (
+        save_scene(again, scene, camera_of(weights, 1.5), weights.sha256, provenance={"input": "a.jpg"}, photo=photo)
+        == digest
+    )
 
 
 def test_query_is_the_field(scene: Scene) -> None:
@@ -123,7 +119,7 @@ def test_files_that_are_no_scene(
     tmp_path: Path, scene: Scene, weights: LoadedWeights, change: str, error: type[Vq3dError]
 ) -> None:
     path = tmp_path / "a.vq3d.safetensors"
-    save_scene(path, scene, weights=weights, provenance={}, photo=None)
+    save_scene(path, scene, camera_of(weights), weights.sha256, provenance={}, photo=None)
     if change == "missing":
         path.unlink()
     elif change == "pickle":
@@ -146,22 +142,10 @@ def test_weights_are_no_scene(tmp_path: Path, tiny_weights: Path) -> None:
         load_scene(path)
 
 
-def test_no_codes_are_codes_that_the_weights_do_not_know(tmp_path: Path, scene: Scene, weights: LoadedWeights) -> None:
-    path = tmp_path / "a.vq3d.safetensors"
-    save_scene(path, scene, weights=weights, provenance={}, photo=None, codes_alone=True)
-    header, _, _ = read_tensors(path, what="scene")
-    for codes in (torch.zeros(0), torch.full((len(scene.codes[0]),), 10**4)):
-        write_tensors(path, {"codes": codes.to(torch.int32)}, header)
-        with pytest.raises(DataError, match="do not know"):
-            load_scene(path, weights=weights)
-
-
 def test_names_and_planes_without_codes(tmp_path: Path, scene: Scene, weights: LoadedWeights) -> None:
     with pytest.raises(UsageError, match="is called NAME"):
-        save_scene(tmp_path / "a.safetensors", scene, weights=weights, provenance={}, photo=None)
+        save_scene(tmp_path / "a.safetensors", scene, camera_of(weights), weights.sha256, provenance={}, photo=None)
     bare = Scene(scene.model, scene.planes, scene.codes[:, :0])
     path = tmp_path / "a.vq3d.safetensors"
-    with pytest.raises(UsageError, match="without codes"):
-        save_scene(path, bare, weights=weights, provenance={}, photo=None, codes_alone=True)
-    save_scene(path, bare, weights=weights, provenance={}, photo=None)
+    save_scene(path, bare, camera_of(weights), weights.sha256, provenance={}, photo=None)
     assert load_scene(path).scene.codes.shape == (1, 0)

@@ -250,8 +250,6 @@ def load(
 def open_scene(path: str | Path, *, device: str | torch.device = "auto") -> Scene:
     """Open a saved scene, without the weights that made it.
 
-    One that was saved as codes alone needs them: `model.reconstruct(path)`.
-
     Args:
         path: `NAME.vq3d.safetensors`.
         device: Where to compute; `auto` takes CUDA where it works.

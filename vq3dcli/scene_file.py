@@ -1,8 +1,7 @@
 """Saved scenes, `NAME.vq3d.safetensors`: a NeRF with all that it takes to look at it again.
 
 One safetensors file holds the planes (fp16), the codes that they were decoded from, the field that reads them, the
-photo if there was one, and a header of JSON: camera, space, what made it. It renders without the weights file. Saved
-as codes alone it is a thousand times smaller, and needs the weights that it was made with.
+photo if there was one, and a header of JSON: camera, space, what made it. It renders without the weights file.
 
 Legend: P plane side, C plane channels, L codes.
 """
@@ -23,7 +22,7 @@ from torch import Tensor
 from vq3dcli.data.images import decode_image, encode_png
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.field import FieldMLP, FieldModel
-from vq3dcli.model.scene import Scene, scene_from_codes
+from vq3dcli.model.scene import Scene
 from vq3dcli.rendering.cameras import DepthRange
 from vq3dcli.rendering.space import ContractedSpace, Frustum
 from vq3dcli.tensor_file import check_tensors, read_tensors, shapes_alone, write_tensors
@@ -108,40 +107,22 @@ class LoadedScene:
 def save_scene(
     path: Path | str,
     scene: Scene,
-    *,
-    weights: LoadedWeights,
-    provenance: Mapping[str, Any],
-    photo: Tensor | None,
-    codes_alone: bool = False,
-) -> str:
-    """Write a scene, atomically, to a file that ends in `SUFFIX`, its planes rounded to fp16; returns its SHA-256.
-
-    `provenance` are JSON values to keep with it: the command, the input's name, ...; `photo` is what the canonical
-    camera saw, uint8 `[3, H, W]` of any size. With `codes_alone` planes and field are left out: such a file needs the
-    weights to be read. Raises `UsageError`: another suffix; codes alone of planes that have none.
-    """
-    camera = camera_of(weights, 1.0 if photo is None else photo.shape[2] / photo.shape[1])
-    return write_scene(path, scene, camera, weights.sha256, provenance=provenance, photo=photo, codes_alone=codes_alone)
-
-
-def write_scene(
-    path: Path | str,
-    scene: Scene,
     camera: SceneCamera,
     weights_sha256: str,
     *,
     provenance: Mapping[str, Any],
     photo: Tensor | None,
-    codes_alone: bool = False,
 ) -> str:
-    """`save_scene` of a scene whose camera and weights are known by what it was opened from."""
+    """Write a scene, atomically, to a file that ends in `SUFFIX`, its planes rounded to fp16; returns its SHA-256.
+
+    `weights_sha256` is of what made it; `provenance` are JSON values to keep with it: the command, the input's name,
+    ...; `photo` is what the canonical camera saw, uint8 `[3, H, W]` of any size. Raises `UsageError`: another suffix.
+    """
     path = Path(path)
     if not path.name.endswith(SUFFIX):
         raise UsageError(f"a saved scene is called NAME{SUFFIX} ({path})", remedy=f"{path.with_suffix('')}{SUFFIX}")
     if len(scene) != 1:
         raise ValueError(f"a file holds one scene, not {len(scene)}")
-    if codes_alone and not scene.codes.numel():
-        raise UsageError(f"a scene without codes cannot be saved as codes alone ({path})", remedy="its planes, too")
     model, mlp = scene.model, scene.model.field_mlp
     header = _Header(
         format="scene",
@@ -152,23 +133,18 @@ def write_scene(
         weights_sha256=weights_sha256,
         provenance=dict(provenance),
     )
-    tensors = {"codes": scene.codes[0].to(torch.int32)}
-    if not codes_alone:
-        tensors["planes"] = scene.planes[0].half()
-        tensors |= {_FIELD + name: value.float() for name, value in mlp.state_dict().items()}
+    tensors = {"codes": scene.codes[0].to(torch.int32), "planes": scene.planes[0].half()}
+    tensors |= {_FIELD + name: value.float() for name, value in mlp.state_dict().items()}
     if photo is not None:
         # As PNG: lossless, and a third of the bytes.
         tensors["photo_png"] = torch.from_numpy(np.frombuffer(encode_png(photo), np.uint8).copy())
     return write_tensors(path, tensors, header.model_dump(mode="json"))
 
 
-def load_scene(
-    path: Path | str, device: str | torch.device = "cpu", *, weights: LoadedWeights | None = None
-) -> LoadedScene:
-    """Read a saved scene; one with codes alone needs its `weights`.
+def load_scene(path: Path | str, device: str | torch.device = "cpu") -> LoadedScene:
+    """Read a saved scene.
 
-    Raises `DataError`: it is damaged, no saved scene, of a newer format, or has codes alone of other weights; else as
-    `read_tensors`.
+    Raises `DataError`: it is damaged, no saved scene, or of a newer format; else as `read_tensors`.
     """
     path = Path(path)
     values, tensors, sha256 = read_tensors(path, what="scene")
@@ -180,10 +156,7 @@ def load_scene(
     if "photo_png" in tensors:
         data = _taken(path, tensors, "photo_png", 1, torch.uint8).numpy().tobytes()
         photo = decode_image(data, name=f"the photo in {path}")
-    if "planes" in tensors:
-        scene = _scene_of_planes(path, header, tensors, codes, device)
-    else:
-        scene = _scene_of_codes(path, header, codes, weights)
+    scene = _scene_of_planes(path, header, tensors, codes, device)
     return LoadedScene(scene, photo, header.camera, header.weights_sha256, header.provenance, str(path), sha256)
 
 
@@ -211,17 +184,6 @@ def _scene_of_planes(
     model = FieldModel(mlp, space, frustum)
     model.requires_grad_(False).eval().to(device)
     return Scene(model, planes[None].float().to(device), codes.to(device))
-
-
-def _scene_of_codes(path: Path, header: _Header, codes: Tensor, weights: LoadedWeights | None) -> Scene:
-    if weights is None or weights.sha256 != header.weights_sha256:
-        having = "" if weights is None else f", not {weights.sha256[:12]} ({weights.path})"
-        raise DataError(
-            f"a scene of codes alone ({path}) needs the weights {header.weights_sha256[:12]}{having}",
-            remedy="--weights with the file that it was made with",
-        )
-    check_codes(path, codes, weights)
-    return scene_from_codes(weights.model, codes.to(weights.device))
 
 
 def check_codes(path: Path, codes: Tensor, weights: LoadedWeights) -> None:

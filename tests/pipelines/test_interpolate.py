@@ -19,7 +19,7 @@ from vq3dcli.model.blend import between_on_sphere, mix_codes, mix_planes
 from vq3dcli.model.scene import scene_from_codes
 from vq3dcli.pipelines.inputs import OpenedScene, open_scene, parse_sources
 from vq3dcli.pipelines.interpolate import leg, way_between
-from vq3dcli.scene_file import save_scene
+from vq3dcli.scene_file import camera_of, save_scene
 from vq3dcli.weights_file import LoadedWeights, load_weights
 
 
@@ -127,7 +127,7 @@ def test_photos_and_saved_scenes_mix_into_a_video(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     saved = tmp_path / "torus.vq3d.safetensors"
-    save_scene(saved, opened[2].scene, weights=weights, provenance={}, photo=None)
+    save_scene(saved, opened[2].scene, camera_of(weights), weights.sha256, provenance={}, photo=None)
     Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / "photo.png")
     for mix, camera in (("codes", "still"), ("planes", "orbit")):
         out = tmp_path / f"{mix}.gif"

@@ -41,7 +41,7 @@ from vq3dcli.pipelines.sampling.record import read_record
 from vq3dcli.pipelines.studies.budget import recorded_budget
 from vq3dcli.pipelines.tokenize import tokenize
 from vq3dcli.rendering.cameras import pivot_camera
-from vq3dcli.scene_file import load_scene, save_scene
+from vq3dcli.scene_file import camera_of, load_scene, save_scene
 from vq3dcli.sealed import write_sealed_json
 from vq3dcli.weights_file import TokenFacts, load_depth, load_prior, load_weights, save_weights, weights_header
 
@@ -168,18 +168,16 @@ def make_kinds(root: Path) -> Iterator[Kind]:
 
     image = torch.randint(0, 256, (3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     scene = reconstruct_scene(weights.model, image[None])
-    for name, alone in (("scene", False), ("scene of codes", True)):
-        file = root / f"{name.replace(' ', '-')}.vq3d.safetensors"
-        photo = None if alone else image
-        save_scene(file, scene, weights=weights, provenance={"input": "a.jpg"}, photo=photo, codes_alone=alone)
+    file = root / "scene.vq3d.safetensors"
+    save_scene(file, scene, camera_of(weights), weights.sha256, provenance={"input": "a.jpg"}, photo=image)
 
-        def read_scene(file: Path = file) -> object:
-            found = load_scene(file, weights=weights)
-            field = dict(found.scene.model.field_mlp.state_dict())
-            tensors = [found.scene.planes, found.scene.codes, found.photo, field]
-            return digest([*tensors, found.camera, found.weights_sha256, found.provenance])
+    def read_scene() -> object:
+        found = load_scene(file)
+        field = dict(found.scene.model.field_mlp.state_dict())
+        tensors = [found.scene.planes, found.scene.codes, found.photo, field]
+        return digest([*tensors, found.camera, found.weights_sha256, found.provenance])
 
-        yield Kind(name, file, read_scene)
+    yield Kind("scene", file, read_scene)
 
     record = root / "samples.json"
     codes = " ".join(map(str, scene.codes[0].tolist()))

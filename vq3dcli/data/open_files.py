@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
+import resource
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -30,18 +30,8 @@ class OpenFile:
 @functools.cache
 def _most_open() -> int:
     """How many shards this process may hold open: three quarters of the files that the system lets it have."""
-    try:
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = min(_MOST_OPEN, hard) if hard != resource.RLIM_INFINITY else _MOST_OPEN
-        if soft != resource.RLIM_INFINITY and soft < most:
-            with contextlib.suppress(ValueError, OSError):  # macOS has a limit below the one that it tells
-                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-                soft = most
-        return max(16, (most if soft == resource.RLIM_INFINITY else min(soft, most)) * 3 // 4)
-    except ImportError:
-        return 192
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, (_MOST_OPEN if most == resource.RLIM_INFINITY else min(most, _MOST_OPEN)) * 3 // 4)
 
 
 class OpenFiles:

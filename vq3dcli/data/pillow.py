@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import io
 import logging
 import mmap
@@ -19,7 +18,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -32,8 +31,7 @@ MAX_PIXELS = 128_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIC")
 ALPHA_BACKGROUND = 128
 
-_HAS_AVIF = importlib.util.find_spec("PIL.AvifImagePlugin") is not None  # since version 11.3
-_PILLOWS_FORMATS = [name for name in FORMATS if name != "HEIC" and (name != "AVIF" or _HAS_AVIF)]
+_PILLOWS_FORMATS = [name for name in FORMATS if name != "HEIC"]
 
 # These decoders take 16 bytes a pixel, the others 4: none takes more than 1 GB.
 _MOST_PIXELS = {"WEBP": 48_000_000, "AVIF": 48_000_000, "HEIF": 48_000_000}
@@ -47,7 +45,6 @@ _WARNINGS_LOCK = threading.Lock()
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _TIFF_STARTS = (b"II*\0", b"MM\0*")
 _TAG_NEW_SUBFILE_TYPE, _TAG_PHOTOMETRIC, _TAG_SUB_IFDS, _TAG_DNG_VERSION = 254, 262, 330, 50706
-_TAG_BITS, _TAG_SAMPLE_FORMAT = 258, 339
 _COLOUR_FILTER_ARRAY, _LINEAR_RAW = 32803, 34892
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _EXIF_ORIENTATION = 0x0112
@@ -331,21 +328,10 @@ def _unknown(data: bytes) -> str:
     if not data:
         return "the file is empty"
     if b"avif" in _brands(data):
-        return "damaged, or AVIF that this Pillow cannot read: pip install 'pillow>=11.3'"
+        return "damaged AVIF, or this Pillow was built without it"
     if data[:4] in _TIFF_STARTS:
-        with contextlib.suppress(Exception):  # a damaged directory raises almost any type
-            return _tiff_kind(data)
+        return "a TIFF that is damaged, or of numbers that Pillow does not read, as 64-bit ones"
     return f"its bytes are none of {', '.join(FORMATS)}"
-
-
-def _tiff_kind(data: bytes) -> str:
-    directory: Any = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
-    file = io.BytesIO(data)
-    file.seek(directory.next)
-    directory.load(file)
-    bits, kinds = directory.get(_TAG_BITS, (1,)), directory.get(_TAG_SAMPLE_FORMAT, (1,))
-    kind = {1: "whole numbers", 2: "signed numbers", 3: "floating-point numbers"}.get(kinds[0], "numbers")
-    return f"a TIFF of {len(bits)} x {bits[0]}-bit {kind}, which Pillow does not read"
 
 
 @contextlib.contextmanager

@@ -31,15 +31,6 @@ class Survey:
     rejects: list[RejectEntry]
 
 
-@dataclass(frozen=True)
-class _Seen:
-    path: str
-    sha256: str = ""
-    shape: str = ""
-    files: tuple[str, ...] = ()
-    reject: str = ""
-
-
 def survey_assets(
     root: Path,
     *,
@@ -70,9 +61,9 @@ def survey_assets(
         progress(done, len(models))
 
     tasks = [(root, file) for file in models]
-    seen = sorted(run_tasks(_examine, tasks, workers=count, advance=advance), key=lambda each: each.path)
-    good = [each for each in seen if not each.reject]
-    rejects = [RejectEntry(path=each.path, reason=each.reject) for each in seen if each.reject]
+    seen = sorted(run_tasks(_examine, tasks, workers=count, advance=advance), key=lambda each: each[0].path)
+    good = [each for each, _ in seen if isinstance(each, Asset)]
+    rejects = [each for each, _ in seen if isinstance(each, RejectEntry)]
     if not good:
         raise DataError(
             f"no model in it is of use ({root}), the first: {rejects[0].path}: {rejects[0].reason}",
@@ -80,8 +71,8 @@ def survey_assets(
         )
     class_of = {each.path: each.path.split("/")[0] if "/" in each.path else root.resolve().name for each in good}
     names = tuple(sorted(set(class_of.values())))
-    assets = tuple(Asset(each.path, names.index(class_of[each.path]), each.sha256, each.shape) for each in good)
-    used = {name for each in seen for name in each.files}
+    assets = tuple(each._replace(class_index=names.index(class_of[each.path])) for each in good)
+    used = {name for _, files in seen for name in files}
     grounds = []
     for file in in_grounds:
         if file.path in used or Path(file.path).suffix.lower() not in _PICTURES:
@@ -97,17 +88,18 @@ def survey_assets(
     return Survey(Assets(root, names, assets, tuple(grounds)), rejects)
 
 
-def _examine(task: tuple[Path, Entry], advance: Callable[[int], None]) -> _Seen:
+def _examine(task: tuple[Path, Entry], advance: Callable[[int], None]) -> tuple[Asset | RejectEntry, list[str]]:
+    """What a file is, its class left open, and the files below the root that it reads."""
     root, file = task
     advance(1)
-    if file.reject:
-        return _Seen(file.path, reject=file.reject)
-    assert isinstance(file.place, FilePlace)
     try:
+        if file.reject:
+            raise DataError(file.reject)
+        assert isinstance(file.place, FilePlace)
         read = read_model(Path(file.place.file), root)
     except DataError as error:
-        return _Seen(file.path, reject=error.message)
-    return _Seen(file.path, read.sha256, _shape(read.model), tuple(read.files))
+        return RejectEntry(path=file.path, reason=error.message), []
+    return Asset(file.path, -1, read.sha256, _shape(read.model)), read.files
 
 
 def _shape(model: Model) -> str:

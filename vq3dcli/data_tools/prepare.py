@@ -154,9 +154,9 @@ class SquareMaker:
 
     def __call__(self, positions: range) -> Iterator[Sample | RejectEntry]:
         """Samples and rejects of the positions in a range, in order."""
-        with Reader() as reader:
-            for position in positions:
-                yield self._make(reader, position, self.entries[position - self.first])
+        reader = Reader()
+        for position in positions:
+            yield self._make(reader, position, self.entries[position - self.first])
 
     def _make(self, reader: Reader, position: int, entry: Entry) -> Sample | RejectEntry:
         if entry.reject:
@@ -261,36 +261,36 @@ def without_duplicates(entries: list[Entry]) -> list[Entry]:
     read whole. What cannot be read or decoded is nobody's duplicate: making the shard gives the reason.
     """
     marked = list(entries)
-    with Reader() as reader:
+    reader = Reader()
 
-        def read(place: Place) -> bytes | None:
-            try:
-                return reader.read(place)
-            except (DataError, InputMissingError):
-                return None
+    def read(place: Place) -> bytes | None:
+        try:
+            return reader.read(place)
+        except (DataError, InputMissingError):
+            return None
 
-        def tail(i: int) -> bytes | None:
-            """The last bytes: the first ones of two photos of a camera often agree."""
-            place, size = entries[i].place, min(entries[i].size, _TAIL_BYTES)
-            if isinstance(place, Row):  # part of a row cannot be read
-                return b""
-            start = 0 if isinstance(place, FilePlace) else place.offset
-            return read(Span(place.file, start + entries[i].size - size, size))
+    def tail(i: int) -> bytes | None:
+        """The last bytes: the first ones of two photos of a camera often agree."""
+        place, size = entries[i].place, min(entries[i].size, _TAIL_BYTES)
+        if isinstance(place, Row):  # part of a row cannot be read
+            return b""
+        start = 0 if isinstance(place, FilePlace) else place.offset
+        return read(Span(place.file, start + entries[i].size - size, size))
 
-        def digest(i: int) -> bytes | None:
-            data = read(entries[i].place)
-            return None if data is None else hashlib.sha256(data).digest()
+    def digest(i: int) -> bytes | None:
+        data = read(entries[i].place)
+        return None if data is None else hashlib.sha256(data).digest()
 
-        groups = _grouped(range(len(entries)), lambda i: None if entries[i].reject else entries[i].size)
-        for key in (tail, digest):
-            groups = [g for group in groups for g in _grouped(group, key)]
-        for first, *others in groups:
-            try:
-                decode_image(reader.read(entries[first].place), name=entries[first].path, apply_orientation=False)
-            except (DataError, InputMissingError):
-                continue
-            for i in others:
-                marked[i] = entries[i]._replace(reject=f"the same bytes as {entries[first].path}", kind="duplicate")
+    groups = _grouped(range(len(entries)), lambda i: None if entries[i].reject else entries[i].size)
+    for key in (tail, digest):
+        groups = [g for group in groups for g in _grouped(group, key)]
+    for first, *others in groups:
+        try:
+            decode_image(reader.read(entries[first].place), name=entries[first].path, apply_orientation=False)
+        except (DataError, InputMissingError):
+            continue
+        for i in others:
+            marked[i] = entries[i]._replace(reject=f"the same bytes as {entries[first].path}", kind="duplicate")
     return marked
 
 

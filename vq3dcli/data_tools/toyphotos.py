@@ -57,7 +57,6 @@ def _shown(folder: ShardFolder, i: int) -> Tensor:
 
 def _decoded(entry: Entry) -> Tensor | None:
     try:
-        with Reader() as reader:
-            return decode_square(reader.read(entry.place), SIDE_PX, name=entry.path).image.contiguous()
+        return decode_square(Reader().read(entry.place), SIDE_PX, name=entry.path).image.contiguous()
     except (DataError, InputMissingError):  # also a link to nowhere
         return None

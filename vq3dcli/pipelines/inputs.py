@@ -30,7 +30,7 @@ from vq3dcli.pipelines.sampling.record import read_record
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.rendering.render import Field
 from vq3dcli.rendering.space import Frustum
-from vq3dcli.scene_file import SUFFIX, SceneCamera, camera_of, check_codes, load_scene, write_scene
+from vq3dcli.scene_file import SUFFIX, SceneCamera, camera_of, check_codes, load_scene, save_scene
 from vq3dcli.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
 from vq3dcli.weights_file import LoadedWeights
 
@@ -58,7 +58,7 @@ class Source:
 
     @property
     def is_saved_scene(self) -> bool:
-        """Whether it is a saved scene, which needs no weights unless it was saved as codes alone."""
+        """Whether it is a saved scene, which needs no weights."""
         return self.path is not None and self.path.name.endswith(SUFFIX)
 
 
@@ -109,7 +109,7 @@ class OpenedScene:
         made_by, facts = str(self.provenance["weights_sha256"]), self.provenance
         # What a toy scene looks like is no photo: the saved scene shall be shown as this one is, by its NeRF.
         photo = None if str(facts.get("input")).startswith(_TOYSCENE) else self.photo
-        write_scene(path, self.scene, self.camera, made_by, provenance=facts, photo=photo)
+        save_scene(path, self.scene, self.camera, made_by, provenance=facts, photo=photo)
 
     @property
     def has_detail(self) -> bool:
@@ -198,7 +198,7 @@ def open_scene(
 ) -> OpenedScene:
     """Read an input of any kind and make a scene of it.
 
-    `weights` may be None for saved scenes with their planes, which are as they were saved and go to
+    `weights` may be None for saved scenes, which are as they were saved and go to
     `device`, by default where the model is. `picture` is the input's, where it is at hand.
 
     Raises:
@@ -209,7 +209,7 @@ def open_scene(
     if device is None:
         device = "cpu" if weights is None else weights.device
     if source.path is not None and source.is_saved_scene:
-        loaded = load_scene(source.path, device, weights=weights)
+        loaded = load_scene(source.path, device)
         facts = {**loaded.provenance, "scene_sha256": loaded.sha256, "weights_sha256": loaded.weights_sha256}
         return OpenedScene(loaded.scene, loaded.photo, source.stem, loaded.camera, facts)
     if weights is None:

@@ -63,11 +63,11 @@ def compcars_source(source: Path, *, leave_out: Path, class_by: ClassBy = "model
             f"no photos of CompCars ({source}): there is no image/MAKE/MODEL/YEAR/NAME.jpg",
             remedy="the extracted folder that holds image/ and label/",
         )
-    with Reader() as reader:
-        names = _read_names(reader, files)
-        if split != "all":
-            images = _listed(reader, files, split)
-        photos = [_photo(reader, files, path, names, split) for path in images]
+    reader = Reader()
+    names = _read_names(reader, files)
+    if split != "all":
+        images = _listed(reader, files, split)
+    photos = [_photo(reader, files, path, names, split) for path in images]
     numbers = {number for number in (_number(photo, class_by) for photo in photos) if number is not None}
     result = Source(options={"class_by": class_by, "split": split})
     order = {number: index for index, number in enumerate(sorted(numbers))}

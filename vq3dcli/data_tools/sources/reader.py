@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 from vq3dcli.data.images import MAX_FILE_BYTES, read_file
+from vq3dcli.data.open_files import OpenFiles
 from vq3dcli.data_tools.sources.entry import FilePlace, Place, Row, Span
 from vq3dcli.errors import DataError, InputMissingError, StorageError
 from vq3dcli.files import read_error
@@ -17,22 +15,12 @@ _MAX_OPEN_FILES = 32
 
 
 class Reader:
-    """Reads places; keeps archives open, and Parquet files at the row after the last one. A context manager."""
+    """Reads places; keeps archives open, and Parquet files at the row after the last one."""
 
     def __init__(self) -> None:
-        self._files: OrderedDict[str, int] = OrderedDict()
+        self._files = OpenFiles(_MAX_OPEN_FILES)
         self._next: Row | None = None
         self._rows: Iterator[bytes | None] = iter(())
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        while self._files:
-            os.close(self._files.popitem()[1])
-        self._next = None
 
     def read(self, place: Place) -> bytes:
         """The bytes at a place.
@@ -53,12 +41,7 @@ class Reader:
         if span.size > MAX_FILE_BYTES:
             raise DataError(f"more than {MAX_FILE_BYTES >> 20} MiB ({span.file})", remedy="a single image")
         try:
-            if span.file not in self._files:
-                self._files[span.file] = os.open(span.file, os.O_RDONLY)
-                if len(self._files) > _MAX_OPEN_FILES:
-                    os.close(self._files.popitem(last=False)[1])
-            self._files.move_to_end(span.file)
-            data = os.pread(self._files[span.file], span.size, span.offset)
+            data = self._files.get(0, Path(span.file)).read(span.offset, span.size)
         except OSError as error:
             raise read_error(Path(span.file), error) from error
         return data if len(data) == span.size else None

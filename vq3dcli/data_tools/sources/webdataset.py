@@ -25,16 +25,16 @@ def with_labels(files: Iterable[Entry]) -> list[Entry]:
     """The files, those with a `.cls` member of the same key with its label, without these members."""
     labels: dict[str, str] = {}
     others: list[tuple[str, Entry]] = []
-    with Reader() as reader:
-        for file in files:
-            # The folder belongs to the key, and the extension may have dots.
-            folder, _, name = file.path.rpartition("/")
-            stem, _, extension = name.partition(".")
-            if extension.lower() == _LABEL:
-                text = reader.read(file.place)[:_MOST_LABEL_BYTES].decode("utf-8", "backslashreplace")
-                labels[f"{folder}/{stem}"] = text.strip()
-            else:
-                others.append((f"{folder}/{stem}", file))
+    reader = Reader()
+    for file in files:
+        # The folder belongs to the key, and the extension may have dots.
+        folder, _, name = file.path.rpartition("/")
+        stem, _, extension = name.partition(".")
+        if extension.lower() == _LABEL:
+            text = reader.read(file.place)[:_MOST_LABEL_BYTES].decode("utf-8", "backslashreplace")
+            labels[f"{folder}/{stem}"] = text.strip()
+        else:
+            others.append((f"{folder}/{stem}", file))
     return [file._replace(label=labels.get(key)) for key, file in others]
 
 

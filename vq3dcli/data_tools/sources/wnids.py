@@ -75,12 +75,12 @@ def validation_labels(devkit: Path | None, source: Path, files: Sequence[Entry])
             raise InputMissingError(f"no such devkit ({devkit})", remedy="check the path")
         return _read_devkit(devkit)
     by_name = {file.path.rpartition("/")[2]: file for file in files}
-    with Reader() as reader:
-        if _TRUTH_NAME in by_name and _META_NAME in by_name:
-            texts = {name: reader.read(by_name[name].place) for name in (_TRUTH_NAME, _META_NAME)}
-            return _devkit_labels(texts, by_name[_META_NAME].path)
-        if _KAGGLE_NAME in by_name:
-            return kaggle_labels(reader.read(by_name[_KAGGLE_NAME].place), name=by_name[_KAGGLE_NAME].path)
+    reader = Reader()
+    if _TRUTH_NAME in by_name and _META_NAME in by_name:
+        texts = {name: reader.read(by_name[name].place) for name in (_TRUTH_NAME, _META_NAME)}
+        return _devkit_labels(texts, by_name[_META_NAME].path)
+    if _KAGGLE_NAME in by_name:
+        return kaggle_labels(reader.read(by_name[_KAGGLE_NAME].place), name=by_name[_KAGGLE_NAME].path)
     inside = [Path(file.place.file) for file in files if isinstance(file.place, FilePlace)]
     beside = sorted(source.parent.iterdir()) if source.parent.is_dir() else []
     for path in [*(path for path in inside if _DEVKIT.fullmatch(path.name)), *beside]:

@@ -23,7 +23,7 @@ from vq3dcli.pipelines.render import Look, staged
 from vq3dcli.rendering.cameras import Camera, canonical_camera, image_rays
 from vq3dcli.rendering.scene import to_uint8
 from vq3dcli.rendering.trajectories import trajectory
-from vq3dcli.scene_file import SUFFIX, save_scene
+from vq3dcli.scene_file import SUFFIX, camera_of, save_scene
 from vq3dcli.toyscenes import render_scenes, sample_scenes
 from vq3dcli.weights_file import load_weights
 
@@ -90,7 +90,7 @@ def by_command(folder: Path) -> Callable[[], object]:
     """`vq3d render` of a saved scene, imports and ffmpeg included, on a CPU."""
     weights = load_weights()
     scene, saved = open_scene(parse_sources([SUBJECT])[0], weights, fit="crop").scene, folder / f"scene{SUFFIX}"
-    save_scene(saved, scene, weights=weights, provenance={}, photo=None)
+    save_scene(saved, scene, camera_of(weights), weights.sha256, provenance={}, photo=None)
     asked = ["--frames", COMMAND_FRAMES, "--size", SIZE_PX, "--detail", "none", "-o", folder / "out.mp4", "--quiet"]
     command = [sys.executable, "-m", "vq3dcli", "render", str(saved), *map(str, asked), "--device", "cpu"]
     return partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
