@@ -66,7 +66,7 @@ def test_from_a_folder_of_models_to_views(tmp_path: Path, capsys: pytest.Capture
         (["toyscenes", "OUT"], 2),
         (["toyscenes", "OUT", "--count", "4", "--margin", "1.1"], 2),
         (["SRC", "OUT", "--count", "4"], 2),
-        (["toyscenes", "OUT", "--count", "4", "--workers", "2"], 2),
+        (["toyscenes", "OUT", "--count", "4", "--max-bad", "0.2"], 2),
         (["toyscenes", "OUT", "--count", "4", "--preset", "imagenet"], 2),
         (["SRC", "OUT", "--seed", "1"], 2),
         (["toyscenes", "OUT", "--count", "4", "--photos", "SRC"], 2),

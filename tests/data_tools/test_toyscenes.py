@@ -11,8 +11,7 @@ from vq3dcli.data.images import encode_png
 from vq3dcli.data.shard_reader import ShardFolder
 from vq3dcli.data_tools.depth.labels import label_exact
 from vq3dcli.data_tools.prepare import Options, image_job, open_source, prepare
-from vq3dcli.data_tools.toyphotos import read_photo_bank
-from vq3dcli.data_tools.toyscenes import prepare_toyscenes
+from vq3dcli.data_tools.toyscenes import prepare_toyscenes, read_photo_bank
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 
 
@@ -86,20 +85,21 @@ def photos_in(folder: Path, *, value: int = 90) -> Path:
 
 
 def test_varied_scenes_with_photos_are_another_data_set(tmp_path: Path):
-    bank = read_photo_bank(photos_in(tmp_path / "photos"), leave_out=tmp_path)
+    photos = photos_in(tmp_path / "photos")
+    bank = read_photo_bank(photos, leave_out=tmp_path)
     assert len(bank) == 3
     threads = torch.get_num_threads()
     try:
         for name, count in (("one", 1), ("two", 2)):
             torch.set_num_threads(count)
-            prepare_toyscenes(tmp_path / name, count=20, size=16, seed=7, varied=True, photos=bank, shard_size=15)
+            prepare_toyscenes(tmp_path / name, count=20, size=16, seed=7, varied=True, photos=photos, shard_size=15)
     finally:
         torch.set_num_threads(threads)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     options = ShardFolder(tmp_path / "one").manifest.options
     assert (options["varied"], options["photos"], options["photos_sha256"]) == (True, 3, bank.sha256)
     assert label_exact(tmp_path / "one").num_samples == 20
-    others = read_photo_bank(photos_in(tmp_path / "others", value=91), leave_out=tmp_path)
+    others = photos_in(tmp_path / "others", value=91)
     for changed in ({"photos": others}, {"photos": None}):
         with pytest.raises(UsageError, match="photos"):
             prepare_toyscenes(tmp_path / "one", count=20, size=16, seed=7, varied=True, shard_size=15, **changed)

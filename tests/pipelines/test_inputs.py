@@ -12,7 +12,7 @@ from PIL import Image
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.pipelines.inputs import open_scene, parse_sources, read_picture
 from vq3dcli.pipelines.targets import Task, plan_targets
-from vq3dcli.scene_file import camera_of, save_scene
+from vq3dcli.scene_file import save_scene
 from vq3dcli.sealed import write_sealed_json
 from vq3dcli.toyscenes import CLASS_NAMES
 from vq3dcli.weights_file import load_weights
@@ -147,7 +147,7 @@ def test_every_input_opens_as_a_scene(tmp_path: Path, tiny_weights: Path) -> Non
     assert photo.photo is not None and photo.photo.shape == (3, 20, 40)
     assert (photo.camera.aspect, toy.camera.aspect) == (2.0, 1.0)
     saved = tmp_path / "b.vq3d.safetensors"
-    save_scene(saved, photo.scene, camera_of(weights), weights.sha256, provenance=photo.provenance, photo=photo.photo)
+    save_scene(saved, photo.scene, photo.camera, weights.sha256, provenance=photo.provenance, photo=photo.photo)
     row = {"file": "box-0001.png", "class": None, "codes": " ".join(map(str, toy.scene.codes[0].tolist()))}
     record = tmp_path / "samples.json"
     write_sealed_json(record, {"stage1_sha256": weights.sha256, "samples": [row]})

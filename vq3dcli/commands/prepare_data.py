@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from vq3dcli.data.shard_format import Manifest
 
 # What each source takes, beside --size, --shard-size and --force: options of others would change nothing.
-_SCENES = ("--count", "--seed", "--varied", "--photos", "--views")
-_IN_PARTS = ("--max-bad", "--workers", "--part", "--dry-run")
-_IMAGES = ("--preset", "--margin", "--dedup", *_IN_PARTS)
+_IN_PARTS = ("--workers", "--part", "--dry-run")
+_SCENES = ("--count", "--seed", "--varied", "--photos", "--views", *_IN_PARTS)
+_IMAGES = ("--preset", "--margin", "--dedup", "--max-bad", *_IN_PARTS)
 _TAKES = {
     "toyscenes": _SCENES,
-    "meshscenes": (*_SCENES, "--coats", "--clear", "--alone", *_IN_PARTS),
+    "meshscenes": (*_SCENES, "--coats", "--clear", "--alone", "--max-bad"),
     "folder": (*_IMAGES, "--classes"),
     "imagenet": (*_IMAGES, "--split", "--devkit"),
     "compcars": (*_IMAGES, "--split", "--class-by", "--box-margin"),
@@ -140,42 +140,25 @@ def command(
         raise UsageError("scenes need a number", remedy="--count 10000")
     if split in ("val", "test") and split != {"imagenet": "val", "compcars": "test"}[kind]:
         raise UsageError(f"no split {split} of the preset {kind}", remedy="--split auto")
-    if toy:
-        from vq3dcli.data_tools.toyphotos import read_photo_bank
-        from vq3dcli.data_tools.toyscenes import prepare_toyscenes
-
-        bank = None if photos is None else read_photo_bank(photos, leave_out=out)
-        assert count is not None
-        with output.progress("preparing", unit="images") as progress:
-            manifest = prepare_toyscenes(
-                out,
-                count=count,
-                size=size,
-                seed=seed,
-                varied=varied,
-                photos=bank,
-                views=views,
-                shard_size=shard_size,
-                force=force,
-                progress=progress,
-            )
-        _finish(output, out, manifest, {}, seed=seed)
-        return
-
     from vq3dcli.data_tools.prepare import Options, image_job, job_facts, open_source, prepare
 
     share = options.asked_part(part, output)
     most_bad = 1.0 if dry_run else max_bad
-    if meshes:
-        from vq3dcli.data_tools.meshassets import survey_assets
-        from vq3dcli.data_tools.meshscenes import scene_job
-        from vq3dcli.data_tools.toyscenes import SceneOptions
+    facts: dict[str, Any] = {}
+    if toy or meshes:
+        from vq3dcli.data_tools.toyscenes import SceneOptions, toy_job
 
         assert count is not None
+        wanted = SceneOptions(count, size, seed, varied, photos, coats, shard_size, views, clear, alone)
+    if toy:
+        job = toy_job(out, wanted)
+    elif meshes:
+        from vq3dcli.data_tools.meshassets import survey_assets
+        from vq3dcli.data_tools.meshscenes import scene_job
+
         with output.progress("reading", unit="models") as progress:
             survey = survey_assets(Path(source[1]), leave_out=out, workers=workers or None, progress=progress)
-        wanted = SceneOptions(count, size, seed, varied, photos, coats, shard_size, views, clear, alone)
-        facts: dict[str, Any] = {"models": len(survey.assets.models), "grounds": len(survey.assets.grounds)}
+        facts = {"models": len(survey.assets.models), "grounds": len(survey.assets.grounds)}
         job = scene_job(survey, out, wanted, max_bad=most_bad)
     else:
         listed = open_source(
@@ -183,7 +166,7 @@ def command(
         )
         facts = listed.facts
         job = image_job(preset, listed, Options(size, margin, shard_size, dedup, box_margin), max_bad=most_bad)
-    shown_seed = seed if meshes else None
+    shown_seed = seed if toy or meshes else None
     if dry_run:
         would = job_facts(job, out, part=share)
         facts = {**facts, **would, "rejects": len(survey.rejects)} if meshes else would | facts

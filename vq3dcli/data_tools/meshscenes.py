@@ -14,12 +14,10 @@ from vq3dcli.data.views import novel_poses
 from vq3dcli.data_tools.job import Job
 from vq3dcli.data_tools.meshassets import Survey
 from vq3dcli.data_tools.shard_writer import Sample
-from vq3dcli.data_tools.toyphotos import read_photo_bank
-from vq3dcli.data_tools.toyscenes import PURPOSE, SceneOptions, drawn_job, scene_sample
-from vq3dcli.errors import DataError, UsageError
+from vq3dcli.data_tools.toyscenes import PURPOSE, SceneOptions, banks_of, drawn_job, scene_sample
+from vq3dcli.errors import UsageError
 from vq3dcli.meshscenes.library import Assets, Library
 from vq3dcli.meshscenes.render import pose_at, render_scene, sample_scene
-from vq3dcli.toyscenes.photos import PhotoBank
 
 
 def scene_job(survey: Survey, out: Path, options: SceneOptions, *, max_bad: float) -> Job:
@@ -34,9 +32,9 @@ def scene_job(survey: Survey, out: Path, options: SceneOptions, *, max_bad: floa
         raise UsageError(
             "views are of the canonical camera, which varied mesh scenes have not", remedy="no --views, or no --varied"
         )
-    banks = {name: _bank(path, out) for name, path in (("photos", options.photos), ("coats", options.coats)) if path}
-    photos, coats = (banks[name].sha256 if name in banks else None for name in ("photos", "coats"))
-    samples = functools.partial(_samples, survey.assets, options, out, (photos, coats))
+    banks = banks_of(options, out)
+    planned = tuple((name, bank.sha256) for name, bank in banks.items())
+    samples = functools.partial(_samples, survey.assets, options, out, planned)
     return drawn_job(
         "meshscenes",
         survey.assets.class_names,
@@ -58,13 +56,13 @@ def scene_job(survey: Survey, out: Path, options: SceneOptions, *, max_bad: floa
 def _samples(
     assets: Assets,
     options: SceneOptions,
-    leave_out: Path,
-    photos_sha256: tuple[str | None, str | None],
+    out: Path,
+    planned: tuple[tuple[str, str], ...],
     rejects: tuple[RejectEntry, ...],
     positions: range,
 ) -> Iterator[Sample | RejectEntry]:
-    """Samples of the positions, in order; `photos_sha256` is of photos and coats when the job was planned."""
-    library = _library(assets, (options.photos, options.coats), leave_out, photos_sha256)
+    """Samples of the positions, in order; of the photos that were planned, as `banks_of`."""
+    library = _library(assets, options, out, planned)
     for index in positions:
         if index == 0:
             yield from rejects
@@ -89,18 +87,8 @@ def mesh_sample(library: Library, index: int, options: SceneOptions) -> Sample:
     )
 
 
-@functools.lru_cache(maxsize=2)
-def _bank(photos: Path, leave_out: Path) -> PhotoBank:
-    return read_photo_bank(photos, leave_out=leave_out)
-
-
 @functools.lru_cache(maxsize=1)
-def _library(
-    assets: Assets, places: tuple[Path | None, Path | None], leave_out: Path, sha256: tuple[str | None, str | None]
-) -> Library:
-    """What a process makes all its shards of, with the photos and coats of two places, if they are as they were."""
-    banks = [None if photos is None else _bank(photos, leave_out) for photos in places]
-    for photos, bank, expected in zip(places, banks, sha256, strict=True):
-        if bank is not None and bank.sha256 != expected:
-            raise DataError(f"the photos have changed ({photos})", remedy="the same command with --force")
-    return Library(assets, *banks)
+def _library(assets: Assets, options: SceneOptions, out: Path, planned: tuple[tuple[str, str], ...]) -> Library:
+    """What a process makes all its shards of."""
+    banks = banks_of(options, out, dict(planned))
+    return Library(assets, banks.get("photos"), banks.get("coats"))

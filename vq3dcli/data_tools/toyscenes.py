@@ -1,10 +1,12 @@
-"""Toy scenes as a shard folder: pictures of the canonical camera with their exact disparity.
+"""Drawn scenes as a shard folder: pictures of the canonical camera with their exact disparity; the toy scenes of them.
 
-Plain scenes, or varied ones, whose surfaces may show photos.
+Plain scenes, or varied ones, whose surfaces may show photos: of shards, of a folder, or of a tar of images.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,54 +18,34 @@ from torch import Tensor
 
 from vq3dcli.config.defaults import SHARD_SIZE
 from vq3dcli.data.ahead import ahead
-from vq3dcli.data.images import encode_png
+from vq3dcli.data.images import decode_square, encode_png, resize
 from vq3dcli.data.shard_format import (
     DISPARITY_EXTENSION,
     DISPARITY_LEVELS,
+    MANIFEST_NAME,
     Manifest,
     ViewInfo,
     sample_key,
     view_extensions,
 )
-from vq3dcli.data.shard_reader import encode_levels
+from vq3dcli.data.shard_reader import ShardFolder, encode_levels, open_images
+from vq3dcli.data.stream import evenly
 from vq3dcli.data.views import novel_poses
-from vq3dcli.data_tools.job import Job, shard_ranges, write_part
+from vq3dcli.data_tools.job import Job, Progress, shard_ranges, write_part
 from vq3dcli.data_tools.shard_writer import Make, Sample, compact_json
+from vq3dcli.data_tools.sources.entry import Entry
+from vq3dcli.data_tools.sources.folder import folder_source
+from vq3dcli.data_tools.sources.reader import Reader
+from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.rendering.cameras import canonical_camera
-from vq3dcli.toyscenes import CLASS_NAMES, ToyScenes, render_scenes, sample_scenes, sample_varied_scenes
-from vq3dcli.toyscenes.photos import PhotoBank
+from vq3dcli.toyscenes import CLASS_NAMES, render_scenes, sample_scenes, sample_varied_scenes
+from vq3dcli.toyscenes.photos import SIDE_PX, PhotoBank
 
 PURPOSE = "train"
+MAX_PHOTOS = 2000  # 130 MB of texels
 _SCENES_AT_ONCE = 128
-Draw = Callable[..., ToyScenes]
 
-
-def prepare_toyscenes(
-    out: Path,
-    *,
-    count: int,
-    size: int,
-    seed: int,
-    varied: bool = False,
-    photos: PhotoBank | None = None,
-    views: int = 0,
-    shard_size: int = SHARD_SIZE,
-    force: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Manifest:
-    """Write toy scenes 0 .. count - 1 of a seed; equal arguments give equal bytes.
-
-    Varied ones are drawn from the wide distribution of `toyscenes/varied.py`, other scenes than a seed's plain ones,
-    and may show photos; `views` are exact pictures from other cameras, see `data.views`. `progress` is called with
-    (scenes done, count).
-    """
-    draw = partial(sample_varied_scenes, photos=photos) if varied else sample_scenes
-    make = partial(toy_samples, size=size, seed=seed, draw=draw, views=views)
-    options = SceneOptions(count, size, seed, varied, shard_size=shard_size, views=views)
-    job = drawn_job("toyscenes", CLASS_NAMES, make, options, {} if photos is None else {"photos": photos})
-    manifest = write_part(out, job, force=force, progress=progress)
-    assert manifest is not None
-    return manifest
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,12 +56,31 @@ class SceneOptions:
     size: int  # side of the images in pixels
     seed: int = 0  # of all that is drawn
     varied: bool = False  # toy scenes of many kinds; mesh scenes of any field of view
-    photos: Path | None = None  # shards, or a folder or tar of photos, for surfaces and skies of mesh scenes
+    photos: Path | None = None  # shards, or a folder or tar of photos, for surfaces and skies
     coats: Path | None = None  # the same, for the models of varied mesh scenes
     shard_size: int = SHARD_SIZE
     views: int = 0  # exact pictures from other cameras beside each scene, see `data.views`
     clear: bool = False  # mesh scenes without haze and depth of field
     alone: bool = False  # one model in each mesh scene, whole in the picture
+
+
+def prepare_toyscenes(
+    out: Path, *, force: bool = False, progress: Progress = lambda done, total: None, **options: Any
+) -> Manifest:
+    """Write toy scenes 0 .. count - 1 of a seed, by `SceneOptions`; equal arguments give equal bytes.
+
+    `progress` is called with (scenes done, count).
+    """
+    manifest = write_part(out, toy_job(out, SceneOptions(**options)), force=force, progress=progress)
+    assert manifest is not None
+    return manifest
+
+
+def toy_job(out: Path, options: SceneOptions) -> Job:
+    """The shard folder of toy scenes; varied ones are others than a seed's plain ones. Raises as `read_photo_bank`."""
+    banks = banks_of(options, out)
+    make = partial(_toy_samples, options, out, {name: bank.sha256 for name, bank in banks.items()})
+    return drawn_job("toyscenes", CLASS_NAMES, make, options, banks, portable=lambda positions: make)
 
 
 def drawn_job(
@@ -92,7 +93,7 @@ def drawn_job(
     plan: Mapping[str, Any] | None = None,
     **job: Any,
 ) -> Job:
-    """The shard folder of scenes 0 .. count - 1; `plan` and `job` are what toy scenes do not have."""
+    """The shard folder of scenes 0 .. count - 1; `plan` is what toy scenes do not have."""
     facts = {"preset": preset, "purpose": PURPOSE, **(plan or {})}
     facts |= {name: getattr(options, name) for name in ("count", "size", "seed", "shard_size")}
     facts |= {name: value for name in ("varied", "views", "clear", "alone") if (value := getattr(options, name))}
@@ -113,34 +114,85 @@ def drawn_job(
     )
 
 
-def toy_samples(
-    positions: range, *, size: int, seed: int, draw: Draw = sample_scenes, views: int = 0
-) -> Iterator[Sample]:
+def banks_of(options: SceneOptions, out: Path, planned: Mapping[str, str] | None = None) -> dict[str, PhotoBank]:
+    """The banks of `photos` and `coats` that are asked for, by name.
+
+    Raises as `read_photo_bank`, and `DataError`: they are not those that were `planned`, SHA-256 by name.
+    """
+    banks = {}
+    for name in ("photos", "coats"):
+        if (path := getattr(options, name)) is not None:
+            banks[name] = read_photo_bank(path, leave_out=out)
+            if planned is not None and banks[name].sha256 != planned[name]:
+                raise DataError(f"the photos have changed ({path})", remedy="the same command with --force")
+    return banks
+
+
+@functools.lru_cache(maxsize=2)
+def read_photo_bank(path: Path, *, leave_out: Path) -> PhotoBank:
+    """The centre squares of photos, at most MAX_PHOTOS of them, evenly spread over all; kept by this process.
+
+    `path` is a shard folder, a folder of images, or a tar of images; files that are no images are passed over.
+
+    Raises `InputMissingError`: there is nothing; `DataError`: there is no image; `UsageError`: the shards hold labels.
+    """
+    readers: list[Callable[[], Tensor | None]]
+    if (path / MANIFEST_NAME).is_file():
+        folder = open_images(path)
+        readers = [partial(_shown, folder, i) for i in range(folder.num_samples)]
+    else:
+        entries = folder_source(path, leave_out=leave_out, classes="none").entries
+        readers = [partial(_decoded, entry) for entry in entries if not entry.reject]
+    chosen = [readers[i] for i in evenly(len(readers), MAX_PHOTOS)]
+    if len(readers) > MAX_PHOTOS:
+        _log.info("%d of the %d photos are used", MAX_PHOTOS, len(readers))
+    photos = [photo for photo in ahead(lambda read: read(), chosen) if photo is not None]
+    if not photos:
+        raise DataError(f"no photos in it ({path})", remedy="a folder of images, or shards of vq3d prepare-data")
+    if len(photos) < len(chosen):
+        _log.warning("%d of %d files are no photos (%s)", len(chosen) - len(photos), len(chosen), path)
+    return PhotoBank(torch.stack(photos))
+
+
+def _shown(folder: ShardFolder, i: int) -> Tensor:
+    return resize(folder.image(i), SIDE_PX, SIDE_PX)
+
+
+def _decoded(entry: Entry) -> Tensor | None:
+    try:
+        return decode_square(Reader().read(entry.place), SIDE_PX, name=entry.path).image.contiguous()
+    except (DataError, InputMissingError):  # also a link to nowhere
+        return None
+
+
+def _toy_samples(options: SceneOptions, out: Path, planned: Mapping[str, str], positions: range) -> Iterator[Sample]:
     """The samples of scenes number `positions`, in order, as many chunks at a time as PyTorch has threads."""
+    photos = banks_of(options, out, planned).get("photos")
     starts = range(positions.start, positions.stop, _SCENES_AT_ONCE)
     # Most operations on a chunk are too small for PyTorch to split, and compressing PNGs is not torch's at all.
     chunks = (range(start, min(start + _SCENES_AT_ONCE, positions.stop)) for start in starts)
-    render = partial(_render_chunk, size=size, seed=seed, draw=draw, num_views=views)
-    for samples in ahead(render, chunks, threads=torch.get_num_threads()):
+    for samples in ahead(partial(_render_chunk, options, photos), chunks, threads=torch.get_num_threads()):
         yield from samples
 
 
 @torch.no_grad()
-def _render_chunk(chunk: range, size: int, seed: int, draw: Draw, num_views: int) -> list[Sample]:
-    scenes = draw(torch.tensor(chunk), seed=seed, purpose=PURPOSE)
-    camera = canonical_camera(len(chunk), height_px=size, width_px=size)
-    poses = novel_poses(seed, f"toyscenes/{PURPOSE}", torch.tensor(chunk), num_views)
-    cameras = [camera, *(replace(camera, cam_to_world=poses[:, v]) for v in range(num_views))]
+def _render_chunk(options: SceneOptions, photos: PhotoBank | None, chunk: range) -> list[Sample]:
+    index, seed = torch.tensor(chunk), options.seed
+    draw = partial(sample_varied_scenes, photos=photos) if options.varied else sample_scenes
+    scenes = draw(index, seed=seed, purpose=PURPOSE)
+    camera = canonical_camera(len(chunk), height_px=options.size, width_px=options.size)
+    poses = novel_poses(seed, f"toyscenes/{PURPOSE}", index, options.views)
+    cameras = [camera, *(replace(camera, cam_to_world=poses[:, v]) for v in range(options.views))]
     views = [render_scenes(scenes, each) for each in cameras]
     return [
         scene_sample(
-            index,
+            number,
             seed,
             (int(scenes.class_index[row]), CLASS_NAMES[int(scenes.class_index[row])]),
             [(view.rgb[row], view.s[row]) for view in views],
             poses[row],
         )
-        for row, index in enumerate(chunk)
+        for row, number in enumerate(chunk)
     ]
 
 
