@@ -29,7 +29,7 @@ from vq3dcli.data.pillow import (
     oriented,
     pixels_of,
 )
-from vq3dcli.errors import DataError, InputMissingError, UnavailableError
+from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import read_error
 
 # How files in `FORMATS` are called, where a folder holds others too.
@@ -94,7 +94,7 @@ def _decoded(data: bytes, *, name: str, apply_orientation: bool, scratch: bool) 
     """Pixels `[1, 3, H, W]` in any layout; `scratch`: in memory that the next call may use. Raises `DataError`."""
     try:
         return _decode(data, apply_orientation, scratch)
-    except (MemoryError, UnavailableError):
+    except MemoryError:
         raise
     except TooManyPixelsError as error:
         raise DataError(f"image too large ({name}): {error}", remedy="a smaller copy") from error

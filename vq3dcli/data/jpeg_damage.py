@@ -10,14 +10,12 @@ Markers are those of ITU-T T.81, table B.1.
 from __future__ import annotations
 
 import threading
-from types import ModuleType
 
 import numpy as np
+import simplejpeg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from vq3dcli.errors import UnavailableError
 
 _START = b"\xff\xd8\xff"
 _SEQUENTIAL = (0xC0, 0xC1)
@@ -91,7 +89,7 @@ def check(data: bytes) -> None:
 def _strictly(data: bytes, colours: str, buffer: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
     """Pixels `[H, W, C]`. Raises `ValueError` with the first warning or error of libjpeg."""
     try:
-        pixels: NDArray[np.uint8] = _library().decode_jpeg(data, colours, strict=True, buffer=buffer)
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colours, strict=True, buffer=buffer)
         return pixels
     except ValueError as error:
         if "memory" in str(error).lower():
@@ -125,17 +123,6 @@ def _without_oddities(data: bytes) -> tuple[bytes, int]:
             parts.append(segment)
         position = end
     return data, components
-
-
-def _library() -> ModuleType:
-    try:
-        import simplejpeg
-    except Exception as error:  # a broken installation may raise anything
-        raise UnavailableError(
-            f"JPEGs need a package that is not installed, or is broken (simplejpeg): {error}",
-            remedy="pip install simplejpeg",
-        ) from error
-    return simplejpeg
 
 
 class _Scratch(threading.local):

@@ -59,6 +59,8 @@ class Mesh:
 
     def surface(self, light: Vector) -> Surface:
         """What rays in the mesh's own coordinates see of it, lit from the direction `light` (of any length)."""
+        from trimesh.triangles import points_to_barycentric
+
         to_light = np.asarray(light) / np.linalg.norm(light)
 
         def seen(rays: Rays) -> tuple[Tensor, Tensor]:
@@ -76,7 +78,7 @@ class Mesh:
                 towards = -np.sign((normal * direction[ray]).sum(1, keepdims=True))
                 lit = np.clip((towards * normal * to_light).sum(1, keepdims=True), 0.0, 1.0)
                 corners = self.triangles.triangles[triangle]
-                colour = _colours(self.looks, triangle, _barycentric(corners, place))
+                colour = _colours(self.looks, triangle, points_to_barycentric(corners, place, method="cramer"))
                 rgb[ray] = colour * (_AMBIENT + (1.0 - _AMBIENT) * lit)
             return torch.from_numpy(z_depth).to(rays.origin), torch.from_numpy(rgb).to(rays.origin)
 
@@ -133,17 +135,6 @@ def read_mesh(path: Path, *, up: Up = "y") -> Mesh:
     triangles = trimesh.Trimesh((vertices - foot) / size, faces, process=False)
     first, last = triangles.bounds.tolist()
     return Mesh(triangles, looks, (first[0], first[1], first[2]), (last[0], last[1], last[2]))
-
-
-def _barycentric(corners: Floats, points: Floats) -> Floats:
-    """Barycentric coordinates `[M, 3]` of points in triangles `[M, 3, 3]`."""
-    a, b, p = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0], points - corners[:, 0]
-    aa, ab, bb = (a * a).sum(1), (a * b).sum(1), (b * b).sum(1)
-    pa, pb = (p * a).sum(1), (p * b).sum(1)
-    # Rays do not meet a triangle without area; the floor only keeps rounding from dividing by zero.
-    area = np.maximum(aa * bb - ab * ab, 1e-30)
-    v, w = (bb * pa - ab * pb) / area, (aa * pb - ab * pa) / area
-    return np.stack([1.0 - v - w, v, w], 1)
 
 
 def _colours(looks: Sequence[Look], triangle: NDArray[np.int64], barycentric: Floats) -> Floats:

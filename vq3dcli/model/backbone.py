@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vq3dcli.errors import DataError
-from vq3dcli.sealed import json_value
 from vq3dcli.weights.third_party import import_package
-from vq3dcli.weights.transformers_folder import PACKAGES, open_network, quiet, read_config
+from vq3dcli.weights.transformers_folder import PACKAGES, image_statistics, open_network, quiet, read_config
 
 _WHAT = "a backbone"
 _REMEDY = "a folder of DINOv2, Swin, ConvNeXt, ResNet or another backbone of transformers"
@@ -87,16 +86,8 @@ class Backbone(nn.Module):
 def backbone_config(folder: Path) -> dict[str, Any]:
     """What a folder says of a backbone, with the mean and deviation of its images where it says these.
 
-    Raises as `transformers_folder.read_config`.
+    Raises as `transformers_folder.read_config` and `image_statistics`.
     """
     config = read_config(folder, _WHAT)
     preprocessor = folder / "preprocessor_config.json"
-    if preprocessor.is_file():
-        try:
-            said = dict(json_value(preprocessor.read_bytes()))
-        except (ValueError, TypeError) as error:
-            raise DataError(
-                f"damaged folder of {_WHAT} ({preprocessor}): no JSON object", remedy="fetch it again"
-            ) from error
-        config |= {name: said[name] for name in ("image_mean", "image_std") if name in said}
-    return config
+    return config | (image_statistics(preprocessor) if preprocessor.is_file() else {})

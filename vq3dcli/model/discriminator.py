@@ -18,11 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vq3dcli.errors import UsageError
-
-SMALLEST_PX, LARGEST_PX = 16, 256
-"""Sides that a discriminator can have: 4, 5, 6 or 7 times a power of two, in this range."""
-
 _SLOPE = 0.2
 # Keeps the variance of a unit normal through the leaky ReLU, whose mean square is (1 + slope^2) / 2.
 _GAIN = math.sqrt(2.0 / (1.0 + _SLOPE**2))
@@ -80,13 +75,11 @@ class Discriminator(nn.Module):
     """Images to scores: positive for real, negative for fake.
 
     Args:
-        size_px: Side of the images: 4, 5, 6 or 7 times a power of two, 16 to 256.
+        size_px: Side of the images: 4, 5, 6 or 7 times a power of two, at least 16.
         channels: 3 for rgb, 4 for rgb and disparity.
         base_channels: Features at the full side; they double with each halving, up to `max_channels`.
         minibatch_group: Images that a minibatch statistic is taken over; must divide every batch; 1 for none.
         classes: Number of classes for a projection discriminator (Miyato and Koyama, ICLR 2018); 0 for unconditional.
-
-    Raises `UsageError`: `size_px` is not such a side.
     """
 
     def __init__(
@@ -100,7 +93,8 @@ class Discriminator(nn.Module):
         classes: int = 0,
     ) -> None:
         super().__init__()
-        halvings = halvings_of(size_px)
+        halvings = size_px.bit_length() - 3  # until 4 to 7 pixels are left
+        assert size_px % (1 << halvings) == 0, f"side {size_px} cannot be halved {halvings} times"
         widths = [min(base_channels << level, max_channels) for level in range(halvings + 1)]
         self.minibatch_group = minibatch_group
         self.from_image = EqualizedConv(channels, widths[0], 1)
@@ -134,19 +128,6 @@ class Discriminator(nn.Module):
             projection = (summary.float() * direction).sum(1) / math.sqrt(direction.shape[1])
             score = score + projection * (class_index >= 0)
         return score
-
-
-def halvings_of(size_px: int) -> int:
-    """How often a side can be halved until 4 to 7 pixels are left. Raises `UsageError` where that is not exact."""
-    halvings = max(size_px.bit_length() - 3, 0)
-    if size_px % (1 << halvings) or not SMALLEST_PX <= size_px <= LARGEST_PX:
-        below = max(min(size_px >> halvings << halvings, LARGEST_PX), SMALLEST_PX)
-        raise UsageError(
-            f"a discriminator cannot see images of {size_px} pixels: the side must be 4, 5, 6 or 7 times a power of "
-            f"two, from {SMALLEST_PX} to {LARGEST_PX}",
-            remedy=f"adversarial.size_px = {below}",
-        )
-    return halvings
 
 
 def blur(features: Tensor, *, padding: int, stride: int = 1) -> Tensor:

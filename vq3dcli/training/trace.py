@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
-from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
+from vq3dcli.config.schema import ScheduleSection, Stage1Recipe, Stage2Recipe
 from vq3dcli.data.loader import Batch
 from vq3dcli.data.token_store import TokenBatch
 from vq3dcli.data.views import Views, novel_poses
@@ -188,7 +188,7 @@ def _traced(
     state: RunState[Any],
     objective: nn.Module,
     step: Callable[[], object],
-    average: Callable[[], object],
+    schedule: ScheduleSection,
     true: Iterable[Tensor] = (),
 ) -> Work:
     """Run a step, then its updates alone: optimizers and moving average."""
@@ -201,7 +201,7 @@ def _traced(
     with Tracer(processor, true) as update:
         for optimizer in trained:
             optimizer.step()
-        average()
+        state.update_average(schedule)
     aside = [p.grad for module in trained.values() for p in module.parameters() if p.grad is not None]
     for optimizer in trained:
         aside += [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
@@ -301,7 +301,7 @@ def _stage1_step(recipe: Stage1Recipe, processor: Processor, classes: int) -> Wo
             state,
             objective,
             lambda: stage1.take_step(recipe, state, objective, batch, device=_CPU, ranks=Ranks()),
-            lambda: state.update_average(schedule),
+            schedule,
             true,
         )
 
@@ -340,7 +340,7 @@ def prior_work(
                 state,
                 objective,
                 lambda: stage2.take_step(recipe, state, objective, batch, device=_CPU, ranks=Ranks()),
-                lambda: state.update_average(schedule),
+                schedule,
             )
 
     work, share = _layered(of_one_processor(recipe, processor, count), step_of), micro_batch / count

@@ -51,6 +51,18 @@ def read_config(folder: Path, what: str) -> dict[str, Any]:
     return config
 
 
+def image_statistics(path: Path) -> dict[str, list[float]]:
+    """`image_mean` and `image_std` of a `preprocessor_config.json`, as far as it says them. Raises `DataError`."""
+    try:
+        said = dict(json_value(path.read_bytes()))
+        known = {name: [float(x) for x in said[name]] for name in ("image_mean", "image_std") if name in said}
+        if any(len(values) != 3 for values in known.values()) or min(known.get("image_std", [1.0])) <= 0:
+            raise ValueError("mean or deviation")
+    except (ValueError, TypeError) as error:
+        raise DataError(f"damaged file ({path}): {error}", remedy="fetch it again") from error
+    return known
+
+
 def open_processor(folder: Path, what: str) -> Any:
     """What prepares images for the network; errors as of `open_network`."""
     package = import_package("transformers", f"{what} of this layout", PACKAGES)

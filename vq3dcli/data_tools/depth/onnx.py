@@ -15,8 +15,8 @@ from torch.nn import functional
 from vq3dcli.data_tools.depth.models import DepthModel, Meaning
 from vq3dcli.errors import DataError, UnavailableError, UsageError
 from vq3dcli.files import sha256_file
-from vq3dcli.sealed import json_value
 from vq3dcli.weights.third_party import import_package
+from vq3dcli.weights.transformers_folder import image_statistics
 
 # Of ImageNet's training images in [0, 1]: what networks are given where nothing else is said.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -43,7 +43,9 @@ def open_onnx(
         )
     fixed_batch = image.shape[0] if isinstance(image.shape[0], int) else None
     side = _side(list(image.shape[1:3] if channels_last else image.shape[2:4]), input_px, path)
-    mean, std = _normalisation(path)
+    beside = next((f / _PREPROCESSOR for f in path.parents[:2] if (f / _PREPROCESSOR).is_file()), None)
+    said = {} if beside is None else image_statistics(beside)
+    mean, std = said.get("image_mean", list(IMAGENET_MEAN)), said.get("image_std", list(IMAGENET_STD))
 
     def predict(images: Tensor) -> Tensor:
         small = functional.interpolate(images, size=(side, side), mode="bicubic", align_corners=False, antialias=True)
@@ -139,21 +141,6 @@ def _side(sides: list[Any], wanted: int | None, path: Path) -> int:
     if wanted not in (None, side):
         raise UsageError(f"depth model takes images of {side} pixels ({path})", remedy="no --input-size")
     return side
-
-
-def _normalisation(path: Path) -> tuple[list[float], list[float]]:
-    file = next((f / _PREPROCESSOR for f in (path.parent, path.parent.parent) if (f / _PREPROCESSOR).is_file()), None)
-    if file is None:
-        return list(IMAGENET_MEAN), list(IMAGENET_STD)
-    try:
-        config = json_value(file.read_bytes())
-        mean = [float(value) for value in config.get("image_mean", IMAGENET_MEAN)]
-        std = [float(value) for value in config.get("image_std", IMAGENET_STD)]
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError("mean or deviation")
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"damaged file ({file}): {error}", remedy="fetch it again") from error
-    return mean, std
 
 
 def _sha256(path: Path) -> str:
