@@ -66,7 +66,7 @@ def test_every_picture_is_beyond_near_and_shows_something(library: Library, vari
     lower_is_nearer = 0
     for index in range(48):
         scene = sample_scene(library, index, seed=3, varied=varied)
-        kinds[scene.kind] += 1
+        kinds[scene.layout.kind] += 1
         # Varied scenes are made for their one picture.
         for yaw, pitch in ((0.0, 0.0), (20.0, -10.0), (-20.0, 10.0))[: 1 if varied else 3]:
             view = render_scene(scene, pose_at(yaw, pitch), 32)
@@ -196,7 +196,7 @@ def test_a_view_from_elsewhere_is_what_exact_depth_says(library: Library):
         scene = sample_scene(library, index, seed=8)
         pose = pose_at(12.0, 6.0)
         main, other = (render_scene(scene, each, size).s for each in (pose_at(0.0, 0.0), pose))
-        focal = 0.5 * size / np.tan(0.5 * scene.fov_rad)
+        focal = 0.5 * size / np.tan(0.5 * scene.layout.fov_rad)
         y, x = np.mgrid[0:size, 0:size] + 0.5
         nearness = main * (1 / NEAR - 1 / FAR) + 1 / FAR
         z = 1.0 / nearness

@@ -73,17 +73,18 @@ def mesh_sample(library: Library, index: int, options: SceneOptions) -> Sample:
     """Scene number `index` as it is stored."""
     how = {"varied": options.varied, "clear": options.clear, "alone": options.alone}
     scene = sample_scene(library, index, seed=options.seed, purpose=PURPOSE, **how)
+    layout = scene.layout
     poses = novel_poses(options.seed, f"meshscenes/{PURPOSE}", torch.tensor([index]), options.views)[0]
     cameras = [pose_at(0.0, 0.0), *(pose.double().numpy() for pose in poses)]
     views = [render_scene(scene, pose, options.size) for pose in cameras]
     return scene_sample(
         index,
         options.seed,
-        (scene.class_index, library.assets.class_names[scene.class_index]),
+        (layout.class_index, library.assets.class_names[layout.class_index]),
         [(torch.from_numpy(view.rgb).permute(2, 0, 1), torch.from_numpy(view.s)) for view in views],
         poses,
-        scene=scene.kind,
-        fov_deg=round(math.degrees(scene.fov_rad), 6),
+        scene=layout.kind,
+        fov_deg=round(math.degrees(layout.fov_rad), 6),
     )
 
 

@@ -255,20 +255,14 @@ def _smooth(points: Floats) -> Singles:
     start = np.searchsorted(place[order], np.arange(place.max() + 2))
     area = _areas(points)
     unit = area / np.maximum(np.sqrt((area * area).sum(1, keepdims=True)), 1e-20)
-    out = np.empty((len(points), 3, 3), np.float32)
-    _mean_normals(area, unit, place.reshape(-1, 3), order, start, out)
-    return out
+    return _mean_normals(area, unit, place.reshape(-1, 3), order, start)
 
 
 @compiled
 def _mean_normals(
-    area: Floats,
-    unit: Floats,
-    place: NDArray[np.int64],
-    order: NDArray[np.int64],
-    start: NDArray[np.int64],
-    out: Singles,
-) -> None:
+    area: Floats, unit: Floats, place: NDArray[np.int64], order: NDArray[np.int64], start: NDArray[np.int64]
+) -> Singles:
+    out = np.empty((len(area), 3, 3), np.float32)
     for t in range(len(area)):
         for k in range(3):
             p = place[t, k]
@@ -282,3 +276,4 @@ def _mean_normals(
                     z += area[other, 2]
             length = max((x * x + y * y + z * z) ** 0.5, 1e-20)
             out[t, k, 0], out[t, k, 1], out[t, k, 2] = x / length, y / length, z / length
+    return out

@@ -58,18 +58,6 @@ class Visible(NamedTuple):
     edges: Floats  # M^-1 of each triangle, float64 `[T, 3, 3]`: e = M^-1 (x, y, 1)
 
 
-def visible(
-    triangles: Triangles, textures: Textures, cam_to_world: Floats, focal_px: float, height_px: int, width_px: int
-) -> Visible:
-    """What the rays through the pixels' centres meet first; texels that are cut out let them pass."""
-    corners = in_camera(triangles.corners, cam_to_world)
-    inverse_z = np.zeros((height_px, width_px))
-    which = np.full((height_px, width_px), NOTHING, np.int32)
-    edges = np.zeros_like(corners)
-    _rasterise(corners, triangles, textures, focal_px, inverse_z, which, edges)
-    return Visible(inverse_z, which, edges)
-
-
 @compiled
 def in_camera(corners: Singles, cam_to_world: Floats) -> Floats:
     """Corners `[T, 3, 3]` in the camera's axes."""
@@ -85,16 +73,14 @@ def in_camera(corners: Singles, cam_to_world: Floats) -> Floats:
 
 
 @compiled
-def _rasterise(
-    corners: Floats,
-    triangles: Triangles,
-    textures: Textures,
-    focal: float,
-    inverse_z: Floats,
-    which: Ints,
-    edges: Floats,
-) -> None:
-    rows, columns = inverse_z.shape
+def visible(
+    triangles: Triangles, textures: Textures, cam_to_world: Floats, focal: float, rows: int, columns: int
+) -> Visible:
+    """What the rays through the pixels' centres meet first; texels that are cut out let them pass; `focal` in pixels."""
+    corners = in_camera(triangles.corners, cam_to_world)
+    inverse_z = np.zeros((rows, columns))
+    which = np.full((rows, columns), NOTHING, np.int32)
+    edges = np.zeros_like(corners)
     uv, texture, texels = triangles.uv, triangles.texture, textures.texels
     sizes, levels, cutoff = textures.sizes, textures.levels, textures.cutoff
     for t in range(corners.shape[0]):
@@ -143,6 +129,7 @@ def _rasterise(
                         continue
                 inverse_z[i, j] = nearness
                 which[i, j] = t
+    return Visible(inverse_z, which, edges)
 
 
 # Compiled code takes arrays from tuples slowly, so the functions that are called for every ray get arrays alone.

@@ -57,21 +57,6 @@ class MeshScene(NamedTuple):
     gain: float  # times all colours: the exposure of the canonical camera
     focus: float  # disparity (1 / z_depth) that is sharp in the canonical camera
 
-    @property
-    def class_index(self) -> int:
-        """Of the main model."""
-        return self.layout.class_index
-
-    @property
-    def fov_rad(self) -> float:
-        """Horizontal field of view of the camera that takes the picture."""
-        return self.layout.fov_rad
-
-    @property
-    def kind(self) -> Kind:
-        """What is around the main model."""
-        return self.layout.kind
-
 
 class MeshView(NamedTuple):
     """A picture: `rgb` uint8 `[size, size, 3]`, and s float64 `[size, size]` in [0, 1]; 0 is the sky."""

@@ -81,24 +81,8 @@ def shadow_map(triangles: Triangles, textures: Textures, light: Light, centre: F
     return ShadowMap(seen.inverse_z, pose, focal_px, 2.5 * reach_m / _SHADOW_PX)
 
 
-def shade(
-    triangles: Triangles,
-    textures: Textures,
-    seen: Visible,
-    cam_to_world: Floats,
-    focal_px: float,
-    light: Light,
-    shadows: ShadowMap,
-    sky: Sky,
-) -> Singles:
-    """Colours of rays in [0, 1] and above, float32 `[H, W, 3]`."""
-    rgb = np.empty((*seen.triangle.shape, 3), np.float32)
-    _shade(triangles, textures, seen, cam_to_world, focal_px, light, shadows, sky, rgb)
-    return rgb
-
-
 @compiled
-def _shade(
+def shade(
     triangles: Triangles,
     textures: Textures,
     seen: Visible,
@@ -107,9 +91,10 @@ def _shade(
     light: Light,
     shadows: ShadowMap,
     sky: Sky,
-    rgb: Singles,
-) -> None:
+) -> Singles:
+    """Colours of the rays of a camera, in [0, 1] and above, float32 `[H, W, 3]`; `focal` is in pixels."""
     rows, columns = seen.triangle.shape
+    rgb = np.empty((rows, columns, 3), np.float32)
     triangle, inverse_z, edges = seen.triangle, seen.inverse_z, seen.edges
     normals, uv, colour, texture = triangles.normals, triangles.uv, triangles.colour, triangles.texture
     texels, sizes, levels, cutoff, mirrored = textures
@@ -167,6 +152,7 @@ def _shade(
             for axis in range(3):
                 arriving = (ambient[axis] * (0.8 + 0.2 * upwards) + sun[axis] * lit) * near_lamp
                 rgb[i, j, axis] = (1.0 - haze) * albedo[axis] * arriving + haze * horizon[axis]
+    return rgb
 
 
 @compiled
