@@ -76,7 +76,7 @@ def in_camera(corners: Singles, cam_to_world: Floats) -> Floats:
 def visible(
     triangles: Triangles, textures: Textures, cam_to_world: Floats, focal: float, rows: int, columns: int
 ) -> Visible:
-    """What the rays through the pixels' centres meet first; texels that are cut out let them pass; `focal` in pixels."""
+    """What rays through pixels' centres meet first; texels that are cut out let them pass; `focal` is in pixels."""
     corners = in_camera(triangles.corners, cam_to_world)
     inverse_z = np.zeros((rows, columns))
     which = np.full((rows, columns), NOTHING, np.int32)
