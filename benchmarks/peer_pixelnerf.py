@@ -52,6 +52,7 @@ from vq3dcli.training.stage1 import train
 from vq3dcli.weights_file import load_weights
 
 SIZE, SCENES_AT_ONCE = 64, 16
+BFLOAT16 = resolve_precision("auto", torch.device("cpu")) == torch.bfloat16
 # What differs from its conf for images of this size.
 PEER_CONF = "conf/exp/sn64.conf"
 PEER_NETWORK = {"n_blocks": 3, "d_hidden": 128}
@@ -106,7 +107,6 @@ class Peer:
         with contextlib.redirect_stdout(sys.stderr):
             self.net = models.make_model(settings["model"])
         self.renderer = render.NeRFRenderer.from_conf(settings["renderer"], lindisp=True)
-        self._camera = canonical_camera(1, height_px=SIZE, width_px=SIZE)
         self._distances: list[Tensor] = []
         composite = self.renderer.composite
 
@@ -116,32 +116,23 @@ class Peer:
 
         self.renderer.composite = recording
 
-    def _arithmetic(self) -> torch.autocast:
-        """In which ours trains: bfloat16 where the processor multiplies it fast."""
-        cpu = torch.device("cpu")
-        return torch.autocast("cpu", torch.bfloat16, enabled=resolve_precision("auto", cpu) == torch.bfloat16)
-
-    def encode(self, images: Tensor) -> None:
-        """Look at photos uint8 `[B, 3, H, W]` of the canonical camera."""
+    def look(self, images: Tensor, rays: Rays) -> list[Pass]:
+        """What rays `[B, N]` see of photos uint8 `[B, 3, H, W]`: by the coarse network and by the fine one."""
         # Its cameras have y up and look along -z; its pixels are counted from their centres.
-        pose = self._camera.cam_to_world * torch.tensor([1.0, -1.0, -1.0, 1.0])
-        focal, centre = self._camera.intrinsics[0, 0, 0], self._camera.intrinsics[0, 0, 2] - 0.5
-        with self._arithmetic():
-            self.net.encode(to_model_range(images), pose.expand(len(images), 4, 4), focal, c=centre)
-
-    def look(self, rays: Rays) -> list[Pass]:
-        """What rays `[B, N]` see of the encoded photos: by the coarse network and by the fine one."""
+        camera = canonical_camera(len(images), height_px=SIZE, width_px=SIZE)
+        pose = camera.cam_to_world * torch.tensor([1.0, -1.0, -1.0, 1.0])
+        focal, centre = camera.intrinsics[0, 0, 0], camera.intrinsics[0, 0, 2] - 0.5
         metres = rays.direction.norm(dim=-1, keepdim=True)
-        self._distances.clear()
         ends = torch.cat([rays.origin, rays.direction / metres, NEAR * metres, FAR * metres], -1)
-        with self._arithmetic():
+        self._distances.clear()
+        with torch.autocast("cpu", torch.bfloat16, enabled=BFLOAT16):
+            self.net.encode(to_model_range(images), pose, focal, c=centre)
             seen = self.renderer(self.net, ends, want_weights=True)
         passes = []
         for part, distances in zip((seen.coarse, seen.fine), self._distances, strict=True):
             s = s_from_z_depth(distances.reshape(part.weights.shape) / metres)
             rest = (1.0 - part.weights.sum(-1, keepdim=True)).clamp(min=0.0)
-            weights = torch.cat([part.weights, rest], -1)
-            passes.append(Pass(part.rgb.float(), weights.float(), functional.pad(s, (0, 1))))
+            passes.append(Pass(part.rgb, torch.cat([part.weights, rest], -1), functional.pad(s, (0, 1))))
         return passes
 
 
@@ -156,8 +147,7 @@ class PeerScene:
         """One view of each photo by the peer's own samples, scene by scene."""
         views = []
         for i in range(len(camera)):
-            self.peer.encode(self.images[i : i + 1])
-            rgb, weights, where = self.peer.look(image_rays(camera[i]))[-1]
+            rgb, weights, where = self.peer.look(self.images[i : i + 1], image_rays(camera[i]))[-1]
             s = (weights * where).sum(-1)
             views.append(as_view(camera[i], rgb, s, (weights * (where - s[..., None]).square()).sum(-1)))
         return joined(views)
@@ -202,9 +192,8 @@ def _peer_loss(peer: Peer, batch: Batch, *, depth: bool) -> Tensor:
     origin, direction = (part.reshape(count, -1, 3)[scene, pixel] for part in (rays.origin, rays.direction))
     rgb = images.transpose(2, 4).transpose(2, 3).reshape(count, -1, 3)[scene, pixel] / 255.0
     label = s.flatten(1).gather(1, pixel)
-    peer.encode(batch.image)
     loss = torch.zeros(())
-    for seen in peer.look(Rays(origin, direction)):
+    for seen in peer.look(batch.image, Rays(origin, direction)):
         loss = loss + functional.mse_loss(seen.rgb, rgb)
         if depth:
             loss = loss + PEER_DEPTH * depth_loss(seen.weights, seen.s, label, "pointwise").mean()
