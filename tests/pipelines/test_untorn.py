@@ -74,6 +74,15 @@ def test_what_is_beside_a_thing_is_stretched_and_not_torn() -> None:
     torch.testing.assert_close(s[:, :8], torch.full((96, 8), 0.2), atol=1e-4, rtol=0)
 
 
+def test_no_surface_comes_to_lie_beyond_the_others() -> None:
+    """At the foot of a bump along an edge, which a straight course would pass below."""
+    rows = torch.arange(float(SIZE[0]))[:, None].expand(SIZE)
+    s = 0.5 * torch.exp(-((rows - 48.0) / 12.0).square())
+    photo, _ = bar(s)
+    assert evened(s, photo).min() < -0.01
+    assert untorn(s, photo, FRUSTUM, turned(1.0)).min() >= float(s.min())
+
+
 def test_a_camera_that_goes_far_sees_steps() -> None:
     s = card_s()
     assert untorn(s, PLAIN, FRUSTUM, turned(8.0, -8.0)) is s

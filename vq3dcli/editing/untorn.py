@@ -39,7 +39,7 @@ _GOES_ON = 0.3
 
 
 def untorn(s: Tensor, photo: Tensor, frustum: Frustum, cameras: Camera) -> Tensor:
-    """The relief `[H, W]` of a photo uint8 `[3, H, W]` without what some cameras would tear or bend.
+    """The relief `[H, W]` of a photo uint8 `[3, H, W]` without what some cameras would tear or bend, in its range.
 
     As it is where a camera goes far beyond what suits a photo.
     """
@@ -51,7 +51,8 @@ def untorn(s: Tensor, photo: Tensor, frustum: Frustum, cameras: Camera) -> Tenso
     factor = min(1.0, RELIEF_PX / max(s.shape))
     small = resized(s, [max(2, round(side * factor)) for side in s.shape])
     slope = (_MOST_STRETCH - 1.0) / (pixels_per_s * factor)
-    calm = with_slopes(evened(with_slopes(small, slope), photo), slope)
+    even = evened(with_slopes(small, slope), photo).clamp(float(s.min()), float(s.max()))
+    calm = with_slopes(even, slope)
     return resized(calm, s.shape, smooth=False)
 
 
