@@ -23,12 +23,12 @@ from pydantic import Field
 from torch import Tensor
 
 from vq3dcli.data.shard_format import MANIFEST_NAME, PLAN_NAME, StrictRecord, shard_name, validated
-from vq3dcli.data.stream import rows_of_rank
+from vq3dcli.data.stream import Stream, rows_of_rank
 from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.files import sha256_file
 from vq3dcli.remote.cache import ensure
 from vq3dcli.sealed import read_sealed_json, write_sealed_json
-from vq3dcli.seeding import generator, uniform
+from vq3dcli.seeding import uniform
 
 TOKENS_NAME = "tokens.u16"
 CLASSES_NAME = "classes.i32"
@@ -157,10 +157,7 @@ class TokenStore:
 
     def read(self, image: Tensor, view: Tensor | int = 0) -> Tensor:
         """Codes int64 `[B, L]` of views, int64 `[B]` or one for all, of images int64 `[B]`."""
-        return self.read_rows(image * self.views + view)
-
-    def read_rows(self, row: Tensor) -> Tensor:
-        """Codes int64 `[B, L]` of rows int64 `[B]`: image number x V + view."""
+        row = image * self.views + view
         return torch.from_numpy(self._rows.take(row.numpy(), axis=0).astype(np.int64))
 
 
@@ -174,14 +171,10 @@ class TokenBatch:
 
 
 class TokenLoader:
-    """Batches from a token store: an endless stream that can start at any position.
+    """Batches from a token store: an endless stream that can start at any position, as `loader.TrainingLoader`.
 
-    As `loader.TrainingLoader`: position p belongs to epoch p // n, the order of an epoch depends only on (seed, epoch),
-    the view only on (seed, p). The fraction `held_out` of the images is never trained on, see `split`.
-
-    Attributes:
-        num_images: Images of an epoch, n.
-        train_images: Numbers of the images of the stream, int64 `[n]`; `held_out_images` are the others.
+    The view depends only on the seed and the position. The fraction `held_out` of the images is never trained on, see
+    `split`: `train_images` are the numbers of those of the stream, int64 `[n]`, `held_out_images` the others.
 
     Raises `UsageError`: the ranks do not divide the batch, or nothing is left for training.
     """
@@ -203,10 +196,9 @@ class TokenLoader:
                 f"all {store.num_images} images are held out, none is left for training ({store.path})",
                 remedy="--set training.held_out=0",
             )
-        self.batch_size, self.num_images = batch_size, len(self.train_images)
-        self._seed = seed
+        self.batch_size, self._seed = batch_size, seed
         self._rows = rows_of_rank(batch_size, rank, world_size)
-        self._orders: dict[int, Tensor] = {}
+        self._stream = Stream([len(self.train_images)], seed)
 
     def batches(self, images_seen: int) -> Iterator[TokenBatch]:
         """This rank's rows of the global batches from position `images_seen` on, endless."""
@@ -216,28 +208,11 @@ class TokenLoader:
 
     def batch_at(self, images_seen: int) -> TokenBatch:
         """This rank's rows of the global batch that starts at position `images_seen`."""
-        start, stop = images_seen + self._rows.start, images_seen + self._rows.stop
-        first, last = start // self.num_images, (stop - 1) // self.num_images
-        chosen = [
-            self.order(epoch)[max(start - epoch * self.num_images, 0) : stop - epoch * self.num_images]
-            for epoch in range(first, last + 1)
-        ]
-        row = chosen[0] if len(chosen) == 1 else torch.cat(chosen)
-        image = row // self.store.views
-        return TokenBatch(self.store.read_rows(row), self.store.class_index[image], torch.arange(start, stop))
-
-    def order(self, epoch: int) -> Tensor:
-        """What an epoch reads, in its order: image number x V + view, int64 `[n]`."""
-        if epoch not in self._orders:
-            if len(self._orders) > 1:
-                self._orders.clear()
-            permutation = torch.randperm(self.num_images, generator=generator(self._seed, "order", epoch))
-            views = self.store.views
-            position = torch.arange(epoch * self.num_images, (epoch + 1) * self.num_images)
-            # The top number is 1 - 2^-24: its product with a view count, rounded to float32, stays below the count.
-            view = (uniform(self._seed, "view", position, 1)[:, 0] * views).long()
-            self._orders[epoch] = self.train_images[permutation] * views + view
-        return self._orders[epoch]
+        position = torch.arange(images_seen, images_seen + self.batch_size)[self._rows]
+        image = self.train_images[[self._stream.at(int(place))[1] for place in position]]
+        # The top number is 1 - 2^-24: its product with a view count, rounded to float32, stays below the count.
+        view = (uniform(self._seed, "view", position, 1)[:, 0] * self.store.views).long()
+        return TokenBatch(self.store.read(image, view), self.store.class_index[image], position)
 
     def held_out_batch(self, image: Tensor) -> TokenBatch:
         """The plain views of some images, int64 `[B]`."""
