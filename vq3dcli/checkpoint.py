@@ -6,6 +6,7 @@ own. The average is written as a weights file (`weights_file`), and taken for on
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -21,6 +22,8 @@ from vq3dcli.errors import DataError, InputMissingError, Vq3dError
 from vq3dcli.files import sha256_file, sync_folder, text_path, write_error
 from vq3dcli.sealed import read_sealed_json, write_sealed_json
 from vq3dcli.tensor_file import check_finite, save_tensors, write_tensors
+
+_log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
@@ -122,3 +125,27 @@ def read_checkpoint(folder: Path, *, check: Collection[str] | None = None) -> tu
     except OSError as error:
         raise DataError(f"damaged checkpoint ({folder}): {error}", remedy=_REMEDY) from error
     return Parts(files), manifest
+
+
+def newest_whole(folder: Path, *, check: Collection[str] | None = None) -> Path | None:
+    """The newest checkpoint in a folder that is whole, or whose parts in `check` are; None without any.
+
+    Damaged ones are passed over with a warning. Raises `DataError`: there are checkpoints, but all are damaged.
+    """
+    saved = saved_checkpoints(folder)
+    for checkpoint in reversed(saved):
+        try:
+            parts, _ = read_checkpoint(checkpoint, check=check)
+            for name in ("weights", "average") if check is None else ():
+                parts[name]  # raises for numbers that are not finite
+            return checkpoint
+        except DataError as error:
+            _log.warning("%s; taking an older checkpoint", error.message)
+    if saved:
+        raise DataError(f"every checkpoint is damaged ({folder})", remedy="another run, or another --out")
+    return None
+
+
+def saved_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, the oldest first; none where there is no such folder."""
+    return sorted(path for path in folder.glob("images-*") if re.fullmatch(r"images-\d{12}", path.name))

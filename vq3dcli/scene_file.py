@@ -12,13 +12,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from vq3dcli.config.schema import CameraSection
 from vq3dcli.data.images import decode_image, encode_png
 from vq3dcli.errors import DataError, UsageError
 from vq3dcli.model.field import FieldMLP, FieldModel
@@ -34,29 +35,15 @@ _FIELD = "field_mlp."
 _MAX_CODES = 65536
 
 
-_Distance = Annotated[float, Field(ge=1e-3, le=1e4)]
-
-
-class SceneCamera(BaseModel):
+class SceneCamera(CameraSection):
     """The canonical camera of a scene and the range that its field covers; see docs/conventions.md."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    radius: _Distance  # distance from the pivot
     # field of view, the same on both axes: a picture of another shape was squashed
     fov_deg: float = Field(ge=1, le=150)
-    near: _Distance  # nearest z_depth
-    far: _Distance  # farthest z_depth
     aspect: float = Field(default=1.0, ge=1e-5, le=1e5)  # width / height of what the camera saw
     # mean of normalised disparity in an average training image, which relative maps are brought to
     mean_s: float = Field(default=0.28, gt=0, lt=1)
     std_s: float = Field(default=0.145, gt=0, lt=1)  # its standard deviation
-
-    @model_validator(mode="after")
-    def _near_is_nearer(self) -> SceneCamera:
-        if self.near >= self.far:
-            raise ValueError("near is not nearer than far")
-        return self
 
     @property
     def frustum(self) -> Frustum:

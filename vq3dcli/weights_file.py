@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from vq3dcli.checkpoint import AVERAGE, MANIFEST, read_checkpoint
+from vq3dcli.checkpoint import AVERAGE, MANIFEST, newest_whole
 from vq3dcli.config.schema import DepthRecipe, Recipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.errors import DataError, DivergedError, InputMissingError, UnavailableError
 from vq3dcli.model.autoencoder import Autoencoder
@@ -310,15 +310,8 @@ def _file_of(path: Path, command: str) -> Path:
     file = path / "weights.safetensors"
     if not path.is_dir() or file.exists() or not (path / "checkpoints").is_dir():
         return file if path.is_dir() else path
-    saved = sorted((path / "checkpoints").glob("images-*"), reverse=True)
-    for checkpoint in saved:
-        try:
-            read_checkpoint(checkpoint, check=("average",))
-            return checkpoint / AVERAGE
-        except DataError as error:
-            _log.warning("%s; taking an older checkpoint", error.message)
-    if saved:
-        raise DataError(f"every checkpoint is damaged ({path / 'checkpoints'})", remedy="another run")
+    if checkpoint := newest_whole(path / "checkpoints", check=("average",)):
+        return checkpoint / AVERAGE
     raise InputMissingError(f"this run has saved nothing yet ({path})", remedy=f"the same {command} command again")
 
 

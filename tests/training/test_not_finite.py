@@ -201,7 +201,7 @@ def test_a_checkpoint_that_is_not_finite_gives_way_to_the_one_before(
         write_checkpoint(newest, parts, manifest, header)  # its hashes are right
         caplog.clear()
         assert train(recipe, _Noise(), tmp_path).sha256 == result.sha256
-        assert "falling back to an older checkpoint" in caplog.text
+        assert "taking an older checkpoint" in caplog.text
 
 
 def test_weights_that_fp16_cannot_hold_are_not_exported(tiny_recipe: Make, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_images_seen_that_were_edited_give_way_to_the_checkpoint_before(
         assert path.read_bytes() != whole
         newest = folder.newest(Ranks())
         assert newest is not None and newest.manifest["images_seen"] == 8
-        assert "falling back" in caplog.text
+        assert "taking an older" in caplog.text
         caplog.clear()
 
 

@@ -32,6 +32,7 @@ from torch import Tensor
 from vq3dcli.rendering.cameras import CAMERA_RADIUS, Camera, pixel_centres, s_from_z_depth
 from vq3dcli.toyscenes.layout import ToyScenes
 from vq3dcli.toyscenes.objects import Group, groups_by_class, nearest_objects, rows
+from vq3dcli.toyscenes.places import View
 from vq3dcli.toyscenes.shading import Hits, shade
 from vq3dcli.toyscenes.shapes import SHAPES
 from vq3dcli.toyscenes.tracing import Vector
@@ -108,8 +109,9 @@ def _render_pixels(scenes: ToyScenes, camera: Camera, pixels: Tensor, supersampl
     offsets = [(i + 0.5) / supersample - 0.5 for i in range(supersample)]
     shifts = torch.tensor([[dx, dy] for dy in offsets for dx in offsets] + [[0.0, 0.0]], device=pixels.device)
     view = _directions(camera, (pixels + shifts[:, None]).reshape(-1, 2))
-    origin = _to_level(scenes, rows(camera.cam_to_world[:, :3, 3]))
-    direction = _to_level(scenes, view)
+    # Turns that leave the z_depth of a ray's points as it is.
+    level = View(scenes.elevation, scenes.roll).level
+    origin, direction = level(*rows(camera.cam_to_world[:, :3, 3])), level(*view)
     groups = groups_by_class(scenes)
     hits = _first_hits(scenes, groups, origin, direction)
     s = s_from_z_depth(hits.nearest[:, -count:])
@@ -136,16 +138,6 @@ def _first_hits(scenes: ToyScenes, groups: list[Group], origin: Vector, directio
     to_wall = torch.where((speed > 0.0) & scenes.has_wall[:, None], gap / speed, torch.inf)
     to_object, which = nearest_objects(groups, origin, direction, torch.minimum(to_ground, to_wall))
     return Hits(to_ground, to_wall, to_object, which)
-
-
-def _to_level(scenes: ToyScenes, vector: Vector) -> Vector:
-    """World vectors `[n, m]` in the frames of the scenes: turns that leave the z_depth of a ray's points as it is."""
-    cos, sin = scenes.roll[:, :1], scenes.roll[:, 1:]
-    x, y, z = vector
-    if sin.any():  # else the products would change no value
-        x, y = cos * x + sin * y, cos * y - sin * x
-    cos, sin = scenes.elevation[:, :1], scenes.elevation[:, 1:]
-    return x, cos * y + sin * z, cos * z - sin * y
 
 
 def _directions(camera: Camera, pixels: Tensor) -> Vector:

@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import math
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vq3dcli.checkpoint import Parts, read_checkpoint, write_checkpoint
+from vq3dcli.checkpoint import Parts, newest_whole, read_checkpoint, saved_checkpoints, write_checkpoint
 from vq3dcli.config.load import dump_recipe, flat, kind_of, load_recipe, read_toml
 from vq3dcli.config.schema import Recipe
 from vq3dcli.errors import DataError, DivergedError, RecipeError, UsageError, Vq3dError
@@ -134,7 +133,7 @@ class RunFolder:
         write_bytes(recipe_path, dump_recipe(recipe).encode())
 
     def _kept(self) -> bool:
-        return self.weights.exists() or bool(self._saved())
+        return self.weights.exists() or bool(saved_checkpoints(self.checkpoints))
 
     def exported(self, images_seen: int) -> str:
         """The hash of the weights that a call before exported; empty unless they are whole, and of so many images."""
@@ -179,7 +178,7 @@ class RunFolder:
                     remedy=CALMER,
                 )
         write_checkpoint(self.checkpoints / f"images-{images_seen:012d}", parts, manifest, header)
-        for old in self._saved()[:-keep]:
+        for old in saved_checkpoints(self.checkpoints)[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
 
     def newest(self, ranks: Ranks) -> Checkpoint | None:
@@ -189,33 +188,14 @@ class RunFolder:
 
         Raises `DataError`: there are checkpoints, but all are damaged.
         """
-        chosen = ranks.gather_texts(self._newest_whole() if ranks.is_main else "")[0]
-        folder = self.checkpoints / chosen
-        return Checkpoint(folder, *read_checkpoint(folder, check=())) if chosen else None
-
-    def _newest_whole(self) -> str:
-        """The name of the newest checkpoint that is whole and finite; empty if there are no checkpoints."""
-        saved = self._saved()
-        for folder in reversed(saved):
-            try:
-                parts, _ = read_checkpoint(folder)
-                for name in ("weights", "average"):
-                    parts[name]  # raises for numbers that are not finite
-                return folder.name
-            except DataError as error:
-                _log.warning("%s; falling back to an older checkpoint", error.message)
-        if saved:
-            raise DataError(f"every checkpoint is damaged ({self.checkpoints})", remedy="another --out")
-        return ""
-
-    def _saved(self) -> list[Path]:
-        if not self.checkpoints.is_dir():
-            return []
-        return sorted(p for p in self.checkpoints.iterdir() if re.fullmatch(r"images-\d{12}", p.name))
+        newest = newest_whole(self.checkpoints) if ranks.is_main else None
+        name = ranks.gather_texts("" if newest is None else newest.name)[0]
+        folder = self.checkpoints / name
+        return Checkpoint(folder, *read_checkpoint(folder, check=())) if name else None
 
     def saved_images(self) -> int:
         """Images seen at the newest checkpoint, 0 in a new run or without a folder."""
-        saved = self._saved()
+        saved = saved_checkpoints(self.checkpoints)
         return int(saved[-1].name.removeprefix("images-")) if saved else 0
 
     def forget_metrics_after(self, images_seen: int) -> None:
