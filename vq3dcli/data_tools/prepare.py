@@ -7,8 +7,9 @@ import logging
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ from vq3dcli.data.shard_format import Manifest, RejectEntry, sample_key, stored_
 from vq3dcli.data.stream import evenly
 from vq3dcli.data_tools.job import Job, Progress, shard_ranges, write_part
 from vq3dcli.data_tools.part import WHOLE, Part
-from vq3dcli.data_tools.shard_writer import Sample, compact_json
+from vq3dcli.data_tools.shard_writer import Make, Sample, compact_json
 from vq3dcli.data_tools.sources.compcars import ClassBy, compcars_source
 from vq3dcli.data_tools.sources.entry import Box, Entry, FilePlace, Place, Row, Source, Span
 from vq3dcli.data_tools.sources.folder import Classes, folder_source
@@ -103,7 +104,12 @@ def image_job(preset: Preset, source: Source, options: Options, *, max_bad: floa
     """
     entries = without_duplicates(source.entries) if options.dedup else source.entries
     oriented = preset == "folder"
-    maker = SquareMaker(0, entries, stored_size(options.size, options.margin), oriented, options.box_margin)
+    side, box_margin = stored_size(options.size, options.margin), options.box_margin
+    make = partial(_squares, side=side, apply_orientation=oriented, box_margin=box_margin)
+
+    def portable(positions: range) -> Make:
+        return partial(make, entries[positions.start : positions.stop])
+
     # Changes when a file is added, removed, renamed, resized or labelled; then the shards' ranges mean other files.
     listing = hashlib.sha256()
     for entry in source.entries:
@@ -131,64 +137,54 @@ def image_job(preset: Preset, source: Source, options: Options, *, max_bad: floa
         class_titles=source.class_titles,
         shards=shard_ranges(len(entries), options.shard_size),
         plan=plan,
-        make=maker,
-        portable=maker.part,
+        make=lambda positions: portable(positions)(positions),
+        portable=portable,
         max_bad=max_bad,
     )
 
 
-@dataclass(frozen=True)
-class SquareMaker:
-    """Makes the samples of some positions; it is sent to worker processes."""
+def _squares(
+    entries: Sequence[Entry], positions: range, *, side: int, apply_orientation: bool, box_margin: float
+) -> Iterator[Sample | RejectEntry]:
+    """Samples and rejects of the entries at some positions, in order, of squares of `side` pixels."""
+    reader = Reader()
+    for position, entry in zip(positions, entries, strict=True):
+        yield _square(reader, position, entry, side, apply_orientation, box_margin)
 
-    first: int  # position of the first of `entries`
-    entries: list[Entry]  # entries of consecutive positions
-    side: int  # of the stored images in pixels
-    apply_orientation: bool  # rotate by EXIF orientation
-    box_margin: float  # width that is added on each side of a box, as a fraction of its longer side
 
-    def part(self, positions: range) -> SquareMaker:
-        """The same for some of the positions."""
-        entries = self.entries[positions.start - self.first : positions.stop - self.first]
-        return replace(self, first=positions.start, entries=entries)
-
-    def __call__(self, positions: range) -> Iterator[Sample | RejectEntry]:
-        """Samples and rejects of the positions in a range, in order."""
-        reader = Reader()
-        for position in positions:
-            yield self._make(reader, position, self.entries[position - self.first])
-
-    def _make(self, reader: Reader, position: int, entry: Entry) -> Sample | RejectEntry:
-        if entry.reject:
-            return RejectEntry(path=entry.path, reason=entry.reject, kind=entry.kind)
-        try:
-            square = decode_square(
-                reader.read(entry.place),
-                self.side,
-                name=entry.path,
-                apply_orientation=self.apply_orientation,
-                window=lambda height_px, width_px: square_around(height_px, width_px, entry.box, self.box_margin),
-            )
-        except (DataError, InputMissingError) as error:  # a disk that fails is no reason to reject: it ends the run
-            reason = error.message.replace(f" ({entry.path})", "").replace(f" ({entry.place.file})", "")
-            return RejectEntry(path=entry.path, reason=reason)
-        except MemoryError as error:  # says nothing about the image
-            raise StoppedError(
-                f"not enough memory for an image ({entry.path})",
-                remedy="the same command with fewer --workers, or on a larger machine; finished shards are kept",
-            ) from error
-        top, left, side = square.window
-        info = {
-            "source": entry.path,
-            "crop": {"top": top, "left": left, "side": side},
-            "original_size": {"height": square.height_px, "width": square.width_px},
-            **(entry.info or {}),
-        }
-        members = {"jpg": encode_jpeg(square.image)}
-        if entry.class_index is not None:
-            members["cls"] = str(entry.class_index).encode()
-        members["json"] = compact_json(info)
-        return Sample(sample_key(position), entry.class_index, members)
+def _square(
+    reader: Reader, position: int, entry: Entry, side: int, apply_orientation: bool, box_margin: float
+) -> Sample | RejectEntry:
+    if entry.reject:
+        return RejectEntry(path=entry.path, reason=entry.reject, kind=entry.kind)
+    try:
+        square = decode_square(
+            reader.read(entry.place),
+            side,
+            name=entry.path,
+            apply_orientation=apply_orientation,
+            window=lambda height_px, width_px: square_around(height_px, width_px, entry.box, box_margin),
+        )
+    except (DataError, InputMissingError) as error:  # a disk that fails is no reason to reject: it ends the run
+        reason = error.message.replace(f" ({entry.path})", "").replace(f" ({entry.place.file})", "")
+        return RejectEntry(path=entry.path, reason=reason)
+    except MemoryError as error:  # says nothing about the image
+        raise StoppedError(
+            f"not enough memory for an image ({entry.path})",
+            remedy="the same command with fewer --workers, or on a larger machine; finished shards are kept",
+        ) from error
+    top, left, whole = square.window
+    info = {
+        "source": entry.path,
+        "crop": {"top": top, "left": left, "side": whole},
+        "original_size": {"height": square.height_px, "width": square.width_px},
+        **(entry.info or {}),
+    }
+    members = {"jpg": encode_jpeg(square.image)}
+    if entry.class_index is not None:
+        members["cls"] = str(entry.class_index).encode()
+    members["json"] = compact_json(info)
+    return Sample(sample_key(position), entry.class_index, members)
 
 
 def square_around(height_px: int, width_px: int, box: Box | None, margin: float) -> tuple[int, int, int]:

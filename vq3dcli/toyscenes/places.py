@@ -71,7 +71,7 @@ def place_main(
     z_depth = torch.where(close_up, between(distance, 1.6, 2.6), z_depth)
     x, y, z = view.level((column * z_depth)[:, None], (row * z_depth)[:, None], (z_depth - CAMERA_RADIUS)[:, None])
     half_y = bodies.half_y[:, 0]
-    lowest = view.level(*_points(_near_corners()))[1].amax(-1)  # below all that cameras see at NEAR
+    lowest = view.level(*_near_corners())[1].amax(-1)  # below all that cameras see at NEAR
     ground_y = torch.where(setting.has_ground, torch.maximum(y[:, 0] + half_y, lowest), lowest)
     y = torch.where(setting.has_ground, ground_y - half_y, y[:, 0])
     z = z[:, 0] + _too_near(view, bodies, x, y[:, None], z)[:, 0]
@@ -87,7 +87,7 @@ def place_wall(
     turn = cos_sin(between(yaw, -0.6, 0.6))
     x, z_main = main
     needed = z_main + (x * turn[:, 1] + _radius(bodies)[:, 0]) / turn[:, 0] + 0.02
-    x, _, z_near = view.level(*_points(_near_corners()))
+    x, _, z_near = view.level(*_near_corners())
     clear = (z_near + x * (turn[:, 1:] / turn[:, :1])).amax(-1) + 0.1
     return torch.maximum(torch.maximum(z, needed), clear), turn
 
@@ -169,7 +169,7 @@ def _too_near(view: View, bodies: Bodies, x: Tensor, y: Tensor, z: Tensor) -> Te
     half_x, half_y, half_z = bodies.half_x[:, first], bodies.half_y[:, first], bodies.half_z[:, first]
     cos, sin = bodies.turn[:, first, 0], bodies.turn[:, first, 1]
     shift = torch.zeros_like(z)
-    for ahead in torch.stack(view.level(*_points(_forwards()))).unbind(-1):
+    for ahead in torch.stack(view.level(*_forwards())).unbind(-1):
         ahead_x, ahead_y, ahead_z = ahead[..., None].unbind(0)
         reach = (cos * ahead_x + sin * ahead_z).abs() * half_x + (cos * ahead_z - sin * ahead_x).abs() * half_z
         reach = reach + ahead_y.abs() * half_y
@@ -185,19 +185,18 @@ def _poses() -> Tensor:
     return pivot_pose(yaw.deg2rad(), pitch.deg2rad())
 
 
-def _forwards() -> Tensor:
-    """Where they look, float64 `[c, 3]`."""
-    return _poses()[:, :3, 2]
+@functools.cache
+def _forwards() -> tuple[Tensor, Tensor, Tensor]:
+    """Where they look, float32 `[c]` each."""
+    x, y, z = _poses()[:, :3, 2].float().unbind(-1)
+    return x, y, z
 
 
-def _near_corners() -> Tensor:
-    """Corners of what they see at NEAR, float64 `[4 * c, 3]`."""
+@functools.cache
+def _near_corners() -> tuple[Tensor, Tensor, Tensor]:
+    """Corners of what they see at NEAR, float32 `[4 * c]` each."""
     across, down = (_NEAR_M * _EDGE * _poses()[:, :3, axis] for axis in (0, 1))
-    middle = _poses()[:, :3, 3] + _NEAR_M * _forwards()
-    return torch.cat([middle + i * across + j * down for i in (-1.0, 1.0) for j in (-1.0, 1.0)])
-
-
-def _points(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """float64 `[c, 3]` to three float32 `[c]`."""
-    x, y, z = vectors.float().unbind(-1)
+    middle = _poses()[:, :3, 3] + _NEAR_M * _poses()[:, :3, 2]
+    corners = torch.cat([middle + i * across + j * down for i in (-1.0, 1.0) for j in (-1.0, 1.0)])
+    x, y, z = corners.float().unbind(-1)
     return x, y, z
