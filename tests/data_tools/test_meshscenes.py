@@ -91,11 +91,14 @@ def add_bad(root: Path) -> dict[str, str]:
     ball.visual.vertex_colors = [9, 99, 9, 255]
     ball.export(folder / "huge.ply")
     (folder / "scene.dae").write_text("<COLLADA><asset/></COLLADA>")
+    claims = {"componentType": 5126, "type": "VEC3", "count": 10**8}
+    (folder / "claims.gltf").write_text(json.dumps({"asset": {"version": "2.0"}, "accessors": [claims]}))
     (folder / "link.glb").symlink_to(root.parent / "elsewhere.glb")
     write_sphere(root.parent / "elsewhere.glb")
     return {
         "bad/text.glb": "cannot be read",
         "bad/cut.glb": "cannot be read",
+        "bad/claims.gltf": "it claims 100000000 values",
         "bad/missing.obj": "a file that is missing, or outside of the folder: missing.mtl",
         "bad/outside.obj": "outside of the folder: ../../secret.png",
         "bad/absolute.obj": "outside of the folder",

@@ -161,21 +161,16 @@ def test_without_discriminators_there_is_one_speed(tiny_recipe: Make) -> None:
     assert len(plan_table(plan)) > 10
 
 
-def test_disk_counts_what_is_there_or_a_million_images(
-    imagenet: dict[int, dict[str, Any]], tiny_recipe: Make, tmp_path: Path
-) -> None:
+def test_disk_is_of_the_images_or_of_a_million(imagenet: dict[int, dict[str, Any]], tiny_recipe: Make) -> None:
     disk = imagenet[8]["disk"]
     assert disk["images"] == 1_000_000
     assert disk["tokens"] == 1_000_000 * 1024 * 2
     assert disk["shards"] == pytest.approx(40e9 * 1.125**2, rel=0.01)
-    (tmp_path / "disparity" / "exact").mkdir(parents=True)
-    (tmp_path / "shard-000000.tar").write_bytes(b"x" * 300)
-    (tmp_path / "disparity" / "exact" / "shard-000000.tar").write_bytes(b"x" * 50)
-    (tmp_path / "manifest.json").write_bytes(b"x" * 7)
     recipe = tiny_recipe()
     tokens = (recipe.model.image_size // recipe.model.patch) ** 2
-    found = plan_run(recipe, H100, samples=3, data=[tmp_path], labels=["exact"])["disk"]
-    assert (found["images"], found["shards"], found["labels"], found["tokens"]) == (3, 300, 50, 3 * 2 * tokens)
+    found = plan_run(recipe, H100, samples=3)["disk"]
+    assert (found["images"], found["tokens"]) == (3, 3 * 2 * tokens)
+    assert 0 < found["labels"] < found["shards"] < 3 * 3 * recipe.model.image_size**2
 
 
 def test_gpus_are_known_by_the_names_that_drivers_give_them() -> None:

@@ -170,8 +170,6 @@ def train_stage1(
                 gpus=gpus or max(nproc, ranks.world_size),
                 classes=None if loader is None else len(loader.class_names),
                 samples=None if loader is None else loader.num_samples,
-                data=data or [],
-                labels=() if loader is None else loader.labels,
             )
             _say_plan(said, resolved, plan, plan_table(plan), facts)
         return

@@ -74,16 +74,22 @@ def as_utf8(data: bytes) -> bytes:
     return data
 
 
-def load_parts(data: bytes, suffix: str, resolver: Any) -> list[Any]:
-    """The parts of a mesh that have triangles, as trimesh reads them; it raises almost any type on damaged bytes.
+def load_parts(data: bytes, suffix: str, resolver: FilesBeside) -> tuple[list[Any], list[str]]:
+    """The parts of a mesh that have triangles, and what of it will not look as meant, a line each.
 
-    The `get` and `__getitem__` of a resolver give the bytes of files that the mesh names.
+    trimesh reads them; it raises almost any type on damaged bytes. Raises as `check_gltf`, and `ValueError`: the file
+    is too large.
     """
     import trimesh
 
+    is_gltf = suffix in (".glb", ".gltf")
+    if not is_gltf and len(data) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES >> 20} MiB")
+    unseen = check_gltf(data) if is_gltf else []
     with _silent_trimesh():
-        scene = trimesh.load_scene(io.BytesIO(data), file_type=suffix[1:], resolver=resolver)
-        return [part for part in scene.dump() if len(getattr(part, "faces", ()))]
+        file = io.BytesIO(as_utf8(data) if suffix == ".obj" else data)
+        scene = trimesh.load_scene(file, file_type=suffix[1:], resolver=resolver)
+        return [part for part in scene.dump() if len(getattr(part, "faces", ()))], unseen
 
 
 @contextlib.contextmanager

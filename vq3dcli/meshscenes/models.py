@@ -108,7 +108,7 @@ def read_model(path: Path, root: Path) -> ReadModel:
     """
     files, suffix, problem, model = FilesBeside(path, root), path.suffix.lower(), None, None
     try:
-        parts = load_parts(files.get(path.name), suffix, files)
+        parts, _ = load_parts(files.get(path.name), suffix, files)
         problem = _problem(parts)
         model = None if problem else _joined(parts, suffix)
     except MemoryError:

@@ -23,13 +23,10 @@ from vq3dcli.data.images import read_file
 from vq3dcli.editing.placement import Surface, Vector
 from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.meshscenes.files import (
-    MOST_BYTES,
     FilesBeside,
     Floats,
     Look,
     UnreadExtensionError,
-    as_utf8,
-    check_gltf,
     decode_srgb,
     encode_srgb,
     load_parts,
@@ -44,7 +41,6 @@ Up = Literal["y", "z"]
 
 # A file's axes to ours. glTF: y is up and the front looks along +z; with z up, the front looks along -y.
 _AXES = {"y": np.diag([1.0, -1.0, -1.0]), "z": np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])}
-_GLTF = (".glb", ".gltf")
 _AMBIENT = 0.55
 
 
@@ -102,11 +98,8 @@ def read_mesh(path: Path, *, up: Up = "y") -> Mesh:
         raise InputMissingError(f"no such file ({path})", remedy="check the path")
     data, suffix, beside = read_file(path), path.suffix.lower(), FilesBeside(path, path.parent)
     try:
-        unseen = check_gltf(data) if suffix in _GLTF else []
-        if suffix not in _GLTF and len(data) > MOST_BYTES:
-            raise ValueError(f"more than {MOST_BYTES >> 20} MiB")
         # Part by part: one mesh of all has no colours where some parts have a texture and others have none.
-        parts = load_parts(as_utf8(data) if suffix == ".obj" else data, suffix, beside)
+        parts, unseen = load_parts(data, suffix, beside)
         if not parts or not all(np.isfinite(part.vertices).all() for part in parts):
             raise ValueError("it has no triangles, or points that are no numbers")
         vertices = np.concatenate([np.asarray(part.vertices, np.float64) for part in parts]) @ _AXES[up].T

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,6 @@ from torch import nn
 from vq3dcli.config.load import load_recipe, recipe_names
 from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 from vq3dcli.data.loader import CACHE_BYTES, CACHED_BYTES_A_PIXEL
-from vq3dcli.data.shard_reader import label_folder
 from vq3dcli.data.token_store import TokenStore
 from vq3dcli.errors import UsageError
 from vq3dcli.model.build import build_autoencoder, build_prior
@@ -85,8 +84,6 @@ def plan_run(
     gpus: int = 1,
     classes: int | None = None,
     samples: int | None = None,
-    data: Sequence[Path] = (),
-    labels: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Figures of a run by name; bytes, seconds and images a second, nested.
 
@@ -103,8 +100,6 @@ def plan_run(
         gpus: How many of them.
         classes: Of the data, for class-conditional discriminators; None where there are no data yet.
         samples: Images in the data; None where there are none yet.
-        data: Their folders of shards.
-        labels: Name of the disparity labels beside each.
 
     Raises:
         RecipeError: As of a run: the batch cannot be shared among so many, their shares are no whole minibatch groups,
@@ -155,10 +150,6 @@ def plan_run(
         seconds += (schedule.images - first) / speed["with_discriminators"]
     tokens = (recipe.model.image_size // recipe.model.patch) ** 2
     count = 1_000_000 if samples is None else samples
-    shards, sidecars = round(count * stored * _JPEG_BYTES_PER_PIXEL), round(count * stored / 4 * 2)
-    if data:
-        shards = sum(_bytes_in(folder) for folder in data)
-        sidecars = sum(_bytes_in(label_folder(folder, name)) for folder, name in zip(data, labels, strict=False))
     total = figures["disk"]["weights"] // 2
     checkpoint = figures["disk"]["checkpoint"] + 12 * more  # without an average
     return {
@@ -172,8 +163,8 @@ def plan_run(
         "disk": {
             **_checkpoints(checkpoint, total, schedule.keep_checkpoints),
             "images": count,
-            "shards": shards,
-            "labels": sidecars,
+            "shards": round(count * stored * _JPEG_BYTES_PER_PIXEL),
+            "labels": round(count * stored / 4 * 2),
             "tokens": 2 * count * tokens,
         },
         "tokens": tokens,
@@ -308,7 +299,3 @@ def _counts(model: nn.Module) -> tuple[int, int]:
 def _checkpoints(checkpoint: int, parameters: int, kept: int) -> dict[str, int]:
     """Bytes on disk: weights, average, optimizer; one checkpoint more exists while it is written."""
     return {"checkpoint": checkpoint, "checkpoints": checkpoint * (kept + 1), "weights": 2 * parameters}
-
-
-def _bytes_in(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("shard-*") if path.is_file())
