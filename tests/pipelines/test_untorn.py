@@ -19,7 +19,7 @@ from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.export import Wish, wished_photo_scene
 from vq3dcli.pipelines.export_layers import turned_cameras
 from vq3dcli.pipelines.film import Shot
-from vq3dcli.pipelines.geometry import Geometry, geometry_of_map
+from vq3dcli.pipelines.geometry import Geometry, geometry_of_map, photo_relief
 from vq3dcli.pipelines.inputs import OpenedScene
 from vq3dcli.pipelines.render import Look, staged_photo
 from vq3dcli.rendering.cameras import Camera, pivot_pose
@@ -152,3 +152,19 @@ def test_videos_are_not_torn_but_compositions_and_maps_keep_their_steps(tmp_path
         picture, vantage = wished_photo_scene(scene, wish, SIZE, composed=composed)
         assert picture is not None
         assert torn(picture, turned_cameras(scene.frustum, vantage, [(1.0, 0.0)], SIZE)) == expected
+
+
+def test_views_that_are_not_torn_tell_the_disparity_of_the_network(scene: OpenedScene) -> None:
+    """The card's outline is a step there, wherever it is seen."""
+    look = Look(geometry=Geometry("teacher", DepthModel(lambda images: images[:, 0].float(), "disparity", {})))
+    assert scene.photo is not None
+    shown, camera, _ = staged_photo(scene, Shot("orbit", frames=4), look)
+    view = shown.render(camera[1])
+    on_card = (view.rgb[0, 0] > 160) & (view.rgb[0, 1] < 25)
+    inside = -torch.nn.functional.max_pool2d(-on_card[None].float(), 9, 1, 4)[0] > 0
+    outside = torch.nn.functional.max_pool2d(on_card[None].float(), 13, 1, 6)[0] < 1
+    near, far = view.s[0][inside], view.s[0][outside]
+    assert len(near) and near.min() - far.max() > 0.8 * (near.mean() - far.mean())
+    known = photo_relief(scene, scene.photo, look.geometry)
+    still, camera, _ = staged_photo(scene, Shot(view_deg=(0.0, 0.0)), look)
+    assert (still.render(camera).s[0] - known).abs().max() < 0.01

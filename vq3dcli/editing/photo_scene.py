@@ -78,6 +78,7 @@ class PhotoScene:
     behind: PhotoLayer  # the same with things in front taken away at their edges
     camera: Camera
     frustum: Frustum
+    told_s: Tensor | None = None  # `[H, W]`: the disparity of views, where it is not that of the front layer
 
     @property
     def window(self) -> tuple[slice, slice]:
@@ -97,6 +98,11 @@ class PhotoScene:
         )
         camera = self.frustum.camera(*front.s.shape).to(front.s.device)
         return PhotoScene(front, behind, camera, self.frustum)
+
+    def telling(self, s: Tensor) -> PhotoScene:
+        """The same, whose views have the disparity of another relief `[h, w]` of the photo: one with steps."""
+        rows, columns = self.window
+        return replace(self, told_s=_mirrored(s[None], columns.start, rows.start)[0])
 
     @torch.no_grad()
     def render(self, camera: Camera) -> SceneView:
@@ -125,6 +131,8 @@ class PhotoScene:
         lines = camera_lines(self.camera, camera, depth_range, seen_px)
         pixels, s, stretch = intersect(self.front.s, lines)
         rgb = look_up_px(self.front.rgb, pixels, mode="bicubic")
+        if self.told_s is not None:
+            s = look_up_px(self.told_s[None], pixels)[0]
         share = ((stretch - STRETCH_FADES) / (STRETCH_GONE - STRETCH_FADES)).clamp(0.0, 1.0)
         share = share * share * (3.0 - 2.0 * share)
         gone = (share > 0.0).nonzero()[:, 0]

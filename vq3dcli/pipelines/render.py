@@ -287,6 +287,7 @@ def staged_photo(
     def seen_by(amplitude_rad: float) -> Camera:
         return filmed(amplitude_rad) if eyes is None else eyes.both(filmed(amplitude_rad))
 
+    known_s = s
     if not in_layers:
         s = untorn(s, photo, frustum, seen_by(amplitude_rad))
     if not shot.given and shot.fov_deg is None:
@@ -295,7 +296,8 @@ def staged_photo(
     camera = filmed(amplitude_rad)
     camera.intrinsics[:, :2, :2] *= closer
     looking = camera if eyes is None else eyes.both(camera)
-    return build_photo_scene(frustum, photo, s, looking), camera, eyes
+    scene = build_photo_scene(frustum, photo, s, looking)
+    return scene if s is known_s else scene.telling(known_s), camera, eyes
 
 
 def _staged_plain(opened: OpenedScene, shot: Shot, look: Look) -> tuple[ViewOf, Camera]:
