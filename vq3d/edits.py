@@ -158,7 +158,7 @@ def compose(
         thing = {"object": str(insert), "scale": scale, "rotate_deg": rotate, "spin_deg": spin, "shadow": shadow}
         if isinstance(insert, Scene):
             thing["object"] = f"object {len(objects) + 1}"
-            objects[str(thing["object"])] = insert._opened
+            objects[str(thing["object"])] = _in_relief(insert)
         elif not isinstance(insert, str | Path) or not is_mesh(str(insert)):
             raise UsageError(
                 f"what is inserted is a scene or a mesh ({insert})", remedy="model.reconstruct(path) for a photo"
@@ -168,11 +168,15 @@ def compose(
     moves = [{"box": place, "at": _places(goal), "shadow": shadow} for place, goal in (move or {}).items()]
     added = composition_from_options("scene", inserts, moves, [{"box": place} for place in delete])
     if before is None:
-        opened = with_relief(scene._opened, scene._look(None).geometry) if scene.detail == "photo" else scene._opened
-        edits = Opened(added, opened, objects.__getitem__)
+        edits = Opened(added, _in_relief(scene), objects.__getitem__)
     else:
         edits = Opened(before.composition.with_more(added), before.scene, objects.__getitem__)
     return scene._composed(edits, objects)
+
+
+def _in_relief(scene: Scene) -> OpenedScene:
+    """A scene as it was opened; a photo's with the relief that it is shown with."""
+    return with_relief(scene._opened, scene._look(None).geometry) if scene.detail == "photo" else scene._opened
 
 
 def _places(at: Any) -> list[Any]:

@@ -85,6 +85,31 @@ def test_a_hole_in_a_thing_stays_where_the_relief_has_it_too() -> None:
         assert float(cut.mask[48, 68]) > 0.5
 
 
+def test_texture_tells_apart_what_has_the_same_colours() -> None:
+    """A disc of the ground's colour, of which the relief shows only a part; a feature of the photo shows all of it."""
+    relief = disc() & (grid()[0] < DISC[0])
+    noise = torch.randn(3, SIDE_PX, SIDE_PX, generator=torch.Generator().manual_seed(0))
+    view = FirstView((torch.tensor(GREY)[:, None, None] + 0.04 * noise).clamp(0.0, 1.0), 0.1 + 0.3 * relief)
+    texture = torch.stack([disc().float(), torch.zeros(SIDE_PX, SIDE_PX)])[:, ::2, ::2]
+    found = [
+        overlap(cut_out(view, Frustum(), (0.15, 0.3, 0.7, 0.8), of_photo=True, texture=features).mask > 0.5, disc())
+        for features in (None, torch.zeros_like(texture), texture)
+    ]
+    assert found[0] == found[1] < 0.6
+    assert found[2] > 0.8
+
+
+def test_what_stands_out_is_kept_where_a_box_leaves_little_to_compare() -> None:
+    """A red thing with a large grey part, as a car with its wheels, before grey, in a box that is nearly all."""
+    y, x = grid()
+    thing = (x > 8) & (x < 88) & (y > 16) & (y < 84)
+    part = thing & (y > 56) & (x > 16) & (x < 80)
+    red = (thing & ~part)[None]
+    rgb = torch.where(red, torch.tensor(RED)[:, None, None], torch.tensor(GREY)[:, None, None])
+    cut = cut_out(FirstView(rgb, 0.1 + 0.3 * thing), Frustum(), (0.0, 0.03, 1.0, 0.97), of_photo=True)
+    assert overlap(cut.mask > 0.5, thing) > 0.9
+
+
 def seen(card: Card, camera: Camera, placement: Placement | None = None) -> tuple[Tensor, Tensor]:
     z_depth, rgb = placed_surface(card, placement or Placement())(image_rays(camera))
     size = (camera.height_px, camera.width_px)

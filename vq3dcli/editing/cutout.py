@@ -111,12 +111,14 @@ def cut_out(
     z_range: tuple[float, float] | None = None,
     *,
     of_photo: bool = False,
+    texture: Tensor | None = None,
 ) -> Cutout:
     """Cut an object out of a scene.
 
     Args:
         of_photo: Whether the view is a photo, whose edges say more about the object's than its relief does: no field
             is carved, so what is behind has no colours, and the object stands where its own lower edge is.
+        texture: What a network says of each place of the photo, `[C, h, w]`; it tells apart what has the same colours.
         box: A little larger than the object: left, top, right, bottom in fractions of the view.
         z_range: Nearest and farthest z_depth: what the box holds between them is the object, whatever surrounds it.
 
@@ -137,7 +139,7 @@ def cut_out(
         strength = torch.maximum(strong, weak * _grown(strong > 0.5, weak > 0.5, side // 12))
     mask = gone = _without_specks(strength * inside)
     if of_photo and z_range is None and bool((mask > 0.5).any()):
-        mask, gone = matte(view.rgb, mask, inside)
+        mask, gone = matte(view.rgb, mask, inside, texture)
     sure = mask > 0.5
     if int(sure.sum()) < _LEAST_PIXELS:
         reason = "nothing stands out of its surroundings in the box"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vq3dcli.editing.relief import box_mean, local_range
+from vq3dcli.editing.relief import box_mean, local_range, resized
 
 _ROUNDS = 4
 _BINS = 24
@@ -22,7 +22,11 @@ _COLOUR_WEIGHT, _RELIEF_WEIGHT = 0.012, 0.02
 _RELIEF_SHARE = 0.65
 # No colour says more than this for or against the thing.
 _MOST_LOG = 3.0
+# Nor all of them against what stands out, by the pixels around the box for each one in it.
+_AGAINST = 4.0
 _LEAST_LINK = 1e-3
+# Features are blurred, so they are compared at a coarser grid; this part of their mean variance is noise.
+_COARSER, _FLOOR = 4, 0.3
 _SOLVER_STEPS = 200
 # Pieces of less than this part of the largest one are no part of the thing.
 _LEAST_PIECE = 0.1
@@ -30,23 +34,32 @@ _LEAST_PIECE = 0.1
 _PERHAPS = 0.25
 
 
-def matte(rgb: Tensor, stands_out: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+def matte(rgb: Tensor, stands_out: Tensor, inside: Tensor, texture: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """How much of each pixel is the thing, and how much of each may be, `[G, G]`, near 0 or 1 but for their edges.
 
     Args:
         rgb: `[3, G, G]` in [0, 1].
         stands_out: How surely each pixel is nearer than what is around the thing, `[G, G]` in [0, 1].
         inside: Where it may be, `[G, G]`, bool; outside of it are the surroundings.
+        texture: Features of each place `[C, h, w]`, if there are any; what is one thing has much the same ones.
     """
     side = rgb.shape[1]
+    features = None if texture is None else resized(texture.to(rgb), (side // _COARSER, side // _COARSER))
     links = _links(rgb)
     # Only what lies about the box tells what surrounds the thing.
     around = local_range(inside.float(), max(2, side // 6))[1] > 0.0
+    # Where a box leaves little of them, much of what they are compared with is the thing's own.
+    seen = (int(around.sum()) - int(inside.sum())) / max(1, int(inside.sum()))
+    least = torch.where(stands_out > 0.5, -_AGAINST * min(1.0, seen), -torch.inf)
     # Boxes are drawn around things: the middle of one is rather the thing than its corners are.
     share = _RELIEF_SHARE * stands_out * inside + (1.0 - _RELIEF_SHARE) * _bump(inside)
     relief = box_mean(share[None], max(1, side // 16))[0]
     for number in range(_ROUNDS):
-        likely = torch.sigmoid(_log_ratio(rgb, share, (1.0 - share) * around))
+        theirs = (1.0 - share) * around
+        evidence = _log_ratio(rgb, share, theirs)
+        if features is not None:
+            evidence = evidence + _told_apart(features, share, theirs)
+        likely = torch.sigmoid(torch.maximum(evidence, least))
         trust = _RELIEF_WEIGHT / (1.0 + 0.5 * number)
         weight = _COLOUR_WEIGHT + trust
         wanted = (_COLOUR_WEIGHT * likely + trust * relief) / weight
@@ -89,6 +102,23 @@ def _log_ratio(rgb: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
         counts.append(cube.flatten() / weight.sum().clamp(min=1.0).cpu())
     ratio = ((counts[0] + 1e-5) / (counts[1] + 1e-5)).log().clamp(-_MOST_LOG, _MOST_LOG)
     return ratio[flat.cpu()].to(rgb)
+
+
+def _told_apart(features: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
+    """The same of features `[C, h, w]`, along the line that parts the two best (Fisher, 1936): `[G, G]`."""
+    places = features.flatten(1)
+    weights = [resized(weight, features.shape[1:]).flatten() for weight in (ours, theirs)]
+    weights = [weight / weight.sum().clamp(min=1e-6) for weight in weights]
+    means = [places @ weight for weight in weights]
+    spread = sum(
+        0.5 * (weight * (away := places - mean[:, None])) @ away.T for weight, mean in zip(weights, means, strict=True)
+    )
+    # Some features hardly change in one photo: without a floor they would count most.
+    floor = _FLOOR * spread.diagonal().mean().clamp(min=1e-12)
+    line = torch.linalg.solve(spread + floor * torch.eye(len(places)).to(places), means[0] - means[1])
+    between = line @ (means[0] - means[1]) / (line @ spread @ line).clamp(min=1e-12)
+    ratio = (between * (line @ (places - 0.5 * (means[0] + means[1])[:, None]))).clamp(-_MOST_LOG, _MOST_LOG)
+    return resized(ratio.reshape(features.shape[1:]), ours.shape)
 
 
 def _walked(links: tuple[Tensor, Tensor], wanted: Tensor, weight: Tensor, inside: Tensor) -> Tensor:

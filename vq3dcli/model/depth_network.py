@@ -232,16 +232,31 @@ class DepthNetwork(nn.Module):
         difference = functional.avg_pool2d(coarse - fine, 2 * radius + 1, 1, radius, count_include_pad=False)
         return (fine + difference)[:, 0]
 
+    @torch.no_grad()
+    def texture(self, images: Tensor) -> Tensor:
+        """What the encoder's first two strides say of each place of images as `predict`: `[B, C, h, w]`, centred.
+
+        Each of the two counts as much as the other in the distance of two places.
+        """
+        features = self.encoder(self._input(images, 2 * self.input_px))[:2]
+        maps = [functional.interpolate(part, features[1].shape[-2:], mode="area").float() for part in features]
+        maps = [part - part.mean((2, 3), keepdim=True) for part in maps]
+        return torch.cat([functional.normalize(part.flatten(1)).reshape(part.shape) for part in maps], 1)
+
     def _shown(self, images: Tensor, side_px: int, flip: bool) -> Tensor:
         """The map of images that are shown with as many pixels as a square of this side."""
+        shown = self._input(images, side_px)
+        disparity: Tensor = self(shown)
+        return (disparity + self(shown.flip(-1)).flip(-1)) / 2.0 if flip else disparity
+
+    def _input(self, images: Tensor, side_px: int) -> Tensor:
+        """Images at a size of their own shape, with as many pixels as a square of this side."""
         height_px, width_px = images.shape[-2:]
         shape = math.sqrt(width_px / height_px)
         size = tuple(max(STRIDE, round(side / STRIDE) * STRIDE) for side in (side_px / shape, side_px * shape))
         pixels = images.to(self.out.weight.device).float()
         shown = functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0.0, 255.0)
-        shown = shown.contiguous(memory_format=torch.channels_last)
-        disparity: Tensor = self(shown)
-        return (disparity + self(shown.flip(-1)).flip(-1)) / 2.0 if flip else disparity
+        return shown.contiguous(memory_format=torch.channels_last)
 
 
 class _Residual(nn.Module):

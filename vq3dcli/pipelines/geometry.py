@@ -158,7 +158,8 @@ def with_relief(opened: OpenedScene, geometry: Geometry) -> OpenedScene:
         return opened
     factor = min(1.0, RELIEF_PX / max(opened.photo.shape[1:]))
     photo = resize(opened.photo, *(max(1, round(side * factor)) for side in opened.photo.shape[1:]))
-    return replace(opened, relief=photo_relief(opened, photo, geometry))
+    texture = None if geometry.network.texture is None else geometry.network.texture(opened.photo[None].cpu())[0]
+    return replace(opened, relief=photo_relief(opened, photo, geometry), texture=texture)
 
 
 def canonical_view(opened: OpenedScene) -> SceneView:

@@ -87,6 +87,7 @@ class OpenedScene:
     whole_aspect: float | None = None  # width / height of the photo before it was cropped, where that is known
     # what to put the NeRF's surfaces at, s `[h, w]` of what the canonical camera sees; None leaves them
     relief: Tensor | None = None
+    texture: Tensor | None = None  # `[C, h, w]`, what a network says of each place of the photo, to tell things apart
     fov_deg: float | None = None  # of the photo, where its EXIF tells it; the camera has the model's
 
     @property

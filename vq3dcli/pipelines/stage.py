@@ -204,7 +204,8 @@ def _fitting(insert: Insert, cutout: Cutout, frustum: Frustum, ground: FirstView
 def _cut(view: FirstView, cut: Cut, opened: OpenedScene, *, of_photo: bool) -> Cutout:
     of_photo = of_photo and opened.has_detail
     try:
-        return cut_out(view, opened.frustum, cut.box or (0.0, 0.0, 1.0, 1.0), cut.z_range, of_photo=of_photo)
+        box = cut.box or (0.0, 0.0, 1.0, 1.0)
+        return cut_out(view, opened.frustum, box, cut.z_range, of_photo=of_photo, texture=opened.texture)
     except DataError as error:
         raise DataError(f"{error.message} ({opened.stem})", remedy=error.remedy) from error
 

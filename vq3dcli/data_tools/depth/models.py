@@ -34,6 +34,8 @@ class DepthModel:
     # what they are: `disparity`, larger is nearer, known up to scale and shift; or `depth`, z in any unit
     meaning: Meaning
     facts: dict[str, Any]  # JSON values that its numbers depend on, the hash of its files among them
+    # features of each place of the same images that tell things apart, float32 `[B, C, h', w']`, where it has any
+    texture: Callable[[Tensor], Tensor] | None = None
 
     def disparity(self, images: Tensor) -> Tensor:
         """Disparity up to scale and shift, larger is nearer, as `predict`."""
@@ -134,7 +136,13 @@ def _open_own(path: Path | None, device: torch.device, flip: bool) -> DepthModel
     loaded = load_depth(path, device)
     input_px = loaded.recipe.model.input_px
     facts = {"backend": "vq3d", "meaning": "disparity", "input_px": 2 * input_px, "flip": flip, "sha256": loaded.sha256}
-    return DepthModel(lambda images: loaded.model.predict_fine(images, flip=flip).cpu(), "disparity", facts)
+    network = loaded.model
+    return DepthModel(
+        lambda images: network.predict_fine(images, flip=flip).cpu(),
+        "disparity",
+        facts,
+        lambda images: network.texture(images).cpu(),
+    )
 
 
 def _label_name(name: str) -> str:
