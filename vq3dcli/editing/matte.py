@@ -110,9 +110,10 @@ def _told_apart(features: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
     weights = [resized(weight, features.shape[1:]).flatten() for weight in (ours, theirs)]
     weights = [weight / weight.sum().clamp(min=1e-6) for weight in weights]
     means = [places @ weight for weight in weights]
-    spread = sum(
-        0.5 * (weight * (away := places - mean[:, None])) @ away.T for weight, mean in zip(weights, means, strict=True)
-    )
+    spread = torch.zeros(len(places), len(places)).to(places)
+    for weight, mean in zip(weights, means, strict=True):
+        away = places - mean[:, None]
+        spread += 0.5 * (weight * away) @ away.T
     # Some features hardly change in one photo: without a floor they would count most.
     floor = _FLOOR * spread.diagonal().mean().clamp(min=1e-12)
     line = torch.linalg.solve(spread + floor * torch.eye(len(places)).to(places), means[0] - means[1])
