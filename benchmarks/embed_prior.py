@@ -1,7 +1,7 @@
 """Put a prior's weights into the package, with the sampling it is best at and a card that says how it measures.
 
 Example:
-    vq3d evaluate generation --prior prior/ --tokens tokens/ -o figures/
+    vq3d evaluate generation --prior prior/ -o figures/
     python benchmarks/embed_prior.py prior/ --figures figures/generation.json --guidance 1.5 \
         --data "20,000 toy scenes" --command "vq3d train-stage2 ..." --limits "..."
 """

@@ -247,7 +247,6 @@ def test_what_cannot_be_measured_is_one_line(options, code, problem, tmp_path, m
         (["--data", "none"], 66, "none"),
         (["--data", ".", "--class", "torus"], 2, "--class"),
         (["--top-p", "0"], 2, "top-p"),
-        (["--tokens", "none"], 66, "none"),
     ],
 )
 def test_what_weights_cannot_do_is_one_line(options, code, problem, given, capsys):

@@ -24,7 +24,7 @@ from vq3dcli.pipelines.evaluation.generation import (
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, toy_set
 from vq3dcli.pipelines.evaluation.measured_set import Classifier, measure_set
 from vq3dcli.pipelines.evaluation.parts import OthersAtWorkError
-from vq3dcli.pipelines.evaluation.rendered_sets import Samples, prior_bits, reconstructed_set, sampled_set
+from vq3dcli.pipelines.evaluation.rendered_sets import Samples, reconstructed_set, sampled_set
 from vq3dcli.pipelines.sampling.record import SampleWish
 from vq3dcli.pipelines.sampling.sample import draw_samples
 from vq3dcli.toyscenes import CLASS_NAMES
@@ -223,14 +223,3 @@ def test_reconstructions(models):
     assert torch.cat(list(found.batches())).shape == (3, 3, 16, 16)
     assert found.description["of"] == toys.description
     assert found.class_names == CLASS_NAMES
-
-
-def test_bits_of_the_held_out_images(models, write_store, tmp_path):
-    weights, prior = models
-    found = prior_bits(prior, write_store(tmp_path / "tokens", stage1_sha256=weights.sha256))
-    # An untrained prior knows nothing of 32 codes but how many there are.
-    assert found["bits"] == pytest.approx(5.0, abs=0.3)
-    assert found["share"] == pytest.approx(found["bits"] / found["unigram_bits"])
-    assert sum(c["images"] for c in found["classes"].values()) == found["images"] > 0
-    with pytest.raises(DataError, match="another Stage 1"):
-        prior_bits(prior, write_store(tmp_path / "other"))

@@ -231,14 +231,13 @@ def depth(
 
 
 _OF_SAMPLING = (
-    *("--count", "--class", "--prior", "--yaws", "--tokens"),
+    *("--count", "--class", "--prior", "--yaws"),
     *("--temperature", "--top-k", "--top-p", "--guidance"),
 )
 SAMPLES = "Samples that are there already: a folder of images, or a file in ADM's format (.npz)."
 REAL = "Real images that no training saw: toyscenes, shards, a folder, or an .npz file. Default: toyscenes."
 PROTOCOL = "offline-1, adm or fid50k_full; the last two need --inception."
 CLASSIFIER = "Toy scenes that the classifier learns from; 0 for no classifier."
-TOKENS = "Also bits per code of the store's held-out images."
 YAWS = "Also measure samples seen from these yaws in degrees, a comma between them."
 STATISTICS = "Where what was measured is kept and found again. Default: FOLDER/statistics with -o."
 
@@ -264,7 +263,6 @@ def generation(
     top_p: options.TopP = None,
     guidance: options.Guidance = None,
     yaws: Annotated[str | None, typer.Option("--yaws", metavar="DEGREES", help=YAWS)] = None,
-    tokens: Annotated[Path | None, typer.Option("--tokens", metavar="STORE", help=TOKENS)] = None,
     inception: InceptionOption = None,
     classifier_scenes: Annotated[int, typer.Option(min=0, max=200_000, help=CLASSIFIER)] = 24_000,
     statistics: Annotated[Path | None, typer.Option("--statistics", metavar="FOLDER", help=STATISTICS)] = None,
@@ -281,7 +279,7 @@ def generation(
 
     Example:
       vq3d evaluate generation -o figures
-      vq3d evaluate generation --weights stage1/ --prior stage2/ --tokens tokens/ --guidance 1.5 --count 512
+      vq3d evaluate generation --weights stage1/ --prior stage2/ --guidance 1.5 --count 512
       vq3d evaluate generation --pictures samples.npz --data VIRTUAL_imagenet256_labeled.npz --protocol adm
         --inception weights-inception-2015-12-05-6726825d.pth
     """
@@ -303,7 +301,6 @@ def generation(
             prior=prior,
             sharpening={"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance},
             yaws=[] if yaws is None else options.numbers("--yaws", yaws),
-            tokens=tokens,
             inception=inception,
             classifier_scenes=classifier_scenes,
             statistics=folder,

@@ -155,24 +155,22 @@ def video_writer(
         StorageError: The disk is full or failed.
         ValueError: More or fewer than `frames` frames were written, or the sizes differ.
     """
-    written, sizes = 0, set()
-    with _sink(path, frames, fps, video_format, quality) as sink:
+    if video_format == "frames":
+        opened = _folder_sink(path)
+    elif video_format == "png":
+        opened = _sheet_sink(path, frames)
+    else:
+        opened = _gif_sink(path, fps) if video_format == "gif" else _ffmpeg_sink(video_format, path, fps, quality)
+    sizes: list[torch.Size] = []
+    with opened as sink:
 
         def write(batch: Tensor) -> None:
-            nonlocal written
-            if batch.ndim != 4 or batch.shape[1] != 3 or batch.dtype != torch.uint8:
-                raise ValueError(f"frames must be uint8 [B, 3, H, W], got {batch.dtype} {list(batch.shape)}")
-            sizes.add(tuple(batch.shape[2:]))
-            if len(sizes) > 1:
-                raise ValueError(f"frames of several sizes: {sorted(sizes)}")
-            written += len(batch)
-            if written > frames:
-                raise ValueError(f"more than the {frames} frames that were promised")
+            sizes.extend([batch.shape[1:]] * len(batch))
             sink(batch.detach().cpu())
 
         yield write
-        if written != frames:
-            raise ValueError(f"{frames} frames were promised, {written} were written")
+        if len(sizes) != frames or len({*sizes}) > 1:
+            raise ValueError(f"{frames} frames of one size were promised, not {len(sizes)} of {[*{*sizes}]}")
 
 
 @contextlib.contextmanager
@@ -203,8 +201,6 @@ def _ffmpeg_sink(video_format: str, path: Path, fps: float, quality: Quality) ->
 @contextlib.contextmanager
 def _gif_sink(path: Path, fps: float) -> Iterator[WriteFrames]:
     """A gif takes two passes, since its palette depends on all frames: they wait in a lossless file meanwhile."""
-    if fps > MAX_GIF_FPS:
-        raise ValueError(f"gif knows at most {MAX_GIF_FPS:g} frames a second, got {fps:g}")
     with atomic_path(path) as temporary, contextlib.ExitStack() as files:
         lossless, palette = temporary.with_suffix(".mkv"), temporary.with_suffix(".png")
         for extra in (lossless, palette):
@@ -264,16 +260,6 @@ def _sheet_sink(path: Path, frames: int) -> Iterator[WriteFrames]:
     with atomic_path(path) as temporary:
         yield lambda batch: kept.extend(frame.clone() for frame in batch if next(numbers) in wanted)
         _save_png(grid(kept, _SHEET_COLUMNS) if frames > 1 else kept[0], temporary)
-
-
-def _sink(
-    path: Path, frames: int, fps: float, video_format: VideoFormat, quality: Quality
-) -> contextlib.AbstractContextManager[WriteFrames]:
-    if video_format == "frames":
-        return _folder_sink(path)
-    if video_format == "png":
-        return _sheet_sink(path, frames)
-    return _gif_sink(path, fps) if video_format == "gif" else _ffmpeg_sink(video_format, path, fps, quality)
 
 
 def even_size(frames: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,8 +66,7 @@ PROTOCOLS = {
 }
 
 
-@dataclass(frozen=True)
-class Compared:
+class Compared(NamedTuple):
     """A set to measure, the key of its figures, and the real images to compare it with where it has its own."""
 
     key: str
@@ -196,12 +195,13 @@ def recognised(measured: MeasuredSet, classifier: Classifier) -> dict[str, float
     return shares
 
 
-def published_moments(path: Path, network: FeatureNetwork) -> Moments | None:
+def published_moments(data: str | None, network: FeatureNetwork) -> Moments | None:
     """Mean and covariance in a file of ADM's (`mu`, `sigma`), where the network is Inception; None without them.
 
-    Raises `InputMissingError` or `DataError`: there is no such file, or its arrays do not fit.
+    Raises `DataError`: its arrays do not fit.
     """
-    arrays = read_npz(path, ["mu", "sigma"])
+    path = Path(data or "")
+    arrays = read_npz(path, ["mu", "sigma"]) if path.suffix.lower() == ".npz" and path.is_file() else {}
     if len(arrays) < 2 or network.logits is None:
         return None
     mean, covariance = (torch.from_numpy(np.array(arrays[name], np.float64)) for name in ("mu", "sigma"))

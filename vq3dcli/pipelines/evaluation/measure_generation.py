@@ -13,11 +13,9 @@ import torch
 
 from vq3dcli.data.shard_format import MANIFEST_NAME
 from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.data.token_store import TokenStore
 from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.errors import InputMissingError, UsageError
-from vq3dcli.metrics.distribution import Moments
-from vq3dcli.metrics.features import FeatureNetwork, load_feature_network
+from vq3dcli.metrics.features import load_feature_network
 from vq3dcli.pipelines.evaluation import generation
 from vq3dcli.pipelines.evaluation.generation import Compared, Protocol, evaluate_generation
 from vq3dcli.pipelines.evaluation.image_sets import (
@@ -31,13 +29,13 @@ from vq3dcli.pipelines.evaluation.image_sets import (
 )
 from vq3dcli.pipelines.evaluation.measured_set import toy_classifier
 from vq3dcli.pipelines.evaluation.page import Evaluation, evaluation_folder
-from vq3dcli.pipelines.evaluation.rendered_sets import Samples, class_counts, prior_bits, reconstructed_set, sampled_set
+from vq3dcli.pipelines.evaluation.rendered_sets import Samples, class_counts, reconstructed_set, sampled_set
 from vq3dcli.pipelines.sampling.record import pick_classes
 from vq3dcli.pipelines.sampling.sample import sharpening_of
 from vq3dcli.pipelines.targets import Counting
 from vq3dcli.rendering.render import exact_rendering
 from vq3dcli.toyscenes import CLASS_NAMES
-from vq3dcli.weights_file import LoadedWeights, load_prior, load_weights
+from vq3dcli.weights_file import load_prior, load_weights
 
 _MAX_YAW_DEG = 60.0
 _SIZE_PX = 64
@@ -62,22 +60,11 @@ class Asked:
     prior: Path | None = None
     sharpening: Mapping[str, float | None] = field(default_factory=dict)
     yaws: Sequence[float] = ()  # in degrees
-    tokens: Path | None = None
     inception: Path | None = None
     classifier_scenes: int = 0
     statistics: Path | None = None
     part: Part = WHOLE
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
-
-
-@dataclass(frozen=True)
-class _Real:
-    """Real images to compare with, others to reconstruct, images of the training, published moments."""
-
-    images: ImageSet
-    to_reconstruct: ImageSet | None  # other ones where there are enough, else the same; None if none fit Stage 1
-    training: ImageSet | None = None
-    moments: Moments | None = None
 
 
 @exact_rendering()
@@ -97,15 +84,21 @@ def measure_generation(asked: Asked, *, out: Path | None, counting: Counting) ->
         if abs(yaw) > _MAX_YAW_DEG:
             raise UsageError(f"--yaws {yaw:g}: out of range", remedy=f"at most {_MAX_YAW_DEG:g} degrees")
     network = load_feature_network(protocol.network, weights=asked.inception, device=asked.device)
-    tokens = None
+    real_moments = generation.published_moments(asked.data, network)
+    if asked.protocol == "adm" and real_moments is None:
+        raise UsageError(
+            "the protocol adm compares with the mean and covariance of ADM's own file",
+            remedy="--data VIRTUAL_imagenet256_labeled.npz",
+        )
     if asked.samples is not None:
         weights = None if asked.weights is None else load_weights(asked.weights, asked.device)
         size = None if weights is None else weights.recipe.model.image_size
         sampled = _given(asked, asked.samples, size)
         protocol = generation.protocol_of(asked.protocol, len(sampled))
         side = sampled.description["size_px"]
-        real = _real(asked, protocol, network, (), None, size or (side if isinstance(side, int) else _SIZE_PX))
-        sets = [Compared("samples", sampled), *_bounds(weights, real)]
+        size = size or (side if isinstance(side, int) else _SIZE_PX)
+        real, others, trained = _real(asked, protocol, (), None, size)
+        views: list[Compared] = []
     else:
         prior = load_prior(asked.prior, asked.device)
         weights = load_weights(asked.weights, asked.device)
@@ -114,55 +107,65 @@ def measure_generation(asked: Asked, *, out: Path | None, counting: Counting) ->
         chosen, only = _classes(asked, names)
         sharpening = sharpening_of(prior, **asked.sharpening)
         size, count = weights.recipe.model.image_size, protocol.samples
-        real = _real(asked, protocol, network, names if only is None else only, only, size)
-        counts = class_counts(chosen, count, names, real.images if protocol.labels == "data" else None)
+        real, others, trained = _real(asked, protocol, names if only is None else only, only, size)
+        counts = class_counts(chosen, count, names, real if protocol.labels == "data" else None)
         samples = Samples(prior, counts, seed=asked.seed, sharpening=sharpening)
-        sets = [Compared("samples", sampled_set("samples", weights, samples)), *_bounds(weights, real)]
-        for yaw in asked.yaws:
-            turned = None
-            if asked.data in (None, TOYSCENES):  # scenes that are drawn, from any camera
-                turned = toy_set(f"held-out images, yaw {yaw:g}", count, **_toys(asked, only, size), yaw_deg=yaw)
-            images = sampled_set(f"samples, yaw {yaw:g}", weights, samples, yaw_deg=yaw)
-            sets.append(Compared(f"yaw {yaw:g}", images, turned))
-        if asked.tokens is not None:
-            tokens = prior_bits(prior, TokenStore(asked.tokens))
+        sampled = sampled_set("samples", weights, samples)
+        views = [
+            Compared(
+                f"yaw {yaw:g}",
+                sampled_set(f"samples, yaw {yaw:g}", weights, samples, yaw_deg=yaw),
+                # Scenes that are drawn are seen from any camera.
+                toy_set(f"held-out images, yaw {yaw:g}", count, **_toys(asked, only, size), yaw_deg=yaw)
+                if asked.data in (None, TOYSCENES)
+                else None,
+            )
+            for yaw in asked.yaws
+        ]
         if asked.classes is None and only is not None:
             _log.warning(
                 "only the %d classes of toy scenes, of %d: --data with shards for others", len(only), len(names)
             )
-    _warn(protocol, real, sets)
-    samples_set = sets[0].images
-    shown = {samples_set.class_names[i] for i in samples_set.class_index.unique().tolist() if i >= 0}
+    if "," in protocol.name and protocol.network == "inception":
+        _log.warning("not the protocol that others publish: %s instead of its own number", protocol.name)
+    if not protocol.all_real and len(real) != len(sampled):
+        counted = (len(sampled), len(real))
+        _log.warning("%d samples against %d real images: a Frechet distance depends on both", *counted)
+    # Beside the samples: the floor of reconstructions, and images of the training.
+    sets = [Compared("samples", sampled)]
+    if weights is not None and others is not None:
+        sets.append(Compared("reconstructions", reconstructed_set("reconstructions", weights, others)))
+        rows = [images.description.get("rows_sha256") for images in (real, others)]
+        if real.description == others.description or (rows[0] is not None and rows[0] == rows[1]):
+            _log.warning("the floor is of reconstructions of the very images that they are compared with")
+    sets += [*([] if trained is None else [Compared("training", trained)]), *views]
+    shown = {sampled.class_names[i] for i in sampled.class_index.unique().tolist() if i >= 0}
     classifier = None
     if asked.classifier_scenes and shown and shown <= set(CLASS_NAMES):
-        size = int(real.images.description["size_px"])
+        size = int(real.description["size_px"])
         classifier = toy_classifier(
             size, scenes=asked.classifier_scenes, statistics=asked.statistics, counting=counting
         )
     result = evaluate_generation(
         protocol,
         network,
-        real.images,
+        real,
         sets,
         classifier=classifier,
-        real_moments=real.moments,
+        real_moments=real_moments,
         statistics=asked.statistics,
         part=asked.part,
         seed=asked.seed,
         counting=counting,
     )
     conditions = {**result.conditions, "seconds": time.perf_counter() - began, "device": asked.device.type}
-    rows = generation.table(result, network)
-    if tokens is not None:
-        rows += [[], ["bits per code, held out", tokens["bits"]]]
-        rows += [["class-conditional unigram", tokens["unigram_bits"]], ["share", tokens["share"]]]
     return Evaluation(
         protocol.name,
-        len(samples_set),
-        {**result.figures, "tokens": tokens, "conditions": conditions},
-        rows,
+        len(sampled),
+        {**result.figures, "conditions": conditions},
+        generation.table(result, network),
         title="Generation",
-        subtitle=f"{protocol.name}: {len(samples_set)} samples, seed {asked.seed}",
+        subtitle=f"{protocol.name}: {len(sampled)} samples, seed {asked.seed}",
         texts=[_FIGURES_TEXT],
         charts=generation.charts(result, network),
         sheet=generation.sample_sheet(result.sets["samples"]),
@@ -193,16 +196,14 @@ def _given(asked: Asked, path: Path, size_px: int | None) -> ImageSet:
 
 
 def _real(
-    asked: Asked,
-    protocol: Protocol,
-    network: FeatureNetwork,
-    shown: Sequence[str],
-    only: Sequence[str] | None,
-    size_px: int,
-) -> _Real:
-    """The real images that `--data` names, those of the classes `only` where some are named; `shown` are sampled."""
-    count = protocol.samples
-    data = asked.data
+    asked: Asked, protocol: Protocol, shown: Sequence[str], only: Sequence[str] | None, size_px: int
+) -> tuple[ImageSet, ImageSet | None, ImageSet | None]:
+    """Real images that `--data` names to compare with, to reconstruct, and of the training; None for none that fit.
+
+    They are of the classes `only` where some are named; `shown` are sampled. Those to reconstruct are other ones where
+    there are enough: reconstructions of the same ones would be nearer by that alone.
+    """
+    count, data = protocol.samples, asked.data
     if data is None:
         if not shown or not set(shown) <= set(CLASS_NAMES):
             raise UsageError(
@@ -210,26 +211,18 @@ def _real(
             )
         data = TOYSCENES
     path = Path(data)
-    moments = generation.published_moments(path, network) if path.suffix.lower() == ".npz" and path.is_file() else None
-    if protocol.name.startswith("adm") and moments is None:
-        raise UsageError(
-            "the protocol adm compares with the mean and covariance of ADM's own file",
-            remedy="--data VIRTUAL_imagenet256_labeled.npz",
-        )
     if data == TOYSCENES:
         toys = _toys(asked, only, size_px)
         images = toy_set("held-out images", count, **toys)
         others = toy_set("reconstructed images", count, **toys, first=count)
-        training = toy_set("training images", count, **{**toys, "seed": 0, "purpose": "train"})
-        return _Real(images, others, training)
+        return images, others, toy_set("training images", count, **{**toys, "seed": 0, "purpose": "train"})
     if (path / MANIFEST_NAME).is_file():
         folder = ShardFolder(path)
         rows = pick_rows(folder, None, seed=asked.seed, classes=only)
         wanted = len(rows) if protocol.all_real else count
         images = _check_count(shard_set("held-out images", folder, rows[:wanted], size_px=size_px), wanted)
-        # Other images where there are enough: reconstructions of the same ones would be nearer by that alone.
         second = rows[wanted : wanted + count] if len(rows) >= wanted + count else rows[:count]
-        return _Real(images, shard_set("reconstructed images", folder, second, size_px=size_px))
+        return images, shard_set("reconstructed images", folder, second, size_px=size_px), None
     if only is not None:
         raise UsageError(
             f"--class needs real images of these classes alone, and which they are is not known ({data})",
@@ -237,11 +230,11 @@ def _real(
         )
     if path.suffix.lower() == ".npz":
         images = npz_set("held-out images", path)
-        return _Real(images, images if images.description["size_px"] == size_px else None, moments=moments)
+        return images, images if images.description["size_px"] == size_px else None, None
     if not path.is_dir():
         raise InputMissingError(f"no such data ({data})", remedy=f"{TOYSCENES}, shards, a folder of images, or an .npz")
     images = folder_set("held-out images", path, size_px=size_px)
-    return _Real(images, images)
+    return images, images, None
 
 
 def _toys(asked: Asked, only: Sequence[str] | None, size_px: int) -> dict[str, Any]:
@@ -262,25 +255,3 @@ def _check_count(images: ImageSet, wanted: int) -> ImageSet:
             remedy=f"-n {max(len(images), 2)}",
         )
     return images
-
-
-def _bounds(weights: LoadedWeights | None, real: _Real) -> list[Compared]:
-    """What samples are read beside: the reconstructions' floor, and images of the training."""
-    bounds = []
-    if weights is not None and real.to_reconstruct is not None:
-        bounds.append(Compared("reconstructions", reconstructed_set("reconstructions", weights, real.to_reconstruct)))
-    if real.training is not None:
-        bounds.append(Compared("training", real.training))
-    return bounds
-
-
-def _warn(protocol: Protocol, real: _Real, sets: Sequence[Compared]) -> None:
-    count = len(sets[0].images)
-    if "," in protocol.name and protocol.network == "inception":
-        _log.warning("not the protocol that others publish: %s instead of its own number", protocol.name)
-    if not protocol.all_real and len(real.images) != count:
-        _log.warning("%d samples against %d real images: a Frechet distance depends on both", count, len(real.images))
-    if any(c.key == "reconstructions" for c in sets) and real.to_reconstruct is not None:
-        own, others = real.images.description, real.to_reconstruct.description
-        if own == others or ("rows_sha256" in own and own["rows_sha256"] == others.get("rows_sha256")):
-            _log.warning("the floor is of reconstructions of the very images that they are compared with")

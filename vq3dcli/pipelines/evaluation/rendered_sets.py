@@ -1,4 +1,4 @@
-"""What models give: Stage 1's reconstructions of a set of images, samples of the prior, and its held-out bits.
+"""What models give: Stage 1's reconstructions of a set of images, and samples of the prior.
 
 Legend: N images, B images of a batch, L codes of an image, S side in pixels.
 """
@@ -16,16 +16,13 @@ from torch import Tensor
 from vq3dcli import __version__
 from vq3dcli.config.defaults import EVALUATION_SAMPLES
 from vq3dcli.data.stream import spread
-from vq3dcli.data.token_store import TokenLoader, TokenStore
-from vq3dcli.errors import DataError, UsageError
+from vq3dcli.errors import UsageError
 from vq3dcli.model.autoencoder import Autoencoder
 from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.draw_codes import Sharpening, rows_together, sample_index, sample_tokens
 from vq3dcli.model.scene import Scene, reconstruct_scene, scene_from_codes
 from vq3dcli.pipelines.evaluation.image_sets import NO_CLASS, ImageSet
 from vq3dcli.rendering.cameras import pivot_pose
-from vq3dcli.training.distributed import Ranks
-from vq3dcli.training.held_out import by_class, held_out_bits, unigram_bits
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights
 
 _SCENES_AT_ONCE = 16
@@ -133,43 +130,3 @@ def class_counts(
                 remedy="shards with these classes, or another --protocol",
             )
     return {i: n for i, n in zip(chosen, spread(count, shares), strict=True) if n}
-
-
-def prior_bits(prior: LoadedPrior, store: TokenStore) -> dict[str, Any]:
-    """Bits per code of the images that the prior's training held out, beside the class-conditional unigram entropy.
-
-    Which images those are depends on their numbers and on the recipe's `training.held_out` alone; `store` is that of
-    the training. JSON values: `bits`, `unigram_bits`, `share` (the first over the second), `images`, and the same by
-    class.
-
-    Raises:
-        DataError: The store's codes or classes are not those of the prior.
-        UsageError: The training held nothing out.
-    """
-    facts, held_out = prior.tokens, prior.recipe.training.held_out
-    store.check_stage1(facts.stage1_sha256)
-    own = (store.codebook_size, store.length, tuple(store.class_names))
-    if own != (facts.codebook_size, facts.length, facts.class_names):
-        raise DataError(
-            f"tokens with other classes or another length than the prior's ({store.path})",
-            remedy="the store that the prior was trained with",
-        )
-    loader = TokenLoader(store, batch_size=16, seed=0, held_out=held_out)
-    if not len(loader.held_out_images):
-        raise UsageError(
-            f"the prior's training held none of these images out ({store.path})", remedy="it without --tokens"
-        )
-    bits = held_out_bits(
-        prior.model,
-        loader,
-        batch_size=16,
-        autocast_dtype=torch.float32,
-        device=prior.model.positions.device,
-        ranks=Ranks(),
-    )
-    unigram = unigram_bits(loader, Ranks(), torch.device("cpu"))
-    return {
-        **by_class(bits, unigram, facts.class_names),
-        "held_out": held_out,
-        "tokens_sha256": store.manifest.tokens_sha256,
-    }
