@@ -356,13 +356,18 @@ class LazyCommand(TyperCommand):
 
 def load_command(name: str, module: str) -> TyperCommand | TyperGroup:
     """Import `vq3dcli.commands.MODULE` and build its function `command`, or of the command's name, or its `app`."""
+    from vq3dcli.commands import options
+
     loaded = importlib.import_module(f"vq3dcli.commands.{module}")
     holder = typer.Typer(add_completion=False, rich_markup_mode=None)
     holder.callback()(lambda: None)
     if hasattr(loaded, "app"):
+        for each in loaded.app.registered_commands:
+            each.callback = options.grouped(each.callback)
         holder.add_typer(loaded.app, name=name)
     else:
-        holder.command(name, cls=Command)(getattr(loaded, "command", None) or getattr(loaded, name.replace("-", "_")))
+        function = getattr(loaded, "command", None) or getattr(loaded, name.replace("-", "_"))
+        holder.command(name, cls=Command)(options.grouped(function))
     group = get_command(holder)
     assert isinstance(group, TyperGroup)
     built = group.commands[name]

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
+from vq3dcli.commands.output import DeviceOption, Output, pick_device
 from vq3dcli.errors import DataError
 
 
 def command(
+    output: Output,
     subjects: Annotated[
         list[str] | None,
         typer.Argument(metavar="render|train|sample|data|video", help="Default: all."),
@@ -21,8 +22,6 @@ def command(
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, max=1000, help="Of ours, theirs, theirs, ours.")] = 3,
     device: DeviceOption = "cpu",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Measure speed and memory beside other ways of doing the same.
 
@@ -38,7 +37,6 @@ def command(
     """
     from vq3dcli.pipelines.bench.run import DEFAULT, run
 
-    output = Output("bench", json, quiet)
     with output.progress("measuring", unit="works") as progress:
         measured = run(subjects or DEFAULT, baselines or [], rounds, pick_device(device), on_work=progress)
     output.finish(protocol="bench-1", metrics=measured.metrics, table=measured.table)

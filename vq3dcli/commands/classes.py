@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from vq3dcli.commands import options
-from vq3dcli.commands.output import JsonOption, Output, QuietOption
+from vq3dcli.commands.output import Output
 
 
-def command(
-    weights: options.Weights = None, prior: options.Prior = None, json: JsonOption = False, quiet: QuietOption = False
-) -> None:
+def command(said: Output, weights: options.Weights = None, prior: options.Prior = None) -> None:
     """List the classes that new scenes can be of.
 
     Those whose samples a viewer recognises, as the prior's card says, by number and name; vq3d sample --class takes
@@ -21,7 +19,6 @@ def command(
     from vq3dcli.pipelines.sampling.record import shown_name
     from vq3dcli.weights_file import load_prior, load_weights
 
-    said = Output("classes", json, quiet)
     loaded, loaded_prior = load_weights(weights), load_prior(prior)
     loaded_prior.check_stage1(loaded)
     names = loaded_prior.tokens.class_names

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vq3dcli.commands import options
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
-from vq3dcli.config.defaults import VIDEO_FPS
+from vq3dcli.commands.output import Output
 from vq3dcli.errors import UsageError
 
 SCENE = "A photo, sample, saved scene or toyscene:CLASS[:SEED]; or a composition file, NAME.toml."
@@ -28,9 +27,11 @@ MOVE = "LEFT,TOP,RIGHT,BOTTOM=X,Y[:X,Y...]: move what is in a box of the scene's
 OUTPUT = (
     "NAME.mp4, .webm, .gif or .png (contact sheet), or FOLDER/. Default: SCENE_composed.mp4. NAME.toml goes beside."
 )
+_FILMED = options.Filmed(camera="orbit", samples=64)
 
 
 def command(
+    said: Output,
     scene: Annotated[str, typer.Argument(metavar="SCENE", help=SCENE)],
     insert: Annotated[list[str] | None, typer.Option("--insert", metavar="OBJECT", help=INSERT)] = None,
     box: Annotated[list[str] | None, typer.Option("--box", metavar="L,T,R,B", help=BOX)] = None,
@@ -45,29 +46,11 @@ def command(
     shadow: Annotated[
         float | None, typer.Option(help="How dark shadows are, 0 to 1. Default: 0.35, or as the file says.")
     ] = None,
-    camera: options.Camera = "orbit",
-    frames: options.Frames = None,
-    seconds: options.Seconds = None,
-    fps: options.Fps = VIDEO_FPS,
-    size: options.Size = None,
-    aspect: options.Aspect = None,
-    fov: options.Fov = None,
-    amplitude: options.Amplitude = None,
-    samples: options.Samples = 64,
-    quality: options.Quality = "good",
-    disparity: options.Disparity = False,
-    beside: options.Beside = False,
+    filmed: options.Filmed = _FILMED,
     detail: options.Detail = None,
     geometry: options.Geometry = None,
     photo_fov: options.PhotoFov = None,
     fit: options.Fit = None,
-    video_format: options.Format = None,
-    open_it: options.Open = False,
-    weights: options.Weights = None,
-    exact: options.Exact = False,
-    device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
     output: Annotated[str | None, typer.Option("--out", "-o", metavar="PATH", help=OUTPUT)] = None,
 ) -> None:
     """Insert, move and delete objects in a scene, and film it.
@@ -80,13 +63,9 @@ def command(
     """
     from vq3dcli.pipelines.compose import compose
     from vq3dcli.pipelines.composition import SUFFIX, composition_from_options, read_composition, with_shadows
-    from vq3dcli.pipelines.film import shot_of
     from vq3dcli.pipelines.render import Look
-    from vq3dcli.pipelines.targets import Task
 
-    said = Output("compose", json, quiet)
-    of_video: dict[str, Any] = {"frames": frames, "seconds": seconds, "fps": fps, "aspect": aspect, "quality": quality}
-    shot = shot_of(camera or "orbit", amplitude, **of_video, size_px=size, fov_deg=fov, samples=samples)
+    shot = filmed.shot(filmed.camera or "orbit")
     file = Path(scene) if scene.endswith(SUFFIX) else None
     base = None if file is None else read_composition(file)
     added = composition_from_options(
@@ -99,11 +78,9 @@ def command(
     if shadow is not None:
         composition = with_shadows(composition, shadow)
     with said.progress("rendering", unit="frames") as count:
-        shown = options.asked_disparity(disparity, beside)
-        task = Task(pick_device(device), output, video_format, shown, geometry, weights, count, said.replacing)
+        task = filmed.task(said, count, output, geometry)
         made = compose(composition, file, shot, Look(detail, fit, photo_fov_deg=photo_fov), task)
-    metrics = made.metrics | {"camera": camera}
-    said.finish(count=made.inputs, weights=made.weights, metrics=metrics, table=[], outputs=made.outputs, show=open_it)
+    said.show_made(made, show=filmed.open_it, camera=filmed.camera)
 
 
 def _of_each(objects: Sequence[str], given: dict[str, list[str] | None]) -> list[dict[str, Any]]:

@@ -8,16 +8,15 @@ from typing import Annotated
 import typer
 
 from vq3dcli.commands import options
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
+from vq3dcli.commands.output import DeviceOption, Output, pick_device
 
 
 def command(
+    said: Output,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for videos and contact sheets.")] = Path("demo-out"),
     weights: options.Weights = None,
     prior: options.Prior = None,
     device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Turn a photo and toy scenes into videos with the embedded weights, and sample new scenes.
 
@@ -25,8 +24,6 @@ def command(
       vq3d demo
       vq3d demo --out demo-out --weights run/ --prior prior/
     """
-    said = Output("demo", json, quiet)
-
     from vq3dcli.pipelines.studies.demo import demo
     from vq3dcli.weights_file import load_prior, load_weights
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from vq3dcli.commands import options
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
+from vq3dcli.commands.output import DeviceOption, Output, pick_device
 from vq3dcli.errors import UsageError
 
 MODEL = (
@@ -26,6 +26,7 @@ _OF_NETWORKS = (
 
 def command(
     context: typer.Context,
+    output: Output,
     shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="A finished folder of vq3d prepare-data.")],
     model: Annotated[str, typer.Option("--model", help=MODEL)],
     name: Annotated[
@@ -51,8 +52,6 @@ def command(
     download: Annotated[bool, typer.Option("--download", help="Fetch a model of the Hub that is not here.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace labels that were made otherwise.")] = False,
     device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Write disparity labels beside the shards.
 
@@ -72,7 +71,6 @@ def command(
     from vq3dcli.pipelines.inspect_shards import check_sheet, write_preview
     from vq3dcli.remote.cache import address
 
-    output = Output("depth-labels", json, quiet)
     if (url := address(shards)) is not None:
         raise UsageError(f"labels are written beside the shards ({url})", remedy="a local copy of the shards")
     if preview is not None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from vq3dcli.commands.output import JsonOption, Output, QuietOption
+from vq3dcli.commands.output import Output
 from vq3dcli.errors import UnavailableError
 
 
-def command(json: JsonOption = False, quiet: QuietOption = False) -> None:
+def command(output: Output) -> None:
     """Say what works on this machine, what is missing, and what to do about it.
 
     Ends with code 69 if something is missing that vq3d cannot do without.
@@ -17,7 +17,6 @@ def command(json: JsonOption = False, quiet: QuietOption = False) -> None:
     """
     from vq3dcli.pipelines.doctor import check_all
 
-    output = Output("doctor", json, quiet)
     checks = check_all()
     for check in checks:
         if check.status != "ok":

@@ -14,9 +14,7 @@ from vq3dcli import signals
 from vq3dcli.commands import options
 from vq3dcli.commands.output import (
     DeviceOption,
-    JsonOption,
     Output,
-    QuietOption,
     SeedOption,
     pick_device,
     plain,
@@ -94,6 +92,7 @@ LPIPS = "Network of LPIPS, fetched where it is not here, or none. Default: alex 
 
 @app.command()
 def reconstruction(
+    voice: _Voice,
     data: Annotated[str, typer.Option("--data", metavar="PATH", help=RECONSTRUCTION_DATA)] = "toyscenes",
     count: Annotated[
         int | None,
@@ -112,8 +111,6 @@ def reconstruction(
     ] = None,
     part: options.Part = "auto",
     device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
     out: OutOption = None,
 ) -> None:
     """Measure reconstructions: PSNR, SSIM, LPIPS, the distance between the sets, codes in use, by class.
@@ -129,7 +126,6 @@ def reconstruction(
     from vq3dcli.pipelines.evaluation.reconstruction import measure_reconstruction
     from vq3dcli.weights_file import load_weights
 
-    voice = _Voice("evaluate reconstruction", json, quiet)
     if inception is not None and features not in (None, "inception"):
         raise UsageError(f"--inception is of no use with --features {features}", remedy="one of the two")
     with voice.share(part, out) as share:
@@ -156,6 +152,7 @@ LABELS = "Name of the labels beside the shards. Default: the only ones."
 
 @app.command()
 def geometry(
+    voice: _Voice,
     data: Annotated[str, typer.Option("--data", metavar="PATH", help=GEOMETRY_DATA)] = "toyscenes",
     labels: Annotated[str | None, typer.Option("--labels", metavar="NAME", help=LABELS)] = None,
     count: Annotated[int | None, typer.Option("--count", min=1, max=10**5, help=GEOMETRY_COUNT)] = None,
@@ -163,8 +160,6 @@ def geometry(
     weights: options.Weights = None,
     out: OutOption = None,
     device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Measure novel views and disparity: on exact toy scenes, by a teacher's labels, or on a real stereo pair.
 
@@ -183,7 +178,6 @@ def geometry(
 
     if data in ("toyscenes", "stereo") and labels is not None:
         raise UsageError(f"--labels is for shards, not for {data}", remedy="one of the two")
-    voice = _Voice("evaluate geometry", json, quiet)
     loaded = load_weights(weights, pick_device(device))
     result = measure_geometry(data, loaded, labels=labels, count=count, seed=seed, out=out, counting=voice.progress)
     voice.show(result, out)
@@ -196,14 +190,13 @@ NERF = "Stage 1 weights or a run, whose NeRF is rendered, or embedded; repeat it
 
 @app.command()
 def depth(
+    voice: _Voice,
     data: Annotated[Path, typer.Option("--data", help=DEPTH_DATA)],
     models: Annotated[list[str] | None, typer.Option("--model", help=MODEL)] = None,
     weights: Annotated[list[str] | None, typer.Option("--weights", help=NERF)] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Average each network's map with the mirrored image's.")] = False,
     out: OutOption = None,
     device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Measure disparity on photos whose depth is known, up to scale and shift.
 
@@ -216,7 +209,6 @@ def depth(
     """
     from vq3dcli.pipelines.evaluation.depth_pairs import measure_depth
 
-    voice = _Voice("evaluate depth", json, quiet)
     result = measure_depth(
         data,
         models=models or [],
@@ -245,6 +237,8 @@ STATISTICS = "Where what was measured is kept and found again. Default: FOLDER/s
 @app.command()
 def generation(
     context: typer.Context,
+    voice: _Voice,
+    sharpened: options.Sharpened,
     samples: Annotated[Path | None, typer.Option("--pictures", metavar="PATH", help=SAMPLES)] = None,
     data: Annotated[str | None, typer.Option("--data", metavar="PATH", help=REAL)] = None,
     protocol: Annotated[str, typer.Option("--protocol", metavar="NAME", help=PROTOCOL)] = "offline-1",
@@ -258,18 +252,12 @@ def generation(
     seed: SeedOption = 0,
     weights: options.Weights = None,
     prior: options.Prior = None,
-    temperature: options.Temperature = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    guidance: options.Guidance = None,
     yaws: Annotated[str | None, typer.Option("--yaws", metavar="DEGREES", help=YAWS)] = None,
     inception: InceptionOption = None,
     classifier_scenes: Annotated[int, typer.Option(min=0, max=200_000, help=CLASSIFIER)] = 24_000,
     statistics: Annotated[Path | None, typer.Option("--statistics", metavar="FOLDER", help=STATISTICS)] = None,
     part: options.Part = "auto",
     device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
     out: OutOption = None,
 ) -> None:
     """Measure samples: distances to real images, precision and recall, and whether their class is recognised.
@@ -285,7 +273,6 @@ def generation(
     """
     from vq3dcli.pipelines.evaluation.measure_generation import Asked, measure_generation
 
-    voice = _Voice("evaluate generation", json, quiet)
     if samples is not None:
         options.refuse_given(context, _OF_SAMPLING, "says how to sample, and --pictures has the samples")
     folder = statistics if statistics is not None or out is None else out / "statistics"
@@ -299,7 +286,7 @@ def generation(
             seed=seed,
             weights=weights,
             prior=prior,
-            sharpening={"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance},
+            sharpening=vars(sharpened),
             yaws=[] if yaws is None else options.numbers("--yaws", yaws),
             inception=inception,
             classifier_scenes=classifier_scenes,
@@ -316,6 +303,7 @@ RUNS = "Folder of the data and the runs, about 200 MB. Default: OUT/runs."
 
 @app.command()
 def ablation(
+    voice: _Voice,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="For the figures, the page, the figure.")],
     runs: Annotated[Path | None, typer.Option("--runs", metavar="FOLDER", help=RUNS)] = None,
     images: Annotated[int, typer.Option("--images", min=8, max=10**8, help=IMAGES)] = 5200,
@@ -326,8 +314,6 @@ def ablation(
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a key of all runs' recipe; repeat it.")
     ] = None,
     device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Train one recipe with three depth losses, equal seeds and budget, and show what the pointwise loss is for.
 
@@ -340,7 +326,6 @@ def ablation(
       vq3d evaluate ablation -o try/ --images 800 --seeds 0 --scenes 500 --count 8
     """
     signals.watch()
-    voice = _Voice("evaluate ablation", json, quiet)
     given = options.numbers("--seeds", seeds)
     if not all(seed.is_integer() and 0 <= seed < 2**53 for seed in given):
         raise UsageError(f"--seeds {seeds[:60]}: a seed is a whole number below 2^53", remedy="--seeds 0,1,2")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vq3dcli.commands import options
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
+from vq3dcli.commands.output import DeviceOption, Output, pick_device
 
 FormatName = Literal["viewer", "ply", "glb", "obj", "stl", "splat", "spz", "mpi", "npz", "depth"]
 
@@ -44,6 +44,7 @@ OUTPUT = (
 
 
 def command(
+    said: Output,
     inputs: Annotated[list[str] | None, typer.Argument(metavar="INPUT", help=INPUT)] = None,
     stdin_list: options.StdinList = False,
     export_format: Annotated[FormatName | None, typer.Option("--format", help=FORMAT)] = None,
@@ -63,8 +64,6 @@ def command(
     weights: options.Weights = None,
     exact: options.Exact = False,
     device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
     output: Annotated[str | None, typer.Option("--out", "-o", metavar="PATH", help=OUTPUT)] = None,
 ) -> None:
     """Turn a scene into a web viewer, points, a mesh, splats, layers or maps.
@@ -83,14 +82,10 @@ def command(
     from vq3dcli.pipelines.render import Look
     from vq3dcli.pipelines.targets import Task
 
-    said = Output("export", json, quiet)
     wish: dict[str, Any] = {"size_px": size, "layers": layers, "samples": samples, "views": views}
     wish |= {"amplitude_deg": amplitude, "mesh": mesh, "axes": axes, "max_z_depth": max_depth}
     look = Look(detail, fit, photo_fov_deg=photo_fov)
     with said.progress("exporting", unit="scenes") as count:
         task = Task(pick_device(device), output, None, False, geometry, weights, count, said.replacing)
         made = export(options.asked_inputs(inputs, stdin_list), export_format, look, task, **wish)
-    said.finish(
-        count=made.inputs, weights=made.weights, metrics=made.metrics, table=[], outputs=made.outputs, show=open_it
-    )
-    said.left_out(made.failures, made.inputs)
+    said.show_made(made, show=open_it)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vq3dcli.commands.output import JsonOption, Output, QuietOption, flat
+from vq3dcli.commands.output import Output, flat
 from vq3dcli.errors import DataError, UsageError
 
 _WIDEST = 72
@@ -21,6 +21,7 @@ INPUT = "Shards, disparity labels, tokens, a run's folder, a weights file, or `e
 
 
 def command(
+    output: Output,
     source: Annotated[str, typer.Argument(metavar="INPUT", help=INPUT)],
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every byte; name every file that is damaged, cut or missing.")
@@ -28,8 +29,6 @@ def command(
     sheet: Annotated[
         Path | None, typer.Option("--sheet", help="Write a contact sheet of samples of the shards to this PNG.")
     ] = None,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Say what shards, tokens or weights hold, and whether they are whole.
 
@@ -45,7 +44,6 @@ def command(
     from vq3dcli.pipelines.inspect_shards import check_sheet, write_sheet
     from vq3dcli.remote.cache import address, ensure_all
 
-    output = Output("inspect", json, quiet)
     if address(Path(source)) is not None:
         ensure_all(Path(source))
     if sheet is not None:

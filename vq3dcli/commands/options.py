@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import math
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vq3dcli.commands.output import Output
-from vq3dcli.config.defaults import VIDEO_FRAMES
+from vq3dcli.commands.output import DeviceOption, Output, pick_device
+from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_FRAMES, VIDEO_SAMPLES
 from vq3dcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from vq3dcli.commands.progress import Progress
     from vq3dcli.data_tools import part as parts
     from vq3dcli.pipelines import targets
+    from vq3dcli.pipelines.film import Shot
+    from vq3dcli.pipelines.geometry import GeometryName
+    from vq3dcli.pipelines.targets import Task
 
 FormatName = Literal["mp4", "webm", "gif", "png", "frames"]
 
-Fov = Annotated[
-    float | None,
-    typer.Option(
-        "--fov",
-        help="Field of view in degrees; less zooms in. Default: the model's; with photo detail up to 12 % closer, so "
-        "that nothing beyond the photo's edges shows.",
-    ),
-]
 PhotoFov = Annotated[
     float | None,
     typer.Option(
@@ -37,21 +37,6 @@ PhotoFov = Annotated[
 ]
 Weights = Annotated[
     Path | None, typer.Option("--weights", help="Stage 1 weights, a run's folder, a checkpoint. Default: embedded.")
-]
-Format = Annotated[
-    FormatName | None,
-    typer.Option(
-        "--format",
-        help="Format, where the name does not tell it: mp4, webm, gif, png (contact sheet) or frames (a PNG each).",
-    ),
-]
-Camera = Annotated[
-    str | None,
-    typer.Option(
-        "--camera",
-        metavar="NAME|FILE",
-        help="orbit, swing, spiral, dolly, dolly-zoom, still, or a JSON file of cameras as render writes it.",
-    ),
 ]
 Amplitude = Annotated[
     float | None,
@@ -72,10 +57,6 @@ Size = Annotated[
         help="Longer side of a video in pixels. Default: the photo's, at most 1024, with photo detail; else 256.",
     ),
 ]
-Aspect = Annotated[
-    str | None,
-    typer.Option("--aspect", metavar="W:H", help="Shape of a video, as 9:16 or 1:1, cut out of its middle."),
-]
 Samples = Annotated[
     int, typer.Option("--samples", help="Samples a ray of the plain NeRF; more are slower and cleaner.")
 ]
@@ -83,7 +64,6 @@ Quality = Annotated[
     Literal["small", "good", "best"], typer.Option("--quality", help="Of mp4 and webm: small files are to be sent.")
 ]
 Disparity = Annotated[bool, typer.Option("--disparity", help="Also write NAME_disparity: near is bright.")]
-Beside = Annotated[bool, typer.Option("--beside", help="Show picture and disparity beside each other, in one video.")]
 SameAsOut = Annotated[Path | None, typer.Option("--out", "-o", metavar="PATH", help="The same as OUT.")]
 Open = Annotated[bool, typer.Option("--open", help="Open what was made.")]
 StdinList = Annotated[
@@ -120,13 +100,6 @@ def numbers(option: str, text: str, *counts: int) -> list[float]:
         wanted = f"{' or '.join(map(str, counts))} numbers" if counts else "numbers"
         raise UsageError(f"{option} needs {wanted} with commas between them, got {text[:60]!r}")
     return values
-
-
-def asked_disparity(disparity: bool, beside: bool) -> targets.Disparity:
-    """What `--disparity` and `--beside` say together. Raises `UsageError`."""
-    if disparity and beside:
-        raise UsageError("--disparity and --beside both show disparity", remedy="one of them")
-    return "beside" if beside else disparity
 
 
 def _render_exactly(context: typer.Context, wanted: bool) -> bool:
@@ -173,31 +146,6 @@ Geometry = Annotated[
 Prior = Annotated[
     Path | None, typer.Option("--prior", help="A prior's weights, a run's folder, a checkpoint. Default: embedded.")
 ]
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        "--temperature",
-        min=0,
-        max=100,
-        help="Above 1 more varied, below 1 safer, 0 the likeliest code. Default: the prior's.",
-    ),
-]
-TopK = Annotated[
-    int | None,
-    typer.Option("--top-k", min=0, max=65536, help="Draw from so many codes; 0 for all. Default: the prior's."),
-]
-TopP = Annotated[
-    float | None,
-    typer.Option("--top-p", min=0, max=1, help="Draw from codes of this probability together. Default: the prior's."),
-]
-Guidance = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance", min=0, max=100, help="Above 1 more typical of the class; 1 is off. Default: the prior's."
-    ),
-]
-
-
 Part = Annotated[
     str, typer.Option("--part", help="Share of the work, 1/8 to 8/8; auto asks torchrun's or SLURM's variables.")
 ]
@@ -216,3 +164,142 @@ def asked_part(text: str, said: Output) -> parts.Part:
 def unfinished(part: parts.Part) -> str:
     """What a part says that was not the last."""
     return f"part {part} is done; the part that ends last finishes the whole, or this command run once more"
+
+
+@dataclass(frozen=True)
+class Sharpened:
+    """How samples are drawn; None for what the prior's recipe says."""
+
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature",
+            min=0,
+            max=100,
+            help="Above 1 more varied, below 1 safer, 0 the likeliest code. Default: the prior's.",
+        ),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", min=0, max=65536, help="Draw from so many codes; 0 for all. Default: the prior's."),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            "--top-p", min=0, max=1, help="Draw from codes of this probability together. Default: the prior's."
+        ),
+    ] = None
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance", min=0, max=100, help="Above 1 more typical of the class; 1 is off. Default: the prior's."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Filmed:
+    """How scenes are filmed, and by what."""
+
+    camera: Annotated[
+        str | None,
+        typer.Option(
+            "--camera",
+            metavar="NAME|FILE",
+            help="orbit, swing, spiral, dolly, dolly-zoom, still, or a JSON file of cameras as render writes it.",
+        ),
+    ] = None
+    frames: Frames = None
+    seconds: Seconds = None
+    fps: Fps = VIDEO_FPS
+    size: Size = None
+    aspect: Annotated[
+        str | None,
+        typer.Option("--aspect", metavar="W:H", help="Shape of a video, as 9:16 or 1:1, cut out of its middle."),
+    ] = None
+    fov: Annotated[
+        float | None,
+        typer.Option(
+            "--fov",
+            help="Field of view in degrees; less zooms in. Default: the model's; with photo detail up to 12 % closer, "
+            "so that nothing beyond the photo's edges shows.",
+        ),
+    ] = None
+    amplitude: Amplitude = None
+    samples: Samples = VIDEO_SAMPLES
+    quality: Quality = "good"
+    disparity: Disparity = False
+    beside: Annotated[
+        bool, typer.Option("--beside", help="Show picture and disparity beside each other, in one video.")
+    ] = False
+    video_format: Annotated[
+        FormatName | None,
+        typer.Option(
+            "--format",
+            help="Format, where the name does not tell it: mp4, webm, gif, png (contact sheet) or frames (a PNG each).",
+        ),
+    ] = None
+    open_it: Open = False
+    weights: Weights = None
+    exact: Exact = False
+    device: DeviceOption = "auto"
+
+    def shot(self, camera: str, view_deg: tuple[float, float] | None = None) -> Shot:
+        """How a scene is filmed. Raises as `film.shot_of`."""
+        from vq3dcli.pipelines.film import shot_of
+
+        length: dict[str, Any] = {"frames": self.frames, "seconds": self.seconds, "fps": self.fps}
+        look: dict[str, Any] = {"size_px": self.size, "fov_deg": self.fov, "samples": self.samples}
+        shape: dict[str, Any] = {"aspect": self.aspect, "quality": self.quality, "view_deg": view_deg}
+        return shot_of(camera, self.amplitude, **length, **look, **shape)
+
+    def task(self, said: Output, count: Progress, output: str | None, geometry: GeometryName | None = None) -> Task:
+        """What is made of it, and where. Raises `UsageError` for disparity that is shown twice."""
+        from vq3dcli.pipelines.targets import Task
+
+        if self.disparity and self.beside:
+            raise UsageError("--disparity and --beside both show disparity", remedy="one of them")
+        shown: targets.Disparity = "beside" if self.beside else self.disparity
+        place = pick_device(self.device)
+        return Task(place, output, self.video_format, shown, geometry, self.weights, count, said.replacing)
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters of the types of groups stand for several options.
+
+    A group is a dataclass, an option a field, whose defaults are those of the parameter's own; or an `Output`, for
+    `--json` and `--quiet`, which come last.
+    """
+    options: list[inspect.Parameter] = []
+    last: list[inspect.Parameter] = []
+    groups: dict[str, tuple[type, list[str]]] = {}
+    signature = inspect.signature(command, eval_str=True)
+    for parameter in signature.parameters.values():
+        kind = parameter.annotation
+        voice = isinstance(kind, type) and issubclass(kind, Output)
+        if not voice and not dataclasses.is_dataclass(kind):
+            options.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        own = [each for each in inspect.signature(kind, eval_str=True).parameters.values() if each.name != "command"]
+        chosen = {} if voice or parameter.default is parameter.empty else vars(parameter.default)
+        (last if voice else options).extend(
+            each.replace(kind=inspect.Parameter.KEYWORD_ONLY, default=chosen.get(each.name, each.default))
+            for each in own
+        )
+        groups[parameter.name] = kind, [each.name for each in own]
+    if not groups:
+        return command
+
+    @functools.wraps(command)
+    def run(call: typer.Context, **given: Any) -> None:
+        for name, (kind, fields) in groups.items():
+            values = {field: given.pop(field) for field in fields}
+            named = {"command": call.command_path.partition(" ")[2]} if issubclass(kind, Output) else {}
+            given[name] = kind(**named, **values)
+        command(**given)
+
+    call = inspect.Parameter("call", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [call, *options, *last]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run

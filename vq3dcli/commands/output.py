@@ -22,6 +22,7 @@ from vq3dcli.errors import OutputError, UnavailableError, Vq3dError
 from vq3dcli.pipelines.device import pick_device as pick_device
 
 if TYPE_CHECKING:
+    from vq3dcli.pipelines.render import Made
     from vq3dcli.weights_file import LoadedWeights
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
@@ -42,14 +43,13 @@ class Output:
         command: Name of the command, for example `evaluate geometry`.
         json: Print the result as one JSON object.
         quiet: Leave out notes and progress.
-        stdout_is_data: stdout carries a file (`-o -`), so result lines go to stderr.
     """
 
-    def __init__(self, command: str, json: bool, quiet: bool, *, stdout_is_data: bool = False) -> None:
+    def __init__(self, command: str, json: JsonOption = False, quiet: QuietOption = False) -> None:
         self.command = command
         self.json = json
         self.quiet = quiet
-        self.stdout_is_data = stdout_is_data
+        self.stdout_is_data = False  # stdout carries a file (`-o -`), so result lines go to stderr
         self.warnings: list[str] = []
         self._progress: Progress | None = None
         log.attach(log.LineHandler(quiet=quiet, write=self._line, on_warning=self.warnings.append))
@@ -99,11 +99,15 @@ class Output:
         self._line(f"error: {error}")
         raise typer.Exit(error.exit_code)
 
-    def left_out(self, failures: Sequence[Vq3dError], done: int) -> None:
-        """End with an error if some of the inputs were of no use."""
-        if failures:
-            first, count = failures[0], done + len(failures)
-            which = f"{len(failures)} of {count} inputs left out, first: {first.message}"
+    def show_made(
+        self, made: Made, *, show: bool, outputs: Sequence[str | Path] | None = None, **metrics: object
+    ) -> None:
+        """Print what was made of inputs, and end with an error if some of them were of no use."""
+        outputs, metrics = made.outputs if outputs is None else outputs, {**made.metrics, **metrics}
+        self.finish(count=made.inputs, weights=made.weights, metrics=metrics, table=[], outputs=outputs, show=show)
+        if made.failures:
+            first, count = made.failures[0], made.inputs + len(made.failures)
+            which = f"{len(made.failures)} of {count} inputs left out, first: {first.message}"
             self.fail(type(first)(which, remedy=first.remedy))
 
     def finish(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vq3dcli.commands import options
-from vq3dcli.commands.output import JsonOption, Output, QuietOption, SeedOption
+from vq3dcli.commands.output import Output, SeedOption
 from vq3dcli.config.defaults import BOX_MARGIN, MAX_BAD, MAX_VIEWS, SHARD_SIZE
 from vq3dcli.errors import UsageError
 
@@ -30,6 +30,7 @@ _TAKES = {
 
 def command(
     context: typer.Context,
+    output: Output,
     source: Annotated[
         list[str] | None,
         typer.Argument(
@@ -100,8 +101,6 @@ def command(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace shards that were made with other options.")] = False,
     seed: SeedOption = 0,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
     out: options.SameAsOut = None,
 ) -> None:
     """Make shards of ImageNet, CompCars, a folder of images, toy scenes, or scenes of meshes.
@@ -119,7 +118,6 @@ def command(
       vq3d prepare-data toyscenes varied/ --count 10000 --size 64 --varied --photos photos/
       vq3d prepare-data meshscenes models/ scenes/ --count 10000 --size 128 --photos photos/
     """
-    output = Output("prepare-data", json, quiet)
     folders = [*(source or []), *([] if last is None else [str(last)]), *([] if out is None else [str(out)])]
     if len(folders) < 2:
         missing = "OUT, the folder for the shards, is" if folders else "SRC and OUT are"

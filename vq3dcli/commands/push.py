@@ -7,19 +7,18 @@ from typing import Annotated
 
 import typer
 
-from vq3dcli.commands.output import JsonOption, Output, QuietOption
+from vq3dcli.commands.output import Output
 
 WEIGHTS = "Stage 1: a weights file, a run's folder, or a checkpoint; or `embedded`."
 
 
 def command(
+    said: Output,
     weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help=WEIGHTS)],
     address: Annotated[str, typer.Argument(metavar="hf://OWNER/NAME", help="Where to; @BRANCH may follow.")],
     prior: Annotated[Path | None, typer.Option("--prior", help="A prior over its codes, in the same forms.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
     message: Annotated[str, typer.Option("--message", help="Of the commit.")] = "",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Publish weights on the Hugging Face Hub, with a card that says what they are.
 
@@ -33,7 +32,6 @@ def command(
     from vq3dcli.pipelines.push import push
     from vq3dcli.weights_file import load_prior, load_weights
 
-    said = Output("push", json, quiet)
     loaded = load_weights(weights)
     loaded_prior = None if prior is None else load_prior(prior)
     said.note(f"uploading {loaded.path}" + ("" if loaded_prior is None else f" and {loaded_prior.path}"))

@@ -8,18 +8,17 @@ from typing import Annotated
 import typer
 
 from vq3dcli import signals
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device
+from vq3dcli.commands.output import DeviceOption, Output, SeedOption, pick_device
 
 
 def command(
+    output: Output,
     minutes: Annotated[
         float | None, typer.Option("--minutes", min=0.1, max=1440, help="Training time of Stage 1; 6, or as begun.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything that is made.")] = Path("quickstart"),
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Run the whole pipeline at toy scale, from toy scenes to videos and a report.
 
@@ -33,7 +32,6 @@ def command(
       vq3d quickstart --minutes 2 --out /tmp/quickstart
     """
     signals.watch()
-    output = Output("quickstart", json, quiet)
 
     from vq3dcli.pipelines.evaluation.geometry import PROTOCOL
     from vq3dcli.pipelines.studies.quickstart import quickstart

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vq3dcli.commands import options
-from vq3dcli.commands.output import JsonOption, Output, QuietOption
+from vq3dcli.commands.output import Output
 from vq3dcli.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -30,7 +30,7 @@ def _group() -> None:
 
 
 @app.command()
-def ls(json: JsonOption = False, quiet: QuietOption = False) -> None:
+def ls(output: Output) -> None:
     """List the recipes that come with vq3d.
 
     Example:
@@ -40,7 +40,7 @@ def ls(json: JsonOption = False, quiet: QuietOption = False) -> None:
 
     recipes = list_recipes()
     shown = ("stage", "image_size", "tokens", "images", "about")
-    Output("recipes ls", json, quiet).finish(
+    output.finish(
         count=len(recipes),
         metrics=recipes,
         table=[
@@ -51,7 +51,7 @@ def ls(json: JsonOption = False, quiet: QuietOption = False) -> None:
 
 
 @app.command()
-def show(recipe: RecipeArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
+def show(output: Output, recipe: RecipeArgument) -> None:
     """Print a recipe with its comments; with --json its values.
 
     Example:
@@ -60,8 +60,7 @@ def show(recipe: RecipeArgument, json: JsonOption = False, quiet: QuietOption = 
     """
     from vq3dcli.config.load import find_recipe, read_toml, recipe_text
 
-    output = Output("recipes show", json, quiet)
-    if json:
+    if output.json:
         output.finish(count=1, metrics=read_toml(find_recipe(recipe, run=True)))
     else:
         typer.echo(recipe_text(recipe), nl=False)
@@ -69,13 +68,12 @@ def show(recipe: RecipeArgument, json: JsonOption = False, quiet: QuietOption = 
 
 @app.command()
 def copy(
+    output: Output,
     recipe: RecipeArgument,
     place: Annotated[
         Path | None, typer.Argument(metavar="OUT", help="The new file, or a folder for one of the same name.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
     out: options.SameAsOut = None,
 ) -> None:
     """Copy a recipe to a file to change.
@@ -85,7 +83,6 @@ def copy(
     """
     from vq3dcli.config.load import copy_recipe
 
-    output = Output("recipes copy", json, quiet)
     given = [each for each in (place, out) if each is not None]
     if len(given) != 1:
         raise UsageError("a copy goes to one place, OUT", remedy=f"vq3d recipes copy {recipe} mine.toml")
@@ -94,12 +91,11 @@ def copy(
 
 @app.command()
 def validate(
+    output: Output,
     recipes: Annotated[
         list[str] | None,
         typer.Argument(metavar="RECIPE", help="Names, TOML files or folders of runs; default: all that come along."),
     ] = None,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Check recipes and name every problem; ends with code 78 if there is one.
 
@@ -109,7 +105,6 @@ def validate(
     """
     from vq3dcli.config.load import validate_recipes
 
-    output = Output("recipes validate", json, quiet)
     paths = validate_recipes(recipes or [])
     output.finish(
         count=len(paths),
@@ -119,7 +114,7 @@ def validate(
 
 
 @app.command()
-def diff(before: RecipeArgument, after: RecipeArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
+def diff(output: Output, before: RecipeArgument, after: RecipeArgument) -> None:
     """Show the keys that differ between two recipes, or between a recipe and what a run was trained with.
 
     Example:
@@ -128,7 +123,6 @@ def diff(before: RecipeArgument, after: RecipeArgument, json: JsonOption = False
     """
     from vq3dcli.config.load import diff_recipes
 
-    output = Output("recipes diff", json, quiet)
     changes = diff_recipes(before, after)
     # Whole values: a table's own rounding would make 500000.0 and 500050.0 look alike.
     rows = [(key, *(None if v is None else repr(v) for v in both)) for key, both in changes.items()]

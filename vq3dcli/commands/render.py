@@ -7,13 +7,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from vq3dcli.commands import options
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device, stdout_bytes
-from vq3dcli.config.defaults import VIDEO_FPS, VIDEO_SAMPLES
+from vq3dcli.commands.output import Output, stdout_bytes
 from vq3dcli.errors import UsageError
 
 INPUTS = (
@@ -35,9 +34,10 @@ STEREO = "sbs: left and right view side by side; anaglyph: for red-cyan glasses.
 
 
 def command(
+    said: Output,
+    filmed: options.Filmed,
     inputs: Annotated[list[str] | None, typer.Argument(metavar="INPUT", help=INPUTS)] = None,
     stdin_list: options.StdinList = False,
-    camera: options.Camera = None,
     orbit: Annotated[bool, typer.Option("--orbit", help="Circle around the first view; the default.")] = False,
     swing: Annotated[bool, typer.Option("--swing", help="Right, left and back.")] = False,
     spiral: Annotated[bool, typer.Option("--spiral", help="Widening circles from the first view and back.")] = False,
@@ -47,17 +47,6 @@ def command(
     yaw: Annotated[float | None, typer.Option(help="A single view, so many degrees to the right.")] = None,
     pitch: Annotated[float | None, typer.Option(help="A single view, so many degrees up.")] = None,
     detail: options.Detail = None,
-    frames: options.Frames = None,
-    seconds: options.Seconds = None,
-    fps: options.Fps = VIDEO_FPS,
-    size: options.Size = None,
-    aspect: options.Aspect = None,
-    fov: options.Fov = None,
-    amplitude: options.Amplitude = None,
-    samples: options.Samples = VIDEO_SAMPLES,
-    quality: options.Quality = "good",
-    disparity: options.Disparity = False,
-    beside: options.Beside = False,
     save_scene: Annotated[bool, typer.Option("--save-scene", help=SCENE)] = False,
     stereo: Annotated[Literal["sbs", "anaglyph"] | None, typer.Option(help=STEREO)] = None,
     geometry: options.Geometry = None,
@@ -65,13 +54,6 @@ def command(
     depth: Annotated[Path | None, typer.Option(metavar="FILE", help=DEPTH)] = None,
     depth_model: Annotated[str | None, typer.Option(metavar="NAME", help=DEPTH_MODEL)] = None,
     fit: options.Fit = None,
-    video_format: options.Format = None,
-    open_it: options.Open = False,
-    weights: options.Weights = None,
-    exact: options.Exact = False,
-    device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
     output: Annotated[str | None, typer.Option("--out", "-o", metavar="PATH", help=OUTPUT)] = None,
 ) -> None:
     """Turn photos into videos of novel views.
@@ -89,34 +71,27 @@ def command(
     asked = {f"--{name}": name for name, chosen in flags.items() if chosen}
     asked |= {} if path_file is None else {"--path": str(path_file)}
     asked |= {} if view is None else {"--yaw or --pitch": "orbit"}
-    asked |= {} if camera is None else {"--camera": camera}
+    asked |= {} if filmed.camera is None else {"--camera": filmed.camera}
     if len(asked) > 1:
         raise UsageError(f"one camera path at a time, not {' and '.join(asked)}")
     camera = next(iter(asked.values()), "orbit")
     texts, to_stdout = options.asked_inputs(inputs, stdin_list), output == "-"
     if to_stdout:
-        _check_stdout(len(texts), video_format, json=json, more=disparity or save_scene)
-    said = Output("render", json, quiet, stdout_is_data=to_stdout)
+        _check_stdout(len(texts), filmed.video_format, json=said.json, more=filmed.disparity or save_scene)
+    said.stdout_is_data = to_stdout
 
-    from vq3dcli.pipelines.film import shot_of
     from vq3dcli.pipelines.render import Look, render
-    from vq3dcli.pipelines.targets import Task
 
-    of_video: dict[str, Any] = {"frames": frames, "seconds": seconds, "fps": fps, "aspect": aspect, "quality": quality}
-    of_view: dict[str, Any] = {"view_deg": view, "size_px": size, "fov_deg": fov, "samples": samples}
-    shot = shot_of(camera, amplitude, **of_video, **of_view)
+    shot = filmed.shot(camera, view)
     look = Look(detail, fit, stereo=stereo, write_cameras=not to_stdout, save_scene=save_scene, photo_fov_deg=photo_fov)
     kept = [Path(camera)] if shot.given else []
     with (
-        _file_for_stdout(video_format) if to_stdout else nullcontext(output) as place,
+        _file_for_stdout(filmed.video_format) if to_stdout else nullcontext(output) as place,
         said.progress("rendering", unit="frames") as count,
     ):
-        shown = options.asked_disparity(disparity, beside)
-        task = Task(pick_device(device), place, video_format, shown, geometry, weights, count, said.replacing)
+        task = filmed.task(said, count, place, geometry)
         made = render(texts, shot, look, task, depth=depth, depth_model=depth_model, kept=kept)
-    outputs = ["-"] if to_stdout else made.outputs
-    said.finish(count=made.inputs, weights=made.weights, metrics=made.metrics, table=[], outputs=outputs, show=open_it)
-    said.left_out(made.failures, made.inputs)
+    said.show_made(made, show=filmed.open_it, outputs=["-"] if to_stdout else None)
 
 
 def _check_stdout(inputs: int, video_format: str | None, *, json: bool, more: bool) -> None:

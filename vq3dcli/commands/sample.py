@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from vq3dcli.commands import options
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device
+from vq3dcli.commands.output import DeviceOption, Output, SeedOption, pick_device
 from vq3dcli.config.defaults import VIDEO_FPS
 from vq3dcli.errors import UsageError
 
@@ -27,15 +27,13 @@ CLASS = (
 
 def command(
     context: typer.Context,
+    said: Output,
+    sharpened: options.Sharpened,
     classes: Annotated[str | None, typer.Option("--class", metavar="NAMES", help=CLASS)] = None,
     count: Annotated[int, typer.Option("-n", "--each", min=1, max=1_000_000, help="Samples a class.")] = 4,
     seed: SeedOption = 0,
     weights: options.Weights = None,
     prior: options.Prior = None,
-    temperature: options.Temperature = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    guidance: options.Guidance = None,
     camera: Annotated[str | None, typer.Option(metavar="NAME|FILE", help=CAMERA)] = None,
     orbit: Annotated[bool, typer.Option("--orbit", help="The same as --camera orbit.")] = False,
     amplitude: options.Amplitude = None,
@@ -51,8 +49,6 @@ def command(
     exact: options.Exact = False,
     part: options.Part = "auto",
     device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where to.")] = Path("samples"),
 ) -> None:
     """Sample new 3D scenes: pictures, a contact sheet with disparity, videos.
@@ -75,7 +71,6 @@ def command(
     from vq3dcli.pipelines.sampling.sample import RECORD_NAME, make_samples, sharpening_of
     from vq3dcli.weights_file import load_prior, load_weights
 
-    said = Output("sample", json, quiet)
     share = options.asked_part(part, said)
     if orbit and camera not in (None, "orbit"):
         raise UsageError(f"one camera path at a time, not --orbit and --camera {camera}")
@@ -91,7 +86,7 @@ def command(
     loaded_prior = load_prior(prior, target)
     loaded = load_weights(weights, target)
     loaded_prior.check_stage1(loaded)
-    sharpening = sharpening_of(loaded_prior, temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
+    sharpening = sharpening_of(loaded_prior, **vars(sharpened))
     names = loaded_prior.tokens.class_names
     if classes is None:
         chosen = some_classes(loaded_prior.recognised, SHOWN_CLASSES) or [NO_CLASS]

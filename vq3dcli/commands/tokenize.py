@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from vq3dcli.commands import options
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, SeedOption, pick_device
+from vq3dcli.commands.output import DeviceOption, Output, SeedOption, pick_device
 
 VIEWS = "Views an image: 1, as it is; 2, its mirror image too; more, random crops of images stored with a margin."
 
 
 def command(
+    said: Output,
     data: Annotated[list[Path], typer.Option("--data", help="A finished folder of vq3d prepare-data; several times.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tokens.")],
     weights: options.Weights = None,
@@ -22,8 +23,6 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Replace tokens that were made otherwise.")] = False,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Encode shards into the tokens that Stage 2 is trained on.
 
@@ -40,7 +39,6 @@ def command(
     from vq3dcli.pipelines.tokenize import tokenize
     from vq3dcli.weights_file import load_weights
 
-    said = Output("tokenize", json, quiet)
     share = options.asked_part(part, said)
     target = pick_device(device)
     loaded = load_weights(weights, target)

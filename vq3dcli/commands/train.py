@@ -6,13 +6,14 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
 from vq3dcli import signals
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
+from vq3dcli.commands.output import DeviceOption, Output, pick_device
 from vq3dcli.errors import UsageError
 from vq3dcli.training.launch import launch, sbatch, started_ranks
 
@@ -29,9 +30,6 @@ PlannedDevice = Literal["h200", "h100", "a100", "a100-40gb", "v100", "l40s", "rt
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Name of a recipe (vq3d recipes ls lists them), or a file.")
 ]
-InitOption = Annotated[
-    Path | None, typer.Option("--init", help="Start from these weights; short for --set training.init=PATH.")
-]
 LabelsOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -45,51 +43,87 @@ SharesOption = Annotated[
     list[float] | None,
     typer.Option("--share", help="Share of the images from each --data, in the same order. Default: by their number."),
 ]
-OutOption = Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder; a run that it holds continues.")]
-OverridesOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a key of the recipe; repeat it.")
-]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Say what the run takes: memory, speed, days, disk; needs no --data.")
-]
-DeviceNameOption = Annotated[
-    PlannedDevice | None, typer.Option("--device-name", help="Plan for this GPU instead, with --dry-run.")
-]
-GpusOption = Annotated[
-    int | None, typer.Option("--gpus", min=1, max=2**20, help="Plan for so many of them, with --dry-run.")
-]
-NprocOption = Annotated[
-    int, typer.Option("--nproc", min=1, max=1024, help="Processes on this machine that train together, one a GPU.")
-]
-SlurmOption = Annotated[
-    int | None,
-    typer.Option(
-        "--slurm", min=1, max=2**16, metavar="NODES", help="Print a file for sbatch: so many machines, --nproc on each."
-    ),
-]
-ProfileOption = Annotated[
-    int, typer.Option("--profile", min=0, max=1000, help="Trace so many steps into RUN/profile.json.gz, for Perfetto.")
-]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run lies, and how its recipe is changed."""
+
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The run's folder; a run that it holds continues.")
+    ] = None
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a key of the recipe; repeat it.")
+    ] = None
+    init: Annotated[
+        Path | None, typer.Option("--init", help="Start from these weights; short for --set training.init=PATH.")
+    ] = None
+    profile: Annotated[
+        int,
+        typer.Option("--profile", min=0, max=1000, help="Trace so many steps into RUN/profile.json.gz, for Perfetto."),
+    ] = 0
+    device: DeviceOption = "auto"
+
+    def recipe(self, recipe: str, schema: type[T]) -> T:
+        """The recipe with its overrides, of which `--init` is one; from here on the process computes as training does.
+
+        Raises `RecipeError`.
+        """
+        from vq3dcli.config.load import load_recipe
+        from vq3dcli.training.arithmetic import flush_denormals
+
+        flush_denormals()
+        init = [f"training.init={self.init.resolve()}"] if self.init else []
+        return load_recipe(recipe, schema, [*(self.overrides or []), *init])
+
+
+@dataclass(frozen=True)
+class Scale:
+    """On how many machines and GPUs a run is trained, or planned."""
+
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the run takes: memory, speed, days, disk; needs no --data.")
+    ] = False
+    device_name: Annotated[
+        PlannedDevice | None, typer.Option("--device-name", help="Plan for this GPU instead, with --dry-run.")
+    ] = None
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, max=2**20, help="Plan for so many of them, with --dry-run.")
+    ] = None
+    nproc: Annotated[
+        int, typer.Option("--nproc", min=1, max=1024, help="Processes on this machine that train together, one a GPU.")
+    ] = 1
+    slurm: Annotated[
+        int | None,
+        typer.Option(
+            "--slurm",
+            min=1,
+            max=2**16,
+            metavar="NODES",
+            help="Print a file for sbatch: so many machines, --nproc on each.",
+        ),
+    ] = None
 
 
 def on_every_rank(command: Callable[..., None]) -> Callable[..., None]:
     """Make of a training command one that `--nproc` runs several times at once, and whose ranks end together."""
 
     @functools.wraps(command)
-    def run(**options: Any) -> None:
-        if options["slurm"] is not None:
-            _check_asked(options["data"], options["out"], dry_run=False)
-            if options["dry_run"] or options["json"]:
+    def run(said: Output, run: Run, scale: Scale, data: Any, **options: Any) -> None:
+        if scale.slurm is not None:
+            _check_asked(data, run.out, dry_run=False)
+            if scale.dry_run or said.json:
                 raise UsageError("--slurm prints a file, without --dry-run and --json", remedy="one of them")
-            return typer.echo(
-                sbatch(sys.argv[1:], options["out"], nodes=options["slurm"], nproc=options["nproc"]), nl=False
-            )
+            assert run.out is not None, "checked above"
+            return typer.echo(sbatch(sys.argv[1:], run.out, nodes=scale.slurm, nproc=scale.nproc), nl=False)
         ranks = started_ranks()
-        if options["nproc"] > 1 and not options["dry_run"] and signals.LAUNCHER not in os.environ:
+        if scale.nproc > 1 and not scale.dry_run and signals.LAUNCHER not in os.environ:
             if ranks > 1:
                 raise UsageError("torchrun has started the processes", remedy="no --nproc")
-            raise typer.Exit(launch(sys.argv[1:], options["nproc"]))
+            raise typer.Exit(launch(sys.argv[1:], scale.nproc))
         signals.watch(one_of_many=ranks > 1)
+        said = said if _is_main_rank() else Output(said.command, said.json, True)
+        options |= {"said": said, "run": run, "scale": scale, "data": data}
         if ranks == 1:
             return command(**options)
         from vq3dcli.training.fate import OtherRankError, shared_fate
@@ -105,13 +139,13 @@ def on_every_rank(command: Callable[..., None]) -> Callable[..., None]:
 
 @on_every_rank
 def train_stage1(
+    said: Output,
     recipe: RecipeArgument,
+    run: Run,
+    scale: Scale,
     data: DataOption = None,
     shares: SharesOption = None,
-    out: OutOption = None,
     labels: LabelsOption = None,
-    overrides: OverridesOption = None,
-    init: InitOption = None,
     held_out: Annotated[
         Path | None,
         typer.Option("--held-out", help="Shards that never train: pictures and geometry are measured with each sheet."),
@@ -119,15 +153,6 @@ def train_stage1(
     perceptual_weights: Annotated[
         Path | None, typer.Option("--perceptual-weights", help="The perceptual network's file, for work offline.")
     ] = None,
-    dry_run: DryRunOption = False,
-    device_name: DeviceNameOption = None,
-    gpus: GpusOption = None,
-    nproc: NprocOption = 1,
-    slurm: SlurmOption = None,
-    profile: ProfileOption = 0,
-    device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Train the autoencoder whose decoder emits a NeRF; run it again to continue.
 
@@ -140,8 +165,7 @@ def train_stage1(
       vq3d train-stage1 imagenet256 --data shards/ --out run/ --nproc 8
       vq3d train-stage1 imagenet256 --data shards/ --out run/ --nproc 8 --slurm 4 > run.sbatch
     """
-    said = Output("train-stage1", json, quiet or not _is_main_rank())
-    _check_asked(data, out, dry_run=dry_run, planned=device_name is not None or gpus is not None)
+    _check_asked(data, run.out, dry_run=scale.dry_run, planned=scale.device_name is not None or scale.gpus is not None)
     if (shares or labels) and not data:
         option = "--share" if shares else "--labels"
         raise UsageError(f"{option} belongs to a --data", remedy=f"one {option} for each --data, in the same order")
@@ -154,11 +178,10 @@ def train_stage1(
     from vq3dcli.training.plan_table import plan_table
     from vq3dcli.training.stage1 import train
 
-    resolved = _resolved(recipe, Stage1Recipe, overrides, init)
-    place = pick_device(device)
+    resolved, place, out = run.recipe(recipe, Stage1Recipe), pick_device(run.device), run.out
     ranks = join_ranks(place)
     loader = open_loader(resolved, data, label_names(labels), ranks, shares) if data else None
-    if dry_run:
+    if scale.dry_run:
         if _is_main_rank():
             facts: dict[str, object] = {}
             if loader is not None:
@@ -166,8 +189,8 @@ def train_stage1(
                 facts |= {"with_views": loader.num_with_views} if resolved.loss.novel else {}
             plan = plan_run(
                 resolved,
-                find_processor(resolved, place, device_name),
-                gpus=gpus or max(nproc, ranks.world_size),
+                find_processor(resolved, place, scale.device_name),
+                gpus=scale.gpus or max(scale.nproc, ranks.world_size),
                 classes=None if loader is None else len(loader.class_names),
                 samples=None if loader is None else loader.num_samples,
             )
@@ -178,7 +201,7 @@ def train_stage1(
         said.warn("--perceptual-weights does nothing: loss.perceptual is 0")
     views = f", {loader.num_with_views} with views" if resolved.loss.novel else ""
     said.note(f"{loader.num_samples} samples, {loader.num_labelled} labelled{views}, on {place}")
-    run = functools.partial(
+    begin = functools.partial(
         train,
         resolved,
         loader,
@@ -188,31 +211,22 @@ def train_stage1(
         perceptual_weights=perceptual_weights,
         held_out=None if held_out is None else open_held_out(resolved, held_out),
         full_speed=full_speed(resolved, place, ranks.world_size, classes=len(loader.class_names)),
-        profile_steps=profile,
+        profile_steps=run.profile,
     )
-    _train(said, resolved, out, run, "loss {:.4f}")
+    _train(said, resolved, out, begin, "loss {:.4f}")
 
 
 @on_every_rank
 def train_stage2(
+    said: Output,
     recipe: RecipeArgument,
+    run: Run,
+    scale: Scale,
     data: Annotated[Path | None, typer.Option("--data", help="Folder that vq3d tokenize made.")] = None,
-    out: OutOption = None,
     weights: Annotated[
         Path | None,
         typer.Option("--weights", help="Stage 1 that made the tokens, for sheets of samples. Default: embedded."),
     ] = None,
-    overrides: OverridesOption = None,
-    init: InitOption = None,
-    dry_run: DryRunOption = False,
-    device_name: DeviceNameOption = None,
-    gpus: GpusOption = None,
-    nproc: NprocOption = 1,
-    slurm: SlurmOption = None,
-    profile: ProfileOption = 0,
-    device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Train the prior that new scenes are sampled from; run it again to continue.
 
@@ -224,8 +238,7 @@ def train_stage2(
       vq3d train-stage2 imagenet256-prior --data tokens/ --out prior/ --nproc 8
     """
     main_rank = _is_main_rank()
-    said = Output("train-stage2", json, quiet or not main_rank)
-    _check_asked(data, out, dry_run=dry_run, planned=device_name is not None or gpus is not None)
+    _check_asked(data, run.out, dry_run=scale.dry_run, planned=scale.device_name is not None or scale.gpus is not None)
 
     from vq3dcli.config.schema import Stage2Recipe
     from vq3dcli.data.token_store import TokenStore
@@ -235,14 +248,13 @@ def train_stage2(
     from vq3dcli.training.plan_table import plan_table
     from vq3dcli.training.stage2 import train_prior
 
-    resolved = _resolved(recipe, Stage2Recipe, overrides, init)
-    place = pick_device(device)
-    store = None if data is None else TokenStore(data, check_hashes=main_rank and not dry_run)
-    if dry_run:
+    resolved, place, out = run.recipe(recipe, Stage2Recipe), pick_device(run.device), run.out
+    store = None if data is None else TokenStore(data, check_hashes=main_rank and not scale.dry_run)
+    if scale.dry_run:
         if main_rank:
             codes = codes_of(recipe, store, weights)
-            processor = find_processor(resolved, place, device_name)
-            plan = plan_prior(resolved, processor, codes, gpus=gpus or max(nproc, started_ranks()))
+            processor = find_processor(resolved, place, scale.device_name)
+            plan = plan_prior(resolved, processor, codes, gpus=scale.gpus or max(scale.nproc, started_ranks()))
             _say_plan(said, resolved, plan, plan_table(plan), {})
         return
     assert store is not None and out is not None, "checked above"
@@ -250,26 +262,21 @@ def train_stage2(
     loaded = stage1_for_sheets(store, weights, place) if main_rank or weights is not None else None
     said.note(f"{store.num_images} images, {store.views} views of {store.length} codes, on {place}")
     full = full_speed(resolved, place, started_ranks(), classes=len(store.class_names), store=store)
-    watched: dict[str, Any] = {"full_speed": full, "profile_steps": profile}
-    run = functools.partial(train_prior, resolved, store, out, stage1=loaded, device=place, **watched)
-    _train(said, resolved, out, run, "{:.3f} bits a code", weights=loaded)
+    watched: dict[str, Any] = {"full_speed": full, "profile_steps": run.profile}
+    begin = functools.partial(train_prior, resolved, store, out, stage1=loaded, device=place, **watched)
+    _train(said, resolved, out, begin, "{:.3f} bits a code", weights=loaded)
 
 
 def train_depth(
+    said: Output,
     recipe: RecipeArgument,
+    run: Run,
     data: DataOption = None,
     shares: SharesOption = None,
-    out: OutOption = None,
     labels: LabelsOption = None,
-    overrides: OverridesOption = None,
-    init: InitOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Time a few steps here, and say how long the run takes; needs no --data.")
     ] = False,
-    profile: ProfileOption = 0,
-    device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Train a depth network on shards with disparity, a teacher for photos; run it again to continue.
 
@@ -282,8 +289,7 @@ def train_depth(
       vq3d depth-labels photos/ --model teacher/weights.safetensors
     """
     signals.watch()
-    said = Output("train-depth", json, quiet)
-    _check_asked(data, out, dry_run=dry_run)
+    _check_asked(data, run.out, dry_run=dry_run)
     if started_ranks() > 1:
         raise UsageError("a depth network is trained in one process", remedy="without torchrun")
 
@@ -292,8 +298,7 @@ def train_depth(
     from vq3dcli.training import depth
     from vq3dcli.training.distributed import Ranks
 
-    resolved = _resolved(recipe, DepthRecipe, overrides, init)
-    place = pick_device(device)
+    resolved, place, out = run.recipe(recipe, DepthRecipe), pick_device(run.device), run.out
     if dry_run:
         said.finish(seed=resolved.training.seed, metrics=depth.plan_depth(resolved, place))
         return
@@ -302,9 +307,9 @@ def train_depth(
         raise UsageError("a depth network learns from labels alone", remedy="no --labels none")
     loader = open_loader(resolved, data, label_names(labels), Ranks(), shares)
     said.note(f"{loader.num_samples} samples, {loader.num_labelled} labelled, on {place}")
-    given: dict[str, Any] = {"facts": run_facts(resolved, loader, shares=shares), "profile_steps": profile}
-    run = functools.partial(depth.train_depth, resolved, loader, out, device=place, **given)
-    _train(said, resolved, out, run, "loss {:.4f}")
+    given: dict[str, Any] = {"facts": run_facts(resolved, loader, shares=shares), "profile_steps": run.profile}
+    begin = functools.partial(depth.train_depth, resolved, loader, out, device=place, **given)
+    _train(said, resolved, out, begin, "loss {:.4f}")
 
 
 def _is_main_rank() -> bool:
@@ -320,15 +325,6 @@ def _check_asked(data: object, out: Path | None, *, dry_run: bool, planned: bool
         raise UsageError("--data and --out are needed", remedy="--dry-run to see what the run takes without them")
     if planned:
         raise UsageError("--device-name and --gpus are for plans only", remedy="--dry-run, or --nproc")
-
-
-def _resolved(recipe: str, schema: type[T], overrides: Sequence[str] | None, init: Path | None) -> T:
-    """The recipe with its overrides, of which `--init` is one; from here on the process computes as training does."""
-    from vq3dcli.config.load import load_recipe
-    from vq3dcli.training.arithmetic import flush_denormals
-
-    flush_denormals()
-    return load_recipe(recipe, schema, [*(overrides or []), *([f"training.init={init.resolve()}"] if init else [])])
 
 
 def _train(

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from vq3dcli.commands import options
-from vq3dcli.commands.output import DeviceOption, JsonOption, Output, QuietOption, pick_device
+from vq3dcli.commands.output import DeviceOption, Output, pick_device
 
 INPUT = (
     "A photo (JPEG, PNG, WebP, AVIF, HEIC), - for stdin, a saved scene (.vq3d.safetensors), a sample "
@@ -26,6 +26,7 @@ OUTPUT = "Where stills and paths are saved. Default: the current folder."
 
 
 def command(
+    said: Output,
     source_text: Annotated[str, typer.Argument(metavar="INPUT", help=INPUT)],
     size: Annotated[int | None, typer.Option(help=SIZE)] = None,
     amplitude: Annotated[float | None, typer.Option(help=AMPLITUDE)] = None,
@@ -37,8 +38,6 @@ def command(
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     weights: options.Weights = None,
     device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
     output: Annotated[str | None, typer.Option("--out", "-o", metavar="FOLDER", help=OUTPUT)] = None,
 ) -> None:
     """Look around in a scene, in the browser, while it is rendered.
@@ -51,8 +50,6 @@ def command(
       vq3d view toyscene:snowman --size 256
       vq3d view photo_orbit.vq3d.safetensors -o stills/
     """
-    said = Output("view", json, quiet)
-
     from vq3dcli.pipelines.render import Look
     from vq3dcli.pipelines.targets import Task
     from vq3dcli.pipelines.view import open_live
