@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vq3dcli.export.depth_files import write_disparity_png, write_pfm, write_views
 from vq3dcli.export.ffmpeg import find_ffmpeg
 from vq3dcli.export.layers import Frustum, bake_layers, choose_edges, flat_layers
+from vq3dcli.export.maps import write_disparity_png, write_pfm, write_views
 from vq3dcli.export.mpi import write_mpi
 from vq3dcli.rendering.cameras import project, z_depth_from_s
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vq3dcli.errors import OutputError
-from vq3dcli.export.picture_archive import picture_archive
+from vq3dcli.export.maps import picture_archive
 
 
 def test_the_file_is_the_one_that_numpy_writes(tmp_path: Path) -> None:

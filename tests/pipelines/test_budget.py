@@ -3,7 +3,7 @@ import pytest
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.errors import DataError, UsageError
-from vq3dcli.pipelines.studies.budget import budget_of, recorded_budget, with_budget
+from vq3dcli.pipelines.studies.toy_runs import budget_of, recorded_budget, with_budget
 from vq3dcli.sealed import write_sealed_json
 
 

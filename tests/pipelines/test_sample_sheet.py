@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vq3dcli.pipelines.sampling.sheet import SampleSheet, even_columns
+from vq3dcli.pipelines.sampling.sample import SampleSheet, even_columns
 
 SIZE, PITCH_X, PITCH_Y = 24, 24 + 2, 14 + 24 + 2
 

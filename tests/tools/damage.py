@@ -38,7 +38,7 @@ from vq3dcli.pipelines.camera_file import read_cameras, write_cameras
 from vq3dcli.pipelines.composition import Composition, Cut, Insert, Stand, read_composition, write_composition
 from vq3dcli.pipelines.evaluation.geometry import kept_metrics
 from vq3dcli.pipelines.sampling.record import read_record
-from vq3dcli.pipelines.studies.budget import recorded_budget
+from vq3dcli.pipelines.studies.toy_runs import recorded_budget
 from vq3dcli.pipelines.tokenize import tokenize
 from vq3dcli.rendering.cameras import pivot_camera
 from vq3dcli.scene_file import camera_of, load_scene, save_scene

@@ -290,16 +290,19 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     if not groups:
         return command
 
+    own_call = next((each.name for each in options if each.annotation is typer.Context), None)
+
     @functools.wraps(command)
-    def run(call: typer.Context, **given: Any) -> None:
+    def run(**given: Any) -> None:
+        path = (given[own_call] if own_call else given.pop("call")).command_path
         for name, (kind, fields) in groups.items():
             values = {field: given.pop(field) for field in fields}
-            named = {"command": call.command_path.partition(" ")[2]} if issubclass(kind, Output) else {}
+            named = {"command": path.partition(" ")[2]} if issubclass(kind, Output) else {}
             given[name] = kind(**named, **values)
         command(**given)
 
     call = inspect.Parameter("call", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    parameters = [call, *options, *last]
+    parameters = [*([] if own_call else [call]), *options, *last]
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run

@@ -22,8 +22,8 @@ from vq3dcli.editing.photo_scene import PhotoScene, build_photo_scene
 from vq3dcli.editing.untorn import untorn
 from vq3dcli.errors import UsageError, Vq3dError
 from vq3dcli.export.colour import display_range
-from vq3dcli.export.depth_files import write_disparity_png, write_pfm, write_views
 from vq3dcli.export.layers import MAX_LAYERS, MAX_SIDE_PX, Layers, flat_layers
+from vq3dcli.export.maps import write_disparity_png, write_pfm, write_views
 from vq3dcli.export.mesh import MeshKind, relief_mesh, write_mesh
 from vq3dcli.export.mpi import check_folder, layers_in, write_mpi
 from vq3dcli.export.points import Axes, surface_points, write_points, write_splats, write_spz

@@ -33,8 +33,7 @@ from vq3dcli.pipelines.evaluation.geometry import PROTOCOL as GEOMETRY
 from vq3dcli.pipelines.evaluation.geometry import RENDERING, toy_template
 from vq3dcli.pipelines.evaluation.image_sets import toy_set
 from vq3dcli.pipelines.run_report.page import write_run_report
-from vq3dcli.pipelines.studies.budget import with_budget
-from vq3dcli.pipelines.studies.toy_runs import make_toy_data, measure_once, stop_between, train_once
+from vq3dcli.pipelines.studies.toy_runs import make_toy_data, measure_once, stop_between, train_once, with_budget
 from vq3dcli.pipelines.targets import Counting
 from vq3dcli.pipelines.train import open_loader, run_facts
 from vq3dcli.sealed import read_sealed_json, write_sealed_json

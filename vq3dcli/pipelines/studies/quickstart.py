@@ -35,14 +35,6 @@ from vq3dcli.pipelines.run_report.page import run_sections
 from vq3dcli.pipelines.sampling.record import SampleWish
 from vq3dcli.pipelines.sampling.sample import SHEET_NAME, filmed_samples, make_samples, sharpening_of
 from vq3dcli.pipelines.studies import toy_runs
-from vq3dcli.pipelines.studies.budget import (
-    DEFAULT_MINUTES,
-    AnyRecipe,
-    Budget,
-    measure_budget,
-    recorded_budget,
-    with_budget,
-)
 from vq3dcli.pipelines.studies.demo import TOY_INPUTS, example_photo
 from vq3dcli.pipelines.targets import Counting, Task
 from vq3dcli.pipelines.tokenize import tokenize
@@ -102,7 +94,7 @@ class Quickstart:
     videos: list[Path]  # orbits and their disparity
     weights: LoadedWeights
     metrics: Mapping[str, float]  # figures of `evaluate_geometry`
-    budget: Budget  # how long Stage 1 trained
+    budget: toy_runs.Budget  # how long Stage 1 trained
     prior: LoadedPrior
     sheet: Path  # samples of each class beside their disparity
     filmed: list[tuple[Path, Path, Path]]  # picture, video and disparity video of some samples
@@ -168,9 +160,9 @@ class _Call:
     def _shot(self) -> Shot:
         return Shot("orbit", frames=self.size.frames, size_px=self.size.video_px, samples=self.size.video_samples)
 
-    def _stage1(self, minutes: float | None) -> tuple[Budget, LoadedWeights]:
+    def _stage1(self, minutes: float | None) -> tuple[toy_runs.Budget, LoadedWeights]:
         recipe = load_recipe(RECIPE, Stage1Recipe, [*self.size.overrides, f"training.seed={self.seed}"])
-        recorded_budget(self.out / "budget.json", minutes=minutes, seed=self.seed)  # before the data are made
+        toy_runs.recorded_budget(self.out / "budget.json", minutes=minutes, seed=self.seed)  # before the data are made
         side_px, data = recipe.model.image_size, self.out / "data"
         toy_runs.make_toy_data(data, scenes=self.size.scenes, size_px=side_px, seed=self.seed, counting=self.counting)
         loader = open_loader(recipe, [data], EXACT, join_ranks(self.device))
@@ -195,7 +187,7 @@ class _Call:
             train_prior(recipe, store, folder, stage1=stage1, device=self.device, **watching)
 
         record = "prior_budget.json"
-        recorded = recorded_budget(self.out / record, minutes=None, seed=self.seed)
+        recorded = toy_runs.recorded_budget(self.out / record, minutes=None, seed=self.seed)
         minutes = minutes if recorded is None else recorded.minutes
         self._trained("prior", record, "training the prior", recipe, train_it, minutes)
         return load_prior(self.out / "prior", self.device)
@@ -205,24 +197,24 @@ class _Call:
         folder: str,
         record: str,
         description: str,
-        recipe: AnyRecipe,
+        recipe: toy_runs.AnyRecipe,
         train_it: Callable[..., object],
         minutes: float | None,
-    ) -> Budget:
+    ) -> toy_runs.Budget:
         """Calibrate, unless that is recorded, and train, unless that is done."""
-        budget = recorded_budget(self.out / record, minutes=minutes, seed=self.seed)
+        budget = toy_runs.recorded_budget(self.out / record, minutes=minutes, seed=self.seed)
         if budget is None:
             with self.counting("calibrating", "steps"):
-                budget = measure_budget(
+                budget = toy_runs.measure_budget(
                     self.out / record,
                     lambda scratch, **watching: train_it(recipe, scratch, **watching),
-                    minutes=minutes or DEFAULT_MINUTES,
+                    minutes=minutes or toy_runs.DEFAULT_MINUTES,
                     batch_size=recipe.training.batch_size,
                     seed=self.seed,
                     seconds=self.size.calibration_seconds,
                     should_stop=self.should_stop,
                 )
-        run, final = self.out / folder, with_budget(recipe, budget.images, budget.images_per_second)
+        run, final = self.out / folder, toy_runs.with_budget(recipe, budget.images, budget.images_per_second)
         toy_runs.train_once(
             run,
             description,
