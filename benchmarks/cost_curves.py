@@ -15,14 +15,24 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from vq3dcli.config.defaults import VIDEO_FPS
 from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
-from vq3dcli.data.token_store import TokenStore
+from vq3dcli.data.token_store import (
+    CLASS_DTYPE,
+    CLASSES_NAME,
+    TOKEN_DTYPE,
+    TOKENS_NAME,
+    TokenManifest,
+    TokenStore,
+    write_token_manifest,
+)
 from vq3dcli.export.video import video_writer
-from vq3dcli.pipelines.bench.data import image_loader, write_photos, write_shards, write_tokens
+from vq3dcli.files import sha256_bytes, sha256_file, write_bytes
+from vq3dcli.pipelines.bench.data import image_loader, write_photos, write_shards
 from vq3dcli.pipelines.bench.measure import Work, measure, one_thread
 from vq3dcli.pipelines.bench.render import Subject, looking, side_view, subjects
 from vq3dcli.pipelines.bench.train import stepping
@@ -31,6 +41,7 @@ from vq3dcli.rendering.cameras import Camera, image_rays
 from vq3dcli.rendering.trajectories import trajectory
 
 _VIDEO_PX, _STORED_PX = 128, 64
+_CODES, _VIEWS = 8192, 2
 
 
 class Curve(NamedTuple):
@@ -93,6 +104,33 @@ def encode(subject: Subject, camera: Camera, path: Path) -> None:
     with video_writer(path, frames=len(camera), fps=VIDEO_FPS, video_format="mp4") as write:
         for i in range(len(camera)):
             write(picture(look(image_rays(camera[i])), camera))
+
+
+def write_tokens(folder: Path, images: int, length: int) -> Path:
+    """A token store of random codes: what they say does not change what reading them costs."""
+    folder.mkdir()
+    codes = np.random.default_rng(0).integers(_CODES, size=(images, _VIEWS, length), dtype=np.uint16)
+    codes.astype(TOKEN_DTYPE).tofile(folder / TOKENS_NAME)
+    np.zeros(images, CLASS_DTYPE).tofile(folder / CLASSES_NAME)
+    write_bytes(folder / "plan.json", b"{}")
+    manifest = TokenManifest(
+        format_version=1,
+        images=images,
+        views=_VIEWS,
+        view_names=["plain", "flip"],
+        length=length,
+        codebook_size=_CODES,
+        image_size=256,
+        stage1_sha256="0" * 64,
+        class_names=["any"],
+        seed=0,
+        sources=[],
+        tokens_sha256=sha256_file(folder / TOKENS_NAME),
+        classes_sha256=sha256_file(folder / CLASSES_NAME),
+        plan_sha256=sha256_bytes(b"{}"),
+    )
+    write_token_manifest(folder, manifest)
+    return folder
 
 
 def main() -> None:

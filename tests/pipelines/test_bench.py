@@ -43,9 +43,8 @@ def test_a_ratio_is_of_the_work():
     assert found["baseline"]["agrees"] and 2.5 < ratio["median"] < 6.0
     assert ratio["least"] <= ratio["median"] <= ratio["most"]
     assert found["sums_a_second"] == 2 / found["seconds"]["median"]
-    half = measure(Work("", lambda: burn(100_000), 2, "", "one", lambda: burn(100_000), things_there=1), 5, CPU)
-    assert 1.4 < half["baseline"]["ratio"]["median"] < 3.0
-    assert not half["baseline"]["agrees"]  # NaN is no agreement
+    unlike = measure(Work("", lambda: burn(100_000), 2, "", "one", lambda: burn(100_000)), 1, CPU)
+    assert not unlike["baseline"]["agrees"]  # NaN is no agreement
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts the peak anew")
@@ -104,8 +103,8 @@ def test_a_baseline_that_nothing_has():
 
 
 def test_one_subject_as_figures_and_as_a_table():
-    found = run(["data"], ["our shards"], 1, CPU)
+    found = run(["data"], ["Pillow"], 1, CPU)
     (work,) = found.metrics["data"]
-    assert work["baseline"]["name"] == "our shards" and work["baseline"]["ratio"]["median"] > 5.0
+    assert work["baseline"]["name"] == "Pillow" and work["baseline"]["ratio"]["median"] > 1.0
     assert found.metrics["host"]["copy_gb_a_second"] > 0.1
     assert len(found.table) == 3 and not found.missed

@@ -218,35 +218,37 @@ def _standing(stand: Stand, cutout: Cutout, shape: Field | Card, frustum: Frustu
         stops = ((cutout.foot[0] * far, cutout.foot[1] * far, stand.z_depth - frustum.radius),)
     # Nothing but the side that the photo saw is known: it faces the camera at the first stop, too.
     before, after = _line_of_sight(cutout.foot, cutout.frustum), _line_of_sight(stops[0], frustum)
-    yaw_rad, pitch_rad, roll_rad = _turns(stand)
     base = Placement(
         cutout.foot,
-        scale=stand.scale,
-        yaw_rad=before[0] - after[0] + yaw_rad,
-        pitch_rad=after[1] - before[1] + pitch_rad,
-        roll_rad=roll_rad,
+        yaw_rad=before[0] - after[0],
+        pitch_rad=after[1] - before[1],
         object_aspect=cutout.frustum.aspect,
         scene_aspect=frustum.aspect,
     )
-    spin_rad = math.radians(stand.spin_deg)
-    return Thing(base, stops, spin_rad, cutout.width, stand.shadow, cutout.lower, cutout.upper, shape)
+    return _thing(stand, base, stops, cutout.width, (cutout.lower, cutout.upper), shape)
 
 
 def _standing_mesh(insert: Insert, frustum: Frustum, ground: FirstView) -> Thing:
     stops = _stops(insert.model_copy(update={"at": insert.at or [_MESH_PLACE]}), frustum, ground)
     mesh = read_mesh(Path(insert.object), up=insert.up)
-    yaw_rad, pitch_rad, roll_rad = _turns(insert)
-    base = Placement(
-        scale=insert.scale, yaw_rad=yaw_rad, pitch_rad=pitch_rad, roll_rad=roll_rad, scene_aspect=frustum.aspect
-    )
-    width, spin_rad = mesh.upper[0] - mesh.lower[0], math.radians(insert.spin_deg)
-    return Thing(base, stops, spin_rad, width, insert.shadow, mesh.lower, mesh.upper, mesh)
+    base, width = Placement(scene_aspect=frustum.aspect), mesh.upper[0] - mesh.lower[0]
+    return _thing(insert, base, stops, width, (mesh.lower, mesh.upper), mesh)
 
 
-def _turns(stand: Stand) -> tuple[float, float, float]:
-    """Yaw, pitch and roll that are asked for, in radians."""
-    turns = stand.rotate_deg if isinstance(stand.rotate_deg, tuple) else (stand.rotate_deg, 0.0, 0.0)
-    return math.radians(turns[0]), math.radians(turns[1]), math.radians(turns[2])
+def _thing(
+    stand: Stand,
+    base: Placement,
+    stops: tuple[Vector, ...],
+    width: float,
+    box: tuple[Vector, Vector],
+    shape: Field | Mesh | Card,
+) -> Thing:
+    """Something with the size and the turns that are asked for."""
+    asked_deg = stand.rotate_deg if isinstance(stand.rotate_deg, tuple) else (stand.rotate_deg, 0.0, 0.0)
+    yaw_rad, pitch_rad, roll_rad = map(math.radians, asked_deg)
+    yaw_rad, pitch_rad = base.yaw_rad + yaw_rad, base.pitch_rad + pitch_rad
+    base = replace(base, scale=stand.scale, yaw_rad=yaw_rad, pitch_rad=pitch_rad, roll_rad=roll_rad)
+    return Thing(base, stops, math.radians(stand.spin_deg), width, stand.shadow, *box, shape)
 
 
 def _stops(stand: Stand, frustum: Frustum, ground: FirstView) -> tuple[Vector, ...]:

@@ -1,4 +1,4 @@
-"""Reading images beside Pillow and webdataset, and codes beside images.
+"""Reading images beside Pillow and webdataset.
 
 Photos are noise that falls with frequency as smooth photos do: as JPEGs of 500 x 375 they have 67 kB, in shards of 256
 pixels 31 kB, as those of ImageNet have there.
@@ -18,30 +18,17 @@ from torch import Tensor
 
 from vq3dcli.data.images import centre_square, decode_square
 from vq3dcli.data.loader import TrainingLoader
-from vq3dcli.data.token_store import (
-    CLASS_DTYPE,
-    CLASSES_NAME,
-    TOKEN_DTYPE,
-    TOKENS_NAME,
-    TokenLoader,
-    TokenManifest,
-    TokenStore,
-    write_token_manifest,
-)
 from vq3dcli.data_tools.prepare import Options, image_job, open_source, prepare
 from vq3dcli.errors import UnavailableError
-from vq3dcli.files import sha256_bytes, sha256_file, write_bytes
 from vq3dcli.pipelines.bench.measure import Gate, Work, psnr_db
 
-PHOTOS, SIZE_PX, CODES_AN_IMAGE = 64, 256, 1024
+PHOTOS, SIZE_PX = 64, 256
 LEAST_PSNR_DB = 60.0
-_TOKENISED, _BATCHES = 20_000, 50
-_CODES, _VIEWS = 8192, 2
 _FALL = 1.4
 
 
 def works(device: torch.device) -> Iterator[Work]:
-    """Photos to squares, shards to a batch, a token store to batches; on a CPU."""
+    """Photos to squares, and shards to a batch; on a CPU."""
     del device
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -52,18 +39,6 @@ def works(device: torch.device) -> Iterator[Work]:
         images = image_loader(shards, PHOTOS, SIZE_PX)
         ours, theirs = partial(batch_by_key, images), partial(webdataset_batch, shards)
         yield Work(f"shards of {SIZE_PX} px", ours, PHOTOS, "images", "webdataset + Pillow", theirs, _agree)
-        store = write_tokens(folder / "tokens", _TOKENISED, CODES_AN_IMAGE)
-        tokens = TokenLoader(TokenStore(store), batch_size=PHOTOS, seed=0)
-        yield Work(
-            f"{CODES_AN_IMAGE} codes an image",
-            lambda: [tokens.batch_at(i * PHOTOS) for i in range(_BATCHES)],
-            _BATCHES * PHOTOS,
-            "images",
-            "our shards",
-            partial(images.batch_at, 0),
-            lambda ours, theirs: Gate("batch_size", len(ours[0].tokens), len(theirs.image)),
-            things_there=PHOTOS,
-        )
 
 
 def _agree(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Gate:
@@ -134,30 +109,3 @@ def webdataset_batch(shards: Path) -> dict[str, Tensor]:
     tars = sorted(map(str, shards.glob("*.tar")))
     samples = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False).decode("pil")
     return {each["__key__"]: torch.from_numpy(np.array(each["jpg"])).permute(2, 0, 1) for each in samples}
-
-
-def write_tokens(folder: Path, images: int, length: int) -> Path:
-    """A token store of random codes: what they say does not change what reading them costs."""
-    folder.mkdir()
-    codes = np.random.default_rng(0).integers(_CODES, size=(images, _VIEWS, length), dtype=np.uint16)
-    codes.astype(TOKEN_DTYPE).tofile(folder / TOKENS_NAME)
-    np.zeros(images, CLASS_DTYPE).tofile(folder / CLASSES_NAME)
-    write_bytes(folder / "plan.json", b"{}")
-    manifest = TokenManifest(
-        format_version=1,
-        images=images,
-        views=_VIEWS,
-        view_names=["plain", "flip"],
-        length=length,
-        codebook_size=_CODES,
-        image_size=SIZE_PX,
-        stage1_sha256="0" * 64,
-        class_names=["any"],
-        seed=0,
-        sources=[],
-        tokens_sha256=sha256_file(folder / TOKENS_NAME),
-        classes_sha256=sha256_file(folder / CLASSES_NAME),
-        plan_sha256=sha256_bytes(b"{}"),
-    )
-    write_token_manifest(folder, manifest)
-    return folder

@@ -110,13 +110,11 @@ def evaluate_generation(
         OthersAtWorkError: As `in_parts`.
     """
     measured: dict[str, MeasuredSet] = {}
-
-    def own_real(compared: Compared) -> dict[str, ImageSet]:
-        return {} if compared.real is None else {f"real, {compared.key}": compared.real}
-
     wanted = {"real": real}
     for compared in sets:
-        wanted |= {compared.key: compared.images, **own_real(compared)}
+        wanted[compared.key] = compared.images
+        if compared.real is not None:
+            wanted[f"real, {compared.key}"] = compared.real
     for _ in range(2):  # once more: other parts may have ended while this one was at its last set
         for key, images in wanted.items():
             if key not in measured:
@@ -133,7 +131,7 @@ def evaluate_generation(
         figures["real"] = {"images": len(real), "recognised": recognised(base, classifier)}
     for compared in sets:
         own = measured[compared.key]
-        against = measured[next(iter(own_real(compared)), "real")]
+        against = measured["real" if compared.real is None else f"real, {compared.key}"]
         moments = real_moments if compared.real is None and real_moments is not None else against.moments
         row: dict[str, Any] = {"images": len(compared.images)}
         row |= set_distances(network, against.features, own.features, (moments, own.moments), seed)

@@ -38,7 +38,6 @@ from vq3dcli.pipelines.targets import Counting
 from vq3dcli.pipelines.train import open_loader, run_facts
 from vq3dcli.sealed import read_sealed_json, write_sealed_json
 from vq3dcli.training.distributed import join_ranks
-from vq3dcli.training.run import Progress
 from vq3dcli.training.stage1 import train
 from vq3dcli.weights_file import load_weights
 
@@ -120,12 +119,8 @@ class Ablation:
 
 def spread_of(values: Sequence[float]) -> dict[str, float]:
     """Mean, standard deviation (over n - 1; 0 of a single value), least and greatest."""
-    return {
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
-        "min": min(values),
-        "max": max(values),
-    }
+    std = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "std": std, "min": min(values), "max": max(values)}
 
 
 def run_ablation(
@@ -163,7 +158,18 @@ def run_ablation(
             for kind in KINDS:
                 stop_between(should_stop, folder)
                 run = folder / f"{kind}-{seed}"
-                begin = partial(_train, run, plan.recipe(kind, seed), folder / "data", device, should_stop)
+                recipe = plan.recipe(kind, seed)
+                loader = open_loader(recipe, [folder / "data"], EXACT, join_ranks(device))
+                begin = partial(
+                    train,
+                    recipe,
+                    loader,
+                    run,
+                    device=device,
+                    facts=run_facts(recipe, loader),
+                    refresh_page=partial(write_run_report, run),
+                    should_stop=should_stop,
+                )
                 train_once(run, f"training {run.name}", counting, begin)
                 loaded = load_weights(run, device)
                 figures = measure_once(
@@ -181,19 +187,6 @@ def run_ablation(
     first = runs[KINDS[0]][seeds[0]]
     blind = {name: value for name, value in first.items() if name.startswith("template_")}
     return Ablation(plan, tuple(seeds), runs, blind, weights)
-
-
-def _train(
-    run: Path,
-    recipe: Stage1Recipe,
-    data: Path,
-    device: torch.device,
-    should_stop: Callable[[], bool],
-    report: Callable[[Progress], None],
-) -> None:
-    loader = open_loader(recipe, [data], EXACT, join_ranks(device))
-    facts, page = run_facts(recipe, loader), partial(write_run_report, run)
-    train(recipe, loader, run, device=device, facts=facts, report=report, refresh_page=page, should_stop=should_stop)
 
 
 def verdict(result: Ablation) -> list[str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ class _Call:
             with self.counting("calibrating", "steps"):
                 budget = toy_runs.measure_budget(
                     self.out / record,
-                    lambda scratch, **watching: train_it(recipe, scratch, **watching),
+                    partial(train_it, recipe),
                     minutes=minutes or toy_runs.DEFAULT_MINUTES,
                     batch_size=recipe.training.batch_size,
                     seed=self.seed,
@@ -215,12 +216,8 @@ class _Call:
                     should_stop=self.should_stop,
                 )
         run, final = self.out / folder, toy_runs.with_budget(recipe, budget.images, budget.images_per_second)
-        toy_runs.train_once(
-            run,
-            description,
-            self.counting,
-            lambda report: train_it(final, run, report=report, should_stop=self.should_stop),
-        )
+        begin = partial(train_it, final, run, should_stop=self.should_stop)
+        toy_runs.train_once(run, description, self.counting, begin)
         return budget
 
     def _videos(self, weights: LoadedWeights) -> list[Path]:

@@ -31,7 +31,6 @@ from vq3dcli.pipelines.evaluation.geometry import (
 )
 from vq3dcli.pipelines.targets import Counting, adding
 from vq3dcli.sealed import read_sealed_json, write_sealed_json
-from vq3dcli.training.run import Progress
 from vq3dcli.weights_file import LoadedWeights
 
 Metrics = Mapping[str, float]
@@ -97,13 +96,11 @@ def make_toy_data(folder: Path, *, scenes: int, size_px: int, seed: int, countin
         label_exact(folder, progress=count)
 
 
-def train_once(
-    run: Path, description: str, counting: Counting, train: Callable[[Callable[[Progress], None]], object]
-) -> None:
-    """Call `train` with a report of its steps, unless the run's folder has weights."""
+def train_once(run: Path, description: str, counting: Counting, train: Callable[..., object]) -> None:
+    """Call `train`, which takes `report`, unless the run's folder has weights."""
     if not (run / "weights.safetensors").exists():
         with counting(description, "images") as count:
-            train(lambda progress: count(progress.images_seen, progress.total_images))
+            train(report=lambda progress: count(progress.images_seen, progress.total_images))
 
 
 def measure_once(
