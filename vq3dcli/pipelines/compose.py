@@ -66,8 +66,6 @@ def compose(added: Composition, base: Path | None, shot: Shot, look: Look, task:
     """Film a composition, and write its file beside the video.
 
     `added` goes on with the composition file `base`, if there is one.
-
-    Raises `Vq3dError`: options or inputs that do not fit, or cannot be read; an output that cannot be written.
     """
     refuse_stdout(task.output, "compose")
     # Stdin may be the scene, or one of the objects, but not both.

@@ -258,10 +258,7 @@ class Eyes:
 def film(
     view_at: Callable[[int], ViewOf], camera: Camera, target: Target, shot: Shot, *, on_frames: Callable[[int], object]
 ) -> None:
-    """Render a scene frame by frame into its target; memory does not grow with the number of frames.
-
-    Raises `UnavailableError` or `OutputError` or `StorageError`: see `export.video.video_writer`.
-    """
+    """Render a scene frame by frame into its target; memory does not grow with the number of frames."""
     with contextlib.ExitStack() as stack:
         opening = partial(video_writer, frames=len(camera), fps=shot.fps, video_format=target.video_format)
         # Both outputs get their final names at the end, the disparity first.

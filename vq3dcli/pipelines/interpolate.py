@@ -30,10 +30,7 @@ _log = logging.getLogger(__name__)
 def interpolate(
     texts: Sequence[str], shot: Shot, task: Task, *, mix: Mix, requantize: bool = False, loop: bool = False, fit: Fit
 ) -> Made:
-    """Film the way between scenes, see `way_between`.
-
-    Raises `Vq3dError`: options or inputs that do not fit, or cannot be read; an output that cannot be written.
-    """
+    """Film the way between scenes, see `way_between`."""
     refuse_stdout(task.output, "interpolate")
     sources = parse_sources(texts)
     stem = cut_name("_to_".join(source.stem for source in sources), _MOST_BYTES)

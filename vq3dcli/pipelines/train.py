@@ -104,10 +104,7 @@ def label_names(labels: Sequence[str] | None) -> str | list[str | None] | None:
 
 
 def open_held_out(recipe: Stage1Recipe, folder: Path) -> Batch:
-    """Some images of a folder, always the same, with their exact disparity and an exact view, where it has these.
-
-    Raises `InputMissingError`, `DataError` or `UsageError`: as `TrainingLoader`.
-    """
+    """Some images of a folder, always the same, with their exact disparity and an exact view, where it has these."""
     count = min(ShardFolder(folder).num_samples, _HELD_OUT_IMAGES)
     return TrainingLoader(
         [folder],

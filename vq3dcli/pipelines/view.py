@@ -152,8 +152,6 @@ def open_live(text: str, look: Look, task: Task, *, size_px: int | None, amplitu
     """Open an input to look around in: a photo with its own pixels and as the plain NeRF, all else as the NeRF.
 
     `look` may leave the photo's own pixels out, and the output of `task` is a folder.
-
-    Raises `Vq3dError`: options or an input that do not fit, or cannot be read.
     """
     refuse_stdout(task.output, "view")
     check_limits((("--size", size_px, 16, MAX_SIZE_PX), ("--amplitude", amplitude_deg, 0.5, 60.0)))

@@ -104,10 +104,7 @@ def measure_reconstruction(
     counting: Counting,
     part: Part = WHOLE,
 ) -> Evaluation:
-    """What `vq3d evaluate reconstruction` does; its options say what the arguments are, and raise its errors.
-
-    Raises `OthersAtWorkError`, as `in_parts`.
-    """
+    """What `vq3d evaluate reconstruction` does; its options say what the arguments are, and raise its errors."""
     device = weights.device
     network = None
     name = features or ("efficientnet-lite1" if inception is None else "inception")

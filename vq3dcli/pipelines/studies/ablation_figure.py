@@ -176,10 +176,7 @@ def measure_ablation(
     should_stop: Callable[[], bool],
     command: str,
 ) -> tuple[Evaluation, list[Path]]:
-    """What `vq3d evaluate ablation` does, and the files beside the page; `command` makes them again.
-
-    Raises as `run_ablation`.
-    """
+    """What `vq3d evaluate ablation` does, and the files beside the page; `command` makes them again."""
     plan.check(seeds)
     evaluation_folder(out, "ablation", "ablation.png", "profiles.svg", "ablation.md")
     result = ablation.run_ablation(runs, plan, seeds, device=device, counting=counting, should_stop=should_stop)
