@@ -64,7 +64,7 @@ def test_what_cannot_be_measured_is_one_line(options, code, problem, tiny_weight
 
 
 def test_parts_measure_the_whole_to_the_bit(tiny_weights, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("vq3dcli.pipelines.evaluation.parts._BLOCK_IMAGES", 64)
+    monkeypatch.setattr("vq3dcli.pipelines.evaluation.measured_set._BLOCK_IMAGES", 64)
     given = ["--device", "cpu", "--weights", str(tiny_weights), "--count", "150", "--lpips", "none"]
     given += ["--features", "none"]
     told = []

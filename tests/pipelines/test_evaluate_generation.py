@@ -22,8 +22,7 @@ from vq3dcli.pipelines.evaluation.generation import (
     table,
 )
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, toy_set
-from vq3dcli.pipelines.evaluation.measured_set import Classifier, measure_set
-from vq3dcli.pipelines.evaluation.parts import OthersAtWorkError
+from vq3dcli.pipelines.evaluation.measured_set import Classifier, OthersAtWorkError, measure_set
 from vq3dcli.pipelines.evaluation.rendered_sets import Samples, reconstructed_set, sampled_set
 from vq3dcli.pipelines.sampling.record import SampleWish
 from vq3dcli.pipelines.sampling.sample import draw_samples
@@ -139,7 +138,7 @@ def test_statistics_are_kept_and_damaged_ones_made_again(tmp_path, caplog):
 
 
 def test_parts_measure_the_whole_to_the_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr("vq3dcli.pipelines.evaluation.parts._BLOCK_IMAGES", 10)  # two steps of seven
+    monkeypatch.setattr("vq3dcli.pipelines.evaluation.measured_set._BLOCK_IMAGES", 10)  # two steps of seven
     real, network = random_set("real", 40), tiny_features()
     whole = measure_set(real, network, CLASSIFIER)
     for part in (Part(1, 2), Part(0, 2), Part(1, 2)):

@@ -68,7 +68,7 @@ def command(
     from vq3dcli.data.shard_reader import label_folder, open_images
     from vq3dcli.data_tools.depth.labels import EXACT, label_by_model, label_exact
     from vq3dcli.data_tools.depth.models import find_model, open_model
-    from vq3dcli.pipelines.inspect_shards import check_sheet, write_preview
+    from vq3dcli.pipelines.inspect import check_sheet, write_preview
     from vq3dcli.remote.cache import address
 
     if (url := address(shards)) is not None:

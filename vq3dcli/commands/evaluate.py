@@ -55,7 +55,7 @@ class _Voice(Output):
 
         Raises `UsageError`: there is no folder.
         """
-        from vq3dcli.pipelines.evaluation.parts import OthersAtWorkError
+        from vq3dcli.pipelines.evaluation.measured_set import OthersAtWorkError
 
         share = options.asked_part(part, self)
         if share.count > 1 and folder is None:

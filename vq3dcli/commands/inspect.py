@@ -40,8 +40,7 @@ def command(
       vq3d inspect shards/disparity/exact
       vq3d inspect embedded
     """
-    from vq3dcli.pipelines.inspect import inspect
-    from vq3dcli.pipelines.inspect_shards import check_sheet, write_sheet
+    from vq3dcli.pipelines.inspect import check_sheet, inspect, write_sheet
     from vq3dcli.remote.cache import address, ensure_all
 
     if address(Path(source)) is not None:

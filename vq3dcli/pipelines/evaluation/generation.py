@@ -32,9 +32,8 @@ from vq3dcli.export.sheet import grid
 from vq3dcli.metrics.distribution import Moments, frechet_distance, inception_score, kernel_distance, precision_recall
 from vq3dcli.metrics.features import FeatureNetwork, FeatureNetworkName, distance_name
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet
-from vq3dcli.pipelines.evaluation.measured_set import Classifier, MeasuredSet, measure_set
+from vq3dcli.pipelines.evaluation.measured_set import Classifier, MeasuredSet, OthersAtWorkError, measure_set
 from vq3dcli.pipelines.evaluation.page import versions
-from vq3dcli.pipelines.evaluation.parts import OthersAtWorkError
 from vq3dcli.pipelines.sampling.record import shown_name
 from vq3dcli.pipelines.targets import Counting, adding
 from vq3dcli.rendering.render import exact_rendering

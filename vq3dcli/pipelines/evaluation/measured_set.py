@@ -3,15 +3,19 @@
     images -> feature network -> features, moments
            -> classifier      -> classes
 
-Statistics depend on the description of the images, the network and its weights, the classifier (`parts`). A run that
-was interrupted goes on with the sets that it had finished. The classifier of toy scenes, trained on scenes drawn for it
-alone, lies beside them.
+Statistics depend on the description of the images, the network and its weights, the classifier: a file's name and
+metadata hold the hash of everything that its numbers depend on. A run that was interrupted goes on with what it had
+finished. Several processes can share the work by blocks of a thousand images; what is known of one is a file until
+somebody has all of them, and joins them to one. The classifier of toy scenes, trained on scenes drawn for it alone,
+lies beside them.
 
 Legend: N images, K images whose features are kept, D features.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,22 +24,103 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vq3dcli.data_tools.job import own_turn
 from vq3dcli.data_tools.part import WHOLE, Part
-from vq3dcli.errors import UsageError
+from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.files import make_folder, sha256_bytes
 from vq3dcli.metrics.distribution import Moments, moments
 from vq3dcli.metrics.features import FeatureNetwork
 from vq3dcli.metrics.toy_classifier import EPOCHS, ToyClassifier, settings, train_classifier, weights_sha256
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, toy_set
-from vq3dcli.pipelines.evaluation.parts import in_parts, remembered
 from vq3dcli.pipelines.targets import Counting, adding
 from vq3dcli.seeding import generator
+from vq3dcli.tensor_file import read_tensors, write_tensors
 from vq3dcli.toyscenes import CLASS_NAMES
 
+_BLOCK_IMAGES = 1024
 # Features of more images than this are not held: 50,000 of Inception take 400 MB.
 KEPT_FEATURES = 50_000
 FORMAT_VERSION = 1
 _PICTURES = 64
 _TENSORS = ("features", "seen_class", "pictures", "picture_class")  # of a `MeasuredSet`, as they are kept
+_log = logging.getLogger(__name__)
+
+Tensors = Mapping[str, Tensor]
+
+
+class OthersAtWorkError(Exception):
+    """This part is done, and others have work left."""
+
+
+def in_parts(
+    images: ImageSet,
+    look: Callable[[range], Tensors],
+    join: Callable[[Iterable[Tensors]], Tensors],
+    *,
+    part: Part,
+    folder: Path | None,
+    kind: str,
+    facts: Mapping[str, Any],
+) -> tuple[Tensors, bool]:
+    """What `join` makes of what `look` sees of each block of the images; `remembered` in a folder of statistics.
+
+    `look` gets the numbers of a block's images; `join` the blocks in order, each made or read when it is asked for.
+    One of several parts needs a folder. Raises `OthersAtWorkError`: of a part, where others have work left.
+    """
+    # Whole steps: the bits of an image may depend on those that are made with it.
+    size = images.step * -(-_BLOCK_IMAGES // images.step)
+    blocks = [range(first, min(first + size, len(images))) for first in range(0, len(images), size)]
+
+    def whole() -> tuple[Tensors, bool]:
+        return remembered(folder, kind, facts, lambda: join(map(look, blocks)))
+
+    if part == WHOLE or folder is None:
+        return whole()
+
+    def facts_of(number: int) -> dict[str, Any]:
+        return {**facts, "block": number}
+
+    def block(number: int) -> Tensors:
+        return remembered(folder, f"{kind}-block", facts_of(number), lambda: look(blocks[number]))[0]
+
+    make_folder(folder)
+    if not (joined := _path(folder, kind, facts)).is_file():
+        for number in filter(part.has, range(len(blocks))):
+            block(number)
+        with own_turn(folder, part):
+            paths = [_path(folder, f"{kind}-block", facts_of(number)) for number in range(len(blocks))]
+            if not joined.is_file() and not all(path.is_file() for path in paths):
+                raise OthersAtWorkError
+            remembered(folder, kind, facts, lambda: join(map(block, range(len(blocks)))))
+            for path in paths:
+                path.unlink(missing_ok=True)
+    return whole()
+
+
+def remembered(
+    folder: Path | None, kind: str, facts: Mapping[str, Any], make: Callable[[], Tensors]
+) -> tuple[Tensors, bool]:
+    """Tensors that depend on `facts` alone, and whether a file in the folder had them; else they are made and kept."""
+    text = json.dumps(facts, sort_keys=True)
+    path = None if folder is None else _path(folder, kind, facts)
+    if path is not None and path.is_file():
+        try:
+            header, tensors, _ = read_tensors(path, what="statistics")
+            if header["facts"] != text:
+                raise ValueError("it is of something else")
+            return tensors, True
+        except (DataError, InputMissingError, ValueError, KeyError) as error:
+            _log.warning("damaged statistics are measured again (%s): %s", path, error)
+    made = make()
+    if path is not None:
+        make_folder(path.parent)
+        write_tensors(path, {name: value.contiguous() for name, value in made.items()}, {"facts": text})
+    return made, False
+
+
+def _path(folder: Path, kind: str, facts: Mapping[str, Any]) -> Path:
+    text = json.dumps(facts, sort_keys=True)
+    return folder / f"{kind}-{sha256_bytes(text.encode())[:16]}.safetensors"
 
 
 @dataclass(frozen=True)

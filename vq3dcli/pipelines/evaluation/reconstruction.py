@@ -36,8 +36,8 @@ from vq3dcli.model.quantizer import perplexity
 from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.evaluation.generation import set_distances
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, open_images
+from vq3dcli.pipelines.evaluation.measured_set import Tensors, in_parts
 from vq3dcli.pipelines.evaluation.page import Evaluation, evaluation_folder, versions
-from vq3dcli.pipelines.evaluation.parts import Tensors, in_parts
 from vq3dcli.pipelines.sampling.record import shown_name
 from vq3dcli.pipelines.targets import Counting, adding
 from vq3dcli.rendering.render import exact_rendering
