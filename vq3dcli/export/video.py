@@ -221,33 +221,45 @@ def _folder_sink(path: Path) -> Iterator[WriteFrames]:
     """Frames gather in a hidden folder inside of `path` and move up together."""
     existed = path.is_dir()
     make_folder(path)
-    remove_leftovers(path)
-    staging = temporary_for(path / "frames")
     done, numbers = False, itertools.count()
-
-    def write(frames: Tensor) -> None:
-        for frame in frames:
-            _save_png(frame, staging / _FRAME_NAME.format(next(numbers)))
-
     try:
-        staging.mkdir()
-        yield write
-        for old in frames_in(path):
-            if not _is_ours(old):  # it came while we rendered
-                raise FileExistsError(errno.EEXIST, "vq3d did not make it", str(old))
-        for old in frames_in(path):
-            old.unlink()
-        for new in sorted(staging.iterdir()):
-            new.replace(path / new.name)
-        sync_folder(path)
+        with staging(path) as place:
+
+            def write(frames: Tensor) -> None:
+                for frame in frames:
+                    _save_png(frame, place / _FRAME_NAME.format(next(numbers)))
+
+            yield write
+            for old in frames_in(path):
+                if not _is_ours(old):  # it came while we rendered
+                    raise FileExistsError(errno.EEXIST, "vq3d did not make it", str(old))
+            for old in frames_in(path):
+                old.unlink()
         done = True
-    except OSError as error:
-        raise write_error(path, error) from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
         if not done and not existed:
             with contextlib.suppress(OSError):
                 path.rmdir()
+
+
+@contextlib.contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A hidden folder inside of `folder`; its files move up, records first, when the `with` block has ended well.
+
+    Raises `OutputError` or `StorageError`.
+    """
+    remove_leftovers(folder)
+    place = temporary_for(folder / "new")
+    try:
+        place.mkdir()
+        yield place
+        for new in sorted(place.iterdir(), key=lambda path: (path.suffix != ".json", path.name)):
+            new.replace(folder / new.name)
+        sync_folder(folder)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ import contextlib
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,15 +27,8 @@ from vq3dcli.errors import DataError, InputMissingError, OutputError
 from vq3dcli.export.colour import colour_map, display_range
 from vq3dcli.export.maps import picture_archive
 from vq3dcli.export.sheet import BACKGROUND, grid
-from vq3dcli.files import (
-    check_kind,
-    make_folder,
-    remove_leftovers,
-    sync_folder,
-    temporary_for,
-    write_bytes,
-    write_error,
-)
+from vq3dcli.export.video import staging
+from vq3dcli.files import check_kind, make_folder, write_bytes
 from vq3dcli.model.build import build_canonical_camera
 from vq3dcli.model.draw_codes import Sharpening, sample_index, sample_tokens
 from vq3dcli.model.scene import Scene, scene_from_codes
@@ -328,21 +320,11 @@ def _place_for(out: Path, old: Sequence[Path]) -> Iterator[Path]:
     if not old:
         yield out
         return
-    remove_leftovers(out)
-    place = temporary_for(out / "samples")
-    try:
-        place.mkdir()
+    with staging(out) as place:
         yield place
         # No picture of before may lie beside the new record.
         for path in old:
             path.unlink(missing_ok=True)
-        for path in sorted(place.iterdir(), key=lambda path: path.name != RECORD_NAME):
-            path.replace(out / path.name)
-        sync_folder(out)
-    except OSError as error:
-        raise write_error(out, error) from error
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 # More would make a sheet that no viewer opens.
