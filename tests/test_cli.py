@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from typer.core import TyperGroup
 
 from vq3dcli import __version__, cli
-from vq3dcli.commands.output import JsonOption, Output, QuietOption
+from vq3dcli.commands.output import JsonOption, Output
 from vq3dcli.errors import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -299,10 +299,9 @@ def test_quiet_leaves_results_and_warnings(capsys: pytest.CaptureFixture[str]) -
 def test_the_pieces_of_a_command_fit(
     command: Callable[[Callable[..., None]], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def probe(json: JsonOption = False, quiet: QuietOption = False) -> None:
+    def probe(output: Output) -> None:
         import logging
 
-        output = Output("probe", json, quiet)
         logging.getLogger("vq3dcli.checkpoint").warning("checkpoint is damaged, taking the one before")
         logging.getLogger("vq3dcli.data_tools.prepare").info("42 images")
         output.finish(

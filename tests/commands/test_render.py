@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import json
 import os
@@ -18,8 +17,7 @@ import torch
 from PIL import Image
 
 from vq3dcli.cli import run
-from vq3dcli.commands.options import FormatName
-from vq3dcli.commands.render import command
+from vq3dcli.commands.options import Filmed, FormatName
 from vq3dcli.config.defaults import VIDEO_SAMPLES
 from vq3dcli.data.images import read_image
 from vq3dcli.export.video import VideoFormat
@@ -44,10 +42,9 @@ def photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_the_formats_and_defaults_are_the_library_s() -> None:
     assert FormatName == VideoFormat
-    options = {name: option.default for name, option in inspect.signature(command).parameters.items()}
-    shot = Shot()
-    assert (options["fps"], options["size"], options["quality"]) == (shot.fps, shot.size_px, shot.quality)
-    assert options["samples"] == shot.samples == VIDEO_SAMPLES
+    options, shot = Filmed(), Shot()
+    assert (options.fps, options.size, options.quality) == (shot.fps, shot.size_px, shot.quality)
+    assert options.samples == shot.samples == VIDEO_SAMPLES
 
 
 @pytest.mark.parametrize("path", ["orbit", "swing", "spiral", "dolly", "dolly-zoom"])
