@@ -147,13 +147,13 @@ def test_bad_models_are_rejects_with_a_reason(models: Path, tmp_path: Path, monk
         assert reason in said[path], path
     assert "bad" not in found.assets.class_names
     out = tmp_path / "out"
-    with pytest.raises(DataError, match="13 of 17 files are bad"):
+    with pytest.raises(DataError, match="14 of 18 files are bad"):
         prepare_meshscenes(found, out, OPTIONS)
     lines = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
     assert {line["path"] for line in lines} == set(reasons)
     manifest = prepare_meshscenes(found, out, OPTIONS, max_bad=0.9)
     assert manifest is not None
-    assert (manifest.num_samples, manifest.num_rejects) == (7, 13)
+    assert (manifest.num_samples, manifest.num_rejects) == (7, 14)
     assert verify_folder(out).problems == []
 
 
