@@ -126,8 +126,9 @@ class Attention(nn.Module):
         = 1, that is given.
         """
         batch, count, width = tokens.shape
-        qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv  # at once: an index would fill all with zeros in the backward pass, a part at a time
+        qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, width // self.heads)
+        # At once: an index would fill all with zeros in the backward pass, a part at a time.
+        query, key, value = (each.transpose(1, 2) for each in qkv.unbind(2))
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
         if cache is None:
