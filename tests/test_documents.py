@@ -121,24 +121,38 @@ def test_commands_in_sentences_exist_with_their_options(text: str) -> None:
 
 
 def test_options_in_sentences_are_those_of_a_command() -> None:
-    """Short ones, which mean another thing in each command, are used in a block of the page, but for -o and -q."""
-    known, others = {"--help", "--debug", "--offline", "--version"}, {"--toy"}  # of benchmarks/
+    """Short ones, which mean another thing in each command, are used in a block of the page, but for -o and -q.
+
+    What the commands that a paragraph or table names have not is all of one other that the page names.
+    """
+    everywhere = {"--help", "--debug", "--offline", "--version", "--init", *cli._WEIGHTS, "--toy"}  # of benchmarks/
+    of: dict[str, set[str]] = {}
     for name, module, _ in cli.COMMANDS:
         command = cli.load_command(name, module)
         for each in [command, *(command.commands.values() if isinstance(command, TyperGroup) else ())]:
-            known |= {option for parameter in each.params for option in (*parameter.opts, *parameter.secondary_opts)}
+            of.setdefault(name, set()).update(*((*one.opts, *one.secondary_opts) for one in each.params))
+
+    def named(text: str) -> list[set[str]]:
+        return [of[name] for name in re.findall(r"(?:(?<=vq3d )|(?<=vq3dcli )|(?<=`))[a-z][\w-]*", text) if name in of]
+
     for page in PAGES:
-        prose = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        text = page.read_text()
+        prose = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+        for paragraph in prose.split("\n\n"):
+            spans = " ".join(re.findall(r"`(-[^`\n]+)`", paragraph))
+            options = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", spans)) - everywhere.union(*named(paragraph))
+            fitting = [not options - each for each in named(text) or of.values()]
+            assert page.stem == "commands" or any(fitting), f"{page.name}: {options}"
         used = {word for block in _blocks(page, "", "sh") for word in block.split()} | {"-o", "-q"}
         for span in re.findall(r"`(-[^`\n]+)`", prose):
-            for option in re.findall(r"(?<![\w-])-[a-z]\b|(?<![\w-])--[a-z][\w-]*", span):
-                assert option in (known | others if option.startswith("--") else used), f"{page.name}: {span}"
+            for option in re.findall(r"(?<![\w-])-[a-z]\b", span):
+                assert option in used, f"{page.name}: {span}"
 
 
 def test_nothing_in_shell_blocks_goes_unchecked() -> None:
     """A line is one of ours, which is parsed, or the call of a program that is no part of vq3d."""
     known = re.compile(
-        r"(\w+=\S+ )*(vq3d|torchrun|sbatch|curl|pip install|python (benchmarks|docs|tests)/\S+\.py|make|\$) ?"
+        r"(\w+=\S+ )*(vq3d|torchrun|sbatch|curl|pip install|git clone|python (benchmarks|docs|tests)/\S+\.py|make|\$) ?"
     )
     for page in PAGES:
         if page.stem != "commands":  # whole help texts, and all of their examples
@@ -162,7 +176,7 @@ def test_make_calls_what_there_is() -> None:
 def test_scripts_files_links_and_extras_exist() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for page in PAGES:
+    for page in [*PAGES, ROOT / "CHANGELOG.md"]:
         text = page.read_text()
         for path in re.findall(
             r"\b(?:benchmarks|docs|tests|recipes|vq3dcli|data_tools)/[\w/-]+\.(?:py|md|toml)\b", text

@@ -18,7 +18,7 @@ def command(
     address: Annotated[str, typer.Argument(metavar="hf://OWNER/NAME", help="Where to; @BRANCH may follow.")],
     prior: Annotated[Path | None, typer.Option("--prior", help="A prior over its codes, in the same forms.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
-    message: Annotated[str, typer.Option("--message", help="Of the commit.")] = "",
+    message: Annotated[str, typer.Option("--message", metavar="TEXT", help="Of the commit.")] = "",
 ) -> None:
     """Publish weights on the Hugging Face Hub, with a card that says what they are.
 

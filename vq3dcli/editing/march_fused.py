@@ -75,6 +75,6 @@ def march(
     maps, start, along = (np.ascontiguousarray(each.numpy(), np.float32) for each in (relief, base, step))
     result = np.empty((len(start), 2), np.float32)
     numbers = (_f(high), _f(low), _f(step_px), most_steps, _f(precise_s))
-    share(len(start), lambda part: _march(maps, start[part], along[part], *numbers, result[part]))
+    share(len(start), lambda part: _march(maps, start[part], along[part], *numbers, result[part]), kernel=_march)
     s, stretch = torch.from_numpy(result).unbind(-1)
     return s, stretch

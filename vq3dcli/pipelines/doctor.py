@@ -36,7 +36,7 @@ _WEIGHTS = {
 PACKAGES: tuple[tuple[str, str, str, str | None], ...] = (
     ("numpy", "numpy", "everything", None),
     ("pydantic", "pydantic", "recipes", None),
-    ("numba", "numba", "mesh scenes", None),
+    ("numba", "numba", "fast rendering, training, photo detail and mesh scenes", None),
     ("PIL.Image", "pillow", "reading photos", None),
     ("simplejpeg", "simplejpeg", "reading JPEGs", None),
     ("safetensors.torch", "safetensors", "weights and checkpoints", None),

@@ -344,7 +344,7 @@ class FusedField(RayField):
     def occupied(self) -> NDArray[np.bool_]:
         """Where there may be something, `[CELLS, CELLS, CELLS]` by the third, second and first plane coordinate."""
         thickness = np.empty((CELLS, CELLS, CELLS), np.float32)
-        share(CELLS, lambda part: _cells(self.scene, part.start, thickness[part]), size=8)
+        share(CELLS, lambda part: _cells(self.scene, part.start, thickness[part]), size=8, kernel=_cells)
         around = functional.max_pool3d(torch.from_numpy(thickness)[None], 3, 1, 1)[0]
         return ~(around <= EMPTY).numpy()  # NaN is to be seen
 
@@ -352,7 +352,7 @@ class FusedField(RayField):
         """Density a metre `[1, N]` and rgb `[1, N, 3]` in [0, 1] at world points `[1, N, 3]`."""
         at = np.ascontiguousarray(points[0].detach().numpy(), np.float32)
         density, rgb = np.empty(len(at), np.float32), np.empty((len(at), 3), np.float32)
-        share(len(at), lambda part: _query(self.scene, at[part], density[part], rgb[part]))
+        share(len(at), lambda part: _query(self.scene, at[part], density[part], rgb[part]), kernel=_query)
         return torch.from_numpy(density)[None], torch.from_numpy(rgb)[None]
 
     def along(self, rays: Rays, samples: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -368,14 +368,13 @@ class FusedField(RayField):
         def look(part: slice) -> None:
             _rays(scene, occupied, origin[part], direction[part], s, z_depth.numpy(), length.numpy(), result[part])
 
-        share(len(origin), look)
+        share(len(origin), look, kernel=_rays)
         rgb, mean, variance = torch.from_numpy(result)[None].split((3, 1, 1), -1)
         return rgb, mean[..., 0], variance[..., 0]
 
 
-def share(count: int, work: Callable[[slice], None], *, size: int = 2048, kernel: Any = None) -> None:
-    """Do the parts of some work, by as many threads as PyTorch has; the first time numba compiles its kernel."""
-    kernel = _rays if kernel is None else kernel
+def share(count: int, work: Callable[[slice], None], *, kernel: Any, size: int = 2048) -> None:
+    """Do the parts of some work, by as many threads as PyTorch has; the first time numba compiles its `kernel`."""
     parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
     note = threading.Timer(_SLOW_S, lambda: _log.info("a part of the renderer is compiled, once for this machine"))
     if parts and not kernel.signatures:
