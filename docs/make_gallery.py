@@ -31,7 +31,7 @@ TILE_PX, PHOTO_PX, GAP_PX = 128, 384, 2
 BESIDE_DEG, PHOTO_DEG = 12.0, 4.0
 SAMPLED = "torus,mushroom,snowman,arch,lollipop,table,dumbbell"
 CARS = "car,truck"
-STOPS = ["toyscene:mushroom:1", "toyscene:arch:2"]
+STOPS = ["toyscene:torus:3", "toyscene:snowman:3"]
 FRAMES = 7
 # The scene and its ball; what is cut out of another one, and where it is there.
 SCENE, BALL = "sphere:5", (0.12, 0.38, 0.66, 0.92)

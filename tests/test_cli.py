@@ -77,6 +77,22 @@ def test_options_of_commands_that_show_scenes_stand_in_panels(capsys: pytest.Cap
     assert {word for words in cli.OPTION_PANELS.values() for word in words.split()} <= options
 
 
+def test_options_of_commands_that_train_or_make_data_stand_in_panels(capsys: pytest.CaptureFixture[str]) -> None:
+    options: set[str] = set()
+    for name in ("train-stage1", "train-stage2", "train-depth", "tokenize", "prepare-data", "depth-labels"):
+        assert cli.run([name, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert re.search(r"^Output:\n(  .*\n)*  -o, --out|^Output:\n  --name", text, re.MULTILINE), name
+        assert re.search(r"^Machine:\n(  .*\n)*  -h, --help", text, re.MULTILINE), name
+        options |= set(re.findall(r"^  (?:-\w, )?--([\w-]+)", text, re.MULTILINE))
+    assert {word for words in cli.JOB_PANELS.values() for word in words.split()} <= options
+
+
+def test_help_speaks_of_photo_detail_only_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["interpolate", "--help"]) == 0
+    assert "photo detail" not in capsys.readouterr().out
+
+
 def test_help_lists_every_command_once_in_panels(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--help"]) == 0
     text = capsys.readouterr().out

@@ -86,11 +86,11 @@ def test_all_problems_at_once_with_the_file_and_the_nearest_keys(tmp_path: Path)
         str(path),
         "9 problems",
         "name: missing",
-        "images: should be greater than or equal to 1, not 0",
+        "images: must be greater than or equal to 1, not 0",
         "learning_rate: unknown key, did you mean optimizer.learning_rate?",
         "optimizer.lerning_rate: unknown key, did you mean optimizer.learning_rate?",
         "optimizer.klip (override): unknown key, did you mean optimizer.clip?",
-        "optimizer.kind: should be 'adamw' or 'sgd', not 'adam'",
+        "optimizer.kind: must be 'adamw' or 'sgd', not 'adam'",
         "'nonsense' is not of the form section.key=value",
         "images is a value, not a section",
     ):

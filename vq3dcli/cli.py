@@ -72,6 +72,17 @@ OPTION_PANELS = {
     "Machine": "weights prior part device json quiet help",
 }
 
+# The same of commands that train or make data.
+JOB_PANELS = {
+    "Data": "data share labels held-out crops",
+    "Images": "margin classes split devkit class-by box-margin dedup max-bad",
+    "Scenes": "count varied photos coats clear alone views",
+    "Network": "model predicts batch-size input-size flip download",
+    "Plan": "dry-run device-name gpus",
+    "Output": "out name preview shard-size force",
+    "Machine": "weights perceptual-weights nproc slurm profile workers part device json quiet help",
+}
+
 # The commands of commands: an error names them without importing anything.
 SUBCOMMANDS = {
     "evaluate": ("reconstruction", "geometry", "depth", "generation", "ablation"),
@@ -324,17 +335,20 @@ class Root(TyperGroup):
 
 
 class Command(TyperCommand):
-    """A command, whose options are listed in panels if it shows scenes."""
+    """A command, whose options are listed in panels if it shows scenes, trains or makes data."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments and panels."""
-        panel_of = {f"--{name}": title for title, names in OPTION_PANELS.items() for name in names.split()}
-        panels: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Arguments", "Options", *OPTION_PANELS)}
-        grouped = any(option in each.opts for option in ("--camera", "--detail") for each in self.params)
+        known = {option for each in self.params for option in each.opts}
+        titles = (
+            OPTION_PANELS if known & {"--camera", "--detail"} else JOB_PANELS if known & {"--set", "--part"} else {}
+        )
+        panel_of = {f"--{name}": title for title, names in titles.items() for name in names.split()}
+        panels: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Arguments", "Options", *titles)}
         for each in self.get_params(ctx):
             record = each.get_help_record(ctx)
             if record is not None:
-                title = next((panel_of[name] for name in each.opts if grouped and name in panel_of), "Options")
+                title = next((panel_of[name] for name in each.opts if name in panel_of), "Options")
                 panels["Arguments" if each.param_type_name == "argument" else title].append(record)
         for title, rows in panels.items():
             if rows:

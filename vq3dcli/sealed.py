@@ -10,7 +10,9 @@ import hashlib
 import io
 import json
 import math
+import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +27,17 @@ BLANK = "0" * 64
 _MAX_DEPTH = 32
 _MAX_SQUARED_DOTS = 2 * 10**7
 _CHUNK = 1 << 20
+# What is wrong with a value, by pydantic's name of it, where its own words are a programmer's.
+_REASONS = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    **dict.fromkeys(("list_type", "tuple_type"), "must be a list"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a section of keys"),
+    "string_type": "must be text",
+    "missing": "missing",
+    "extra_forbidden": "unknown key",
+}
 
 
 class Seal(NamedTuple):
@@ -153,4 +166,11 @@ def _check_plain(value: object, *, finite: bool = False) -> None:
 def first_problem(error: ValidationError) -> str:
     """The first thing that a schema refuses, `key.0.name: why`, in one line of bounded length."""
     first = error.errors(include_url=False, include_input=False)[0]
-    return " ".join(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".split())[:200]
+    return " ".join(f"{'.'.join(map(str, first['loc']))}: {plain_reason(first)}".split())[:200]
+
+
+def plain_reason(problem: Mapping[str, Any]) -> str:
+    """Why a schema refuses a value, of one of pydantic's `errors`, in plain words."""
+    known = _REASONS.get(problem["type"])
+    reason = problem["msg"].removeprefix("Value error, ") if known is None else known
+    return re.sub(r"^\w+ should ", "must ", reason)

@@ -61,10 +61,10 @@ def in_terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[str]
             os.write(terminal, f"{typed}\n".encode())
             code = run(command)
             print("the end", file=stderr, flush=True)
-            said = ""
-            while "the end" not in said:
-                said += os.read(terminal, 1 << 16).decode()
-            return code, said
+            said = b""
+            while b"the end" not in said:
+                said += os.read(terminal, 1 << 16)
+            return code, said.decode()
 
         yield call
     os.close(terminal)
@@ -109,6 +109,25 @@ def test_sheets_previews_and_the_demo_ask_before_they_replace(
         assert in_terminal(command, "y")[0] == 0
         with Image.open(command[-1]) as sheet:
             assert sheet.size != (24, 24)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["render", "frame_00001.png", "-o", "taken.mp4", *FAST],
+        ["render", "frame_00001.png", "frame_00002.png", "-o", "taken.mp4", "--format", "gif", *FAST],
+        ["export", "frame_00001.png", "-o", "taken.html"],
+    ],
+)
+def test_a_folder_called_like_a_file_gets_nothing_unasked(
+    folder: Path, weights: list[str], command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = command[command.index("-o") + 1]
+    os.mkdir(name)
+    before = hashes(folder)
+    assert run([*command, *weights, "-q"]) == 73
+    assert f"cannot create output ({name}): it is a folder; try: another name, or {name}/" in capsys.readouterr().err
+    assert hashes(folder) == before and not os.listdir(name)
 
 
 def test_what_was_made_is_opened(folder: Path, weights: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,6 +162,7 @@ def test_progress_names_the_file(
     assert run(["render", photo, "toyscene:box", "--weights", weights, *FAST, "-o", "out/"]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rendering: ")]
     assert ("photo" in lines[0], "toyscene-box" in lines[4]) == (True, True)
+    assert [line.partition(" frames")[0] for line in lines[-2:]] != ["rendering: 4/4"] * 2, "said once"
 
 
 def test_pipes_are_read_once(photo: str, weights: str) -> None:

@@ -75,6 +75,8 @@ def test_what_is_pushed_is_loaded_by_its_address(
     hub: Any, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    assert cli.run(["push", str(tiny_weights), "me/scenes"]) == 2
+    assert "uploading" not in capsys.readouterr().err
     assert cli.run(["push", str(tiny_weights), "hf://me/scenes@v2", "--private", "--message", "a try"]) == 0
     assert capsys.readouterr().out == f"{hub.url}/me/scenes/commit/{'0' * 40}\n"
     [(branch, message, files)] = hub.commits

@@ -12,11 +12,15 @@ import typer
 from vq3dcli.commands.output import Output, flat
 from vq3dcli.errors import DataError, UsageError
 
+Row = tuple[str, object]
+
 _WIDEST = 72
 # What is owed to others, and to the reader, is never cut.
 _WHOLE = ("credits", "licence", "limits")
 # What only programs ask for.
 _LEFT_OUT = ("format_version", "init_sha256", "init_ancestors", "codes_of", "stage")
+# What is said of one file, and not of each of several.
+_OF_ONE = ("bytes", "stage1_sha256", "command", "data", "training", "measured_by")
 INPUT = "Shards, disparity labels, tokens, a run's folder, a weights file, or `embedded`: the weights that vq3d has."
 
 
@@ -67,20 +71,22 @@ def command(
         output.fail(DataError(f"{len(result.problems)} things are wrong ({source})", remedy="the warnings say which"))
 
 
-def _rows(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Facts as lines of a screen: what is long is cut, and what is many is counted."""
+def _rows(facts: Mapping[str, Any], prefix: str = "", told: dict[str, str] | None = None) -> Iterator[Row]:
+    """Facts as lines of a screen: what is long is cut, what is many counted, what was `told` not repeated."""
+    told = {} if told is None else told
     for key, value in facts.items():
         name = f"{prefix}{key}"
-        if key in _LEFT_OUT or value in (None, [], {}):
+        if key in _LEFT_OUT or (prefix and key in _OF_ONE) or value in (None, [], {}):
             continue
         if key in ("figures", "training"):
             yield name, f"{len([*flat(value)])} figures, shown by --json"
         elif isinstance(value, Mapping) and key in ("model", "sources", "checkpoints", "parts"):
             yield name, _cut(", ".join(f"{inner} {each}" for inner, each in flat(value)))
         elif isinstance(value, Mapping):
-            yield from _rows(value, prefix if key == "card" else f"{name}.")
+            yield from _rows(value, prefix if key == "card" else f"{name}.", told)
         elif key in _WHOLE:
-            lines = textwrap.wrap(str(value), _WIDEST, break_on_hyphens=False)
+            first = told.setdefault(str(value), name) if len(str(value)) > _WIDEST else name
+            lines = textwrap.wrap(str(value) if first == name else f"as {first}", _WIDEST, break_on_hyphens=False)
             yield from zip([name, *[""] * (len(lines) - 1)], lines, strict=True)
         else:
             text = f"{len(value)}: {', '.join(map(str, value))}" if isinstance(value, list | tuple) else value

@@ -14,7 +14,7 @@ INPUTS = (
 )
 MIX = "codes: through the space of codes, every frame decoded; planes: a weighted mean of the tri-planes."
 OUTPUT = "NAME.mp4, .webm, .gif or .png (contact sheet), or FOLDER/. Default: A_to_B_interpolation.mp4."
-_FILMED = options.Filmed(camera="still")
+_FILMED = options.FilmedPlainly()
 
 
 def command(
@@ -25,7 +25,7 @@ def command(
         bool, typer.Option("--requantize", help="Move every mixed token to its nearest code.")
     ] = False,
     loop: Annotated[bool, typer.Option("--loop", help="Return to A, so that the video repeats.")] = False,
-    filmed: options.Filmed = _FILMED,
+    filmed: options.FilmedPlainly = _FILMED,
     fit: Annotated[
         Literal["crop", "squash"], typer.Option(help="What of a photo is kept; squash has the first one's shape.")
     ] = "crop",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vq3dcli.pipelines.geometry import GeometryName
     from vq3dcli.pipelines.targets import Task
 
+CAMERA = "orbit, swing, spiral, dolly, dolly-zoom, still, or a JSON file of cameras as render writes it."
 FormatName = Literal["mp4", "webm", "gif", "png", "frames"]
 
 PhotoFov = Annotated[
@@ -60,6 +61,7 @@ Size = Annotated[
         help="Longer side of a video in pixels. Default: the photo's, at most 1024, with photo detail; else 256.",
     ),
 ]
+PlainSize = Annotated[int | None, typer.Option("--size", help="Longer side of a video in pixels. Default: 256.")]
 Samples = Annotated[
     int, typer.Option("--samples", help="Samples a ray of the plain NeRF; more are slower and cleaner.")
 ]
@@ -210,14 +212,7 @@ class Sharpened:
 class Filmed:
     """How scenes are filmed, and by what."""
 
-    camera: Annotated[
-        str | None,
-        typer.Option(
-            "--camera",
-            metavar="NAME|FILE",
-            help="orbit, swing, spiral, dolly, dolly-zoom, still, or a JSON file of cameras as render writes it.",
-        ),
-    ] = None
+    camera: Annotated[str | None, typer.Option("--camera", metavar="NAME|FILE", help=CAMERA)] = None
     frames: Frames = None
     seconds: Seconds = None
     fps: Fps = VIDEO_FPS
@@ -271,6 +266,19 @@ class Filmed:
         shown: targets.Disparity = "beside" if self.beside else self.disparity
         place = pick_device(self.device)
         return Task(place, output, self.video_format, shown, geometry, self.weights, count, said.replacing)
+
+
+@dataclass(frozen=True)
+class FilmedPlainly(Filmed):
+    """The same of scenes that have no photo detail."""
+
+    camera: Annotated[str | None, typer.Option("--camera", metavar="NAME|FILE", help=CAMERA)] = "still"
+    size: PlainSize = None
+    fov: Annotated[float | None, typer.Option("--fov", help="Field of view in degrees. Default: the model's.")] = None
+    amplitude: Annotated[
+        float | None,
+        typer.Option("--amplitude", help="How far the camera goes, in degrees. Default: 20, dolly 12."),
+    ] = None
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -29,6 +29,7 @@ class Progress:
         self.done = self._first = 0
         self._start: float | None = None
         self._written = 0.0
+        self._told = 0
         self._status = ""
         self._bar: Bar | None = None
 
@@ -68,11 +69,11 @@ class Progress:
         """Take the bar away, or write a closing line after others if the work is whole."""
         if self._bar is not None:
             self._bar.stop()
-        elif whole and self._start is not None and self._written > self._start:
+        elif whole and self._start is not None and self._written > self._start and self._told < self.done:
             self._write()
 
     def _write(self) -> None:
-        self._written = time.monotonic()
+        self._written, self._told = time.monotonic(), self.done
         log.write_line(self._text())
 
     def _text(self) -> str:

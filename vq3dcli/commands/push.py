@@ -34,6 +34,5 @@ def command(
 
     loaded = load_weights(weights)
     loaded_prior = None if prior is None else load_prior(prior)
-    said.note(f"uploading {loaded.path}" + ("" if loaded_prior is None else f" and {loaded_prior.path}"))
     url = push(loaded, loaded_prior, address, private=private, message=message)
     said.finish(count=1, weights=loaded, metrics={"url": url}, table=[[url]])

@@ -40,7 +40,7 @@ def command(
     frames: options.Frames = None,
     seconds: options.Seconds = None,
     fps: options.Fps = VIDEO_FPS,
-    size: options.Size = None,
+    size: options.PlainSize = None,
     quality: options.Quality = "good",
     detail: Annotated[Literal["photo", "none"], typer.Option(help=DETAIL)] = "none",
     disparity: options.Disparity = False,

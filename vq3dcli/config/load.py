@@ -15,7 +15,7 @@ import vq3dcli
 from vq3dcli.config.schema import DepthRecipe, Recipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.errors import InputMissingError, OutputError, RecipeError
 from vq3dcli.files import make_folder, read_bytes, write_bytes
-from vq3dcli.sealed import parse_toml
+from vq3dcli.sealed import parse_toml, plain_reason
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -176,14 +176,10 @@ def _problems(error: ValidationError, schema: type[BaseModel], overridden: set[t
             near = _nearest_key(keys, schema)
             yield f"{name}: unknown key" + (f", did you mean {near}?" if near else "")
             continue
-        if detail["type"] == "missing":
-            yield f"{name}: missing"
-            continue
-        reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
         shown = repr(detail["input"])
         shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
         of_section = isinstance(detail["input"], Mapping)
-        yield f"{name}: {reason[:1].lower()}{reason[1:]}" + ("" if of_section else f", not {shown}")
+        yield f"{name}: {plain_reason(detail)}" + ("" if of_section else f", not {shown}")
 
 
 def _nearest_key(keys: tuple[str, ...], schema: type[BaseModel]) -> str | None:

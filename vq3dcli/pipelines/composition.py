@@ -19,7 +19,7 @@ from vq3dcli.export.video import check_output
 from vq3dcli.files import write_bytes
 from vq3dcli.meshscenes.ray_mesh import is_mesh
 from vq3dcli.pipelines.inputs import parse_sources
-from vq3dcli.sealed import Seal, check_seal, parse_toml, sealed_bytes
+from vq3dcli.sealed import Seal, check_seal, parse_toml, plain_reason, sealed_bytes
 
 FORMAT_VERSION = 1
 SUFFIX = ".toml"
@@ -111,7 +111,7 @@ def read_composition(path: Path | str) -> Composition:
     try:
         read = Composition.model_validate(parse_toml(data.decode("utf-8-sig")))
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:10])
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {plain_reason(e)}" for e in error.errors()[:10])
         raise DataError(f"not a composition ({path}): {problems}", remedy="docs/editing.md lists the keys") from error
     except ValueError as error:  # not UTF-8, not TOML
         raise DataError(f"not a TOML file ({path}): {error}", remedy="docs/editing.md has an example") from error
@@ -158,7 +158,9 @@ def composition_from_options(
                 f"a composition holds only names that are text ({first['input']})", remedy="rename the input"
             ) from error
         place = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
-        raise UsageError(f"{place}: {first['msg']} (got {first['input']})", remedy="vq3d compose --help") from error
+        raise UsageError(
+            f"{place}: {plain_reason(first)} (got {first['input']})", remedy="vq3d compose --help"
+        ) from error
 
 
 def with_shadows(composition: Composition, strength: float) -> Composition:

@@ -37,7 +37,7 @@ from vq3dcli.pipelines.film import check_limits, output_size
 from vq3dcli.pipelines.geometry import NERF, Geometry, photo_relief
 from vq3dcli.pipelines.inputs import OpenedScene, Source, fitted_photo, parse_sources, with_photos_of_folders
 from vq3dcli.pipelines.render import Look, Made, with_geometry
-from vq3dcli.pipelines.targets import Task, input_files, refuse_overwriting, refuse_stdout
+from vq3dcli.pipelines.targets import Task, input_files, names_folder, refuse_overwriting, refuse_stdout
 from vq3dcli.rendering.cameras import Camera, s_from_z_depth, z_depth_from_s
 from vq3dcli.rendering.scene import SceneView, ViewOf
 from vq3dcli.rendering.space import Frustum
@@ -161,12 +161,12 @@ def plan_wish(
     Raises:
         UsageError: An unknown format, one that contradicts the name, an output that would overwrite an input, or a
             value that is out of range or that the format has no use for.
-        OutputError: See `export.video.check_output`.
+        OutputError: See `targets.names_folder` and `export.video.check_output`.
     """
     refuse_stdout(output, "export")
     if kind is not None and kind not in FORMATS:
         raise UsageError(f"no format {kind!r} to export", remedy=f"--format {'|'.join(FORMATS)}")
-    is_folder = output is not None and (output.endswith("/") or Path(output).is_dir())
+    is_folder = output is not None and names_folder(output, _BY_SUFFIX)
     suffix = "" if output is None or is_folder else Path(output).suffix.lower()
     chosen = next((name for name in FORMATS if name == kind), None) or _BY_SUFFIX.get(suffix)
     if chosen is None and suffix:

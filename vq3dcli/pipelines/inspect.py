@@ -71,6 +71,10 @@ def inspect(path: str, *, verify: bool = False, progress: Progress = lambda done
     if path == EMBEDDED:
         files = {stage: embedded_path(stage) for stage in _LOADERS if embedded_path(stage).is_file()}
         facts: dict[str, Any] = {stage: _weights_facts(file, verify, problems) for stage, file in files.items()}
+        if {"stage1", "stage2"} <= facts.keys():
+            stage1, stage2 = facts["stage1"], facts["stage2"]
+            ours = (stage1["sha256"], *stage1["card"].get("codes_of", ()))
+            stage2["fits_stage1"] = stage2["stage1_sha256"] in ours
         if not facts:
             remedy = "vq3d inspect with a weights file, or train-stage1"
             raise UnavailableError("this installation has no embedded weights", remedy=remedy)

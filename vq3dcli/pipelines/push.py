@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from vq3dcli.remote.fetch import refuse_offline
 from vq3dcli.remote.hub import repository, weights_name
 from vq3dcli.weights_file import LoadedPrior, LoadedWeights
 
+_log = logging.getLogger(__name__)
 # As the Hub spells them.
 _LICENCES = {"Apache-2.0": "apache-2.0", "CC-BY-SA-3.0": "cc-by-sa-3.0"}
 _MOST_CLASSES = 200
@@ -45,6 +47,7 @@ def push(
     except ImportError as error:
         raise UnavailableError("uploads need the package huggingface_hub", remedy="pip install 'vq3d[hub]'") from error
     name, branch = place
+    _log.info("uploading %s", weights.path if prior is None else f"{weights.path} and {prior.path}")
     with tempfile.TemporaryDirectory(prefix="vq3d-") as folder:
         shutil.copyfile(weights.path, Path(folder) / weights_name("stage1"))
         if prior is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from vq3dcli.errors import UsageError
+from vq3dcli.errors import OutputError, UsageError
 from vq3dcli.export.video import FORMATS, VideoFormat, check_output, format_of, frames_in
 from vq3dcli.files import cut_name
 from vq3dcli.pipelines.geometry import GeometryName
@@ -130,7 +130,7 @@ def plan_targets(
         kept: What else is read, and must not be overwritten.
 
     Raises `UsageError`: a format that is unknown or contradicts the file's name; one file for several inputs; an output
-    that would overwrite or remove an input, or another output.
+    that would overwrite or remove an input, or another output. `OutputError`: a folder has the file's name.
     """
     if task.video_format is not None and task.video_format not in FORMATS:
         raise UsageError(f"no video format {task.video_format!r}", remedy=f"--format {'|'.join(FORMATS)}")
@@ -215,7 +215,17 @@ def input_files(sources: Sequence[Source]) -> list[Path]:
 def _is_folder(output: str, several: bool) -> bool:
     if "{name}" in output:
         return False
-    return output.endswith("/") or Path(output).is_dir() or (several and not Path(output).suffix)
+    return names_folder(output, [f".{name}" for name in FORMATS]) or (several and not Path(output).suffix)
+
+
+def names_folder(output: str, suffixes: Collection[str]) -> bool:
+    """Whether `-o` names a folder. Raises `OutputError` for one that is called like a file, by these suffixes."""
+    if output.endswith("/") or not Path(output).is_dir():
+        return output.endswith("/")
+    if Path(output).suffix.lower() in suffixes:
+        remedy = f"another name, or {output}/ for files in it"
+        raise OutputError(f"cannot create output ({output}): it is a folder", remedy=remedy)
+    return True
 
 
 def _known(video_format: str) -> VideoFormat:
