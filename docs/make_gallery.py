@@ -29,7 +29,7 @@ PHOTOS = Path(skimage.data.__file__).parent
 TILE_PX, PHOTO_PX, GAP_PX = 128, 384, 2
 # Seen from the side by so much: scenes of our own, and photos, whose own orbits go as far.
 BESIDE_DEG, PHOTO_DEG = 12.0, 4.0
-SAMPLED = "torus,mushroom,snowman,arch,lollipop,table,dumbbell"
+SAMPLED = "elephant,horse,ship,car,chair,temple,person,torus,mushroom,arch"
 CARS = "car,truck"
 STOPS = ["toyscene:torus:3", "toyscene:snowman:3"]
 FRAMES = 7
