@@ -29,9 +29,9 @@ things are. Nothing was measured on portraits.
 LICENCE = """## Licence
 
 The code is Apache-2.0. All three networks are CC BY-SA 3.0: they saw renderings of models under that licence. Whoever
-passes them on, or weights trained from them, gives these credits and the same licence. We claim no rights in pictures that they make. Photos of ImageNet and of public repositories were
-among the training data, many of which may be used for research alone; none of them is in the package. `NOTICE` in the
-package says the same.
+passes them on, or weights trained from them, gives these credits and the same licence. We claim no rights in pictures
+that they make. Photos of ImageNet and of public repositories were among the training data, many of which may be used
+for research alone; none of them is in the package. `NOTICE` in the package says the same.
 """
 
 SETS = {

@@ -1,6 +1,6 @@
 """Make the pictures of docs/gallery.md and of README's table with the embedded weights: `make gallery`.
 
-Cars are of a prior that is not in the package, and stay as they are without it: `python docs/make_gallery.py PRIOR`.
+One picture of cars is of a prior that is not in the package: `python docs/make_gallery.py PRIOR` makes it, too.
 Needs trimesh, scikit-image for its CC0 photos, and Chromium for the picture of the viewer. Where a thing must be known
 exactly a toy scene, drawn with many pixels, stands for a photo.
 """
@@ -33,7 +33,8 @@ TILE_PX, PHOTO_PX, GAP_PX = 128, 384, 2
 # Seen from the side by so much: scenes of our own, and photos, whose own orbits go as far.
 BESIDE_DEG, PHOTO_DEG = 12.0, 4.0
 SAMPLED = "elephant,horse,ship,car,chair,temple,person,torus,mushroom,arch"
-CARS = 8  # of the prior's classes, the first ones
+CARS = 8
+CAR_SIDES_DEG = (-BESIDE_DEG, 0.0, BESIDE_DEG)
 STOPS = ["toyscene:torus:3", "toyscene:snowman:3"]
 FRAMES = 7
 # The scene and its ball; what is cut out of another one, and where it is there.
@@ -51,9 +52,10 @@ def main() -> None:
     model = vq3d.load()
     FOLDER.mkdir(exist_ok=True)
     save("samples", *sampled(model, SAMPLED))
+    save("cars", *sampled(model, "car", CAR_SIDES_DEG, CARS))
     for prior in sys.argv[1:]:
-        cars = vq3d.load(prior=prior)
-        save("cars", *sampled(cars, ",".join(cars.classes[:CARS]), (-BESIDE_DEG, 0.0, BESIDE_DEG)))
+        racing = vq3d.load(prior=prior)
+        save("racing-cars", *sampled(racing, ",".join(racing.classes[:CARS]), CAR_SIDES_DEG))
     cat = model.reconstruct(PHOTOS / "chelsea.png")
     save("reconstruction", *(reconstructed(model.reconstruct(PHOTOS / name)) for name in ("rocket.jpg", "coffee.png")))
     first, last = model.reconstruct(list(STOPS))
@@ -69,9 +71,11 @@ def main() -> None:
     photograph(page)
 
 
-def sampled(model: vq3d.Model, classes: str, sides_deg: Sequence[float] = (0.0, BESIDE_DEG)) -> list[Tiles]:
-    """A sample of each class, not chosen: seen from these sides, and their disparity from the front."""
-    scenes = model.sample(classes, n=1, seed=0)
+def sampled(
+    model: vq3d.Model, classes: str, sides_deg: Sequence[float] = (0.0, BESIDE_DEG), each: int = 1
+) -> list[Tiles]:
+    """Samples of each class, not chosen: seen from these sides, and their disparity from the front."""
+    scenes = model.sample(classes, n=each, seed=0)
     sides = [[scene.view(yaw=yaw, size=TILE_PX) for scene in scenes] for yaw in sides_deg]
     front = sides[list(sides_deg).index(0.0)]
     return [*([view.image for view in side] for side in sides), [coloured(view) for view in front]]
