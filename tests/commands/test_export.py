@@ -165,7 +165,8 @@ def test_a_toy_scene_and_a_saved_one(photo: str, weights: list[str]) -> None:
 
     loaded = load_weights(Path(weights[1]))
     opened = open_scene(parse_sources(["toyscene:box:3"])[0], loaded, fit="crop")
-    save_scene(Path("box.vq3d.safetensors"), opened.scene, weights=loaded, provenance={}, photo=None)
+    saved = Path("box.vq3d.safetensors")
+    save_scene(saved, opened.scene, opened.camera, loaded.sha256, provenance={}, photo=None)
     written = []
     for source, options in (("toyscene:box:3", weights), ("box.vq3d.safetensors", [])):
         assert run(["export", source, *options, *FAST, "--format", "depth", "-o", "new.png", "--quiet"]) == 0

@@ -20,7 +20,7 @@ _WHOLE = ("credits", "licence", "limits")
 # What only programs ask for.
 _LEFT_OUT = ("format_version", "init_sha256", "init_ancestors", "codes_of", "stage")
 # What is said of one file, and not of each of several.
-_OF_ONE = ("bytes", "stage1_sha256", "command", "data", "training", "measured_by")
+_OF_ONE = ("bytes", "stage1_sha256", "command", "data", "training", "images_seen", "measured_by")
 INPUT = "Shards, disparity labels, tokens, a run's folder, a weights file, or `embedded`: the weights that vq3d has."
 
 
