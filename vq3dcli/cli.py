@@ -18,8 +18,9 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from vq3dcli import __version__, log, signals
-from vq3dcli.errors import UsageError, Vq3dError
+from vq3dcli.errors import Vq3dError
 from vq3dcli.files import MORE_OPEN_FILES, TOO_MANY_OPEN
+from vq3dcli.remote.arguments import with_copies
 
 # Name, module in `vq3dcli.commands`, and the line in `vq3d --help`. A module is imported when its command is used.
 COMMANDS = (
@@ -91,16 +92,7 @@ SUBCOMMANDS = {
 
 # What may stand before a path in one argument: `--option=`, `-o`, `key=`.
 _TILDE = re.compile(r"(?:--[\w-]+=|-\w|[\w.-]+=)?(?=~(?:/|$))")
-# The same before an address, and the options that name an output.
-_ADDRESS = re.compile(r"(--[\w-]+=|[\w.-]+=)?((?:https?|s3|gs|hf)://.+|pipe:.+)", re.DOTALL)
-# Options whose address may be a repository of the Hub, and what of it they mean; `--init` what is trained.
-_WEIGHTS = {"--weights": "stage1", "--prior": "stage2", "--model": "depth", "--depth-model": "depth"}
-_KINDS = ("stage1", "stage2", "depth")
-# Commands that draw: by default with the prior that lies in a repository beside its weights; `--pictures` are drawn.
-_DRAWING = ("sample", "classes", "evaluate generation")
-_OWN_PRIOR = re.compile(r"--(?:prior|pictures)(?:=|$)")
 _OFFLINE = {"VQ3D_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "WANDB_MODE": "offline"}
-_OUTPUTS = ("-o", "--out", "--output", "--sheet", "--preview")
 # What every command takes for `--out`, too.
 _OUTPUT = re.compile(r"^--output(?==|$)")
 # What values are called in help.
@@ -114,7 +106,7 @@ def run(arguments: Sequence[str]) -> int:
     call = _read_call(arguments)
     try:
         with _offline() if call.offline else contextlib.nullcontext():
-            return _invoke(_with_copies(call.arguments, call.command))
+            return _invoke(with_copies(call.arguments, call.command))
     except BrokenPipeError:
         return 141
     except BaseException as caught:
@@ -219,32 +211,6 @@ def _from_home(argument: str) -> str:
     """An argument whose path starts at the home folder, also where a shell leaves `~` alone: `--out=~/x`, `'~/x'`."""
     before = _TILDE.match(argument)
     return argument if before is None else argument[: before.end()] + os.path.expanduser(argument[before.end() :])
-
-
-def _with_copies(arguments: list[str], command: str) -> list[str]:
-    """The arguments, with local copies in the place of addresses. Raises as `remote.cache.local_copy`."""
-    copies, prior = list(arguments), list[str]()
-    if command == "push":  # whose address is where it goes
-        return copies
-    for i, argument in enumerate(arguments):
-        match = _ADDRESS.fullmatch(argument)
-        if match is None or os.path.lexists(argument):  # a shell's * may give files of any name: they are no commands
-            continue
-        option = match[1].rstrip("=") if match[1] else arguments[i - 1]
-        if option in _OUTPUTS:
-            raise UsageError(
-                f"outputs are local ({match[2]})", remedy="a local folder, then aws s3 sync, gsutil rsync or rsync"
-            )
-        from vq3dcli.remote.cache import local_copy
-        from vq3dcli.remote.hub import file_address, repository
-
-        kind = _WEIGHTS.get(option) or command.removeprefix("train-")
-        copies[i] = f"{match[1] or ''}{local_copy(file_address(match[2], kind) if kind in _KINDS else match[2])}"
-        draws = command in _DRAWING and not any(map(_OWN_PRIOR.match, arguments))
-        if draws and option == "--weights" and repository(match[2]):
-            prior = [f"--prior={local_copy(file_address(match[2], 'stage2'))}"]
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    return [*copies[:end], *prior, *copies[end:]]
 
 
 def _invoke(arguments: list[str]) -> int:
