@@ -146,8 +146,9 @@ def main() -> None:
                 work = curve.work_of(size)
                 found = measure(work, options.rounds, curve.device)
                 a_thing.append(found["seconds"]["median"] / work.things)
-                megabytes = (found["added_bytes"] or 0) / 1e6
-                print(f"{curve.axis} {size}: {found['seconds']['median']:.4f} s, {megabytes:.1f} MB", flush=True)
+                added = found["added_bytes"]
+                memory = "-" if added is None else f"{added / 1e6:.1f} MB"
+                print(f"{curve.axis} {size}: {found['seconds']['median']:.4f} s, {memory}", flush=True)
             print(f"{curve.axis}: bend {a_thing[-1] / a_thing[-2]:.2f}", flush=True)
 
 

@@ -115,7 +115,7 @@ def measure_photo(path: Path, weights: LoadedWeights, geometry: Geometry, tiles:
     start = time.process_time()
     scene, camera, _ = staged_photo(opened, Shot("orbit", FRAMES), Look(geometry=geometry))
     built = time.process_time()
-    scene = replace(scene, told_s=None)  # how things move
+    scene = replace(scene, told_s=None)  # disparity of what is shown
     still, still_camera, _ = staged_photo(opened, Shot(view_deg=(0.0, 0.0), size_px=max(opened.photo.shape)), Look())
     canonical = psnr(still.render(still_camera).rgb, opened.photo[None])
     began = time.process_time()

@@ -31,9 +31,8 @@ _STEPS, _AT_ONCE, _DECAY = 400, 512, 0.3
 
 def scenes(folder: ShardFolder, first: int, count: int) -> tuple[Tensor, Tensor]:
     """Images uint8 `[N, 3, S, S]` of a folder and their classes int64 `[N]`."""
-    read = [folder.read(number) for number in range(first, first + count)]
-    images = [decode_image(sample["png"], name=str(folder.path)) for sample in read]
-    return torch.stack(images), torch.tensor([int(sample["cls"]) for sample in read])
+    images = [folder.image(i) for i in range(first, first + count)]
+    return torch.stack(images), folder.class_index[first : first + count]
 
 
 @torch.inference_mode()

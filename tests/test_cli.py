@@ -66,26 +66,48 @@ def test_every_command_has_help_with_an_example(words: tuple[str, ...], capsys: 
     assert not [line for line in text.splitlines()[1:] if line.endswith("...")], "what lists say is whole sentences"
 
 
-def test_options_of_commands_that_show_scenes_stand_in_panels(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("names", "panels", "first"),
+    [
+        (
+            "render compose export interpolate sample view",
+            cli.OPTION_PANELS,
+            r"^Detail:\n(  .*\n)*  --(samples|detail)",
+        ),
+        (
+            "train-stage1 train-stage2 train-depth tokenize prepare-data depth-labels",
+            cli.JOB_PANELS,
+            r"^Output:\n(  .*\n)*  (-o, --out|--name)",
+        ),
+    ],
+    ids=["that show scenes", "that train or make data"],
+)
+def test_options_stand_in_panels(
+    capsys: pytest.CaptureFixture[str], names: str, panels: dict[str, str], first: str
+) -> None:
     options: set[str] = set()
-    for name in ("render", "compose", "export", "interpolate", "sample", "view"):
+    for name in names.split():
         assert cli.run([name, "--help"]) == 0
         text = capsys.readouterr().out
-        assert re.search(r"^Detail:\n(  .*\n)*  --samples|^Detail:\n(  .*\n)*  --detail", text, re.MULTILINE), name
-        assert re.search(r"^Machine:\n(  .*\n)*  --device(.*\n)*  -h, --help", text, re.MULTILINE), name
-        options |= set(re.findall(r"^  (?:-\w, )?--([\w-]+)", text, re.MULTILINE))
-    assert {word for words in cli.OPTION_PANELS.values() for word in words.split()} <= options
-
-
-def test_options_of_commands_that_train_or_make_data_stand_in_panels(capsys: pytest.CaptureFixture[str]) -> None:
-    options: set[str] = set()
-    for name in ("train-stage1", "train-stage2", "train-depth", "tokenize", "prepare-data", "depth-labels"):
-        assert cli.run([name, "--help"]) == 0
-        text = capsys.readouterr().out
-        assert re.search(r"^Output:\n(  .*\n)*  -o, --out|^Output:\n  --name", text, re.MULTILINE), name
+        assert re.search(first, text, re.MULTILINE), name
         assert re.search(r"^Machine:\n(  .*\n)*  -h, --help", text, re.MULTILINE), name
         options |= set(re.findall(r"^  (?:-\w, )?--([\w-]+)", text, re.MULTILINE))
-    assert {word for words in cli.JOB_PANELS.values() for word in words.split()} <= options
+    assert {word for words in panels.values() for word in words.split()} <= options
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--frames", "abc"), "'--frames': it must be a number; try"),
+        (("--fps", "abc"), "'--fps': it must be a number; try"),
+        (("--geometry", "sideways"), "'--geometry': 'sideways' is not one of 'nerf', 'teacher', 'both'; try"),
+    ],
+)
+def test_what_is_wrong_with_an_option_is_said_in_plain_words(
+    capsys: pytest.CaptureFixture[str], options: tuple[str, str], said: str
+) -> None:
+    assert cli.run(["render", "a.jpg", *options]) == 2
+    assert f"Invalid value for {said}" in capsys.readouterr().err
 
 
 def test_help_speaks_of_photo_detail_only_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -137,7 +137,7 @@ def describe(error: BaseException) -> Failure:
     if isinstance(error, Vq3dError):
         return Failure(error.exit_code, error.message, error.remedy)
     if isinstance(error, typer.TyperException):
-        return Failure(error.exit_code, error.format_message().rstrip("."), None)
+        return Failure(error.exit_code, _plain(error.format_message().rstrip(".")), None)
     if isinstance(error, KeyboardInterrupt) and signals.preempted():
         return Failure(75, signals.BEFORE_FIRST_STEP, signals.AGAIN)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
@@ -151,6 +151,12 @@ def describe(error: BaseException) -> Failure:
     if isinstance(error, SystemExit):
         return Failure(70, f"a library ended the program ({error.code})", REPORT)
     return Failure(70, f"bug: {type(error).__name__}: {error}", REPORT)
+
+
+def _plain(message: str) -> str:
+    """What is wrong with an option, without the words of the schema behind it."""
+    message = re.sub(r": Input should be a valid (?:integer|number).*", ": it must be a number", message)
+    return message.replace(": Value error, ", ": ")
 
 
 def _describe_os_error(error: OSError) -> Failure:

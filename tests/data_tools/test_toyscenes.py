@@ -103,6 +103,9 @@ def test_varied_scenes_with_photos_are_another_data_set(tmp_path: Path):
     for changed in ({"photos": others}, {"photos": None}):
         with pytest.raises(UsageError, match="photos"):
             prepare_toyscenes(tmp_path / "one", count=20, size=16, seed=7, varied=True, shard_size=15, **changed)
+    (photos / "0.png").write_bytes((others / "0.png").read_bytes())  # what was read before is not what is there
+    with pytest.raises(UsageError, match="photos"):
+        prepare_toyscenes(tmp_path / "one", count=20, size=16, seed=7, varied=True, shard_size=15, photos=photos)
 
 
 def test_photos_of_shards_and_of_the_folder_they_were_made_of(tmp_path: Path):

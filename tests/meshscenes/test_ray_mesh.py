@@ -86,6 +86,19 @@ def test_a_texture_is_seen_where_it_lies(tmp_path: Path) -> None:
         torch.testing.assert_close(rgb, expected, atol=0.05, rtol=0)
 
 
+def test_files_of_a_model_may_be_links_out_of_its_folder(tmp_path: Path) -> None:
+    """As in caches of the Hub, git-annex and DVC."""
+    Image.fromarray(np.full((4, 4, 3), (255, 0, 0), np.uint8)).save(tmp_path / "kept.png")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "a.png").symlink_to(tmp_path / "kept.png")
+    (model / "a.mtl").write_text("newmtl m\nKd 1 1 1\nmap_Kd a.png\n")
+    corners = "v -1 -1 0\nv 1 -1 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 0 1\n"
+    (model / "a.obj").write_text(f"mtllib a.mtl\n{corners}usemtl m\nf 1/1 2/2 3/3\n")
+    _, rgb = read_mesh(model / "a.obj").surface(LIGHT)(along_z((0.0, 0.0)))
+    assert rgb[0, 0] > 0.3 and rgb[0, 1:].max() < 0.05
+
+
 def test_each_part_of_a_model_has_its_own_colours(tmp_path: Path) -> None:
     """A plain material, a texture, one tinted in linear light, and corners' colours, side by side."""
     from trimesh.visual.material import PBRMaterial

@@ -81,6 +81,7 @@ def test_memory_is_judged_in_three_states_on_gpus_and_cpus(tiny_recipe: Make) ->
             processor = replace(cpu, kind=kind, memory_bytes=int(together / share))
             memory = plan_run(recipe, processor, gpus=processes)["memory"]
             assert bool(memory["advice"]) == (memory["state"] != "fits")
+            assert "checkpoint_activations" not in memory["advice"] or not recipe.training.checkpoint_activations
             judged.append(memory["state"])
         assert judged == ["does not fit", "tight", "tight", "fits"][-len(shares) :]
     assert (physical_memory_bytes() or 0) > 1e8
@@ -100,8 +101,9 @@ def test_what_training_refuses_is_not_planned(tiny_recipe: Make) -> None:
 
 def test_classes_are_counted_where_there_are_data(tiny_recipe: Make) -> None:
     recipe = tiny_recipe(*_ADVERSARIAL, "adversarial.class_conditional=true")
-    one, thousand = (plan_run(recipe, H100, classes=classes)["parameters"] for classes in (1, 1000))
+    unknown, one, thousand = (plan_run(recipe, H100, classes=classes)["parameters"] for classes in (None, 1, 1000))
     width = recipe.adversarial.max_channels
+    assert unknown == one
     assert thousand["main_discriminator"] - one["main_discriminator"] == 999 * width
 
 

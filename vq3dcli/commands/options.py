@@ -89,7 +89,9 @@ def refuse_given(context: typer.Context, names: Collection[str], reason: str) ->
 
     `reason` follows its name.
     """
-    for option in context.command.params:
+    options = context.command.params
+    assert {*names} <= {name for option in options for name in option.opts}, names
+    for option in options:
         for name in {*option.opts} & {*names}:
             if context.params[str(option.name)] != option.get_default(context):
                 raise UsageError(f"{name} {reason}", remedy=f"no {name}")

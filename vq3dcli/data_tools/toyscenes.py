@@ -122,15 +122,21 @@ def banks_of(options: SceneOptions, out: Path, planned: Mapping[str, str] | None
     banks = {}
     for name in ("photos", "coats"):
         if (path := getattr(options, name)) is not None:
-            banks[name] = read_photo_bank(path, leave_out=out)
-            if planned is not None and banks[name].sha256 != planned[name]:
-                raise DataError(f"the photos have changed ({path})", remedy="the same command with --force")
+            banks[name] = read_photo_bank(path, leave_out=out) if planned is None else _kept(path, out, planned[name])
     return banks
 
 
 @functools.lru_cache(maxsize=2)
+def _kept(path: Path, leave_out: Path, sha256: str) -> PhotoBank:
+    """A bank as it was planned, for all the shards that a process makes."""
+    bank = read_photo_bank(path, leave_out=leave_out)
+    if bank.sha256 != sha256:
+        raise DataError(f"the photos have changed ({path})", remedy="the same command with --force")
+    return bank
+
+
 def read_photo_bank(path: Path, *, leave_out: Path) -> PhotoBank:
-    """The centre squares of photos, at most MAX_PHOTOS of them, evenly spread over all; kept by this process.
+    """The centre squares of photos, at most MAX_PHOTOS of them, evenly spread over all.
 
     `path` is a shard folder, a folder of images, or a tar of images; files that are no images are passed over.
 

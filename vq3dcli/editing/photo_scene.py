@@ -97,7 +97,8 @@ class PhotoScene:
             PhotoLayer(part.rgb[:, rows, columns], part.s[rows, columns]) for part in (self.front, self.behind)
         )
         camera = self.frustum.camera(*front.s.shape).to(front.s.device)
-        return PhotoScene(front, behind, camera, self.frustum)
+        told_s = None if self.told_s is None else self.told_s[rows, columns]
+        return PhotoScene(front, behind, camera, self.frustum, told_s)
 
     def telling(self, s: Tensor) -> PhotoScene:
         """The same, whose views have the disparity of another relief `[h, w]` of the photo: one with steps."""

@@ -81,9 +81,9 @@ def with_parts(s: Tensor, photo: Tensor) -> Tensor:
         weight = (back & (apart < 2.5 * spread + 0.01)).float()
     even = (spread < _EVEN) & (box_mean(weight[None], radius_px)[0] > 0.5 * share)
     part = back & even & (apart > torch.maximum(4.0 * spread, torch.full_like(s, _STANDS_OUT)))
-    sure, _, _ = steps(s, max(1, round(_STEP_WINDOW * side_px)))
     if not bool(part.any()):
         return s
+    sure, _, _ = steps(s, max(1, round(_STEP_WINDOW * side_px)))
     tall = high - low
     thing = (local_range(sure, radius_px)[1] > 0.5) & (tall > _TALL * span) & (s > low + 2.0 * _BACK * tall)
     level = torch.where(thing, s, torch.zeros_like(s))

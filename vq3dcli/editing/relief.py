@@ -1,7 +1,7 @@
 """Reliefs: normalised disparity of each pixel of a photo, with the photo's own edges, and fields that take one on.
 
 ```
-disparity of a NeRF or a depth network -> guided by the photo -> steps made steep -> s
+disparity of a NeRF or a depth network -> moved and scaled to the camera -> with the photo's edges (`refined.py`) -> s
 ```
 
 Legend: H height_px, W width_px of the photo, h and w of a map, C channels.

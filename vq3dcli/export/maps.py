@@ -1,4 +1,6 @@
-"""Maps for other tools: 16-bit PNG, PFM and npz.
+"""Maps for other tools: 16-bit PNG, PFM, npz; and pictures in the one npz that ADM's evaluation reads.
+
+Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 2021.
 
 Legend: V views, H height_px, W width_px.
 """

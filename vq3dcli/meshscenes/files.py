@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PureWindowsPath
@@ -42,20 +43,24 @@ class UnreadExtensionError(ValueError):
 
 
 class FilesBeside:
-    """The files of a mesh below a folder, by the names that it has for them: what trimesh calls a resolver."""
+    """The files of a mesh below a folder, by the names that it has for them: what trimesh calls a resolver.
 
-    def __init__(self, path: Path, root: Path) -> None:
+    `links` in the folder may lead out of it: to a cache, or an annex.
+    """
+
+    def __init__(self, path: Path, root: Path, *, links: bool = False) -> None:
         self.file_name = path.name  # of the mesh
         self.read: dict[str, bytes] = {}  # what was read, by paths below the root, in that order
         self.missing: list[str] = []  # names that were asked for and are not there, or not below the root
-        self._folder, self._root = path.parent, root.resolve()
+        self._place = os.path.abspath if links else os.path.realpath
+        self._folder, self._root = path.parent, Path(self._place(root))
 
     def get(self, name: str) -> bytes:
         """The bytes of a file; text is made UTF-8. Raises `FileNotFoundError`."""
         plain = name.strip()
         # Names are those of a web address in glTF, of Windows in many OBJ files, and of another computer in some.
         for text in (plain, unquote(plain), plain.replace("\\", "/"), PureWindowsPath(plain).name):
-            path = (self._folder / text).resolve()
+            path = Path(self._place(self._folder / text))
             if text and path.is_relative_to(self._root) and path.is_file():
                 data = self.read[path.relative_to(self._root).as_posix()] = path.read_bytes()
                 return as_utf8(data) if path.suffix.lower() == ".mtl" else data

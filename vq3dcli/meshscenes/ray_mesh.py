@@ -74,7 +74,9 @@ class Mesh:
                 towards = -np.sign((normal * direction[ray]).sum(1, keepdims=True))
                 lit = np.clip((towards * normal * to_light).sum(1, keepdims=True), 0.0, 1.0)
                 corners = self.triangles.triangles[triangle]
-                colour = _colours(self.looks, triangle, points_to_barycentric(corners, place, method="cramer"))
+                with np.errstate(divide="ignore", invalid="ignore"):  # slivers without an area
+                    shares = points_to_barycentric(corners, place, method="cramer")
+                colour = _colours(self.looks, triangle, np.nan_to_num(shares, posinf=0.0, neginf=0.0))
                 rgb[ray] = colour * (_AMBIENT + (1.0 - _AMBIENT) * lit)
             return torch.from_numpy(z_depth).to(rays.origin), torch.from_numpy(rgb).to(rays.origin)
 
@@ -96,7 +98,7 @@ def read_mesh(path: Path, *, up: Up = "y") -> Mesh:
 
     if not path.is_file():
         raise InputMissingError(f"no such file ({path})", remedy="check the path")
-    data, suffix, beside = read_file(path), path.suffix.lower(), FilesBeside(path, path.parent)
+    data, suffix, beside = read_file(path), path.suffix.lower(), FilesBeside(path, path.parent, links=True)
     try:
         # Part by part: one mesh of all has no colours where some parts have a texture and others have none.
         parts, unseen = load_parts(data, suffix, beside)

@@ -63,7 +63,7 @@ class PlaneHead(nn.Module):
             convolved = _bordered(last, activation(_bordered(first, images)))
             images = images + convolved if self.kind == "residual" else convolved
         texels = images.permute(0, 2, 3, 1).unflatten(-1, (3, self.channels))
-        return (texels + self.base.permute(0, 2, 3, 1, 4).contiguous()).permute(0, 3, 1, 2, 4)  # in one order
+        return (texels + self.base.permute(0, 2, 3, 1, 4).contiguous()).permute(0, 3, 1, 2, 4)  # one order is fast
 
     def _channels_last(self, tokens: Tensor) -> Tensor:
         """The same images in an order in which convolutions in bfloat16 take two thirds of the time.

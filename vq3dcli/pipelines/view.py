@@ -167,7 +167,7 @@ def open_live(text: str, look: Look, task: Task, *, size_px: int | None, amplitu
         wish = Wish("viewer", amplitude_deg=amplitude_deg, geometry=look.geometry)
         photo, vantage = wished_photo_scene(opened, wish, size)
         assert photo is not None
-        shown = display_range(photo.front.s)
+        shown = display_range(photo.front.s if photo.told_s is None else photo.told_s)
         ways["photo"] = Way(lambda camera, _: photo.render(camera), vantage, size, False, shown)
     # From the same cameras, so that one can compare; only their bound is that of the plain NeRF.
     vantage = vantage._replace(bound_rad=math.radians(PATHS["orbit"] if amplitude_deg is None else amplitude_deg))

@@ -87,7 +87,7 @@ def plan_run(
 ) -> dict[str, Any]:
     """Figures of a run by name; bytes, seconds and images a second, nested.
 
-    `parameters` by part and in all, those of classes only where these are known; `memory` of one processor by purpose,
+    `parameters` by part and in all, of one class where there are no data yet; `memory` of one processor by purpose,
     and the `state` of it: "fits", "tight", "does not fit", or None where the available memory is not known, with
     `advice` for the middle two; `speed` in images a second over all processors, before the discriminators start and
     with them (None without any), with each the share of the time that is spent in matrix products, and
@@ -237,7 +237,10 @@ def _plan(
     state = None
     if available is not None:
         state = "does not fit" if needed > available else "tight" if needed > TIGHT_SHARE * available else "fits"
-    smaller = f"a larger training.accumulate, --set training.checkpoint_activations=true, {advice}"
+    micro_batch = schedule.batch_size // (gpus * schedule.accumulate)
+    ways = ["a larger training.accumulate"] * (micro_batch > 1)
+    ways += ["--set training.checkpoint_activations=true"] * (not schedule.checkpoint_activations)
+    smaller = ", ".join([*ways, advice])
     memory |= {"needed": needed, "available": available, "state": state}
     return {
         "memory": {**memory, "advice": "" if state in (None, "fits") else smaller},
@@ -245,7 +248,7 @@ def _plan(
         "disk": _checkpoints(8 * total + moments, total, schedule.keep_checkpoints),
         "steps": -(-schedule.images // schedule.batch_size),
         "images": schedule.images,
-        "micro_batch": schedule.batch_size // (gpus * schedule.accumulate),
+        "micro_batch": micro_batch,
         "precision": str(processor.dtype).removeprefix("torch."),
         "device": f"{gpus} x {processor.name}" if gpus > 1 else processor.name,
         "basis": processor.basis,

@@ -89,7 +89,8 @@ def require_whole_batches(schedule: ScheduleSection, ranks: Ranks) -> None:
         raise RecipeError(
             f"training.batch_size ({schedule.batch_size}) does not divide into {ranks.world_size} ranks x "
             f"{schedule.accumulate} micro-batches",
-            remedy=f"--set training.batch_size={max(schedule.batch_size // micro_batches, 1) * micro_batches}",
+            remedy=f"--set training.batch_size={max(schedule.batch_size // micro_batches, 1) * micro_batches}, or "
+            "another number of ranks",
         )
 
 
