@@ -9,6 +9,8 @@ Example:
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -42,6 +44,7 @@ from vq3dcli.rendering.trajectories import trajectory
 
 _VIDEO_PX, _STORED_PX = 128, 64
 _CODES, _VIEWS = 8192, 2
+_RANK_BATCH, _RANK_STEPS = 8, 100
 
 
 class Curve(NamedTuple):
@@ -51,10 +54,11 @@ class Curve(NamedTuple):
     sizes: list[int]
     work_of: Callable[[int], Work]
     device: torch.device
+    here: bool = True  # whether it is this process that works, whose memory can be told
 
 
 def curves(device: torch.device) -> Iterator[Curve]:
-    """Side, samples and frames of rendering, the batch of a training step, the size of a data set."""
+    """Side, samples and frames of rendering, the batch of a training step and its ranks, the size of a data set."""
     small, _ = subjects(device)
     sides = [64, 128, 256, 512]
     views = {side: side_view(side, device) for side in sides}
@@ -79,6 +83,13 @@ def curves(device: torch.device) -> Iterator[Curve]:
             return Work("", stepping(recipe, device), batch, "images")
 
         yield Curve("batch of toy-cpu", [2, 4, 8, 16], step, device)
+        write_photos(folder / "trained", 64, _STORED_PX, _STORED_PX)
+        trained = write_shards(folder / "trained", folder / "trained-shards", _STORED_PX)
+
+        def train(ranks: int) -> Work:
+            return Work("", partial(train_on, ranks, trained, folder), ranks, "ranks")
+
+        yield Curve(f"ranks of toy-cpu, {_RANK_STEPS} steps", [1, 2, 4], train, torch.device("cpu"), here=False)
 
         def open_shards(images: int) -> Work:
             here = folder / str(images)
@@ -104,6 +115,17 @@ def encode(subject: Subject, camera: Camera, path: Path) -> None:
     with video_writer(path, frames=len(camera), fps=VIDEO_FPS, video_format="mp4") as write:
         for i in range(len(camera)):
             write(picture(look(image_rays(camera[i])), camera))
+
+
+def train_on(ranks: int, shards: Path, folder: Path) -> None:
+    """A run from its start to its end, with as many images a rank for any number of ranks."""
+    with tempfile.TemporaryDirectory(dir=folder) as run:
+        batch = _RANK_BATCH * ranks
+        sets = (f"training.batch_size={batch}", f"training.images={batch * _RANK_STEPS}", "loss.depth=0")
+        command = ["train-stage1", "toy-cpu", "--data", str(shards), "--labels", "none", "--out", f"{run}/run"]
+        asked = [word for key in sets for word in ("--set", key)]
+        train = [sys.executable, "-m", "vq3dcli", *command, "--nproc", str(ranks), "--device", "cpu", "-q", *asked]
+        subprocess.run(train, check=True, capture_output=True)
 
 
 def write_tokens(folder: Path, images: int, length: int) -> Path:
@@ -146,7 +168,7 @@ def main() -> None:
                 work = curve.work_of(size)
                 found = measure(work, options.rounds, curve.device)
                 a_thing.append(found["seconds"]["median"] / work.things)
-                added = found["added_bytes"]
+                added = found["added_bytes"] if curve.here else None
                 memory = "-" if added is None else f"{added / 1e6:.1f} MB"
                 print(f"{curve.axis} {size}: {found['seconds']['median']:.4f} s, {memory}", flush=True)
             print(f"{curve.axis}: bend {a_thing[-1] / a_thing[-2]:.2f}", flush=True)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
 
+from vq3dcli.commands.train import Run
 from vq3dcli.config.defaults import EVALUATION_SAMPLES
+from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.images import to_square
 from vq3dcli.losses.tokens import BITS_PER_NAT, token_nats
 from vq3dcli.metrics.geometry import mean_weight_variance, spearman, ssi_error
 from vq3dcli.metrics.image import psnr
-from vq3dcli.model.build import build_canonical_camera
+from vq3dcli.model.build import build_autoencoder, build_canonical_camera
 from vq3dcli.model.scene import reconstruct_scene, to_model_range
 from vq3dcli.pipelines.evaluation.geometry import Template, evaluate_geometry, model_predictor
 from vq3dcli.toyscenes import CLASS_NAMES, render_scenes, sample_scenes
+from vq3dcli.training.finetune import initialise
 from vq3dcli.weights_file import embedded_path, load_prior, load_weights
 
 
@@ -100,3 +104,10 @@ def test_the_prior_knows_the_codes_and_the_classes_of_scenes_that_it_never_saw()
         )
     assert float(right / codes.shape[1]) == pytest.approx(2.07, abs=0.05)
     assert float(wrong / codes.shape[1]) == pytest.approx(2.27, abs=0.05)
+
+
+def test_training_starts_from_them_by_their_name() -> None:
+    recipe = Run(init=Path("embedded")).recipe("demo64", Stage1Recipe)
+    start = initialise(build_autoencoder(recipe), recipe, Path(recipe.training.init))
+    assert not start.adapted
+    assert start.source.path == str(embedded_path("stage1"))

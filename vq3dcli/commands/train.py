@@ -56,7 +56,8 @@ class Run:
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a key of the recipe; repeat it.")
     ] = None
     init: Annotated[
-        Path | None, typer.Option("--init", help="Start from these weights; short for --set training.init=PATH.")
+        Path | None,
+        typer.Option("--init", help="Start from these weights or `embedded`; short for training.init=PATH."),
     ] = None
     profile: Annotated[
         int,
@@ -71,9 +72,11 @@ class Run:
         """
         from vq3dcli.config.load import load_recipe
         from vq3dcli.training.arithmetic import flush_denormals
+        from vq3dcli.weights_file import EMBEDDED
 
         flush_denormals()
-        init = [f"training.init={self.init.resolve()}"] if self.init else []
+        start = self.init if self.init is None or str(self.init) == EMBEDDED else self.init.resolve()
+        init = [f"training.init={start}"] if start else []
         return load_recipe(recipe, schema, [*(self.overrides or []), *init])
 
 
