@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ from vq3dcli.losses.depth import depth_loss
 from vq3dcli.metrics.image import psnr
 from vq3dcli.model.scene import to_model_range
 from vq3dcli.pipelines.evaluation.geometry import Figures, Predictor, add_rendered, model_predictor
+from vq3dcli.pipelines.studies.toy_runs import measured_rate, with_budget
 from vq3dcli.rendering.cameras import FAR, NEAR, Camera, Rays, canonical_camera, image_rays, s_from_z_depth
 from vq3dcli.rendering.render import exact_rendering
 from vq3dcli.rendering.scene import SceneView, as_view, joined
@@ -73,8 +75,6 @@ SUPERVISIONS = {  # what a recipe of ours is told; the peer is told by the names
     "multiview": ("loss.depth=0", "loss.depth_kind=none", "loss.novel_l2=0.3"),
     "multiview+depth": ("loss.novel_l2=0.3", "loss.novel_depth=0.5"),
 }
-SCHEDULE = ("images", "warmup_images", "quantize_from_images", "ema_half_life_images")
-PROBED = 30
 COLUMNS = {"psnr": 2, "novel_psnr": 2, "gain": 2, "spearman": 3, "ssi_error": 3}
 COLUMNS |= {"cpu_seconds_a_view": 3, "images": 0, "cpu_seconds": 0}  # and decimals that are shown
 
@@ -201,29 +201,17 @@ def _peer_loss(peer: Peer, batch: Batch, *, depth: bool) -> Tensor:
 
 
 def train_ours(data: Path, supervision: str, seed: int, cpu_seconds: float) -> Trained:
-    """Spend the budget on `toy-cpu`, whose schedule is stretched to as many images as it is enough for."""
+    """Spend the budget on `toy-cpu`, whose schedule is that of as many images as it is enough for."""
     recipe = load_recipe("toy-cpu", Stage1Recipe, [*SUPERVISIONS[supervision], f"training.seed={seed}"])
     batch = recipe.training.batch_size
     loader = _loader(data, batch, seed, views=int(recipe.loss.novel))
-    times: list[float] = []
-
-    def spend(images: int) -> tuple[Predictor, float]:
-        share = images / recipe.training.images
-        schedule = {name: max(1, round(share * getattr(recipe.training, name))) for name in SCHEDULE}
-        schedule |= {"sheet_every_images": images, "checkpoint_every_images": images}
-        stretched = recipe.model_copy(update={"training": recipe.training.model_copy(update=schedule)})
-        times.clear()
-        with tempfile.TemporaryDirectory() as folder:
-            times.append(time.process_time())
-            train(stretched, loader, Path(folder), report=lambda progress: times.append(time.process_time()))
-            return model_predictor(load_weights(Path(folder))), time.process_time() - times[0]
-
-    spend(PROBED * batch)
-    # The first steps compile.
-    seconds = 2 * (times[-1] - times[PROBED // 2]) / PROBED / batch
-    images = batch * max(1, int(cpu_seconds / seconds / batch))
-    predict, spent = spend(images)
-    return predict, images, spent
+    with tempfile.TemporaryDirectory() as folder:
+        scratch, run = Path(folder) / "calibration", Path(folder) / "run"
+        rate = measured_rate(partial(train, recipe, loader), scratch, batch, clock=time.process_time)
+        images = batch * max(1, int(cpu_seconds * rate / batch))
+        started = time.process_time()
+        train(with_budget(recipe, images, rate), loader, run)
+        return model_predictor(load_weights(run)), images, time.process_time() - started
 
 
 def _loader(data: Path, batch_size: int, seed: int, *, views: int, flip: bool = True) -> TrainingLoader:

@@ -11,11 +11,9 @@ Example:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import shutil
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,6 @@ from vq3dcli.config.load import load_recipe
 from vq3dcli.config.schema import Stage1Recipe
 from vq3dcli.data.loader import TrainingLoader
 from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.errors import StoppedError
 from vq3dcli.metrics.distribution import frechet_distance, moments
 from vq3dcli.metrics.features import load_feature_network
 from vq3dcli.metrics.image import psnr
@@ -40,7 +37,7 @@ from vq3dcli.pipelines.evaluation.geometry import (
 )
 from vq3dcli.pipelines.evaluation.image_sets import shard_set
 from vq3dcli.pipelines.evaluation.measure_geometry import measure_labels, open_labelled
-from vq3dcli.pipelines.studies.toy_runs import with_budget
+from vq3dcli.pipelines.studies.toy_runs import measured_rate, with_budget
 from vq3dcli.pipelines.train import open_loader
 from vq3dcli.training.arithmetic import flush_denormals
 from vq3dcli.training.distributed import Ranks
@@ -91,17 +88,10 @@ def _images_a_second(recipe: Stage1Recipe, options: argparse.Namespace, folder: 
         "training": recipe.training.model_copy(update={"quantize_from_images": 0}),
         "adversarial": recipe.adversarial.model_copy(update={"start_images": 0, "ramp_images": 0}),
     }
-    ended: list[float] = []
-    enough: Callable[[], bool] = lambda: (  # noqa: E731
-        len(ended) > 1 and ended[-1] - ended[0] > _CALIBRATION_SECONDS
-    )
+    begin = partial(train, recipe.model_copy(update=whole), _loader(recipe, options))
     scratch = folder.with_name(folder.name + "-calibration")
-    hears: dict[str, Any] = {"report": lambda step: ended.append(time.process_time()), "should_stop": enough}
-    with contextlib.suppress(StoppedError):
-        train(recipe.model_copy(update=whole), _loader(recipe, options), scratch, **hears)
-    shutil.rmtree(scratch)
-    warm = ended[len(ended) // 4 :]
-    return recipe.training.batch_size * (len(warm) - 1) / (warm[-1] - warm[0])
+    how: dict[str, Any] = {"seconds": _CALIBRATION_SECONDS, "clock": time.process_time}
+    return measured_rate(begin, scratch, recipe.training.batch_size, **how)
 
 
 @torch.inference_mode()

@@ -26,8 +26,10 @@ from vq3dcli.config.schema import Stage1Recipe, Stage2Recipe
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from vq3dcli.data.token_store import TokenStore
+    from vq3dcli.pipelines.inputs import OpenedScene
 
 # The same examples in each run: a change is judged by its own merits. `HYPOTHESIS_PROFILE=explore` looks further.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -142,6 +144,26 @@ def tiny_weights(tiny_recipe: Callable[..., Stage1Recipe], tmp_path_factory: pyt
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_weights(path, build_autoencoder(recipe), recipe, {"images_seen": 0})
     return path
+
+
+@pytest.fixture(scope="session")
+def open_photo(tiny_weights: Path) -> Callable[[Tensor], OpenedScene]:
+    """From a photo uint8 `[3, H, W]` to its scene, as the untrained model sees it."""
+    from torch.nn.functional import interpolate
+
+    from vq3dcli.model.scene import reconstruct_scene
+    from vq3dcli.pipelines.inputs import OpenedScene
+    from vq3dcli.scene_file import camera_of
+    from vq3dcli.weights_file import load_weights
+
+    weights = load_weights(tiny_weights)
+
+    def opened(photo: Tensor) -> OpenedScene:
+        small = interpolate(photo[None].float(), size=(16, 16)).byte()
+        camera = camera_of(weights, photo.shape[2] / photo.shape[1])
+        return OpenedScene(reconstruct_scene(weights.model, small), photo, "photo", camera, {})
+
+    return opened
 
 
 @pytest.fixture(scope="session")

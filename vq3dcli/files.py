@@ -189,6 +189,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A hidden folder inside of `folder`; its files move up, records first, when the `with` block has ended well.
+
+    Raises `OutputError` or `StorageError`.
+    """
+    remove_leftovers(folder)
+    place = temporary_for(folder / "new")
+    try:
+        place.mkdir()
+        yield place
+        for new in sorted(place.iterdir(), key=lambda path: (path.suffix != ".json", path.name)):
+            new.replace(folder / new.name)
+        sync_folder(folder)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries to disk, so that a rename in it survives a crash; nothing where that is not known."""
     try:

@@ -6,6 +6,7 @@ import itertools
 import shutil
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def colour_ramps(
         class_names=list(classes),
         shards=shard_ranges(count, 4),
         plan={"preset": "ramps"},
-        make=lambda positions: map(image, positions),
+        maker_of=lambda _: partial(map, image),
     )
     write_part(out, job, force=False, progress=progress)
     images = ShardFolder(out)

@@ -31,8 +31,8 @@ from vq3dcli.meshscenes.render import pose_at, render_scene, sample_scene
 OPTIONS = SceneOptions(count=7, size=16, seed=4, shard_size=3)
 
 
-def prepare_meshscenes(found: Survey, out: Path, options: SceneOptions, *, max_bad=0.0, part=WHOLE, workers=1):
-    job = scene_job(found, out, options, max_bad=max_bad)
+def prepare_meshscenes(models: Path, out: Path, options: SceneOptions, *, max_bad=0.0, part=WHOLE, workers=1):
+    job = scene_job(models, out, options, max_bad=max_bad)
     return prepare(out, job, part, workers=workers)
 
 
@@ -148,10 +148,10 @@ def test_bad_models_are_rejects_with_a_reason(models: Path, tmp_path: Path, monk
     assert "bad" not in found.assets.class_names
     out = tmp_path / "out"
     with pytest.raises(DataError, match="14 of 18 files are bad"):
-        prepare_meshscenes(found, out, OPTIONS)
+        prepare_meshscenes(models, out, OPTIONS)
     lines = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
     assert {line["path"] for line in lines} == set(reasons)
-    manifest = prepare_meshscenes(found, out, OPTIONS, max_bad=0.9)
+    manifest = prepare_meshscenes(models, out, OPTIONS, max_bad=0.9)
     assert manifest is not None
     assert (manifest.num_samples, manifest.num_rejects) == (7, 14)
     assert verify_folder(out).problems == []
@@ -160,41 +160,41 @@ def test_bad_models_are_rejects_with_a_reason(models: Path, tmp_path: Path, monk
 def test_equal_bytes_by_any_number_of_processes_parts_and_interruptions(models: Path, tmp_path: Path):
     found = survey(models)
     whole = tmp_path / "whole"
-    prepare_meshscenes(found, whole, OPTIONS)
+    prepare_meshscenes(models, whole, OPTIONS)
     expected = contents(whole)
-    prepare_meshscenes(found, tmp_path / "two", OPTIONS, workers=2)
+    prepare_meshscenes(models, tmp_path / "two", OPTIONS, workers=2)
     assert contents(tmp_path / "two") == expected
     for index in (1, 0):
-        prepare_meshscenes(found, tmp_path / "parts", OPTIONS, part=Part(index, 2))
+        prepare_meshscenes(models, tmp_path / "parts", OPTIONS, part=Part(index, 2))
     assert contents(tmp_path / "parts") == expected
     for name in ("manifest.json", "shard-000001.tar", "SHA256SUMS"):
         (whole / name).unlink()
     times = {path: path.stat().st_mtime_ns for path in whole.glob("*.tar")}
-    prepare_meshscenes(found, whole, OPTIONS)
+    prepare_meshscenes(models, whole, OPTIONS)
     assert contents(whole) == expected
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
     manifest = ShardFolder(whole).manifest
     assert manifest.options["assets"] == {asset.path: asset.sha256 for asset in found.assets.models}
     # Scenes do not depend on how many there are, nor on the shards.
     more = SceneOptions(count=9, size=16, seed=4, shard_size=5)
-    prepare_meshscenes(found, tmp_path / "more", more)
+    prepare_meshscenes(models, tmp_path / "more", more)
     one, other = ShardFolder(whole), ShardFolder(tmp_path / "more")
     assert [one.read(i) for i in range(7)] == [other.read(i) for i in range(7)]
 
 
 def test_other_models_are_another_data_set(models: Path, tmp_path: Path):
-    prepare_meshscenes(survey(models), tmp_path / "out", OPTIONS)
+    prepare_meshscenes(models, tmp_path / "out", OPTIONS)
     write_sphere(models / "egg" / "another.glb", size=(1.0, 3.0, 1.0))
     with pytest.raises(UsageError, match="assets"):
-        prepare_meshscenes(survey(models), tmp_path / "out", OPTIONS)
+        prepare_meshscenes(models, tmp_path / "out", OPTIONS)
 
 
 def test_views_are_of_the_same_scene(models: Path, tmp_path: Path):
     found = survey(models)
     options = replace(OPTIONS, views=2)
-    prepare_meshscenes(found, tmp_path / "out", options)
-    prepare_meshscenes(found, tmp_path / "two", options, workers=2)
-    prepare_meshscenes(found, tmp_path / "none", OPTIONS)
+    prepare_meshscenes(models, tmp_path / "out", options)
+    prepare_meshscenes(models, tmp_path / "two", options, workers=2)
+    prepare_meshscenes(models, tmp_path / "none", OPTIONS)
     assert contents(tmp_path / "out") == contents(tmp_path / "two")
     assert verify_folder(tmp_path / "out").problems == []
     shards, library = ShardFolder(tmp_path / "out"), Library(found.assets, None)
@@ -204,15 +204,22 @@ def test_views_are_of_the_same_scene(models: Path, tmp_path: Path):
         expected = render_scene(sample_scene(library, 4, seed=4), view.cam_to_world.double().numpy(), 16)
         assert (view.image.permute(1, 2, 0).numpy() == expected.rgb).all()
         assert np.abs(view.s.numpy() - expected.s).max() < 1e-5
-    with pytest.raises(UsageError, match="varied"):
-        scene_job(found, tmp_path, replace(options, varied=True), max_bad=0.0)
-    with pytest.raises(UsageError, match="--varied"):
-        scene_job(found, tmp_path, replace(OPTIONS, coats=tmp_path), max_bad=0.0)
+
+
+def test_options_that_do_not_go_together(tmp_path: Path):
+    """Before any model is read: here there is none."""
+    for options, said in (
+        (replace(OPTIONS, views=2, varied=True), "views are of the canonical camera"),
+        (replace(OPTIONS, coats=tmp_path), "coats are for the models of varied scenes"),
+        (replace(OPTIONS, alone=True, varied=True), "--alone is not for --varied"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            scene_job(tmp_path / "none", tmp_path, options, max_bad=0.0)
 
 
 def test_training_reads_them_with_exact_labels(models: Path, tmp_path: Path):
     options = SceneOptions(count=4, size=16, seed=4, varied=True)
-    prepare_meshscenes(survey(models), tmp_path / "out", options)
+    prepare_meshscenes(models, tmp_path / "out", options)
     label_exact(tmp_path / "out")
     loader = TrainingLoader([tmp_path / "out"], batch_size=4, size=16, seed=0, flip=False, crop=False)
     batch = loader.batch_at(0)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -323,7 +324,7 @@ def test_duplicates_do_not_spend_the_budget_of_bad_images(tmp_path: Path):
             for i in positions
         ]
 
-    job = Job("images", "folder", 16, 1.0, False, ["a"], shard_ranges(10, 4), {}, make)
+    job = Job("images", "folder", 16, 1.0, False, ["a"], shard_ranges(10, 4), {}, lambda _: make)
     assert write_part(tmp_path, job).num_rejects == 9
 
 
@@ -359,7 +360,7 @@ def test_shards_that_do_not_fit_are_not_begun(tmp_path: Path, caplog: pytest.Log
 
 def test_a_job_without_a_portable_maker_stays_in_this_process(tmp_path: Path, source: Path):
     job = image_job("imagenet", open_source("imagenet", source, tmp_path), Options(16, shard_size=4), max_bad=0.5)
-    here = Job(**{**vars(job), "make": lambda positions: job.make(positions), "portable": None})
+    here = replace(job, maker_of=lambda _: job.make, portable=False)
     assert write_part(tmp_path, here, WHOLE, workers=4) is not None
 
 

@@ -6,6 +6,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,7 +49,7 @@ def job(count: int = 20, *, shard_size: int = 6, max_bad: float = 0.5, **plan: A
         class_names=["even", "odd"],
         shards=shard_ranges(count, shard_size),
         plan={"count": count, "shard_size": shard_size, **plan},
-        make=lambda positions: map(sample, positions),
+        maker_of=lambda _: partial(map, sample),
         max_bad=max_bad,
     )
 

@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def with_rejects(out: Path) -> Path:
         class_titles=["Even", "Odd"],
         shards=shard_ranges(8, 2),
         plan={"preset": "folder"},
-        make=lambda positions: map(sample, positions),
+        maker_of=lambda _: partial(map, sample),
         max_bad=0.9,
     )
     write_part(out, job)

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from vq3dcli.errors import OutputError
 from vq3dcli.export.ffmpeg import find_ffmpeg
 from vq3dcli.export.layers import Frustum, bake_layers, choose_edges, flat_layers
-from vq3dcli.export.maps import write_disparity_png, write_pfm, write_views
+from vq3dcli.export.maps import picture_archive, write_disparity_png, write_pfm, write_views
 from vq3dcli.export.mpi import write_mpi
 from vq3dcli.rendering.cameras import project, z_depth_from_s
 
@@ -109,3 +110,29 @@ def test_the_pixels_of_an_mpi_are_square(field, tmp_path: Path) -> None:  # type
             assert view_across == pytest.approx(math.tan(frustum.fov_rad / 2))
             assert width / view_across == pytest.approx(height / view_down)
             assert (across / view_across, down / view_down) == pytest.approx(margins)
+
+
+def test_a_file_of_pictures_is_the_one_that_numpy_writes(tmp_path: Path) -> None:
+    pictures = torch.randint(0, 256, (5, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    with picture_archive(tmp_path / "parts.npz", 5, 8) as add:
+        for position, picture in enumerate(pictures):
+            add(picture, 7 * position)
+            assert not (tmp_path / "parts.npz").exists()
+    np.savez(tmp_path / "whole.npz", pictures.permute(0, 2, 3, 1).contiguous().numpy(), 7 * np.arange(5))
+    assert (tmp_path / "parts.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
+def test_an_interruption_leaves_no_file_of_pictures(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with picture_archive(tmp_path / "parts.npz", 5, 8) as add:
+            add(torch.zeros(3, 8, 8, dtype=torch.uint8), 0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_for_pictures_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot create output"), picture_archive(tmp_path / "no" / "x.npz", 1, 8):
+        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -53,15 +54,9 @@ from vq3dcli.scene_file import SceneCamera, camera_of
 from vq3dcli.weights_file import load_weights
 
 CPU = torch.device("cpu")
+OpenPhoto = Callable[[Tensor], OpenedScene]
 SIZE = (48, 64)
 PLAIN = torch.full((3, 300, 400), 90, dtype=torch.uint8)
-
-
-def opened(tiny_weights: Path, photo: Tensor) -> OpenedScene:
-    weights = load_weights(tiny_weights)
-    small = torch.nn.functional.interpolate(photo[None].float(), size=(16, 16)).to(torch.uint8)
-    scene = reconstruct_scene(weights.model, small)
-    return OpenedScene(scene, photo, "photo", camera_of(weights, photo.shape[2] / photo.shape[1]), {})
 
 
 def cameras(opened_scene: OpenedScene, *yaw_deg: float) -> Camera:
@@ -75,12 +70,12 @@ def layers(opened_scene: OpenedScene, s: Tensor, seen_by: Camera) -> PhotoScene:
 
 
 @pytest.fixture(scope="module")
-def card(tiny_weights: Path) -> OpenedScene:
+def card(open_photo: OpenPhoto) -> OpenedScene:
     """A red card in front of a wall that is green on the left and blue on the right."""
     photo = torch.zeros(3, *SIZE, dtype=torch.uint8)
     photo[1, :, :32], photo[2, :, 32:] = 200, 200
     photo[:, 12:36, 20:44] = torch.tensor([220, 20, 20], dtype=torch.uint8)[:, None, None]
-    return opened(tiny_weights, photo)
+    return open_photo(photo)
 
 
 def card_s() -> Tensor:
@@ -89,9 +84,9 @@ def card_s() -> Tensor:
     return s
 
 
-def test_the_canonical_view_is_the_photo(tiny_weights: Path) -> None:
+def test_the_canonical_view_is_the_photo(open_photo: OpenPhoto) -> None:
     photo = torch.randint(0, 256, (3, *SIZE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    scene = opened(tiny_weights, photo)
+    scene = open_photo(photo)
     for s in (torch.rand(SIZE), refined_disparity(torch.rand(16, 16), photo)):
         view = layers(scene, s, cameras(scene, 0.0, 10.0)).render(cameras(scene, 0.0))
         assert (view.rgb[0].int() - photo.int()).abs().max() <= 1
@@ -118,7 +113,7 @@ def test_the_card_moves_and_the_wall_is_seen_behind_it(card: OpenedScene) -> Non
     assert abs((middles[0] - middles[1]) - float(expected[0] - expected[1])) < 1.0
 
 
-def test_what_is_behind_continues_its_own_level_sideways(tiny_weights: Path) -> None:
+def test_what_is_behind_continues_its_own_level_sideways(open_photo: OpenPhoto) -> None:
     """A red head before a yellow neck, both before a wall that is green above and blue below."""
     photo = torch.zeros(3, *SIZE, dtype=torch.uint8)
     photo[1, :30], photo[2, 30:] = 200, 200
@@ -129,7 +124,7 @@ def test_what_is_behind_continues_its_own_level_sideways(tiny_weights: Path) -> 
     ):
         photo[:, rows, columns] = torch.tensor(colour, dtype=torch.uint8)[:, None, None]
         s[rows, columns] = level
-    scene = opened(tiny_weights, photo)
+    scene = open_photo(photo)
     behind = layers(scene, s, cameras(scene, 4.0, -4.0)).cropped().behind
     strip = behind.rgb[:, 22:46, 26:28]  # behind the neck's left edge
     torch.testing.assert_close(behind.s[22:46, 26:28], torch.full((24, 2), 0.2), atol=0.02, rtol=0)

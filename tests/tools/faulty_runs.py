@@ -41,7 +41,6 @@ from vq3dcli.config.load import dump_recipe, load_recipe
 from vq3dcli.config.schema import DepthRecipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.data.images import encode_png
 from vq3dcli.data_tools.depth.labels import label_exact
-from vq3dcli.data_tools.meshassets import survey_assets
 from vq3dcli.data_tools.meshscenes import scene_job
 from vq3dcli.data_tools.prepare import Options, image_job, open_source, prepare
 from vq3dcli.data_tools.toyscenes import SceneOptions, prepare_toyscenes
@@ -279,8 +278,7 @@ def make_jobs(root: Path) -> dict[str, Job]:
         prepare(out, image_job("folder", open_source("folder", pictures, out), Options(16, shard_size=4), max_bad=0.5))
 
     def meshes(out: Path) -> None:
-        survey = survey_assets(models, leave_out=out, workers=1)
-        prepare(out, scene_job(survey, out, SceneOptions(count=5, size=16, seed=1, shard_size=2), max_bad=0.0))
+        prepare(out, scene_job(models, out, SceneOptions(count=5, size=16, seed=1, shard_size=2), max_bad=0.0))
 
     def forced(out: Path) -> None:
         options = Options(24, shard_size=3)

@@ -130,10 +130,6 @@ def command(
         raise UsageError(f"{many} folders ({' '.join(source)} {out})", remedy="SRC OUT, or meshscenes MODELS OUT")
     of_others = {name for names in _TAKES.values() for name in names} - {*_TAKES[kind]}
     options.refuse_given(context, of_others, f"is not for {kind}")
-    if toy and not varied and photos is not None:
-        raise UsageError("--photos of toy scenes is for --varied only", remedy="no --photos")
-    if alone and varied:
-        raise UsageError("--alone is not for --varied scenes", remedy="one of the two")
     if (toy or meshes) and count is None:
         raise UsageError("scenes need a number", remedy="--count 10000")
     if split in ("val", "test") and split != {"imagenet": "val", "compcars": "test"}[kind]:
@@ -151,13 +147,13 @@ def command(
     if toy:
         job = toy_job(out, wanted)
     elif meshes:
-        from vq3dcli.data_tools.meshassets import survey_assets
         from vq3dcli.data_tools.meshscenes import scene_job
 
         with output.progress("reading", unit="models") as progress:
-            survey = survey_assets(Path(source[1]), leave_out=out, workers=workers or None, progress=progress)
-        facts = {"models": len(survey.assets.models), "grounds": len(survey.assets.grounds)}
-        job = scene_job(survey, out, wanted, max_bad=most_bad)
+            how: dict[str, Any] = {"max_bad": most_bad, "workers": workers or None, "progress": progress}
+            job = scene_job(Path(source[1]), out, wanted, **how)
+        facts = {"models": len(job.plan["assets"]), "grounds": len(job.plan["grounds"])}
+        facts["rejects"] = len(job.known_rejects)
     else:
         listed = open_source(
             preset, Path(source[0]), out, classes=classes, split=split, devkit=devkit, class_by=class_by
@@ -167,8 +163,7 @@ def command(
     shown_seed = seed if toy or meshes else None
     if dry_run:
         would = job_facts(job, out, part=share)
-        facts = {**facts, **would, "rejects": len(survey.rejects)} if meshes else would | facts
-        output.finish(count=would["images"], seed=shown_seed, metrics=facts)
+        output.finish(count=would["images"], seed=shown_seed, metrics=would | facts)
         return
     with output.progress("preparing", unit="images") as progress:
         made = prepare(out, job, share, workers=workers or None, force=force, progress=progress)

@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from vq3dcli.data.shard_index import open_index
 from vq3dcli.data_tools.part import WHOLE, Part
 from vq3dcli.data_tools.shard_writer import (
     Make,
+    Sample,
     ShardTask,
     compact_json,
     complete_shard,
@@ -67,20 +68,23 @@ class Job:
     class_names: list[str]
     shards: list[range]  # source positions of each shard, from 0 on without gaps
     plan: dict[str, Any]  # JSON values that the bytes depend on; a run into the same folder must have the same
-    make: Make  # samples and rejects of the positions in a range, in order
+    # what makes the samples and rejects of one shard's positions, in order
+    maker_of: Callable[[range], Make]
     class_titles: list[str] = field(default_factory=list)
-    # what makes the samples of one shard's positions, small enough to be sent to another process; None: the work is
-    # always done in this process
-    portable: Callable[[range], Make] | None = None
+    portable: bool = False  # whether that is small enough to be sent to another process
     max_bad: float = 0.0  # fraction of the positions that may be rejected as bad
     views: int = 0
     num_sources: int | None = None  # what that is a fraction of, where the positions are not the source's files
-    known_rejects: Sequence[RejectEntry] = ()  # rejects that are known before any shard is made; `make` gives them too
+    known_rejects: Sequence[RejectEntry] = ()  # rejects that are known before any shard is made, which gives them too
 
     @property
     def num_positions(self) -> int:
         """Length of the source."""
         return self.shards[-1].stop if self.shards else 0
+
+    def make(self, positions: range) -> Iterable[Sample | RejectEntry]:
+        """Samples and rejects of some positions, in order."""
+        return self.maker_of(positions)(positions)
 
 
 def shard_ranges(num_positions: int, shard_size: int) -> list[range]:
@@ -163,11 +167,8 @@ def _make_shards(out: Path, job: Job, part: Part, plan_sha256: str, progress: Pr
         done = min(done + count, total)  # a shard that proves to be damaged is made a second time
         progress(done, total)
 
-    processes = 1 if job.portable is None else max(1, min(workers, len(numbers)))
-    tasks = (
-        ShardTask(out, n, job.shards[n], plan_sha256, job.portable(job.shards[n]) if job.portable else job.make)
-        for n in numbers
-    )
+    processes = max(1, min(workers, len(numbers))) if job.portable else 1
+    tasks = (ShardTask(out, n, job.shards[n], plan_sha256, job.maker_of(job.shards[n])) for n in numbers)
     results: Results = {}
     for number, entry, rejects in run_tasks(complete_shard, tasks, workers=processes, advance=advance):
         results[number] = entry, rejects

@@ -11,8 +11,8 @@ import torch
 
 from vq3dcli.data.shard_format import RejectEntry
 from vq3dcli.data.views import novel_poses
-from vq3dcli.data_tools.job import Job
-from vq3dcli.data_tools.meshassets import Survey
+from vq3dcli.data_tools.job import Job, Progress
+from vq3dcli.data_tools.meshassets import survey_assets
 from vq3dcli.data_tools.shard_writer import Sample
 from vq3dcli.data_tools.toyscenes import PURPOSE, SceneOptions, banks_of, drawn_job, scene_sample
 from vq3dcli.errors import UsageError
@@ -20,33 +20,44 @@ from vq3dcli.meshscenes.library import Assets, Library
 from vq3dcli.meshscenes.render import pose_at, render_scene, sample_scene
 
 
-def scene_job(survey: Survey, out: Path, options: SceneOptions, *, max_bad: float) -> Job:
-    """The shard folder of scenes 0 .. count - 1; equal models, photos and options give equal bytes.
+def scene_job(
+    models: Path,
+    out: Path,
+    options: SceneOptions,
+    *,
+    max_bad: float,
+    workers: int | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Job:
+    """The shard folder of scenes 0 .. count - 1 of a folder of models; equal ones, photos and options give equal bytes.
 
-    `max_bad` is the fraction of the models and pictures that may be of no use. Raises `UsageError` for views of varied
-    scenes, whose cameras Stage 1 does not know, and for coats of others.
+    `max_bad` is the fraction of the models and pictures that may be of no use; `workers` read them, and `progress` is
+    called with (models done, models). Raises `UsageError` for options that do not go together, such as views of varied
+    scenes, whose cameras Stage 1 does not know; and as `survey_assets`.
     """
+    if options.alone and options.varied:
+        raise UsageError("--alone is not for --varied scenes", remedy="one of the two")
     if options.coats is not None and not options.varied:
         raise UsageError("coats are for the models of varied scenes", remedy="--varied, or no --coats")
     if options.varied and options.views:
         raise UsageError(
             "views are of the canonical camera, which varied mesh scenes have not", remedy="no --views, or no --varied"
         )
+    survey = survey_assets(models, leave_out=out, workers=workers, progress=progress)
     banks = banks_of(options, out)
     planned = tuple((name, bank.sha256) for name, bank in banks.items())
     samples = functools.partial(_samples, survey.assets, options, out, planned)
     return drawn_job(
         "meshscenes",
         survey.assets.class_names,
-        functools.partial(samples, tuple(survey.rejects)),
+        # The rejects of the whole folder stand in the first shard.
+        lambda positions: functools.partial(samples, () if positions.start else tuple(survey.rejects)),
         options,
         banks,
         plan={
             "assets": {asset.path: asset.sha256 for asset in survey.assets.models},
             "grounds": dict(survey.assets.grounds),
         },
-        # The rejects of the whole folder stand in the first shard.
-        portable=lambda positions: functools.partial(samples, () if positions.start else tuple(survey.rejects)),
         max_bad=max_bad,
         num_sources=len(survey.assets.models) + len(survey.assets.grounds) + len(survey.rejects),
         known_rejects=survey.rejects,

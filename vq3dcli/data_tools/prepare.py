@@ -19,7 +19,7 @@ from vq3dcli.data.shard_format import Manifest, RejectEntry, sample_key, stored_
 from vq3dcli.data.stream import evenly
 from vq3dcli.data_tools.job import Job, Progress, shard_ranges, write_part
 from vq3dcli.data_tools.part import WHOLE, Part
-from vq3dcli.data_tools.shard_writer import Make, Sample, compact_json
+from vq3dcli.data_tools.shard_writer import Sample, compact_json
 from vq3dcli.data_tools.sources.compcars import ClassBy, compcars_source
 from vq3dcli.data_tools.sources.entry import Box, Entry, FilePlace, Place, Row, Source, Span
 from vq3dcli.data_tools.sources.folder import Classes, folder_source
@@ -107,9 +107,6 @@ def image_job(preset: Preset, source: Source, options: Options, *, max_bad: floa
     side, box_margin = stored_size(options.size, options.margin), options.box_margin
     make = partial(_squares, side=side, apply_orientation=oriented, box_margin=box_margin)
 
-    def portable(positions: range) -> Make:
-        return partial(make, entries[positions.start : positions.stop])
-
     # Changes when a file is added, removed, renamed, resized or labelled; then the shards' ranges mean other files.
     listing = hashlib.sha256()
     for entry in source.entries:
@@ -137,8 +134,8 @@ def image_job(preset: Preset, source: Source, options: Options, *, max_bad: floa
         class_titles=source.class_titles,
         shards=shard_ranges(len(entries), options.shard_size),
         plan=plan,
-        make=lambda positions: portable(positions)(positions),
-        portable=portable,
+        maker_of=lambda positions: partial(make, entries[positions.start : positions.stop]),
+        portable=True,
         max_bad=max_bad,
     )
 

@@ -36,7 +36,7 @@ from vq3dcli.data_tools.shard_writer import Make, Sample, compact_json
 from vq3dcli.data_tools.sources.entry import Entry
 from vq3dcli.data_tools.sources.folder import folder_source
 from vq3dcli.data_tools.sources.reader import Reader
-from vq3dcli.errors import DataError, InputMissingError
+from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.rendering.cameras import canonical_camera
 from vq3dcli.toyscenes import CLASS_NAMES, render_scenes, sample_scenes, sample_varied_scenes
 from vq3dcli.toyscenes.photos import SIDE_PX, PhotoBank
@@ -77,16 +77,21 @@ def prepare_toyscenes(
 
 
 def toy_job(out: Path, options: SceneOptions) -> Job:
-    """The shard folder of toy scenes; varied ones are others than a seed's plain ones. Raises as `read_photo_bank`."""
+    """The shard folder of toy scenes; varied ones are others than a seed's plain ones.
+
+    Raises `UsageError`: photos for plain scenes; and as `read_photo_bank`.
+    """
+    if options.photos is not None and not options.varied:
+        raise UsageError("--photos of toy scenes is for --varied only", remedy="no --photos")
     banks = banks_of(options, out)
     make = partial(_toy_samples, options, out, {name: bank.sha256 for name, bank in banks.items()})
-    return drawn_job("toyscenes", CLASS_NAMES, make, options, banks, portable=lambda positions: make)
+    return drawn_job("toyscenes", CLASS_NAMES, lambda _: make, options, banks)
 
 
 def drawn_job(
     preset: str,
     class_names: Sequence[str],
-    make: Make,
+    maker_of: Callable[[range], Make],
     options: SceneOptions,
     banks: Mapping[str, PhotoBank],
     *,
@@ -109,7 +114,8 @@ def drawn_job(
         class_names=list(class_names),
         shards=shard_ranges(options.count, options.shard_size),
         plan=facts,
-        make=make,
+        maker_of=maker_of,
+        portable=True,
         **job,
     )
 

@@ -100,11 +100,6 @@ class PhotoScene:
         told_s = None if self.told_s is None else self.told_s[rows, columns]
         return PhotoScene(front, behind, camera, self.frustum, told_s)
 
-    def telling(self, s: Tensor) -> PhotoScene:
-        """The same, whose views have the disparity of another relief `[h, w]` of the photo: one with steps."""
-        rows, columns = self.window
-        return replace(self, told_s=_mirrored(s[None], columns.start, rows.start)[0])
-
     @torch.no_grad()
     def render(self, camera: Camera) -> SceneView:
         """Look at the photo from any number of cameras."""
@@ -194,10 +189,13 @@ def _outlines(shift: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def build_photo_scene(frustum: Frustum, photo: Tensor, s: Tensor, cameras: Camera) -> PhotoScene:
+def build_photo_scene(
+    frustum: Frustum, photo: Tensor, s: Tensor, cameras: Camera, told_s: Tensor | None = None
+) -> PhotoScene:
     """Both layers of a photo uint8 `[3, H, W]` of relief `s` `[H, W]`.
 
-    `cameras` are all that will look at it: they say how far behind edges one sees, and how wide the margins are.
+    `cameras` are all that will look at it: they say how far behind edges one sees, and how wide the margins are. Views
+    have the disparity of `told_s` `[H, W]`, of a relief with steps, where `s` is one without.
     """
     camera = frustum.camera(*s.shape).to(s.device)
     reach_px, margin_px = _reach(camera, frustum, cameras.to(s.device), s)
@@ -208,8 +206,9 @@ def build_photo_scene(frustum: Frustum, photo: Tensor, s: Tensor, cameras: Camer
         PhotoLayer(_mirrored(layer.rgb, beside_px, above_px), _mirrored(layer.s[None], beside_px, above_px)[0])
         for layer in (front, behind)
     )
+    told_s = None if told_s is None or told_s is s else _mirrored(told_s[None], beside_px, above_px)[0]
     camera.intrinsics[:, :2, 2] += torch.tensor([beside_px, above_px], device=s.device)
-    return PhotoScene(front, behind, Camera(camera.cam_to_world, camera.intrinsics, *front.s.shape), frustum)
+    return PhotoScene(front, behind, Camera(camera.cam_to_world, camera.intrinsics, *front.s.shape), frustum, told_s)
 
 
 def _reach(photo: Camera, frustum: Frustum, cameras: Camera, s: Tensor) -> tuple[int, int]:

@@ -11,7 +11,6 @@ import errno
 import itertools
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -25,15 +24,7 @@ from torch.nn import functional
 from vq3dcli.errors import OutputError, UsageError
 from vq3dcli.export.ffmpeg import ffmpeg_run, find_ffmpeg
 from vq3dcli.export.sheet import grid
-from vq3dcli.files import (
-    atomic_path,
-    make_folder,
-    remove_leftovers,
-    sync_folder,
-    temporary_for,
-    write_error,
-    written_file,
-)
+from vq3dcli.files import atomic_path, make_folder, staging, write_error, written_file
 
 VideoFormat = Literal["mp4", "webm", "gif", "png", "frames"]
 """`png` is a contact sheet of up to 12 frames, or the frame if there is one; `frames` a folder, a PNG file a frame."""
@@ -240,26 +231,6 @@ def _folder_sink(path: Path) -> Iterator[WriteFrames]:
         if not done and not existed:
             with contextlib.suppress(OSError):
                 path.rmdir()
-
-
-@contextlib.contextmanager
-def staging(folder: Path) -> Iterator[Path]:
-    """A hidden folder inside of `folder`; its files move up, records first, when the `with` block has ended well.
-
-    Raises `OutputError` or `StorageError`.
-    """
-    remove_leftovers(folder)
-    place = temporary_for(folder / "new")
-    try:
-        place.mkdir()
-        yield place
-        for new in sorted(place.iterdir(), key=lambda path: (path.suffix != ".json", path.name)):
-            new.replace(folder / new.name)
-        sync_folder(folder)
-    except OSError as error:
-        raise write_error(folder, error) from error
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -326,14 +326,11 @@ def wished_photo_scene(
     def cameras(bound_rad: float) -> Camera:
         return turned_cameras(frustum, vantage._replace(bound_rad=bound_rad), turns, size)
 
-    known_s = s
-    if not in_layers:
-        s = untorn(s, photo, frustum, cameras(vantage.bound_rad))
+    shown_s = s if in_layers else untorn(s, photo, frustum, cameras(vantage.bound_rad))
     if wish.kind == "viewer":
-        bound_rad, zoom = covered_reach(vantage.bound_rad, s, frustum, cameras, may_shrink=adapts)
+        bound_rad, zoom = covered_reach(vantage.bound_rad, shown_s, frustum, cameras, may_shrink=adapts)
         vantage = Vantage(bound_rad, vantage.pivot_z, zoom)
-    scene = build_photo_scene(frustum, photo, s, cameras(vantage.bound_rad))
-    return scene if s is known_s else scene.telling(known_s), vantage
+    return build_photo_scene(frustum, photo, shown_s, cameras(vantage.bound_rad), told_s=s), vantage
 
 
 def _orbit(canonical: Camera, frustum: Frustum, wish: Wish) -> Camera:

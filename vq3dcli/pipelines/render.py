@@ -287,17 +287,14 @@ def staged_photo(
     def seen_by(amplitude_rad: float) -> Camera:
         return filmed(amplitude_rad) if eyes is None else eyes.both(filmed(amplitude_rad))
 
-    known_s = s
-    if not in_layers:
-        s = untorn(s, photo, frustum, seen_by(amplitude_rad))
+    shown_s = s if in_layers else untorn(s, photo, frustum, seen_by(amplitude_rad))
     if not shot.given and shot.fov_deg is None:
         may_shrink = shot.amplitude_deg is None and shot.view_deg is None
-        amplitude_rad, closer = covered_reach(amplitude_rad, s, frustum, seen_by, may_shrink=may_shrink)
+        amplitude_rad, closer = covered_reach(amplitude_rad, shown_s, frustum, seen_by, may_shrink=may_shrink)
     camera = filmed(amplitude_rad)
     camera.intrinsics[:, :2, :2] *= closer
     looking = camera if eyes is None else eyes.both(camera)
-    scene = build_photo_scene(frustum, photo, s, looking)
-    return scene if s is known_s else scene.telling(known_s), camera, eyes
+    return build_photo_scene(frustum, photo, shown_s, looking, told_s=s), camera, eyes
 
 
 def _staged_plain(opened: OpenedScene, shot: Shot, look: Look) -> tuple[ViewOf, Camera]:

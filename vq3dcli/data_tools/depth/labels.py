@@ -119,7 +119,7 @@ def write_labels(
             "model": name,
             "images_manifest_sha256": images.sha256,
         },
-        make=make,
+        maker_of=lambda _: make,
     )
     return write_part(label_folder(images.path, name), job, part, force=force, progress=progress)
 

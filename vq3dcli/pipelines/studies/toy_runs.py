@@ -173,32 +173,44 @@ def measure_budget(
     seconds: float = CALIBRATION_SECONDS,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Budget:
-    """Train for some seconds beside `path`, throw that away, and record the budget in `path`.
+    """Measure beside `path` what `train` does in some seconds, and record the budget in `path`; see `measured_rate`."""
+    rate = measured_rate(train, path.parent / "calibration", batch_size, seconds=seconds, should_stop=should_stop)
+    budget = budget_of(minutes, rate, batch_size=batch_size, seed=seed)
+    write_sealed_json(path, asdict(budget))
+    return budget
+
+
+def measured_rate(
+    train: Callable[..., object],
+    scratch: Path,
+    batch_size: int,
+    *,
+    seconds: float = CALIBRATION_SECONDS,
+    clock: Callable[[], float] = time.perf_counter,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> float:
+    """Images that are trained a second, by a run of so many seconds in a folder `scratch`, which is thrown away.
 
     Args:
         train: Trains what will be trained, but for its length, in a folder; takes `report` and `should_stop`.
 
     Raises `StoppedError`: `should_stop` became true.
     """
-    folder = path.parent / "calibration"
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
     moments: list[float] = []
 
     def enough() -> bool:
         return should_stop() or (len(moments) > _WARM_STEPS and moments[-1] - moments[0] > seconds)
 
     try:
-        train(folder, report=lambda step: moments.append(time.perf_counter()), should_stop=enough)
+        train(scratch, report=lambda step: moments.append(clock()), should_stop=enough)
     except StoppedError:
         if should_stop():
             raise
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     warm = moments[min(_WARM_STEPS, len(moments) - 2) :]
-    rate = batch_size * (len(warm) - 1) / (warm[-1] - warm[0])
-    budget = budget_of(minutes, rate, batch_size=batch_size, seed=seed)
-    write_sealed_json(path, asdict(budget))
-    return budget
+    return batch_size * (len(warm) - 1) / (warm[-1] - warm[0])
 
 
 def budget_of(minutes: float, images_per_second: float, *, batch_size: int, seed: int) -> Budget:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from vq3dcli.data_tools.depth.models import DepthModel
 from vq3dcli.editing.march import camera_lines, intersect
 from vq3dcli.editing.photo_scene import STRETCH_FADES, STRETCH_GONE, PhotoScene
 from vq3dcli.editing.untorn import evened, untorn, with_slopes
-from vq3dcli.model.scene import reconstruct_scene
 from vq3dcli.pipelines.export import Wish, wished_photo_scene
 from vq3dcli.pipelines.export_layers import turned_cameras
 from vq3dcli.pipelines.film import Shot
@@ -24,8 +24,6 @@ from vq3dcli.pipelines.inputs import OpenedScene
 from vq3dcli.pipelines.render import Look, staged_photo
 from vq3dcli.rendering.cameras import Camera, pivot_pose
 from vq3dcli.rendering.space import Frustum
-from vq3dcli.scene_file import camera_of
-from vq3dcli.weights_file import load_weights
 
 SIZE = (96, 128)
 FRUSTUM = Frustum()
@@ -115,13 +113,10 @@ def test_an_edge_along_which_the_relief_errs_stays_straight() -> None:
 
 
 @pytest.fixture(scope="module")
-def scene(tiny_weights: Path) -> OpenedScene:
-    weights = load_weights(tiny_weights)
+def scene(open_photo: Callable[[Tensor], OpenedScene]) -> OpenedScene:
     photo = torch.full((3, *SIZE), 30, dtype=torch.uint8)
     photo[:, 30:66, 40:80] = torch.tensor([220, 20, 20], dtype=torch.uint8)[:, None, None]
-    small = torch.nn.functional.interpolate(photo[None].float(), size=(16, 16)).to(torch.uint8)
-    camera = camera_of(weights, SIZE[1] / SIZE[0])
-    return OpenedScene(reconstruct_scene(weights.model, small), photo, "photo", camera, {})
+    return open_photo(photo)
 
 
 def torn(shown: PhotoScene, camera: Camera) -> bool:
