@@ -36,7 +36,7 @@ from vq3dcli.pipelines.evaluation.geometry import (
     toy_template,
 )
 from vq3dcli.pipelines.evaluation.image_sets import shard_set
-from vq3dcli.pipelines.evaluation.measure_geometry import measure_labels, open_labelled
+from vq3dcli.pipelines.evaluation.labelled import measure_labels, open_labelled
 from vq3dcli.pipelines.studies.toy_runs import measured_rate, with_budget
 from vq3dcli.pipelines.train import open_loader
 from vq3dcli.training.arithmetic import flush_denormals

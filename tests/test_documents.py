@@ -24,7 +24,6 @@ from vq3dcli.data.images import encode_png
 from vq3dcli.files import write_bytes
 from vq3dcli.pipelines.camera_file import read_cameras
 from vq3dcli.pipelines.composition import read_composition
-from vq3dcli.remote.arguments import WEIGHTS_OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -126,7 +125,7 @@ def test_options_in_sentences_are_those_of_a_command() -> None:
 
     What the commands that a paragraph or table names have not is all of one other that the page names.
     """
-    everywhere = {"--help", "--debug", "--offline", "--version", "--init", *WEIGHTS_OPTIONS, "--toy"}  # of benchmarks/
+    everywhere = {"--help", "--debug", "--offline", "--version", "--toy"}  # of benchmarks/
     of: dict[str, set[str]] = {}
     for name, module, _ in cli.COMMANDS:
         command = cli.load_command(name, module)

@@ -312,9 +312,11 @@ class Command(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments and panels."""
         known = {option for each in self.params for option in each.opts}
-        titles = (
-            OPTION_PANELS if known & {"--camera", "--detail"} else JOB_PANELS if known & {"--set", "--part"} else {}
-        )
+        titles: dict[str, str] = {}
+        if known & {"--camera", "--detail"}:
+            titles = OPTION_PANELS
+        elif known & {"--set", "--part"}:
+            titles = JOB_PANELS
         panel_of = {f"--{name}": title for title, names in titles.items() for name in names.split()}
         panels: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Arguments", "Options", *titles)}
         for each in self.get_params(ctx):

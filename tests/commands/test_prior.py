@@ -37,7 +37,7 @@ def test_train_then_sample(
         "Bits a code",
         "Held-out images by class",
         "<td>bee</td>",
-        "a prior of width 32",
+        "width 32, layers 1, heads",
         "finished: 16 images",
     ):
         assert text in page

@@ -163,14 +163,14 @@ def test_the_order_loss_stands_beside_the_depth_loss_where_it_is_on(
     tiny_recipe: Callable[..., Stage1Recipe], recipe: Stage1Recipe, tmp_path: Path
 ) -> None:
     fill(tmp_path / "off", [record(100), record(200)], recipe)
-    assert ", order" not in page_of(tmp_path / "off")
+    assert "depth_order 0" not in page_of(tmp_path / "off")
     fill(
         tmp_path / "on",
         [record(n, depth_order=0.2) for n in (100, 200)],
         tiny_recipe("loss.depth=3", "loss.depth_order=2"),
     )
     page = page_of(tmp_path / "on")
-    assert "weight 3, order 2" in page and 'aria-label="depth order"' in page
+    assert "depth 3.0, depth_order 2.0" in page and 'aria-label="depth order"' in page
 
 
 def test_novel_views_have_a_section_where_they_are_trained_on(
@@ -181,7 +181,7 @@ def test_novel_views_have_a_section_where_they_are_trained_on(
     records = [record(n, novel_l2=0.04, novel_depth=0.2, novel_views=0.5) for n in (100, 200)]
     fill(tmp_path / "on", records, tiny_recipe("loss.novel_l2=1", "loss.novel_depth=2"), sheets=1)
     page = page_of(tmp_path / "on")
-    assert "Novel views" in Reader(page).titles and "novel_l2 1, novel_depth 2" in page
+    assert "Novel views" in Reader(page).titles and "novel_l2 1.0, novel_depth 2.0" in page
     titles = ("PSNR of rays of novel views, dB", "L2 at novel views", "depth at novel views", "novel views an image")
     assert all(f'aria-label="{title}"' in page for title in titles)
     assert "an exact view, where there is one: rendered, true." in page

@@ -84,10 +84,14 @@ def test_a_run_that_failed_before_its_first_checkpoint_says_how_it_goes_on(
         train(tiny_recipe(), _Grey(16, ZeroDivisionError()), tmp_path / "run")
     assert "nothing is saved yet" in caplog.text
     assert "the same command starts from the first image" in caplog.text
-    caplog.clear()
+
+
+def test_a_run_that_can_read_no_more_saves_first(
+    tiny_recipe: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(DataError, match="damaged shard"):
         train(tiny_recipe(), _Grey(16), tmp_path / "run")
-    assert "nothing is saved yet" not in caplog.text  # a run that can read no more saves
+    assert "nothing is saved yet" not in caplog.text
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["images-000000000016"]
     assert train(tiny_recipe(), _Grey(), tmp_path / "run").images_seen == 64
 

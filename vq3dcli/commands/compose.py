@@ -65,7 +65,7 @@ def command(
     from vq3dcli.pipelines.composition import SUFFIX, composition_from_options, read_composition, with_shadows
     from vq3dcli.pipelines.render import Look
 
-    shot = filmed.shot(filmed.camera or "orbit")
+    shot = filmed.shot()
     file = Path(scene) if scene.endswith(SUFFIX) else None
     base = None if file is None else read_composition(file)
     added = composition_from_options(

@@ -40,7 +40,7 @@ def command(
     """
     from vq3dcli.pipelines.interpolate import interpolate
 
-    shot = filmed.shot(filmed.camera or "still")
+    shot = filmed.shot()
     with said.progress("rendering", unit="frames") as count:
         task = filmed.task(said, count, output)
         made = interpolate(inputs, shot, task, mix=mix, requantize=requantize, loop=loop, fit=fit)

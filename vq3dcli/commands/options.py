@@ -250,14 +250,23 @@ class Filmed:
     exact: Exact = False
     device: DeviceOption = "auto"
 
-    def shot(self, camera: str, view_deg: tuple[float, float] | None = None) -> Shot:
-        """How a scene is filmed. Raises as `film.shot_of`."""
+    def shot(self, camera: str | None = None, view_deg: tuple[float, float] | None = None) -> Shot:
+        """How a scene is filmed, by `--camera` unless another is named. Raises as `film.shot_of`."""
         from vq3dcli.pipelines.film import shot_of
 
-        length: dict[str, Any] = {"frames": self.frames, "seconds": self.seconds, "fps": self.fps}
-        look: dict[str, Any] = {"size_px": self.size, "fov_deg": self.fov, "samples": self.samples}
-        shape: dict[str, Any] = {"aspect": self.aspect, "quality": self.quality, "view_deg": view_deg}
-        return shot_of(camera, self.amplitude, **length, **look, **shape)
+        return shot_of(
+            camera or self.camera or "orbit",
+            self.amplitude,
+            frames=self.frames,
+            seconds=self.seconds,
+            fps=self.fps,
+            aspect=self.aspect,
+            view_deg=view_deg,
+            size_px=self.size,
+            fov_deg=self.fov,
+            samples=self.samples,
+            quality=self.quality,
+        )
 
     def task(self, said: Output, count: Progress, output: str | None, geometry: GeometryName | None = None) -> Task:
         """What is made of it, and where. Raises `UsageError` for disparity that is shown twice."""

@@ -5,9 +5,10 @@ Plain scenes, or varied ones, whose surfaces may show photos: of shards, of a fo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from vq3dcli.data.shard_format import (
     sample_key,
     view_extensions,
 )
-from vq3dcli.data.shard_reader import ShardFolder, encode_levels, open_images
+from vq3dcli.data.shard_reader import encode_levels, open_images
 from vq3dcli.data.stream import evenly
 from vq3dcli.data.views import novel_poses
 from vq3dcli.data_tools.job import Job, Progress, shard_ranges, write_part
@@ -148,17 +149,20 @@ def read_photo_bank(path: Path, *, leave_out: Path) -> PhotoBank:
 
     Raises `InputMissingError`: there is nothing; `DataError`: there is no image; `UsageError`: the shards hold labels.
     """
-    readers: list[Callable[[], Tensor | None]]
     if (path / MANIFEST_NAME).is_file():
         folder = open_images(path)
-        readers = [partial(_shown, folder, i) for i in range(folder.num_samples)]
+        total = folder.num_samples
+        chosen = evenly(total, MAX_PHOTOS)
+        photos = list(ahead(lambda i: resize(folder.image(i), SIDE_PX, SIDE_PX), chosen))
     else:
-        entries = folder_source(path, leave_out=leave_out, classes="none").entries
-        readers = [partial(_decoded, entry) for entry in entries if not entry.reject]
-    chosen = [readers[i] for i in evenly(len(readers), MAX_PHOTOS)]
-    if len(readers) > MAX_PHOTOS:
-        _log.info("%d of the %d photos are used", MAX_PHOTOS, len(readers))
-    photos = [photo for photo in ahead(lambda read: read(), chosen) if photo is not None]
+        listed = folder_source(path, leave_out=leave_out, classes="none").entries
+        entries = [entry for entry in listed if not entry.reject]
+        total = len(entries)
+        chosen = evenly(total, MAX_PHOTOS)
+        seen = ahead(_decoded, _read(entries[i] for i in chosen))
+        photos = [photo for photo in seen if photo is not None]
+    if total > MAX_PHOTOS:
+        _log.info("%d of the %d photos are used", MAX_PHOTOS, total)
     if not photos:
         raise DataError(f"no photos in it ({path})", remedy="a folder of images, or shards of vq3d prepare-data")
     if len(photos) < len(chosen):
@@ -166,14 +170,19 @@ def read_photo_bank(path: Path, *, leave_out: Path) -> PhotoBank:
     return PhotoBank(torch.stack(photos))
 
 
-def _shown(folder: ShardFolder, i: int) -> Tensor:
-    return resize(folder.image(i), SIDE_PX, SIDE_PX)
+def _read(entries: Iterable[Entry]) -> Iterator[tuple[Entry, bytes]]:
+    """The files that can be read, one after the other."""
+    reader = Reader()
+    for entry in entries:
+        with contextlib.suppress(DataError, InputMissingError):  # also a link to nowhere
+            yield entry, reader.read(entry.place)
 
 
-def _decoded(entry: Entry) -> Tensor | None:
+def _decoded(file: tuple[Entry, bytes]) -> Tensor | None:
+    entry, data = file
     try:
-        return decode_square(Reader().read(entry.place), SIDE_PX, name=entry.path).image.contiguous()
-    except (DataError, InputMissingError):  # also a link to nowhere
+        return decode_square(data, SIDE_PX, name=entry.path).image.contiguous()
+    except DataError:
         return None
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,7 +35,7 @@ from vq3dcli.pipelines.sampling.sample import sharpening_of
 from vq3dcli.pipelines.targets import Counting
 from vq3dcli.rendering.render import exact_rendering
 from vq3dcli.toyscenes import CLASS_NAMES
-from vq3dcli.weights_file import load_prior, load_weights
+from vq3dcli.weights_file import LoadedWeights, load_prior, load_weights
 
 _MAX_YAW_DEG = 60.0
 _SIZE_PX = 64
@@ -67,6 +67,24 @@ class Asked:
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
 
 
+class _Real(NamedTuple):
+    """Real images to compare with, others to reconstruct, and those of the training; None for none that fit."""
+
+    images: ImageSet
+    others: ImageSet | None
+    trained: ImageSet | None = None
+
+
+class _Opened(NamedTuple):
+    """What is measured, against what, and by which protocol; `views` are the same samples from other cameras."""
+
+    protocol: Protocol
+    weights: LoadedWeights | None
+    sampled: ImageSet
+    real: _Real
+    views: Sequence[Compared] = ()
+
+
 @exact_rendering()
 def measure_generation(asked: Asked, *, out: Path | None, counting: Counting) -> Evaluation:
     """What `vq3d evaluate generation` does: first everything that is asked for is opened, then measured.
@@ -90,66 +108,25 @@ def measure_generation(asked: Asked, *, out: Path | None, counting: Counting) ->
             "the protocol adm compares with the mean and covariance of ADM's own file",
             remedy="--data VIRTUAL_imagenet256_labeled.npz",
         )
-    if asked.samples is not None:
-        weights = None if asked.weights is None else load_weights(asked.weights, asked.device)
-        size = None if weights is None else weights.recipe.model.image_size
-        sampled = _given(asked, asked.samples, size)
-        protocol = generation.protocol_of(asked.protocol, len(sampled))
-        side = sampled.description["size_px"]
-        size = size or (side if isinstance(side, int) else _SIZE_PX)
-        real, others, trained = _real(asked, protocol, (), None, size)
-        views: list[Compared] = []
-    else:
-        prior = load_prior(asked.prior, asked.device)
-        weights = load_weights(asked.weights, asked.device)
-        prior.check_stage1(weights)
-        names = prior.tokens.class_names
-        chosen, only = _classes(asked, names)
-        sharpening = sharpening_of(prior, **asked.sharpening)
-        size, count = weights.recipe.model.image_size, protocol.samples
-        real, others, trained = _real(asked, protocol, names if only is None else only, only, size)
-        counts = class_counts(chosen, count, names, real if protocol.labels == "data" else None)
-        samples = Samples(prior, counts, seed=asked.seed, sharpening=sharpening)
-        sampled = sampled_set("samples", weights, samples)
-        views = [
-            Compared(
-                f"yaw {yaw:g}",
-                sampled_set(f"samples, yaw {yaw:g}", weights, samples, yaw_deg=yaw),
-                # Scenes that are drawn are seen from any camera.
-                toy_set(f"held-out images, yaw {yaw:g}", count, **_toys(asked, only, size), yaw_deg=yaw)
-                if asked.data in (None, TOYSCENES)
-                else None,
-            )
-            for yaw in asked.yaws
-        ]
-        if asked.classes is None and only is not None:
-            _log.warning(
-                "only the %d classes of toy scenes, of %d: --data with shards for others", len(only), len(names)
-            )
+    opened = _drawn(asked, protocol) if asked.samples is None else _given(asked, asked.samples)
+    protocol, weights, sampled, real, _ = opened
     if "," in protocol.name and protocol.network == "inception":
         _log.warning("not the protocol that others publish: %s instead of its own number", protocol.name)
-    if not protocol.all_real and len(real) != len(sampled):
-        counted = (len(sampled), len(real))
+    if not protocol.all_real and len(real.images) != len(sampled):
+        counted = (len(sampled), len(real.images))
         _log.warning("%d samples against %d real images: a Frechet distance depends on both", *counted)
-    # Beside the samples: the floor of reconstructions, and images of the training.
-    sets = [Compared("samples", sampled)]
-    if weights is not None and others is not None:
-        sets.append(Compared("reconstructions", reconstructed_set("reconstructions", weights, others)))
-        rows = [images.description.get("rows_sha256") for images in (real, others)]
-        if real.description == others.description or (rows[0] is not None and rows[0] == rows[1]):
-            _log.warning("the floor is of reconstructions of the very images that they are compared with")
-    sets += [*([] if trained is None else [Compared("training", trained)]), *views]
+    sets = _compared(opened)
     shown = {sampled.class_names[i] for i in sampled.class_index.unique().tolist() if i >= 0}
     classifier = None
     if asked.classifier_scenes and shown and shown <= set(CLASS_NAMES):
-        size = int(real.description["size_px"])
+        size = int(real.images.description["size_px"])
         classifier = toy_classifier(
             size, scenes=asked.classifier_scenes, statistics=asked.statistics, counting=counting
         )
     result = evaluate_generation(
         protocol,
         network,
-        real,
+        real.images,
         sets,
         classifier=classifier,
         real_moments=real_moments,
@@ -175,6 +152,30 @@ def measure_generation(asked: Asked, *, out: Path | None, counting: Counting) ->
     )
 
 
+def _drawn(asked: Asked, protocol: Protocol) -> _Opened:
+    """Samples of the prior."""
+    prior = load_prior(asked.prior, asked.device)
+    weights = load_weights(asked.weights, asked.device)
+    prior.check_stage1(weights)
+    names = prior.tokens.class_names
+    chosen, only = _classes(asked, names)
+    sharpening = sharpening_of(prior, **asked.sharpening)
+    size, count = weights.recipe.model.image_size, protocol.samples
+    real = _real(asked, protocol, names if only is None else only, only, size)
+    counts = class_counts(chosen, count, names, real.images if protocol.labels == "data" else None)
+    samples = Samples(prior, counts, seed=asked.seed, sharpening=sharpening)
+    views = []
+    for yaw in asked.yaws:
+        seen = sampled_set(f"samples, yaw {yaw:g}", weights, samples, yaw_deg=yaw)
+        true = None
+        if asked.data in (None, TOYSCENES):  # scenes that are drawn are seen from any camera
+            true = toy_set(f"held-out images, yaw {yaw:g}", count, **_toys(asked, only, size), yaw_deg=yaw)
+        views.append(Compared(f"yaw {yaw:g}", seen, true))
+    if asked.classes is None and only is not None:
+        _log.warning("only the %d classes of toy scenes, of %d: --data with shards for others", len(only), len(names))
+    return _Opened(protocol, weights, sampled_set("samples", weights, samples), real, views)
+
+
 def _classes(asked: Asked, names: Sequence[str]) -> tuple[list[int], list[str] | None]:
     """The classes to sample, and their names where they are not all: of toy scenes those that there are of them."""
     toys = [i for i, name in enumerate(names) if name in CLASS_NAMES]
@@ -184,21 +185,40 @@ def _classes(asked: Asked, names: Sequence[str]) -> tuple[list[int], list[str] |
     return chosen, None if asked.classes is None or not names else [names[i] for i in chosen]
 
 
-def _given(asked: Asked, path: Path, size_px: int | None) -> ImageSet:
+def _given(asked: Asked, path: Path) -> _Opened:
+    """Samples that are there already."""
+    weights = None if asked.weights is None else load_weights(asked.weights, asked.device)
+    size = None if weights is None else weights.recipe.model.image_size
     names: Sequence[str] = ()
     if asked.data == TOYSCENES:
         names = CLASS_NAMES
     elif asked.data is not None and (Path(asked.data) / MANIFEST_NAME).is_file():
         names = ShardFolder(Path(asked.data)).class_names
     if path.suffix.lower() == ".npz" and not path.is_dir():
-        return _check_count(npz_set("samples", path, class_names=names), 4)
-    return _check_count(folder_set("samples", path, size_px=size_px, class_names=names), 4)
+        sampled = npz_set("samples", path, class_names=names)
+    else:
+        sampled = folder_set("samples", path, size_px=size, class_names=names)
+    protocol = generation.protocol_of(asked.protocol, len(_check_count(sampled, 4)))
+    side = sampled.description["size_px"]
+    real = _real(asked, protocol, (), None, size or (side if isinstance(side, int) else _SIZE_PX))
+    return _Opened(protocol, weights, sampled, real)
 
 
-def _real(
-    asked: Asked, protocol: Protocol, shown: Sequence[str], only: Sequence[str] | None, size_px: int
-) -> tuple[ImageSet, ImageSet | None, ImageSet | None]:
-    """Real images that `--data` names to compare with, to reconstruct, and of the training; None for none that fit.
+def _compared(opened: _Opened) -> list[Compared]:
+    """The samples, and beside them the floor of reconstructions, and images of the training."""
+    sets, (real, others, trained) = [Compared("samples", opened.sampled)], opened.real
+    if opened.weights is not None and others is not None:
+        sets.append(Compared("reconstructions", reconstructed_set("reconstructions", opened.weights, others)))
+        rows = [images.description.get("rows_sha256") for images in (real, others)]
+        if real.description == others.description or (rows[0] is not None and rows[0] == rows[1]):
+            _log.warning("the floor is of reconstructions of the very images that they are compared with")
+    if trained is not None:
+        sets.append(Compared("training", trained))
+    return [*sets, *opened.views]
+
+
+def _real(asked: Asked, protocol: Protocol, shown: Sequence[str], only: Sequence[str] | None, size_px: int) -> _Real:
+    """What `--data` names.
 
     They are of the classes `only` where some are named; `shown` are sampled. Those to reconstruct are other ones where
     there are enough: reconstructions of the same ones would be nearer by that alone.
@@ -215,14 +235,15 @@ def _real(
         toys = _toys(asked, only, size_px)
         images = toy_set("held-out images", count, **toys)
         others = toy_set("reconstructed images", count, **toys, first=count)
-        return images, others, toy_set("training images", count, **{**toys, "seed": 0, "purpose": "train"})
+        trained = toy_set("training images", count, **{**toys, "seed": 0, "purpose": "train"})
+        return _Real(images, others, trained)
     if (path / MANIFEST_NAME).is_file():
         folder = ShardFolder(path)
         rows = pick_rows(folder, None, seed=asked.seed, classes=only)
         wanted = len(rows) if protocol.all_real else count
         images = _check_count(shard_set("held-out images", folder, rows[:wanted], size_px=size_px), wanted)
         second = rows[wanted : wanted + count] if len(rows) >= wanted + count else rows[:count]
-        return images, shard_set("reconstructed images", folder, second, size_px=size_px), None
+        return _Real(images, shard_set("reconstructed images", folder, second, size_px=size_px))
     if only is not None:
         raise UsageError(
             f"--class needs real images of these classes alone, and which they are is not known ({data})",
@@ -230,11 +251,11 @@ def _real(
         )
     if path.suffix.lower() == ".npz":
         images = npz_set("held-out images", path)
-        return images, images if images.description["size_px"] == size_px else None, None
+        return _Real(images, images if images.description["size_px"] == size_px else None)
     if not path.is_dir():
         raise InputMissingError(f"no such data ({data})", remedy=f"{TOYSCENES}, shards, a folder of images, or an .npz")
     images = folder_set("held-out images", path, size_px=size_px)
-    return images, images, None
+    return _Real(images, images)
 
 
 def _toys(asked: Asked, only: Sequence[str] | None, size_px: int) -> dict[str, Any]:

@@ -25,10 +25,11 @@ from vq3dcli.training.health import guards_of, number, replay
 Record = dict[str, float]
 """Figures by name, truth values among them; at least `images_seen`."""
 
-_STAGE1_SHEET = (
-    "A row an image: input, reconstruction, rendered disparity, its label, views from the left and the right."
-)
-_STAGE2_SHEET = "A row a class: samples of the averaged prior, each beside its disparity; the same seeds on each sheet."
+_SHEET_TEXTS = {
+    "stage1": "A row an image: input, reconstruction, rendered disparity, its label, views from left and right.",
+    "stage2": "A row a class: samples of the averaged prior, each beside its disparity; the same seeds on each sheet.",
+    "depth": "Two images a row: image, disparity of the averaged network, label, each map in its own range.",
+}
 
 # A section's title, its figures in their order, and what they say.
 CurveSection = tuple[str, tuple[str, ...], str]
@@ -98,10 +99,7 @@ _STAGE2_CURVES: tuple[CurveSection, ...] = (
 _DEPTH_CURVES: tuple[CurveSection, ...] = (
     ("Loss", ("loss",), "Mean over the interval: error of normalised maps and of their slopes, augmented images."),
 )
-_DEPTH_SHEET = "Two images a row: image, disparity of the averaged network, label, each map in its own range."
-_MOST_CLASSES = 60
-
-
+_CURVES = {"stage1": _STAGE1_CURVES, "stage2": _STAGE2_CURVES, "depth": _DEPTH_CURVES}
 _STEPS: CurveSection = (
     "Steps",
     ("learning_rate", "gradient_norm", "images_per_second", "data_wait", "peak_memory_gb", "mfu"),
@@ -111,7 +109,22 @@ _SCORES = "adversarial_"
 _SCORES_TEXT = "Scores above 0 mean real; accuracy is 0.5 by chance and 1 when the discriminator wins."
 # Curves whose early values dwarf the rest.
 _LOG_SCALE = ("loss", "l1", "l2", "depth", "commitment", "codebook", "auxiliary", "gradient_norm")
+# Keys of a recipe, by section, that tell runs apart.
+_TOLD = {
+    "stage1": {
+        "model": "image_size patch codebook_size space",
+        "training": "batch_size seed optimizer",
+        "loss": "depth_kind depth depth_order novel_l2 novel_l1 novel_depth novel_perceptual",
+    },
+    "stage2": {
+        "model": "width layers heads dropout",
+        "training": "batch_size seed optimizer class_dropout",
+        "sampling": "temperature guidance",
+    },
+    "depth": {"model": "encoder input_px frozen_blocks", "training": "batch_size seed", "loss": "gradient"},
+}
 _SHEETS = 3
+_MOST_CLASSES = 60
 _SHEET_WIDTH_PX = 1040
 
 
@@ -176,7 +189,12 @@ def _status(run: Path, records: Sequence[Record], recipe: Recipe | None) -> str:
 
 
 def _facts(run: Path, records: Sequence[Record], recipe: Recipe | None) -> Iterator[Sequence[object]]:
-    yield from [] if recipe is None else _model_rows(recipe)
+    if recipe is not None:
+        values = recipe.model_dump()
+        for section, keys in _TOLD[recipe.kind].items():
+            told = {key: values[section][key] for key in keys.split()}
+            texts = [f"{key} {value}" for key, value in told.items() if section != "loss" or value != 0.0]
+            yield section, ", ".join(texts)
     with contextlib.suppress(ValueError):
         recorded = json_value(_text(run / "run.json"))
         for key, value in recorded.items() if isinstance(recorded, dict) else ():
@@ -192,38 +210,6 @@ def _facts(run: Path, records: Sequence[Record], recipe: Recipe | None) -> Itera
     for name, value in records[-1].items() if records else ():
         if name != "images_seen" and math.isfinite(value):
             yield f"last {name}", float(value)
-
-
-def _model_rows(recipe: Recipe) -> list[list[str]]:
-    """What was trained, as rows of a table."""
-    schedule = recipe.training
-    if isinstance(recipe, DepthRecipe):
-        network = recipe.model
-        return [
-            ["model", f"{network.encoder} at {network.input_px} pixels, {network.frozen_blocks} blocks frozen"],
-            ["batch", f"{schedule.batch_size} images, seed {schedule.seed}, adamw"],
-            ["loss", f"scale- and shift-invariant, slopes {recipe.loss.gradient:g}"],
-        ]
-    batch = ["batch", f"{recipe.training.batch_size} images, seed {schedule.seed}, {recipe.training.optimizer}"]
-    if isinstance(recipe, Stage2Recipe):
-        prior, sampling = recipe.model, recipe.sampling
-        return [
-            ["model", f"a prior of width {prior.width}, {prior.layers} layers, {prior.heads} heads"],
-            batch,
-            ["dropout", f"{prior.dropout:g}, of classes {recipe.training.class_dropout:g}"],
-            ["sheets", f"temperature {sampling.temperature:g}, guidance {sampling.guidance:g}"],
-        ]
-    model = recipe.model
-    tokens = (model.image_size // model.patch) ** 2
-    loss = recipe.loss
-    order = f", order {loss.depth_order:g}" if loss.depth_order > 0 else ""
-    novel = [f"{key} {value:g}" for key, value in loss if key.startswith("novel_") and value > 0]
-    return [
-        ["model", f"{model.image_size} pixels, {tokens} tokens, {model.codebook_size} codes, {model.space} planes"],
-        batch,
-        ["depth loss", f"{loss.depth_kind}, weight {loss.depth:g}{order}"],
-        *([["novel views", ", ".join(novel)]] if novel else []),
-    ]
 
 
 def _health(records: Sequence[Record], recipe: Recipe) -> list[Html]:
@@ -246,10 +232,8 @@ def _health(records: Sequence[Record], recipe: Recipe) -> list[Html]:
 
 
 def _pictures(run: Path, recipe: Recipe | None) -> list[Html]:
-    text = _STAGE1_SHEET
-    if isinstance(recipe, DepthRecipe | Stage2Recipe):
-        text = _DEPTH_SHEET if isinstance(recipe, DepthRecipe) else _STAGE2_SHEET
-    elif recipe is not None and recipe.loss.novel:
+    text = _SHEET_TEXTS["stage1" if recipe is None else recipe.kind]
+    if isinstance(recipe, Stage1Recipe) and recipe.loss.novel:
         text += " Then the camera of an exact view, where there is one: rendered, true."
     blocks: list[Html] = []
     for path in sorted((run / "sheets").glob("*.png"))[: -_SHEETS - 1 : -1]:
@@ -279,9 +263,7 @@ def _curve_sections(records: Sequence[Record], recipe: Recipe | None) -> list[Se
             record.setdefault("code_usage", record["perplexity"] / recipe.model.codebook_size)
     names = dict.fromkeys(name for record in records for name, value in record.items() if type(value) is float)
     novel = isinstance(recipe, Stage1Recipe) and recipe.loss.novel
-    curves = [*_STAGE1_CURVES, *([_NOVEL_CURVES] if novel else [])]
-    if isinstance(recipe, DepthRecipe | Stage2Recipe):
-        curves = [*(_DEPTH_CURVES if isinstance(recipe, DepthRecipe) else _STAGE2_CURVES)]
+    curves = [*_CURVES["stage1" if recipe is None else recipe.kind], *([_NOVEL_CURVES] if novel else [])]
     curves += [_HELD_OUT_CURVES] if names.keys() & set(_HELD_OUT_CURVES[1]) else []
     known = {"images_seen", *(name for _, figures, _ in [*curves, _STEPS] for name in figures)}
     rest = [name for name in names if name not in known and not name.startswith(_SCORES)]

@@ -11,7 +11,7 @@ from vq3dcli.data_tools.toyscenes import prepare_toyscenes
 from vq3dcli.errors import InputMissingError, UnavailableError
 from vq3dcli.losses.depth import LABEL_METRIC, LABEL_RELATIVE
 from vq3dcli.metrics.image import psnr
-from vq3dcli.pipelines.evaluation.measure_geometry import LabelledImages, aligned_labels, measure_labels, open_labelled
+from vq3dcli.pipelines.evaluation.labelled import LabelledImages, aligned_labels, measure_labels, open_labelled
 from vq3dcli.pipelines.evaluation.stereo_pair import evaluate_stereo, load_stereo_pair, right_from_left
 from vq3dcli.rendering.cameras import Camera
 from vq3dcli.rendering.scene import SceneView
