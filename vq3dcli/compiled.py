@@ -54,10 +54,10 @@ def is_kept(function: Any) -> bool:
 
 def parts_of(function: Callable[..., Any]) -> list[Path]:
     """The files of what a function may be made of: numba itself looks at the function's alone."""
-    found: set[str] = set()
+    modules: set[str] = set()
     unread = {function.__module__}
     while unread:
-        found |= unread
+        modules |= unread
         values = [value for name in unread for value in vars(sys.modules[name]).values()]
-        unread = {value.__module__ for value in values if isinstance(value, (Dispatcher, _Intrinsic))} - found
-    return sorted(Path(str(sys.modules[name].__file__)) for name in found)
+        unread = {value.__module__ for value in values if isinstance(value, (Dispatcher, _Intrinsic))} - modules
+    return sorted(Path(str(sys.modules[name].__file__)) for name in modules)

@@ -146,8 +146,8 @@ class LoadedPrior(_Loaded):
     @property
     def recognised(self) -> list[int]:
         """Classes whose samples a viewer recognises, by index: those that the card names, all without such a card."""
-        told = self.card.get("recognised")
-        return [i for i, name in enumerate(self.tokens.class_names) if told is None or name in told]
+        chosen = self.card.get("recognised")
+        return [i for i, name in enumerate(self.tokens.class_names) if chosen is None or name in chosen]
 
     def check_stage1(self, stage1: LoadedWeights) -> None:
         """Raise `DataError` unless the codes are those of these Stage 1 weights."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vq3dcli.commands.output import Output, flat
+from vq3dcli.commands.output import Output
 from vq3dcli.errors import DataError, UsageError
 
 Row = tuple[str, object]
@@ -73,15 +73,17 @@ def command(
 
 def _rows(facts: Mapping[str, Any], prefix: str = "", told: dict[str, str] | None = None) -> Iterator[Row]:
     """Facts as lines of a screen: what is long is cut, what is many counted, what was `told` not repeated."""
+    from vq3dcli.config.load import flat
+
     told = {} if told is None else told
     for key, value in facts.items():
         name = f"{prefix}{key}"
         if key in _LEFT_OUT or (prefix and key in _OF_ONE) or value in (None, [], {}):
             continue
         if key in ("figures", "training"):
-            yield name, f"{len([*flat(value)])} figures, shown by --json"
+            yield name, f"{len(flat(value))} figures, shown by --json"
         elif isinstance(value, Mapping) and key in ("model", "sources", "checkpoints", "parts"):
-            yield name, _cut(", ".join(f"{inner} {each}" for inner, each in flat(value)))
+            yield name, _cut(", ".join(f"{inner} {each}" for inner, each in flat(value).items()))
         elif isinstance(value, Mapping):
             yield from _rows(value, prefix if key == "card" else f"{name}.", told)
         elif key in _WHOLE:

@@ -148,7 +148,11 @@ class Output:
             }
             self._print(jsonlib.dumps(plain(value), allow_nan=False))
             return
-        for line in table_lines(list(flat(metrics or {})) if table is None else table):
+        if table is None:
+            from vq3dcli.config.load import flat
+
+            table = list(flat(metrics or {}).items())
+        for line in table_lines(table):
             self._print(line)
         for output in outputs:
             self._print(log.one_line(str(output)))
@@ -185,15 +189,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def flat(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Nested metrics as pairs of dotted name and value."""
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def table_lines(rows: Sequence[Sequence[object]]) -> list[str]:

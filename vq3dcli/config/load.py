@@ -280,10 +280,10 @@ def diff_recipes(before: str, after: str) -> dict[str, tuple[Any, Any]]:
 
 def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables as one, by `section.key`."""
-    found: dict[str, Any] = {}
+    joined: dict[str, Any] = {}
     for name, value in tables.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found
+        joined |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return joined
 
 
 def _first_sentence(path: Path) -> str:

@@ -62,9 +62,9 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
     Raises `InputMissingError`: there is no such file; `DataError`: it is damaged or no `.npz` file.
     """
     with _opened(path) as archive:
-        found = {name: f"{name}.npy" for name in names if f"{name}.npy" in archive.namelist()}
+        members = {name: f"{name}.npy" for name in names if f"{name}.npy" in archive.namelist()}
         arrays = {}
-        for name, member in found.items():
+        for name, member in members.items():
             if archive.getinfo(member).file_size > _MOST_BYTES:
                 raise ValueError(f"{name} is larger than {_MOST_BYTES >> 20} MiB")
             with archive.open(member) as file:

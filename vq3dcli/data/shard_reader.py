@@ -159,7 +159,7 @@ class ShardFolder:
         """
         entry = self.entry(i)
         wanted = {e: m for e, m in entry.members.items() if extensions is None or e in extensions}
-        path = self._shard_of(i)
+        path = self._tars[self._shard_of(i)]
         pauses = iter(_PAUSES)
         while True:
             try:
@@ -180,16 +180,17 @@ class ShardFolder:
                 raise DataError(f"damaged shard ({path}, key {entry.key}, member {extension})", remedy=PREPARE_AGAIN)
         return members
 
-    def _shard_of(self, i: int) -> Path:
-        return self._tars[bisect.bisect_right(self._ends, i)]
+    def _shard_of(self, i: int) -> int:
+        return bisect.bisect_right(self._ends, i)
 
     def bring(self, i: int) -> bool:
         """Of a mirror fetch the shard of sample `i`, unless it is here; false for other folders.
 
         Raises `InputMissingError`, `UnavailableError`, `DataError` or `StorageError`: as `remote.fetch.fetch`.
         """
-        shard = self.manifest.shards[bisect.bisect_right(self._ends, i)]
-        return ensure(self._shard_of(i), sha256=shard.sha256, size=shard.size)
+        number = self._shard_of(i)
+        shard = self.manifest.shards[number]
+        return ensure(self._tars[number], sha256=shard.sha256, size=shard.size)
 
     def image(self, i: int) -> Tensor:
         """The picture of sample `i`, uint8 `[3, T, T]`, T the stored side. Raises as `read`."""

@@ -47,9 +47,9 @@ def survey_assets(
     Raises `InputMissingError`: there is no such folder, or no model in it; `DataError`: no model is of use, with the
     first reason.
     """
-    found = list_folder(root, leave_out=leave_out)
-    in_grounds = [file for file in found if file.path.startswith(f"{GROUNDS}/")]
-    models = [f for f in found if f not in in_grounds and Path(f.path).suffix.lower() in MODEL_SUFFIXES]
+    files = list_folder(root, leave_out=leave_out)
+    in_grounds = [file for file in files if file.path.startswith(f"{GROUNDS}/")]
+    models = [f for f in files if f not in in_grounds and Path(f.path).suffix.lower() in MODEL_SUFFIXES]
     if not models:
         raise InputMissingError(f"no models in folder ({root})", remedy=f"a folder of {' '.join(MODEL_SUFFIXES)}")
     count = max(1, min(available_cores(), len(models) // _MODELS_WORTH_A_WORKER)) if workers is None else workers

@@ -199,20 +199,20 @@ def _token_facts(path: Path, verify: bool, problems: list[str]) -> dict[str, Any
 
 def _inspect_shards(path: Path, verify: bool, progress: Progress) -> Inspection:
     """Counts, classes, sizes and labels; with `verify` every file that is damaged, cut or missing."""
-    found = Inspection("shards")
+    inspection = Inspection("shards")
     if verify:
         checked = verify_folder(path, progress=progress)
-        found.problems = [str(problem) for problem in checked.problems]
-        found.notes = [f"labels are not finished, and not verified ({folder})" for folder in checked.unfinished]
+        inspection.problems = [str(problem) for problem in checked.problems]
+        inspection.notes = [f"labels are not finished, and not verified ({folder})" for folder in checked.unfinished]
     try:
         folder = ShardFolder(path)
-        found.facts = _label_facts(folder) if folder.manifest.kind == "disparity" else _image_facts(folder)
+        inspection.facts = _label_facts(folder) if folder.manifest.kind == "disparity" else _image_facts(folder)
     except Vq3dError:
-        if not found.problems:  # else they say it better
+        if not inspection.problems:  # else they say it better
             raise
     if verify:
-        found.facts |= {"files": checked.files, "bytes_read": checked.size, "problems": len(found.problems)}
-    return found
+        inspection.facts |= {"files": checked.files, "bytes_read": checked.size, "problems": len(inspection.problems)}
+    return inspection
 
 
 def _common_facts(manifest: Manifest) -> dict[str, Any]:

@@ -7,11 +7,10 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from vq3dcli import __version__
+from vq3dcli.config.load import flat
 from vq3dcli.errors import UnavailableError, UsageError
 from vq3dcli.remote.fetch import refuse_offline
 from vq3dcli.remote.hub import repository, weights_name
@@ -92,17 +91,9 @@ def model_card(weights: LoadedWeights, prior: LoadedPrior | None, address: str) 
             names = loaded.tokens.class_names
             more = f" and {len(names) - _MOST_CLASSES} more" if len(names) > _MOST_CLASSES else ""
             lines += ["", f"{len(names)} classes: {', '.join(names[:_MOST_CLASSES])}{more}"]
-        told = {key: value for key, value in loaded.card.items() if not key.startswith("init_")}
-        lines += ["", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in _rows(told))]
+        card = {key: value for key, value in loaded.card.items() if not key.startswith("init_")}
+        lines += ["", "| | |", "|---|---|"]
+        for key, value in flat(card).items():
+            text = (value if isinstance(value, str) else json.dumps(value)).replace("|", "\\|")
+            lines.append(f"| {key} | {' '.join(text.split())} |")
     return "\n".join([*lines, ""])
-
-
-def _rows(card: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in card.items():
-        if isinstance(value, Mapping):
-            rows += _rows(value, f"{prefix}{key}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value)
-            rows.append((f"{prefix}{key}", " ".join(text.replace("|", "\\|").split())))
-    return rows

@@ -89,8 +89,8 @@ def mirror(url: str) -> Path:
 def _mirror_of_before(url: str) -> Path:
     """The newest mirror of an address that an earlier call has made. Raises `UnavailableError`."""
     slug = _place(url).name.rpartition("-")[0]
-    found = sorted(cache_folder().glob(f"{slug}-*/{_MANIFEST}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for manifest in found:
+    manifests = cache_folder().glob(f"{slug}-*/{_MANIFEST}")
+    for manifest in sorted(manifests, key=lambda path: path.stat().st_mtime, reverse=True):
         if manifest.parent == _place(url, manifest.read_bytes()):
             _mirrors[manifest.parent] = url
             return manifest.parent

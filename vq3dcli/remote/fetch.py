@@ -129,11 +129,11 @@ def fetch(
         while True:
             try:
                 transfer.read()
-                found = _measure(file, transfer.tag)
-                if (wrong := _wrong(found, sha256 or transfer.sha256, size)) == "":
+                fetched = _measure(file, transfer.tag)
+                if (wrong := _wrong(fetched, sha256 or transfer.sha256, size)) == "":
                     part.replace(temporary)
                     _tag_of(part).unlink(missing_ok=True)
-                    return found
+                    return fetched
                 if not again:
                     file.truncate(0)
                     raise DataError(f"other bytes than expected ({shown(url)}): {wrong}", remedy="another copy of it")
@@ -177,10 +177,10 @@ def _measure(file: BufferedRandom, tag: str) -> Fetched:
     return Fetched(tag, file.tell(), digest, os.fstat(file.fileno()).st_mtime_ns)
 
 
-def _wrong(found: Fetched, sha256: str, size: int | None) -> str:
-    if size is not None and found.size != size:
-        return f"{found.size} bytes, not {size}"
-    return "" if sha256 in ("", found.sha256) else f"SHA-256 {found.sha256[:12]}..., not {sha256[:12]}..."
+def _wrong(fetched: Fetched, sha256: str, size: int | None) -> str:
+    if size is not None and fetched.size != size:
+        return f"{fetched.size} bytes, not {size}"
+    return "" if sha256 in ("", fetched.sha256) else f"SHA-256 {fetched.sha256[:12]}..., not {sha256[:12]}..."
 
 
 class _Transfer:

@@ -367,8 +367,8 @@ class FusedTrainedField(TrainedField):
 
     def composited(self, rays: Rays, samples: RaySamples) -> tuple[Tensor, Tensor]:
         """See `TrainedField`."""
-        found: tuple[Tensor, Tensor] = look_along(
+        seen: tuple[Tensor, Tensor] = look_along(
             self.planes, self.layers, self.out, rays.origin, rays.direction, samples.s, samples.edges_s, self.inputs,
             self.numbers,
         )  # fmt: skip
-        return found
+        return seen

@@ -87,9 +87,9 @@ class _Pulse:
         if not self.verdict:
             with contextlib.suppress(RuntimeError):
                 self.verdict = self._claim(code)
-        first, _, found = self.verdict.partition(" ")
+        first, _, theirs = self.verdict.partition(" ")
         if first and int(first) != self.rank:
-            return int(found)
+            return int(theirs)
         if lost:
             return LOST if _launched() else code
         return None

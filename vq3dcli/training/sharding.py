@@ -73,12 +73,12 @@ def _parts(tensor: Tensor) -> DTensor:
 
 def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """Tensors by name, those that were spread on the CPU; all ranks must ask, and those that do not `keep` get none."""
-    found: dict[str, Tensor] = {}
+    wholes: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         full = whole(tensor.detach())
         if keep:
-            found[name] = full.cpu() if is_spread(tensor) else full
-    return found
+            wholes[name] = full.cpu() if is_spread(tensor) else full
+    return wholes
 
 
 def load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

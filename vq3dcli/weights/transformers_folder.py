@@ -66,7 +66,7 @@ def image_statistics(path: Path) -> dict[str, list[float]]:
 def open_processor(folder: Path, what: str) -> Any:
     """What prepares images for the network; errors as of `open_network`."""
     package = import_package("transformers", f"{what} of this layout", PACKAGES)
-    with _told(folder, what):
+    with _errors_named(folder, what):
         return package.AutoImageProcessor.from_pretrained(folder, **_LOCAL)
 
 
@@ -77,7 +77,7 @@ def open_network(kind: Any, folder: Path, what: str, *, new: tuple[str, ...] = (
         DataError: Files are damaged or tensors missing.
         UnsafeFileError: It brings its own code.
     """
-    with _told(folder, what):
+    with _errors_named(folder, what):
         network, info = kind.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **_LOCAL, **options
         )
@@ -88,7 +88,7 @@ def open_network(kind: Any, folder: Path, what: str, *, new: tuple[str, ...] = (
 
 
 @contextlib.contextmanager
-def _told(folder: Path, what: str) -> Iterator[None]:
+def _errors_named(folder: Path, what: str) -> Iterator[None]:
     """Turn what transformers raises, of almost any type for damaged files, into one line."""
     try:
         with quiet():

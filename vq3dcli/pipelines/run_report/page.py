@@ -110,7 +110,7 @@ _SCORES_TEXT = "Scores above 0 mean real; accuracy is 0.5 by chance and 1 when t
 # Curves whose early values dwarf the rest.
 _LOG_SCALE = ("loss", "l1", "l2", "depth", "commitment", "codebook", "auxiliary", "gradient_norm")
 # Keys of a recipe, by section, that tell runs apart.
-_TOLD = {
+_SHOWN_KEYS = {
     "stage1": {
         "model": "image_size patch codebook_size space",
         "training": "batch_size seed optimizer",
@@ -191,9 +191,9 @@ def _status(run: Path, records: Sequence[Record], recipe: Recipe | None) -> str:
 def _facts(run: Path, records: Sequence[Record], recipe: Recipe | None) -> Iterator[Sequence[object]]:
     if recipe is not None:
         values = recipe.model_dump()
-        for section, keys in _TOLD[recipe.kind].items():
-            told = {key: values[section][key] for key in keys.split()}
-            texts = [f"{key} {value}" for key, value in told.items() if section != "loss" or value != 0.0]
+        for section, keys in _SHOWN_KEYS[recipe.kind].items():
+            chosen = {key: values[section][key] for key in keys.split()}
+            texts = [f"{key} {value}" for key, value in chosen.items() if section != "loss" or value != 0.0]
             yield section, ", ".join(texts)
     with contextlib.suppress(ValueError):
         recorded = json_value(_text(run / "run.json"))
