@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -11,9 +11,6 @@ from vq3dcli.commands import options
 from vq3dcli.commands.output import Output, SeedOption
 from vq3dcli.config.defaults import BOX_MARGIN, MAX_BAD, MAX_VIEWS, SHARD_SIZE
 from vq3dcli.errors import UsageError
-
-if TYPE_CHECKING:
-    from vq3dcli.data.shard_format import Manifest
 
 # What each source takes, beside --size, --shard-size and --force: options of others would change nothing.
 _IN_PARTS = ("--workers", "--part", "--dry-run")
@@ -172,16 +169,12 @@ def command(
         output.note(options.unfinished(share))
         output.finish(count=progress.done, metrics={"part": str(share), "images": progress.done} | facts, outputs=[out])
         return
-    _finish(output, out, made, facts, seed=shown_seed)
-
-
-def _finish(output: Output, out: Path, manifest: Manifest, facts: dict[str, Any], *, seed: int | None) -> None:
     metrics = {
-        "samples": manifest.num_samples,
-        "rejects": manifest.num_rejects,
-        "classes": len(manifest.class_names),
-        "shards": len(manifest.shards),
-        "bytes": sum(shard.size for shard in manifest.shards),
+        "samples": made.num_samples,
+        "rejects": made.num_rejects,
+        "classes": len(made.class_names),
+        "shards": len(made.shards),
+        "bytes": sum(shard.size for shard in made.shards),
         **facts,
     }
-    output.finish(count=manifest.num_samples, seed=seed, metrics=metrics, outputs=[out])
+    output.finish(count=made.num_samples, seed=shown_seed, metrics=metrics, outputs=[out])

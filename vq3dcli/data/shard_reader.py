@@ -246,14 +246,19 @@ def open_images(path: Path, *, least_px: int = 1, of: str = "") -> ShardFolder:
     Raises `UsageError`: it holds labels, or the images are smaller; else as `ShardFolder`.
     """
     folder = ShardFolder(path)
+    require_images(folder, folder.manifest.image_size, least_px, of)
+    return folder
+
+
+def require_images(folder: ShardFolder, side_px: int, least_px: int, of: str) -> None:
+    """Raise `UsageError` for a folder of labels, and for images of fewer pixels a side than what `of` names."""
     if folder.manifest.kind != "images":
-        raise UsageError(f"holds labels, not images ({path})", remedy="the shard folder above it")
-    if least_px > folder.manifest.image_size:
+        raise UsageError(f"holds labels, not images ({folder.path})", remedy="the shard folder above it")
+    if least_px > side_px:
         raise UsageError(
-            f"the images are smaller ({folder.manifest.image_size}) than {of} ({least_px}) ({path})",
+            f"the images are smaller ({side_px}) than {of} ({least_px}) ({folder.path})",
             remedy=f"vq3d prepare-data with --size {least_px}",
         )
-    return folder
 
 
 class LabelFolder:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from vq3dcli.remote.cache import local_copy
 
-KINDS = ("stage1", "stage2", "depth")
 _REPOSITORY = re.compile(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?/?")
 _ADDRESS = re.compile(r"(?:https?|s3|gs|hf)://.+")
 

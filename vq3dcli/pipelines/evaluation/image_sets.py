@@ -24,8 +24,8 @@ from vq3dcli.data.arrays import ArrayHeader, npz_header, npz_rows, read_npz
 from vq3dcli.data.images import SUFFIXES, read_image, resize, to_square
 from vq3dcli.data.pillow import FORMATS
 from vq3dcli.data.shard_format import MANIFEST_NAME
-from vq3dcli.data.shard_reader import ShardFolder
-from vq3dcli.errors import DataError, InputMissingError, UsageError
+from vq3dcli.data.shard_reader import ShardFolder, require_images
+from vq3dcli.errors import DataError, InputMissingError
 from vq3dcli.files import sha256_bytes, sha256_file
 from vq3dcli.pipelines.sampling.record import read_record
 from vq3dcli.pipelines.sampling.sample import RECORD_NAME
@@ -160,16 +160,8 @@ def shard_set(name: str, folder: ShardFolder, rows: Tensor, *, size_px: int) -> 
 
     Raises `UsageError`: the images are smaller, or the folder holds labels.
     """
-    manifest = folder.manifest
-    if manifest.kind != "images":
-        raise UsageError(f"holds labels, not images ({folder.path})", remedy="the shard folder above it")
-    if size_px > manifest.stored_size:
-        raise UsageError(
-            f"the images are smaller ({manifest.stored_size}) than those to compare ({size_px}) ({folder.path})",
-            remedy=f"vq3d prepare-data with --size {size_px}",
-        )
-
-    stored = manifest.stored_size
+    stored = folder.manifest.stored_size
+    require_images(folder, stored, size_px, "those to compare")
     description = {
         "kind": "shards",
         "manifest_sha256": folder.sha256,

@@ -14,7 +14,7 @@ OUT/data/  budget.json  run/  inputs/  videos/  geometry.json  geometry.png
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from vq3dcli.pipelines.studies.demo import TOY_INPUTS, example_photo
 from vq3dcli.pipelines.targets import Counting, Task
 from vq3dcli.pipelines.tokenize import tokenize
 from vq3dcli.pipelines.train import open_loader
+from vq3dcli.sealed import write_sealed_json
 from vq3dcli.training.distributed import join_ranks
 from vq3dcli.training.stage1 import train
 from vq3dcli.training.stage2 import train_prior
@@ -204,17 +205,19 @@ class _Call:
     ) -> toy_runs.Budget:
         """Calibrate, unless that is recorded, and train, unless that is done."""
         budget = toy_runs.recorded_budget(self.out / record, minutes=minutes, seed=self.seed)
+        batch = recipe.training.batch_size
         if budget is None:
             with self.counting("calibrating", "steps"):
-                budget = toy_runs.measure_budget(
-                    self.out / record,
+                rate = toy_runs.measured_rate(
                     partial(train_it, recipe),
-                    minutes=minutes or toy_runs.DEFAULT_MINUTES,
-                    batch_size=recipe.training.batch_size,
-                    seed=self.seed,
+                    self.out / "calibration",
+                    batch,
                     seconds=self.size.calibration_seconds,
                     should_stop=self.should_stop,
                 )
+            wanted = minutes or toy_runs.DEFAULT_MINUTES
+            budget = toy_runs.budget_of(wanted, rate, batch_size=batch, seed=self.seed)
+            write_sealed_json(self.out / record, asdict(budget))
         run, final = self.out / folder, toy_runs.with_budget(recipe, budget.images, budget.images_per_second)
         begin = partial(train_it, final, run, should_stop=self.should_stop)
         toy_runs.train_once(run, description, self.counting, begin)

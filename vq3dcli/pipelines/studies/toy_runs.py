@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -160,23 +160,6 @@ def recorded_budget(path: Path, *, minutes: float | None, seed: int) -> Budget |
             f"this run was begun with --minutes {budget.minutes:g} --seed {budget.seed} ({path.parent})",
             remedy="the same options, or another --out",
         )
-    return budget
-
-
-def measure_budget(
-    path: Path,
-    train: Callable[..., object],
-    *,
-    minutes: float,
-    batch_size: int,
-    seed: int,
-    seconds: float = CALIBRATION_SECONDS,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Budget:
-    """Measure beside `path` what `train` does in some seconds, and record the budget in `path`; see `measured_rate`."""
-    rate = measured_rate(train, path.parent / "calibration", batch_size, seconds=seconds, should_stop=should_stop)
-    budget = budget_of(minutes, rate, batch_size=batch_size, seed=seed)
-    write_sealed_json(path, asdict(budget))
     return budget
 
 
