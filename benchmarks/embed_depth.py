@@ -26,8 +26,8 @@ def main() -> None:
     loaded = load_depth(options.run)
     found = json.loads(options.figures.read_text())["metrics"]
     hashes = found.pop("conditions")["sha256"]
-    name = next((name for name, sha256 in hashes.items() if sha256 == loaded.sha256), None)
-    if name is None:
+    name = next((each for each, sha256 in hashes.items() if sha256 == loaded.sha256), "")
+    if not name:
         raise SystemExit(f"{options.figures} has no figures of {loaded.path}")
     card = {
         **loaded.card,

@@ -214,3 +214,30 @@ def test_names_are_cut_between_characters_and_temporary_ones_fit(tmp_path: Path)
         files.write_bytes(tmp_path / name, b"x")
     with pytest.raises(OutputError, match=r"too long.*a shorter name"):
         files.write_bytes(tmp_path / ("a" * 256), b"x")
+
+
+def test_staged_files_move_up_together_and_records_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[str] = []
+    replace = Path.replace
+
+    def recording(self: Path, target: Path) -> Path:
+        moved.append(target.name)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", recording)
+    with files.staging(tmp_path) as place:
+        for name in ("a.png", "samples.json", "z.mp4"):
+            (place / name).write_bytes(b"new")
+        assert not moved
+    assert moved == ["samples.json", "a.png", "z.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "samples.json", "z.mp4"]
+
+    def interrupted() -> None:
+        with files.staging(tmp_path) as place:
+            (place / "a.png").write_bytes(b"newer")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (tmp_path / "a.png").read_bytes() == b"new"
+    assert len(list(tmp_path.iterdir())) == 3

@@ -131,3 +131,13 @@ def test_samples_without_a_class_have_no_strip_for_names() -> None:
         picture = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
         sheet.add(-1, "", picture, picture)
     assert sheet.drawn().shape == (3, 2 + SIZE + 2, 2 + 4 * PITCH_X)
+
+
+def test_the_name_of_a_sample_stands_above_its_picture() -> None:
+    sheet = SampleSheet([3], 2)
+    for _ in range(2):
+        picture = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
+        sheet.add(3, "ant", picture, picture)
+    strips = sheet.drawn()[0, 2 : 2 + 14, 2:].unfold(1, SIZE, PITCH_X)
+    bright = (strips > 120).sum((0, 2))
+    assert [count > 0 for count in bright.tolist()] == [True, False, True, False]

@@ -72,11 +72,10 @@ def _samples(
     rejects: tuple[RejectEntry, ...],
     positions: range,
 ) -> Iterator[Sample | RejectEntry]:
-    """Samples of the positions, in order; of the photos that were planned, as `banks_of`."""
+    """Rejects, then samples of the positions, in order; of the photos that were planned, as `banks_of`."""
+    yield from rejects
     library = _library(assets, options, out, planned)
     for index in positions:
-        if index == 0:
-            yield from rejects
         yield mesh_sample(library, index, options)
 
 
