@@ -37,6 +37,12 @@ def test_every_bit_and_every_cut_is_found(tmp_path: Path) -> None:
         read_sealed_json(path, what="record", remedy="r")
 
 
+def test_a_file_without_a_hash_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"a": "b" * 200}))
+    with pytest.raises(DataError, match="it carries no hash"):
+        read_sealed_json(tmp_path / "a.json", what="record", remedy="r")
+
+
 @pytest.mark.parametrize(
     "text", [".".join("a" * 10**5) + "=1", f"x = {'[' * 5000}", f"x = {'[' * 99}{']' * 99}", "x = 1" + "0" * 9999, "x"]
 )

@@ -105,6 +105,19 @@ def test_turns_go_the_way_they_say(
     torch.testing.assert_close(moved, torch.tensor(after), atol=1e-6, rtol=0)
 
 
+def test_a_thing_is_turned_about_the_vertical_axis_first() -> None:
+    """Its face, turned to the right, stays there as the top leans back, and goes down as it rolls clockwise."""
+    turned = Placement(yaw_rad=0.5 * math.pi, pitch_rad=0.5 * math.pi)
+    torch.testing.assert_close(turned.to_scene(torch.tensor([0.0, 0.0, -1.0])), torch.tensor([1.0, 0.0, 0.0]))
+    rolled = Placement(yaw_rad=0.5 * math.pi, pitch_rad=0.5 * math.pi, roll_rad=0.5 * math.pi)
+    torch.testing.assert_close(rolled.to_scene(torch.tensor([0.0, 0.0, -1.0])), torch.tensor([0.0, 1.0, 0.0]))
+
+
+def test_a_shadow_reaches_half_as_far_upwards() -> None:
+    left = Shadow((0.0, 0.5, 0.0), 0.4, 0.5).left(torch.tensor([[0.4, 0.5, 0.0], [0.0, 0.3, 0.0], [0.0, 0.5, 0.4]]))
+    torch.testing.assert_close(left, torch.full((3,), 1.0 - 0.5 * math.exp(-0.5)))
+
+
 def test_things_keep_their_shape_between_photos_of_different_shapes() -> None:
     """What is as wide as high in one photo is so in the other; a photo of aspect A stretches y by A."""
     placement = Placement(scale=2.0, yaw_rad=0.3, object_aspect=1.5, scene_aspect=0.75)

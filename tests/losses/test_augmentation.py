@@ -9,6 +9,7 @@ from vq3dcli.losses.augmentation import (
     LARGEST_ADAPTIVE_PROBABILITY,
     AdaptiveState,
     _cut_out,
+    _recolour,
     _translate,
     augment,
     update_probability,
@@ -52,6 +53,20 @@ def test_each_change_is_as_frequent_as_asked(probability: float) -> None:
     # A translation by (0, 0), one in 25, cannot be seen.
     expected = (1 - probability) ** 2 * (1 - probability * 24 / 25)
     assert untouched.float().mean().item() == pytest.approx(expected, abs=0.03)
+
+
+def test_colours_change_within_their_ranges() -> None:
+    """Each change alone, at both ends: brightness is added, saturation is about grey, contrast about the mean."""
+    rgb = torch.rand(1, 3, 6, 6, dtype=torch.float64)
+    grey, mean = rgb.mean(1, keepdim=True), rgb.mean()
+    for change, low, high in (
+        (0, rgb - 0.5, rgb + 0.5),
+        (1, grey.expand_as(rgb), 2.0 * rgb - grey),
+        (2, mean + 0.5 * (rgb - mean), mean + 1.5 * (rgb - mean)),
+    ):
+        for amount, expected in ((0.0, low), (1.0, high)):
+            changed = _recolour(rgb, torch.arange(3)[None] == change, torch.full((1, 3), amount))
+            torch.testing.assert_close(changed, expected)
 
 
 def test_translation_moves_by_whole_pixels_and_fills_with_zero() -> None:

@@ -133,6 +133,15 @@ def test_kernel_distance_of_equal_distributions_may_be_negative():
     assert min(values) < 0 < max(values)
 
 
+def test_subsets_of_both_sides_are_drawn_apart():
+    """Of a set and itself only the share of pairs that are one image, 1 / N, is more alike than others."""
+    a = samples(400, 8, 5).double()
+    kernel = (a @ a.T / 8 + 1.0).pow(3)
+    alike = kernel.diagonal().mean() - (kernel.sum() - kernel.diagonal().sum()) / (400 * 399)
+    found = kernel_distance(a, a, subsets=300, subset_size=20)
+    assert found.mean == pytest.approx(-2.0 / 400 * float(alike), abs=0.3 * 2.0 / 20 * float(alike))
+
+
 def test_subsets_depend_on_the_seed_alone():
     a, b = samples(60, 8, 1), samples(50, 8, 2)
     first = kernel_distance(a, b, subsets=10, subset_size=20, seed=3)
