@@ -24,6 +24,18 @@ def test_brighter_means_nearer() -> None:
     assert float(luminance(colour_table())[-1]) > 0.8
 
 
+def test_far_is_violet_and_near_is_yellow() -> None:
+    dark, middle, bright = colour_table().double()[[25, 128, 240]]
+    assert dark[2] > 1.5 * dark[1] and middle[0] > 1.5 * middle[1] and bright[2] < 0.8 * bright[:2].min()
+
+
+def test_a_few_odd_pixels_do_not_take_the_range() -> None:
+    s = torch.linspace(0.4, 0.6, 10_000)
+    s[:50], s[-50:] = 0.0, 1.0
+    low, high = display_range(s)
+    assert 0.39 < low < 0.41 and 0.59 < high < 0.61
+
+
 def test_shape_type_and_clamping() -> None:
     s = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0, float("nan")]).expand(2, 4, 6)
     coloured = colour_map(s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vq3dcli.model.discriminator import Discriminator, blur, minibatch_deviation
+from vq3dcli.model.discriminator import Discriminator, DiscriminatorBlock, blur, minibatch_deviation
 
 
 def _small(**changes: int) -> Discriminator:
@@ -26,6 +26,31 @@ def test_activations_keep_their_variance_at_the_start() -> None:
     discriminator = _small(size_px=32, base_channels=32, max_channels=64)
     scores = discriminator(torch.randn(64, 3, 32, 32), torch.arange(64))
     assert 0.05 < scores.square().mean().sqrt() < 5
+
+
+def test_a_block_is_the_sum_of_its_parts_with_the_variance_of_one() -> None:
+    block, features = DiscriminatorBlock(3, 5), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        block.second.weight.zero_()
+    straight = block.shortcut(blur(features, padding=1, stride=2))
+    torch.testing.assert_close(block(features), straight * 0.5**0.5)
+
+
+def test_the_score_of_a_class_is_a_projection_of_unit_size() -> None:
+    """A direction of ones adds the mean of the summary, times the root of its width."""
+    discriminator = _small(classes=2)
+    images, index = torch.rand(4, 3, 16, 16), torch.arange(4)
+    summaries = []
+    discriminator.score.register_forward_hook(lambda module, inputs, output: summaries.append(inputs[0]))
+    without = discriminator(images, index, torch.full((4,), -1))
+    assert discriminator.of_class is not None
+    with torch.no_grad():
+        discriminator.of_class[1] = 1.0
+    added = discriminator(images, index, torch.tensor([1, 1, 0, -1])) - without
+    expected = summaries[0].mean(1) * summaries[0].shape[1] ** 0.5
+    torch.testing.assert_close(
+        added, torch.where(torch.tensor([True, True, False, False]), expected, 0.0), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_the_blur_keeps_a_constant_and_removes_a_checkerboard() -> None:

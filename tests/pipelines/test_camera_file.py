@@ -22,6 +22,7 @@ def test_camera_files(tmp_path: Path) -> None:
     assert torch.allclose(camera.cam_to_world, again.cam_to_world, atol=1e-6)
     assert torch.allclose(camera.intrinsics, again.intrinsics, rtol=1e-5)
     assert float(camera.intrinsics[0, 0, 0]) == float(camera.intrinsics[0, 1, 1])
+    assert [float(pose[:3, 3].norm()) for pose in camera.cam_to_world] == pytest.approx([3.0, 2.0])
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,7 @@ def test_camera_files(tmp_path: Path) -> None:
         '[{"yaw": 3}]',
         '[{"yaw_deg": 1e400}]',
         '[{"cam_to_world": [[1,0,0,0],[0,1,0,0],[0,0,2,0]]}]',
+        '[{"cam_to_world": [[1,0,0,0],[0,1,0,0],[0,0,-1,0]]}]',
         '[{"cam_to_world": [[1,0,0],[0,1,0],[0,0,1]]}]',
         '[{"cam_to_world": [[1,0,0,0],[0,1,0,0],[0,0,1,0],[0,0,0,2]]}]',
         '[{"cam_to_world": [[1,0,0,0],[0,1,0,0],[0,0,1,0]], "yaw_deg": 3}]',

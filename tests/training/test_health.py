@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vq3dcli.config.load import load_recipe
-from vq3dcli.config.schema import Stage1Recipe
+from vq3dcli.config.schema import DepthRecipe, Stage1Recipe, Stage2Recipe
 from vq3dcli.training.health import Finding, Guard, guards_of, replay
 
 COLUMNS = ("images_seen", "l2", "depth", "commitment", "chroma_ratio", "weight_variance", "relief", "perplexity")
@@ -197,3 +197,17 @@ VALUES = st.none() | st.booleans() | st.text(max_size=3) | st.floats() | st.inte
 def test_no_record_breaks_it(series: list[dict[str, Any]]) -> None:
     _, findings = replay(series, guards_of(recipe(*ADVERSARIAL)))
     assert all(finding.line() for finding in findings)
+
+
+def test_a_prior_that_knows_its_images_alone_is_named() -> None:
+    guards = guards_of(load_recipe("toy-cpu-prior", Stage2Recipe))
+    rows = [{"images_seen": 10**6 + i, "bits": 4.0, "held_out_bits": bits} for i, bits in enumerate((4.9, 5.1, 5.1))]
+    assert names(replay(rows, guards)[1]) == ["overfitting"]
+    assert not replay([{**row, "held_out_bits": 4.9} for row in rows], guards)[1]
+
+
+def test_a_depth_network_that_looks_at_nothing_is_named() -> None:
+    guards = guards_of(load_recipe("depth-lite0", DepthRecipe))
+    blind = [{"images_seen": 10**6 + i, "loss": 1.5} for i in range(5)]
+    assert names(replay(blind, guards)[1]) == ["blind network"]
+    assert not replay([{**row, "loss": 1.3} for row in blind], guards)[1]
