@@ -41,10 +41,10 @@ def test_a_reduced_map_has_only_values_of_the_map():
 
 def test_far_outliers_do_not_use_up_the_levels():
     values = scene()
-    values[0, 0] = 1000.0
+    values[0, 0], values[0, 1] = 1000.0, -1000.0
     label = make_label(values, 64)
-    assert label.hi < 10
-    assert label.levels[0, 0] == 65535
+    assert -10 < label.lo < label.hi < 10
+    assert label.levels[0, :2].tolist() == [65535, 0]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,7 @@ def test_far_outliers_do_not_use_up_the_levels():
         (7.0 + 0.03 * scene(), [CONSTANT]),  # a deviation of a thousandth: what bfloat16 makes of a constant
         (7.0 + scene(), []),
         (scene().clamp(min=0.95), [CLIPPED]),
+        (scene().clamp(max=0.8), [CLIPPED]),
         (torch.randn(32, 32, generator=torch.Generator().manual_seed(0)), [NOISY]),
         (torch.full((32, 32), math.nan), [CONSTANT, NOT_FINITE]),
         (scene().where(scene() > 0.1, math.inf), [NOT_FINITE]),

@@ -22,7 +22,7 @@ from vq3dcli.pipelines.evaluation.generation import (
     table,
 )
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, toy_set
-from vq3dcli.pipelines.evaluation.measured_set import Classifier, OthersAtWorkError, measure_set
+from vq3dcli.pipelines.evaluation.measured_set import Classifier, OthersAtWorkError, measure_set, remembered
 from vq3dcli.pipelines.evaluation.rendered_sets import Samples, reconstructed_set, sampled_set
 from vq3dcli.pipelines.sampling.record import SampleWish
 from vq3dcli.pipelines.sampling.sample import draw_samples
@@ -222,3 +222,23 @@ def test_reconstructions(models):
     assert torch.cat(list(found.batches())).shape == (3, 3, 16, 16)
     assert found.description["of"] == toys.description
     assert found.class_names == CLASS_NAMES
+
+
+def test_features_beyond_a_number_are_not_kept_and_count_in_the_moments(monkeypatch):
+    images = random_set("images", 30)
+    whole = measure_set(images, tiny_features())
+    monkeypatch.setattr("vq3dcli.pipelines.evaluation.measured_set.KEPT_FEATURES", 12)
+    some = measure_set(images, tiny_features())
+    assert len(some.features) == 12 and torch.isin(some.features, whole.features).all()
+    torch.testing.assert_close(some.moments.covariance, whole.moments.covariance)
+
+
+def test_statistics_of_something_else_under_a_name_are_measured_again(tmp_path):
+    first, second = ({"kind": name} for name in ("first", "second"))
+    remembered(tmp_path, "block", first, lambda: {"x": torch.ones(1)})
+    (only,) = tmp_path.iterdir()
+    remembered(tmp_path, "block", second, lambda: {"x": torch.zeros(1)})
+    (other,) = set(tmp_path.iterdir()) - {only}
+    only.replace(other)
+    tensors, from_file = remembered(tmp_path, "block", second, lambda: {"x": torch.zeros(1)})
+    assert not from_file and not tensors["x"].any()

@@ -11,6 +11,7 @@ from vq3dcli.errors import DataError, InputMissingError, UsageError
 from vq3dcli.metrics.features import FeatureNetwork
 from vq3dcli.pipelines.evaluation.image_sets import ImageSet, open_images, toy_set
 from vq3dcli.pipelines.evaluation.reconstruction import (
+    _joined,
     code_usage,
     evaluate_reconstruction,
     model_reconstructor,
@@ -132,3 +133,11 @@ def test_what_data_names(tmp_path):
     assert two.description == again.description != other.description
     with pytest.raises(DataError, match="16 pixels"):
         open_images(str(tmp_path / "a.npz"), count=None, seed=0, size_px=8)
+
+
+def test_pairs_of_a_later_block_are_chosen_by_their_own_figures():
+    psnr = torch.cat([torch.full((20,), 30.0), torch.tensor([10.0, 50.0])])
+    seen = {"psnr": psnr, "rows": torch.arange(100, 122), "pairs": torch.arange(22), "counts": torch.zeros(1, 4)}
+    joined = _joined([seen], 100)
+    assert {120, 121} <= set(joined["rows"].tolist()) and len(joined["rows"]) < 22
+    assert joined["pairs"].tolist() == [row - 100 for row in joined["rows"].tolist()]

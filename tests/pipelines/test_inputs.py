@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from vq3dcli.errors import DataError, InputMissingError, UsageError
-from vq3dcli.pipelines.inputs import open_scene, parse_sources, read_picture
+from vq3dcli.pipelines.inputs import fitted_picture, open_scene, parse_sources, read_picture
 from vq3dcli.pipelines.targets import Task, plan_targets
 from vq3dcli.scene_file import save_scene
 from vq3dcli.sealed import write_sealed_json
@@ -199,3 +200,13 @@ def test_frames_into_the_current_folder(tmp_path: Path, monkeypatch: pytest.Monk
         target = plan_targets(parse_sources(["a.jpg"]), task, path="orbit")[0]
         assert target.video == tmp_path
         assert target.cameras == tmp_path.with_name(f"{tmp_path.name}_cameras.json")
+
+
+@pytest.mark.parametrize(("height", "width", "half_mm"), [(40, 60, 18.0), (60, 40, 12.0), (30, 40, 0.4 * 1872**0.5)])
+def test_the_field_of_view_is_that_of_film_of_the_same_diagonal(height: int, width: int, half_mm: float) -> None:
+    photo = torch.zeros(3, height, width, dtype=torch.uint8)
+    assert fitted_picture(photo, 16, fit="squash").fov_deg is None
+    whole = fitted_picture(photo, 16, fit="squash", focal_mm=35.0).fov_deg
+    assert whole == pytest.approx(2.0 * math.degrees(math.atan(half_mm / 35.0)))
+    middle = fitted_picture(photo, 16, fit="crop", focal_mm=35.0).fov_deg
+    assert middle == pytest.approx(2.0 * math.degrees(math.atan(half_mm * min(height, width) / width / 35.0)))
