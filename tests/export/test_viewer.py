@@ -114,6 +114,7 @@ def test_a_page_begins_as_close_as_it_is_told(browser, photo_page, tmp_path: Pat
     (tmp_path / "page.html").write_text(text.replace('"zoom":1.0', '"zoom":1.1'))
     with browser.new_page(viewport={"width": 300, "height": 300}, reduced_motion="reduce") as page:
         page.goto((tmp_path / "page.html").as_uri())
+        assert page.evaluate("vq3d.ready") is True  # only then does it listen
         assert page.evaluate("vq3d.view.zoom") == 1.1
         page.keyboard.press("+")
         assert page.evaluate("vq3d.view.zoom") > 1.2
