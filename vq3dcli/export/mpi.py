@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -66,7 +67,7 @@ def write_mpi(folder: Path, layers: Layers) -> list[Path]:
         "view_fov_x_deg": _angle_deg(tangent),
         "view_fov_y_deg": _angle_deg(tangent / frustum.aspect),
         "radius": frustum.radius,
-        **frustum.depth_range._asdict(),
+        **asdict(frustum.depth_range),
         "layers": entries,
     }
     write_json(folder / INDEX_NAME, index_value)

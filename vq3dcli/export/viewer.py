@@ -13,6 +13,7 @@ import base64
 import hashlib
 import html
 import json
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def write_viewer(
         "width_px": width_px,
         "height_px": height_px,
         "fov_rad": frustum.fov_rad,
-        **frustum.depth_range._asdict(),
+        **asdict(frustum.depth_range),
         "shown": list(shown),
         "colour_map": base64.b64encode(colour_table().numpy().tobytes()).decode(),
         "bound_rad": bound_rad,

@@ -253,7 +253,7 @@ def _thing(
 
 def _stops(stand: Stand, frustum: Frustum, ground: FirstView) -> tuple[Vector, ...]:
     """Where a foot stands: at the wanted z_depth, or on what is seen there. Raises `UsageError`."""
-    near, far = frustum.depth_range
+    near, far = frustum.depth_range.near, frustum.depth_range.far
     if stand.z_depth is not None and not near < stand.z_depth < far:
         reason = f"nothing is seen at a distance of {stand.z_depth:g}"
         raise UsageError(reason, remedy=f"a distance (z_depth) between {near:g} and {far:g}")

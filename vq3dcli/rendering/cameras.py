@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +20,8 @@ NEAR = 1.35
 FAR = 60.0
 
 
-class DepthRange(NamedTuple):
+@dataclass(frozen=True)
+class DepthRange:
     """The z_depths that normalised disparity s spans: `near` at s = 1, `far` at s = 0."""
 
     near: float = NEAR

@@ -146,7 +146,8 @@ def scene_numbers(space: Space, density: Density, frustum: Frustum) -> list[floa
         assert isinstance(space, Frustum)
         scale, offset = [1.0 / math.tan(0.5 * space.fov_rad)] * 3, [0.0] * 3
     contracted = float(isinstance(space, ContractedSpace))
-    return [contracted, *scale, *offset, *frustum.depth_range, frustum.radius, *density]
+    z_depth = frustum.depth_range
+    return [contracted, *scale, *offset, z_depth.near, z_depth.far, frustum.radius, *density]
 
 
 def grouped(numbers: Sequence[float]) -> tuple[Any, ...]:

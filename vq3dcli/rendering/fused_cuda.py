@@ -214,7 +214,7 @@ class CudaField(RayField):
             z_depth = z_depth_from_s(0.5 * (1.0 - at[..., 2:]), depth_range)
             at = torch.cat([at[..., :2] * z_depth / float(scene.scale[0]), z_depth - float(scene.radius)], -1)
         density = torch.cat([self.exact(part.reshape(1, -1, 3))[0][0] for part in at])
-        z_depth = (at[..., 2] + float(scene.radius)).clamp(*depth_range)
+        z_depth = (at[..., 2] + float(scene.radius)).clamp(depth_range.near, depth_range.far)
         thickness = density.reshape(z_depth.shape) * z_depth.square() * depth_range.extent
         around = functional.max_pool3d(thickness[None], 3, 1, 1)[0]
         return (~(around <= fused.EMPTY)).to(torch.uint8)  # NaN is to be seen

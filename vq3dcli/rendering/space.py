@@ -63,7 +63,7 @@ class Frustum:
 
         The clamp keeps points behind that camera, which novel cameras reach, from dividing by zero.
         """
-        return (points[..., 2] + self.radius).clamp(*self.depth_range)
+        return (points[..., 2] + self.radius).clamp(self.depth_range.near, self.depth_range.far)
 
     def __call__(self, points: Tensor) -> Tensor:
         """Map world points."""
