@@ -47,10 +47,10 @@ def test_a_file_without_a_hash_is_named_as_such(tmp_path: Path) -> None:
     "text", [".".join("a" * 10**5) + "=1", f"x = {'[' * 5000}", f"x = {'[' * 99}{']' * 99}", "x = 1" + "0" * 9999, "x"]
 )
 def test_toml_of_others_is_refused_at_once(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ValueError, match=r"\w"):
         parse_toml(text)
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0
     assert parse_toml(f"a.b.c = [{'0.5, ' * 2000}]")["a"]["b"]["c"][-1] == 0.5
 
 

@@ -153,7 +153,7 @@ def test_strangers_and_labels_of_other_images(whole: Path, tmp_path: Path):
 
 def test_many_problems_take_no_longer_each(tmp_path: Path):
     (tmp_path / "SHA256SUMS").write_text("".join(f"{i:064x}  shard-{i:06d}.tar\n" for i in range(10_000)))
-    started = time.perf_counter()
+    started = time.process_time()
     problems = verify_folder(tmp_path).problems
-    assert time.perf_counter() - started < 5.0
+    assert time.process_time() - started < 5.0
     assert sum(problem.reason == "missing" for problem in problems) >= 20_000
