@@ -129,4 +129,4 @@ def test_the_largest_of_all_is_planned_in_seconds(
     plan = _plan(recipe, schema, overrides.split())
     assert plan is not None
     assert plan["memory"]["state"] == "does not fit"  # type: ignore[index]
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < 60
