@@ -146,8 +146,8 @@ def scene_numbers(space: Space, density: Density, frustum: Frustum) -> list[floa
         assert isinstance(space, Frustum)
         scale, offset = [1.0 / math.tan(0.5 * space.fov_rad)] * 3, [0.0] * 3
     contracted = float(isinstance(space, ContractedSpace))
-    z_depth = frustum.depth_range
-    return [contracted, *scale, *offset, z_depth.near, z_depth.far, frustum.radius, *density]
+    depth_range = frustum.depth_range
+    return [contracted, *scale, *offset, depth_range.near, depth_range.far, frustum.radius, *density]
 
 
 def grouped(numbers: Sequence[float]) -> tuple[Any, ...]:
